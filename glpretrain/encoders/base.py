@@ -1,0 +1,119 @@
+"""The contract of an encoder, and the one registry: an exported backbone must be rebuilt from its card."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from glpretrain.types import EncoderCard, EncoderOutput
+
+_BUILDERS: dict[str, Callable[..., "Encoder"]] = {}
+
+
+def register(builder: Callable[..., "Encoder"]) -> Callable[..., "Encoder"]:
+    """Make a class (or function) buildable by its name from an `EncoderCard`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    name = builder.__name__
+    if name in _BUILDERS:
+        raise ValueError(f"encoder registry: {name!r} is already registered")
+    _BUILDERS[name] = builder
+    return builder
+
+
+def build(card: EncoderCard) -> "Encoder":
+    """The architecture of a card, with fresh weights.
+
+    Raises:
+        ValueError: no encoder of that name is registered.
+    """
+    if card.encoder not in _BUILDERS:
+        raise ValueError(f"encoder card: unknown encoder {card.encoder!r}; registered: {sorted(_BUILDERS)}")
+    return _BUILDERS[card.encoder](**card.arguments)
+
+
+class Encoder(nn.Module, ABC):
+    """Items to one `cls` and N `patches` each. Construction reads no file and runs no forward pass."""
+
+    @property
+    @abstractmethod
+    def card(self) -> EncoderCard:
+        """What has to travel with the weights."""
+
+    @property
+    @abstractmethod
+    def embed_dim(self) -> int:
+        """Width D."""
+
+    @property
+    @abstractmethod
+    def num_layers(self) -> int:
+        """Blocks, for layer-wise learning rates."""
+
+    @abstractmethod
+    def grid(self, item_shape: Sequence[int]) -> tuple[int, ...]:
+        """Tokens along each axis for an item of this shape (channels first).
+
+        Raises:
+            ValueError: the shape does not divide into patches.
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        items: Tensor | Sequence[Tensor],
+        *,
+        mask: Tensor | Sequence[Tensor | None] | None = None,
+        keep: Tensor | None = None,
+    ) -> EncoderOutput | list[EncoderOutput]:
+        """Encode one tensor of items, or a list of tensors whose sizes may differ.
+
+        Args:
+            items: Float[B *item], or a list of such.
+            mask: Bool[B N], True: replaced by the mask token; with a list of items, a list with None where nothing is hidden.
+            keep: Int[B M], indices of the only patch tokens that are computed (MAE); `patches` is then Float[B M D], in that order.
+
+        Returns:
+            An `EncoderOutput` for a tensor, a list of them for a list.
+
+        Raises:
+            ValueError: both `mask` and `keep` are given, or the encoder cannot do what is asked.
+        """
+
+    @abstractmethod
+    def add_mask_token(self) -> None:
+        """Make `mask` usable: adds the learned token (zero at the start). A method calls this before it copies the student.
+
+        Raises:
+            ValueError: this encoder cannot hide tokens.
+        """
+
+    @abstractmethod
+    def require_keep(self) -> None:
+        """Say at construction that `keep` will be used.
+
+        Raises:
+            ValueError: this encoder cannot drop tokens.
+        """
+
+    @abstractmethod
+    def layer_of(self, name: str) -> int:
+        """Depth of the named parameter: 0 for the embedding, `num_layers` + 1 for what follows the last block."""
+
+    @abstractmethod
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters of more than one axis that must not decay (position embedding, class token)."""
+
+    @abstractmethod
+    def backbone_state(self) -> dict[str, Tensor]:
+        """Weights in the layout of the wrapped library model (timm's names), without what only pretraining needs (mask token)."""
+
+    @abstractmethod
+    def load_backbone_state(self, state: dict[str, Tensor]) -> None:
+        """Inverse of `backbone_state`, strict.
+
+        Raises:
+            ValueError: names every missing, extra and mis-shaped tensor.
+        """
