@@ -1,0 +1,51 @@
+"""What every source of items offers. A source decodes; it draws no random number and applies no augmentation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Item(NamedTuple):
+    """One decoded item at its own size."""
+
+    image: Tensor  # UInt8[C H W]
+    label: int  # index into `Source.classes`, -1 where there is none
+    instances: Tensor | None  # Int[H W]  0 ground, 1.. objects of this item, -1 to be ignored; None without masks
+    regions: Tensor | None  # Int[H W]  region id per pixel (face parts), -1 where there is none; None without regions
+
+
+class UnreadableItemError(ValueError):
+    """An item that cannot be decoded; the message names the file and the reason."""
+
+
+class Source(ABC):
+    """A map from dataset index to item."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Short name for tables: the folder's name, or `scenes`."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> Sequence[str]:
+        """Class names, empty without labels."""
+
+    @property
+    @abstractmethod
+    def has_masks(self) -> bool:
+        """Whether items carry `instances`."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Item:
+        """Decode one item.
+
+        Raises:
+            UnreadableItemError: the file cannot be decoded.
+            IndexError: `index` is outside range(len(self)).
+        """
