@@ -1,0 +1,183 @@
+"""What stands behind an encoder during pretraining and is dropped afterwards: projections, prototypes, decoders."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glpretrain.distributed import all_reduce_mean
+
+
+def _linear(in_dim: int, out_dim: int) -> nn.Linear:
+    """A linear layer initialised as the ViT family does: truncated normal of 0.02, zero bias."""
+    layer = nn.Linear(in_dim, out_dim)
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _mlp(in_dim: int, *, hidden_dim: int, out_dim: int, num_layers: int) -> nn.Sequential:
+    if num_layers < 1:
+        raise ValueError(f"num_layers: a head has at least 1 layer, not {num_layers}")
+    widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+    layers: list[nn.Module] = []
+    for i, (a, b) in enumerate(zip(widths, widths[1:])):
+        layers += [nn.GELU()] * (i > 0) + [_linear(a, b)]
+    return nn.Sequential(*layers)
+
+
+class ProjectionHead(nn.Module):
+    """DINO's projection: an MLP with GELU onto the unit sphere (vision_transformer.py, DINOHead, without its last layer)."""
+
+    def __init__(self, in_dim: int, *, hidden_dim: int = 2048, bottleneck_dim: int = 256, num_layers: int = 3) -> None:
+        super().__init__()
+        self.mlp = _mlp(in_dim, hidden_dim=hidden_dim, out_dim=bottleneck_dim, num_layers=num_layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Float[... D] to Float[... bottleneck_dim], float32 rows of length one."""
+        return F.normalize(self.mlp(features).float(), dim=-1)
+
+
+class Prototypes(nn.Module):
+    """Cosine to K learned directions, times a gain (DINOHead's weight-normed last layer).
+
+    Args:
+        in_dim: width of the projection.
+        num_prototypes: K.
+        train_gain: learn one gain per prototype. DINO's `norm_last_layer` is the opposite; only ViT-S profits from training it.
+    """
+
+    def __init__(self, in_dim: int, *, num_prototypes: int, train_gain: bool = False) -> None:
+        super().__init__()
+        self.directions = nn.Parameter(torch.empty(num_prototypes, in_dim))
+        nn.init.normal_(self.directions)  # only the direction counts, and this is uniform over directions
+        self.gain = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=train_gain)
+
+    def forward(self, projections: Tensor) -> Tensor:
+        """Float[... in_dim] to Float[... K]."""
+        # In float32: a cosine in bf16 is off by up to 0.004, a tenth of the teacher's temperature.
+        with torch.autocast(device_type=projections.device.type, enabled=False):
+            return F.linear(projections.float(), self.gain * F.normalize(self.directions, dim=1))
+
+
+class SyncedBatchNorm(nn.Module):
+    """Batch norm over the rows of all processes, always with the statistics of the batch at hand.
+
+    torch's SyncBatchNorm refuses CPU tensors. No running statistics are kept: the head is not used for inference, and a
+    momentum teacher normalises its own batch (as in SiT, where the teacher's batch norms run in training mode).
+    """
+
+    def __init__(self, dim: int, *, affine: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if affine else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Float[B D] to Float[B D], float32."""
+        features = features.float()
+        mean = all_reduce_mean(features.mean(dim=0))  # [D]
+        centred = features - mean
+        variance = all_reduce_mean(centred.square().mean(dim=0))  # [D]
+        normed = centred * torch.rsqrt(variance + self.eps)
+        return normed if self.weight is None else normed * self.weight + self.bias
+
+
+class ContrastHead(nn.Sequential):
+    """SiT's projector: Linear, BN, ReLU, Linear, BN, GELU, Linear, BN without affine (SiT main_SiT.py)."""
+
+    def __init__(self, in_dim: int, *, hidden_dim: int = 4096, out_dim: int = 256) -> None:
+        super().__init__(
+            nn.Linear(in_dim, hidden_dim),
+            SyncedBatchNorm(hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            SyncedBatchNorm(hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, out_dim),
+            SyncedBatchNorm(out_dim, affine=False),
+        )
+
+
+class PixelHead(nn.Module):
+    """Every token's pixels from that token alone (GMML, SiT, MC-SSL): `num_layers` x (Linear, GELU), then a linear map.
+
+    The official transposed convolution with kernel = stride = patch is this linear map; the order of its outputs is MAE's
+    (row, column, channel), see `objectives.reconstruction.unpatchify`.
+    """
+
+    def __init__(self, in_dim: int, *, patch_dim: int, num_layers: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(num_layers):
+            layers += [_linear(in_dim, in_dim), nn.GELU()]
+        self.layers = nn.Sequential(*layers, _linear(in_dim, patch_dim))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Float[B N D] to Float[B N patch_dim]."""
+        return self.layers(patches)
+
+
+def sincos_position(grid: tuple[int, int], dim: int) -> Tensor:
+    """Fixed two-dimensional sine-cosine position embedding, Float[N dim] (MAE util/pos_embed.py: half the width per axis).
+
+    Raises:
+        ValueError: `dim` is not a multiple of four.
+    """
+    if dim % 4:
+        raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, not {dim}")
+    frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+
+    def axis(position: Tensor) -> Tensor:
+        angle = position[:, None] * frequency
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    return torch.cat([axis(columns.flatten()), axis(rows.flatten())], dim=1).float()
+
+
+class TokenDecoder(nn.Module):
+    """MAE's decoder: kept tokens and a mask token for the others, a few transformer blocks, pixels of every token.
+
+    Args:
+        in_dim: width D of the encoder.
+        patch_dim: numbers to predict per token.
+        embed_dim: the decoder's own width.
+        depth: blocks.
+        num_heads: per block.
+    """
+
+    def __init__(self, in_dim: int, *, patch_dim: int, embed_dim: int = 512, depth: int = 8, num_heads: int = 16) -> None:
+        super().__init__()
+        self.embed = _linear(in_dim, embed_dim)
+        self.mask_token = nn.Parameter(torch.empty(embed_dim))
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                embed_dim, num_heads, dim_feedforward=4 * embed_dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+        self.predict = _linear(embed_dim, patch_dim)
+
+    def forward(self, cls: Tensor, patches: Tensor, *, keep: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Predict all tokens from the kept ones.
+
+        Args:
+            cls: Float[B D].
+            patches: Float[B M D], the kept tokens.
+            keep: Int[B M], where they belong.
+            grid: tokens along height and width, N together.
+
+        Returns:
+            Float[B N patch_dim].
+        """
+        num_items, num_kept, _ = patches.shape
+        tokens = self.embed(torch.cat([cls.unsqueeze(1), patches], dim=1))  # [B 1+M E]
+        full = self.mask_token.to(tokens.dtype).expand(num_items, grid[0] * grid[1], -1)  # [B N E]
+        full = full.scatter(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]), tokens[:, 1:])
+        full = full + sincos_position(grid, tokens.shape[-1]).to(full)
+        tokens = torch.cat([tokens[:, :1], full], dim=1)  # [B 1+N E]
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.predict(self.norm(tokens[:, 1:]))

@@ -1,0 +1,1 @@
+"""Tensors in, one float32 scalar out."""

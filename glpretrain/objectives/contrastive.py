@@ -1,0 +1,111 @@
+"""InfoNCE between items, and between the patches of one item that show the same place."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glpretrain.distributed import gather_with_grad, rank
+from glpretrain.objectives.base import Objective
+
+
+class InfoNCE(Objective):
+    """For every item: which of the keys of all items, in all processes, belongs to it?
+
+    2 temp * mean over items i of -log softmax_j(cos(query_i, key_j) / temp)[i], as MoCo v3 and SiT (main_SiT.py, SimCLR loss).
+    Zero in the limit of matching pairs that are far from all others.
+    """
+
+    def __init__(self, *, temp: float = 0.2) -> None:
+        super().__init__()
+        if temp <= 0.0:
+            raise ValueError(f"temp: accepted are values above 0, not {temp}")
+        self.temp = temp
+
+    def forward(self, *, queries: Tensor, keys: Tensor) -> Tensor:
+        """Args:
+            queries: Float[B D], of this process.
+            keys: Float[B D], in the same order.
+
+        Returns:
+            Float[].
+        """
+        num_items, _ = queries.shape
+        assert queries.shape == keys.shape, f"{tuple(queries.shape)} and {tuple(keys.shape)}"
+        keys = gather_with_grad(F.normalize(keys.float(), dim=-1))  # [world*B D]
+        logits = torch.einsum("bd,kd->bk", F.normalize(queries.float(), dim=-1), keys) / self.temp
+        labels = torch.arange(num_items, device=logits.device) + num_items * rank()
+        return 2.0 * self.temp * F.cross_entropy(logits, labels)
+
+
+def token_centres(boxes: Tensor, *, grid: tuple[int, int]) -> Tensor:
+    """Where the centre of every token of a view lies in its item's unit square.
+
+    Args:
+        boxes: Float[B 5], the view's crop (x0 y0 x1 y1) and whether it was flipped left to right.
+        grid: tokens along height and width, N together.
+
+    Returns:
+        Float[B N 2], x and y.
+    """
+    height, width = grid
+    x0, y0, x1, y1, flip = boxes.unbind(dim=1)  # [B] each
+    along = (torch.arange(width, device=boxes.device) + 0.5) / width
+    down = (torch.arange(height, device=boxes.device) + 0.5) / height
+    along = torch.where(flip.bool().unsqueeze(1), 1.0 - along, along)  # [B width]
+    x = (x0.unsqueeze(1) + (x1 - x0).unsqueeze(1) * along).unsqueeze(1).expand(-1, height, -1)
+    y = (y0.unsqueeze(1) + (y1 - y0).unsqueeze(1) * down).unsqueeze(2).expand(-1, -1, width)
+    return torch.stack([x, y], dim=-1).flatten(1, 2)
+
+
+class PatchInfoNCE(Objective):
+    """For every patch of one view: which patch of the item's other view shows the same place?
+
+    A query whose centre lies within `max_distance` key patches of the nearest key's centre has that key as its positive and the
+    item's other keys as negatives; the loss is InfoNCE's over all such queries of the batch. A pair of views that do not
+    overlap adds nothing. Our choice, as plain as possible: negatives come from the same item only, so the loss does not
+    depend on how a batch is cut into processes.
+    """
+
+    def __init__(self, *, temp: float = 0.2, max_distance: float = 0.75) -> None:
+        super().__init__()
+        if temp <= 0.0 or max_distance <= 0.0:
+            raise ValueError(f"temp and max_distance: accepted are values above 0, not {temp} and {max_distance}")
+        self.temp = temp
+        self.max_distance = max_distance
+
+    def match(self, *, query_boxes: Tensor, key_boxes: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The nearest key of every query, and whether it is near enough.
+
+        Args:
+            query_boxes: Float[B 5].
+            key_boxes: Float[B 5].
+            grid: tokens along height and width of both views.
+
+        Returns:
+            Int[B N] index of the key, Bool[B N].
+        """
+        x0, y0, x1, y1, _ = key_boxes.unbind(dim=1)
+        side = torch.stack([(x1 - x0) / grid[1], (y1 - y0) / grid[0]], dim=-1)[:, None, :]  # [B 1 2]: one key patch
+        scaled = [token_centres(boxes, grid=grid) / side for boxes in (query_boxes, key_boxes)]
+        distance, nearest = torch.cdist(*scaled).min(dim=-1)
+        return nearest, distance <= self.max_distance
+
+    def forward(self, *, queries: Tensor, keys: Tensor, query_boxes: Tensor, key_boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Args:
+            queries: Float[B N D], patches of one view.
+            keys: Float[B N D], patches of the other.
+            query_boxes: Float[B 5], where the first view came from.
+            key_boxes: Float[B 5], where the second came from.
+            grid: tokens along height and width, N together.
+
+        Returns:
+            Float[].
+        """
+        num_items, num_tokens, _ = queries.shape
+        assert queries.shape == keys.shape and grid[0] * grid[1] == num_tokens, f"{queries.shape}, {keys.shape}, {grid}"
+        nearest, valid = self.match(query_boxes=query_boxes, key_boxes=key_boxes, grid=grid)
+        logits = torch.einsum("bnd,bmd->bnm", F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)) / self.temp
+        cross = F.cross_entropy(logits.flatten(0, 1), nearest.flatten(), reduction="none").unflatten(0, (num_items, num_tokens))
+        # Per item, then over items: every item weighs the same, which is what makes halves of a batch average to the whole.
+        per_item = (cross * valid).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+        return 2.0 * self.temp * per_item.mean()

@@ -1,0 +1,118 @@
+"""Cross-entropy between a teacher's sharpened, centred assignment to prototypes and the student's (DINO, iBOT)."""
+
+import torch
+from torch import Tensor, nn
+
+from glpretrain.distributed import all_reduce_sum
+from glpretrain.objectives.base import Objective
+
+
+class Centre(nn.Module):
+    """Running mean of the teacher's logits; subtracting it keeps one prototype from winning everything.
+
+    Starts at zero. `centre` Float[K] is in the checkpoint; the sums of the micro-batches at hand are not.
+    """
+
+    def __init__(self, num_prototypes: int, *, momentum: float) -> None:
+        super().__init__()
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"centre_momentum: accepted are values in [0, 1), not {momentum}")
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(num_prototypes))
+        self.register_buffer("pending", torch.zeros(num_prototypes + 1), persistent=False)  # sum of logits, and their count
+
+    @torch.no_grad()
+    def update(self, logits: Tensor) -> None:
+        """Take in one micro-batch's teacher logits, Float[*S K]."""
+        rows = logits.detach().float().flatten(0, -2)  # [rows K]
+        count = rows.new_full((1,), float(rows.shape[0]))
+        self.pending += torch.cat([rows.sum(dim=0), count])
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """centre = momentum * centre + (1 - momentum) * mean over all micro-batches and processes since the last call."""
+        total = all_reduce_sum(self.pending)
+        # Rows can be missing (no token was masked): the mean is then the centre itself, and it stays where it is.
+        mean = torch.where(total[-1] > 0, total[:-1] / total[-1].clamp(min=1.0), self.value)
+        self.value.lerp_(mean, 1.0 - self.momentum)
+        self.pending.zero_()
+
+
+class _Distillation(Objective):
+    """What both distillation objectives share: the temperatures and the centre."""
+
+    def __init__(self, *, num_prototypes: int, student_temp: float = 0.1, centre_momentum: float = 0.9) -> None:
+        super().__init__()
+        self.student_temp = student_temp
+        self.centre_state = Centre(num_prototypes, momentum=centre_momentum)
+
+    @property
+    def centre(self) -> Tensor:
+        """Float[K]."""
+        return self.centre_state.value
+
+    def targets(self, teacher_logits: Tensor, *, teacher_temp: float) -> Tensor:
+        """Float[*S K]: the teacher's assignment, rows sum to one; float32 because exp of logits / 0.04 overflows in half."""
+        return torch.softmax((teacher_logits.detach().float() - self.centre) / teacher_temp, dim=-1)
+
+    def log_assignments(self, student_logits: Tensor) -> Tensor:
+        """Float[*S K]: logarithm of the student's assignment, in float32."""
+        return torch.log_softmax(student_logits.float() / self.student_temp, dim=-1)
+
+    def update(self, *, teacher_logits: Tensor) -> None:
+        """Take in one micro-batch's raw teacher logits, Float[*S K]; the centre moves in `advance`."""
+        self.centre_state.update(teacher_logits)
+
+    def advance(self) -> None:
+        """Move the centre by one optimizer step."""
+        self.centre_state.advance()
+
+
+class ViewDistillation(_Distillation):
+    """DINO's loss (main_dino.py, DINOLoss).
+
+    mean over items, and over pairs of a teacher view g and a student view v != g, of -sum_k targets[g, k] log student[v, k].
+    The student's first G views are the teacher's. At its minimum, the teacher's entropy, the student agrees with it everywhere.
+    """
+
+    def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
+        """Args:
+            student_logits: Float[V B K].
+            teacher_logits: Float[G B K].
+            teacher_temp: sharpness of the targets.
+
+        Returns:
+            Float[].
+        """
+        num_views, num_items, num_prototypes = student_logits.shape
+        num_global, *rest = teacher_logits.shape
+        assert rest == [num_items, num_prototypes], f"student {tuple(student_logits.shape)}, teacher {tuple(teacher_logits.shape)}"
+        targets = self.targets(teacher_logits, teacher_temp=teacher_temp)
+        cross = -torch.einsum("gbk,vbk->gv", targets, self.log_assignments(student_logits)) / num_items  # [G V]
+        same = torch.eye(num_global, num_views, device=cross.device, dtype=torch.bool)
+        return cross.masked_fill(same, 0.0).sum() / (num_global * num_views - num_global)
+
+
+class PatchDistillation(_Distillation):
+    """iBOT's patch loss (main_ibot.py, iBOTLoss): same view, same position, on selected tokens.
+
+    mean over views and items of [ sum over selected tokens of -sum_k targets[k] log student[k] / max(1, number selected) ].
+    An item without selected tokens contributes zero and still counts.
+    """
+
+    def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, teacher_temp: float) -> Tensor:
+        """Args:
+            student_logits: Float[M K], the selected tokens in row-major order of `mask`.
+            teacher_logits: Float[M K], the same tokens of the teacher.
+            mask: Bool[G B N], True: selected.
+            teacher_temp: sharpness of the targets.
+
+        Returns:
+            Float[].
+        """
+        num_global, num_items, _ = mask.shape
+        assert student_logits.shape == teacher_logits.shape, f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        targets = self.targets(teacher_logits, teacher_temp=teacher_temp)
+        cross = -torch.einsum("mk,mk->m", targets, self.log_assignments(student_logits))  # [M]
+        share = mask / mask.sum(dim=-1, keepdim=True).clamp(min=1)  # [G B N]
+        return (cross * share[mask]).sum() / (num_global * num_items)

@@ -1,0 +1,67 @@
+"""Pixels of hidden patches (MAE) and of replaced pixels (GMML), and the fold between images and patches."""
+
+import torch
+from torch import Tensor
+
+from glpretrain.objectives.base import Objective
+
+
+def patchify(images: Tensor, *, patch_size: tuple[int, int]) -> Tensor:
+    """Float[B C H W] to Float[B N P]: patches row by row, inside a patch row, column, channel (MAE models_mae.py, patchify)."""
+    height, width = patch_size
+    blocks = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B C rows p columns q]
+    return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(patches: Tensor, *, patch_size: tuple[int, int], grid: tuple[int, int], num_channels: int) -> Tensor:
+    """Float[B N P] to Float[B C H W], the inverse of `patchify`."""
+    blocks = patches.unflatten(2, (*patch_size, num_channels)).unflatten(1, grid)  # [B rows columns p q C]
+    return blocks.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+class PatchPixels(Objective):
+    """Squared error on hidden patches (MAE models_mae.py, forward_loss).
+
+    sum over hidden patches of mean over numbers of (prediction - target)^2, divided by how many are hidden; with `normalise`
+    each target patch is first given mean 0 and variance 1. Zero when every hidden patch is predicted.
+    """
+
+    def __init__(self, *, normalise: bool = True) -> None:
+        super().__init__()
+        self.normalise = normalise
+
+    def forward(self, *, predictions: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+        """Args:
+            predictions: Float[B N P].
+            targets: Float[B N P].
+            mask: Bool[B N], True: hidden.
+
+        Returns:
+            Float[].
+        """
+        assert predictions.shape == targets.shape and predictions.shape[:2] == mask.shape, f"{predictions.shape}, {mask.shape}"
+        targets = targets.float()
+        if self.normalise:
+            variance, mean = torch.var_mean(targets, dim=-1, keepdim=True)
+            targets = (targets - mean) * torch.rsqrt(variance + 1e-6)
+        error = (predictions.float() - targets).square().mean(dim=-1)  # [B N]
+        return (error * mask).sum() / mask.sum()
+
+
+class CorruptedPixels(Objective):
+    """Absolute error on replaced pixels (SiT main_SiT.py): mean over replaced pixels and channels of |prediction - target|."""
+
+    def forward(self, *, predictions: Tensor, targets: Tensor, corruption: Tensor) -> Tensor:
+        """Args:
+            predictions: Float[B C H W].
+            targets: Float[B C H W], the clean views.
+            corruption: Bool[B H W], True: replaced.
+
+        Returns:
+            Float[].
+        """
+        _, num_channels, *size = predictions.shape
+        assert predictions.shape == targets.shape and list(corruption.shape[1:]) == size, f"{predictions.shape}, {corruption.shape}"
+        error = (predictions.float() - targets.float()).abs() * corruption.unsqueeze(1)
+        # A batch without a replaced pixel has nothing to predict: 0 / 1, not 0 / 0.
+        return error.sum() / (corruption.sum() * num_channels).clamp(min=1)

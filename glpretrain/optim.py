@@ -1,0 +1,50 @@
+"""Which parameter decays, at which rate it learns, and how its gradient is clipped."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from glpretrain.encoders.base import Encoder
+
+
+def parameter_groups(encoder: Encoder, others: Iterable[tuple[str, Tensor]], *, layer_decay: float = 1.0) -> list[dict]:
+    """Groups for an optimizer; each carries `lr_scale` and `decays`, which the schedules are multiplied with.
+
+    DINO's rule (utils.py, get_params_groups): biases and parameters with one axis do not decay, everything else does.
+
+    Args:
+        encoder: its parameters learn at `layer_decay` ** (layers above them).
+        others: (name, parameter) of heads and decoders, at full rate.
+        layer_decay: in (0, 1]; 1 gives every layer the same rate.
+
+    Raises:
+        ValueError: `layer_decay` outside (0, 1].
+    """
+    if not 0.0 < layer_decay <= 1.0:
+        raise ValueError(f"layer_decay: accepted are values in (0, 1], not {layer_decay}")
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+
+    def add(name: str, parameter: Tensor, lr_scale: float) -> None:
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and not name.endswith(".bias")
+            groups.setdefault((lr_scale, decays), []).append(parameter)
+
+    for name, parameter in encoder.named_parameters():
+        add(name, parameter, layer_decay ** (encoder.num_layers + 1 - encoder.layer_of(name)))
+    for name, parameter in others:
+        add(name, parameter, 1.0)
+    return [{"params": params, "lr_scale": scale, "decays": decays} for (scale, decays), params in groups.items()]
+
+
+@torch.no_grad()
+def clip_per_parameter(parameters: Iterable[nn.Parameter], *, max_norm: float) -> None:
+    """Scale down every gradient whose own L2 norm exceeds `max_norm` (DINO utils.py, clip_gradients): not the global norm."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
+    factors = torch._foreach_add(torch._foreach_norm(gradients), 1e-6)
+    torch._foreach_reciprocal_(factors)
+    torch._foreach_mul_(factors, max_norm)
+    torch._foreach_clamp_max_(factors, 1.0)
+    torch._foreach_mul_(gradients, factors)
