@@ -1,0 +1,14 @@
+"""What a user calls from Python: `fit`, `load_backbone`. Importing the package imports nothing heavy; the names load on first use."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+__all__ = ["Run", "fit", "load_backbone"]
+
+_HOMES = {"fit": "glpretrain.cli", "Run": "glpretrain.runs", "load_backbone": "glpretrain.backbones"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'glpretrain' has no attribute {name!r}; it offers {__all__}")
+    return vars(import_module(_HOMES[name]))[name]

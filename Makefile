@@ -1,0 +1,83 @@
+# Every target makes the environment it needs and says so. `make` alone prints this list.
+#   make pretrain RECIPE=mmc                     train, evaluate before and after, export: runs/mmc/latest
+#   make pretrain RECIPE=mmc DATA=photos/        the same on your own pictures
+#   make test VENV=~/envs/torch                  use an environment that exists already
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+RECIPE ?=
+DATA ?=
+MASKS ?=
+BACKBONE ?= runs/mmc/latest/backbone
+IMAGES ?=
+OUT ?= inspected
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.glpretrain
+# Our own environment gets exactly the versions of constraints.txt; one that was there before keeps what it has.
+CONSTRAINTS := $(if $(filter-out .venv,$(wildcard $(VENV))),,--constraint constraints.txt)
+
+.PHONY: help setup lint test test-slow pretrain evaluate inspect bench notebooks clean
+
+help:  ## print this list
+	@echo "usage: make TARGET [NAME=value ...]"; echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo; echo "  RECIPE=$(RECIPE)  a name below recipes/ (mmc, paper/...) or a path"
+	@echo "  DATA=folder MASKS=folder  your own pictures, and pictures with masks  ARGS=\"--trainer.max_steps 100\"  anything else"
+	@echo "  VENV=$(VENV)  PYTHON=$(PYTHON)  BACKBONE=$(BACKBONE)  IMAGES=\"a.jpg b.jpg\"  OUT=$(OUT)"
+
+setup: $(STAMP)  ## make .venv and install the package (VENV=path: reuse that environment)
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ ! -x "$(BIN)/python" ]; then \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "setup: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed (PYTHON=path chooses another)" >&2; exit 1; }; \
+	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	    || { echo "setup: $(PYTHON) cannot make environments (no venv/ensurepip). On Debian: apt install python3-venv; or VENV=path of an environment that exists" >&2; exit 1; }; \
+	  echo "setup: making the environment $(VENV)"; \
+	  $(PYTHON) -m venv "$(VENV)"; \
+	fi
+	@echo "setup: installing glpretrain into $(VENV) (the first time this downloads torch, some 2 GB)"
+	@if "$(BIN)/python" -c 'import sys, setuptools; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' 2>/dev/null; then isolation=--no-build-isolation; fi; \
+	  "$(BIN)/python" -m pip install --disable-pip-version-check --progress-bar off --quiet $$isolation $(CONSTRAINTS) --editable '.[dev]'
+	@touch "$(STAMP)"
+	@echo "setup: done"
+
+lint: $(STAMP)  ## ruff: errors, imports, formatting
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+
+# Tests are many small computations: one thread each is as fast and leaves the other cores to their worker processes.
+test: $(STAMP)  ## the tests, without those marked slow
+	@echo "test: every test that is not marked slow"
+	OMP_NUM_THREADS=1 WANDB_MODE=offline "$(BIN)/python" -m pytest -m "not slow" --durations 5 $(ARGS)
+
+test-slow: $(STAMP)  ## the tests marked slow
+	OMP_NUM_THREADS=1 WANDB_MODE=offline "$(BIN)/python" -m pytest -m slow --durations 5 $(ARGS)
+
+pretrain: $(STAMP)  ## train a recipe: RECIPE=mmc [DATA=folder] [MASKS=folder] [ARGS="..."]
+	@"$(BIN)/python" -m glpretrain.cli pretrain $(if $(RECIPE),"$(RECIPE)") $(if $(DATA),--data "$(DATA)") $(if $(MASKS),--masks "$(MASKS)") $(ARGS)
+
+evaluate: $(STAMP)  ## score an exported backbone: [BACKBONE=folder] [DATA=folder] [MASKS=folder]
+	@"$(BIN)/python" -m glpretrain.cli evaluate "$(BACKBONE)" $(if $(DATA),--data "$(DATA)") $(if $(MASKS),--masks "$(MASKS)") $(ARGS)
+
+inspect: $(STAMP)  ## attention and patch-PCA pictures: IMAGES="a.jpg b.jpg" [BACKBONE=folder] [OUT=folder]
+	@"$(BIN)/python" -m glpretrain.cli inspect "$(BACKBONE)" $(IMAGES) --out "$(OUT)" $(ARGS)
+
+bench: $(STAMP)  ## what each augmentation costs
+	@"$(BIN)/python" -m glpretrain.cli bench views $(ARGS)
+
+notebooks: $(STAMP)  ## execute the notebooks
+	@"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --editable '.[notebooks]'
+	@for notebook in notebooks/*.ipynb; do \
+	  [ -e "$$notebook" ] || { echo "notebooks: there are none in notebooks/"; exit 0; }; \
+	  echo "notebooks: $$notebook"; "$(BIN)/jupyter-execute" "$$notebook" || exit 1; \
+	done
+
+clean:  ## remove caches and build products; runs/ and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
