@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from glpretrain.distributed import all_reduce_mean
 from glpretrain.objectives.base import Objective
 
 
@@ -63,5 +64,7 @@ class CorruptedPixels(Objective):
         _, num_channels, *size = predictions.shape
         assert predictions.shape == targets.shape and list(corruption.shape[1:]) == size, f"{predictions.shape}, {corruption.shape}"
         error = (predictions.float() - targets.float()).abs() * corruption.unsqueeze(1)
+        # The count is averaged over processes, so that the mean of their losses is the loss of the joined batch.
+        count = all_reduce_mean(corruption.sum().float()) * num_channels
         # A batch without a replaced pixel has nothing to predict: 0 / 1, not 0 / 0.
-        return error.sum() / (corruption.sum() * num_channels).clamp(min=1)
+        return error.sum() / count.clamp(min=1.0)

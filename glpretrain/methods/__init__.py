@@ -1,0 +1,9 @@
+"""One file per method; recipes name the class."""
+
+from glpretrain.methods.dino import DINO
+from glpretrain.methods.ibot import IBOT
+from glpretrain.methods.local_contrast import LocalContrast
+from glpretrain.methods.mae import MAE
+from glpretrain.methods.mmc import MMC
+
+__all__ = ["DINO", "IBOT", "MAE", "MMC", "LocalContrast"]

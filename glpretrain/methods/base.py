@@ -1,0 +1,186 @@
+"""The one LightningModule. A method says which terms it computes; weighting, schedules, EMA and logging are written here once.
+
+Left out: evaluation and export (callbacks), augmentation (data), and any loop (Lightning's).
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from glpretrain.encoders.base import Encoder
+from glpretrain.objectives.base import Objective
+from glpretrain.optim import clip_per_parameter, parameter_groups
+from glpretrain.schedule import Schedule
+from glpretrain.teacher import EMATeacher
+from glpretrain.types import Batch
+
+
+class Branch(nn.Module):
+    """One side of the pair: an encoder and the heads behind it."""
+
+    def __init__(self, encoder: Encoder, heads: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleDict(heads)
+
+
+class Method(pl.LightningModule, ABC):
+    """A student, perhaps its momentum teacher, and named loss terms.
+
+    A subclass builds its heads, hands the student here, and implements `losses`. `terms` names what `losses` returns.
+
+    Args:
+        student: the branch that learns.
+        weights: weight of every term; the names must be exactly the method's terms.
+        lr: learning rate; the one used, not a base to be scaled by the batch.
+        weight_decay: of parameters with more than one axis, except biases.
+        momentum: of the teacher; None trains without a teacher.
+        betas: of AdamW.
+        layer_decay: factor on the rate from one layer to the one below.
+        clip: largest L2 norm of each single parameter's gradient; None leaves gradients alone.
+        freeze_prototypes: share of the run in which prototype directions do not move (DINO: the first epoch).
+
+    Raises:
+        ValueError: the names in `weights` are not the method's terms.
+    """
+
+    terms: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        student: Branch,
+        *,
+        weights: dict[str, float] | None = None,
+        lr: Schedule = Schedule(5e-4, 1e-6, warmup=0.1),  # noqa: B008  frozen
+        weight_decay: Schedule = Schedule(0.04, 0.4),  # noqa: B008
+        momentum: Schedule | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        layer_decay: float = 1.0,
+        clip: float | None = 3.0,
+        freeze_prototypes: float = 0.0,
+    ) -> None:
+        super().__init__()
+        weights = dict.fromkeys(self.terms, 1.0) if weights is None else weights
+        if set(weights) != set(self.terms):
+            raise ValueError(f"weights: {type(self).__name__} has the terms {sorted(self.terms)}, not {sorted(weights)}")
+        self.weights = weights
+        self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
+        self.betas, self.layer_decay, self.clip, self.freeze_prototypes = betas, layer_decay, clip, freeze_prototypes
+        self.student = student
+        self.teacher = EMATeacher(student) if momentum is not None else None
+        self._updates = 0  # optimizer steps whose teacher update is done
+        self._unchecked: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """The named, unweighted terms, each Float[].
+
+        Args:
+            batch: what the data module made.
+            progress: optimizer steps done / all of them, in [0, 1).
+        """
+
+    @property
+    def encoder(self) -> Encoder:
+        """The student's."""
+        return self.student.encoder
+
+    def backbone(self) -> Encoder:
+        """What is evaluated and exported: the teacher's encoder where there is one, else the student's."""
+        return self.student.encoder if self.teacher is None else self.teacher.branch.encoder
+
+    def progress(self) -> float:
+        """Optimizer steps done / all of them."""
+        return self.global_step / self.trainer.estimated_stepping_batches
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Weighted sum of the terms, all of them logged."""
+        self._raise_if_not_finite()
+        terms = self.losses(batch, self.progress())
+        assert terms.keys() == self.weights.keys(), f"{type(self).__name__} declares {sorted(self.terms)}, computed {sorted(terms)}"
+        total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+        self._unchecked = {name: value.detach() for name, value in terms.items()}
+        size = batch.global_views.shape[1]
+        self.log_dict({f"train/{name}": value for name, value in self._unchecked.items()}, batch_size=size)
+        self.log("train/loss", total, batch_size=size, prog_bar=True)
+        return total
+
+    def _raise_if_not_finite(self) -> None:
+        """Look at the terms of the step before: reading those of this one would make the host wait for the device."""
+        if not self._unchecked:
+            return
+        values = torch.stack(list(self._unchecked.values()))
+        if not bool(torch.isfinite(values).all()):
+            shown = ", ".join(f"{name} = {value:.4g}" for name, value in zip(self._unchecked, values.tolist()))
+            raise ValueError(f"step {self.global_step}: the loss is not finite ({shown}); try a lower lr, or precision 32-true")
+        self._unchecked = {}
+
+    # Optimizer, schedules, clipping
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; the schedules set rate and decay before every step."""
+        own = {id(parameter) for parameter in self.encoder.parameters()}
+        others = [(name, parameter) for name, parameter in self.named_parameters() if id(parameter) not in own]
+        groups = parameter_groups(self.encoder, others, layer_decay=self.layer_decay)
+        return torch.optim.AdamW(groups, lr=self.lr(0.0), betas=self.betas, weight_decay=0.0)
+
+    def on_train_start(self) -> None:
+        """Where the run ends must be known: every schedule needs it."""
+        if self.trainer.estimated_stepping_batches == float("inf"):
+            raise ValueError("trainer: give max_steps or max_epochs; the schedules need to know where the run ends")
+        self._updates = self.global_step
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set this step's rate and decay."""
+        progress = self.progress()
+        values = {"lr": self.lr(progress), "weight_decay": self.weight_decay(progress)}
+        for group in self.optimizers().param_groups:
+            group["lr"] = values["lr"] * group["lr_scale"]
+            group["weight_decay"] = values["weight_decay"] * group["decays"]
+        if self.momentum is not None:
+            values["momentum"] = self.momentum(progress)
+        self.log_dict({f"schedule/{name}": value for name, value in values.items()})
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:  # noqa: ANN001
+        """Per parameter, as DINO; called once the gradients are unscaled and complete."""
+        if gradient_clip_val is not None:
+            raise ValueError(f"trainer.gradient_clip_val={gradient_clip_val} would be ignored; set model.init_args.clip instead")
+        if self.progress() < self.freeze_prototypes:
+            for name, parameter in self.student.heads.named_parameters():
+                if name.rpartition(".")[2] in ("directions", "gain"):
+                    parameter.grad = None
+        if self.clip is not None:
+            clip_per_parameter(self.student.parameters(), max_norm=self.clip)
+
+    def on_train_batch_end(self, outputs: Tensor, batch: Batch, batch_idx: int) -> None:
+        """Teacher, centres and queues move once per optimizer step, however many micro-batches it took."""
+        if self.global_step == self._updates:
+            return
+        self._updates = self.global_step
+        if self.teacher is not None:
+            done = (self.global_step - 1) / self.trainer.estimated_stepping_batches
+            self.teacher.update(self.student, momentum=self.momentum(done))
+        for module in self.modules():
+            if isinstance(module, Objective):
+                module.advance()
+
+    def on_train_end(self) -> None:
+        """The last step's terms have not been looked at."""
+        self._raise_if_not_finite()
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """What export and resume need to know. A checkpoint never holds weights that a non-finite loss has touched."""
+        self._raise_if_not_finite()
+        checkpoint["encoder_card"] = self.encoder.card.to_json()
+        checkpoint["method"] = type(self).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse another method's checkpoint before its keys are compared one by one."""
+        written = checkpoint.get("method")
+        if written != type(self).__name__:
+            raise ValueError(f"checkpoint: it was written by {written}, this run is {type(self).__name__}; only the same method resumes")

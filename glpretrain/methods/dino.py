@@ -1,0 +1,73 @@
+"""DINO: the student's view of a crop must be assigned to prototypes as the momentum teacher assigns another crop.
+
+Idea: no negatives and no labels; the teacher is the moving average of the student, its assignments are centred (against one
+prototype winning all) and sharpened (against the uniform answer); small crops must agree with large ones.
+Paper: Caron et al., "Emerging properties in self-supervised vision transformers", ICCV 2021.
+Reference code: facebookresearch/dino (main_dino.py, utils.py, vision_transformer.py).
+Known differences: temperatures follow progress step by step, not epoch by epoch; bf16 in place of fp16 with a scaler; the
+centre of accumulated micro-batches is the mean of all of them.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from glpretrain.encoders.base import Encoder
+from glpretrain.heads import ProjectionHead, Prototypes
+from glpretrain.methods.base import Branch, Method
+from glpretrain.objectives.distillation import ViewDistillation
+from glpretrain.schedule import Schedule
+from glpretrain.types import Batch
+
+
+class DINO(Method):
+    """Args:
+        encoder: any.
+        num_prototypes: K.
+        hidden_dim: of the head's MLP.
+        bottleneck_dim: of the head's output on the sphere.
+        num_layers: of the head's MLP.
+        train_gain: learn one gain per prototype (the official `norm_last_layer` false).
+        student_temp: of the student's assignment.
+        teacher_temp: of the targets, over progress.
+        centre_momentum: of the centre.
+        momentum: of the teacher.
+        **kwargs: see `Method`.
+    """
+
+    terms = ("cls",)
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        num_prototypes: int = 65536,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        num_layers: int = 3,
+        train_gain: bool = False,
+        student_temp: float = 0.1,
+        teacher_temp: Schedule = Schedule(0.07, warmup=0.3, warmup_start=0.04, shape="constant"),  # noqa: B008
+        centre_momentum: float = 0.9,
+        momentum: Schedule = Schedule(0.996, 1.0),  # noqa: B008
+        **kwargs,  # noqa: ANN003
+    ) -> None:
+        head = nn.Sequential(
+            ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=num_layers),
+            Prototypes(bottleneck_dim, num_prototypes=num_prototypes, train_gain=train_gain),
+        )
+        super().__init__(Branch(encoder, {"cls": head}), momentum=momentum, **kwargs)
+        self.teacher_temp = teacher_temp
+        self.objective = ViewDistillation(num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum)
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`cls`: every pair of a teacher view and another student view."""
+        num_global, num_items = batch.global_views.shape[:2]
+        with torch.no_grad():
+            seen = self.teacher.branch.encoder(batch.global_views.flatten(0, 1))
+            teacher_logits = self.teacher.branch.heads["cls"](seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
+        views = [v.flatten(0, 1) for v in (batch.global_views, batch.local_views) if v is not None]
+        cls = torch.cat([output.cls for output in self.student.encoder(views)])  # [(V B) D]
+        student_logits = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
+        loss = self.objective(student_logits=student_logits, teacher_logits=teacher_logits, teacher_temp=self.teacher_temp(progress))
+        self.objective.update(teacher_logits=teacher_logits)
+        return {"cls": loss}

@@ -1,0 +1,103 @@
+"""iBOT: DINO between views, and the same game on hidden patches within a view.
+
+Idea: the student sees its global views with blocks of patches hidden and must assign every hidden patch to prototypes as the
+teacher, who sees everything, does; one head for `cls` and patches, so what `cls` learns reaches the patches.
+Paper: Zhou et al., "iBOT: image BERT pre-training with online tokenizer", ICLR 2022.
+Reference code: bytedance/ibot (main_ibot.py, loader.py, models/head.py).
+Known differences: the head is shared (the paper's recommendation, `shared_head` and `shared_head_teacher` true); the student's
+head runs on hidden patches only, which changes no number; otherwise as listed for DINO.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from glpretrain.encoders.base import Encoder
+from glpretrain.heads import ProjectionHead, Prototypes
+from glpretrain.methods.base import Branch, Method
+from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
+from glpretrain.schedule import Schedule
+from glpretrain.types import Batch
+
+
+class IBOT(Method):
+    """Args:
+        encoder: one that can hide tokens.
+        num_prototypes: K, of `cls` and patches.
+        hidden_dim: of the head's MLP.
+        bottleneck_dim: of the head's output on the sphere.
+        num_layers: of the head's MLP.
+        train_gain: learn one gain per prototype (the official `norm_last_layer` false).
+        student_temp: of the student's assignments.
+        cls_teacher_temp: of the targets for `cls`, over progress.
+        patch_teacher_temp: of the targets for patches, over progress.
+        centre_momentum: of both centres.
+        momentum: of the teacher.
+        **kwargs: see `Method`.
+    """
+
+    terms = ("cls", "patch")
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        num_prototypes: int = 8192,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        num_layers: int = 3,
+        train_gain: bool = False,
+        student_temp: float = 0.1,
+        cls_teacher_temp: Schedule = Schedule(0.07, warmup=0.3, warmup_start=0.04, shape="constant"),  # noqa: B008
+        patch_teacher_temp: Schedule = Schedule(0.07, warmup=0.3, warmup_start=0.04, shape="constant"),  # noqa: B008
+        centre_momentum: float = 0.9,
+        momentum: Schedule = Schedule(0.996, 1.0),  # noqa: B008
+        **kwargs,  # noqa: ANN003
+    ) -> None:
+        encoder.add_mask_token()
+        head = nn.Sequential(
+            ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=num_layers),
+            Prototypes(bottleneck_dim, num_prototypes=num_prototypes, train_gain=train_gain),
+        )
+        super().__init__(Branch(encoder, {"shared": head}), momentum=momentum, **kwargs)
+        self.cls_teacher_temp, self.patch_teacher_temp = cls_teacher_temp, patch_teacher_temp
+        sizes = {"num_prototypes": num_prototypes, "student_temp": student_temp, "centre_momentum": centre_momentum}
+        self.cls_objective = ViewDistillation(**sizes)
+        self.patch_objective = PatchDistillation(**sizes)
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`cls`: as DINO, the student's global views masked; `patch`: hidden patches, same view, same position."""
+        if batch.mask is None:
+            raise ValueError("IBOT needs a mask; set data.mask, for example to glpretrain.masking.BlockMask")
+        num_global, num_items = batch.global_views.shape[:2]
+        clean = batch.global_views.flatten(0, 1)  # [(G B) C H W]
+        hidden = batch.mask.flatten(0, 1)  # [(G B) N]
+        with torch.no_grad():
+            seen = self.teacher.branch.encoder(clean)
+            teacher_head = self.teacher.branch.heads["shared"]
+            teacher_cls = teacher_head(seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
+            teacher_patches = teacher_head(seen.patches)  # [(G B) N K]: all of them, for the centre
+        views, masks = [clean], [hidden]
+        if batch.local_views is not None:
+            views.append(batch.local_views.flatten(0, 1))
+            masks.append(None)
+        outputs = self.student.encoder(views, mask=masks)
+        cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
+        selected = outputs[0].patches[hidden]  # [M D]
+        logits = self.student.heads["shared"](torch.cat([cls, selected]))  # [(V B) + M, K]
+        student_cls, student_patches = logits.split([len(cls), len(selected)])
+        terms = {
+            "cls": self.cls_objective(
+                student_logits=student_cls.unflatten(0, (-1, num_items)),
+                teacher_logits=teacher_cls,
+                teacher_temp=self.cls_teacher_temp(progress),
+            ),
+            "patch": self.patch_objective(
+                student_logits=student_patches,
+                teacher_logits=teacher_patches[hidden],
+                mask=batch.mask,
+                teacher_temp=self.patch_teacher_temp(progress),
+            ),
+        }
+        self.cls_objective.update(teacher_logits=teacher_cls)
+        self.patch_objective.update(teacher_logits=teacher_patches)
+        return terms

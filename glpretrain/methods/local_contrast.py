@@ -1,0 +1,66 @@
+"""Local contrast: two crops of an item must agree as wholes, and patch by patch where they show the same place.
+
+Idea: the plain baseline for every local loss. InfoNCE between the `cls` of two views, and InfoNCE between patches that are
+matched by where they came from, which the crops and flips tell; no teacher, no prototypes.
+Paper: none; the two halves are MoCo v3's loss (Chen et al., ICCV 2021) and the location matching of dense contrastive
+methods such as PixPro (Xie et al., CVPR 2021). What is ours: negatives of a patch are the other patches of its item.
+Reference code: none.
+"""
+
+from torch import Tensor
+
+from glpretrain.encoders.base import Encoder
+from glpretrain.heads import ContrastHead, ProjectionHead
+from glpretrain.methods.base import Branch, Method
+from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE
+from glpretrain.types import Batch
+
+
+class LocalContrast(Method):
+    """Args:
+        encoder: any.
+        hidden_dim: of both heads' MLPs.
+        projection_dim: of both heads' outputs.
+        temp: of both losses.
+        max_distance: between matched patch centres, in patches of the other view.
+        **kwargs: see `Method`.
+    """
+
+    terms = ("cls", "patch")
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        hidden_dim: int = 2048,
+        projection_dim: int = 256,
+        temp: float = 0.2,
+        max_distance: float = 0.75,
+        **kwargs,  # noqa: ANN003
+    ) -> None:
+        heads = {
+            "cls": ContrastHead(encoder.embed_dim, hidden_dim=hidden_dim, out_dim=projection_dim),
+            "patch": ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=projection_dim, num_layers=2),
+        }
+        super().__init__(Branch(encoder, heads), **kwargs)
+        self.cls_objective = InfoNCE(temp=temp)
+        self.patch_objective = PatchInfoNCE(temp=temp, max_distance=max_distance)
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`cls` and `patch`, each the mean of both directions between the first two global views."""
+        num_global, num_items = batch.global_views.shape[:2]
+        if num_global != 2 or batch.boxes is None:
+            raise ValueError(f"LocalContrast needs 2 global views and where they were cut; got {num_global} views")
+        views = batch.global_views.flatten(0, 1)
+        output = self.student.encoder(views)
+        grid = self.encoder.grid(views.shape[1:])
+        # The head normalises over rows, view by view, so that the two directions see the same statistics.
+        first, second = (self.student.heads["cls"](cls) for cls in output.cls.unflatten(0, (num_global, num_items)))
+        patches = self.student.heads["patch"](output.patches).unflatten(0, (num_global, num_items))  # [2 B N D]
+        boxes = batch.boxes
+        cls = self.cls_objective(queries=first, keys=second) + self.cls_objective(queries=second, keys=first)
+        patch = sum(
+            self.patch_objective(queries=patches[a], keys=patches[b], query_boxes=boxes[a], key_boxes=boxes[b], grid=grid)
+            for a, b in ((0, 1), (1, 0))
+        )
+        return {"cls": cls / 2, "patch": patch / 2}

@@ -1,0 +1,62 @@
+"""MAE: encode a quarter of the patches, predict the pixels of the rest.
+
+Idea: the encoder never sees hidden patches nor mask tokens, so it is cheap; a small decoder fills in.
+Paper: He et al., "Masked autoencoders are scalable vision learners", CVPR 2022.
+Reference code: facebookresearch/mae (models_mae.py, util/pos_embed.py, util/lr_sched.py).
+Known differences: the encoder's position embedding is timm's learned one, the decoder's is the official fixed one; several
+views of an item count as several items.
+"""
+
+from torch import Tensor
+
+from glpretrain.encoders.base import Encoder
+from glpretrain.heads import TokenDecoder
+from glpretrain.masking import kept
+from glpretrain.methods.base import Branch, Method
+from glpretrain.objectives.reconstruction import PatchPixels, patchify
+from glpretrain.types import Batch
+
+
+class MAE(Method):
+    """Args:
+        encoder: one that can drop tokens.
+        decoder_dim: width of the decoder.
+        decoder_depth: blocks of the decoder.
+        decoder_heads: attention heads per block of the decoder.
+        normalise_pixels: give every target patch mean 0 and variance 1.
+        **kwargs: see `Method`.
+    """
+
+    terms = ("pixels",)
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        decoder_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        normalise_pixels: bool = True,
+        **kwargs,  # noqa: ANN003
+    ) -> None:
+        encoder.require_keep()
+        channels, *_ = encoder.card.item_shape
+        rows, columns = self.patch_size = encoder.card.patch_size
+        decoder = TokenDecoder(
+            encoder.embed_dim, patch_dim=rows * columns * channels, embed_dim=decoder_dim, depth=decoder_depth, num_heads=decoder_heads
+        )
+        super().__init__(Branch(encoder, {"decoder": decoder}), **kwargs)
+        self.objective = PatchPixels(normalise=normalise_pixels)
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`pixels`: of hidden patches."""
+        if batch.mask is None:
+            raise ValueError("MAE needs a mask; set data.mask, for example to glpretrain.masking.RandomMask")
+        views = batch.global_views.flatten(0, 1)  # [(G B) C H W]
+        mask = batch.mask.flatten(0, 1)  # [(G B) N]
+        keep = kept(mask)  # [(G B) M]
+        output = self.student.encoder(views, keep=keep)
+        grid = self.encoder.grid(views.shape[1:])
+        predictions = self.student.heads["decoder"](output.cls, output.patches, keep=keep, grid=grid)
+        targets = patchify(views, patch_size=self.patch_size)
+        return {"pixels": self.objective(predictions=predictions, targets=targets, mask=mask)}

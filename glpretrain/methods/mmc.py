@@ -1,0 +1,118 @@
+"""MMC: masked image modelling makes patches similar, momentum distillation moves meaning to them, contrast gives it to `cls`.
+
+Idea: look at a frozen encoder by asking which patches resemble one patch of an object. Three terms serve that picture: pixels
+of corrupted groups are predicted (M), every patch of the corrupted view is assigned to prototypes as the momentum teacher
+assigns it in the clean view (M), and `cls` is contrasted between views (C).
+Paper: "MMC", arXiv 2308.11448. Only its abstract was available to us: it names the three ingredients and their purpose.
+EVERYTHING ELSE HERE IS OUR CHOICE, the smallest method that fits the abstract and the same group's published code: pixel
+head, corruption and contrast as in SiT (Sara-Ahmed/SiT), distillation of all patches as in MC-SSL, weights of 1.
+Reference code: none for MMC.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from glpretrain.encoders.base import Encoder
+from glpretrain.heads import ContrastHead, PixelHead, ProjectionHead, Prototypes
+from glpretrain.methods.base import Branch, Method
+from glpretrain.objectives.contrastive import InfoNCE
+from glpretrain.objectives.distillation import PatchDistillation
+from glpretrain.objectives.reconstruction import CorruptedPixels, unpatchify
+from glpretrain.schedule import Schedule
+from glpretrain.types import Batch
+
+
+class MMC(Method):
+    """Args:
+        encoder: any with a patch grid.
+        num_prototypes: K, of the patches.
+        hidden_dim: of the distillation head's MLP.
+        bottleneck_dim: of the distillation head's output on the sphere.
+        num_layers: of the distillation head's MLP.
+        contrast_hidden_dim: of the contrast head's MLP.
+        contrast_dim: of the contrast head's output.
+        contrast_temp: of the contrast.
+        pixel_layers: hidden layers of the pixel head.
+        student_temp: of the student's assignments.
+        teacher_temp: of the targets, over progress.
+        centre_momentum: of the centre.
+        momentum: of the teacher.
+        **kwargs: see `Method`.
+    """
+
+    terms = ("pixels", "patch", "contrast")
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        num_prototypes: int = 8192,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        num_layers: int = 3,
+        contrast_hidden_dim: int = 4096,
+        contrast_dim: int = 256,
+        contrast_temp: float = 0.2,
+        pixel_layers: int = 3,
+        student_temp: float = 0.1,
+        teacher_temp: Schedule = Schedule(0.07, warmup=0.3, warmup_start=0.04, shape="constant"),  # noqa: B008
+        centre_momentum: float = 0.9,
+        momentum: Schedule = Schedule(0.996, 1.0),  # noqa: B008
+        **kwargs,  # noqa: ANN003
+    ) -> None:
+        width = encoder.embed_dim
+        channels, *_ = encoder.card.item_shape
+        rows, columns = encoder.card.patch_size
+        heads = {
+            "pixels": PixelHead(width, patch_dim=rows * columns * channels, num_layers=pixel_layers),
+            "patch": nn.Sequential(
+                ProjectionHead(width, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=num_layers),
+                Prototypes(bottleneck_dim, num_prototypes=num_prototypes),
+            ),
+            "contrast": ContrastHead(width, hidden_dim=contrast_hidden_dim, out_dim=contrast_dim),
+        }
+        super().__init__(Branch(encoder, heads), momentum=momentum, **kwargs)
+        self.teacher_temp = teacher_temp
+        self.pixel_objective = CorruptedPixels()
+        self.patch_objective = PatchDistillation(num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum)
+        self.contrast_objective = InfoNCE(temp=contrast_temp)
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`pixels` of the corrupted groups, `patch` assignments, `contrast` of `cls` across views."""
+        num_global, num_items = batch.global_views.shape[:2]
+        if batch.corrupted_views is None or num_global != 2:
+            raise ValueError(f"MMC needs 2 global views and data.corruption (glpretrain.masking.GroupCorruption); got {num_global} views")
+        clean = batch.global_views.flatten(0, 1)  # [(G B) C H W]
+        with torch.no_grad():
+            seen = self.teacher.branch.encoder(clean)
+            teacher_logits = self.teacher.branch.heads["patch"](seen.patches)  # [(G B) N K]
+            keys = self._project(self.teacher.branch, seen.cls, num_global)
+        output = self.student.encoder(batch.corrupted_views.flatten(0, 1))
+        grid = self.encoder.grid(clean.shape[1:])
+        predictions = unpatchify(
+            self.student.heads["pixels"](output.patches),
+            patch_size=self.encoder.card.patch_size,
+            grid=grid,
+            num_channels=clean.shape[1],
+        )
+        student_logits = self.student.heads["patch"](output.patches)  # [(G B) N K]
+        queries = self._project(self.student, output.cls, num_global)
+        everything = torch.ones(num_global, num_items, grid[0] * grid[1], dtype=torch.bool, device=clean.device)
+        terms = {
+            "pixels": self.pixel_objective(predictions=predictions, targets=clean, corruption=batch.corruption.flatten(0, 1)),
+            "patch": self.patch_objective(
+                student_logits=student_logits.flatten(0, 1),
+                teacher_logits=teacher_logits.flatten(0, 1),
+                mask=everything,
+                teacher_temp=self.teacher_temp(progress),
+            ),
+            "contrast": self.contrast_objective(queries=queries[0], keys=keys[1])
+            + self.contrast_objective(queries=queries[1], keys=keys[0]),
+        }
+        self.patch_objective.update(teacher_logits=teacher_logits)
+        return terms
+
+    @staticmethod
+    def _project(branch: Branch, cls: Tensor, num_global: int) -> list[Tensor]:
+        """G times Float[B contrast_dim]: the head's batch norms see one view at a time, as in SiT."""
+        return [branch.heads["contrast"](view) for view in cls.chunk(num_global)]
