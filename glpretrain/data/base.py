@@ -49,3 +49,49 @@ class Source(ABC):
             UnreadableItemError: the file cannot be decoded.
             IndexError: `index` is outside range(len(self)).
         """
+
+    def division(self) -> "tuple[Source, Source] | None":
+        """The labelled (train, test) parts that this source itself defines, None where it defines none."""
+        return None
+
+
+class Subset(Source):
+    """Some items of another source.
+
+    Args:
+        source: where the items are.
+        indices: Int sequence, dataset indices of `source`.
+    """
+
+    def __init__(self, source: Source, *, indices: Sequence[int]) -> None:
+        self.source = source
+        self.indices = list(indices)
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.source.classes
+
+    @property
+    def has_masks(self) -> bool:
+        return self.source.has_masks
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.source[self.indices[checked_index(index, len(self))]]
+
+
+def checked_index(index: int, length: int) -> int:
+    """`index`, when it is one of range(length): a negative index counts from nowhere here.
+
+    Raises:
+        IndexError: it is not.
+    """
+    if not 0 <= index < length:
+        raise IndexError(f"index {index} is outside range({length})")
+    return index
