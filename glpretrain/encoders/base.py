@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from glpretrain.types import EncoderCard, EncoderOutput
@@ -117,3 +118,61 @@ class Encoder(nn.Module, ABC):
         Raises:
             ValueError: names every missing, extra and mis-shaped tensor.
         """
+
+    def library_config(self) -> dict:
+        """The `config.json` with which the wrapped library opens an exported folder by itself; empty where it cannot."""
+        return {}
+
+
+def encode_list(
+    encode: Callable[..., EncoderOutput], items: Sequence[Tensor], *, mask: Sequence[Tensor | None] | None
+) -> list[EncoderOutput]:
+    """Encode tensors of several sizes, those of one size in one go.
+
+    Args:
+        encode: takes Float[B *item] and `mask`, Bool[B N] or None.
+        items: list of Float[B *item].
+        mask: None, or as long as `items`.
+
+    Returns:
+        One output per tensor, in the order of `items`.
+
+    Raises:
+        ValueError: `mask` is not a list as long as `items`.
+    """
+    masks = [None] * len(items) if mask is None else list(mask)
+    if isinstance(mask, Tensor) or len(masks) != len(items):
+        given = "one tensor" if isinstance(mask, Tensor) else f"{len(masks)} masks"
+        raise ValueError(f"encoder: {given} for a list of {len(items)} tensors of items; accepted: a list as long, None where nothing is hidden")
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for position, views in enumerate(items):
+        # Masked and unmasked views stay apart: only then is a view without a mask never asked for a mask token.
+        groups.setdefault((*views.shape[1:], masks[position] is not None), []).append(position)
+    outputs: dict[int, EncoderOutput] = {}
+    for positions in groups.values():
+        hidden = [masks[position] for position in positions if masks[position] is not None]
+        joined = encode(torch.cat([items[position] for position in positions]), mask=torch.cat(hidden) if hidden else None)
+        sizes = [len(items[position]) for position in positions]
+        parts = zip(positions, joined.cls.split(sizes), joined.patches.split(sizes), strict=True)
+        outputs.update({position: EncoderOutput(cls=cls, patches=patches) for position, cls, patches in parts})
+    return [outputs[position] for position in range(len(items))]
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """`load_state_dict` that accepts exactly the module's names and shapes.
+
+    Raises:
+        ValueError: names every missing, extra and mis-shaped tensor.
+    """
+    own = module.state_dict()
+    problems = []
+    if missing := sorted(own.keys() - state.keys()):
+        problems.append(f"missing {missing}")
+    if extra := sorted(state.keys() - own.keys()):
+        problems.append(f"unknown {extra}")
+    for name in sorted(own.keys() & state.keys()):
+        if own[name].shape != state[name].shape:
+            problems.append(f"{name} has shape {tuple(state[name].shape)}, accepted {tuple(own[name].shape)}")
+    if problems:
+        raise ValueError("weights do not fit the encoder: " + "; ".join(problems))
+    module.load_state_dict(state)
