@@ -28,7 +28,8 @@ class EMATeacher(nn.Module):
         mine, theirs = dict(self.branch.named_parameters()), dict(branch.named_parameters())
         assert mine.keys() == theirs.keys(), f"teacher and student differ in {sorted(mine.keys() ^ theirs.keys())}"
         full = [name for name, value in mine.items() if value.dtype == torch.float32]
-        torch._foreach_lerp_([mine[n] for n in full], [theirs[n].detach() for n in full], 1.0 - momentum)
+        if full:
+            torch._foreach_lerp_([mine[n] for n in full], [theirs[n].detach() for n in full], 1.0 - momentum)
         for name in mine.keys() - set(full):  # half-precision weights: one step of 1 - momentum would round away
             mine[name].copy_(mine[name].float().lerp_(theirs[name].detach().float(), 1.0 - momentum))
         copies, buffers = dict(self.branch.named_buffers()), dict(branch.named_buffers())
