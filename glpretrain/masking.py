@@ -15,7 +15,6 @@ from torch import Tensor
 
 from glpretrain.keys import fold, integers, normal, permutation, uniform
 
-
 _BLOCKS_PER_PASS = 62  # an int64 without its sign bit, and one value left to say that no block covers a cell
 
 
