@@ -1,0 +1,242 @@
+"""From a source to an encoder's features: decode once, bring to one size, normalise as the encoder's card says, encode.
+
+Left out on purpose: augmentation (none in evaluation) and what is done with the features.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+from torch.nn import functional
+
+from glpretrain import keys
+from glpretrain.data.base import Item, Source, UnreadableItemError
+from glpretrain.encoders.base import Encoder
+from glpretrain.types import EncoderOutput
+
+_LOG = logging.getLogger(__name__)
+_PATIENCE = 2.0  # seconds without a progress bar
+_CACHE_BYTES = 1 << 30  # larger sets are decoded anew for each run
+_SUBSET_SEED = 20
+
+Element = TypeVar("Element")
+
+
+class PixelBatch(NamedTuple):
+    """Items of one size."""
+
+    images: Tensor  # UInt8[B C H W]
+    labels: Tensor  # Int[B]  -1 where there is none
+    instances: Tensor | None  # Int[B H W]  as in `Item`
+    index: Tensor  # Int[B]  dataset index
+
+
+class LabelledFeatures(NamedTuple):
+    """One row per item that has a label."""
+
+    cls: Tensor  # Float[B D]
+    labels: Tensor  # Int[B]
+
+
+class Pixels:
+    """The items that a score is computed on, decoded and resized once however often they are asked for.
+
+    Give one object to several evaluators and they share the decoded items.
+
+    Args:
+        source: where the items come from.
+        max_items: more than this many are cut to a fixed pseudo-random subset; None for all.
+    """
+
+    def __init__(self, source: Source, *, max_items: int | None = None) -> None:
+        if max_items is not None and max_items < 1:
+            raise ValueError(f"max_items: {max_items}; accepted: a positive number, or None for all")
+        if len(source) == 0:
+            raise ValueError(f"source {source.name!r} has no items; at least one is needed")
+        self.source = source
+        count = len(source) if max_items is None else min(max_items, len(source))
+        # Neither the first items (folders come class by class) nor every n-th (classes may alternate) would be a fair subset.
+        order = keys.permutation(torch.tensor(_SUBSET_SEED), len(source)) if count < len(source) else torch.arange(count)
+        self.indices: list[int] = order[:count].sort().values.tolist()
+        self._cache: dict[tuple, list[PixelBatch]] = {}
+
+    @classmethod
+    def of(cls, source: "Source | Pixels") -> "Pixels":
+        """`source` itself if it is decoded already, otherwise all its items."""
+        return source if isinstance(source, Pixels) else cls(source)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batches(self, item_shape: Sequence[int], *, fit: Literal["crop", "stretch"], batch_size: int) -> Iterator[PixelBatch]:
+        """Batches at one size, in the order of the source; an item that cannot be read is left out with a warning.
+
+        Args:
+            item_shape: channels, height, width.
+            fit: "crop" keeps the aspect ratio and cuts the centre, "stretch" keeps the whole picture.
+            batch_size: items at a time.
+
+        Raises:
+            ValueError: an item has another number of channels, or none can be read.
+        """
+        cache_key = (*item_shape, fit, batch_size)
+        if cache_key in self._cache:
+            yield from self._cache[cache_key]
+            return
+        chunks = [self.indices[start : start + batch_size] for start in range(0, len(self), batch_size)]
+        keep = len(self) * item_shape[0] * item_shape[1] * item_shape[2] <= _CACHE_BYTES
+        kept: list[PixelBatch] = []
+        readable = False
+        for chunk in tracked(chunks, description=f"reading {self.source.name}"):
+            batch = self._read(chunk, item_shape, fit)
+            if batch is None:
+                continue
+            readable = True
+            if keep:
+                kept.append(batch)
+            yield batch
+        if not readable:
+            raise ValueError(f"source {self.source.name!r}: none of {len(self)} items can be read")
+        if keep:
+            self._cache[cache_key] = kept
+
+    def _read(self, indices: Sequence[int], item_shape: Sequence[int], fit: Literal["crop", "stretch"]) -> PixelBatch | None:
+        items: list[tuple[int, Item]] = []
+        for index in indices:
+            try:
+                item = self.source[index]
+            except UnreadableItemError as error:
+                _LOG.warning("left out of the evaluation: %s", error)
+                continue
+            if item.image.shape[0] != item_shape[0]:
+                raise ValueError(
+                    f"source {self.source.name!r}: item {index} has {item.image.shape[0]} channels; the encoder accepts {item_shape[0]}"
+                )
+            items.append((index, _resized(item, (item_shape[1], item_shape[2]), fit)))
+        if not items:
+            return None
+        masks = [item.instances for _, item in items if item.instances is not None]
+        return PixelBatch(
+            images=torch.stack([item.image for _, item in items]),
+            labels=torch.tensor([item.label for _, item in items]),
+            instances=torch.stack(masks) if len(masks) == len(items) else None,
+            index=torch.tensor([index for index, _ in items]),
+        )
+
+
+def _resized(item: Item, size: tuple[int, int], fit: Literal["crop", "stretch"]) -> Item:
+    height, width = item.image.shape[1:]
+    inner = size
+    if fit == "crop":
+        scale = max(size[0] / height, size[1] / width)
+        inner = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+    image, instances = item.image, item.instances
+    if inner != (height, width):
+        image = functional.interpolate(image.unsqueeze(0), size=inner, mode="bicubic", antialias=True)[0]
+        if instances is not None:
+            # Ids cannot be averaged. Float64 holds every id that a mask file can hold.
+            instances = functional.interpolate(instances[None, None].double(), size=inner, mode="nearest-exact")[0, 0].long()
+    top, left = (inner[0] - size[0]) // 2, (inner[1] - size[1]) // 2
+    window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
+    return item._replace(image=image[window].clone(), instances=None if instances is None else instances[window].clone())
+
+
+def evaluation_shape(encoder: Encoder, image_size: int | None) -> tuple[int, int, int]:
+    """Channels, height and width that items are brought to: the card's, or a square of `image_size`.
+
+    Raises:
+        ValueError: the encoder is not for images, or the size does not divide into its patches.
+    """
+    if encoder.card.modality != "image":
+        raise ValueError(f"encoder {encoder.card.encoder!r} is for {encoder.card.modality}; this evaluator accepts: image")
+    channels, height, width = encoder.card.item_shape
+    shape = (channels, height, width) if image_size is None else (channels, image_size, image_size)
+    encoder.grid(shape)
+    return shape
+
+
+def encode(
+    encoder: Encoder,
+    pixels: Pixels,
+    *,
+    fit: Literal["crop", "stretch"],
+    image_size: int | None = None,
+    batch_size: int = 64,
+    bf16: bool = False,
+) -> Iterator[tuple[PixelBatch, EncoderOutput]]:
+    """Encode every item in evaluation mode, on the encoder's device, without gradient.
+
+    Args:
+        encoder: gets its training mode back, module by module.
+        pixels: the items.
+        fit: as in `Pixels.batches`.
+        image_size: side of the square that items are brought to; None for the card's item shape.
+        batch_size: items at a time.
+        bf16: compute under bfloat16 autocast.
+
+    Yields:
+        Each batch with its features in float32, on the encoder's device.
+    """
+    shape = evaluation_shape(encoder, image_size)
+    weight = next(encoder.parameters(), torch.empty(0))
+    mean = torch.tensor(encoder.card.mean, device=weight.device)[:, None, None]  # [C 1 1]
+    std = torch.tensor(encoder.card.std, device=weight.device)[:, None, None]  # [C 1 1]
+    for batch in pixels.batches(shape, fit=fit, batch_size=batch_size):
+        images = (batch.images.to(weight.device).float() / 255 - mean) / std
+        modes = [(module, module.training) for module in encoder.modules()]
+        encoder.eval()
+        try:
+            # Not inference_mode: a module that keeps a tensor (a resized position table) would hand it to the next training step.
+            with torch.no_grad(), torch.autocast(weight.device.type, torch.bfloat16, enabled=bf16):
+                output = encoder(images)
+        finally:
+            for module, training in modes:
+                module.training = training
+        assert isinstance(output, EncoderOutput)
+        yield batch, EncoderOutput(output.cls.float(), output.patches.float())
+
+
+def cls_features(
+    encoder: Encoder, pixels: Pixels, *, image_size: int | None = None, batch_size: int = 64, bf16: bool = False
+) -> LabelledFeatures:
+    """`cls` and label of every item that has a label, on the CPU. Arguments as in `encode`.
+
+    Raises:
+        ValueError: no item has a label.
+    """
+    rows: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch, output in encode(encoder, pixels, fit="crop", image_size=image_size, batch_size=batch_size, bf16=bf16):
+        labelled = batch.labels >= 0
+        rows.append(output.cls.cpu()[labelled])
+        labels.append(batch.labels[labelled])
+    features = LabelledFeatures(torch.cat(rows), torch.cat(labels))
+    if len(features.labels) == 0:
+        raise ValueError(f"source {pixels.source.name!r}: no item has a label; this evaluator needs labels")
+    if not features.cls.isfinite().all():
+        raise ValueError(f"source {pixels.source.name!r}: the encoder's cls features are not finite; nothing can be scored on them")
+    return features
+
+
+def tracked(elements: Sequence[Element], *, description: str) -> Iterator[Element]:
+    """Pass `elements` on; on a terminal, show a bar that vanishes at the end once this has taken more than two seconds."""
+    console = Console(stderr=True)
+    progress = Progress(console=console, transient=True)
+    task = progress.add_task(description, total=len(elements))
+    start = time.monotonic()
+    shown = False
+    try:
+        for element in elements:
+            yield element
+            progress.advance(task)
+            if not shown and console.is_terminal and time.monotonic() - start > _PATIENCE:
+                progress.start()
+                shown = True
+    finally:
+        if shown:
+            progress.stop()

@@ -1,0 +1,108 @@
+"""Linear probe on `cls`: multinomial logistic regression of scikit-learn, its L2 strength chosen on held-out training items.
+
+Left out on purpose: probes trained with augmentation by gradient steps; they cost more than a short pretraining.
+"""
+
+import logging
+import warnings
+from collections.abc import Sequence
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from glpretrain import keys
+from glpretrain.data.base import Source
+from glpretrain.encoders.base import Encoder
+from glpretrain.evaluate.base import Evaluator, rate_interval
+from glpretrain.evaluate.features import LabelledFeatures, Pixels, cls_features
+from glpretrain.evaluate.knn import labelled_pair
+
+_LOG = logging.getLogger(__name__)
+_SPLIT_SEED = 30
+_MIN_STD = 1e-6  # a collapsed feature is not blown up beyond this
+
+
+class LinearProbe(Evaluator):
+    """Accuracy of logistic regression on standardised `cls`: `accuracy`, and `inverse_l2`, the strength that was chosen.
+
+    Args:
+        train: items that it is fitted on.
+        test: items that are classified.
+        inverse_l2: candidates for scikit-learn's C; the best on a held-out part of `train` is refitted on all of it.
+        held_out_ratio: share of `train` that chooses.
+        max_iter: L-BFGS iterations.
+        image_size: side of the square; None for the card's item shape.
+        batch_size: items at a time.
+        bf16: encode under bfloat16 autocast.
+    """
+
+    def __init__(
+        self,
+        train: Source | Pixels,
+        test: Source | Pixels,
+        *,
+        inverse_l2: Sequence[float] = (0.001, 0.01, 0.1, 1.0),
+        held_out_ratio: float = 0.2,
+        max_iter: int = 200,
+        image_size: int | None = None,
+        batch_size: int = 64,
+        bf16: bool = False,
+    ) -> None:
+        self.train, self.test = labelled_pair(train, test)
+        if not inverse_l2 or min(inverse_l2) <= 0:
+            raise ValueError(f"inverse_l2: {list(inverse_l2)}; accepted: positive numbers")
+        if not 0 < held_out_ratio < 1:
+            raise ValueError(f"held_out_ratio: {held_out_ratio}; accepted: between 0 and 1")
+        self.inverse_l2, self.held_out_ratio, self.max_iter = tuple(inverse_l2), held_out_ratio, max_iter
+        self.image_size, self.batch_size, self.bf16 = image_size, batch_size, bf16
+
+    @property
+    def name(self) -> str:
+        return "linear"
+
+    def run(self, encoder: Encoder) -> dict[str, float]:
+        train = cls_features(encoder, self.train, image_size=self.image_size, batch_size=self.batch_size, bf16=self.bf16)
+        test = cls_features(encoder, self.test, image_size=self.image_size, batch_size=self.batch_size, bf16=self.bf16)
+        mean, std = train.cls.mean(dim=0), train.cls.std(dim=0).clamp_min(_MIN_STD)
+        train = LabelledFeatures((train.cls - mean) / std, train.labels)
+        chosen = self._choose(train)
+        predicted = _fit(train, inverse_l2=chosen, max_iter=self.max_iter).predict(((test.cls - mean) / std).numpy())
+        count = len(test.labels)
+        rate = (torch.from_numpy(predicted) == test.labels).float().mean().item()
+        return {
+            "accuracy": 100 * rate,
+            "accuracy_ci": 100 * rate_interval(rate, count=count),
+            "inverse_l2": chosen,
+            "items": float(count),
+        }
+
+    def _choose(self, train: LabelledFeatures) -> float:
+        """The candidate with the best held-out accuracy, the strongest penalty on a tie."""
+        order = keys.permutation(torch.tensor(_SPLIT_SEED), len(train.labels))
+        num_held_out = round(self.held_out_ratio * len(order))
+        held_out, fitted = order[:num_held_out], order[num_held_out:]
+        if len(self.inverse_l2) == 1:
+            return self.inverse_l2[0]
+        if num_held_out == 0 or len(train.labels[fitted].unique()) < 2:
+            raise ValueError(f"train: {len(order)} labelled items are too few to choose among inverse_l2 {list(self.inverse_l2)}; give one")
+        part = LabelledFeatures(train.cls[fitted], train.labels[fitted])
+        queries, truth = train.cls[held_out].numpy(), train.labels[held_out]
+        rates: Tensor = torch.tensor(
+            [
+                (torch.from_numpy(_fit(part, inverse_l2=value, max_iter=self.max_iter).predict(queries)) == truth).float().mean()
+                for value in sorted(self.inverse_l2)
+            ]
+        )
+        return sorted(self.inverse_l2)[int(rates.argmax())]
+
+
+def _fit(train: LabelledFeatures, *, inverse_l2: float, max_iter: int) -> LogisticRegression:
+    probe = LogisticRegression(C=inverse_l2, max_iter=max_iter)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        probe.fit(train.cls.numpy(), train.labels.numpy())
+    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+        _LOG.info("linear probe: %d iterations were not enough at inverse_l2 %g", max_iter, inverse_l2)
+    return probe

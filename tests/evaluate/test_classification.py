@@ -1,0 +1,175 @@
+"""k-NN and linear probe: truth scores 100, noise scores chance, scikit-learn agrees."""
+
+import logging
+import time
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+from torch.nn import functional
+
+from glpretrain.evaluate import KNN, LinearProbe, Pixels, default_evaluators
+from glpretrain.evaluate.base import rate_interval
+from glpretrain.evaluate.features import LabelledFeatures, cls_features, encode
+from glpretrain.evaluate.knn import knn_predict
+from glpretrain.types import EncoderOutput
+from tests.evaluate.stubs import StubEncoder, label_of, labelled, masked, noise, position_of
+
+NUM_CLASSES = 5
+
+
+def labels(count: int) -> list[int]:
+    return [index * index % 7 % NUM_CLASSES for index in range(count)]
+
+
+def output(cls: Tensor) -> EncoderOutput:
+    return EncoderOutput(cls, cls[:, None].expand(-1, 4, -1))
+
+
+def truth(items: Tensor) -> EncoderOutput:
+    """One-hot of the label with a little noise."""
+    return output(functional.one_hot(label_of(items), 8).float() + 0.01 * noise(position_of(items), 8, seed=1))
+
+
+def chance(items: Tensor) -> EncoderOutput:
+    return output(noise(position_of(items), 8, seed=3))
+
+
+def noisy(items: Tensor) -> EncoderOutput:
+    return output(functional.one_hot(label_of(items), 8).float() + 0.6 * noise(position_of(items), 8, seed=2))
+
+
+@pytest.mark.parametrize("evaluator", [KNN, LinearProbe])
+def test_truth_scores_100(evaluator):
+    scores = evaluator(labelled(labels(61), num_classes=NUM_CLASSES), labelled(labels(43), num_classes=NUM_CLASSES)).run(StubEncoder(truth))
+    assert scores["accuracy"] == 100
+    assert 0 < scores["accuracy_ci"] < 10
+    assert scores["items"] == 43
+
+
+@pytest.mark.parametrize("evaluator", [KNN, LinearProbe])
+def test_noise_scores_chance_within_the_binomial_interval(evaluator):
+    train = labelled([index % NUM_CLASSES for index in range(500)], num_classes=NUM_CLASSES)
+    test = labelled([index % NUM_CLASSES for index in range(1100)], num_classes=NUM_CLASSES)
+    test.items = test.items[500:]  # other features than those of train
+    scores = evaluator(train, test).run(StubEncoder(chance))
+    assert abs(scores["accuracy"] - 20) < 4 * 100 * np.sqrt(0.2 * 0.8 / 600)  # 4 standard deviations
+
+
+def test_knn_agrees_with_scikit_learn_for_every_k():
+    train, test = labelled(labels(211), num_classes=NUM_CLASSES), labelled(labels(503)[211:], num_classes=NUM_CLASSES)
+    encoder = StubEncoder(noisy)
+    queries = noise(torch.arange(300), 8, seed=9) + functional.one_hot(torch.arange(300) % NUM_CLASSES, 8)
+    voters = cls_features(encoder, Pixels(train))
+    for k, predicted in zip((1, 7, 20), knn_predict(voters, queries, k=(1, 7, 20), temp=0.07), strict=True):
+        reference = KNeighborsClassifier(
+            n_neighbors=k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
+        ).fit(voters.cls.numpy(), voters.labels.numpy())
+        assert (reference.predict(queries.numpy()) == predicted.numpy()).all()
+    scores = KNN(train, test, k=(1, 7, 20)).run(encoder)
+    assert scores["accuracy"] == scores["k20"]
+    assert 30 < scores["k20"] < 100  # the features are neither noise nor the truth
+
+
+def test_votes_do_not_overflow_at_a_small_temperature():
+    voters = LabelledFeatures(torch.eye(3), torch.tensor([0, 1, 2]))
+    (predicted,) = knn_predict(voters, torch.tensor([[0.1, 0.9, 0.2], [0.0, 0.3, 1.0]]), k=(3,), temp=1e-3)
+    assert predicted.tolist() == [1, 2]
+
+
+def test_interval_of_a_rate_agrees_with_wilson_by_hand():
+    # p = 0.5, n = 100: the textbook interval is [0.4038, 0.5962].
+    assert rate_interval(0.5, count=100) == pytest.approx(0.0962, abs=1e-4)
+    assert rate_interval(1.0, count=100) > 0
+
+
+def test_linear_probe_is_fast_enough():
+    position = torch.arange(3500)
+    # Mixed so that the features are correlated, as real ones are: independent ones converge in a few iterations.
+    mixing = torch.sin(torch.arange(96.0)[:, None] * torch.arange(96.0) * 0.37) * torch.logspace(0, -2, 96)
+    features = (noise(position, 96, seed=4) + 3 * functional.one_hot(position % 20, 96)) @ mixing
+    train = labelled([p % 20 for p in range(3000)], num_classes=20)
+    test = labelled([p % 20 for p in range(3500)], num_classes=20)
+    test.items = test.items[3000:]
+    start = time.perf_counter()
+    scores = LinearProbe(train, test).run(StubEncoder(lambda items: output(features[position_of(items)])))
+    assert scores["accuracy"] > 25  # chance is 5
+    assert time.perf_counter() - start < 20  # 5 s on an idle core; the bound leaves room for a busy one
+
+
+def test_a_run_leaves_modes_and_gradients_alone_and_decodes_once():
+    source = labelled(labels(23), num_classes=NUM_CLASSES)
+    encoder = StubEncoder(truth).train()
+    encoder.frozen.eval()
+    pixels = Pixels(source)
+    first = cls_features(encoder, pixels, batch_size=7)
+    second = cls_features(encoder, pixels, batch_size=7)
+    assert encoder.training and encoder.probe.training and not encoder.frozen.training
+    assert not any(encoder.modes)
+    assert source.num_reads == 23
+    assert torch.equal(first.cls, second.cls) and first.labels.tolist() == labels(23)
+
+
+def test_modes_come_back_when_the_encoder_fails():
+    def failing(items: Tensor) -> EncoderOutput:
+        raise RuntimeError("no")
+
+    encoder = StubEncoder(failing).train()
+    with pytest.raises(RuntimeError, match="no"):
+        cls_features(encoder, Pixels(labelled([0], num_classes=1)))
+    assert encoder.training
+
+
+def test_unreadable_items_are_left_out_with_a_warning(caplog):
+    source = labelled(labels(11), num_classes=NUM_CLASSES)
+    source.unreadable = {2, 5}
+    with caplog.at_level(logging.WARNING):
+        features = cls_features(StubEncoder(truth), Pixels(source), batch_size=3)
+    assert features.labels.tolist() == [label for index, label in enumerate(labels(11)) if index not in {2, 5}]
+    assert "item 2: truncated" in caplog.text
+
+
+def test_items_are_cropped_in_the_middle_for_classification():
+    source = labelled([3], num_classes=5)
+    image = torch.zeros(3, 8, 20, dtype=torch.uint8)
+    image[:, :, 6:14] = 200  # the centre square; short side 8 -> 4 halves it
+    source.items[0] = source.items[0]._replace(image=image)
+    ((batch, _),) = encode(StubEncoder(lambda items: output(items[:, 0, :2, :4].flatten(1))), Pixels(source), fit="crop")
+    assert batch.images.shape == (1, 3, 4, 4)
+    # The antialiased filter reaches into the dark beside the square only from its outer columns.
+    assert (batch.images[..., 1:3].int() - 200).abs().max() <= 12
+
+
+def test_a_subset_is_fixed_and_holds_every_class():
+    source = labelled([index % NUM_CLASSES for index in range(1000)], num_classes=NUM_CLASSES)
+    pixels = Pixels(source, max_items=100)
+    assert pixels.indices == Pixels(source, max_items=100).indices
+    counts = cls_features(StubEncoder(truth), pixels).labels.bincount(minlength=NUM_CLASSES)
+    assert counts.sum() == 100 and counts.min() > 5
+
+
+def test_bad_input_is_named():
+    small, other = labelled(labels(9), num_classes=NUM_CLASSES), labelled(labels(9), num_classes=NUM_CLASSES + 1)
+    with pytest.raises(ValueError, match="k: .*accepted: numbers from 1 to 9"):
+        KNN(small, small)
+    with pytest.raises(ValueError, match="test: classes"):
+        KNN(small, other, k=(1,))
+    with pytest.raises(ValueError, match="has no classes"):
+        KNN(masked([torch.zeros(4, 4, dtype=torch.long)]), small, k=(1,))
+    with pytest.raises(ValueError, match="max_items: 0"):
+        Pixels(small, max_items=0)
+    grey = labelled([0], num_classes=1)
+    grey.items[0] = grey.items[0]._replace(image=torch.zeros(1, 4, 4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="item 0 has 1 channels; the encoder accepts 3"):
+        cls_features(StubEncoder(truth), Pixels(grey))
+    nan = StubEncoder(lambda items: output(torch.full((len(items), 8), torch.nan)))
+    with pytest.raises(ValueError, match="not finite"):
+        KNN(small, small, k=(1,)).run(nan)
+
+
+def test_default_evaluators_are_named_as_their_keys():
+    train = labelled(labels(31), num_classes=NUM_CLASSES)
+    evaluators = default_evaluators((train, train), masked([torch.zeros(4, 4, dtype=torch.long)]))
+    assert {key: evaluator.name for key, evaluator in evaluators.items()} == {"knn": "knn", "linear": "linear", "prompt": "prompt"}

@@ -1,0 +1,169 @@
+"""Prompt segmentation and patch similarity: truth scores 100, noise its floor, torchmetrics and scikit-learn agree."""
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics.functional.classification import binary_jaccard_index
+
+from glpretrain.evaluate import PromptSegmentation
+from glpretrain.evaluate.prompt_segmentation import THRESHOLDS, centre_patch, iou_at_thresholds, occupancy
+from glpretrain.evaluate.similarity import auc, histogram, histogram_auc, overlap
+from glpretrain.types import EncoderOutput
+from tests.evaluate.stubs import StubEncoder, masked, noise, position_of
+
+SIZE, PATCH = 24, 2
+GRID = (SIZE // PATCH, SIZE // PATCH)
+
+
+def scene(position: int) -> Tensor:
+    """Two rectangles on the patch grid, apart from one another."""
+    instances = torch.zeros(SIZE, SIZE, dtype=torch.long)
+    shift = 2 * (position % 3)
+    instances[2 + shift : 10 + shift, 2:10] = 1
+    instances[4:20, 14 : 18 + shift] = 2
+    return instances
+
+
+def truth(items: Tensor) -> EncoderOutput:
+    """One-hot of the instance id of each patch."""
+    ids = items[:, 0, ::PATCH, ::PATCH].flatten(1).long()
+    patches = functional.one_hot(ids, 8).float()
+    return EncoderOutput(patches.mean(dim=1), patches)
+
+
+def chance(items: Tensor) -> EncoderOutput:
+    patches = noise(position_of(items), GRID[0] * GRID[1], 8, seed=5)
+    return EncoderOutput(patches.mean(dim=1), patches)
+
+
+def run(features, scenes=None, **arguments) -> dict[str, float]:  # noqa: ANN001, ANN003
+    scenes = [scene(position) for position in range(11)] if scenes is None else scenes
+    return PromptSegmentation(masked(scenes), **arguments).run(StubEncoder(features, size=SIZE, patch=PATCH))
+
+
+def test_truth_scores_100():
+    scores = run(truth)
+    for name in ("miou", "miou_oracle", "miou_fixed", "miou_centre", "auc"):
+        assert scores[name] == 100, name
+    assert scores["ovl"] == 0
+    assert scores["intra"] == pytest.approx(1) and scores["inter"] == 0
+    assert scores["objects"] == 2 * 8  # 11 images, a quarter of them (3) calibrate
+
+
+def test_noise_scores_chance():
+    scores = run(chance)
+    assert abs(scores["auc"] - 50) < 2 * scores["auc_ci"] + 0.5
+    assert scores["ovl"] > 90
+    # Nothing beats calling every pixel the object by much: the lowest threshold's IoU is close to the object's share.
+    share = torch.cat([torch.tensor([(scene(p) == 1).float().mean(), (scene(p) == 2).float().mean()]) for p in range(11)]).mean().item()
+    assert 100 * share / 2 < scores["miou"] < 100 * share + 5
+    assert scores["miou_oracle"] >= scores["miou"]
+
+
+def maps() -> tuple[Tensor, Tensor, Tensor]:
+    similarity = torch.sin(torch.arange(3 * 4 * 5) * 1.7).reshape(3, 4, 5)
+    mask = torch.zeros(12, 20, dtype=torch.bool)
+    mask[3:9, 5:16] = True
+    known = torch.ones(12, 20, dtype=torch.bool)
+    known[:2] = False
+    return similarity, mask, known
+
+
+def test_iou_agrees_with_torchmetrics_at_every_threshold():
+    similarity, mask, known = maps()
+    iou = iou_at_thresholds(similarity, mask, known=known)  # [M T]
+    upsampled = functional.interpolate(similarity[:, None], size=(12, 20), mode="bilinear")[:, 0]
+    for row, image in zip(iou, upsampled, strict=True):
+        for value, threshold in zip(row, THRESHOLDS, strict=True):
+            reference = binary_jaccard_index((image > threshold)[known].int(), mask[known].int())
+            assert value.item() == pytest.approx(reference.item(), abs=1e-6)  # both are a ratio of the same two counts
+
+
+def test_a_similarity_equal_to_the_threshold_is_not_the_object():
+    mask = torch.tensor([[True, False]])
+    iou = iou_at_thresholds(torch.tensor([[[0.5, 0.5]]]), mask, known=torch.ones(1, 2, dtype=torch.bool))[0]
+    at = int((THRESHOLDS == 0.5).nonzero())
+    assert iou[at] == 0 and iou[at - 1] == 0.5
+    assert len(THRESHOLDS) == 24 and THRESHOLDS[0] == pytest.approx(-0.2) and THRESHOLDS[-1] == pytest.approx(0.95)
+
+
+def test_auc_agrees_with_scikit_learn_with_ties():
+    positive = (torch.sin(torch.arange(311) * 0.7) * 20).round() / 20 + 0.05
+    negative = (torch.sin(torch.arange(503) * 1.3) * 20).round() / 20
+    truth_labels = torch.cat([torch.ones(311), torch.zeros(503)])
+    reference = roc_auc_score(truth_labels.numpy(), torch.cat([positive, negative]).numpy())
+    assert auc(positive, negative) == pytest.approx(reference, abs=1e-9)
+    binned = histogram_auc(histogram(positive), histogram(negative)).item()
+    assert binned == pytest.approx(reference, abs=0.02)  # values 0.05 apart fall on edges of bins 0.01 wide
+
+
+def test_overlap_is_one_for_equal_and_half_for_half_shared():
+    first = torch.zeros(200)
+    first[10:20] = 3
+    second = torch.zeros(200)
+    second[15:25] = 7
+    assert overlap(first, first * 5).item() == pytest.approx(1)
+    assert overlap(first, second).item() == pytest.approx(0.5)
+
+
+def test_careful_click_is_far_from_the_border_of_picture_and_object():
+    mask = torch.zeros(12, 20, dtype=torch.bool)
+    mask[0:12, 0:12] = True
+    assert centre_patch(mask, (6, 10)) in {2 * 10 + 2, 2 * 10 + 3, 3 * 10 + 2, 3 * 10 + 3}
+    assert occupancy(mask, (6, 5)).tolist() == [[1, 1, 1, 0, 0]] * 6
+
+
+def test_ignored_pixels_do_not_count():
+    scenes = [scene(position) for position in range(11)]
+    for instances in scenes:
+        instances[:, 10:14] = -1
+
+    def spill(items: Tensor) -> EncoderOutput:
+        """The truth, but the ignored columns look like object 1."""
+        ids = items[:, 0].clone()
+        ids[:, :, 10:12] = 1
+        return EncoderOutput(items.flatten(1)[:, :8], functional.one_hot(ids[:, ::PATCH, ::PATCH].flatten(1).long(), 8).float())
+
+    # Object 1 must not touch rows that differ beside the ignored columns: use its full height.
+    for position, instances in enumerate(scenes):
+        instances[:, :10] = 1
+        instances[:, 14:] = 0
+        scenes[position] = instances
+    scores = run(spill, scenes)
+    assert scores["miou_fixed"] == 100
+    assert scores["inter"] == 0
+
+
+def test_small_objects_are_left_out_and_none_at_all_is_an_error():
+    small = torch.zeros(SIZE, SIZE, dtype=torch.long)
+    small[:2, :6] = 1  # three patches
+    with pytest.raises(ValueError, match="0 objects to calibrate on and 0 to score"):
+        run(truth, [small] * 5)
+    assert run(truth, [small] * 5, min_patches=3)["miou"] == 100
+
+
+def test_fewer_prompts_estimate_the_mean_over_all():
+    def noisy(items: Tensor) -> EncoderOutput:
+        patches = truth(items).patches + 0.3 * chance(items).patches
+        return EncoderOutput(patches.mean(dim=1), patches)
+
+    every, some = run(noisy), run(noisy, max_prompts=8)
+    assert every["miou"] != some["miou"]
+    assert abs(every["miou"] - some["miou"]) < 5  # a mean over 8 clicks in place of 16 to 48, and 16 objects
+    assert every["miou_centre"] == some["miou_centre"]
+
+
+def test_bad_input_is_named():
+    scenes = masked([scene(0)])
+    with pytest.raises(ValueError, match="calibration_share: 1"):
+        PromptSegmentation(scenes, calibration_share=1)
+    with pytest.raises(ValueError, match="min_patches: 0"):
+        PromptSegmentation(scenes, min_patches=0)
+    with pytest.raises(ValueError, match="accepted: multiples of 2"):
+        PromptSegmentation(scenes, image_size=25).run(StubEncoder(truth, size=SIZE, patch=PATCH))
+    blank = masked([scene(0)])
+    blank.items[0] = blank.items[0]._replace(instances=None)
+    with pytest.raises(ValueError, match="has no masks"):
+        PromptSegmentation(blank)
