@@ -1,0 +1,146 @@
+"""Multi-crop on the device that holds the batch: every view of every item in a few batched operations.
+
+The worker hands over items stretched to one square; crops are drawn in their true proportions. All randomness comes from
+one key per item (`glpretrain.keys`), so views do not depend on the batch, the process or the device. Nothing here waits
+for the device. Left out: masks over tokens (`masking`), reading files (`data`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from glpretrain import keys as rng
+from glpretrain.data.views.boxes import random_boxes
+from glpretrain.data.views.colour import augment, require_rgb
+from glpretrain.data.views.resample import crop, crop_nearest
+from glpretrain.data.views.spec import ViewSpec
+
+_BOX, _COLOUR = range(2)
+_LOCAL = 1 << 16  # numbers of local views start here: one more global view leaves the locals as they were
+
+
+class Views(NamedTuple):
+    """Views of a batch of items, globals first where both share an axis."""
+
+    global_views: Tensor  # Float[G B C h w]  normalised
+    local_views: Tensor | None  # Float[L B C h w]
+    regions: Tensor | None  # Int[G B h w]      the region map, cut as the global views
+    boxes: Tensor  # Float[V B 5]      x0 y0 x1 y1 in the item's unit square, flip (0 or 1)
+
+
+def _check_sizes(name: str, specs: Sequence[ViewSpec]) -> None:
+    shapes = sorted({spec.shape for spec in specs})
+    if len(shapes) > 1:
+        raise ValueError(f"MultiCrop: {name} have sizes {shapes}; they are stacked, so give all of them one size")
+
+
+def _normalise(views: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    # Channel by channel with Python numbers: a tensor made from a list would be copied to the device and waited for.
+    for channel, centre, spread in zip(views.unbind(2), mean, std, strict=True):
+        channel.sub_(centre).div_(spread)
+    return views
+
+
+class MultiCrop(nn.Module):
+    """Crops, flips, colours and normalises. Holds no state and no randomness.
+
+    Args:
+        global_views: settings of the global views, in order.
+        local_views: settings of the local views, in order.
+
+    Raises:
+        ValueError: no global view, or globals (or locals) of different sizes.
+    """
+
+    def __init__(self, global_views: list[ViewSpec], local_views: list[ViewSpec] | None = None) -> None:
+        super().__init__()
+        if not global_views:
+            raise ValueError("MultiCrop: global_views is empty; give at least one ViewSpec")
+        _check_sizes("global_views", global_views)
+        _check_sizes("local_views", local_views or [])
+        self.global_views = tuple(global_views)
+        self.local_views = tuple(local_views or ())
+
+    @property
+    def num_global_views(self) -> int:
+        """G."""
+        return sum(spec.count for spec in self.global_views)
+
+    @property
+    def num_local_views(self) -> int:
+        """L."""
+        return sum(spec.count for spec in self.local_views)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        aspect: Tensor,
+        keys: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        regions: Tensor | None = None,
+    ) -> Views:
+        """Make the views of a batch.
+
+        Args:
+            images: UInt8[B C H W], or Float[B C H W] in [0, 1]; each item stretched to one size.
+            aspect: Float[B], true width / height of each item.
+            keys: Int[B], one key per item.
+            mean: per channel, of items in [0, 1].
+            std: per channel.
+            regions: Int[B H W], region id per pixel.
+
+        Returns:
+            Views in float32.
+
+        Raises:
+            ValueError: `mean` or `std` of another length than C, or an operation that needs RGB on other items.
+        """
+        B, C, H, W = images.shape
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != C:
+                raise ValueError(f"views: {name} has {len(values)} numbers, but the items have {C} channels")
+        if regions is not None and regions.shape != (B, H, W):
+            raise ValueError(f"views: regions are {tuple(regions.shape)}, but the items are {(B, H, W)}; one id per pixel")
+        for spec in (*self.global_views, *self.local_views):
+            require_rgb(spec, channels=C)
+
+        # Under autocast the matrix products would run in half precision and lose more than the 8 bits of the input.
+        with torch.autocast(device_type=images.device.type, enabled=False):
+            source = images.to(torch.float32)
+            if images.dtype == torch.uint8:
+                source = source / 255.0
+            views, boxes = self._make(self.global_views, source, first=0, aspect=aspect, keys=keys)
+            global_views = _normalise(views, mean=mean, std=std)
+            local_views = None
+            cut = None
+            if regions is not None:
+                cut = torch.stack([crop_nearest(regions, boxes=box, size=self.global_views[0].shape) for box in boxes])
+            if self.local_views:
+                views, local_boxes = self._make(self.local_views, source, first=_LOCAL, aspect=aspect, keys=keys)
+                local_views = _normalise(views, mean=mean, std=std)
+                boxes = torch.cat((boxes, local_boxes))
+        return Views(global_views=global_views, local_views=local_views, regions=cut, boxes=boxes)
+
+    @staticmethod
+    def _make(
+        specs: Sequence[ViewSpec], source: Tensor, *, first: int, aspect: Tensor, keys: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Float[V B C h w] in [0, 1] and Float[V B 5]."""
+        all_views, all_boxes = [], []
+        for spec in specs:
+            view_keys = torch.stack([rng.fold(keys, first + number) for number in range(spec.count)])  # [V B]
+            first += spec.count
+            boxes = random_boxes(
+                rng.fold(view_keys, _BOX), aspect=aspect, scale=spec.scale, ratio=spec.ratio, flip=spec.flip
+            )  # [V B 5]
+            cut = [crop(source, boxes=box, size=spec.shape, interpolation=spec.interpolation) for box in boxes]
+            views = torch.cat(cut).clamp_(0.0, 1.0)  # [(V B) C h w]; bicubic overshoots
+            views = augment(views, spec=spec, keys=rng.fold(view_keys, _COLOUR).flatten())
+            all_views.append(views.unflatten(0, boxes.shape[:2]))
+            all_boxes.append(boxes)
+        return torch.cat(all_views), torch.cat(all_boxes)

@@ -1,0 +1,92 @@
+"""What one view is: its size, its crop and the strength of each colour operation. Numbers only; the work is done elsewhere."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+def _check_range(name: str, value: tuple[float, float], *, low: float, high: float | None) -> None:
+    if len(value) != 2 or not low < value[0] <= value[1] or (high is not None and value[1] > high):
+        accepted = f"({low}, {high}]" if high is not None else f"above {low}"
+        raise ValueError(f"ViewSpec: {name} is a (smallest, largest) pair {accepted}, not {tuple(value)}")
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """One view of an item, or `count` equal ones. What is left out is off.
+
+    Strengths mean what they mean in torchvision's ColorJitter: a factor from U(max(0, 1 - x), 1 + x), a hue shift from
+    U(-x, x) of a full turn; the four come in a random order. DINO's photographs take .4, .4, .2 and .1.
+
+    Args:
+        size: pixels, one number for a square or (height, width).
+        scale: smallest and largest share of the item's area that a crop covers.
+        ratio: smallest and largest width / height of a crop, in the item's true proportions.
+        count: how many such views.
+        flip: probability of a horizontal flip.
+        brightness: strength.
+        contrast: strength.
+        saturation: strength; needs RGB.
+        hue: strength, at most 0.5; needs RGB.
+        jitter_prob: probability of the four together.
+        grayscale_prob: probability; needs RGB.
+        blur_prob: probability of a Gaussian blur.
+        blur_sigma: smallest and largest standard deviation, in pixels of the view.
+        solarize_prob: probability that values at or above the threshold are inverted.
+        solarize_threshold: of values in [0, 1].
+        interpolation: of the crop, antialiased.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    size: int | tuple[int, int]
+    scale: tuple[float, float]
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    count: int = 1
+    flip: float = 0.5
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    jitter_prob: float = 0.8
+    grayscale_prob: float = 0.0
+    blur_prob: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_prob: float = 0.0
+    solarize_threshold: float = 0.5
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+    def __post_init__(self) -> None:
+        sides = [self.size] if isinstance(self.size, int) else list(self.size)
+        if (len(sides) != 2 and sides != [self.size]) or min(sides) < 1:
+            raise ValueError(f"ViewSpec: size is pixels, one number or (height, width), each at least 1, not {self.size}")
+        if self.count < 1:
+            raise ValueError(f"ViewSpec: count is at least 1, not {self.count}; leave the view out instead")
+        _check_range("scale", self.scale, low=0, high=1)
+        _check_range("ratio", self.ratio, low=0, high=None)
+        _check_range("blur_sigma", self.blur_sigma, low=0, high=None)
+        strengths = {"brightness": self.brightness, "contrast": self.contrast, "saturation": self.saturation, "hue": self.hue}
+        for name, value in strengths.items():
+            if value < 0 or (name == "hue" and value > 0.5):
+                raise ValueError(f"ViewSpec: {name} is a strength {'in [0, 0.5]' if name == 'hue' else 'of at least 0'}, not {value}")
+        shares = {
+            "flip": self.flip,
+            "jitter_prob": self.jitter_prob,
+            "grayscale_prob": self.grayscale_prob,
+            "blur_prob": self.blur_prob,
+            "solarize_prob": self.solarize_prob,
+            "solarize_threshold": self.solarize_threshold,
+        }
+        for name, value in shares.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"ViewSpec: {name} lies in [0, 1], not {value}")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"ViewSpec: interpolation is 'bilinear' or 'bicubic', not {self.interpolation!r}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        if isinstance(self.size, int):
+            return self.size, self.size
+        height, width = self.size
+        return height, width
