@@ -1,0 +1,197 @@
+"""The whole multi-crop: what it returns, that a sample's views depend on its key alone, and what it refuses."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from glpretrain import keys as rng
+from glpretrain.data.views import MultiCrop, ViewSpec
+
+COLOURS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "grayscale_prob": 0.2}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+B = 11
+
+
+def dino(size: int | tuple[int, int] = 24) -> MultiCrop:
+    return MultiCrop(
+        [
+            ViewSpec(size, (0.4, 1.0), blur_prob=1.0, **COLOURS),
+            ViewSpec(size, (0.4, 1.0), blur_prob=0.1, solarize_prob=0.2, **COLOURS),
+        ],
+        [ViewSpec(16, (0.05, 0.4), count=3, blur_prob=0.5, **COLOURS)],
+    )
+
+
+def inputs(channels: int = 3) -> dict:
+    ramp = torch.arange(B * channels * 32 * 32, dtype=torch.float64)
+    source = (127.5 + 127.5 * torch.sin(ramp**1.2)).round().to(torch.uint8).reshape(B, channels, 32, 32)
+    return {
+        "images": source,
+        "aspect": torch.linspace(0.5, 2.0, B),
+        "keys": rng.make(seed=3, epoch=2, index=torch.arange(B)),
+    }
+
+
+def plain(size: int = 24, **settings) -> ViewSpec:
+    return ViewSpec(size, (0.2, 1.0), **settings)
+
+
+def test_shapes_and_types_of_the_views():
+    views = dino((24, 40))(**inputs(), mean=MEAN, std=STD, regions=torch.zeros(B, 32, 32, dtype=torch.int64))
+    assert views.global_views.shape == (2, B, 3, 24, 40)
+    assert views.local_views.shape == (3, B, 3, 16, 16)
+    assert views.regions.shape == (2, B, 24, 40)
+    assert views.regions.dtype == torch.int64
+    assert views.boxes.shape == (5, B, 5)
+    assert views.global_views.dtype == views.local_views.dtype == views.boxes.dtype == torch.float32
+    assert (dino().num_global_views, dino().num_local_views) == (2, 3)
+
+
+def test_without_locals_and_regions_there_are_none():
+    views = MultiCrop([plain(count=2)])(**inputs(), mean=MEAN, std=STD)
+    assert views.local_views is None
+    assert views.regions is None
+    assert views.boxes.shape == (2, B, 5)
+
+
+def test_views_of_a_sample_do_not_depend_on_its_batch():
+    batch = inputs()
+    whole = dino()(**batch, mean=MEAN, std=STD)
+    for i in range(B):
+        alone = dino()(**{name: value[i : i + 1] for name, value in batch.items()}, mean=MEAN, std=STD)
+        torch.testing.assert_close(alone.boxes, whole.boxes[:, i : i + 1], rtol=0, atol=0)
+        # A matrix product may add in another order for another batch size; divided by std that is 5e-7 of a level.
+        torch.testing.assert_close(alone.global_views, whole.global_views[:, i : i + 1], rtol=0, atol=2e-5)
+        torch.testing.assert_close(alone.local_views, whole.local_views[:, i : i + 1], rtol=0, atol=2e-5)
+
+
+def test_same_keys_give_the_same_views_and_other_keys_others():
+    batch = inputs()
+    first = dino()(**batch, mean=MEAN, std=STD)
+    torch.manual_seed(5)  # the global generator has no say
+    again = dino()(**batch, mean=MEAN, std=STD)
+    assert torch.equal(first.global_views, again.global_views)
+    assert torch.equal(first.local_views, again.local_views)
+    other = dino()(**{**batch, "keys": batch["keys"] + 1}, mean=MEAN, std=STD)
+    assert not (first.boxes[..., :4] == other.boxes[..., :4]).flatten(2).any(2).all()
+
+
+def test_no_two_views_of_an_item_are_alike():
+    views = MultiCrop([plain(count=3)], [plain(16, count=2)])(**inputs(), mean=MEAN, std=STD)
+    for i in range(B):
+        assert len({tuple(box) for box in views.boxes[:, i, :4].tolist()}) == 5
+
+
+def test_adding_a_view_leaves_the_others_as_they_were():
+    batch = inputs()
+    small = MultiCrop([plain(count=2)], [plain(16)])(**batch, mean=MEAN, std=STD)
+    large = MultiCrop([plain(count=3)], [plain(16), plain(16)])(**batch, mean=MEAN, std=STD)
+    assert torch.equal(small.global_views, large.global_views[:2])
+    assert torch.equal(small.local_views, large.local_views[:1])
+
+
+def test_equal_views_are_the_same_written_once_or_twice():
+    batch = inputs()
+    counted = MultiCrop([plain(count=2, **COLOURS)])(**batch, mean=MEAN, std=STD)
+    written = MultiCrop([plain(**COLOURS), plain(**COLOURS)])(**batch, mean=MEAN, std=STD)
+    torch.testing.assert_close(counted.global_views, written.global_views, rtol=0, atol=2e-5)  # as for another batch size
+    assert torch.equal(counted.boxes, written.boxes)
+
+
+def test_regions_move_with_the_image():
+    # The image is a picture of its region map: large squares, each of one value.
+    cells = (torch.arange(32).div(8, rounding_mode="floor")[:, None] * 4 + torch.arange(32).div(8, rounding_mode="floor")) * 16
+    regions = cells.expand(B, 32, 32).contiguous()
+    batch = {**inputs(), "images": regions.unsqueeze(1).expand(-1, 3, -1, -1).to(torch.uint8)}
+    crops = MultiCrop([plain(64, count=2, interpolation="bilinear")])
+    views = crops(**batch, mean=(0.0,) * 3, std=(1 / 255,) * 3, regions=regions)
+    same = (views.global_views[:, :, 0] - views.regions).abs() < 0.5
+    assert same.float().mean() > 0.75  # pixels at the edges of the squares are blends
+    for view, box in zip(views.regions.flatten(0, 1), views.boxes.flatten(0, 1), strict=True):
+        x0, y0, x1, y1, flip = box.tolist()
+        row, column = 20, 50
+        share = (column + 0.5) / 64
+        x = x0 + (x1 - x0) * (1 - share if flip else share)
+        y = y0 + (y1 - y0) * (row + 0.5) / 64
+        assert view[row, column] == (math.floor(y * 4) * 4 + math.floor(x * 4)) * 16
+
+
+def test_bytes_and_floats_give_the_same_views():
+    batch = inputs()
+    as_floats = {**batch, "images": batch["images"].float() / 255}
+    assert torch.equal(dino()(**batch, mean=MEAN, std=STD).global_views, dino()(**as_floats, mean=MEAN, std=STD).global_views)
+
+
+def test_normalisation_is_per_channel():
+    batch = {**inputs(), "images": torch.tensor([0.25, 0.5, 0.75]).view(1, 3, 1, 1).expand(B, 3, 32, 32)}
+    views = MultiCrop([plain()])(**batch, mean=(0.25, 0.25, 0.25), std=(1.0, 0.5, 0.25))
+    torch.testing.assert_close(views.global_views.mean(dim=(0, 1, 3, 4)), torch.tensor([0.0, 0.5, 2.0]), rtol=0, atol=1e-5)
+
+
+def test_autocast_does_not_reach_the_views():
+    batch = inputs()
+    outside = dino()(**batch, mean=MEAN, std=STD)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = dino()(**batch, mean=MEAN, std=STD)
+    assert torch.equal(outside.global_views, inside.global_views)
+
+
+def test_nothing_waits_for_the_device():
+    # A fake tensor has no values: whatever asks for one, or for a shape that depends on one, raises.
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        batch = {name: mode.from_tensor(value) for name, value in inputs().items()}
+        regions = torch.zeros(B, 32, 32, dtype=torch.int64)
+        views = dino()(**batch, mean=MEAN, std=STD, regions=regions)
+    assert views.local_views.shape == (3, B, 3, 16, 16)
+
+
+def test_other_channels_are_refused_only_where_rgb_is_needed():
+    batch = inputs(channels=5)
+    with pytest.raises(ValueError, match=r"saturation=0\.2 needs RGB items, but these have 5 channels; set saturation to 0"):
+        dino()(**batch, mean=(0.5,) * 5, std=(0.2,) * 5)
+    views = MultiCrop([plain(brightness=0.4, contrast=0.4, blur_prob=0.5)])(**batch, mean=(0.5,) * 5, std=(0.2,) * 5)
+    assert views.global_views.shape == (1, B, 5, 24, 24)
+
+
+def test_wrong_statistics_and_regions_are_refused():
+    with pytest.raises(ValueError, match="std has 2 numbers, but the items have 3 channels"):
+        dino()(**inputs(), mean=MEAN, std=(0.5, 0.5))
+    with pytest.raises(ValueError, match=r"regions are \(11, 16, 16\), but the items are \(11, 32, 32\)"):
+        dino()(**inputs(), mean=MEAN, std=STD, regions=torch.zeros(B, 16, 16, dtype=torch.int64))
+
+
+def test_views_that_cannot_be_stacked_are_refused():
+    with pytest.raises(ValueError, match=r"local_views have sizes \[\(16, 16\), \(24, 24\)\]"):
+        MultiCrop([plain()], [plain(16), plain(24)])
+    with pytest.raises(ValueError, match="global_views is empty"):
+        MultiCrop([])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", 0),
+        ("size", (16,)),
+        ("scale", (0.0, 1.0)),
+        ("scale", (0.5, 0.2)),
+        ("scale", (0.5, 1.2)),
+        ("ratio", (-1.0, 1.0)),
+        ("count", 0),
+        ("flip", 1.5),
+        ("brightness", -0.1),
+        ("hue", 0.6),
+        ("jitter_prob", -0.5),
+        ("grayscale_prob", 2.0),
+        ("blur_prob", 2.0),
+        ("blur_sigma", (0.0, 1.0)),
+        ("solarize_prob", 2.0),
+        ("solarize_threshold", 128.0),
+        ("interpolation", "nearest"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"ViewSpec: {field} "):
+        dataclasses.replace(plain(), **{field: value})
