@@ -5,7 +5,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 __all__ = ["Run", "fit", "load_backbone"]
 
-_HOMES = {"fit": "glpretrain.cli", "Run": "glpretrain.runs", "load_backbone": "glpretrain.backbones"}
+_HOMES = {"fit": "glpretrain.cli.training", "Run": "glpretrain.runs", "load_backbone": "glpretrain.backbones"}
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,52 @@
+"""Where numbers go: metrics.csv in the run folder, and wandb, which must never hold up a run or fail it.
+
+Left out: what is logged (methods and the other callbacks).
+"""
+
+import logging
+import netrc
+import os
+from pathlib import Path
+
+import wandb
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+_log = logging.getLogger(__name__)
+_INIT_SECONDS = 60.0
+
+
+def default_loggers(folder: Path, *, recipe: str) -> list[Logger]:
+    """CSV and wandb for one run; for the first process only, before anything else is written into the folder."""
+    table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)
+    _ = table.experiment  # now, because on a folder that is not empty Lightning warns that it will be cleared
+    loggers: list[Logger] = [table]
+    online = _wandb_logger(folder, recipe)
+    return loggers if online is None else [*loggers, online]
+
+
+def wandb_mode() -> str:
+    """`WANDB_MODE` where the user sets it; else online for who is logged in and offline for who is not."""
+    if "WANDB_MODE" in os.environ:
+        return os.environ["WANDB_MODE"]
+    return "online" if os.environ.get("WANDB_API_KEY") or _in_netrc("api.wandb.ai") else "offline"
+
+
+def _in_netrc(host: str) -> bool:
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _wandb_logger(folder: Path, recipe: str) -> WandbLogger | None:
+    mode = wandb_mode()
+    if mode == "disabled":
+        return None
+    settings = wandb.Settings(mode=mode, silent=True, console="off", init_timeout=_INIT_SECONDS)
+    try:
+        run = wandb.init(project="glpretrain", name=f"{recipe}/{folder.name}", dir=folder, settings=settings)
+    except (wandb.errors.Error, OSError) as error:
+        _log.warning("wandb: not used in this run (%s); metrics.csv has the same numbers", " ".join(str(error).split()))
+        return None
+    return WandbLogger(experiment=run, save_dir=folder)

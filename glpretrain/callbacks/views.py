@@ -1,0 +1,89 @@
+"""A picture of the first batch as the method sees it: look at it before you wait for a run.
+
+Left out: pictures of features (`glpretrain.inspect`).
+"""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor
+
+from glpretrain.encoders.base import Encoder
+from glpretrain.types import Batch, EncoderCard
+
+_DIMMED = 0.2  # what is left of a hidden pixel's brightness
+
+
+class LogViews(pl.Callback):
+    """Saves a grid of the first batch's views: one row per item; its global views, what is hidden of them, corrupted and local views.
+
+    Args:
+        path: of the PNG.
+        num_items: rows.
+    """
+
+    def __init__(self, path: Path, *, num_items: int = 6) -> None:
+        self.path = path
+        self.num_items = num_items
+        self._saved = False
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Save the picture of the first batch."""
+        if self._saved or not trainer.is_global_zero:
+            return
+        self._saved = True
+        save_grid(columns(batch, pl_module.encoder, num_items=self.num_items), self.path)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("views", [str(self.path)])
+
+
+def columns(batch: Batch, encoder: Encoder, *, num_items: int) -> dict[str, Tensor]:
+    """The pictures of a batch by title, each Float[B H W 3] in [0, 1] with B at most `num_items`."""
+    shown: dict[str, Tensor] = {}
+    for g, view in enumerate(batch.global_views[:, :num_items]):
+        picture = unnormalise(view, encoder.card)
+        shown[f"global {g + 1}"] = picture
+        if batch.mask is not None:
+            hidden = batch.mask[g, :num_items]  # [B N]
+            rows, columns = encoder.grid(view.shape[1:])
+            cells = hidden.unflatten(1, (rows, columns)).repeat_interleave(picture.shape[1] // rows, 1)
+            shown[f"hidden {g + 1}"] = _dim(picture, cells.repeat_interleave(picture.shape[2] // columns, 2))
+        if batch.corrupted_views is not None:
+            shown[f"replaced {g + 1}"] = _dim(picture, batch.corruption[g, :num_items])
+            shown[f"corrupted {g + 1}"] = unnormalise(batch.corrupted_views[g, :num_items], encoder.card)
+    if batch.local_views is not None:
+        for number, view in enumerate(batch.local_views[:, :num_items]):
+            shown[f"local {number + 1}"] = unnormalise(view, encoder.card)
+    return shown
+
+
+def unnormalise(items: Tensor, card: EncoderCard) -> Tensor:
+    """Float[B C H W] as the encoder gets it, to Float[B H W 3] in [0, 1]; of more than three channels the first three."""
+    mean, std = (torch.tensor(values, device=items.device)[:, None, None] for values in (card.mean, card.std))
+    picture = (items.float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).cpu()  # [B H W C]
+    return picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1].expand(*picture.shape[:-1], 3)
+
+
+def _dim(picture: Tensor, hidden: Tensor) -> Tensor:
+    """Darken the pixels of Bool[B H W]."""
+    return torch.where(hidden.cpu()[..., None], picture * _DIMMED, picture)
+
+
+def save_grid(shown: dict[str, Tensor], path: Path) -> None:
+    """Write pictures, Float[B H W 3] by title, as a PNG with one column per title."""
+    num_rows = len(next(iter(shown.values())))
+    figure = Figure(figsize=(1.15 * len(shown), 1.15 * num_rows + 0.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(num_rows, len(shown), squeeze=False)
+    for column, (title, pictures) in enumerate(shown.items()):
+        axes[0, column].set_title(title, fontsize=8)
+        for row, picture in enumerate(pictures):
+            axes[row, column].imshow(picture.numpy(), interpolation="nearest")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,164 @@
+"""The command line: one verb per thing that a person wants done. A mistake costs one line and a non-zero exit.
+
+Left out: what the verbs do. Each imports its own part when it is called, so that `--help` answers at once.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+_TRACEBACK = "GLPRETRAIN_TRACEBACK"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, like every other mistake: argparse would print the usage as well."""
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def _parser(verb: str, description: str, epilog: str | None = None) -> _Parser:
+    return _Parser(
+        prog=f"glpretrain {verb}",
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _pretrain(arguments: Sequence[str]) -> None:
+    """train a recipe by name, evaluate before and after, export"""
+    parser = _parser(
+        "pretrain",
+        "Train a recipe. Everything lands in runs/<recipe>/<time>/; runs/<recipe>/latest points at it.",
+        "Any other argument overrides the recipe, as in\n"
+        "  glpretrain pretrain mmc --trainer.max_steps 100 --model.init_args.lr.base 1e-3\n"
+        "`glpretrain fit --help` lists what there is.",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a name below recipes/ (mmc, paper/...) or the path of a yaml file")
+    parser.add_argument("--data", metavar="DIR", help="train on this folder of images instead of the recipe's data")
+    parser.add_argument("--masks", metavar="DIR", help="score segmentation on this folder: images/ beside masks/")
+    known, overrides = parser.parse_known_args(arguments)
+    from glpretrain.cli.training import pretrain
+
+    pretrain(known.recipe, data=known.data, masks=known.masks, overrides=overrides)
+
+
+def _fit(arguments: Sequence[str]) -> None:
+    """train from --config FILE and any number of overrides (LightningCLI)"""
+    from glpretrain.cli.training import train
+
+    train(arguments)
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
+    """score an exported backbone: k-NN, linear probe, prompt segmentation"""
+    parser = _parser("evaluate", "Score an exported backbone and append one JSON line per score to a file.")
+    parser.add_argument("backbone", metavar="BACKBONE", help="folder written by a run or by `glpretrain export`")
+    parser.add_argument("--data", metavar="DIR", help="class folders divided into train/ and val/ (embedded scenes when left out)")
+    parser.add_argument("--masks", metavar="DIR", help="images/ beside masks/ (embedded scenes when left out)")
+    parser.add_argument("--out", metavar="FILE", type=Path, default=Path("results.jsonl"), help="appended to (%(default)s)")
+    known = parser.parse_args(arguments)
+    from glpretrain.cli.scoring import evaluate
+
+    lines = evaluate(known.backbone, data=known.data, masks=known.masks)
+    with known.out.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    for line in lines:
+        print(f"{line['evaluator']:>8} {line['score']:<16} {line['value']:8.2f}  {line['measured_on']}")
+    print(f"appended to {known.out}")
+
+
+def _export(arguments: Sequence[str]) -> None:
+    """write the backbone of a training checkpoint to a folder"""
+    parser = _parser("export", "Write the encoder of a checkpoint as model.safetensors with its card; timm's local-dir: opens it too.")
+    parser.add_argument("checkpoint", metavar="CKPT", help="runs/<recipe>/<time>/checkpoints/last.ckpt")
+    parser.add_argument("out", metavar="OUT", help="a new or empty folder")
+    parser.add_argument("--licence", help="of the weights")
+    known = parser.parse_args(arguments)
+    from glpretrain.backbones import export_checkpoint
+
+    print(f"exported to {export_checkpoint(known.checkpoint, known.out, licence=known.licence)}")
+
+
+def _inspect(arguments: Sequence[str]) -> None:
+    """draw attention and patch-PCA maps of images"""
+    parser = _parser("inspect", "Draw, for every image, where each attention head of the last block looks and the PCA of its patches.")
+    parser.add_argument("backbone", metavar="BACKBONE", help="folder written by a run or by `glpretrain export`")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path)
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("inspected"), help="where the PNGs go (%(default)s)")
+    known = parser.parse_args(arguments)
+    from glpretrain.backbones import load_backbone
+    from glpretrain.inspect.maps import draw
+
+    for path in draw(load_backbone(known.backbone), known.images, out=known.out):
+        print(path)
+
+
+def _bench(arguments: Sequence[str]) -> None:
+    """time the operations that make views"""
+    parser = _parser("bench", "Time each operation that makes views, on this machine.")
+    parser.add_argument("what", choices=["views"])
+    parser.parse_known_args(arguments[:1])
+    from glpretrain.data.views.bench import main as bench_views
+
+    bench_views(arguments[1:])
+
+
+_VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "pretrain": _pretrain,
+    "fit": _fit,
+    "evaluate": _evaluate,
+    "export": _export,
+    "inspect": _inspect,
+    "bench": _bench,
+}
+
+
+def _help() -> str:
+    from glpretrain.runs import recipe_names
+
+    verbs = "\n".join(f"  {name:<9} {verb.__doc__}" for name, verb in _VERBS.items())
+    return (
+        f"usage: glpretrain VERB ...\n\nSelf-supervised pretraining with global and local objectives.\n\n{verbs}\n\n"
+        f"recipes: {', '.join(recipe_names())}\n"
+        "`glpretrain VERB --help` says more; "
+        f"{_TRACEBACK}=1 shows where an error came from.\n"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the console script.
+
+    Args:
+        arguments: `sys.argv[1:]` when left out.
+
+    Returns:
+        Exit status: 0, or 2 after a mistake that one line on stderr has named.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help(), end="")
+        return 0
+    try:
+        if arguments[0] not in _VERBS:
+            raise ValueError(f"there is no verb {arguments[0]!r}; accepted: {', '.join(_VERBS)}")
+        _VERBS[arguments[0]](arguments[1:])
+    except (ValueError, OSError, argparse.ArgumentError) as error:
+        if os.environ.get(_TRACEBACK):
+            raise
+        print(f"glpretrain: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, without the stack that a worker process or a parser wraps around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("Traceback" in line for line in lines):  # a DataLoader's worker sends its whole traceback as the message
+        lines = lines[-1:]
+    return " ".join(lines) or type(error).__name__

@@ -1,0 +1,223 @@
+"""A recipe becomes a run: parsed strictly, given the callbacks and loggers that every run has, trained, exported, summed up.
+
+Left out: the loop (Lightning's) and the mathematics (the method's). A recipe may bring callbacks or a logger of its own; a
+callback of the same class as a default one replaces it.
+"""
+
+import logging
+import os
+import platform
+import time
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities import rank_zero_only
+
+from glpretrain.backbones import export
+from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers
+from glpretrain.data.module import DataModule
+from glpretrain.methods.base import Method
+from glpretrain.runs import Run, find_recipe, new_folder, recipe_name, write_json
+
+_CHECKPOINT_EVERY = 1000  # steps; a run that is cut short loses no more
+_VERSIONS = ("glpretrain", "torch", "torchvision", "pytorch-lightning", "timm", "kornia")
+
+
+class Training(LightningCLI):
+    """Parses a recipe and its overrides, builds what they name, and trains.
+
+    Args:
+        arguments: of the command line, `--config FILE` among them.
+    """
+
+    model: Method
+    datamodule: DataModule
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.folder: Path | None = None  # None in every process but the first: only that one writes
+        super().__init__(
+            Method,
+            DataModule,
+            save_config_callback=None,
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            run=False,
+            parser_kwargs={"exit_on_error": False, "prog": "glpretrain fit", "description": "Train what --config FILE describes."},
+            args=list(arguments),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What a run has beyond the method, the data and the trainer."""
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to resume from")
+        parser.add_argument("--evaluate", type=bool, default=True, help="score the backbone before and after training")
+        parser.add_argument("--runs", type=str, default="runs", help="where run folders go")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse `args` whatever the interpreter was started with (Lightning warns when both are there)."""
+        self.config = parser.parse_args(args)
+        if not self.config.config:
+            raise ValueError("--config is missing; give the path of a recipe, or use `glpretrain pretrain RECIPE`")
+        checkpoint = self.config.ckpt_path
+        if checkpoint is not None and not Path(checkpoint).is_file():
+            raise ValueError(f"ckpt_path: {checkpoint} is not a file; accepted: a checkpoint (.ckpt) of the same method")
+
+    @property
+    def recipe(self) -> str:
+        """Name of what is trained."""
+        return recipe_name(Path(str(self.config.config[0])))
+
+    def instantiate_trainer(self, **kwargs: object) -> pl.Trainer:
+        """The trainer, with the callbacks and loggers of every run."""
+        given = self.config_init.trainer
+        if _is_first_process():
+            self.folder = new_folder(self.recipe, runs=Path(self.config.runs))
+            self.parser.save(self.config, self.folder / "config.yaml", skip_none=False)
+            kwargs["default_root_dir"] = str(self.folder)
+            if given.logger in (None, True):
+                kwargs["logger"] = default_loggers(self.folder, recipe=self.recipe)
+        elif given.logger in (None, True):
+            kwargs["logger"] = False
+        own = given.callbacks or []
+        kwargs["callbacks"] = [*own, *self._default_callbacks(given, own)]
+        return super().instantiate_trainer(**kwargs)
+
+    def _default_callbacks(self, given: Namespace, own: list[pl.Callback]) -> list[pl.Callback]:
+        evaluators = next((callback for callback in own if isinstance(callback, RunEvaluators)), None)
+        if evaluators is None and self.config.evaluate:
+            evaluators = RunEvaluators()
+        self.evaluators, self.throughput = evaluators, Throughput(evaluators=evaluators)
+        callbacks: list[pl.Callback] = [] if evaluators is None else [evaluators]
+        callbacks.append(self.throughput)
+        if given.enable_progress_bar is not False:
+            callbacks.append(RunProgress(self.throughput))
+        if self.folder is not None:
+            callbacks.append(LogViews(self.folder / "views.png"))
+        if given.enable_checkpointing is not False:
+            folder = None if self.folder is None else self.folder / "checkpoints"
+            callbacks.append(ModelCheckpoint(folder, filename="last", every_n_train_steps=_CHECKPOINT_EVERY, enable_version_counter=False))
+        return [callback for callback in callbacks if type(callback) not in [type(one) for one in own]]
+
+    def fit(self) -> Run:
+        """Train, save the last state, export the backbone and write results.json.
+
+        Returns:
+            The run, the same in every process.
+        """
+        if self.folder is not None:
+            print(f"run folder: {self.folder}", flush=True)
+        start = time.perf_counter()
+        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path)
+        seconds = time.perf_counter() - start
+        if self.trainer.interrupted:
+            raise KeyboardInterrupt
+        folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
+        if self.config.trainer.enable_checkpointing is not False:
+            self.trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+        if self.trainer.is_global_zero:
+            source = f"{type(self.model).__name__}, recipe {self.recipe}, {self.trainer.global_step} steps"
+            export(self.model.backbone(), folder / "backbone", source=source)
+            write_json(folder / "results.json", self._results(seconds))
+            print(f"results, checkpoint and backbone: {folder}", flush=True)
+        self.trainer.strategy.barrier("run folder")
+        return Run(folder)
+
+    def _results(self, seconds: float) -> dict[str, object]:
+        evaluators, card = self.evaluators, self.model.encoder.card
+        evaluation_seconds = 0.0 if evaluators is None else evaluators.seconds
+        return {
+            "recipe": self.recipe,
+            "method": type(self.model).__name__,
+            "seed": self.config.seed_everything,
+            "before": None if evaluators is None else evaluators.before,
+            "after": None if evaluators is None else evaluators.after,
+            "measured_on": {} if evaluators is None else evaluators.measured_on,
+            "data": self.datamodule.source.name,
+            "steps": self.trainer.global_step,
+            "images_seen": self.throughput.images_seen,
+            "seconds": seconds - evaluation_seconds,
+            "evaluation_seconds": evaluation_seconds,
+            "images_per_second": self.throughput.images_per_second,
+            "resumed_from": self.config.ckpt_path,
+            "encoder": card.to_json(),
+            "devices": self.trainer.world_size,
+            "precision": str(self.trainer.precision),
+            "device": torch.cuda.get_device_name() if self.trainer.strategy.root_device.type == "cuda" else "cpu",
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS},
+        }
+
+
+def _is_first_process() -> bool:
+    """Known before the trainer is: a launcher says it in the environment, and without one there is a single process so far."""
+    return rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def _quiet() -> None:
+    """Without Lightning's advertisements and its warnings about what is on purpose."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*already configured with model summary.*")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
+
+
+def train(arguments: Sequence[str]) -> Run:
+    """Train from the arguments of `glpretrain fit`."""
+    _quiet()
+    return Training(arguments).fit()
+
+
+def pretrain(recipe: str, *, data: str | None = None, masks: str | None = None, overrides: Sequence[str] = ()) -> Run:
+    """Train from the arguments of `glpretrain pretrain`.
+
+    Args:
+        recipe: name or path.
+        data: folder of images, instead of the recipe's source.
+        masks: folder of images with masks, instead of the recipe's.
+        overrides: further arguments of `glpretrain fit`.
+    """
+    arguments = ["--config", str(find_recipe(recipe))]
+    if data is not None:
+        arguments += ["--data.source", "glpretrain.data.ImageFolder", "--data.source.init_args.root", data]
+    if masks is not None:
+        arguments += ["--data.masked", "glpretrain.data.MaskedFolder", "--data.masked.init_args.root", masks]
+    return train([*arguments, *overrides])
+
+
+def fit(
+    recipe: str,
+    *,
+    data: str | Path | None = None,
+    masks: str | Path | None = None,
+    max_steps: int | None = None,
+    seed: int | None = None,
+    runs: str | Path = "runs",
+    overrides: Sequence[str] = (),
+) -> Run:
+    """Train a recipe from Python.
+
+    Args:
+        recipe: name below recipes/ or path of a yaml file.
+        data: folder of images, instead of the recipe's source.
+        masks: folder of images with masks, instead of the recipe's.
+        max_steps: optimizer steps, instead of the recipe's.
+        seed: instead of the recipe's.
+        runs: where run folders go.
+        overrides: further arguments as on the command line, such as `["--data.batch_size", "32"]`.
+
+    Raises:
+        ValueError: names what is wrong and what is accepted.
+    """
+    arguments = ["--runs", str(runs)]
+    if max_steps is not None:
+        arguments += ["--trainer.max_steps", str(max_steps)]
+    if seed is not None:
+        arguments += ["--seed_everything", str(seed)]
+    folders = {name: None if value is None else str(value) for name, value in (("data", data), ("masks", masks))}
+    return pretrain(recipe, **folders, overrides=[*arguments, *overrides])
