@@ -1,0 +1,1 @@
+"""Being here, this file lets tests in any folder import the helpers of this one (`golden`)."""
