@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import tifffile
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -58,10 +59,6 @@ def from_pil(opened: Image.Image, *, channels: int) -> Tensor:
 def _read_tiff(path: Path) -> np.ndarray:
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise ValueError("only .tif, .tiff and .npy hold other than 1 or 3 channels")
-    try:
-        import tifffile
-    except ImportError as error:
-        raise ImportError("images of other than 1 or 3 channels need tifffile: pip install 'glpretrain[tiff]'") from error
     return tifffile.imread(path)
 
 
@@ -121,12 +118,12 @@ class ImageFolder(Source):
         self._divided = self._division_folders()
         if split is not None and self._divided is None:
             raise ValueError(f"ImageFolder: split={split!r}, but {self.root} has no train/ beside val/ or test/; leave split out")
-        parts = [self.root]
+        folders = [self.root]
         if self._divided is not None:
-            parts = {"all": list(self._divided), "train": [self._divided[0]], "val": [self._divided[1]]}[split or "train"]
-        self._files = [(path, path.relative_to(part).parts) for part in parts for path in _find_images(part)]
+            folders = {"all": list(self._divided), "train": [self._divided[0]], "val": [self._divided[1]]}[split or "train"]
+        self._files = [(path, path.relative_to(folder).parts) for folder in folders for path in _find_images(folder)]
         if not self._files:
-            raise _nothing_found("ImageFolder", self.root if len(parts) > 1 else parts[0])
+            raise _nothing_found("ImageFolder", self.root if len(folders) > 1 else folders[0])
         inside = all(len(parts) > 1 for _, parts in self._files)
         names = sorted({parts[0] for _, parts in self._files}) if inside else []
         self._classes = names if len(names) > 1 else []

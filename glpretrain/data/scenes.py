@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 import skimage.data
 import torch
-from torch import Tensor
 
 from glpretrain import keys
 from glpretrain.data.base import Item, Source, checked_index
@@ -47,7 +46,11 @@ def _ellipse(ratio: float) -> _Radius:
 
 
 def _bar(ratio: float) -> _Radius:
-    return lambda angle: np.minimum(1 / np.maximum(np.abs(np.cos(angle)), 1e-3), ratio / np.maximum(np.abs(np.sin(angle)), 1e-3)) / np.hypot(1, ratio)
+    def radius(angle: np.ndarray) -> np.ndarray:
+        across, along = np.maximum(np.abs(np.cos(angle)), 1e-3), np.maximum(np.abs(np.sin(angle)), 1e-3)
+        return np.minimum(1 / across, ratio / along) / np.hypot(1, ratio)
+
+    return radius
 
 
 # class name: (photograph, silhouette, photograph's pixels that a unit of the scene shows)
@@ -170,7 +173,9 @@ def _render(draws: np.ndarray, size: tuple[int, int], split: str) -> tuple[np.nd
 
     ground = _GROUNDS[int(scene[0] * len(_GROUNDS))]
     base = 0.25 + 0.5 * scene[1:4]
-    pixels = _painted(_pyramid(ground, split), y, x, unit=unit, shown=_GROUND_UNIT, draws=scene[4:9], base=base, contrast=0.06 + 0.05 * scene[9])
+    pixels = _painted(
+        _pyramid(ground, split), y, x, unit=unit, shown=_GROUND_UNIT, draws=scene[4:9], base=base, contrast=0.06 + 0.05 * scene[9]
+    )
     instances = np.zeros(size, dtype=np.int64)
 
     # The main object comes last, so nothing covers it; the others are smaller.
