@@ -60,12 +60,15 @@ class Training(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to resume from")
         parser.add_argument("--evaluate", type=bool, default=True, help="score the backbone before and after training")
         parser.add_argument("--runs", type=str, default="runs", help="where run folders go")
+        parser.link_arguments("seed_everything", "data.seed")  # one seed: weights, order, views and masks
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse `args` whatever the interpreter was started with (Lightning warns when both are there)."""
         self.config = parser.parse_args(args)
         if not self.config.config:
             raise ValueError("--config is missing; give the path of a recipe, or use `glpretrain pretrain RECIPE`")
+        if isinstance(self.config.seed_everything, bool):
+            raise ValueError(f"seed_everything: a whole number is needed, not {self.config.seed_everything}")
         checkpoint = self.config.ckpt_path
         if checkpoint is not None and not Path(checkpoint).is_file():
             raise ValueError(f"ckpt_path: {checkpoint} is not a file; accepted: a checkpoint (.ckpt) of the same method")
