@@ -36,7 +36,10 @@ def build(card: EncoderCard) -> "Encoder":
 
 
 class Encoder(nn.Module, ABC):
-    """Items to one `cls` and N `patches` each. Construction reads no file and runs no forward pass."""
+    """Items to one `cls` and N `patches` each. Construction reads no file and runs no forward pass.
+
+    A registered builder takes `licence` and `source` beside its own arguments and puts both on the card.
+    """
 
     @property
     @abstractmethod
@@ -143,7 +146,9 @@ def encode_list(
     masks = [None] * len(items) if mask is None else list(mask)
     if isinstance(mask, Tensor) or len(masks) != len(items):
         given = "one tensor" if isinstance(mask, Tensor) else f"{len(masks)} masks"
-        raise ValueError(f"encoder: {given} for a list of {len(items)} tensors of items; accepted: a list as long, None where nothing is hidden")
+        raise ValueError(
+            f"encoder: {given} for a list of {len(items)} tensors of items; accepted: a list as long, None where nothing is hidden"
+        )
     groups: dict[tuple[int, ...], list[int]] = {}
     for position, views in enumerate(items):
         # Masked and unmasked views stay apart: only then is a view without a mask never asked for a mask token.

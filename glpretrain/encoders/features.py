@@ -54,7 +54,7 @@ class FeatureMap(Encoder):
         super().__init__()
         if not timm.is_model(name) or not is_model_in_modules(name, FEATURE_MAP_MODULES):
             raise ValueError(
-                f"FeatureMap: name={name!r} is no such model of timm; accepted: models of {', '.join(FEATURE_MAP_MODULES)} (see timm.list_models)"
+                f"FeatureMap: name={name!r} given; accepted: models of timm's {', '.join(FEATURE_MAP_MODULES)} (see timm.list_models)"
             )
         height, width = pair(img_size)
         timm_args: dict[str, str | int | float | bool | list[int]] = {
@@ -127,7 +127,9 @@ class FeatureMap(Encoder):
         for length in size:
             if length % cell or length == 0:
                 nearest = sorted({max(length // cell, 1) * cell, (length // cell + 1) * cell})
-                raise ValueError(f"{name}: size {tuple(size)} does not divide by its cells of {cell} pixels; nearest accepted to {length}: {nearest}")
+                raise ValueError(
+                    f"{name}: size {tuple(size)} does not divide by its cells of {cell} pixels; nearest accepted to {length}: {nearest}"
+                )
         return size[0] // cell, size[1] // cell
 
     def forward(

@@ -65,7 +65,9 @@ class ViT(Encoder):
     ) -> None:
         super().__init__()
         if not timm.is_model(name) or not is_model_in_modules(name, VIT_MODULES):
-            raise ValueError(f"ViT: name={name!r} is not a plain ViT of timm; accepted: models of {', '.join(VIT_MODULES)} (see timm.list_models)")
+            raise ValueError(
+                f"ViT: name={name!r} given; accepted: models of timm's {', '.join(VIT_MODULES)} (see timm.list_models)"
+            )
         self._fixed_size = is_model_in_modules(name, _FIXED_SIZE_MODULES)
         height, width = pair(img_size)
         # No pooling: timm then keeps the final norm on the tokens and builds no pooling head that would never get a gradient.
@@ -152,7 +154,8 @@ class ViT(Encoder):
             if length % patch or length == 0:
                 nearest = sorted({max(length // patch, 1) * patch, (length // patch + 1) * patch})
                 raise ValueError(
-                    f"{name}: {('height', 'width')[axis]} {length} does not divide by the patch of {patch} pixels; nearest accepted: {nearest}"
+                    f"{name}: {('height', 'width')[axis]} {length} does not divide by the patch of {patch} pixels; "
+                    f"nearest accepted: {nearest}"
                 )
         rows, columns = (length // patch for length, patch in zip(size, self._card.patch_size, strict=True))
         return rows, columns
@@ -200,7 +203,9 @@ class ViT(Encoder):
         if self.mask_token is None:
             raise ValueError("ViT: a mask was given but there is no mask token; call add_mask_token() first")
         if mask.dtype != torch.bool or mask.shape != (tokens.shape[0], count):
-            raise ValueError(f"ViT: mask is {mask.dtype} of shape {tuple(mask.shape)}; accepted: bool of shape ({tokens.shape[0]}, {count})")
+            raise ValueError(
+                f"ViT: mask is {mask.dtype} of shape {tuple(mask.shape)}; accepted: bool of shape ({tokens.shape[0]}, {count})"
+            )
         hidden = mask.reshape(tokens.shape[:-1]).unsqueeze(-1)
         return torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
 
@@ -231,7 +236,9 @@ class ViT(Encoder):
     def require_keep(self) -> None:
         """Every ViT drops tokens, except those with relative positions over the whole grid."""
         if self._fixed_size:
-            raise ValueError(f"{self._card.arguments['name']} cannot drop tokens: its relative positions span the whole grid; choose another ViT")
+            raise ValueError(
+                f"{self._card.arguments['name']} cannot drop tokens: its relative positions span the whole grid; choose another ViT"
+            )
 
     def layer_of(self, name: str) -> int:
         """0 for the embedding, i + 1 for block i, `num_layers` + 1 for the final norm."""

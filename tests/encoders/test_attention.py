@@ -1,0 +1,113 @@
+"""Attention maps: the softmax that the block really used."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from glpretrain.encoders import FeatureMap, ViT
+from glpretrain.encoders.attention import attention_maps, cls_attention
+
+
+def image(*shape):
+    """Float[*shape] from a formula."""
+    return torch.sin(torch.arange(torch.Size(shape).numel(), dtype=torch.float32) * 0.37).reshape(shape)
+
+
+def small(name, **changes):
+    encoder = ViT(name, **{"img_size": (24, 40), "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, **changes}).eval()
+    with torch.no_grad():
+        for index, parameter in enumerate(encoder.parameters()):
+            parameter.add_(0.2 * torch.sin(torch.arange(parameter.numel()).reshape(parameter.shape) * 0.7 + index))
+    return encoder
+
+
+def values_of(attention, tokens):
+    """Float[B heads T d]: v, computed from timm's parameters by hand."""
+    if attention.qkv is None:
+        values = attention.v_proj(tokens)
+    else:
+        fused = F.linear(tokens, attention.qkv.weight, attention.qkv.bias)
+        values = fused[..., 2 * fused.shape[-1] // 3 :]
+        if "v_bias" in dict(attention.named_parameters()) and attention.v_bias is not None:
+            values = values + attention.v_bias
+    return values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+
+FAMILIES = [
+    "vit_tiny_patch16_224",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_medium_patch16_gap_240",
+    "deit_tiny_distilled_patch16_224",
+    "eva02_tiny_patch14_224",
+    "vit_small_patch16_rope_224",
+    "vit_small_patch16_rope_mixed_224",
+    "vit_small_patch16_dinov3",
+    "beit_base_patch16_224",
+    "vit_relpos_small_patch16_224",
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("block", [0, -1])
+def test_the_map_applied_to_the_values_gives_the_output_of_the_attention(name, block):
+    encoder = small(name)
+    items = image(2, 3, 24, 40)
+    attention = encoder.model.blocks[block].attn
+    seen = {}
+    hook = attention.register_forward_hook(lambda module, args, output: seen.update(tokens=args[0], output=output))
+    maps = attention_maps(encoder, items, block=block)
+    hook.remove()
+    tokens = encoder.num_prefix_tokens + 15
+    assert maps.shape == (2, 3, tokens, tokens)
+    mixed = (maps @ values_of(attention, seen["tokens"])).transpose(1, 2).flatten(2)
+    if name.startswith("eva02"):
+        mixed = attention.norm(mixed)
+    # Sums of some 17 products in float32, in another order than the fused kernel's.
+    torch.testing.assert_close(attention.proj(mixed), seen["output"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_sum_to_one(name):
+    maps = attention_maps(small(name), image(2, 3, 24, 40), block=1)
+    torch.testing.assert_close(maps.sum(dim=-1), torch.ones(maps.shape[:-1]), rtol=0, atol=1e-6)
+    assert maps.min() >= 0
+
+
+def test_the_unfused_kernel_gives_the_same_map():
+    encoder = small("vit_tiny_patch16_224")
+    items = image(2, 3, 24, 40)
+    fused = attention_maps(encoder, items)
+    encoder.model.blocks[-1].attn.fused_attn = False
+    torch.testing.assert_close(attention_maps(encoder, items), fused, rtol=0, atol=1e-6)
+
+
+def test_looking_changes_nothing():
+    encoder = small("vit_tiny_patch16_224")
+    items = image(2, 3, 24, 40)
+    before = encoder(items).patches
+    attention_maps(encoder, items)
+    assert torch.equal(encoder(items).patches, before)
+    assert not encoder.model.blocks[-1]._forward_hooks and not encoder.model.blocks[-1]._forward_pre_hooks
+
+
+def test_attention_of_the_class_token_leaves_registers_out():
+    encoder = small("vit_small_patch14_reg4_dinov2")
+    assert encoder.num_prefix_tokens == 5
+    items = image(2, 3, 24, 40)
+    maps, to_patches = attention_maps(encoder, items), cls_attention(encoder, items)
+    assert to_patches.shape == (2, 3, 3, 5)
+    assert torch.equal(to_patches[:, :, 1, 2], maps[:, :, 0, 5 + 7])
+
+
+def test_what_has_no_map_is_refused_by_name():
+    items = image(1, 3, 24, 40)
+    with pytest.raises(ValueError, match="resnet18 given; accepted: a ViT"):
+        attention_maps(FeatureMap("resnet18", img_size=64), items)
+    with pytest.raises(ValueError, match="vit_medium_patch16_gap_240 has no class token"):
+        cls_attention(small("vit_medium_patch16_gap_240"), items)
+    with pytest.raises(ValueError, match="block=3; accepted: -3 to 2"):
+        attention_maps(small("vit_tiny_patch16_224"), items, block=3)
+    with pytest.raises(ValueError, match="training mode"):
+        attention_maps(small("vit_tiny_patch16_224").train(), items)
+    with pytest.raises(ValueError, match=r"ParallelThingsBlock of vit_small_patch16_18x2_224 has 2 attention maps"):
+        attention_maps(small("vit_small_patch16_18x2_224"), items)
