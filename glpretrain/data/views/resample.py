@@ -3,6 +3,7 @@
 The weights are those of torch's `interpolate(antialias=True)` on the cut-out crop, so nothing outside the box leaks in.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -52,17 +53,24 @@ def axis_weights(
     Returns:
         Float[B size source], rows sum to 1.
     """
+    reach = 2.0 if interpolation == "bicubic" else 1.0
     stretch = ((end - start) * (source / size)).clamp_min(1.0).view(-1, 1, 1)  # widens the kernel when shrinking
-    pixel = torch.arange(source, device=start.device, dtype=torch.float32)
     centres = _centres(start, end, source=source, size=size, flip=flip).unsqueeze(-1)  # [B size 1]
+    # Few pixels of a row are not 0: only those are computed. A crop is at most the whole axis, which bounds their number.
+    taps = math.floor(2.0 * reach * max(source / size, 1.0)) + 2
+    first_tap = torch.floor(centres - reach * stretch)
+    pixel = first_tap + torch.arange(taps, device=start.device, dtype=torch.float32)  # [B size taps]
     distance = ((pixel + 0.5 - centres) / stretch).abs_()
     weights = _bicubic(distance) if interpolation == "bicubic" else _bilinear(distance)
     # A box on a pixel edge comes out of float32 a little beside it; it must not take in the neighbour.
-    first = torch.floor(source * start + 1e-3).view(-1, 1)
-    last = torch.ceil(source * end - 1e-3).view(-1, 1)
-    inside = (pixel >= first) & (pixel < last)  # [B source]
-    weights = weights.mul_(inside.unsqueeze(1))
-    return weights.div_(weights.sum(dim=-1, keepdim=True))
+    first = torch.floor(source * start + 1e-3).view(-1, 1, 1)
+    last = torch.ceil(source * end - 1e-3).view(-1, 1, 1)
+    weights = weights.mul_((pixel >= first) & (pixel < last))
+    weights = weights.div_(weights.sum(dim=-1, keepdim=True))
+    # With a margin on both sides every tap has a place of its own; those outside the source are 0 and cut off again.
+    dense = weights.new_zeros(len(start), size, source + 2 * taps)
+    dense.scatter_(2, pixel.to(torch.int64) + taps, weights)
+    return dense[:, :, taps:-taps]
 
 
 def separable(images: Tensor, *, rows: Tensor, columns: Tensor) -> Tensor:

@@ -1,0 +1,160 @@
+"""What each operation of a multi-crop costs, alone and on the device, beside torchvision's functions called per image.
+
+Left out: the table (the command line prints it) and what the workers do before.
+"""
+
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from glpretrain import keys as rng
+from glpretrain.data.views.boxes import random_boxes
+from glpretrain.data.views.colour import augment
+from glpretrain.data.views.multicrop import MultiCrop
+from glpretrain.data.views.resample import crop
+from glpretrain.data.views.spec import ViewSpec
+
+_REFERENCE_IMAGES = 8  # torchvision is timed on so many; its cost grows with their number
+
+
+_CROP = "crop, resize, flip"
+_PARTS_OF_JITTER = ("brightness", "contrast", "saturation", "hue")
+
+
+class Cost(NamedTuple):
+    """One operation, over all views of a batch that may have it."""
+
+    operation: str
+    milliseconds: float  # median on the device
+    share: float  # of the whole multi-crop
+    torchvision_milliseconds: float  # image by image on the CPU, on the expected number of images that the operation hits
+
+
+def _variants(spec: ViewSpec) -> dict[str, ViewSpec]:
+    """For every colour operation that is on, the same view with no other."""
+    jitter = {"brightness": spec.brightness, "contrast": spec.contrast, "saturation": spec.saturation, "hue": spec.hue}
+    others = {"grayscale_prob": spec.grayscale_prob, "blur_prob": spec.blur_prob, "solarize_prob": spec.solarize_prob}
+    bare = replace(spec, **dict.fromkeys((*jitter, *others), 0.0))
+    variants = {name: replace(bare, **{name: value}) for name, value in jitter.items()}
+    variants["jitter (all, in random order)"] = replace(bare, **jitter)
+    variants |= {name.removesuffix("_prob"): replace(bare, **{name: value}) for name, value in others.items()}
+    return {name: variant for name, variant in variants.items() if variant != bare}
+
+
+def _cut(items: Tensor, *, spec: ViewSpec, keys: Tensor, aspect: Tensor) -> Tensor:
+    """Float[(V B) C h w], as the multi-crop does it for keys Int[V B]."""
+    source = items.to(torch.float32) / 255.0
+    boxes = random_boxes(keys, aspect=aspect, scale=spec.scale, ratio=spec.ratio, flip=spec.flip)
+    return torch.cat([crop(source, boxes=box, size=spec.shape, interpolation=spec.interpolation) for box in boxes]).clamp_(0.0, 1.0)
+
+
+def _torchvision_cut(image: Tensor, *, spec: ViewSpec) -> Tensor:
+    """UInt8[C h w], a crop of average area."""
+    side = max(1, round(image.shape[-1] * math.sqrt(sum(spec.scale) / 2)))
+    return F.resized_crop(image, 0, 0, side, side, list(spec.shape), InterpolationMode(spec.interpolation), antialias=True)
+
+
+def _torchvision_colour(image: Tensor, *, spec: ViewSpec) -> Tensor:
+    """UInt8[C h w] with every operation that is on, at a middling strength."""
+    if spec.brightness > 0:
+        image = F.adjust_brightness(image, 1.0 + spec.brightness / 2)
+    if spec.contrast > 0:
+        image = F.adjust_contrast(image, 1.0 + spec.contrast / 2)
+    if spec.saturation > 0:
+        image = F.adjust_saturation(image, 1.0 + spec.saturation / 2)
+    if spec.hue > 0:
+        image = F.adjust_hue(image, spec.hue / 2)
+    if spec.grayscale_prob > 0:
+        image = F.rgb_to_grayscale(image, num_output_channels=3)
+    if spec.blur_prob > 0:
+        radius = min(math.ceil(3 * spec.blur_sigma[1]), min(spec.shape) - 1)
+        image = F.gaussian_blur(image, [2 * radius + 1] * 2, [sum(spec.blur_sigma) / 2] * 2)
+    if spec.solarize_prob > 0:
+        image = F.solarize(image, 255 * spec.solarize_threshold)
+    return image
+
+
+def _median_milliseconds(action: Callable[[], object], *, device: torch.device, repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):  # the first warms up and is not counted
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        start = time.perf_counter()
+        action()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[1:])
+
+
+def _torchvision_milliseconds(action: Callable[[Tensor], object], *, images: Tensor, repeats: int) -> float:
+    """Median for one image."""
+
+    def run() -> None:
+        for image in images:
+            action(image)
+
+    return _median_milliseconds(run, device=torch.device("cpu"), repeats=repeats) / len(images)
+
+
+@torch.no_grad()
+def bench_views(
+    *, batch_size: int, image_size: int, multicrop: MultiCrop, device: str | torch.device = "cpu", repeats: int = 10
+) -> list[Cost]:
+    """Time each operation alone and the multi-crop as a whole, on RGB items of texture.
+
+    Args:
+        batch_size: items B.
+        image_size: height and width that the workers hand over.
+        multicrop: the views to make.
+        device: where.
+        repeats: of every measurement; the median counts.
+
+    Returns:
+        One row per operation, then "everything". The parts do not add up to it: run alone, an operation runs without the
+        others' help or hindrance, and the rows of the jitter are also in its row as a whole.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+    for name, value in (("batch_size", batch_size), ("image_size", image_size), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"bench views: {name} is at least 1, not {value}")
+    device = torch.device(device)
+    ramp = torch.arange(batch_size * 3 * image_size * image_size, dtype=torch.float64)
+    items = (127.5 + 127.5 * torch.sin(ramp**1.2)).to(torch.uint8).reshape(batch_size, 3, image_size, image_size)
+    few = items[:_REFERENCE_IMAGES]
+    items = items.to(device)
+    aspect = torch.ones(batch_size, device=device)
+    keys = rng.make(seed=0, epoch=0, index=torch.arange(batch_size, device=device))
+
+    ours: defaultdict[str, float] = defaultdict(float)
+    theirs: defaultdict[str, float] = defaultdict(float)
+    for spec in (*multicrop.global_views, *multicrop.local_views):
+        view_keys = torch.stack([rng.fold(keys, number) for number in range(spec.count)])  # [V B]
+        cut = partial(_cut, items, spec=spec, keys=view_keys, aspect=aspect)
+        ours[_CROP] += _median_milliseconds(cut, device=device, repeats=repeats)
+        theirs[_CROP] += view_keys.numel() * _torchvision_milliseconds(partial(_torchvision_cut, spec=spec), images=few, repeats=repeats)
+        views = cut()
+        small = torch.stack([_torchvision_cut(image, spec=spec) for image in few])
+        for name, variant in _variants(spec).items():
+            colours = partial(augment, views, spec=variant, keys=view_keys.flatten())
+            ours[name] += _median_milliseconds(colours, device=device, repeats=repeats)
+            share = max(variant.grayscale_prob, variant.blur_prob, variant.solarize_prob) or variant.jitter_prob
+            per_image = _torchvision_milliseconds(partial(_torchvision_colour, spec=variant), images=small, repeats=repeats)
+            theirs[name] += share * view_keys.numel() * per_image
+
+    whole = partial(multicrop, items, aspect=aspect, keys=keys, mean=(0.5,) * 3, std=(0.25,) * 3)
+    total = _median_milliseconds(whole, device=device, repeats=repeats)
+    rows = [Cost(name, value, value / total, theirs[name]) for name, value in ours.items()]
+    return [*rows, Cost("everything", total, 1.0, sum(theirs[name] for name in theirs if name not in _PARTS_OF_JITTER))]

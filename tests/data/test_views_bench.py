@@ -1,0 +1,24 @@
+"""The bench: one row per operation that is on, and a whole that they are shares of."""
+
+import pytest
+
+from glpretrain.data.views import MultiCrop, ViewSpec
+from glpretrain.data.views.bench import bench_views
+
+
+def test_every_operation_that_is_on_has_a_row():
+    first, second = ViewSpec(16, (0.5, 1.0), brightness=0.4, hue=0.1), ViewSpec(16, (0.5, 1.0), blur_prob=0.5)
+    views = MultiCrop([first, second], [ViewSpec(8, (0.1, 0.4))])
+    rows = bench_views(batch_size=3, image_size=20, multicrop=views, repeats=1)
+    names = ["crop, resize, flip", "brightness", "hue", "jitter (all, in random order)", "blur", "everything"]
+    assert [row.operation for row in rows] == names
+    whole = rows[-1].milliseconds
+    for row in rows:
+        assert row.milliseconds > 0
+        assert row.torchvision_milliseconds > 0
+        assert row.share == row.milliseconds / whole
+
+
+def test_numbers_below_one_are_refused():
+    with pytest.raises(ValueError, match="bench views: repeats is at least 1, not 0"):
+        bench_views(batch_size=2, image_size=20, multicrop=MultiCrop([ViewSpec(16, (0.5, 1.0))]), repeats=0)
