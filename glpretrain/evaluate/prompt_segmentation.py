@@ -95,9 +95,7 @@ class PromptSegmentation(Evaluator):
         height, width = encoder.grid(evaluation_shape(encoder, self.image_size))
         objects: list[ObjectScore] = []
         pairs: list[PairSample] = []
-        batches = encode(
-            encoder, self.pixels, fit="stretch", image_size=self.image_size, batch_size=self.batch_size, bf16=self.bf16
-        )
+        batches = encode(encoder, self.pixels, fit="stretch", image_size=self.image_size, batch_size=self.batch_size, bf16=self.bf16)
         for batch, output in batches:
             if batch.instances is None:
                 raise ValueError(f"source {self.pixels.source.name!r}: an item among {batch.index.tolist()} has no mask")
@@ -170,13 +168,12 @@ def occupancy(mask: Tensor, grid: tuple[int, int]) -> Tensor:
 
     Args:
         mask: Bool[H W].
-        grid: patches along height and width, divisors of H and W.
+        grid: patches along height and width.
 
     Returns:
         Float[*grid].
     """
-    size = (mask.shape[0] // grid[0], mask.shape[1] // grid[1])
-    return functional.avg_pool2d(mask.float()[None], size)[0]
+    return functional.adaptive_avg_pool2d(mask.float()[None], grid)[0]
 
 
 def centre_patch(mask: Tensor, grid: tuple[int, int]) -> int:

@@ -35,10 +35,9 @@ def pair_sample(similarity: Tensor, insides: Tensor, *, usable: Tensor, index: i
     Returns:
         One sample, or none where a kind has no pair.
     """
-    num_patches = len(similarity)
-    above = torch.ones(num_patches, num_patches, dtype=torch.bool).triu(1)  # each intra pair once, none with itself
-    intra = torch.cat([similarity[inside[:, None] & inside[None, :] & above] for inside in insides])
-    inter = torch.cat([similarity[inside[:, None] & (~inside & usable)[None, :]] for inside in insides])
+    within = [similarity[inside][:, inside] for inside in insides]
+    intra = torch.cat([square[torch.ones_like(square, dtype=torch.bool).triu(1)] for square in within])  # each pair once, none with itself
+    inter = torch.cat([similarity[inside][:, ~inside & usable].flatten() for inside in insides])
     if len(intra) == 0 or len(inter) == 0:
         return []
     key = keys.make(seed=_PAIR_SEED, epoch=0, index=torch.tensor(index))
@@ -46,7 +45,8 @@ def pair_sample(similarity: Tensor, insides: Tensor, *, usable: Tensor, index: i
 
 
 def _thinned(values: Tensor, key: Tensor) -> Tensor:
-    return values if len(values) <= _MAX_PAIRS else values[keys.permutation(key, len(values))[:_MAX_PAIRS]]
+    # With replacement: a permutation of every pair of a fine grid would cost more than the encoder.
+    return values if len(values) <= _MAX_PAIRS else values[keys.integers(key, 0, len(values), _MAX_PAIRS)]
 
 
 def pair_scores(samples: list[PairSample]) -> dict[str, float]:

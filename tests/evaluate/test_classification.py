@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from glpretrain.evaluate import KNN, LinearProbe, Pixels, default_evaluators
 from glpretrain.evaluate.base import rate_interval
-from glpretrain.evaluate.features import LabelledFeatures, cls_features, encode
+from glpretrain.evaluate.features import LabelledFeatures, cls_features, encode, tracked
 from glpretrain.evaluate.knn import knn_predict
 from glpretrain.types import EncoderOutput
 from tests.evaluate.stubs import StubEncoder, label_of, labelled, masked, noise, position_of
@@ -167,6 +167,33 @@ def test_bad_input_is_named():
     nan = StubEncoder(lambda items: output(torch.full((len(items), 8), torch.nan)))
     with pytest.raises(ValueError, match="not finite"):
         KNN(small, small, k=(1,)).run(nan)
+
+
+def test_features_are_float32_and_close_under_bf16():
+    weight = torch.sin(torch.arange(8.0 * 8).reshape(8, 8))
+
+    def features(items: Tensor) -> EncoderOutput:
+        return output(noise(position_of(items), 8, seed=6) @ weight)
+
+    pixels = Pixels(labelled(labels(11), num_classes=NUM_CLASSES))
+    exact, rounded = cls_features(StubEncoder(features), pixels).cls, cls_features(StubEncoder(features), pixels, bf16=True).cls
+    assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
+    torch.testing.assert_close(exact, rounded, rtol=0, atol=0.06)  # 8 products of size 1 to 3, each rounded to 2**-8
+
+
+def test_the_bar_passes_every_element_on_and_stays_quiet_without_a_terminal(monkeypatch, capfd):
+    monkeypatch.setattr("glpretrain.evaluate.features._PATIENCE", 0.0)
+    assert list(tracked(range(7), description="counting")) == list(range(7))
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+    assert list(tracked(range(7), description="counting")) == list(range(7))
+    assert "counting" in capfd.readouterr().err
+
+
+def test_tiny_sets_are_scored_with_fewer_neighbours():
+    train = labelled(labels(11), num_classes=NUM_CLASSES)
+    knn = default_evaluators((train, train), masked([torch.zeros(4, 4, dtype=torch.long)]))["knn"]
+    assert {"accuracy", "k10"} <= set(knn.run(StubEncoder(truth)))
 
 
 def test_default_evaluators_are_named_as_their_keys():
