@@ -7,6 +7,7 @@ Nothing is ever unpickled on load, and Lightning is not needed.
 
 import json
 import pickle
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def export(encoder: Encoder, folder: str | Path, *, licence: str | None = None, 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CARD).write_text(json.dumps(card.to_json(), indent=2) + "\n")
-    if config := encoder.library_config():
+    if config := encoder.library_config(card):
         (folder / LIBRARY_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     return folder
 
@@ -77,22 +78,31 @@ def load_backbone(folder: str | Path) -> Encoder:
     for name in (CARD, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"load_backbone: {folder / name} is missing; found: {sorted(path.name for path in folder.iterdir())}")
-    try:
-        card = EncoderCard.from_json(json.loads((folder / CARD).read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"load_backbone: {folder / CARD} is not JSON: {error}") from error
+    encoder = build(_read_card(folder / CARD))
     try:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise ValueError(
             f"load_backbone: {folder / WEIGHTS} is no complete safetensors file ({error}); pickles are never opened"
         ) from error
-    encoder = build(card)
     try:
         encoder.load_backbone_state(weights)
     except ValueError as error:
         raise ValueError(f"load_backbone: {folder / WEIGHTS}: {error}") from error
     return encoder.eval()
+
+
+def _read_card(path: Path) -> EncoderCard:
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:  # what both a wrong encoding and wrong JSON raise
+        raise ValueError(f"load_backbone: {path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"load_backbone: {path} is not a JSON object but a {type(values).__name__}")
+    try:
+        return EncoderCard.from_json(values)
+    except ValueError as error:
+        raise ValueError(f"load_backbone: {path}: {error}") from error
 
 
 def export_checkpoint(checkpoint: str | Path, folder: str | Path, *, licence: str | None = None, source: str | None = None) -> Path:
@@ -116,10 +126,12 @@ def export_checkpoint(checkpoint: str | Path, folder: str | Path, *, licence: st
 def _encoder_of(checkpoint: Path) -> Encoder:
     if not checkpoint.is_file():
         raise ValueError(f"export: {checkpoint} is not a file; accepted: a checkpoint (.ckpt) of a training run")
+    if not zipfile.is_zipfile(checkpoint):  # what torch.save writes; a file cut short has lost its table of contents
+        raise ValueError(f"export: {checkpoint} cannot be read as a checkpoint: it is cut short or of another format")
     try:
         # Only tensors and plain values are read: a checkpoint from elsewhere cannot run code.
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError) as error:
         raise ValueError(f"export: {checkpoint} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or "encoder_card" not in content or "state_dict" not in content:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__

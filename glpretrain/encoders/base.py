@@ -1,5 +1,6 @@
 """The contract of an encoder, and the one registry: an exported backbone must be rebuilt from its card."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -28,11 +29,18 @@ def build(card: EncoderCard) -> "Encoder":
     """The architecture of a card, with fresh weights.
 
     Raises:
-        ValueError: no encoder of that name is registered.
+        ValueError: no encoder of that name is registered, or it does not take the card's arguments.
     """
     if card.encoder not in _BUILDERS:
         raise ValueError(f"encoder card: unknown encoder {card.encoder!r}; registered: {sorted(_BUILDERS)}")
-    return _BUILDERS[card.encoder](**card.arguments)
+    builder = _BUILDERS[card.encoder]
+    try:
+        inspect.signature(builder).bind(**card.arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"encoder card: arguments of {card.encoder}: {error}; accepted: {list(inspect.signature(builder).parameters)}"
+        ) from error
+    return builder(**card.arguments)
 
 
 class Encoder(nn.Module, ABC):
@@ -122,8 +130,12 @@ class Encoder(nn.Module, ABC):
             ValueError: names every missing, extra and mis-shaped tensor.
         """
 
-    def library_config(self) -> dict:
-        """The `config.json` with which the wrapped library opens an exported folder by itself; empty where it cannot."""
+    def library_config(self, card: EncoderCard) -> dict:
+        """The `config.json` with which the wrapped library opens an exported folder by itself; empty where it cannot.
+
+        Args:
+            card: the one that is written beside it.
+        """
         return {}
 
 

@@ -184,6 +184,6 @@ class FeatureMap(Encoder):
         """Inverse of `backbone_state`, strict."""
         load_strictly(self.model, state)
 
-    def library_config(self) -> dict:
+    def library_config(self, card: EncoderCard) -> dict:
         """What timm needs to open an exported folder."""
-        return timm_config(self._card, model_args=self._timm_args)
+        return timm_config(card, model_args=self._timm_args)

@@ -65,9 +65,7 @@ class ViT(Encoder):
     ) -> None:
         super().__init__()
         if not timm.is_model(name) or not is_model_in_modules(name, VIT_MODULES):
-            raise ValueError(
-                f"ViT: name={name!r} given; accepted: models of timm's {', '.join(VIT_MODULES)} (see timm.list_models)"
-            )
+            raise ValueError(f"ViT: name={name!r} given; accepted: models of timm's {', '.join(VIT_MODULES)} (see timm.list_models)")
         self._fixed_size = is_model_in_modules(name, _FIXED_SIZE_MODULES)
         height, width = pair(img_size)
         # No pooling: timm then keeps the final norm on the tokens and builds no pooling head that would never get a gradient.
@@ -259,9 +257,9 @@ class ViT(Encoder):
         """Inverse of `backbone_state`, strict."""
         load_strictly(self.model, state)
 
-    def library_config(self) -> dict:
+    def library_config(self, card: EncoderCard) -> dict:
         """What timm needs to open an exported folder."""
-        return timm_config(self._card, model_args=self._timm_args)
+        return timm_config(card, model_args=self._timm_args)
 
 
 def _gather_rope(rope: Tensor, keep: Tensor) -> Tensor:
