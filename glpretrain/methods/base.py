@@ -18,6 +18,14 @@ from glpretrain.teacher import EMATeacher
 from glpretrain.types import Batch
 
 
+# Optional fields of a batch, the setting that makes each, and an example for a message.
+_SETTINGS = {
+    "local_views": ("data.views.local_views", "[{size: 96, scale: [0.05, 0.4], count: 8}]"),
+    "mask": ("data.mask", "glpretrain.masking.BlockMask"),
+    "corrupted_views": ("data.corruption", "glpretrain.masking.GroupCorruption"),
+}
+
+
 class Branch(nn.Module):
     """One side of the pair: an encoder and the heads behind it."""
 
@@ -30,7 +38,8 @@ class Branch(nn.Module):
 class Method(pl.LightningModule, ABC):
     """A student, perhaps its momentum teacher, and named loss terms.
 
-    A subclass builds its heads, hands the student here, and implements `losses`. `terms` names what `losses` returns.
+    A subclass builds its heads, hands the student here, and implements `losses`. `terms` names what `losses` returns; `needs`
+    and `takes` name what it uses of a batch, so that data made for nothing is an error and not a slow run.
 
     Args:
         student: the branch that learns.
@@ -48,6 +57,8 @@ class Method(pl.LightningModule, ABC):
     """
 
     terms: ClassVar[tuple[str, ...]]
+    needs: ClassVar[tuple[str, ...]] = ()  # fields of `Batch` that must be there
+    takes: ClassVar[tuple[str, ...]] = ()  # fields of `Batch` that may be there
 
     def __init__(
         self,
@@ -83,6 +94,22 @@ class Method(pl.LightningModule, ABC):
             progress: optimizer steps done / all of them, in [0, 1).
         """
 
+    def compute(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`losses`, with what goes in and what comes out checked.
+
+        Raises:
+            ValueError: the data makes something that the method needs not, or does not make what it needs.
+        """
+        name, fields = type(self).__name__, batch._asdict()
+        for field, (setting, example) in _SETTINGS.items():
+            if fields[field] is None and field in self.needs:
+                raise ValueError(f"{name} needs {setting}: set it, for example to {example}")
+            if fields[field] is not None and field not in self.needs + self.takes:
+                raise ValueError(f"{name} has no use for {setting}: leave it out")
+        terms = self.losses(batch, progress)
+        assert terms.keys() == self.weights.keys(), f"{name} declares {sorted(self.terms)}, computed {sorted(terms)}"
+        return terms
+
     @property
     def encoder(self) -> Encoder:
         """The student's."""
@@ -99,8 +126,7 @@ class Method(pl.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of the terms, all of them logged."""
         self._raise_if_not_finite()
-        terms = self.losses(batch, self.progress())
-        assert terms.keys() == self.weights.keys(), f"{type(self).__name__} declares {sorted(self.terms)}, computed {sorted(terms)}"
+        terms = self.compute(batch, self.progress())
         total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         self._unchecked = {name: value.detach() for name, value in terms.items()}
         size = batch.global_views.shape[1]

@@ -35,6 +35,7 @@ class DINO(Method):
     """
 
     terms = ("cls",)
+    takes = ("local_views",)
 
     def __init__(
         self,

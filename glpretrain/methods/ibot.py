@@ -36,6 +36,8 @@ class IBOT(Method):
     """
 
     terms = ("cls", "patch")
+    needs = ("mask",)
+    takes = ("local_views",)
 
     def __init__(
         self,
@@ -66,8 +68,6 @@ class IBOT(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`cls`: as DINO, the student's global views masked; `patch`: hidden patches, same view, same position."""
-        if batch.mask is None:
-            raise ValueError("IBOT needs a mask; set data.mask, for example to glpretrain.masking.BlockMask")
         num_global, num_items = batch.global_views.shape[:2]
         clean = batch.global_views.flatten(0, 1)  # [(G B) C H W]
         hidden = batch.mask.flatten(0, 1)  # [(G B) N]

@@ -28,6 +28,7 @@ class MAE(Method):
     """
 
     terms = ("pixels",)
+    needs = ("mask",)
 
     def __init__(
         self,
@@ -50,8 +51,6 @@ class MAE(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`pixels`: of hidden patches."""
-        if batch.mask is None:
-            raise ValueError("MAE needs a mask; set data.mask, for example to glpretrain.masking.RandomMask")
         views = batch.global_views.flatten(0, 1)  # [(G B) C H W]
         mask = batch.mask.flatten(0, 1)  # [(G B) N]
         keep = kept(mask)  # [(G B) M]

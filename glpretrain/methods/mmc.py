@@ -41,6 +41,7 @@ class MMC(Method):
     """
 
     terms = ("pixels", "patch", "contrast")
+    needs = ("corrupted_views",)
 
     def __init__(
         self,
@@ -80,8 +81,8 @@ class MMC(Method):
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`pixels` of the corrupted groups, `patch` assignments, `contrast` of `cls` across views."""
         num_global, num_items = batch.global_views.shape[:2]
-        if batch.corrupted_views is None or num_global != 2:
-            raise ValueError(f"MMC needs 2 global views and data.corruption (glpretrain.masking.GroupCorruption); got {num_global} views")
+        if num_global != 2:
+            raise ValueError(f"MMC needs 2 global views, not {num_global}: set count in data.views.global_views")
         clean = batch.global_views.flatten(0, 1)  # [(G B) C H W]
         with torch.no_grad():
             seen = self.teacher.branch.encoder(clean)
