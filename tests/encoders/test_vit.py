@@ -278,3 +278,8 @@ def test_autocast_keeps_features_close_and_finite():
         output = encoder(items, mask=mask)
     # bfloat16 has 8 bits: a few per cent after two blocks of features of size one.
     torch.testing.assert_close(output.patches.float(), encoder(items, mask=mask).patches, rtol=0, atol=0.2)
+
+
+def test_relative_positions_take_one_size_only():
+    with pytest.raises(ValueError, match=r"size \(16, 40\) given; its relative positions accept \(24, 40\) only"):
+        small("beit_base_patch16_224")([image(1, 3, 24, 40), image(1, 3, 16, 40)])
