@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from evaluate_stubs import StubEncoder, label_of, labelled, masked, noise, position_of
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.nn import functional
@@ -15,7 +16,6 @@ from glpretrain.evaluate.base import rate_interval
 from glpretrain.evaluate.features import LabelledFeatures, cls_features, encode, tracked
 from glpretrain.evaluate.knn import knn_predict
 from glpretrain.types import EncoderOutput
-from tests.evaluate.stubs import StubEncoder, label_of, labelled, masked, noise, position_of
 
 NUM_CLASSES = 5
 
@@ -152,7 +152,7 @@ def test_a_subset_is_fixed_and_holds_every_class():
 
 def test_bad_input_is_named():
     small, other = labelled(labels(9), num_classes=NUM_CLASSES), labelled(labels(9), num_classes=NUM_CLASSES + 1)
-    with pytest.raises(ValueError, match="k: .*accepted: numbers from 1 to 9"):
+    with pytest.raises(ValueError, match=r"k: .*accepted: numbers from 1 to 9"):
         KNN(small, small)
     with pytest.raises(ValueError, match="test: classes"):
         KNN(small, other, k=(1,))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from evaluate_stubs import StubEncoder, masked, noise, position_of
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
@@ -11,7 +12,6 @@ from glpretrain.evaluate import PromptSegmentation
 from glpretrain.evaluate.prompt_segmentation import THRESHOLDS, centre_patch, iou_at_thresholds, occupancy
 from glpretrain.evaluate.similarity import auc, histogram, histogram_auc, overlap
 from glpretrain.types import EncoderOutput
-from tests.evaluate.stubs import StubEncoder, masked, noise, position_of
 
 SIZE, PATCH = 24, 2
 GRID = (SIZE // PATCH, SIZE // PATCH)
@@ -38,7 +38,7 @@ def chance(items: Tensor) -> EncoderOutput:
     return EncoderOutput(patches.mean(dim=1), patches)
 
 
-def run(features, scenes=None, **arguments) -> dict[str, float]:  # noqa: ANN001, ANN003
+def run(features, scenes=None, **arguments) -> dict[str, float]:
     scenes = [scene(position) for position in range(11)] if scenes is None else scenes
     return PromptSegmentation(masked(scenes), **arguments).run(StubEncoder(features, size=SIZE, patch=PATCH))
 
