@@ -92,8 +92,8 @@ class BlockMask(Mask):
 
     def __call__(self, keys: Tensor, grid: tuple[int, ...]) -> Tensor:
         """As `Mask`."""
-        if len(grid) != 2:
-            raise ValueError(f"BlockMask: needs a grid with two axes, not {tuple(grid)}")
+        if len(grid) != 2 or min(grid) < 2:
+            raise ValueError(f"BlockMask: grid {tuple(grid)} has no room for blocks; accepted are two axes of at least 2 tokens")
         height, width = grid
         rows = torch.arange(height, device=keys.device)
         columns = torch.arange(width, device=keys.device)

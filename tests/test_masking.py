@@ -173,9 +173,10 @@ def test_block_ratios_that_are_no_ranges_are_refused(ratios: list) -> None:
         BlockMask(ratios)
 
 
-def test_block_mask_on_a_line_of_tokens_is_refused() -> None:
-    with pytest.raises(ValueError, match="two axes"):
-        BlockMask(IBOT_RATIOS)(_keys(2), (6,))
+@pytest.mark.parametrize("grid", [(6,), (1, 6), (6, 1), (2, 3, 4)])
+def test_block_mask_on_a_grid_without_room_is_refused(grid: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="BlockMask: grid .* two axes"):
+        BlockMask(IBOT_RATIOS)(_keys(2), grid)
 
 
 @pytest.mark.parametrize(
