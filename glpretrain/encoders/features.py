@@ -57,6 +57,8 @@ class FeatureMap(Encoder):
                 f"FeatureMap: name={name!r} given; accepted: models of timm's {', '.join(FEATURE_MAP_MODULES)} (see timm.list_models)"
             )
         height, width = pair(img_size)
+        if not 0.0 <= drop_path_rate < 1.0:
+            raise ValueError(f"FeatureMap: drop_path_rate={drop_path_rate} given; accepted: [0, 1)")
         timm_args: dict[str, str | int | float | bool | list[int]] = {
             "in_chans": in_chans,
             "num_classes": 0,
@@ -139,7 +141,7 @@ class FeatureMap(Encoder):
         mask: Tensor | Sequence[Tensor | None] | None = None,
         keep: Tensor | None = None,
     ) -> EncoderOutput | list[EncoderOutput]:
-        """See `Encoder.forward`; items are Float[B C H W]."""
+        """See `Encoder.forward`; items are Float[B C H W]. In training, batch norm sees all views of one size together."""
         if keep is not None:
             self.require_keep()
         if not isinstance(items, Tensor):

@@ -81,13 +81,19 @@ class ViT(Encoder):
         if is_model_in_modules(name, ("vision_transformer_relpos",)):
             timm_args["fc_norm"] = False  # some of these name the norm behind the pooling whatever the pooling is
         shape_args = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
-        timm_args.update({key: value for key, value in shape_args.items() if value is not None})
-        if embed_dim is not None and num_heads is not None and embed_dim % num_heads:
-            raise ValueError(f"ViT: embed_dim={embed_dim} does not divide into num_heads={num_heads}")
+        chosen = {key: value for key, value in shape_args.items() if value is not None}
+        for key, value in {**chosen, "in_chans": in_chans}.items():
+            if value < 1:
+                raise ValueError(f"ViT: {key}={value} given; accepted: at least 1")
+        if not 0.0 <= drop_path_rate < 1.0:
+            raise ValueError(f"ViT: drop_path_rate={drop_path_rate} given; accepted: [0, 1)")
+        timm_args.update(chosen)
         try:
             self.model = timm.create_model(name, pretrained=False, **timm_args)
         except AssertionError as refusal:  # how timm refuses sizes that do not fit one another
-            raise ValueError(f"ViT: timm refuses to build {name} with {shape_args}: {refusal}") from refusal
+            raise ValueError(f"ViT: timm refuses to build {name} with {chosen}: {refusal}") from refusal
+        if isinstance(self.model, (Beit, Eva)):
+            _check_width(self.model, name=name)
         self.register_parameter("mask_token", None)
         self._timm_args = timm_args
         mean, std = normalisation(mean, std, in_chans=in_chans)
@@ -260,6 +266,15 @@ class ViT(Encoder):
     def library_config(self, card: EncoderCard) -> dict:
         """What timm needs to open an exported folder."""
         return timm_config(card, model_args=self._timm_args)
+
+
+def _check_width(model: Beit | Eva, *, name: str) -> None:
+    """These two accept any width at first and fail at the first image."""
+    heads = model.blocks[0].attn.num_heads
+    # A rotation needs pairs of channels for either axis of the image.
+    unit = 4 * heads if isinstance(model, Eva) and model.rope is not None else heads
+    if model.embed_dim % unit:
+        raise ValueError(f"ViT: embed_dim={model.embed_dim} does not fit the {heads} heads of {name}; accepted: multiples of {unit}")
 
 
 def _gather_rope(rope: Tensor, keep: Tensor) -> Tensor:

@@ -83,6 +83,28 @@ def test_a_depth_that_timm_refuses_is_a_value_error():
         ViT("vit_base_patch16_sapiens2", depth=1, img_size=32)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("vit_tiny_patch16_224", {"embed_dim": 50}, r"timm refuses to build vit_tiny_patch16_224 with .*'embed_dim': 50"),
+        (
+            "eva02_tiny_patch14_224",
+            {"embed_dim": 51},
+            "embed_dim=51 does not fit the 3 heads of eva02_tiny_patch14_224; accepted: multiples of 12",
+        ),
+        ("beit_base_patch16_224", {"embed_dim": 50}, "accepted: multiples of 3"),
+        ("vit_tiny_patch16_224", {"patch_size": 0}, "patch_size=0 given; accepted: at least 1"),
+        ("vit_tiny_patch16_224", {"depth": 0}, "depth=0 given; accepted: at least 1"),
+        ("vit_tiny_patch16_224", {"drop_path_rate": 1.5}, r"drop_path_rate=1.5 given; accepted: \[0, 1\)"),
+        ("vit_tiny_patch16_224", {"img_size": (1, 2, 3)}, r"img_size=\(1, 2, 3\) given"),
+        ("vit_tiny_patch16_224", {"mean": (0.5,)}, "mean has 1 values; accepted: 3"),
+    ],
+)
+def test_sizes_that_do_not_fit_fail_at_construction(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        small(name, **changes)
+
+
 def test_an_all_false_mask_changes_nothing():
     encoder = small()
     encoder.add_mask_token()
