@@ -101,6 +101,14 @@ def test_equal_views_are_the_same_written_once_or_twice():
     assert torch.equal(counted.boxes, written.boxes)
 
 
+def test_each_view_has_its_own_settings():
+    batch = inputs()
+    alike = MultiCrop([plain(), plain()])(**batch, mean=(0.5,) * 3, std=(1.0,) * 3)
+    unlike = MultiCrop([plain(), plain(solarize_prob=1.0, solarize_threshold=0.0)])(**batch, mean=(0.5,) * 3, std=(1.0,) * 3)
+    assert torch.equal(alike.global_views[0], unlike.global_views[0])
+    torch.testing.assert_close(alike.global_views[1], -unlike.global_views[1])  # 1 - x about a mean of one half
+
+
 def test_regions_move_with_the_image():
     # The image is a picture of its region map: large squares, each of one value.
     cells = (torch.arange(32).div(8, rounding_mode="floor")[:, None] * 4 + torch.arange(32).div(8, rounding_mode="floor")) * 16

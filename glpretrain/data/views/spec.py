@@ -6,7 +6,7 @@ from typing import Literal
 
 def _check_range(name: str, value: tuple[float, float], *, low: float, high: float | None) -> None:
     if len(value) != 2 or not low < value[0] <= value[1] or (high is not None and value[1] > high):
-        accepted = f"({low}, {high}]" if high is not None else f"above {low}"
+        accepted = f"in ({low}, {high}]" if high is not None else f"above {low}"
         raise ValueError(f"ViewSpec: {name} is a (smallest, largest) pair {accepted}, not {tuple(value)}")
 
 
