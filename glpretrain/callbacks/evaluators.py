@@ -69,6 +69,7 @@ class RunEvaluators(pl.Callback):
     def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         start = time.perf_counter()
         scores: dict[str, float] = {}
+        logged: dict[str, float] = {}
         if trainer.is_global_zero:
             encoder = pl_module.backbone()
             with isolate_rng(), _mode_restored(encoder):
@@ -76,8 +77,9 @@ class RunEvaluators(pl.Callback):
                 for name, evaluator in self.evaluators.items():
                     found = evaluator.run(encoder)
                     scores |= {result_key(name, score): value for score, value in found.items()}
-                    for logger in trainer.loggers:
-                        logger.log_metrics({f"eval/{name}/{score}": value for score, value in found.items()}, step=trainer.global_step)
+                    logged |= {f"eval/{name}/{score}": value for score, value in found.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(logged, step=trainer.global_step)
         trainer.strategy.barrier("evaluation")
         self.seconds += time.perf_counter() - start
         return scores

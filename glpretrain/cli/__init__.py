@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 _TRACEBACK = "GLPRETRAIN_TRACEBACK"
+# jsonargparse tries every member of a union and then repeats the whole value; the reason stands between.
+_PARSER_NOISE = ("Does not validate against any", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,10 +105,12 @@ def _bench(arguments: Sequence[str]) -> None:
     """time the operations that make views"""
     parser = _parser("bench", "Time each operation that makes views, on this machine.")
     parser.add_argument("what", choices=["views"])
-    parser.parse_known_args(arguments[:1])
-    from glpretrain.data.views.bench import main as bench_views
+    parser.add_argument("--recipe", default="mmc", help="whose views (%(default)s)")
+    parser.add_argument("--batch_size", type=int, help="items (the recipe's)")
+    known = parser.parse_args(arguments)
+    from glpretrain.cli.bench import views
 
-    bench_views(arguments[1:])
+    views(known.recipe, batch_size=known.batch_size)
 
 
 _VERBS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -157,8 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """What went wrong, without the stack that a worker process or a parser wraps around it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if any("Traceback" in line for line in lines):  # a DataLoader's worker sends its whole traceback as the message
-        lines = lines[-1:]
-    return " ".join(lines) or type(error).__name__
+    """What went wrong, without what a worker process or the parser of a recipe wraps around it."""
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip()]
+    if any(line.startswith("Traceback") or line.startswith("Original Traceback") for line in lines):
+        lines = lines[-1:]  # a DataLoader's worker sends its whole traceback as the message
+    kept = [line for line in lines if not line.startswith(_PARSER_NOISE)]
+    return " ".join(kept) or type(error).__name__

@@ -4,6 +4,7 @@ Left out: the loop (Lightning's) and the mathematics (the method's). A recipe ma
 callback of the same class as a default one replaces it.
 """
 
+import argparse
 import logging
 import os
 import platform
@@ -22,6 +23,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from glpretrain.backbones import export
 from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers
+from glpretrain.cli.accepted import accepted_names
 from glpretrain.data.module import DataModule
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, find_recipe, new_folder, recipe_name, write_json
@@ -64,11 +66,12 @@ class Training(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse `args` whatever the interpreter was started with (Lightning warns when both are there)."""
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            raise ValueError(f"{error}\n{accepted_names(str(error))}") from error
         if not self.config.config:
             raise ValueError("--config is missing; give the path of a recipe, or use `glpretrain pretrain RECIPE`")
-        if isinstance(self.config.seed_everything, bool):
-            raise ValueError(f"seed_everything: a whole number is needed, not {self.config.seed_everything}")
         checkpoint = self.config.ckpt_path
         if checkpoint is not None and not Path(checkpoint).is_file():
             raise ValueError(f"ckpt_path: {checkpoint} is not a file; accepted: a checkpoint (.ckpt) of the same method")
@@ -83,12 +86,14 @@ class Training(LightningCLI):
         given = self.config_init.trainer
         if _is_first_process():
             self.folder = new_folder(self.recipe, runs=Path(self.config.runs))
-            self.parser.save(self.config, self.folder / "config.yaml", skip_none=False)
             kwargs["default_root_dir"] = str(self.folder)
             if given.logger in (None, True):
                 kwargs["logger"] = default_loggers(self.folder, recipe=self.recipe)
+            self.parser.save(self.config, self.folder / "config.yaml", skip_none=False)
         elif given.logger in (None, True):
             kwargs["logger"] = False
+        if given.enable_model_summary is None:
+            kwargs["enable_model_summary"] = False  # `fit` says it in one line
         own = given.callbacks or []
         kwargs["callbacks"] = [*own, *self._default_callbacks(given, own)]
         return super().instantiate_trainer(**kwargs)
@@ -116,7 +121,7 @@ class Training(LightningCLI):
             The run, the same in every process.
         """
         if self.folder is not None:
-            print(f"run folder: {self.folder}", flush=True)
+            print(self._summary(), flush=True)
         start = time.perf_counter()
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path)
         seconds = time.perf_counter() - start
@@ -124,7 +129,7 @@ class Training(LightningCLI):
             raise KeyboardInterrupt
         folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
         if self.config.trainer.enable_checkpointing is not False:
-            self.trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+            self.trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)
         if self.trainer.is_global_zero:
             source = f"{type(self.model).__name__}, recipe {self.recipe}, {self.trainer.global_step} steps"
             export(self.model.backbone(), folder / "backbone", source=source)
@@ -132,6 +137,15 @@ class Training(LightningCLI):
             print(f"results, checkpoint and backbone: {folder}", flush=True)
         self.trainer.strategy.barrier("run folder")
         return Run(folder)
+
+    def _summary(self) -> str:
+        card = self.model.encoder.card
+        trained = sum(parameter.numel() for parameter in self.model.student.parameters() if parameter.requires_grad)
+        return (
+            f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {'x'.join(map(str, card.item_shape[1:]))}, "
+            f"{trained / 1e6:.1f} M parameters with heads; {len(self.datamodule.source)} items of {self.datamodule.source.name}, "
+            f"{self.datamodule.batch_size * self.trainer.world_size} a step\nrun folder: {self.folder}"
+        )
 
     def _results(self, seconds: float) -> dict[str, object]:
         evaluators, card = self.evaluators, self.model.encoder.card
@@ -164,10 +178,19 @@ def _is_first_process() -> bool:
 
 
 def _quiet() -> None:
-    """Without Lightning's advertisements and its warnings about what is on purpose."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*already configured with model summary.*")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
+    """Without advertisements and warnings about what is on purpose."""
+    for message in (
+        ".*does not have many workers.*",  # decoded items in memory need none
+        ".*in eval mode at the start of training.*",  # the teacher's
+        ".*is smaller than the logging interval.*",  # the interval counts steps, whatever an epoch is
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning's own
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage()
 
 
 def train(arguments: Sequence[str]) -> Run:

@@ -1,0 +1,1 @@
+"""Pictures of what an encoder sees, drawn from an exported backbone."""
