@@ -175,7 +175,7 @@ def test_block_ratios_that_are_no_ranges_are_refused(ratios: list) -> None:
 
 @pytest.mark.parametrize("grid", [(6,), (1, 6), (6, 1), (2, 3, 4)])
 def test_block_mask_on_a_grid_without_room_is_refused(grid: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="BlockMask: grid .* two axes"):
+    with pytest.raises(ValueError, match="no room for blocks"):
         BlockMask(IBOT_RATIOS)(_keys(2), grid)
 
 
