@@ -4,5 +4,17 @@ so reading images needs neither."""
 from glpretrain.data.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.images import ImageFolder, ImageList, MaskedFolder
 from glpretrain.data.scenes import Scenes
+from glpretrain.data.shards import HuggingFaceImages, TarShards
 
-__all__ = ["ImageFolder", "ImageList", "Item", "MaskedFolder", "Scenes", "Source", "Subset", "UnreadableItemError"]
+__all__ = [
+    "HuggingFaceImages",
+    "ImageFolder",
+    "ImageList",
+    "Item",
+    "MaskedFolder",
+    "Scenes",
+    "Source",
+    "Subset",
+    "TarShards",
+    "UnreadableItemError",
+]

@@ -12,12 +12,15 @@ from typing import Literal
 import numpy as np
 import tifffile
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from glpretrain.data.base import Item, Source, UnreadableItemError, checked_index
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".npy")
+# A damaged file shows as any of these: PIL's plugins raise SyntaxError and ValueError for broken headers, EOFError and OSError
+# for truncated data, and refuse what would decode to an absurd size.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _TEST_FOLDERS = ("val", "test")
 _MASK_FOLDERS = (("images", "masks"), ("JPEGImages", "Annotations"))
 
@@ -38,9 +41,9 @@ def decode(path: Path, *, channels: int) -> Tensor:
             return _from_array(_read_tiff(path), path, channels=channels)
         with Image.open(path) as opened:
             return from_pil(opened, channels=channels)
-    # A damaged file shows as any of these: PIL's plugins raise SyntaxError and ValueError for broken headers, EOFError and
-    # OSError for truncated data, and refuse decompression bombs.
-    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except UnreadableItemError:
+        raise
+    except DAMAGE as error:
         raise UnreadableItemError(f"{path}: {error}") from error
 
 
@@ -276,7 +279,7 @@ class MaskedFolder(Source):
         try:
             with Image.open(mask_path) as opened:
                 values = torch.from_numpy(np.array(opened)).long()
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+        except DAMAGE as error:
             raise UnreadableItemError(f"{mask_path}: {error}") from error
         if values.shape != image.shape[1:]:
             raise UnreadableItemError(f"{mask_path}: shape {tuple(values.shape)}, the image has {tuple(image.shape[1:])}")

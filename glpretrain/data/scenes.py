@@ -7,9 +7,10 @@ textures are crops of photographs that scikit-image carries in its wheel; `train
 Left out: occlusion of the labelled object beyond its rim, perspective, and everything else that a real photograph has.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import skimage.data
@@ -22,6 +23,8 @@ _MAX_OBJECTS = 3
 _DRAWS = 16  # per object and for the scene
 _TRAIN_SHARE = 0.62  # of a photograph's width; `test` takes what is right of it after a gap
 _GAP = 0.03
+_NATURAL = 0.5  # share of a photograph's own mean colour that its texture keeps
+_RANDOM_TINT = 0.1
 
 # A silhouette is its radius in every direction, as a function of the angle, with a largest value of 1.
 _Radius = Callable[[np.ndarray], np.ndarray]
@@ -53,32 +56,36 @@ def _bar(ratio: float) -> _Radius:
     return radius
 
 
-# class name: (photograph, silhouette, photograph's pixels that a unit of the scene shows)
+# class name: (photograph, silhouette, photograph's pixels that a unit of the scene shows). Photographs that look alike all over.
 _CLASSES: dict[str, tuple[Callable[[], np.ndarray], _Radius, float]] = {
     "brick disc": (skimage.data.brick, _ellipse(1.0), 220.0),
     "grass triangle": (skimage.data.grass, _polygon(3), 150.0),
     "gravel square": (skimage.data.gravel, _polygon(4), 220.0),
-    "coins bar": (skimage.data.coins, _bar(0.4), 160.0),
-    "stars star": (skimage.data.hubble_deep_field, _star(5, 0.4), 220.0),
-    "tissue flower": (skimage.data.immunohistochemistry, _waves(5, 0.2), 200.0),
-    "print bar": (skimage.data.page, _bar(0.7), 120.0),
-    "script ellipse": (skimage.data.text, _ellipse(0.5), 150.0),
+    "coins bar": (skimage.data.coins, _bar(0.5), 190.0),
+    "galaxies star": (skimage.data.hubble_deep_field, _star(5, 0.4), 260.0),
+    "tissue flower": (skimage.data.immunohistochemistry, _waves(5, 0.2), 220.0),
+    "print ellipse": (skimage.data.page, _ellipse(0.55), 120.0),
     "fur pentagon": (skimage.data.chelsea, _polygon(5), 150.0),
-    "suit clover": (skimage.data.astronaut, _waves(3, 0.3), 220.0),
-    "checker cross": (skimage.data.checkerboard, _star(4, 0.35), 130.0),
-    "cup burst": (skimage.data.coffee, _waves(8, 0.15), 220.0),
+    "checker clover": (skimage.data.checkerboard, _waves(3, 0.3), 130.0),
+    "vessels burst": (skimage.data.retina, _waves(8, 0.15), 500.0),
 }
 _GROUNDS: tuple[Callable[[], np.ndarray], ...] = (
     skimage.data.moon,
     skimage.data.camera,
-    skimage.data.retina,
     skimage.data.cell,
     skimage.data.rocket,
-    skimage.data.grass,
-    skimage.data.gravel,
+    skimage.data.astronaut,
+    skimage.data.coffee,
 )
-_GROUND_UNIT = 200.0
+_GROUND_SHOWN = 160.0
 CLASSES = tuple(_CLASSES)
+
+
+class _Photo(NamedTuple):
+    """One photograph's part for a split."""
+
+    levels: list[np.ndarray]  # Float[h w 3] each: standardised, at full, half, quarter ... size (against aliasing)
+    tint: np.ndarray  # Float[3]  mean colour without its brightness
 
 
 def _halved(photo: np.ndarray) -> np.ndarray:
@@ -87,18 +94,23 @@ def _halved(photo: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _pyramid(load: Callable[[], np.ndarray], split: str) -> list[np.ndarray]:
-    """Float[h w 3] of one photograph's part for `split`, standardised, at full, half, quarter ... size (against aliasing)."""
-    photo = load()
-    photo = np.repeat(photo[..., None], 3, axis=-1) if photo.ndim == 2 else photo[..., :3]
-    width = photo.shape[1]
-    part = photo[:, : int(width * _TRAIN_SHARE)] if split == "train" else photo[:, int(width * (_TRAIN_SHARE + _GAP)) :]
-    part = part.astype(np.float32)
-    part = (part - part.mean(axis=(0, 1))) / part.std()
-    levels = [part]
+def _photo(load: Callable[[], np.ndarray], split: str) -> _Photo:
+    whole = load()
+    whole = np.repeat(whole[..., None], 3, axis=-1) if whole.ndim == 2 else whole[..., :3]
+    width = whole.shape[1]
+    part = whole[:, : int(width * _TRAIN_SHARE)] if split == "train" else whole[:, int(width * (_TRAIN_SHARE + _GAP)) :]
+    part = part.astype(np.float32) / 255.0
+    mean = part.mean(axis=(0, 1))
+    levels = [(part - mean) / part.std()]
     while min(levels[-1].shape[:2]) >= 32:
         levels.append(_halved(levels[-1]))
-    return levels
+    return _Photo(levels=levels, tint=mean - mean.mean())
+
+
+@cache
+def _coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    return y, x
 
 
 def _mirrored(position: np.ndarray, length: int) -> np.ndarray:
@@ -107,11 +119,33 @@ def _mirrored(position: np.ndarray, length: int) -> np.ndarray:
     return np.minimum(position, 2 * length - 1 - position)
 
 
-def _texture(levels: list[np.ndarray], rows: np.ndarray, columns: np.ndarray, *, step: float) -> np.ndarray:
-    """Float[*S 3]: colours at positions given in pixels of the full photograph, `step` of which lie between two samples."""
-    level = min(max(int(np.round(np.log2(max(step, 1.0)))), 0), len(levels) - 1)
-    photo = levels[level]
-    return photo[_mirrored(rows / 2**level, photo.shape[0]), _mirrored(columns / 2**level, photo.shape[1])]
+def _painted(
+    photo: _Photo, dy: np.ndarray, dx: np.ndarray, *, step: float, turn: float, place: Sequence[float], colour: np.ndarray, mix: np.ndarray
+) -> np.ndarray:
+    """Float[*S 3]: a crop of a texture around a colour.
+
+    Args:
+        photo: whose texture.
+        dy: Float[*S], place of each pixel relative to the crop's centre.
+        dx: Float[*S].
+        step: pixels of the full photograph between two pixels of the scene.
+        turn: angle by which the texture is turned.
+        place: of the centre, as shares of the photograph's height and width.
+        colour: Float[3].
+        mix: Float[3 3], what the texture's channels add to the colour.
+    """
+    level = min(max(round(math.log2(max(step, 1.0))), 0), len(photo.levels) - 1)
+    texture = photo.levels[level]
+    height, width = texture.shape[:2]
+    sine, cosine = step / 2**level * math.sin(turn), step / 2**level * math.cos(turn)
+    rows = _mirrored(place[0] * height + cosine * dy - sine * dx, height)
+    columns = _mirrored(place[1] * width + sine * dy + cosine * dx, width)
+    return texture.reshape(-1, 3)[rows * width + columns] @ mix + colour
+
+
+def _mix(*, contrast: float, chroma: float) -> np.ndarray:
+    """Float[3 3]: `contrast` times the texture, with only the share `chroma` of its colour."""
+    return np.float32(contrast) * (np.float32(chroma) * np.eye(3, dtype=np.float32) + np.float32((1 - chroma) / 3))
 
 
 class Scenes(Source):
@@ -134,6 +168,8 @@ class Scenes(Source):
         self.seed = seed
         if length < 1:
             raise ValueError(f"Scenes: length is {length}; expected at least 1")
+        if split not in ("train", "test"):
+            raise ValueError(f"Scenes: split is {split!r}; expected 'train' or 'test'")
         if min(self.size) < 16:
             raise ValueError(f"Scenes: size is {size}; expected at least 16 pixels a side")
 
@@ -159,76 +195,68 @@ class Scenes(Source):
     def __getitem__(self, index: int) -> Item:
         checked_index(index, self.length)
         key = keys.make(seed=self.seed, epoch=("train", "test").index(self.split), index=torch.tensor(index))
-        draws = keys.uniform(key, _MAX_OBJECTS + 1, _DRAWS).numpy()
+        draws = keys.uniform(key, _MAX_OBJECTS + 1, _DRAWS).tolist()
         pixels, instances, label = _render(draws, self.size, self.split)
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [C H W]
         return Item(image=image, label=label, instances=torch.from_numpy(instances), regions=None)
 
 
-def _render(draws: np.ndarray, size: tuple[int, int], split: str) -> tuple[np.ndarray, np.ndarray, int]:
+def _render(draws: list[list[float]], size: tuple[int, int], split: str) -> tuple[np.ndarray, np.ndarray, int]:
     height, width = size
     unit = min(height, width)  # pixels per unit of the scene: its shorter side
-    scene = draws[0]
-    y, x = np.mgrid[:height, :width].astype(np.float32)
+    scene, *objects = draws
+    y, x = _coordinates(height, width)
 
-    ground = _GROUNDS[int(scene[0] * len(_GROUNDS))]
-    base = 0.25 + 0.5 * scene[1:4]
+    ground = _photo(_GROUNDS[int(scene[0] * len(_GROUNDS))], split)
+    brightness = 0.3 + 0.4 * scene[1]
     pixels = _painted(
-        _pyramid(ground, split), y, x, unit=unit, shown=_GROUND_UNIT, draws=scene[4:9], base=base, contrast=0.06 + 0.05 * scene[9]
+        ground,
+        y,
+        x,
+        step=_GROUND_SHOWN / unit * 2.0 ** (scene[2] - 0.5),
+        turn=2 * math.pi * scene[3],
+        place=scene[4:6],
+        colour=brightness + _NATURAL * ground.tint + _random_tint(scene[6:9]),
+        mix=_mix(contrast=0.05 + 0.04 * scene[9], chroma=scene[10]),
     )
     instances = np.zeros(size, dtype=np.int64)
 
-    # The main object comes last, so nothing covers it; the others are smaller.
-    count = 1 + int(scene[10] * _MAX_OBJECTS)
+    # The main object comes last, so nothing covers it; the others are much smaller.
+    count = 1 + int(scene[11] * _MAX_OBJECTS)
     label = -1
-    for number in range(count):
-        draw = draws[1 + number]
+    for number, draw in enumerate(objects[:count]):
         main = number == count - 1
         label = int(draw[0] * len(CLASSES))
         load, silhouette, shown = _CLASSES[CLASSES[label]]
-        radius = (0.28 + 0.14 * draw[1] if main else 0.12 + 0.08 * draw[1]) * unit
-        margin = 0.7 * radius
+        photo = _photo(load, split)
+        radius = (0.3 + 0.14 * draw[1] if main else 0.1 + 0.06 * draw[1]) * unit
+        margin = 0.75 * radius
         row, column = margin + draw[2] * (height - 2 * margin), margin + draw[3] * (width - 2 * margin)
         box = np.s_[max(int(row - radius) - 1, 0) : int(row + radius) + 2, max(int(column - radius) - 1, 0) : int(column + radius) + 2]
         dy, dx = y[box] - row, x[box] - column
-        turn = 2 * np.pi * draw[4]
+        turn = 2 * math.pi * draw[4]
         inside = radius * silhouette(np.arctan2(dy, dx) + turn) - np.hypot(dy, dx)  # pixels to the rim, roughly
-        alpha = np.clip(inside + 0.5, 0.0, 1.0)[..., None]
-        # Away from the ground's colour by at least 0.25 in one direction of colour, so the object shows.
-        direction = draw[5:8] - 0.5
-        direction = direction / max(float(np.abs(direction).max()), 1e-3)
-        colour = np.clip(base + direction * (0.2 + 0.15 * draw[8]), 0.1, 0.9)
+        # Brighter or darker than the ground by at least 0.15, so that it shows; which of the two is drawn too.
+        offset = (0.15 + 0.15 * draw[5]) * (1 if draw[6] < 0.5 else -1)
         painted = _painted(
-            _pyramid(load, split), dy, dx, unit=unit, shown=shown, draws=draw[9:14], base=colour, contrast=0.14 + 0.1 * draw[14], turn=turn
+            photo,
+            dy,
+            dx,
+            step=shown / unit * 2.0 ** (draw[7] - 0.5),
+            turn=turn,
+            place=draw[8:10],
+            colour=brightness + offset + _NATURAL * photo.tint + _random_tint(draw[10:13]),
+            mix=_mix(contrast=0.14 + 0.08 * draw[13], chroma=draw[14]),
         )
-        pixels[box] += alpha * (painted - pixels[box])
+        pixels[box] += np.clip(inside + 0.5, 0.0, 1.0)[..., None] * (painted - pixels[box])
         instances[box][inside > 0] = number + 1
 
     # Light falls off along one direction of the scene.
-    angle = 2 * np.pi * scene[11]
-    slope = (np.cos(angle) * (x - width / 2) + np.sin(angle) * (y - height / 2)) / unit
-    pixels *= (0.85 + 0.3 * scene[12] + 0.4 * scene[13] * slope)[..., None]
+    angle = 2 * math.pi * scene[12]
+    slope = (math.cos(angle) * (x - width / 2) + math.sin(angle) * (y - height / 2)) / unit
+    pixels *= (0.85 + 0.3 * scene[13] + 0.4 * scene[14] * slope)[..., None]
     return (np.clip(pixels, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8), instances, label
 
 
-def _painted(
-    levels: list[np.ndarray],
-    dy: np.ndarray,
-    dx: np.ndarray,
-    *,
-    unit: int,
-    shown: float,
-    draws: np.ndarray,
-    base: np.ndarray,
-    contrast: float,
-    turn: float | None = None,
-) -> np.ndarray:
-    """Float[*S 3]: a randomly placed, turned and scaled crop of a texture around the colour `base`."""
-    place_y, place_x, zoom, spin, chroma = (float(draw) for draw in draws)
-    turn = 2 * np.pi * spin if turn is None else turn
-    step = shown / unit * 2.0 ** (zoom - 0.5)
-    sine, cosine = step * np.sin(turn), step * np.cos(turn)
-    height, width = levels[0].shape[:2]
-    texture = _texture(levels, place_y * height + cosine * dy - sine * dx, place_x * width + sine * dy + cosine * dx, step=step)
-    grey = texture.mean(axis=-1, keepdims=True)
-    return base.astype(np.float32) + np.float32(contrast) * (grey + np.float32(chroma) * (texture - grey))
+def _random_tint(draws: Sequence[float]) -> np.ndarray:
+    return _RANDOM_TINT * (2 * np.array(draws, dtype=np.float32) - 1)
