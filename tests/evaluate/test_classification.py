@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from evaluate_stubs import StubEncoder, label_of, labelled, masked, noise, position_of
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional
 
 from glpretrain.evaluate import KNN, LinearProbe, Pixels, default_evaluators
-from glpretrain.evaluate.base import rate_interval
+from glpretrain.evaluate.base import mean_interval, rate_interval
 from glpretrain.evaluate.features import LabelledFeatures, cls_features, encode, tracked
 from glpretrain.evaluate.knn import knn_predict
 from glpretrain.types import EncoderOutput
@@ -83,6 +86,28 @@ def test_interval_of_a_rate_agrees_with_wilson_by_hand():
     # p = 0.5, n = 100: the textbook interval is [0.4038, 0.5962].
     assert rate_interval(0.5, count=100) == pytest.approx(0.0962, abs=1e-4)
     assert rate_interval(1.0, count=100) > 0
+
+
+def test_linear_probe_agrees_with_a_pipeline_of_scikit_learn():
+    scales = torch.logspace(0, 2, 8)
+
+    def features(items: Tensor) -> EncoderOutput:
+        return output(noisy(items).cls * scales + 10 * scales)
+
+    train, test = labelled(labels(400), num_classes=NUM_CLASSES), labelled(labels(700), num_classes=NUM_CLASSES)
+    test.items = test.items[400:]
+    encoder = StubEncoder(features)
+    scores = LinearProbe(train, test).run(encoder)
+    fitted, queries = cls_features(encoder, Pixels(train)), cls_features(encoder, Pixels(test))
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=scores["inverse_l2"], max_iter=500))
+    rate = reference.fit(fitted.cls.numpy(), fitted.labels.numpy()).score(queries.cls.numpy(), queries.labels.numpy())
+    assert scores["accuracy"] == pytest.approx(100 * rate, abs=0.7)  # two of 300 items: one takes n - 1 in the deviation, the other n
+    assert 30 < scores["accuracy"] < 100
+
+
+def test_interval_of_a_mean_is_the_textbook_one():
+    assert mean_interval(torch.tensor([1.0, 2.0, 3.0, 4.0])) == pytest.approx(1.96 * (5 / 3) ** 0.5 / 2, rel=1e-4)
+    assert mean_interval(torch.tensor([1.0])) == float("inf")
 
 
 def test_linear_probe_is_fast_enough():
