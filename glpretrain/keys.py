@@ -42,7 +42,8 @@ def fold(key: Tensor, data: int | Tensor) -> Tensor:
     Returns:
         Int[*S].
     """
-    data = torch.as_tensor(data, dtype=torch.int64, device=key.device)
+    if isinstance(data, int):  # filled on the device: copying a number from the host would wait for the device
+        data = torch.full((), data, dtype=torch.int64, device=key.device)
     return _mix(_mix(key + _signed(_GOLDEN)) ^ _mix(data * _signed(_GOLDEN) + _signed(_MIX_1)))
 
 
@@ -88,8 +89,7 @@ def integers(key: Tensor, low: Tensor | int, high: Tensor | int, *shape: int) ->
     The bias of reducing 24 random bits is below (high - low) / 2**24.
     """
     draw = uniform(key, *shape)
-    span = torch.as_tensor(high - low, device=key.device)
-    return (low + torch.floor(draw * span)).to(torch.int64)
+    return (low + torch.floor(draw * (high - low))).to(torch.int64)
 
 
 def permutation(key: Tensor, count: int) -> Tensor:

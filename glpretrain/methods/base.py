@@ -82,7 +82,6 @@ class Method(pl.LightningModule, ABC):
         self.betas, self.layer_decay, self.clip, self.freeze_prototypes = betas, layer_decay, clip, freeze_prototypes
         self.student = student
         self.teacher = EMATeacher(student) if momentum is not None else None
-        self._updates = 0  # optimizer steps whose teacher update is done
         self._unchecked: dict[str, Tensor] = {}
 
     @abstractmethod
@@ -157,7 +156,6 @@ class Method(pl.LightningModule, ABC):
         """Where the run ends must be known: every schedule needs it."""
         if self.trainer.estimated_stepping_batches == float("inf"):
             raise ValueError("trainer: give max_steps or max_epochs; the schedules need to know where the run ends")
-        self._updates = self.global_step
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set this step's rate and decay."""
@@ -181,14 +179,14 @@ class Method(pl.LightningModule, ABC):
         if self.clip is not None:
             clip_per_parameter(self.student.parameters(), max_norm=self.clip)
 
-    def on_train_batch_end(self, outputs: Tensor, batch: Batch, batch_idx: int) -> None:
-        """Teacher, centres and queues move once per optimizer step, however many micro-batches it took."""
-        if self.global_step == self._updates:
-            return
-        self._updates = self.global_step
+    def optimizer_step(self, *args, **kwargs) -> None:  # noqa: ANN002, ANN003  Lightning's signature, passed on untouched
+        """Teacher, centres and queues move right after the optimizer: once per step, however many micro-batches it took.
+
+        Not in on_train_batch_end: Lightning writes checkpoints before it, and they would hold the teacher of the step before.
+        """
+        super().optimizer_step(*args, **kwargs)
         if self.teacher is not None:
-            done = (self.global_step - 1) / self.trainer.estimated_stepping_batches
-            self.teacher.update(self.student, momentum=self.momentum(done))
+            self.teacher.update(self.student, momentum=self.momentum(self.progress()))
         for module in self.modules():
             if isinstance(module, Objective):
                 module.advance()

@@ -1,0 +1,178 @@
+"""What every method owes, checked on a recipe: small enough for a test, built by the same code as a real run."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+
+from glpretrain.backbones import export_checkpoint, load_backbone
+from glpretrain.cli.training import Training
+from glpretrain.methods.base import Method
+from glpretrain.objectives.base import Objective
+from glpretrain.types import Batch
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+WIDTHS = {
+    "embed_dim": 48,
+    "depth": 2,
+    "num_heads": 3,
+    "num_prototypes": 61,
+    "hidden_dim": 32,
+    "bottleneck_dim": 16,
+    "contrast_hidden_dim": 32,
+    "contrast_dim": 16,
+    "projection_dim": 16,
+    "decoder_dim": 32,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+}
+
+
+def training_recipes() -> list[Path]:
+    """Every recipe that trains."""
+    found = sorted(path for path in RECIPES.rglob("*.yaml") if path.relative_to(RECIPES).parts[0] != "eval")
+    assert found, f"no recipes below {RECIPES}"
+    return found
+
+
+def recipe_id(path: Path) -> str:
+    return path.relative_to(RECIPES).with_suffix("").as_posix()
+
+
+def shrunk(recipe: Path, folder: Path) -> Path:
+    """The recipe with little images, narrow layers and embedded data; what it computes stays."""
+    values = yaml.safe_load(recipe.read_text())
+    method, data = values["model"]["init_args"], values["data"]
+    encoder = method["encoder"]["init_args"]
+    factor = 32 / encoder["img_size"] if encoder["img_size"] < 100 else 64 / encoder["img_size"]
+    encoder |= {name: WIDTHS[name] for name in ("embed_dim", "depth", "num_heads")} | {"img_size": round(encoder["img_size"] * factor)}
+    method |= {name: width for name, width in WIDTHS.items() if name in method}
+    if "decoder_dim" not in method:
+        method |= {"hidden_dim": 32}
+    views = data["views"]["init_args"]
+    patch = encoder.get("patch_size", 16)
+    for spec in itertools.chain(views["global_views"], views.get("local_views", [])):
+        spec["size"] = max(patch * 2, round(spec["size"] * factor / patch) * patch)
+    data |= {
+        "source": {"class_path": "glpretrain.data.Scenes", "init_args": {"length": 32, "size": 64}},
+        "batch_size": 4,
+        "image_size": 64,
+        "num_workers": 0,
+    }
+    values["trainer"] = {"max_steps": 4, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
+    path = folder / f"{recipe.stem}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def build(recipe: Path, folder: Path, *arguments: str) -> Training:
+    """The shrunk recipe, ready to fit."""
+    common = ["--config", str(shrunk(recipe, folder)), "--runs", str(folder / "runs"), "--evaluate", "false", "--trainer.logger", "false"]
+    return Training([*common, *arguments])
+
+
+def fixed_batch(training: Training, *, count: int = 4, epoch: int = 0) -> Batch:
+    """A batch of the recipe's own data."""
+    data = training.datamodule
+    return data.make_batch(data.raw_batch(range(count)), encoder=training.model.encoder, epoch=epoch)
+
+
+class Losses(pl.Callback):
+    """Notes the loss of every micro-batch."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        self.values.append(outputs["loss"].item())
+
+
+def check_terms(model: Method, batch: Batch) -> None:
+    """Finite float32 scalars named in the weights, the same for the same batch."""
+    first, second = model.compute(batch, 0.5), model.compute(batch, 0.5)
+    assert set(first) == set(model.weights)
+    for name, value in first.items():
+        assert value.shape == () and value.dtype == torch.float32 and torch.isfinite(value), (name, value)
+        assert torch.equal(value, second[name]), name
+
+
+def check_gradients(model: Method, batch: Batch) -> None:
+    """Every trainable parameter of the student has one, none of the teacher's."""
+    sum(model.compute(batch, 0.5).values()).backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith("teacher."):
+            assert not parameter.requires_grad and parameter.grad is None, name
+        elif parameter.requires_grad:
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    model.zero_grad(set_to_none=True)
+
+
+def check_overfits(model: Method, batch: Batch) -> None:
+    """Thirty steps on one batch lower the total. A teacher that moves away moves the target, so it stays where it is."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    totals = []
+    for _ in range(30):
+        total = sum(model.weights[name] * value for name, value in model.compute(batch, 0.5).items())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert totals[-1] < 0.95 * totals[0], totals
+
+
+def check_resume(recipe: Path, folder: Path) -> None:
+    """A run that was cut after two of four steps goes on with the same losses."""
+    whole, first, rest = Losses(), Losses(), Losses()
+    training = build(recipe, folder)
+    training.trainer.callbacks.append(whole)
+    training.fit()
+    training = build(recipe, folder)
+    training.trainer.callbacks.append(first)
+    training.trainer.fit_loop.epoch_loop.max_steps = 4  # the schedules end where the whole run's do
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+            if trainer.global_step == 2:
+                trainer.save_checkpoint(folder / "cut.ckpt")
+                trainer.should_stop = True
+
+    training.trainer.callbacks.append(Stop())
+    training.fit()
+    training = build(recipe, folder, "--ckpt_path", str(folder / "cut.ckpt"))
+    training.trainer.callbacks.append(rest)
+    training.fit()
+    assert len(whole.values) == 4 and first.values[:2] == whole.values[:2]
+    assert rest.values == whole.values[2:], (rest.values, whole.values)
+
+
+def check_export(training: Training, folder: Path) -> None:
+    """What is loaded from the export of a checkpoint gives the features of the trained backbone, bit for bit."""
+    run = training.fit()
+    export_checkpoint(run.folder / "checkpoints" / "last.ckpt", folder / "exported")
+    items = fixed_batch(training).global_views[0]
+    expected = training.model.backbone().eval()(items)
+    for place in (run.folder / "backbone", folder / "exported"):
+        loaded = load_backbone(place)(items)
+        assert torch.equal(loaded.cls, expected.cls) and torch.equal(loaded.patches, expected.patches)
+
+
+def check_accumulation(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over four micro-batches of two each, teacher and objectives move twice."""
+    training = build(recipe, folder, "--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "2")
+    model, moves = training.model, []
+    objectives = [module for module in model.modules() if isinstance(module, Objective)]
+    assert objectives
+    for objective in objectives:
+        monkeypatch.setattr(objective, "advance", lambda move=objective.advance, key=id(objective): (moves.append(key), move()))
+    if model.teacher is not None:
+        update = model.teacher.update
+        monkeypatch.setattr(model.teacher, "update", lambda *args, **kwargs: (moves.append("teacher"), update(*args, **kwargs)))
+    losses = Losses()
+    training.trainer.callbacks.append(losses)
+    training.fit()
+    assert len(losses.values) == 4
+    expected = [id(objective) for objective in objectives] + ["teacher"] * (model.teacher is not None)
+    assert sorted(map(str, moves)) == sorted(map(str, expected * 2))

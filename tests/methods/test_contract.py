@@ -1,0 +1,43 @@
+"""The contract of a method, over every recipe found."""
+
+from pathlib import Path
+
+import pytest
+from contract import (
+    build,
+    check_accumulation,
+    check_export,
+    check_gradients,
+    check_overfits,
+    check_resume,
+    check_terms,
+    fixed_batch,
+    recipe_id,
+    training_recipes,
+)
+
+every_recipe = pytest.mark.parametrize("recipe", training_recipes(), ids=recipe_id)
+
+
+@every_recipe
+def test_terms_gradients_and_overfitting(recipe: Path, tmp_path: Path) -> None:
+    training = build(recipe, tmp_path)
+    batch = fixed_batch(training)
+    check_terms(training.model, batch)
+    check_gradients(training.model, batch)
+    check_overfits(training.model, batch)
+
+
+@every_recipe
+def test_export_gives_the_features_of_the_trained_backbone(recipe: Path, tmp_path: Path) -> None:
+    check_export(build(recipe, tmp_path), tmp_path)
+
+
+@every_recipe
+def test_resume_goes_on_with_the_same_losses(recipe: Path, tmp_path: Path) -> None:
+    check_resume(recipe, tmp_path)
+
+
+@every_recipe
+def test_two_micro_batches_are_one_step(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_accumulation(recipe, tmp_path, monkeypatch)
