@@ -49,7 +49,9 @@ class Prototypes(nn.Module):
     def __init__(self, in_dim: int, *, num_prototypes: int, train_gain: bool = False) -> None:
         super().__init__()
         self.directions = nn.Parameter(torch.empty(num_prototypes, in_dim))
-        nn.init.normal_(self.directions)  # only the direction counts, and this is uniform over directions
+        # Rows of length 0.577 whatever the width, as in the official layer (torch's default for a linear layer). AdamW's step
+        # does not grow with a row, so longer rows would turn more slowly.
+        nn.init.uniform_(self.directions, -(in_dim**-0.5), in_dim**-0.5)
         self.gain = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=train_gain)
 
     def forward(self, projections: Tensor) -> Tensor:
@@ -83,17 +85,17 @@ class SyncedBatchNorm(nn.Module):
 
 
 class ContrastHead(nn.Sequential):
-    """SiT's projector: Linear, BN, ReLU, Linear, BN, GELU, Linear, BN without affine (SiT main_SiT.py)."""
+    """SiT's projector: Linear, BN, ReLU, Linear, BN, GELU, Linear, BN without affine (SiT vision_transformer.py)."""
 
     def __init__(self, in_dim: int, *, hidden_dim: int = 4096, out_dim: int = 256) -> None:
         super().__init__(
-            nn.Linear(in_dim, hidden_dim),
+            _linear(in_dim, hidden_dim),
             SyncedBatchNorm(hidden_dim),
             nn.ReLU(),
-            nn.Linear(hidden_dim, hidden_dim),
+            _linear(hidden_dim, hidden_dim),
             SyncedBatchNorm(hidden_dim),
             nn.GELU(),
-            nn.Linear(hidden_dim, out_dim),
+            _linear(hidden_dim, out_dim),
             SyncedBatchNorm(out_dim, affine=False),
         )
 

@@ -54,7 +54,7 @@ class EncoderCard:
     """
 
     encoder: str
-    arguments: dict[str, str | int | float | bool | list[int] | None]
+    arguments: dict[str, str | int | float | bool | list[int] | list[float] | None]
     modality: Literal["image", "points", "audio"]
     item_shape: tuple[int, ...]
     patch_size: tuple[int, ...]

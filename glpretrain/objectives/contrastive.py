@@ -11,7 +11,7 @@ from glpretrain.objectives.base import Objective
 class InfoNCE(Objective):
     """For every item: which of the keys of all items, in all processes, belongs to it?
 
-    2 temp * mean over items i of -log softmax_j(cos(query_i, key_j) / temp)[i], as MoCo v3 and SiT (main_SiT.py, SimCLR loss).
+    2 temp * mean over items i of -log softmax_j(cos(query_i, key_j) / temp)[i], as MoCo v3 and SiT (main.py).
     Zero in the limit of matching pairs that are far from all others.
     """
 

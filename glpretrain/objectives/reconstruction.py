@@ -50,7 +50,7 @@ class PatchPixels(Objective):
 
 
 class CorruptedPixels(Objective):
-    """Absolute error on replaced pixels (SiT main_SiT.py): mean over replaced pixels and channels of |prediction - target|."""
+    """Absolute error on replaced pixels (SiT main.py): mean over replaced pixels and channels of |prediction - target|."""
 
     def forward(self, *, predictions: Tensor, targets: Tensor, corruption: Tensor) -> Tensor:
         """Args:
