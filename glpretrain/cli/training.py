@@ -211,6 +211,7 @@ def pretrain(recipe: str, *, data: str | None = None, masks: str | None = None, 
     arguments = ["--config", str(find_recipe(recipe))]
     if data is not None:
         arguments += ["--data.source", "glpretrain.data.ImageFolder", "--data.source.init_args.root", data]
+        arguments += ["--data.labelled_test", "null", "--data.labelled", "null"]  # scores on the same folder where it has classes
     if masks is not None:
         arguments += ["--data.masked", "glpretrain.data.MaskedFolder", "--data.masked.init_args.root", masks]
     return train([*arguments, *overrides])
