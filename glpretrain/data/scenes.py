@@ -1,7 +1,7 @@
 """`Scenes`: photographs' textures cut into shapes, on a textured ground. Any number, any size, nothing to download.
 
-Each scene is a pure function of (seed, split, index). A class is one silhouette filled with one photograph's texture. Place,
-size, turn, colour, contrast, light and ground are drawn apart from the class, so a colour histogram says little about it. The
+Each scene is a pure function of (seed, split, index). A class is one silhouette filled with one photograph's texture, around a
+typical colour that chance moves nearly as far. Place, size, turn, brightness, contrast, light and ground say nothing about it. The
 textures are crops of photographs that scikit-image carries in its wheel; `train` and `test` cut theirs from disjoint parts.
 
 Left out: occlusion of the labelled object beyond its rim, perspective, and everything else that a real photograph has.
@@ -19,12 +19,13 @@ import torch
 from glpretrain import keys
 from glpretrain.data.base import Item, Source, checked_index
 
-_MAX_OBJECTS = 3
+_OBJECTS = (1, 1, 2, 2, 3)  # how many a scene has, with equal chance each
+_MAX_OBJECTS = max(_OBJECTS)
 _DRAWS = 16  # per object and for the scene
 _TRAIN_SHARE = 0.62  # of a photograph's width; `test` takes what is right of it after a gap
 _GAP = 0.03
-_NATURAL = 0.5  # share of a photograph's own mean colour that its texture keeps
-_RANDOM_TINT = 0.1
+_NATURAL = 0.5  # share of a photograph's own mean colour that the ground keeps
+_TYPICAL_TINT, _RANDOM_TINT = 0.11, 0.08  # how far a colour is moved by the class and by chance
 
 # A silhouette is its radius in every direction, as a function of the angle, with a largest value of 1.
 _Radius = Callable[[np.ndarray], np.ndarray]
@@ -56,18 +57,22 @@ def _bar(ratio: float) -> _Radius:
     return radius
 
 
+def _retina() -> np.ndarray:
+    return skimage.data.retina()[300:1100, 250:1150]  # inside its black rim
+
+
 # class name: (photograph, silhouette, photograph's pixels that a unit of the scene shows). Photographs that look alike all over.
 _CLASSES: dict[str, tuple[Callable[[], np.ndarray], _Radius, float]] = {
-    "brick disc": (skimage.data.brick, _ellipse(1.0), 220.0),
-    "grass triangle": (skimage.data.grass, _polygon(3), 150.0),
-    "gravel square": (skimage.data.gravel, _polygon(4), 220.0),
-    "coins bar": (skimage.data.coins, _bar(0.5), 190.0),
-    "galaxies star": (skimage.data.hubble_deep_field, _star(5, 0.4), 260.0),
-    "tissue flower": (skimage.data.immunohistochemistry, _waves(5, 0.2), 220.0),
-    "print ellipse": (skimage.data.page, _ellipse(0.55), 120.0),
-    "fur pentagon": (skimage.data.chelsea, _polygon(5), 150.0),
-    "checker clover": (skimage.data.checkerboard, _waves(3, 0.3), 130.0),
-    "vessels burst": (skimage.data.retina, _waves(8, 0.15), 500.0),
+    "brick disc": (skimage.data.brick, _ellipse(1.0), 130.0),
+    "grass triangle": (skimage.data.grass, _polygon(3), 90.0),
+    "gravel square": (skimage.data.gravel, _polygon(4), 130.0),
+    "coins bar": (skimage.data.coins, _bar(0.5), 120.0),
+    "galaxies star": (skimage.data.hubble_deep_field, _star(5, 0.4), 160.0),
+    "tissue flower": (skimage.data.immunohistochemistry, _waves(5, 0.2), 130.0),
+    "print ellipse": (skimage.data.page, _ellipse(0.55), 75.0),
+    "fur pentagon": (skimage.data.chelsea, _polygon(5), 90.0),
+    "checker clover": (skimage.data.checkerboard, _waves(3, 0.3), 80.0),
+    "vessels burst": (_retina, _waves(8, 0.15), 300.0),
 }
 _GROUNDS: tuple[Callable[[], np.ndarray], ...] = (
     skimage.data.moon,
@@ -79,6 +84,11 @@ _GROUNDS: tuple[Callable[[], np.ndarray], ...] = (
 )
 _GROUND_SHOWN = 160.0
 CLASSES = tuple(_CLASSES)
+# Places on the colour circle; 3 is prime to the number of classes, so neighbours in the table differ.
+_TYPICAL_TINTS = [
+    np.array([_TYPICAL_TINT * math.cos(2 * math.pi * (3 * label / len(CLASSES) - channel / 3)) for channel in range(3)], dtype=np.float32)
+    for label in range(len(CLASSES))
+]
 
 
 class _Photo(NamedTuple):
@@ -222,14 +232,14 @@ def _render(draws: list[list[float]], size: tuple[int, int], split: str) -> tupl
     instances = np.zeros(size, dtype=np.int64)
 
     # The main object comes last, so nothing covers it; the others are much smaller.
-    count = 1 + int(scene[11] * _MAX_OBJECTS)
+    count = _OBJECTS[int(scene[11] * len(_OBJECTS))]
     label = -1
     for number, draw in enumerate(objects[:count]):
         main = number == count - 1
         label = int(draw[0] * len(CLASSES))
         load, silhouette, shown = _CLASSES[CLASSES[label]]
         photo = _photo(load, split)
-        radius = (0.3 + 0.14 * draw[1] if main else 0.1 + 0.06 * draw[1]) * unit
+        radius = (0.33 + 0.12 * draw[1] if main else 0.1 + 0.06 * draw[1]) * unit
         margin = 0.75 * radius
         row, column = margin + draw[2] * (height - 2 * margin), margin + draw[3] * (width - 2 * margin)
         box = np.s_[max(int(row - radius) - 1, 0) : int(row + radius) + 2, max(int(column - radius) - 1, 0) : int(column + radius) + 2]
@@ -245,8 +255,8 @@ def _render(draws: list[list[float]], size: tuple[int, int], split: str) -> tupl
             step=shown / unit * 2.0 ** (draw[7] - 0.5),
             turn=turn,
             place=draw[8:10],
-            colour=brightness + offset + _NATURAL * photo.tint + _random_tint(draw[10:13]),
-            mix=_mix(contrast=0.14 + 0.08 * draw[13], chroma=draw[14]),
+            colour=brightness + offset + _TYPICAL_TINTS[label] + _random_tint(draw[10:13]),
+            mix=_mix(contrast=0.16 + 0.08 * draw[13], chroma=draw[14]),
         )
         pixels[box] += np.clip(inside + 0.5, 0.0, 1.0)[..., None] * (painted - pixels[box])
         instances[box][inside > 0] = number + 1
