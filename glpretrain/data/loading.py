@@ -89,15 +89,19 @@ class RawItems(Dataset[RawBatch]):
         regions = 0 if first.regions is None else first.regions.nbytes
         return len(self) * (first.images.nbytes + regions)
 
-    def keep_in_memory(self, *, num_workers: int) -> list[tuple[int, str]]:
-        """Decode everything once, with a progress bar.
+    def keep_in_memory(self, *, num_workers: int, show: bool) -> list[tuple[int, str]]:
+        """Decode everything once.
+
+        Args:
+            num_workers: processes that decode.
+            show: a progress bar.
 
         Returns:
             Dataset index and reason of each unreadable item.
         """
         chunks = [range(start, min(start + _CHUNK, len(self))) for start in range(0, len(self), _CHUNK)]
         loader = batches_of(self, chunks, num_workers=min(num_workers, len(chunks) // 8))
-        parts = list(track(loader, description=f"decoding {self.source.name}", total=len(chunks), transient=True))
+        parts = list(track(loader, description=f"decoding {self.source.name}", total=len(chunks), transient=True, disable=not show))
         self._memory = RawBatch(
             images=torch.cat([part.images for part in parts]),
             aspect=torch.cat([part.aspect for part in parts]),

@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -20,9 +20,8 @@ from glpretrain.data.base import Source, Subset
 from glpretrain.data.loading import EpochOrder, RawBatch, RawItems, batches_of, default_image_size, usable_cores
 from glpretrain.data.scenes import Scenes
 from glpretrain.data.views import MultiCrop
-from glpretrain.encoders.base import Encoder
 from glpretrain.masking import GroupCorruption, Mask
-from glpretrain.types import Batch
+from glpretrain.types import Batch, EncoderCard
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +29,17 @@ _MASK, _CORRUPTION = 0x3A5C, 0xC022  # what an item's key is folded with here; `
 _AUTO_CACHE_BYTES = 1_500_000_000
 _LEAST_SEEN = 500  # the share of unreadable items is taken of at least so many, or the first would stop a run
 _TRAIN_SHARE = 0.8
+
+
+class Tokens(Protocol):
+    """What data has to know of an encoder: every `Encoder` is one."""
+
+    @property
+    def card(self) -> EncoderCard:
+        """Mean, std and number of channels."""
+
+    def grid(self, item_shape: Sequence[int]) -> tuple[int, ...]:
+        """Tokens along each axis."""
 
 
 class DataModule(LightningDataModule):
@@ -107,7 +117,7 @@ class DataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Fail now where a view does not divide into patches, or the source does not fill a batch."""
-        encoder: Encoder = self.trainer.lightning_module.encoder
+        encoder: Tokens = self.trainer.lightning_module.encoder
         channels = encoder.card.item_shape[0]
         for spec in (*self.views.global_views, *self.views.local_views):
             encoder.grid((channels, *spec.shape))
@@ -125,7 +135,7 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches as workers hand them over; `on_after_batch_transfer` makes a `Batch` of each."""
         if not self._in_memory and (self.cache is True or (self.cache == "auto" and self._items.bytes_in_memory() < _AUTO_CACHE_BYTES)):
-            unreadable = self._items.keep_in_memory(num_workers=usable_cores())
+            unreadable = self._items.keep_in_memory(num_workers=usable_cores(), show=self.trainer.is_global_zero)
             self._in_memory = True
             self._items_seen += len(self.source)
             if self.trainer.is_global_zero:  # every process decoded all of them
@@ -153,7 +163,7 @@ class DataModule(LightningDataModule):
         return self.make_batch(batch, encoder=self.trainer.lightning_module.encoder, epoch=self.trainer.current_epoch)
 
     @torch.no_grad()
-    def make_batch(self, raw: RawBatch, *, encoder: Encoder, epoch: int) -> Batch:
+    def make_batch(self, raw: RawBatch, *, encoder: Tokens, epoch: int) -> Batch:
         """One `Batch` on the device of `raw`; needs no trainer.
 
         Args:
@@ -191,7 +201,8 @@ class DataModule(LightningDataModule):
         """Where in the data the run is."""
         # Batches whose step is done; Lightning's other counters may be one ahead in a checkpoint made during a step.
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        epoch, batches_done = divmod(done, int(self.trainer.num_training_batches))
+        # Lightning's number knows of limit_train_batches, but is infinite before the loader is made.
+        epoch, batches_done = divmod(done, max(1, min(len(self._order()), self.trainer.num_training_batches)))
         return {"epoch": epoch, "batches_done": batches_done, **self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:

@@ -139,8 +139,8 @@ def test_an_item_gets_the_same_views_in_any_batch() -> None:
     assert not torch.equal(one.boxes, other.boxes)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("steps", [3, 7, 10])
+# The end of an epoch is the hard case with workers, which fetch the next epoch before Lightning has counted the last.
+@pytest.mark.parametrize(("steps", "num_workers"), [(3, 0), (7, 0), (10, 0), (7, 1)])
 def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(tmp_path: Path, steps: int, num_workers: int) -> None:
     def data() -> DataModule:
         return DataModule(Ramp(23), views(), batch_size=3, cache=False, num_workers=num_workers)  # 7 batches an epoch
