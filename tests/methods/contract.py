@@ -49,6 +49,7 @@ def shrunk(recipe: Path, folder: Path) -> Path:
     encoder = method["encoder"]["init_args"]
     factor = 32 / encoder["img_size"] if encoder["img_size"] < 100 else 64 / encoder["img_size"]
     encoder |= {name: WIDTHS[name] for name in ("embed_dim", "depth", "num_heads")} | {"img_size": round(encoder["img_size"] * factor)}
+    encoder.pop("drop_path_rate", None)  # drawn from torch's generator: two calls, and two processes, differ on purpose
     method |= {name: width for name, width in WIDTHS.items() if name in method}
     if "decoder_dim" not in method:
         method |= {"hidden_dim": 32}

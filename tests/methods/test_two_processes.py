@@ -1,0 +1,79 @@
+"""Two processes on half a batch each compute what one process computes on the whole: terms, gradients and moved state."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from contract import build, fixed_batch, recipe_id, training_recipes
+
+from glpretrain.methods.base import Method
+from glpretrain.objectives.base import Objective
+from glpretrain.types import Batch
+
+ITEMS = 8
+Result = dict[str, dict[str, torch.Tensor]]
+
+
+def _share(batch: Batch, rank: int, world_size: int) -> Batch:
+    """This process's contiguous part; views come first in every field but the index."""
+    parts = {}
+    for name, value in batch._asdict().items():
+        parts[name] = None if value is None else value.chunk(world_size, dim=0 if name == "index" else 1)[rank]
+    return Batch(**parts)
+
+
+def _step(model: Method, batch: Batch, average) -> Result:
+    terms = model.compute(batch, 0.5)
+    sum(model.weights[name] * value for name, value in terms.items()).backward()
+    gradients = {name: average(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    for module in model.modules():
+        if isinstance(module, Objective):
+            module.advance()
+    state = {name: value for name, value in model.named_buffers() if "objective" in name and not name.endswith("pending")}
+    return {"terms": {name: average(value.detach()) for name, value in terms.items()}, "gradients": gradients, "state": state}
+
+
+def _run(rank: int, recipes: list[Path], folder: Path, port: int) -> None:
+    torch.set_num_threads(1)
+    # Built first: a trainer that finds a process group would take it for its own.
+    built = {recipe_id(recipe): build(recipe, folder / str(rank)) for recipe in recipes}
+    prepared = {name: (training.model, _share(fixed_batch(training, count=ITEMS), rank, 2)) for name, training in built.items()}
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+
+    def average(value: torch.Tensor) -> torch.Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / 2
+
+    results = {name: _step(model, batch, average) for name, (model, batch) in prepared.items()}
+    if rank == 0:
+        torch.save(results, folder / "two.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """All recipes in one pair of processes: starting them takes longer than the step."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "0").mkdir(), (folder / "1").mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_run, args=(training_recipes(), folder, port), nprocs=2)
+    return torch.load(folder / "two.pt")
+
+
+@pytest.mark.parametrize("recipe", training_recipes(), ids=recipe_id)
+def test_two_processes_equal_one(recipe: Path, of_two: dict[str, Result], tmp_path: Path) -> None:
+    training = build(recipe, tmp_path)
+    one = _step(training.model, fixed_batch(training, count=ITEMS), lambda value: value)
+    two = of_two[recipe_id(recipe)]
+    for part in ("terms", "gradients", "state"):
+        assert one[part].keys() == two[part].keys()
+        scale = max((value.abs().max().item() for value in one[part].values()), default=0.0)
+        for name, value in one[part].items():
+            # float32 sums in another order: 1e-5 of the value, or of the part's largest value where a gradient is all but zero
+            torch.testing.assert_close(two[part][name], value, rtol=1e-5, atol=1e-5 * scale, msg=lambda text, name=name: f"{name}: {text}")
