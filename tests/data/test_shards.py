@@ -1,6 +1,7 @@
 """Tar shards: which members are a sample, random access, labels, damage. Hugging Face datasets where the package is installed."""
 
 import io
+import sys
 import tarfile
 from pathlib import Path
 
@@ -61,19 +62,21 @@ def test_bad_shards_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_hugging_face_images_read_a_saved_folder(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="needs the extra huggingface")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
-    rows = {"image": [{"bytes": png(3), "path": None}, {"bytes": png(4)[:40], "path": None}], "label": [1, 0]}
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "set"))
+    for name, content in {"a/0.png": png(3)[:40], "b/0.png": png(3)}.items():
+        (tmp_path / "made" / name).parent.mkdir(parents=True)
+        (tmp_path / "made" / name).write_bytes(content)
+    made = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "made"), cache_dir=str(tmp_path / "cache"), split="train")
+    made.save_to_disk(str(tmp_path / "set"))
     source = HuggingFaceImages(str(tmp_path / "set"), label="label")
-    assert (len(source), list(source.classes), source[0].label) == (2, ["a", "b"], 1)
-    assert source[0].image.shape == (3, 3, 5)
-    with pytest.raises(UnreadableItemError, match="set\\[1\\]"):
-        source[1]
+    assert (len(source), list(source.classes), source[1].label) == (2, ["a", "b"], 1)
+    assert source[1].image.shape == (3, 3, 5)
+    with pytest.raises(UnreadableItemError, match=r"set\[0\]"):
+        source[0]
     with pytest.raises(ValueError, match="no column 'picture'"):
         HuggingFaceImages(str(tmp_path / "set"), image="picture")
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match="glpretrain\\[huggingface\\]"):
         HuggingFaceImages("anything")
