@@ -8,8 +8,10 @@ import sysconfig
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from glpretrain.encoders.base import Encoder
+if TYPE_CHECKING:
+    from glpretrain.encoders.base import Encoder  # not before a backbone is asked for: `--help` lists recipes at once
 
 _CHECKOUT = Path(__file__).parents[1] / "recipes"
 _INSTALLED = Path(sysconfig.get_path("data")) / "share" / "glpretrain" / "recipes"
@@ -99,7 +101,7 @@ class Run:
         return json.loads((self.folder / "results.json").read_text())
 
     @cached_property
-    def backbone(self) -> Encoder:
+    def backbone(self) -> "Encoder":
         """The exported encoder."""
         from glpretrain.backbones import load_backbone
 

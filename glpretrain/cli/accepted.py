@@ -10,7 +10,7 @@ from glpretrain.data.module import DataModule
 from glpretrain.methods.base import Method
 
 _UNKNOWN = re.compile(r"class_path '([\w.]+)':\s+Option '[\w.]+' is not accepted")
-_UNKNOWN_CLASS = re.compile(r"class_path '([\w.]+)\.\w+': module '[\w.]+' has no attribute")
+_UNKNOWN_CLASS = re.compile(r"class_path '([\w.]+)\.\w+':\s+module '[\w.]+' has no attribute")
 _GROUPS = {"data": DataModule, "trainer": pl.Trainer}
 
 

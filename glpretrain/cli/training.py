@@ -89,7 +89,7 @@ class Training(LightningCLI):
             kwargs["default_root_dir"] = str(self.folder)
             if given.logger in (None, True):
                 kwargs["logger"] = default_loggers(self.folder, recipe=self.recipe)
-            self.parser.save(self.config, self.folder / "config.yaml", skip_none=False)
+            self.parser.save(self.config, self.folder / "config.yaml")
         elif given.logger in (None, True):
             kwargs["logger"] = False
         if given.enable_model_summary is None:

@@ -6,11 +6,12 @@ Left out: similarity maps and reports.
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import resize
 
 from glpretrain.encoders import Encoder, ViT
@@ -73,9 +74,11 @@ def patch_pca(encoder: Encoder, items: Tensor) -> Tensor:
 def _read(path: Path, channels: int) -> Tensor:
     """UInt8[C H W]."""
     try:
-        return decode_image(str(path), ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY)
-    except RuntimeError as error:
-        raise ValueError(f"inspect: {path} cannot be read as an image: {str(error).splitlines()[0]}") from error
+        with Image.open(path) as image:
+            array = np.array(image.convert("RGB" if channels == 3 else "L"))
+    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is how PIL names a broken header
+        raise ValueError(f"inspect: {path} cannot be read as an image: {error}") from error
+    return torch.from_numpy(array).reshape(*array.shape[:2], channels).permute(2, 0, 1)  # [C H W]
 
 
 def _save(pictures: dict[str, Tensor], path: Path) -> None:

@@ -1,0 +1,54 @@
+"""Recipes made so small that two steps take a second: what tests of recipes, of the command line and of callbacks share."""
+
+from pathlib import Path
+
+import yaml
+
+import glpretrain.methods
+from glpretrain.cli.accepted import parameter_names
+from glpretrain.cli.training import Training
+
+ROOT = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(path for path in ROOT.rglob("*.yaml") if path.relative_to(ROOT).parts[0] != "eval")
+SMALL_WIDTHS = {
+    "num_prototypes": 16,
+    "hidden_dim": 16,
+    "bottleneck_dim": 8,
+    "projection_dim": 8,
+    "contrast_hidden_dim": 16,
+    "contrast_dim": 8,
+    "decoder_dim": 24,
+    "decoder_depth": 1,
+    "decoder_heads": 3,
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").as_posix()
+
+
+def shrunk(path: Path, folder: Path) -> Path:
+    """The recipe with a tiny encoder, few prototypes, small views and embedded data; everything else as it stands."""
+    recipe = yaml.safe_load(path.read_text())
+    model, data = recipe["model"]["init_args"], recipe["data"]
+    patch = 8
+    model["encoder"]["init_args"] |= {"patch_size": patch, "embed_dim": 24, "depth": 1, "num_heads": 3, "img_size": 6 * patch}
+    method = vars(glpretrain.methods)[recipe["model"]["class_path"].rpartition(".")[2]]
+    model |= {name: value for name, value in SMALL_WIDTHS.items() if name in parameter_names(method)}
+    if "align" in recipe["data"].get("corruption", {}).get("init_args", {}):
+        data["corruption"]["init_args"]["align"] = patch
+    data |= {"source": {"class_path": "glpretrain.data.Scenes", "init_args": {"length": 12, "size": 6 * patch}}, "batch_size": 4}
+    data["image_size"] = 7 * patch
+    for kind, side in (("global_views", 6), ("local_views", 3)):
+        for view in data["views"]["init_args"].get(kind) or []:
+            view["size"] = side * patch
+    recipe["trainer"] |= {"max_steps": 2, "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
+    recipe["trainer"].pop("max_epochs", None)
+    written = folder / path.name
+    written.write_text(yaml.safe_dump(recipe))
+    return written
+
+
+def built(path: Path, folder: Path) -> Training:
+    options = ["--trainer.logger", "false", "--evaluate", "false", "--runs", str(folder / "runs")]
+    return Training(["--config", str(path), *options, "--trainer.enable_progress_bar", "false"])

@@ -1,0 +1,227 @@
+"""Callbacks read and never change: scores before and after, the picture of the views, the speed, the progress line, the loggers."""
+
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from shrinking import ROOT, shrunk
+from torch import Tensor
+
+from glpretrain.callbacks import RunEvaluators, Throughput
+from glpretrain.callbacks.evaluators import headlines, result_key
+from glpretrain.callbacks.loggers import wandb_mode
+from glpretrain.callbacks.views import columns, save_grid, unnormalise
+from glpretrain.cli.training import Training, pretrain
+from glpretrain.encoders import Encoder, ViT
+from glpretrain.evaluate import Evaluator
+from glpretrain.types import Batch
+
+
+class Probe(Evaluator):
+    """Answers with the number of runs so far, and disturbs everything that a callback has to put back."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+    @property
+    def name(self) -> str:
+        return "probe"
+
+    def run(self, encoder: Encoder) -> dict[str, float]:
+        self.seen.append(encoder.training)
+        encoder.train()
+        torch.manual_seed(13)
+        np.random.seed(13)
+        random.seed(13)
+        time.sleep(0.05)
+        return {"accuracy": 10.0 * len(self.seen), "accuracy_ci": 0.5, "items": 3.0}
+
+
+def training(tmp_path: Path, *options: str, recipe: str = "mae") -> Training:
+    arguments = ["--config", str(shrunk(ROOT / f"{recipe}.yaml", tmp_path)), "--runs", str(tmp_path / "runs"), "--evaluate", "false"]
+    return Training([*arguments, "--trainer.logger", "false", "--trainer.enable_progress_bar", "false", *options])
+
+
+def batch(*, mask: bool, corrupted: bool) -> Batch:
+    """G=2, L=3, B=5 items of 16 x 24 pixels with patches of 8."""
+    views = torch.sin(torch.arange(2 * 5 * 3 * 16 * 24).reshape(2, 5, 3, 16, 24) * 0.01)
+    hidden = torch.zeros(2, 5, 6, dtype=torch.bool)
+    hidden[:, :, 1] = True  # the second patch of the upper row
+    corruption = torch.zeros(2, 5, 16, 24, dtype=torch.bool)
+    corruption[..., :4, :] = True
+    return Batch(
+        global_views=views,
+        local_views=views[:1, :, :, :8, :8].expand(3, -1, -1, -1, -1),
+        mask=hidden if mask else None,
+        corrupted_views=-views if corrupted else None,
+        corruption=corruption if corrupted else None,
+        regions=None,
+        boxes=None,
+        index=torch.arange(5),
+    )
+
+
+def encoder() -> ViT:
+    return ViT("vit_tiny_patch16_224", img_size=(16, 24), patch_size=8, embed_dim=6, depth=1, num_heads=3)
+
+
+def test_scores_before_and_after_reach_the_results(tmp_path: Path) -> None:
+    cli = training(tmp_path)
+    probe = Probe()
+    evaluators = RunEvaluators({"probe": probe}, every_n_steps=1)
+    cli.evaluators = evaluators
+    cli.trainer.callbacks.insert(0, evaluators)
+    results = cli.fit().results
+    assert results["before"] == {"probe": 10.0, "probe_ci": 0.5, "probe_items": 3.0}
+    assert results["after"]["probe"] == 40.0  # before, after each of the two steps, after all
+    assert results["evaluation_seconds"] >= 0.2
+    assert probe.seen == [False] * 4
+
+
+def test_resumed_run_does_not_claim_random_weights(tmp_path: Path) -> None:
+    checkpoint = training(tmp_path).fit().folder / "checkpoints" / "last.ckpt"
+    cli = training(tmp_path, "--ckpt_path", str(checkpoint), "--trainer.max_steps", "3")
+    cli.evaluators = RunEvaluators({"probe": Probe()})
+    cli.trainer.callbacks.insert(0, cli.evaluators)
+    results = cli.fit().results
+    assert results["before"] is None
+    assert results["after"]["probe"] == 10.0
+
+
+def test_evaluation_changes_neither_mode_nor_random_state_nor_training(tmp_path: Path) -> None:
+    plain = training(tmp_path, recipe="dino")
+    plain.fit()
+    watched = training(tmp_path, recipe="dino")
+    watched.trainer.callbacks.insert(0, RunEvaluators({"probe": Probe()}, every_n_steps=1))
+    modes = [module.training for module in watched.model.modules()]
+    state = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    watched.trainer.callbacks[0]._evaluate(watched.trainer, watched.model)
+    assert [module.training for module in watched.model.modules()] == modes
+    assert torch.equal(torch.random.get_rng_state(), state[0])
+    assert random.getstate() == state[1]
+    assert (np.random.get_state()[1] == state[2]).all()
+    watched.fit()
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, watched.model.state_dict()[name]), name
+
+
+def test_interval_of_evaluation_is_checked() -> None:
+    with pytest.raises(ValueError, match="every_n_steps is a positive number or null, not 0"):
+        RunEvaluators(every_n_steps=0)
+
+
+def test_table_shows_headlines_with_their_change() -> None:
+    evaluators = RunEvaluators({"knn": Probe(), "prompt": Probe()})
+    evaluators.before = {"knn": 10.0, "knn_ci": 1.0, "knn_k10": 9.0, "prompt_miou": 30.0, "prompt_auc": 60.0}
+    evaluators.after = {"knn": 14.0, "knn_ci": 1.5, "knn_k10": 9.5, "prompt_miou": 29.0, "prompt_auc": 61.0}
+    evaluators.measured_on = {"knn": "photos"}
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(evaluators.table())
+    text = console.export_text()
+    assert "14.0 +- 1.5" in text
+    assert "+4.0" in text
+    assert "-1.0" in text
+    assert "photos" in text
+    assert "k10" not in text
+
+
+def test_names_in_results_follow_the_contract() -> None:
+    assert [result_key("knn", score) for score in ("accuracy", "accuracy_ci", "k10")] == ["knn", "knn_ci", "knn_k10"]
+    assert result_key("prompt", "miou") == "prompt_miou"
+    assert headlines("own", {"own_recall": 1.0, "own_recall_ci": 0.1, "owner": 2.0}) == ["own_recall"]
+
+
+def test_grid_has_a_column_per_view_and_shows_what_is_hidden() -> None:
+    shown = columns(batch(mask=True, corrupted=True), encoder(), num_items=3)
+    expected = [f"{kind} {g}" for g in (1, 2) for kind in ("global", "hidden", "replaced", "corrupted")] + ["local 1", "local 2", "local 3"]
+    assert list(shown) == expected
+    assert {picture.shape for title, picture in shown.items() if "local" not in title} == {(3, 16, 24, 3)}
+    dimmed = shown["hidden 1"] < shown["global 1"]
+    assert dimmed[:, :8, 8:16].all()
+    assert dimmed.sum() == dimmed[:, :8, 8:16].sum()  # and nothing outside the hidden patch
+    assert torch.equal(shown["replaced 2"][:, 4:], shown["global 2"][:, 4:])
+
+
+def test_grid_without_masks_has_only_views() -> None:
+    assert list(columns(batch(mask=False, corrupted=False), encoder(), num_items=3))[:2] == ["global 1", "global 2"]
+
+
+def test_unnormalised_pixels_are_those_of_the_file() -> None:
+    card = encoder().card
+    pixels = torch.linspace(0, 1, 2 * 3 * 16 * 24).reshape(2, 3, 16, 24)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (card.mean, card.std))
+    assert torch.allclose(unnormalise((pixels - mean) / std, card), pixels.permute(0, 2, 3, 1), atol=1e-6)  # float32 rounding
+
+
+def test_grid_is_written_as_a_picture(tmp_path: Path) -> None:
+    save_grid(columns(batch(mask=True, corrupted=False), encoder(), num_items=2), tmp_path / "views.png")
+    with Image.open(tmp_path / "views.png") as picture:
+        assert picture.width > picture.height
+
+
+class _Clock:
+    """Stands in for the trainer and for time."""
+
+    world_size = 2
+
+    def log(self, name: str, value: Tensor | float, *, batch_size: int) -> None:
+        self.logged = value
+
+
+def test_speed_leaves_out_warm_up_and_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluators = RunEvaluators({})
+    throughput, clock, now = Throughput(evaluators=evaluators, num_warmup_steps=2), _Clock(), [0.0]
+    monkeypatch.setattr("glpretrain.callbacks.throughput.time.perf_counter", lambda: now[0])
+    for seconds in (100.0, 50.0, 1.0, 1.0):  # two warm-up steps, two of one second
+        now[0] += seconds
+        throughput.on_train_batch_end(clock, clock, None, batch(mask=False, corrupted=False), 0)
+    now[0] += 1000.0 + 2.0
+    evaluators.seconds += 1000.0
+    throughput.on_train_batch_end(clock, clock, None, batch(mask=False, corrupted=False), 0)
+    assert throughput.images_seen == 50  # 5 steps of 5 items in 2 processes
+    assert throughput.images_per_second == pytest.approx(30 / 4.0)
+    assert clock.logged == throughput.images_per_second
+
+
+def test_progress_line_names_step_loss_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain(
+        str(shrunk(ROOT / "mae.yaml", tmp_path)), overrides=["--evaluate", "false", "--runs", str(tmp_path), "--trainer.logger", "false"]
+    )
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("training step")]
+    assert lines[-1].startswith("training step 2/2  loss ")
+    assert lines[-1].endswith("0:00:00 left")
+
+
+def test_recipe_may_bring_its_own_instead_of_a_default(tmp_path: Path) -> None:
+    own = '[{"class_path": "glpretrain.callbacks.RunEvaluators", "init_args": {"evaluators": {}, "every_n_steps": 5}}]'
+    cli = training(tmp_path, "--evaluate", "true", "--trainer.callbacks", own)
+    found = [callback for callback in cli.trainer.callbacks if isinstance(callback, RunEvaluators)]
+    assert [callback.every_n_steps for callback in found] == [5]
+    assert cli.evaluators is found[0]
+    assert cli.throughput.evaluators is found[0]
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [({}, "offline"), ({"WANDB_API_KEY": "k"}, "online"), ({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline")],
+)
+def test_wandb_is_offline_unless_asked(environment: dict[str, str], mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert wandb_mode() == mode
+
+
+def test_login_in_netrc_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    assert wandb_mode() == "online"

@@ -1,0 +1,98 @@
+"""Who may import whom. The table is the one of the design; a package or module that is not in it may not exist."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "glpretrain"
+BOTTOM = {"types", "keys", "schedule", "distributed"}
+ALLOWED: dict[str, set[str]] = {
+    **{name: set() for name in BOTTOM},
+    "masking": BOTTOM,
+    "heads": BOTTOM,
+    "optim": BOTTOM | {"encoders"},
+    "teacher": BOTTOM,
+    "encoders": BOTTOM,
+    "objectives": BOTTOM,
+    # The DataModule makes views for an encoder (its card and grid), and masks.
+    "data": BOTTOM | {"masking", "encoders"},
+    "evaluate": BOTTOM | {"encoders", "data"},
+    "methods": BOTTOM | {"heads", "optim", "teacher", "encoders", "objectives", "masking"},
+    "backbones": BOTTOM | {"encoders"},
+    "inspect": BOTTOM | {"encoders", "backbones"},
+    "callbacks": BOTTOM | {"encoders", "data", "evaluate", "backbones", "inspect"},
+    "runs": BOTTOM | {"encoders", "backbones"},
+    "cli": BOTTOM | {"masking", "encoders", "objectives", "data", "evaluate", "methods", "backbones", "inspect", "callbacks", "runs"},
+    "": {"cli", "runs", "backbones"},  # glpretrain/__init__.py, lazily
+}
+HOMES: dict[str, tuple[str, ...]] = {
+    "pytorch_lightning": ("methods/base.py", "data/module.py", "callbacks/", "cli/"),
+    "lightning": (),  # the same library under its other name
+    "lightning_fabric": (),
+    "timm": ("encoders/",),
+    "kornia": ("data/views/",),
+    "wandb": ("callbacks/",),
+    "jsonargparse": ("cli/",),
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of everything that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def layer(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def short(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def test_the_package_was_found() -> None:
+    assert {"types", "methods", "cli"} <= {layer(path) for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_imports_point_down_the_table(path: Path) -> None:
+    assert layer(path) in ALLOWED, f"{layer(path)} is in no layer; add it to the table here and to ARCHITECTURE.md"
+    own = {name.split(".")[1] for name in imported(path) if name.startswith("glpretrain.")}
+    forbidden = own - ALLOWED[layer(path)] - {layer(path), "__version__"}
+    assert not forbidden, f"{short(path)} imports {sorted(forbidden)}; {layer(path)} may import {sorted(ALLOWED[layer(path)])}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_frameworks_stay_at_home(path: Path) -> None:
+    used = {name.split(".")[0] for name in imported(path)}
+    for framework, homes in HOMES.items():
+        assert framework not in used or short(path).startswith(homes), f"{short(path)} imports {framework}; its home: {homes or 'none'}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if layer(path) in ("methods", "objectives")], ids=short)
+def test_siblings_import_only_their_base(path: Path) -> None:
+    if path.name == "__init__.py":
+        return
+    package = f"glpretrain.{layer(path)}"
+    siblings = {".".join(name.split(".")[:3]) for name in imported(path) if name == package or name.startswith(f"{package}.")}
+    assert siblings - {package} <= {f"{package}.base"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_sources_are_ascii_and_short(path: Path) -> None:
+    text = path.read_text()
+    assert text.isascii(), f"{short(path)}: {[character for character in text if not character.isascii()][:5]}"
+    assert len(text.splitlines()) <= 350
+
+
+def test_no_module_is_called_utils() -> None:
+    assert not [short(path) for path in FILES if path.stem in ("utils", "helpers", "misc")]

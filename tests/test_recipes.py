@@ -1,0 +1,51 @@
+"""Every recipe: says how it is run, parses, builds what it names, and takes two steps once it is shrunk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from shrinking import RECIPES, built, name_of, shrunk
+
+from glpretrain.cli.training import Training
+from glpretrain.runs import find_recipe, recipe_name
+
+
+def test_there_are_recipes() -> None:
+    assert {"mmc", "dino", "ibot", "mae", "local_contrast"} <= {name_of(path) for path in RECIPES}
+    assert any(name_of(path).startswith("paper/") for path in RECIPES)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe_says_how_it_is_run(path: Path) -> None:
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert header, "a recipe begins with a comment"
+    assert any("Command:" in line and name_of(path) in line for line in header)
+    assert find_recipe(name_of(path)).resolve() == path
+    assert recipe_name(path) == name_of(path)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe_is_flat_and_literal(path: Path) -> None:
+    text = path.read_text()
+    assert "${" not in text and "<<:" not in text
+    assert yaml.safe_load(text).keys() == {"seed_everything", "model", "data", "trainer"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe_parses_as_it_stands(path: Path) -> None:
+    class ParsedOnly(Training):
+        def instantiate_classes(self) -> None:
+            """Data and devices of a published setting are not here."""
+
+    config = ParsedOnly(["--config", str(path)]).config
+    assert config.model.class_path.startswith("glpretrain.methods.")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe_takes_two_steps(path: Path, tmp_path: Path) -> None:
+    training = built(shrunk(path, tmp_path), tmp_path)
+    run = training.fit()
+    assert run.results["steps"] == 2
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in training.model.parameters())
+    assert run.backbone.embed_dim == 24
