@@ -198,7 +198,7 @@ def test_resumed_run_goes_on_where_it_stopped(mae: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_one_run_folder(mae: Path) -> None:
-    options = "--trainer.devices 2 --trainer.strategy ddp --trainer.accelerator cpu --evaluate false".split()
+    options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu", "--evaluate", "false"]
     command = [sys.executable, "-m", "glpretrain.cli", "fit", "--config", str(mae), *options]
     subprocess.run(command, check=True, timeout=300, env=os.environ | {"WANDB_MODE": "disabled"})
     (folder,) = Path("runs", "mae").glob("2*")
