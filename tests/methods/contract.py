@@ -1,12 +1,11 @@
 """What every method owes, checked on a recipe: small enough for a test, built by the same code as a real run."""
 
-import itertools
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
-import yaml
+from shrinking import shrunk
 
 from glpretrain.backbones import export_checkpoint, load_backbone
 from glpretrain.cli.training import Training
@@ -14,65 +13,11 @@ from glpretrain.methods.base import Method
 from glpretrain.objectives.base import Objective
 from glpretrain.types import Batch
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-WIDTHS = {
-    "embed_dim": 48,
-    "depth": 2,
-    "num_heads": 3,
-    "num_prototypes": 61,
-    "hidden_dim": 32,
-    "bottleneck_dim": 16,
-    "contrast_hidden_dim": 32,
-    "contrast_dim": 16,
-    "projection_dim": 16,
-    "decoder_dim": 32,
-    "decoder_depth": 1,
-    "decoder_heads": 2,
-}
-
-
-def training_recipes() -> list[Path]:
-    """Every recipe that trains."""
-    found = sorted(path for path in RECIPES.rglob("*.yaml") if path.relative_to(RECIPES).parts[0] != "eval")
-    assert found, f"no recipes below {RECIPES}"
-    return found
-
-
-def recipe_id(path: Path) -> str:
-    return path.relative_to(RECIPES).with_suffix("").as_posix()
-
-
-def shrunk(recipe: Path, folder: Path) -> Path:
-    """The recipe with little images, narrow layers and embedded data; what it computes stays."""
-    values = yaml.safe_load(recipe.read_text())
-    method, data = values["model"]["init_args"], values["data"]
-    encoder = method["encoder"]["init_args"]
-    factor = 32 / encoder["img_size"] if encoder["img_size"] < 100 else 64 / encoder["img_size"]
-    encoder |= {name: WIDTHS[name] for name in ("embed_dim", "depth", "num_heads")} | {"img_size": round(encoder["img_size"] * factor)}
-    encoder.pop("drop_path_rate", None)  # drawn from torch's generator: two calls, and two processes, differ on purpose
-    method |= {name: width for name, width in WIDTHS.items() if name in method}
-    if "decoder_dim" not in method:
-        method |= {"hidden_dim": 32}
-    views = data["views"]["init_args"]
-    patch = encoder.get("patch_size", 16)
-    for spec in itertools.chain(views["global_views"], views.get("local_views", [])):
-        spec["size"] = max(patch * 2, round(spec["size"] * factor / patch) * patch)
-    data |= {
-        "source": {"class_path": "glpretrain.data.Scenes", "init_args": {"length": 32, "size": 64}},
-        "batch_size": 4,
-        "image_size": 64,
-        "num_workers": 0,
-    }
-    values["trainer"] = {"max_steps": 4, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
-    path = folder / f"{recipe.stem}.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
 def build(recipe: Path, folder: Path, *arguments: str) -> Training:
-    """The shrunk recipe, ready to fit."""
-    common = ["--config", str(shrunk(recipe, folder)), "--runs", str(folder / "runs"), "--evaluate", "false", "--trainer.logger", "false"]
-    return Training([*common, *arguments])
+    """The shrunk recipe, ready to fit four steps within an epoch."""
+    options = ["--trainer.logger", "false", "--evaluate", "false", "--runs", str(folder / "runs"), "--trainer.enable_progress_bar", "false"]
+    size = ["--trainer.max_steps", "4", "--data.source.init_args.length", "32"]
+    return Training(["--config", str(shrunk(recipe, folder)), *options, *size, *arguments])
 
 
 def fixed_batch(training: Training, *, count: int = 4, epoch: int = 0) -> Batch:

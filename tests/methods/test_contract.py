@@ -12,11 +12,10 @@ from contract import (
     check_resume,
     check_terms,
     fixed_batch,
-    recipe_id,
-    training_recipes,
 )
+from shrinking import RECIPES, name_of
 
-every_recipe = pytest.mark.parametrize("recipe", training_recipes(), ids=recipe_id)
+every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
 
 
 @every_recipe

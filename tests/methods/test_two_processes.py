@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from contract import build, fixed_batch, recipe_id, training_recipes
+from contract import build, fixed_batch
+from shrinking import RECIPES, name_of
 
 from glpretrain.methods.base import Method
 from glpretrain.objectives.base import Objective
@@ -39,7 +40,7 @@ def _step(model: Method, batch: Batch, average) -> Result:
 def _run(rank: int, recipes: list[Path], folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     # Built first: a trainer that finds a process group would take it for its own.
-    built = {recipe_id(recipe): build(recipe, folder / str(rank)) for recipe in recipes}
+    built = {name_of(recipe): build(recipe, folder / str(rank)) for recipe in recipes}
     prepared = {name: (training.model, _share(fixed_batch(training, count=ITEMS), rank, 2)) for name, training in built.items()}
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 
@@ -62,15 +63,15 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_run, args=(training_recipes(), folder, port), nprocs=2)
+    mp.spawn(_run, args=(RECIPES, folder, port), nprocs=2)
     return torch.load(folder / "two.pt")
 
 
-@pytest.mark.parametrize("recipe", training_recipes(), ids=recipe_id)
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
 def test_two_processes_equal_one(recipe: Path, of_two: dict[str, Result], tmp_path: Path) -> None:
     training = build(recipe, tmp_path)
     one = _step(training.model, fixed_batch(training, count=ITEMS), lambda value: value)
-    two = of_two[recipe_id(recipe)]
+    two = of_two[name_of(recipe)]
     for part in ("terms", "gradients", "state"):
         assert one[part].keys() == two[part].keys()
         scale = max((value.abs().max().item() for value in one[part].values()), default=0.0)
