@@ -15,8 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "teacher": BOTTOM,
     "encoders": BOTTOM,
     "objectives": BOTTOM,
-    # The DataModule makes views for an encoder (its card and grid), and masks.
-    "data": BOTTOM | {"masking", "encoders"},
+    "data": BOTTOM | {"masking"},
     "evaluate": BOTTOM | {"encoders", "data"},
     "methods": BOTTOM | {"heads", "optim", "teacher", "encoders", "objectives", "masking"},
     "backbones": BOTTOM | {"encoders"},
