@@ -160,6 +160,11 @@ def test_checkpoint_of_another_method_is_refused(mae: Path, tmp_path: Path, caps
     assert checkpoint.read_bytes() == before
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_device_that_is_not_there_is_one_line(mae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "No supported gpu" in refusal(["pretrain", str(mae), "--trainer.accelerator", "gpu", *QUIET], capsys)
+
+
 def test_missing_checkpoint_is_named(mae: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "none.ckpt is not a file" in refusal(["pretrain", str(mae), "--ckpt_path", "none.ckpt"], capsys)
 

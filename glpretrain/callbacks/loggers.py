@@ -24,6 +24,13 @@ def default_loggers(folder: Path, *, recipe: str) -> list[Logger]:
     return loggers if online is None else [*loggers, online]
 
 
+def finish(loggers: list[Logger]) -> None:
+    """Close wandb's run, so that the next fit of this process gets one of its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
 def wandb_mode() -> str:
     """`WANDB_MODE` where the user sets it; else online for who is logged in and offline for who is not."""
     if "WANDB_MODE" in os.environ:
@@ -43,7 +50,7 @@ def _wandb_logger(folder: Path, recipe: str) -> WandbLogger | None:
     mode = wandb_mode()
     if mode == "disabled":
         return None
-    settings = wandb.Settings(mode=mode, silent=True, console="off", init_timeout=_INIT_SECONDS)
+    settings = wandb.Settings(mode=mode, silent=True, console="off", init_timeout=_INIT_SECONDS, reinit="finish_previous")
     try:
         run = wandb.init(project="glpretrain", name=f"{recipe}/{folder.name}", dir=folder, settings=settings)
     except (wandb.errors.Error, OSError) as error:

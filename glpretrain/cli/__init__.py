@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: `sys.argv[1:]` when left out.
 
     Returns:
-        Exit status: 0, or 2 after a mistake that one line on stderr has named.
+        Exit status: 0, 2 after a mistake that one line on stderr has named, 130 when interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -157,6 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"glpretrain: error: {one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("glpretrain: stopped", file=sys.stderr)
+        return 130
     return 0
 
 

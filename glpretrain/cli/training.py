@@ -20,9 +20,10 @@ from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from glpretrain.backbones import export
-from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers
+from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
 from glpretrain.cli.accepted import accepted_names
 from glpretrain.data.module import DataModule
 from glpretrain.methods.base import Method
@@ -134,6 +135,7 @@ class Training(LightningCLI):
             source = f"{type(self.model).__name__}, recipe {self.recipe}, {self.trainer.global_step} steps"
             export(self.model.backbone(), folder / "backbone", source=source)
             write_json(folder / "results.json", self._results(seconds))
+            finish(self.trainer.loggers)
             print(f"results, checkpoint and backbone: {folder}", flush=True)
         self.trainer.strategy.barrier("run folder")
         return Run(folder)
@@ -196,7 +198,10 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
 def train(arguments: Sequence[str]) -> Run:
     """Train from the arguments of `glpretrain fit`."""
     _quiet()
-    return Training(arguments).fit()
+    try:
+        return Training(arguments).fit()
+    except MisconfigurationException as error:  # such as accelerator: gpu where there is none
+        raise ValueError(f"trainer: {error}") from error
 
 
 def pretrain(recipe: str, *, data: str | None = None, masks: str | None = None, overrides: Sequence[str] = ()) -> Run:
