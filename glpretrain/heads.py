@@ -1,5 +1,7 @@
 """What stands behind an encoder during pretraining and is dropped afterwards: projections, prototypes, decoders."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ def _mlp(in_dim: int, *, hidden_dim: int, out_dim: int, num_layers: int) -> nn.S
         raise ValueError(f"num_layers: a head has at least 1 layer, not {num_layers}")
     widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
     layers: list[nn.Module] = []
-    for i, (a, b) in enumerate(zip(widths, widths[1:])):
+    for i, (a, b) in enumerate(itertools.pairwise(widths)):
         layers += [nn.GELU()] * (i > 0) + [_linear(a, b)]
     return nn.Sequential(*layers)
 
@@ -174,7 +176,7 @@ class TokenDecoder(nn.Module):
         Returns:
             Float[B N patch_dim].
         """
-        num_items, num_kept, _ = patches.shape
+        num_items, _num_kept, _ = patches.shape
         tokens = self.embed(torch.cat([cls.unsqueeze(1), patches], dim=1))  # [B 1+M E]
         full = self.mask_token.to(tokens.dtype).expand(num_items, grid[0] * grid[1], -1)  # [B N E]
         full = full.scatter(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]), tokens[:, 1:])

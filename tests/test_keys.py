@@ -5,7 +5,6 @@ import torch
 
 from glpretrain import keys
 
-
 KNOWN = [[-2572933416876984053, 6911614846390516078], [6507992360998728317, 3365118575011618298]]  # of this package, first release
 
 
@@ -34,7 +33,7 @@ def test_uniform_passes_kolmogorov_smirnov_along_both_axes() -> None:
     along_items = keys.uniform(_keys(20_000))
     along_draws = keys.uniform(_keys(1), 20_000)[0]
     for draws in (along_items, along_draws):
-        assert 0.0 <= float(draws.min()) and float(draws.max()) < 1.0
+        assert float(draws.min()) >= 0.0 and float(draws.max()) < 1.0
         assert scipy.stats.kstest(draws.numpy(), "uniform").pvalue > 1e-3  # fixed seed: passes or fails for good
 
 

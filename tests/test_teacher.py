@@ -19,7 +19,7 @@ def test_update_is_the_exponential_average_of_parameters() -> None:
         for parameter in student.parameters():
             parameter.add_(torch.sin(torch.arange(parameter.numel(), dtype=torch.float32)).reshape(parameter.shape))
     teacher.update(student, momentum=0.75)
-    for old, new, target in zip(before, teacher.parameters(), student.parameters()):
+    for old, new, target in zip(before, teacher.parameters(), student.parameters(), strict=True):
         torch.testing.assert_close(new, 0.75 * old + 0.25 * target)
 
 
@@ -28,7 +28,7 @@ def test_integer_and_float_buffers_are_copied() -> None:
     teacher = EMATeacher(student)
     student(torch.sin(torch.arange(21.0)).reshape(7, 3))
     teacher.update(student, momentum=0.996)
-    for mine, theirs in zip(teacher.branch.buffers(), student.buffers()):
+    for mine, theirs in zip(teacher.branch.buffers(), student.buffers(), strict=True):
         assert torch.equal(mine, theirs)
     assert teacher.branch[1].num_batches_tracked == 1
 

@@ -10,13 +10,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from glpretrain.distributed import all_reduce_sum, world_size
 from glpretrain.encoders.base import Encoder
 from glpretrain.objectives.base import Objective
 from glpretrain.optim import clip_per_parameter, parameter_groups
 from glpretrain.schedule import Schedule
 from glpretrain.teacher import EMATeacher
 from glpretrain.types import Batch
-
 
 # Optional fields of a batch, the setting that makes each, and an example for a message.
 _SETTINGS = {
@@ -128,9 +128,11 @@ class Method(pl.LightningModule, ABC):
         terms = self.compute(batch, self.progress())
         total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         self._unchecked = {name: value.detach() for name, value in terms.items()}
-        size = batch.global_views.shape[1]
-        self.log_dict({f"train/{name}": value for name, value in self._unchecked.items()}, batch_size=size)
-        self.log("train/loss", total, batch_size=size, prog_bar=True)
+        # One small collective: what is logged is the loss of the joined batch, however many processes share it.
+        logged = all_reduce_sum(torch.stack([*self._unchecked.values(), total])) / world_size()
+        *values, loss = logged
+        self.log_dict({f"train/{name}": value for name, value in zip(terms, values, strict=True)})
+        self.log("train/loss", loss, prog_bar=True)
         return total
 
     def _raise_if_not_finite(self) -> None:
@@ -139,7 +141,7 @@ class Method(pl.LightningModule, ABC):
             return
         values = torch.stack(list(self._unchecked.values()))
         if not bool(torch.isfinite(values).all()):
-            shown = ", ".join(f"{name} = {value:.4g}" for name, value in zip(self._unchecked, values.tolist()))
+            shown = ", ".join(f"{name} = {value:.4g}" for name, value in zip(self._unchecked, values.tolist(), strict=True))
             raise ValueError(f"step {self.global_step}: the loss is not finite ({shown}); try a lower lr, or precision 32-true")
         self._unchecked = {}
 

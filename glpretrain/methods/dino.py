@@ -20,7 +20,9 @@ from glpretrain.types import Batch
 
 
 class DINO(Method):
-    """Args:
+    """Self-distillation between crops.
+
+    Args:
         encoder: any.
         num_prototypes: K.
         hidden_dim: of the head's MLP.

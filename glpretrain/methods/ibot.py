@@ -20,7 +20,9 @@ from glpretrain.types import Batch
 
 
 class IBOT(Method):
-    """Args:
+    """Self-distillation between crops, and of hidden patches.
+
+    Args:
         encoder: one that can hide tokens.
         num_prototypes: K, of `cls` and patches.
         hidden_dim: of the head's MLP.

@@ -17,7 +17,9 @@ from glpretrain.types import Batch
 
 
 class LocalContrast(Method):
-    """Args:
+    """InfoNCE of `cls` between views and of patches that show the same place.
+
+    Args:
         encoder: any.
         hidden_dim: of both heads' MLPs.
         projection_dim: of both heads' outputs.

@@ -18,7 +18,9 @@ from glpretrain.types import Batch
 
 
 class MAE(Method):
-    """Args:
+    """A masked autoencoder.
+
+    Args:
         encoder: one that can drop tokens.
         decoder_dim: width of the decoder.
         decoder_depth: blocks of the decoder.

@@ -23,7 +23,9 @@ from glpretrain.types import Batch
 
 
 class MMC(Method):
-    """Args:
+    """Masked image modelling, momentum distillation of patches, contrast of `cls`.
+
+    Args:
         encoder: any with a patch grid.
         num_prototypes: K, of the patches.
         hidden_dim: of the distillation head's MLP.

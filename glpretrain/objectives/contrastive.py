@@ -22,7 +22,9 @@ class InfoNCE(Objective):
         self.temp = temp
 
     def forward(self, *, queries: Tensor, keys: Tensor) -> Tensor:
-        """Args:
+        """Contrast in one direction: every query against the keys of all processes.
+
+        Args:
             queries: Float[B D], of this process.
             keys: Float[B D], in the same order.
 
@@ -91,7 +93,9 @@ class PatchInfoNCE(Objective):
         return nearest, distance <= self.max_distance
 
     def forward(self, *, queries: Tensor, keys: Tensor, query_boxes: Tensor, key_boxes: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Args:
+        """Contrast in one direction: every patch of one view against the patches of the other.
+
+        Args:
             queries: Float[B N D], patches of one view.
             keys: Float[B N D], patches of the other.
             query_boxes: Float[B 5], where the first view came from.

@@ -76,7 +76,9 @@ class ViewDistillation(_Distillation):
     """
 
     def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
-        """Args:
+        """Cross-entropy over all pairs of different views.
+
+        Args:
             student_logits: Float[V B K].
             teacher_logits: Float[G B K].
             teacher_temp: sharpness of the targets.
@@ -101,7 +103,9 @@ class PatchDistillation(_Distillation):
     """
 
     def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, teacher_temp: float) -> Tensor:
-        """Args:
+        """Cross-entropy on the selected tokens.
+
+        Args:
             student_logits: Float[M K], the selected tokens in row-major order of `mask`.
             teacher_logits: Float[M K], the same tokens of the teacher.
             mask: Bool[G B N], True: selected.

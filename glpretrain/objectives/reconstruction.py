@@ -32,7 +32,9 @@ class PatchPixels(Objective):
         self.normalise = normalise
 
     def forward(self, *, predictions: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        """Args:
+        """Error of the hidden patches.
+
+        Args:
             predictions: Float[B N P].
             targets: Float[B N P].
             mask: Bool[B N], True: hidden.
@@ -53,7 +55,9 @@ class CorruptedPixels(Objective):
     """Absolute error on replaced pixels (SiT main.py): mean over replaced pixels and channels of |prediction - target|."""
 
     def forward(self, *, predictions: Tensor, targets: Tensor, corruption: Tensor) -> Tensor:
-        """Args:
+        """Error of the replaced pixels.
+
+        Args:
             predictions: Float[B C H W].
             targets: Float[B C H W], the clean views.
             corruption: Bool[B H W], True: replaced.

@@ -13,6 +13,7 @@ from glpretrain.methods.base import Method
 from glpretrain.objectives.base import Objective
 from glpretrain.types import Batch
 
+
 def build(recipe: Path, folder: Path, *arguments: str) -> Training:
     """The shrunk recipe, ready to fit four steps within an epoch."""
     options = ["--trainer.logger", "false", "--evaluate", "false", "--runs", str(folder / "runs"), "--trainer.enable_progress_bar", "false"]
@@ -111,8 +112,8 @@ def check_accumulation(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPat
     model, moves = training.model, []
     objectives = [module for module in model.modules() if isinstance(module, Objective)]
     assert objectives
-    for objective in objectives:
-        monkeypatch.setattr(objective, "advance", lambda move=objective.advance, key=id(objective): (moves.append(key), move()))
+    for key, objective in enumerate(objectives):
+        monkeypatch.setattr(objective, "advance", lambda move=objective.advance, key=key: (moves.append(key), move()))
     if model.teacher is not None:
         update = model.teacher.update
         monkeypatch.setattr(model.teacher, "update", lambda *args, **kwargs: (moves.append("teacher"), update(*args, **kwargs)))
@@ -120,5 +121,5 @@ def check_accumulation(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPat
     training.trainer.callbacks.append(losses)
     training.fit()
     assert len(losses.values) == 4
-    expected = [id(objective) for objective in objectives] + ["teacher"] * (model.teacher is not None)
+    expected = [*range(len(objectives))] + ["teacher"] * (model.teacher is not None)
     assert sorted(map(str, moves)) == sorted(map(str, expected * 2))

@@ -13,9 +13,7 @@ from glpretrain import keys as rng
 _TRIES = 10
 
 
-def random_boxes(
-    keys: Tensor, *, aspect: Tensor, scale: tuple[float, float], ratio: tuple[float, float], flip: float
-) -> Tensor:
+def random_boxes(keys: Tensor, *, aspect: Tensor, scale: tuple[float, float], ratio: tuple[float, float], flip: float) -> Tensor:
     """Crops distributed as torchvision's RandomResizedCrop, with a horizontal flip.
 
     A try draws an area U(scale) and a ratio exp(U(log ratio)); the first of ten that fits is placed uniformly. If none does,

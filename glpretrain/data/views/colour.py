@@ -46,9 +46,7 @@ def _per_sample(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def blend(
-    images: Tensor, *, brightness: Tensor | None = None, contrast: Tensor | None = None, saturation: Tensor | None = None
-) -> Tensor:
+def blend(images: Tensor, *, brightness: Tensor | None = None, contrast: Tensor | None = None, saturation: Tensor | None = None) -> Tensor:
     """Blend every sample with black (brightness), its mean grey (contrast) or itself in grey (saturation), clamped.
 
     One pass serves samples that are due different operations: f * image + (1 - f) * other, and only `other` differs.

@@ -128,17 +128,13 @@ class MultiCrop(nn.Module):
         return Views(global_views=global_views, local_views=local_views, regions=cut, boxes=boxes)
 
     @staticmethod
-    def _make(
-        specs: Sequence[ViewSpec], source: Tensor, *, first: int, aspect: Tensor, keys: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _make(specs: Sequence[ViewSpec], source: Tensor, *, first: int, aspect: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Float[V B C h w] in [0, 1] and Float[V B 5]."""
         all_views, all_boxes = [], []
         for spec in specs:
             view_keys = torch.stack([rng.fold(keys, first + number) for number in range(spec.count)])  # [V B]
             first += spec.count
-            boxes = random_boxes(
-                rng.fold(view_keys, _BOX), aspect=aspect, scale=spec.scale, ratio=spec.ratio, flip=spec.flip
-            )  # [V B 5]
+            boxes = random_boxes(rng.fold(view_keys, _BOX), aspect=aspect, scale=spec.scale, ratio=spec.ratio, flip=spec.flip)  # [V B 5]
             cut = [crop(source, boxes=box, size=spec.shape, interpolation=spec.interpolation) for box in boxes]
             views = torch.cat(cut).clamp_(0.0, 1.0)  # [(V B) C h w]; bicubic overshoots
             views = augment(views, spec=spec, keys=rng.fold(view_keys, _COLOUR).flatten())
