@@ -14,6 +14,7 @@ from PIL import Image
 from shrinking import ROOT, shrunk
 
 import glpretrain
+from glpretrain.callbacks.evaluators import result_key
 from glpretrain.cli import main, one_line
 from glpretrain.cli.training import pretrain
 from glpretrain.runs import find_recipe, new_folder, recipe_name, recipe_names
@@ -237,6 +238,24 @@ def test_worker_traceback_becomes_its_last_line() -> None:
 def test_evaluate_refuses_what_is_no_backbone(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere" in refusal(["evaluate", "nowhere"], capsys)
     assert not Path("results.jsonl").exists()
+
+
+def test_evaluate_reproduces_the_scores_of_the_run(mae: Path) -> None:
+    recipe = yaml.safe_load(mae.read_text())
+    scenes = {"labelled": {"length": 30}, "labelled_test": {"length": 15, "split": "test"}, "masked": {"length": 20, "size": 80}}
+    recipe["data"] |= {name: {"class_path": "glpretrain.data.Scenes", "init_args": given} for name, given in scenes.items()}
+    mae.write_text(yaml.safe_dump(recipe))
+    run = pretrain(str(mae), overrides=QUIET[2:])
+    assert main(["evaluate", str(run.folder / "backbone")]) == 0
+    lines = [json.loads(line) for line in Path("results.jsonl").read_text().splitlines()]
+    found = {result_key(line["evaluator"], line["score"]): line["value"] for line in lines}
+    assert found == run.results["after"]
+
+
+def test_evaluate_refuses_a_folder_without_classes(mae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = pretrain(str(mae), overrides=QUIET)
+    write_images(Path("photos"), 5)
+    assert "photos has no classes" in refusal(["evaluate", str(run.folder / "backbone"), "--data", "photos"], capsys)
 
 
 def test_inspect_draws_and_overwrites_nothing(mae: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,13 +61,14 @@ def _evaluate(arguments: Sequence[str]) -> None:
     """score an exported backbone: k-NN, linear probe, prompt segmentation"""
     parser = _parser("evaluate", "Score an exported backbone and append one JSON line per score to a file.")
     parser.add_argument("backbone", metavar="BACKBONE", help="folder written by a run or by `glpretrain export`")
-    parser.add_argument("--data", metavar="DIR", help="class folders divided into train/ and val/ (embedded scenes when left out)")
-    parser.add_argument("--masks", metavar="DIR", help="images/ beside masks/ (embedded scenes when left out)")
+    parser.add_argument("--recipe", help="whose data it is scored on (that of the run it lies in, else mmc)")
+    parser.add_argument("--data", metavar="DIR", help="class folders, divided into train/ and val/ or not, instead of the recipe's")
+    parser.add_argument("--masks", metavar="DIR", help="images/ beside masks/, instead of the recipe's")
     parser.add_argument("--out", metavar="FILE", type=Path, default=Path("results.jsonl"), help="appended to (%(default)s)")
     known = parser.parse_args(arguments)
     from glpretrain.cli.scoring import evaluate
 
-    lines = evaluate(known.backbone, data=known.data, masks=known.masks)
+    lines = evaluate(known.backbone, recipe=known.recipe, data=known.data, masks=known.masks)
     with known.out.open("a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
     for line in lines:
