@@ -62,14 +62,14 @@ test-slow: $(STAMP)  ## the tests marked slow
 pretrain: $(STAMP)  ## train a recipe: RECIPE=mmc [DATA=folder] [MASKS=folder] [ARGS="..."]
 	@"$(BIN)/python" -m glpretrain.cli pretrain $(if $(RECIPE),"$(RECIPE)") $(if $(DATA),--data "$(DATA)") $(if $(MASKS),--masks "$(MASKS)") $(ARGS)
 
-evaluate: $(STAMP)  ## score an exported backbone: [BACKBONE=folder] [DATA=folder] [MASKS=folder]
-	@"$(BIN)/python" -m glpretrain.cli evaluate "$(BACKBONE)" $(if $(DATA),--data "$(DATA)") $(if $(MASKS),--masks "$(MASKS)") $(ARGS)
+evaluate: $(STAMP)  ## score an exported backbone: [BACKBONE=folder] [RECIPE=name] [DATA=folder] [MASKS=folder]
+	@"$(BIN)/python" -m glpretrain.cli evaluate "$(BACKBONE)" $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(DATA),--data "$(DATA)") $(if $(MASKS),--masks "$(MASKS)") $(ARGS)
 
 inspect: $(STAMP)  ## attention and patch-PCA pictures: IMAGES="a.jpg b.jpg" [BACKBONE=folder] [OUT=folder]
 	@"$(BIN)/python" -m glpretrain.cli inspect "$(BACKBONE)" $(IMAGES) --out "$(OUT)" $(ARGS)
 
-bench: $(STAMP)  ## what each augmentation costs
-	@"$(BIN)/python" -m glpretrain.cli bench views $(ARGS)
+bench: $(STAMP)  ## what each augmentation costs: [RECIPE=name]
+	@"$(BIN)/python" -m glpretrain.cli bench views $(if $(RECIPE),--recipe "$(RECIPE)") $(ARGS)
 
 notebooks: $(STAMP)  ## execute the notebooks
 	@"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --editable '.[notebooks]'
