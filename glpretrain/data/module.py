@@ -114,6 +114,7 @@ class DataModule(LightningDataModule):
         self._resumed = (0, 0)
         self._items_seen = 0
         self._unreadable: set[int] = set()
+        self._run_folder = Path()
 
     def setup(self, stage: str) -> None:
         """Fail now where a view does not divide into patches, or the source does not fill a batch."""
@@ -122,6 +123,8 @@ class DataModule(LightningDataModule):
         for spec in (*self.views.global_views, *self.views.local_views):
             encoder.grid((channels, *spec.shape))
         self._order()
+        # Only the first process knows the run's folder when it starts; the others would list what they skip where they stand.
+        self._run_folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir))
 
     def _order(self) -> EpochOrder:
         return EpochOrder(
@@ -230,7 +233,7 @@ class DataModule(LightningDataModule):
         fresh = [(index, reason) for index, reason in unreadable if index not in self._unreadable]
         if not fresh:
             return
-        path = Path(self.trainer.default_root_dir, "unreadable.txt")
+        path = self._run_folder / "unreadable.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             for index, reason in fresh:
