@@ -170,6 +170,18 @@ def test_missing_checkpoint_is_named(mae: Path, capsys: pytest.CaptureFixture[st
     assert "none.ckpt is not a file" in refusal(["pretrain", str(mae), "--ckpt_path", "none.ckpt"], capsys)
 
 
+def test_file_that_is_no_checkpoint_is_named(mae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("text.ckpt").write_text("no checkpoint")
+    assert "text.ckpt is no checkpoint" in refusal(["pretrain", str(mae), "--ckpt_path", "text.ckpt"], capsys)
+    assert not Path("runs").exists()
+
+
+def test_missing_reader_is_one_line(mae: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    options = ["--data.source", "glpretrain.data.HuggingFaceImages", "--data.source.init_args.path", "photos"]
+    assert "glpretrain[huggingface]" in refusal(["pretrain", str(mae), *options], capsys)
+
+
 def test_run_folder_holds_what_it_promises(mae: Path) -> None:
     write_images(Path("photos"), 5)
     run = glpretrain.fit(

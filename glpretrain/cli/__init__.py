@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[0] not in _VERBS:
             raise ValueError(f"there is no verb {arguments[0]!r}; accepted: {', '.join(_VERBS)}")
         _VERBS[arguments[0]](arguments[1:])
-    except (ValueError, OSError, argparse.ArgumentError) as error:
+    except (ValueError, OSError, ImportError, argparse.ArgumentError) as error:  # an optional reader that is not installed is the third
         if os.environ.get(_TRACEBACK):
             raise
         print(f"glpretrain: error: {one_line(error)}", file=sys.stderr)
