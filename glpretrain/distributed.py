@@ -55,7 +55,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:  # noqa: ANN001
         # Every process used these rows in its own loss: their gradients add up. DDP divides by world_size afterwards, which
         # makes the whole the gradient of the mean of the processes' losses.
-        total = gradient.contiguous()
+        total = gradient.clone(memory_format=torch.contiguous_format)  # autograd may still need what it handed in
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
 
