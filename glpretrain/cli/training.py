@@ -23,6 +23,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from glpretrain import __version__
 from glpretrain.backbones import export
 from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
 from glpretrain.cli.accepted import accepted_names
@@ -31,7 +32,7 @@ from glpretrain.methods.base import Method
 from glpretrain.runs import Run, find_recipe, new_folder, recipe_name, write_json
 
 _CHECKPOINT_EVERY = 1000  # steps; a run that is cut short loses no more
-_VERSIONS = ("glpretrain", "torch", "torchvision", "pytorch-lightning", "timm", "kornia")
+_VERSIONS = ("torch", "torchvision", "pytorch-lightning", "timm", "kornia")
 
 
 class Training(LightningCLI):
@@ -88,6 +89,8 @@ class Training(LightningCLI):
     def instantiate_trainer(self, **kwargs: object) -> pl.Trainer:
         """The trainer, with the callbacks and loggers of every run."""
         given = self.config_init.trainer
+        if given.default_root_dir is not None:
+            raise ValueError(f"trainer.default_root_dir={given.default_root_dir} would be ignored; --runs says where run folders go")
         if _is_first_process():
             self.folder = new_folder(self.recipe, runs=Path(self.config.runs))
             kwargs["default_root_dir"] = str(self.folder)
@@ -173,7 +176,7 @@ class Training(LightningCLI):
             "devices": self.trainer.world_size,
             "precision": str(self.trainer.precision),
             "device": torch.cuda.get_device_name() if self.trainer.strategy.root_device.type == "cuda" else "cpu",
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS},
+            "versions": {"python": platform.python_version(), "glpretrain": __version__} | {name: version(name) for name in _VERSIONS},
         }
 
 
