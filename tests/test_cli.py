@@ -1,5 +1,6 @@
 """The command line: a mistake costs one line and a non-zero exit; a run folder holds what it promises; nothing is overwritten."""
 
+import csv
 import json
 import os
 import re
@@ -215,15 +216,19 @@ def test_resumed_run_goes_on_where_it_stopped(mae: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_share_one_run_folder(mae: Path) -> None:
-    options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu", "--evaluate", "false"]
-    command = [sys.executable, "-m", "glpretrain.cli", "fit", "--config", str(mae), *options]
-    subprocess.run(command, check=True, timeout=300, env=os.environ | {"WANDB_MODE": "disabled"})
-    (folder,) = Path("runs", "mae").glob("2*")
-    results = json.loads((folder / "results.json").read_text())
+def test_two_processes_share_a_run_folder_and_have_the_losses_of_one(mae: Path) -> None:
+    for processes, batch_size in ((1, 4), (2, 2)):
+        count = ["--trainer.devices", str(processes), "--data.batch_size", str(batch_size), "--runs", str(processes)]
+        options = ["--trainer.strategy", "ddp", "--trainer.accelerator", "cpu", "--evaluate", "false", "--trainer.log_every_n_steps", "1"]
+        command = [sys.executable, "-m", "glpretrain.cli", "fit", "--config", str(mae), *options, *count]
+        subprocess.run(command, check=True, timeout=300, env=os.environ | {"WANDB_MODE": "disabled"})
+    folders = [path for processes in "12" for path in Path(processes, "mae").iterdir() if path.name != "latest"]
+    one, two = ([float(row["train/loss"]) for row in csv.DictReader((path / "metrics.csv").open())] for path in folders)
+    assert len(one) == 2
+    assert two == pytest.approx(one, rel=1e-5)  # float32 sums in another order
+    results = json.loads((folders[1] / "results.json").read_text())
     assert results["devices"] == 2
-    assert results["images_seen"] == 2 * 2 * 4
-    assert {path.name for path in Path("runs", "mae").iterdir()} == {folder.name, "latest"}
+    assert results["images_seen"] == 2 * 4
 
 
 def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:
