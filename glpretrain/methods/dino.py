@@ -3,7 +3,7 @@
 Idea: no negatives and no labels; the teacher is the moving average of the student, its assignments are centred (against one
 prototype winning all) and sharpened (against the uniform answer); small crops must agree with large ones.
 Paper: Caron et al., "Emerging properties in self-supervised vision transformers", ICCV 2021.
-Reference code: facebookresearch/dino (main_dino.py, utils.py, vision_transformer.py).
+Reference code: facebookresearch/dino at 7c446df (main_dino.py, utils.py, vision_transformer.py).
 Known differences: temperatures follow progress step by step, not epoch by epoch; bf16 in place of fp16 with a scaler; the
 centre of accumulated micro-batches is the mean of all of them.
 """

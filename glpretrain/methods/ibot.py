@@ -3,9 +3,10 @@
 Idea: the student sees its global views with blocks of patches hidden and must assign every hidden patch to prototypes as the
 teacher, who sees everything, does; one head for `cls` and patches, so what `cls` learns reaches the patches.
 Paper: Zhou et al., "iBOT: image BERT pre-training with online tokenizer", ICLR 2022.
-Reference code: bytedance/ibot (main_ibot.py, loader.py, models/head.py).
+Reference code: bytedance/ibot at da316d8 (main_ibot.py, loader.py, models/head.py).
 Known differences: the head is shared (the paper's recommendation, `shared_head` and `shared_head_teacher` true); the student's
-head runs on hidden patches only, which changes no number; otherwise as listed for DINO.
+head runs on hidden patches only, which changes no number; the mask token has one axis here, so it does not decay; otherwise as
+listed for DINO.
 """
 
 import torch

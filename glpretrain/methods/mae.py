@@ -2,9 +2,10 @@
 
 Idea: the encoder never sees hidden patches nor mask tokens, so it is cheap; a small decoder fills in.
 Paper: He et al., "Masked autoencoders are scalable vision learners", CVPR 2022.
-Reference code: facebookresearch/mae (models_mae.py, util/pos_embed.py, util/lr_sched.py).
+Reference code: facebookresearch/mae at efb2a80 (models_mae.py, util/pos_embed.py, util/lr_sched.py).
 Known differences: the encoder's position embedding is timm's learned one, the decoder's is the official fixed one; several
-views of an item count as several items.
+views of an item count as several items; the decoder's mask token has one axis here, so it does not decay; gradients are clipped
+unless `clip` is null.
 """
 
 from torch import Tensor
