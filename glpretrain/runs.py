@@ -26,7 +26,7 @@ def recipe_roots() -> list[Path]:
 def recipe_names() -> list[str]:
     """What `find_recipe` accepts besides paths."""
     found = {path.relative_to(root).with_suffix("").as_posix() for root in recipe_roots() for path in root.rglob("*.yaml")}
-    return sorted((name for name in found if not name.startswith(("eval/", "cluster/"))), key=lambda name: (name.count("/"), name))
+    return sorted(found, key=lambda name: (name.count("/"), name))
 
 
 def find_recipe(name: str) -> Path:

@@ -9,7 +9,7 @@ from glpretrain.cli.accepted import parameter_names
 from glpretrain.cli.training import Training
 
 ROOT = Path(__file__).parents[1] / "recipes"
-RECIPES = sorted(path for path in ROOT.rglob("*.yaml") if path.relative_to(ROOT).parts[0] != "eval")
+RECIPES = sorted(ROOT.rglob("*.yaml"))
 SMALL_WIDTHS = {
     "num_prototypes": 16,
     "hidden_dim": 16,
