@@ -4,11 +4,13 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 from PIL import Image
@@ -17,7 +19,7 @@ from shrinking import ROOT, shrunk
 import glpretrain
 from glpretrain.callbacks.evaluators import result_key
 from glpretrain.cli import main, one_line
-from glpretrain.cli.training import pretrain
+from glpretrain.cli.training import Training, pretrain
 from glpretrain.runs import find_recipe, new_folder, recipe_name, recipe_names
 
 QUIET = ["--evaluate", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
@@ -213,6 +215,20 @@ def test_resumed_run_goes_on_where_it_stopped(mae: Path) -> None:
     assert second.results["steps"] == 5
     assert second.results["resumed_from"] == checkpoint
     assert second.results["images_seen"] == 12
+
+
+def test_an_interrupt_reaches_the_caller_and_leaves_the_next_one_possible(mae: Path) -> None:
+    class Interrupt(pl.Callback):
+        def on_train_batch_end(self, *arguments) -> None:
+            raise KeyboardInterrupt
+
+    training = Training(["--config", str(mae), *QUIET])
+    training.trainer.callbacks.append(Interrupt())
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        training.fit()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not (training.folder / "results.json").exists()
 
 
 @pytest.mark.slow

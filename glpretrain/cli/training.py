@@ -8,10 +8,13 @@ import argparse
 import logging
 import os
 import platform
+import signal
+import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -130,10 +133,9 @@ class Training(LightningCLI):
         if self.folder is not None:
             print(self._summary(), flush=True)
         start = time.perf_counter()
-        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path)
+        with _interruptible(self.trainer):
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path)
         seconds = time.perf_counter() - start
-        if self.trainer.interrupted:
-            raise KeyboardInterrupt
         folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
         if self.config.trainer.enable_checkpointing is not False:
             self.trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)
@@ -183,6 +185,22 @@ class Training(LightningCLI):
 def _is_first_process() -> bool:
     """Known before the trainer is: a launcher says it in the environment, and without one there is a single process so far."""
     return rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
+
+
+@contextmanager
+def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Undo what Lightning makes of an interrupt: an exit, which ends a notebook too, with every later interrupt ignored."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if not trainer.interrupted:
+            raise
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
+        finish(trainer.loggers)
+        raise KeyboardInterrupt from stop
 
 
 def _quiet() -> None:
