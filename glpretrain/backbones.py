@@ -120,10 +120,11 @@ def export_checkpoint(checkpoint: str | Path, folder: str | Path, *, licence: st
     Raises:
         ValueError: the file is missing, broken or no training checkpoint of this package, or see `export`.
     """
-    return export(_encoder_of(Path(checkpoint)), folder, licence=licence, source=source)
+    encoder, made_by = _encoder_of(Path(checkpoint))
+    return export(encoder, folder, licence=licence, source=made_by if source is None else source)
 
 
-def _encoder_of(checkpoint: Path) -> Encoder:
+def _encoder_of(checkpoint: Path) -> tuple[Encoder, str]:
     if not checkpoint.is_file():
         raise ValueError(f"export: {checkpoint} is not a file; accepted: a checkpoint (.ckpt) of a training run")
     if not zipfile.is_zipfile(checkpoint):  # what torch.save writes; a file cut short has lost its table of contents
@@ -149,4 +150,4 @@ def _encoder_of(checkpoint: Path) -> Encoder:
         load_strictly(encoder, own)
     except ValueError as error:
         raise ValueError(f"export: {checkpoint}: {error}") from error
-    return encoder
+    return encoder, f"{content['method']}, {content['global_step']} steps"

@@ -28,7 +28,17 @@ def _mlp(in_dim: int, *, hidden_dim: int, out_dim: int, num_layers: int) -> nn.S
 
 
 class ProjectionHead(nn.Module):
-    """DINO's projection: an MLP with GELU onto the unit sphere (vision_transformer.py, DINOHead, without its last layer)."""
+    """DINO's projection: an MLP with GELU onto the unit sphere (vision_transformer.py, DINOHead, without its last layer).
+
+    Args:
+        in_dim: width D of the features.
+        hidden_dim: of the MLP.
+        bottleneck_dim: width of the result.
+        num_layers: of the MLP.
+
+    Raises:
+        ValueError: no layer at all.
+    """
 
     def __init__(self, in_dim: int, *, hidden_dim: int = 2048, bottleneck_dim: int = 256, num_layers: int = 3) -> None:
         super().__init__()

@@ -166,7 +166,7 @@ def checkpoint(path, **sides):
     state = {f"{prefix}.{name}": tensor for prefix, side in sides.values() for name, tensor in side.state_dict().items()}
     state["student.heads.cls.weight"] = torch.zeros(3)
     encoder = next(iter(sides.values()))[1]
-    torch.save({"encoder_card": encoder.card.to_json(), "state_dict": state, "global_step": 3}, path)
+    torch.save({"encoder_card": encoder.card.to_json(), "state_dict": state, "method": "DINO", "global_step": 3}, path)
     return path
 
 

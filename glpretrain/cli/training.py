@@ -121,7 +121,8 @@ class Training(LightningCLI):
             callbacks.append(LogViews(self.folder / "views.png"))
         if given.enable_checkpointing is not False:
             folder = None if self.folder is None else self.folder / "checkpoints"
-            callbacks.append(ModelCheckpoint(folder, filename="last", every_n_train_steps=_CHECKPOINT_EVERY, enable_version_counter=False))
+            options = {"filename": "last", "every_n_train_steps": _CHECKPOINT_EVERY, "enable_version_counter": False}
+            callbacks.append(ModelCheckpoint(folder, save_on_exception=True, **options))
         return [callback for callback in callbacks if type(callback) not in [type(one) for one in own]]
 
     def fit(self) -> Run:

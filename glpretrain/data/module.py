@@ -55,7 +55,8 @@ class DataModule(LightningDataModule):
         num_workers: worker processes; when left out none with the cache, otherwise one fewer than there are cores, at most 8.
         cache: keep the decoded items in memory; `auto` does so below 1.5 GB.
         seed: of order, views and masks.
-        max_unreadable: share of items that may be unreadable before the run stops.
+        max_unreadable: share of items that may be unreadable before the run stops; of at least 500 items, so that one bad file
+            in a small folder does not stop it.
         labelled: source with classes for k-NN and linear probe.
         labelled_test: its held-out part.
         masked: source with instance masks for prompt segmentation.
@@ -115,6 +116,16 @@ class DataModule(LightningDataModule):
         self._items_seen = 0
         self._unreadable: set[int] = set()
         self._run_folder = Path()
+
+    @property
+    def optional_fields(self) -> set[str]:
+        """The fields of `Batch` that this one makes although not every method needs them."""
+        made = {
+            "local_views": self.views.num_local_views > 0,
+            "mask": self.mask is not None,
+            "corrupted_views": self.corruption is not None,
+        }
+        return {name for name, there in made.items() if there}
 
     def setup(self, stage: str) -> None:
         """Fail now where a view does not divide into patches, or the source does not fill a batch."""

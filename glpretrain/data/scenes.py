@@ -227,7 +227,7 @@ def _render(draws: list[list[float]], size: tuple[int, int], split: str) -> tupl
         turn=2 * math.pi * scene[3],
         place=scene[4:6],
         colour=brightness + _NATURAL * ground.tint + _random_tint(scene[6:9]),
-        mix=_mix(contrast=0.05 + 0.04 * scene[9], chroma=scene[10]),
+        mix=_mix(contrast=0.12 + 0.06 * scene[9], chroma=scene[10]),
     )
     instances = np.zeros(size, dtype=np.int64)
 
@@ -246,8 +246,8 @@ def _render(draws: list[list[float]], size: tuple[int, int], split: str) -> tupl
         dy, dx = y[box] - row, x[box] - column
         turn = 2 * math.pi * draw[4]
         inside = radius * silhouette(np.arctan2(dy, dx) + turn) - np.hypot(dy, dx)  # pixels to the rim, roughly
-        # Brighter or darker than the ground by at least 0.15, so that it shows; which of the two is drawn too.
-        offset = (0.15 + 0.15 * draw[5]) * (1 if draw[6] < 0.5 else -1)
+        # Brighter or darker than the ground by at least 0.08; which of the two is drawn too.
+        offset = (0.08 + 0.12 * draw[5]) * (1 if draw[6] < 0.5 else -1)
         painted = _painted(
             photo,
             dy,

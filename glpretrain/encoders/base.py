@@ -115,10 +115,6 @@ class Encoder(nn.Module, ABC):
         """Depth of the named parameter: 0 for the embedding, `num_layers` + 1 for what follows the last block."""
 
     @abstractmethod
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters of more than one axis that must not decay (position embedding, class token)."""
-
-    @abstractmethod
     def backbone_state(self) -> dict[str, Tensor]:
         """Weights in the layout of the wrapped library model (timm's names), without what only pretraining needs (mask token)."""
 

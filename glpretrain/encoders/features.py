@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 import timm
 from timm.models import group_parameters, is_model_in_modules
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor
 
 from glpretrain.encoders.base import Encoder, encode_list, load_strictly, register
@@ -171,12 +169,6 @@ class FeatureMap(Encoder):
     def layer_of(self, name: str) -> int:
         """0 for the stem, i + 1 for stage i."""
         return self._layer_ids[name.removeprefix("model.")]
-
-    def no_weight_decay(self) -> set[str]:
-        """What timm says."""
-        # The convolutional models declare none: they have no position tables.
-        listed = self.model.no_weight_decay() if isinstance(self.model, (SwinTransformer, SwinTransformerV2)) else set()
-        return {f"model.{name}" for name in listed} & {name for name, _ in self.named_parameters()}
 
     def backbone_state(self) -> dict[str, Tensor]:
         """timm's state dict."""

@@ -250,11 +250,6 @@ class ViT(Encoder):
             return int(found[1]) + 1
         return self.num_layers + 1 if name.startswith("model.norm.") else 0
 
-    def no_weight_decay(self) -> set[str]:
-        """What timm says, and the mask token."""
-        names = {f"model.{name}" for name in self.model.no_weight_decay()} | {"mask_token"}
-        return names & {name for name, _ in self.named_parameters()}
-
     def backbone_state(self) -> dict[str, Tensor]:
         """timm's state dict."""
         return self.model.state_dict()

@@ -30,9 +30,11 @@ from glpretrain.evaluate.base import Evaluator, mean_interval
 from glpretrain.evaluate.features import Pixels, encode, evaluation_shape
 from glpretrain.evaluate.similarity import PairSample, pair_sample, pair_scores
 
-_FIRST, _LAST, _PER_UNIT = -4, 19, 20  # thresholds are n / 20, so that 0 and 0.5 are exactly those numbers
-THRESHOLDS = torch.arange(_FIRST, _LAST + 1) / _PER_UNIT  # Float[T]  -0.2, -0.15, ..., 0.95
-_FIXED = 14  # index of 0.5, the threshold common to all encoders
+# Thresholds are n / 100, so that 0 and 0.5 are exactly those numbers. Steps of 0.05 would be too coarse for an encoder whose
+# similarities all lie between 0.8 and 1, as those of many trained ones do.
+_FIRST, _LAST, _PER_UNIT = -20, 99, 100
+THRESHOLDS = torch.arange(_FIRST, _LAST + 1) / _PER_UNIT  # Float[T]  -0.2, -0.19, ..., 0.99
+_FIXED = 50 - _FIRST  # index of 0.5, the threshold common to all encoders
 _SPLIT_SEED = 40
 
 

@@ -59,6 +59,7 @@ class Method(pl.LightningModule, ABC):
     terms: ClassVar[tuple[str, ...]]
     needs: ClassVar[tuple[str, ...]] = ()  # fields of `Batch` that must be there
     takes: ClassVar[tuple[str, ...]] = ()  # fields of `Batch` that may be there
+    num_global_views: ClassVar[int | None] = None  # None: any number
 
     def __init__(
         self,
@@ -93,21 +94,23 @@ class Method(pl.LightningModule, ABC):
             progress: optimizer steps done / all of them, in [0, 1).
         """
 
-    def compute(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """`losses`, with what goes in and what comes out checked.
+    def setup(self, stage: str) -> None:
+        """Before anything is trained or evaluated: does the data make what the method uses, and nothing else?
 
         Raises:
-            ValueError: the data makes something that the method needs not, or does not make what it needs.
+            ValueError: names the setting.
         """
-        name, fields = type(self).__name__, batch._asdict()
+        if self.trainer.datamodule is None:  # a loader of the user's own, who makes the batches too
+            return
+        name, made = type(self).__name__, self.trainer.datamodule.optional_fields
         for field, (setting, example) in _SETTINGS.items():
-            if fields[field] is None and field in self.needs:
+            if field in self.needs and field not in made:
                 raise ValueError(f"{name} needs {setting}: set it, for example to {example}")
-            if fields[field] is not None and field not in self.needs + self.takes:
+            if field in made and field not in self.needs + self.takes:
                 raise ValueError(f"{name} has no use for {setting}: leave it out")
-        terms = self.losses(batch, progress)
-        assert terms.keys() == self.weights.keys(), f"{name} declares {sorted(self.terms)}, computed {sorted(terms)}"
-        return terms
+        count = self.trainer.datamodule.views.num_global_views
+        if self.num_global_views not in (None, count):
+            raise ValueError(f"{name} needs {self.num_global_views} global views, not {count}: set count in data.views.global_views")
 
     @property
     def encoder(self) -> Encoder:
@@ -125,7 +128,8 @@ class Method(pl.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of the terms, all of them logged."""
         self._raise_if_not_finite()
-        terms = self.compute(batch, self.progress())
+        terms = self.losses(batch, self.progress())
+        assert terms.keys() == self.weights.keys(), f"{type(self).__name__} declares {sorted(self.terms)}, computed {sorted(terms)}"
         total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         self._unchecked = {name: value.detach() for name, value in terms.items()}
         # One small collective: what is logged is the loss of the joined batch, however many processes share it.

@@ -29,6 +29,7 @@ class LocalContrast(Method):
     """
 
     terms = ("cls", "patch")
+    num_global_views = 2
 
     def __init__(
         self,
@@ -51,8 +52,6 @@ class LocalContrast(Method):
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`cls` and `patch`, each the mean of both directions between the first two global views."""
         num_global, num_items = batch.global_views.shape[:2]
-        if num_global != 2:
-            raise ValueError(f"LocalContrast needs 2 global views, not {num_global}: set count in data.views.global_views")
         views = batch.global_views.flatten(0, 1)
         output = self.student.encoder(views)
         grid = self.encoder.grid(views.shape[1:])

@@ -5,7 +5,8 @@ of corrupted groups are predicted (M), every patch of the corrupted view is assi
 assigns it in the clean view (M), and `cls` is contrasted between views (C).
 Paper: "MMC", arXiv 2308.11448. Only its abstract was available to us: it names the three ingredients and their purpose.
 EVERYTHING ELSE HERE IS OUR CHOICE, the smallest method that fits the abstract and the same group's published code: pixel
-head, corruption and contrast as in SiT (Sara-Ahmed/SiT), distillation of all patches as in MC-SSL, weights of 1.
+head, corruption and contrast as in SiT (Sara-Ahmed/SiT @ 7f22e9c), distillation of all patches as in MC-SSL. Local views are
+optional: they are clean, as in MC-SSL, and their `cls` is contrasted with the teacher's global views.
 Reference code: none for MMC.
 """
 
@@ -43,7 +44,9 @@ class MMC(Method):
     """
 
     terms = ("pixels", "patch", "contrast")
+    num_global_views = 2
     needs = ("corrupted_views",)
+    takes = ("local_views",)
 
     def __init__(
         self,
@@ -81,16 +84,22 @@ class MMC(Method):
         self.contrast_objective = InfoNCE(temp=contrast_temp)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """`pixels` of the corrupted groups, `patch` assignments, `contrast` of `cls` across views."""
+        """`pixels` of the corrupted groups, `patch` assignments, `contrast` of `cls` with the teacher's of every other view.
+
+        The contrast is the mean over pairs times two: without local views that is SiT's sum of two directions.
+        """
         num_global, num_items = batch.global_views.shape[:2]
-        if num_global != 2:
-            raise ValueError(f"MMC needs 2 global views, not {num_global}: set count in data.views.global_views")
+        num_views = num_global + (0 if batch.local_views is None else len(batch.local_views))
+        pairs = [(v, g) for v in range(num_views) for g in range(num_global) if v != g]  # student view, teacher view
         clean = batch.global_views.flatten(0, 1)  # [(G B) C H W]
         with torch.no_grad():
             seen = self.teacher.branch.encoder(clean)
             teacher_logits = self.teacher.branch.heads["patch"](seen.patches)  # [(G B) N K]
             keys = self._project(self.teacher.branch, seen.cls, num_global)
-        output = self.student.encoder(batch.corrupted_views.flatten(0, 1))
+        views = [batch.corrupted_views.flatten(0, 1)]
+        if batch.local_views is not None:
+            views.append(batch.local_views.flatten(0, 1))
+        output, *local_outputs = self.student.encoder(views)
         grid = self.encoder.grid(clean.shape[1:])
         predictions = unpatchify(
             self.student.heads["pixels"](output.patches),
@@ -99,7 +108,7 @@ class MMC(Method):
             num_channels=clean.shape[1],
         )
         student_logits = self.student.heads["patch"](output.patches)  # [(G B) N K]
-        queries = self._project(self.student, output.cls, num_global)
+        queries = self._project(self.student, torch.cat([output.cls, *(local.cls for local in local_outputs)]), num_views)
         everything = torch.ones(num_global, num_items, grid[0] * grid[1], dtype=torch.bool, device=clean.device)
         terms = {
             "pixels": self.pixel_objective(predictions=predictions, targets=clean, corruption=batch.corruption.flatten(0, 1)),
@@ -109,13 +118,12 @@ class MMC(Method):
                 mask=everything,
                 teacher_temp=self.teacher_temp(progress),
             ),
-            "contrast": self.contrast_objective(queries=queries[0], keys=keys[1])
-            + self.contrast_objective(queries=queries[1], keys=keys[0]),
+            "contrast": 2.0 * torch.stack([self.contrast_objective(queries=queries[v], keys=keys[g]) for v, g in pairs]).mean(),
         }
         self.patch_objective.update(teacher_logits=teacher_logits)
         return terms
 
     @staticmethod
-    def _project(branch: Branch, cls: Tensor, num_global: int) -> list[Tensor]:
-        """G times Float[B contrast_dim]: the head's batch norms see one view at a time, as in SiT."""
-        return [branch.heads["contrast"](view) for view in cls.chunk(num_global)]
+    def _project(branch: Branch, cls: Tensor, num_views: int) -> list[Tensor]:
+        """V times Float[B contrast_dim]: the head's batch norms see one view at a time, as in SiT."""
+        return [branch.heads["contrast"](view) for view in cls.unflatten(0, (num_views, -1))]

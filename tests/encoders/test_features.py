@@ -68,10 +68,3 @@ def test_layers_run_from_the_stem_to_the_last_stage(name):
     layers = {encoder.layer_of(key) for key, _ in encoder.named_parameters()}
     assert encoder.num_layers == 4
     assert {0, 1, 2, 3, 4} <= layers <= {0, 1, 2, 3, 4, 5}
-
-
-def test_position_tables_do_not_decay():
-    encoder = make("swin_tiny_patch4_window7_224")
-    assert len(encoder.no_weight_decay()) == 12
-    assert all("relative_position_bias_table" in name for name in encoder.no_weight_decay())
-    assert make("resnet18").no_weight_decay() == set()

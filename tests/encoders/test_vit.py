@@ -60,7 +60,6 @@ def assert_equals_timm(encoder):
     rows, columns = encoder.grid(encoder.card.item_shape)
     assert output.patches.shape == (2, rows * columns, encoder.embed_dim)
     assert 1 <= encoder.layer_of("model.blocks.0.norm1.weight") <= encoder.num_layers
-    assert encoder.no_weight_decay() <= {name for name, _ in encoder.named_parameters()}
 
 
 def test_the_registry_of_timm_is_not_empty():
@@ -265,12 +264,6 @@ def test_layers_count_from_the_embedding_to_the_norm():
     assert encoder.layer_of("model.norm.weight") == 3
     assert encoder.layer_of("model.blocks.1.norm2.weight") == 2
     assert encoder.layer_of("model.pos_embed") == encoder.layer_of("mask_token") == 0
-
-
-def test_position_class_and_mask_token_do_not_decay():
-    encoder = small()
-    encoder.add_mask_token()
-    assert encoder.no_weight_decay() == {"model.pos_embed", "model.cls_token", "mask_token"}
 
 
 def test_no_parameter_is_left_without_a_gradient():

@@ -111,9 +111,6 @@ class StubEncoder(Encoder):
     def layer_of(self, name: str) -> int:
         return 0
 
-    def no_weight_decay(self) -> set[str]:
-        return set()
-
     def backbone_state(self) -> dict[str, Tensor]:
         return {}
 

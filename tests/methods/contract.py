@@ -39,7 +39,7 @@ class Losses(pl.Callback):
 
 def check_terms(model: Method, batch: Batch) -> None:
     """Finite float32 scalars named in the weights, the same for the same batch."""
-    first, second = model.compute(batch, 0.5), model.compute(batch, 0.5)
+    first, second = model.losses(batch, 0.5), model.losses(batch, 0.5)
     assert set(first) == set(model.weights)
     for name, value in first.items():
         assert value.shape == () and value.dtype == torch.float32 and torch.isfinite(value), (name, value)
@@ -48,7 +48,7 @@ def check_terms(model: Method, batch: Batch) -> None:
 
 def check_gradients(model: Method, batch: Batch) -> None:
     """Every trainable parameter of the student has one, none of the teacher's."""
-    sum(model.compute(batch, 0.5).values()).backward()
+    sum(model.losses(batch, 0.5).values()).backward()
     for name, parameter in model.named_parameters():
         if name.startswith("teacher."):
             assert not parameter.requires_grad and parameter.grad is None, name
@@ -62,7 +62,7 @@ def check_overfits(model: Method, batch: Batch) -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     totals = []
     for _ in range(30):
-        total = sum(model.weights[name] * value for name, value in model.compute(batch, 0.5).items())
+        total = sum(model.weights[name] * value for name, value in model.losses(batch, 0.5).items())
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

@@ -27,7 +27,7 @@ def _share(batch: Batch, rank: int, world_size: int) -> Batch:
 
 
 def _step(model: Method, batch: Batch, average) -> Result:
-    terms = model.compute(batch, 0.5)
+    terms = model.losses(batch, 0.5)
     sum(model.weights[name] * value for name, value in terms.items()).backward()
     gradients = {name: average(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     for module in model.modules():
