@@ -231,7 +231,6 @@ def test_an_interrupt_reaches_the_caller_and_leaves_the_next_one_possible(mae: P
     assert not (training.folder / "results.json").exists()
 
 
-@pytest.mark.slow
 def test_two_processes_share_a_run_folder_and_have_the_losses_of_one(mae: Path) -> None:
     for processes, batch_size in ((1, 4), (2, 2)):
         count = ["--trainer.devices", str(processes), "--data.batch_size", str(batch_size), "--runs", str(processes)]
