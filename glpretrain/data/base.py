@@ -29,14 +29,14 @@ class Source(ABC):
         """Short name for tables: the folder's name, or `scenes`."""
 
     @property
-    @abstractmethod
     def classes(self) -> Sequence[str]:
         """Class names, empty without labels."""
+        return ()
 
     @property
-    @abstractmethod
     def has_masks(self) -> bool:
         """Whether items carry `instances`."""
+        return False
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -143,10 +143,6 @@ class ImageFolder(Source):
     def classes(self) -> Sequence[str]:
         return self._classes
 
-    @property
-    def has_masks(self) -> bool:
-        return False
-
     def __len__(self) -> int:
         return len(self._files)
 
@@ -201,10 +197,6 @@ class ImageList(Source):
     @property
     def classes(self) -> Sequence[str]:
         return self._classes
-
-    @property
-    def has_masks(self) -> bool:
-        return False
 
     def __len__(self) -> int:
         return len(self._files)

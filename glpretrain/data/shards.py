@@ -74,10 +74,6 @@ class TarShards(Source):
     def classes(self) -> Sequence[str]:
         return self._classes
 
-    @property
-    def has_masks(self) -> bool:
-        return False
-
     def __len__(self) -> int:
         return len(self._images)
 
@@ -182,10 +178,6 @@ class HuggingFaceImages(Source):
     @property
     def classes(self) -> Sequence[str]:
         return self._classes
-
-    @property
-    def has_masks(self) -> bool:
-        return False
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -11,7 +11,7 @@ from timm.models import group_parameters, is_model_in_modules
 from torch import Tensor
 
 from glpretrain.encoders.base import Encoder, encode_list, load_strictly, register
-from glpretrain.encoders.timm_model import normalisation, pair, timm_config
+from glpretrain.encoders.timm_model import image_card, pair, timm_config
 from glpretrain.types import EncoderCard, EncoderOutput
 
 # Windows are laid out for a size when the model is built.
@@ -72,29 +72,17 @@ class FeatureMap(Encoder):
             )
         self._timm_args = timm_args
         self._layer_ids = group_parameters(self.model, self.model.group_matcher(coarse=True), reverse=True)
-        mean, std = normalisation(mean, std, in_chans=in_chans)
         reduction = self.model.feature_info[-1]["reduction"]
         arguments = {
             "name": name,
             "img_size": [height, width],
             "in_chans": in_chans,
             "drop_path_rate": drop_path_rate,
-            "mean": list(mean),
-            "std": list(std),
             "licence": licence,
             "source": source,
         }
-        self._card = EncoderCard(
-            encoder="FeatureMap",
-            arguments=arguments,
-            modality="image",
-            item_shape=(in_chans, height, width),
-            patch_size=(reduction, reduction),
-            embed_dim=self.model.num_features,
-            mean=mean,
-            std=std,
-            licence=licence,
-            source=source,
+        self._card = image_card(
+            "FeatureMap", arguments, mean=mean, std=std, patch_size=(reduction, reduction), embed_dim=self.model.num_features
         )
         self.grid((in_chans, height, width))
 

@@ -37,6 +37,41 @@ def normalisation(
     return chosen[0], chosen[1]
 
 
+def image_card(
+    encoder: str,
+    arguments: dict[str, str | int | float | bool | list[int] | None],
+    *,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    patch_size: tuple[int, int],
+    embed_dim: int,
+) -> EncoderCard:
+    """The card of a timm adapter.
+
+    Args:
+        encoder: registered name of the adapter.
+        arguments: of its constructor; `in_chans`, `img_size`, `licence` and `source` among them.
+        mean: as given, see `normalisation`.
+        std: as given.
+        patch_size: height and width of a token in pixels.
+        embed_dim: width D.
+    """
+    channels = arguments["in_chans"]
+    mean, std = normalisation(mean, std, in_chans=channels)
+    return EncoderCard(
+        encoder=encoder,
+        arguments={**arguments, "mean": list(mean), "std": list(std)},
+        modality="image",
+        item_shape=(channels, *arguments["img_size"]),
+        patch_size=patch_size,
+        embed_dim=embed_dim,
+        mean=mean,
+        std=std,
+        licence=arguments["licence"],
+        source=arguments["source"],
+    )
+
+
 def timm_config(card: EncoderCard, *, model_args: dict) -> dict:
     """The `config.json` of a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` opens."""
     return {

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from glpretrain.encoders.base import Encoder, encode_list, load_strictly, register
-from glpretrain.encoders.timm_model import normalisation, pair, timm_config
+from glpretrain.encoders.timm_model import image_card, pair, timm_config
 from glpretrain.types import EncoderCard, EncoderOutput
 
 # Modules of timm whose models are plain ViTs, and those among them whose relative positions are tied to one image size.
@@ -96,29 +96,22 @@ class ViT(Encoder):
             _check_width(self.model, name=name)
         self.register_parameter("mask_token", None)
         self._timm_args = timm_args
-        mean, std = normalisation(mean, std, in_chans=in_chans)
         arguments = {
             "name": name,
             "img_size": [height, width],
             "in_chans": in_chans,
             "drop_path_rate": drop_path_rate,
-            "mean": list(mean),
-            "std": list(std),
             "licence": licence,
             "source": source,
             **shape_args,
         }
-        self._card = EncoderCard(
-            encoder="ViT",
-            arguments=arguments,
-            modality="image",
-            item_shape=(in_chans, height, width),
-            patch_size=tuple(self.model.patch_embed.feat_ratio(as_scalar=False)),
-            embed_dim=self.model.embed_dim,
+        self._card = image_card(
+            "ViT",
+            arguments,
             mean=mean,
             std=std,
-            licence=licence,
-            source=source,
+            patch_size=tuple(self.model.patch_embed.feat_ratio(as_scalar=False)),
+            embed_dim=self.model.embed_dim,
         )
         self.grid((in_chans, height, width))
 
