@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
@@ -75,7 +75,7 @@ def _read(path: Path, channels: int) -> Tensor:
     """UInt8[C H W]."""
     try:
         with Image.open(path) as image:
-            array = np.array(image.convert("RGB" if channels == 3 else "L"))
+            array = np.array(ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L"))
     except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is how PIL names a broken header
         raise ValueError(f"inspect: {path} cannot be read as an image: {error}") from error
     return torch.from_numpy(array).reshape(*array.shape[:2], channels).permute(2, 0, 1)  # [C H W]
