@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from contract import build
 from shrinking import ROOT
+
+from glpretrain.methods import DINO
+from glpretrain.schedule import Schedule
 
 
 @pytest.mark.parametrize(("share", "frozen"), [(1.0, True), (0.0, False)])
@@ -16,3 +20,66 @@ def test_prototypes_stay_for_the_share_of_the_run_that_freezes_them(share: float
     training.fit()
     assert torch.equal(prototypes.directions, before[0]) is frozen
     assert not torch.equal(projection.mlp[0].weight, before[1])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step_and_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = build(ROOT / "dino.yaml", tmp_path)
+    losses = training.model.losses
+
+    def broken(batch, progress: float) -> dict[str, torch.Tensor]:
+        terms = losses(batch, progress)
+        return {name: value * float("nan") for name, value in terms.items()} if progress >= 0.5 else terms
+
+    monkeypatch.setattr(training.model, "losses", broken)
+    with pytest.raises(ValueError, match=r"step 3: the loss is not finite \(cls = nan\)"):
+        training.fit()
+    assert not list(tmp_path.rglob("*.ckpt"))  # nothing that those weights have touched is kept
+
+
+def test_rate_decay_and_momentum_follow_their_schedules(tmp_path: Path) -> None:
+    training = build(ROOT / "dino.yaml", tmp_path)
+    model = training.model
+    model.lr, model.weight_decay = Schedule(0.4, 0.0, shape="linear"), Schedule(0.0, 0.8, shape="linear")
+    model.momentum = Schedule(0.0, 1.0, shape="linear")
+    seen: list[tuple[float, set[float]]] = []
+    equal: list[bool] = []
+
+    class Note(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+            groups = trainer.optimizers[0].param_groups
+            seen.append((groups[0]["lr"], {group["weight_decay"] for group in groups}))
+            student, teacher = (branch.heads["cls"][1].directions for branch in (module.student, module.teacher.branch))
+            equal.append(torch.equal(student, teacher))
+
+    training.trainer.callbacks.append(Note())
+    training.fit()
+    assert [lr for lr, _ in seen] == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert [max(decays) for _, decays in seen] == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    assert all(min(decays) == 0.0 for _, decays in seen)  # biases and norms
+    assert equal == [True, False, False, False]  # a momentum of 0 copies the student, in the first step only
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "message"),
+    [
+        ("dino", ["--data.mask", "glpretrain.masking.RandomMask", "--data.mask.init_args.ratio", "0.5"], "DINO has no use for data.mask"),
+        ("mae", ["--data.mask", "null"], "MAE needs data.mask"),
+        ("mmc", ["--data.corruption", "null"], "MMC needs data.corruption"),
+    ],
+)
+def test_data_and_method_must_fit(recipe: str, arguments: list[str], message: str, tmp_path: Path) -> None:
+    training = build(ROOT / f"{recipe}.yaml", tmp_path, *arguments)
+    with pytest.raises(ValueError, match=message):
+        training.fit()
+
+
+def test_the_trainers_own_clipping_is_refused(tmp_path: Path) -> None:
+    training = build(ROOT / "dino.yaml", tmp_path, "--trainer.gradient_clip_val", "1.0")
+    with pytest.raises(ValueError, match=r"set model\.init_args\.clip instead"):
+        training.fit()
+
+
+def test_weights_must_name_the_terms(tmp_path: Path) -> None:
+    encoder = build(ROOT / "dino.yaml", tmp_path).model.encoder
+    with pytest.raises(ValueError, match=r"DINO has the terms \['cls'\], not \['clss'\]"):
+        DINO(encoder, weights={"clss": 1.0}, num_prototypes=7)
