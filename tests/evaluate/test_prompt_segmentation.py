@@ -86,7 +86,7 @@ def test_a_similarity_equal_to_the_threshold_is_not_the_object():
     iou = iou_at_thresholds(torch.tensor([[[0.5, 0.5]]]), mask, known=torch.ones(1, 2, dtype=torch.bool))[0]
     at = int((THRESHOLDS == 0.5).nonzero())
     assert iou[at] == 0 and iou[at - 1] == 0.5
-    assert len(THRESHOLDS) == 24 and THRESHOLDS[0] == pytest.approx(-0.2) and THRESHOLDS[-1] == pytest.approx(0.95)
+    assert len(THRESHOLDS) == 120 and THRESHOLDS[0] == pytest.approx(-0.2) and THRESHOLDS[-1] == pytest.approx(0.99)
 
 
 def test_auc_agrees_with_scikit_learn_with_ties():
