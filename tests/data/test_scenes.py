@@ -61,7 +61,7 @@ def test_objects_stand_out_from_the_ground() -> None:
         item = source[index]
         grey = item.image.float().mean(dim=0)
         contrasts.append((grey[item.instances == item.instances.max()].mean() - grey[item.instances == 0].mean()).abs())
-    # At least 0.15 of the range between the means is drawn; light, clipping and what the crop shows take from it.
+    # Between 0.08 and 0.2 of the range is drawn, and the tint is added to it; light, clipping and what the crop shows take from it.
     assert torch.stack(contrasts).median() > 0.12 * 255
 
 
@@ -70,7 +70,7 @@ def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("scenes opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    Scenes(40, size=16)[39]
+    assert Scenes(40, size=16)[39].image.shape == (3, 16, 16)
 
 
 def test_train_and_test_share_classes_but_no_texture() -> None:
