@@ -9,7 +9,8 @@ from glpretrain.cli.accepted import parameter_names
 from glpretrain.cli.training import Training
 
 ROOT = Path(__file__).parents[1] / "recipes"
-RECIPES = sorted(ROOT.rglob("*.yaml"))
+EVALUATIONS = sorted((ROOT / "eval").glob("*.yaml"))
+RECIPES = sorted(set(ROOT.rglob("*.yaml")) - set(EVALUATIONS))
 SMALL_WIDTHS = {
     "num_prototypes": 16,
     "hidden_dim": 16,

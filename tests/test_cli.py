@@ -21,6 +21,7 @@ from glpretrain.callbacks.evaluators import result_key
 from glpretrain.cli import main, one_line
 from glpretrain.cli.training import Training, pretrain
 from glpretrain.runs import find_recipe, new_folder, recipe_name, recipe_names
+from glpretrain.types import EncoderCard
 
 QUIET = ["--evaluate", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 
@@ -280,8 +281,15 @@ def test_evaluate_reproduces_the_scores_of_the_run(mae: Path) -> None:
     run = pretrain(str(mae), overrides=QUIET[2:])
     assert main(["evaluate", str(run.folder / "backbone")]) == 0
     lines = [json.loads(line) for line in Path("results.jsonl").read_text().splitlines()]
-    found = {result_key(line["evaluator"], line["score"]): line["value"] for line in lines}
-    assert found == run.results["after"]
+    assert lines
+    for line in lines:
+        key = result_key(line["evaluator"], line["score"])
+        assert [line["value"], line["ci"], line["n"]] == [run.results["after"][name] for name in (key, f"{key}_ci", f"{key}_n")]
+        assert (
+            len(line["fingerprint"]) == 64
+            and line["protocol"]["batch_size"] == 64
+            and EncoderCard.from_json(line["card"]) == run.backbone.card
+        )
 
 
 def test_evaluate_refuses_a_folder_without_classes(mae: Path, capsys: pytest.CaptureFixture[str]) -> None:

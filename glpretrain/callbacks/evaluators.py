@@ -13,14 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from glpretrain.data.base import Source
-from glpretrain.evaluate import Evaluator, PromptSegmentation, default_evaluators
+from glpretrain.evaluate import Evaluator, FeatureCache, Result, default_evaluators
 from glpretrain.types import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_HEADLINES = ("accuracy", "miou")
 
 
 class RunEvaluators(pl.Callback):
@@ -47,9 +44,8 @@ class RunEvaluators(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Scores of what the run starts from."""
         if self.evaluators is None:
-            labelled, masked = trainer.datamodule.labelled_sources(), trainer.datamodule.masked_source()
-            self.evaluators = default_evaluators(labelled, masked)
-            self.measured_on = {name: _source_of(evaluator, labelled[1], masked).name for name, evaluator in self.evaluators.items()}
+            self.evaluators = default_evaluators(trainer.datamodule.labelled_sources(), trainer.datamodule.masked_source())
+        self.measured_on = {name: evaluator.scored.name for name, evaluator in self.evaluators.items()}
         if trainer.ckpt_path is None:
             self.before = self._evaluate(trainer, pl_module)
 
@@ -74,10 +70,11 @@ class RunEvaluators(pl.Callback):
             encoder = pl_module.backbone()
             with isolate_rng(), _mode_restored(encoder):
                 encoder.eval()
+                cache = FeatureCache(encoder)  # of this moment's weights: k-NN and linear probe share one pass
                 for name, evaluator in self.evaluators.items():
-                    found = evaluator.run(encoder)
-                    scores |= {result_key(name, score): value for score, value in found.items()}
-                    logged |= {f"eval/{name}/{score}": value for score, value in found.items()}
+                    found = evaluator.run(encoder, cache=cache)
+                    scores |= flat(name, found)
+                    logged |= {f"eval/{name}/{score}": value.value for score, value in found.scores.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(logged, step=trainer.global_step)
         trainer.strategy.barrier("evaluation")
@@ -89,8 +86,8 @@ class RunEvaluators(pl.Callback):
         table = Table(title="the backbone before and after", title_justify="left")
         for column, justify in (("score", "left"), ("before", "right"), ("after", "right"), ("change", "right"), ("measured on", "left")):
             table.add_column(column, justify=justify)
-        for name in self.evaluators:
-            for score in headlines(name, self.after):
+        for name, evaluator in self.evaluators.items():
+            for score in (result_key(name, headline) for headline in evaluator.headlines):
                 before = None if self.before is None else self.before[score]
                 table.add_row(
                     score,
@@ -107,20 +104,17 @@ def result_key(evaluator: str, score: str) -> str:
     return f"{evaluator}_{score}".replace("_accuracy", "", 1)
 
 
-def headlines(evaluator: str, scores: dict[str, float]) -> list[str]:
-    """The scores of an evaluator that a table shows: its accuracy or miou, or all where it has neither."""
-    named = [result_key(evaluator, score) for score in _HEADLINES]
-    own = [score for score in scores if score == evaluator or score.startswith(f"{evaluator}_")]
-    return [score for score in own if score in named] or [score for score in own if not score.endswith("_ci")]
+def flat(evaluator: str, result: Result) -> dict[str, float]:
+    """A result as results.json holds it: each score, its half-width as `_ci`, how many it rests on as `_n`, and what was chosen."""
+    values: dict[str, float] = {}
+    for name, score in result.scores.items():
+        key = result_key(evaluator, name)
+        values |= {key: score.value, f"{key}_ci": score.ci, f"{key}_n": float(score.n)}
+    return values | {f"{evaluator}_{name}": value for name, value in result.chosen.items()}
 
 
 def _shown(scores: dict[str, float], score: str) -> str:
-    interval = scores.get(f"{score}_ci")
-    return f"{scores[score]:.1f}" if interval is None else f"{scores[score]:.1f} +- {interval:.1f}"
-
-
-def _source_of(evaluator: Evaluator, labelled: Source, masked: Source) -> Source:
-    return masked if isinstance(evaluator, PromptSegmentation) else labelled
+    return f"{scores[score]:.1f} +- {scores[f'{score}_ci']:.1f}"
 
 
 @contextmanager

@@ -4,7 +4,6 @@ Left out: what the verbs do. Each imports its own part when it is called, so tha
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -58,22 +57,33 @@ def _fit(arguments: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
-    """score an exported backbone: k-NN, linear probe, prompt segmentation"""
-    parser = _parser("evaluate", "Score an exported backbone and append one JSON line per score to a file.")
-    parser.add_argument("backbone", metavar="BACKBONE", help="folder written by a run or by `glpretrain export`")
-    parser.add_argument("--recipe", help="whose data it is scored on (that of the run it lies in, else mmc)")
-    parser.add_argument("--data", metavar="DIR", help="class folders, divided into train/ and val/ or not, instead of the recipe's")
-    parser.add_argument("--masks", metavar="DIR", help="images/ beside masks/, instead of the recipe's")
+    """score a backbone: what its cls and its patches know, with intervals"""
+    parser = _parser(
+        "evaluate",
+        "Score a backbone, print the headline scores and append one JSON line per score to a file.",
+        "  glpretrain evaluate runs/mmc/latest/backbone                               the scores that a run reports\n"
+        "  glpretrain evaluate runs/mmc/latest/backbone --config eval/images          every evaluator, on embedded data\n"
+        "  glpretrain evaluate BACKBONE --config eval/images --data photos/ --masks annotated/",
+    )
+    parser.add_argument("backbone", metavar="BACKBONE", help="folder of an export, checkpoint, or published weights")
+    parser.add_argument("--config", metavar="FILE", help="sources and evaluators: a name below recipes/ (eval/images) or a yaml file")
+    parser.add_argument("--recipe", help="without --config: whose data it is scored on (that of the run it lies in, else mmc)")
+    parser.add_argument("--data", metavar="DIR", help="class folders, divided into train/ and val/ or not, instead of train and test")
+    parser.add_argument("--masks", metavar="DIR", help="images/ beside masks/, instead of the masked source")
     parser.add_argument("--out", metavar="FILE", type=Path, default=Path("results.jsonl"), help="appended to (%(default)s)")
+    parser.add_argument("--pictures", metavar="DIR", type=Path, help="where pictures go (<FILE without ending>_pictures)")
+    parser.add_argument("--no_pictures", action="store_true", help="draw none")
+    parser.add_argument("--cache", metavar="DIR", type=Path, help="where features are kept (~/.cache/glpretrain/features)")
+    parser.add_argument("--no_cache", action="store_true", help="keep features in memory only")
     known = parser.parse_args(arguments)
     from glpretrain.cli.scoring import evaluate
+    from glpretrain.evaluate.cache import default_folder
 
-    lines = evaluate(known.backbone, recipe=known.recipe, data=known.data, masks=known.masks)
-    with known.out.open("a") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-    for line in lines:
-        print(f"{line['evaluator']:>8} {line['score']:<16} {line['value']:8.2f}  {line['measured_on']}")
-    print(f"appended to {known.out}")
+    pictures = None if known.no_pictures else known.pictures or known.out.with_name(f"{known.out.stem}_pictures")
+    cache = None if known.no_cache else known.cache or default_folder()
+    options = {"recipe": known.recipe, "data": known.data, "masks": known.masks}
+    lines = evaluate(known.backbone, config=known.config, out=known.out, pictures=pictures, cache=cache, **options)
+    print(f"{len(lines)} scores appended to {known.out}" + ("" if pictures is None else f", pictures in {pictures}/"))
 
 
 def _export(arguments: Sequence[str]) -> None:

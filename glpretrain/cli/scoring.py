@@ -1,73 +1,202 @@
-"""Scores of an exported backbone, as lines that can be collected in a file: on a run's own data the numbers that the run reported.
+"""Scores of a backbone: which evaluators, on which sources, and the lines, table and pictures that come of it.
 
-Left out: training and its numbers (`training`).
+Left out: what a score is (`glpretrain.evaluate`), training and its numbers (`training`).
 """
 
+import inspect
+import json
+import time
+from collections.abc import Callable
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
 
+from glpretrain import __version__
 from glpretrain.backbones import load_backbone
+from glpretrain.data.base import Source
 from glpretrain.data.module import DataModule
-from glpretrain.evaluate import PromptSegmentation, default_evaluators
+from glpretrain.evaluate import ROLES, Evaluator, FeatureCache, Pixels, Result, default_evaluators
 from glpretrain.runs import find_recipe
 
 _DEFAULT_RECIPE = "mmc"
 
 
 def evaluate(
-    backbone: str | Path, *, recipe: str | None = None, data: str | Path | None = None, masks: str | Path | None = None
+    backbone: str | Path,
+    *,
+    config: str | Path | None = None,
+    recipe: str | None = None,
+    data: str | Path | None = None,
+    masks: str | Path | None = None,
+    out: Path | None = None,
+    pictures: Path | None = None,
+    cache: Path | None = None,
 ) -> list[dict[str, object]]:
-    """Run the default evaluators on the sources that a run of the recipe is scored on.
+    """Score a backbone with the evaluators of a configuration, or with those that every run is scored with.
 
     Args:
-        backbone: exported folder.
-        recipe: name or path; when left out the config.yaml of the run that the backbone lies in, else the quick start.
-        data: class folders, divided into train/ and val/ or not; instead of the recipe's data.
-        masks: images/ beside masks/; instead of the recipe's.
+        backbone: whatever `load_backbone` takes.
+        config: yaml with `sources` and `evaluators` (recipes/eval/); None for the default evaluators on a run's sources.
+        recipe: without `config`: name or path of the recipe whose sources are used; when left out the config.yaml of the run that
+            the backbone lies in, else the quick start.
+        data: class folders, divided into train/ and val/ or not; instead of the train and test sources.
+        masks: images/ beside masks/; instead of the masked source.
+        out: JSON lines are appended to it, evaluator by evaluator, so that an interrupted evaluation loses none.
+        pictures: folder for PNGs, `<evaluator>_<picture>.png`; None draws none.
+        cache: folder where features outlive this call.
 
     Returns:
-        One mapping per score: evaluator, score, value, measured_on, backbone, recipe, time, parameters, card.
+        One mapping per score: evaluator, score, value, ci, n, measured_on, fingerprint, protocol, chosen, backbone, card and more.
 
     Raises:
-        ValueError: a folder or recipe that is not what is accepted.
+        ValueError: a folder, recipe or evaluator that is not what is accepted.
     """
     encoder = load_backbone(backbone)
     if torch.cuda.is_available():
         encoder.cuda()
-    channels, *_ = encoder.card.item_shape
-    of_run = Path(backbone).resolve().parent / "config.yaml"
-    path = of_run if recipe is None and of_run.is_file() else find_recipe(recipe or _DEFAULT_RECIPE)
-    module = _data_module(path, channels=channels, data=data, masks=masks)
-    if data is not None and not module.source.classes:
-        raise ValueError(f"evaluate: {data} has no classes; accepted: <class>/ folders, in train/ beside val/ (or test/) or undivided")
-    labelled, masked = module.labelled_sources(), module.masked_source()
+    if config is not None and recipe is not None:
+        raise ValueError(f"evaluate: config {config} and recipe {recipe} both say where the items are; accepted: one of them")
+    if config is None:
+        path = _recipe_of(backbone, recipe)
+        evaluators = _of_recipe(path, channels=encoder.card.item_shape[0], data=data, masks=masks)
+    else:
+        path = find_recipe(str(config))
+        evaluators = _of_config(path, channels=encoder.card.item_shape[0], data=data, masks=masks)
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+    features = FeatureCache(encoder, folder=cache)
     common = {
         "backbone": str(backbone),
         "recipe": str(path),
-        "time": datetime.now().isoformat(timespec="seconds"),
+        "version": __version__,
         "parameters": sum(tensor.numel() for tensor in encoder.backbone_state().values()),
+        "weights": features.fingerprint,
         "card": encoder.card.to_json(),
     }
     lines: list[dict[str, object]] = []
-    for name, evaluator in default_evaluators(labelled, masked).items():
-        source = masked if isinstance(evaluator, PromptSegmentation) else labelled[1]
-        for score, value in evaluator.run(encoder).items():
-            lines.append({"evaluator": name, "score": score, "value": value, "measured_on": source.name, **common})
+    results: dict[str, tuple[Evaluator, Result]] = {}
+    for name, evaluator in evaluators.items():
+        start = time.perf_counter()
+        try:
+            result = evaluator.run(encoder, cache=features)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        results[name] = (evaluator, result)
+        own = [
+            {
+                "evaluator": name,
+                "score": score,
+                **found._asdict(),
+                "measured_on": evaluator.scored.name,
+                "fingerprint": evaluator.scored.fingerprint(),
+                "protocol": {"class": type(evaluator).__name__, **evaluator.protocol},
+                "chosen": result.chosen,
+                "time": datetime.now().isoformat(timespec="seconds"),
+                "seconds": round(time.perf_counter() - start, 3),
+                **common,
+            }
+            for score, found in result.scores.items()
+        ]
+        if out is not None:
+            with out.open("a") as file:
+                file.writelines(json.dumps(line, default=str) + "\n" for line in own)
+        if pictures is not None:
+            for title, figure in evaluator.pictures(encoder, cache=features).items():
+                figure.savefig(pictures / f"{name}_{title}.png", dpi=120)
+        lines += own
+    Console().print(table(results))
     return lines
 
 
-def _data_module(recipe: Path, *, channels: int, data: str | Path | None, masks: str | Path | None) -> DataModule:
-    """The recipe's data, with folders in place of its sources as `pretrain` puts them."""
-    values = yaml.safe_load(recipe.read_text())["data"]
+def table(results: dict[str, tuple[Evaluator, Result]]) -> Table:
+    """The headline scores with their intervals; the others are in the lines."""
+    shown = Table(title="scores of the backbone, with 95 % intervals", title_justify="left")
+    for column, justify in (("evaluator", "left"), ("score", "left"), ("value", "right"), ("n", "right"), ("measured on", "left")):
+        shown.add_column(column, justify=justify)
+    for name, (evaluator, result) in results.items():
+        for score in evaluator.headlines:
+            found = result.scores[score]
+            shown.add_row(name, score, f"{found.value:.1f} +- {found.ci:.1f}", str(found.n), evaluator.scored.name)
+    return shown
+
+
+def _recipe_of(backbone: str | Path, recipe: str | None) -> Path:
+    of_run = Path(backbone).resolve().parent / "config.yaml"
+    return of_run if recipe is None and of_run.is_file() else find_recipe(recipe or _DEFAULT_RECIPE)
+
+
+def _folder(root: str | Path, kind: str, *, channels: int) -> dict:
+    return {"class_path": f"glpretrain.data.{kind}", "init_args": {"root": str(root), "channels": channels}}
+
+
+def _of_recipe(path: Path, *, channels: int, data: str | Path | None, masks: str | Path | None) -> dict[str, Evaluator]:
+    """The default evaluators on a training recipe's data, with folders in place of its sources as `pretrain` puts them."""
+    values = yaml.safe_load(path.read_text())["data"]
     if data is not None:
-        source = {"class_path": "glpretrain.data.ImageFolder", "init_args": {"root": str(data), "channels": channels}}
-        values |= {"source": source, "labelled": None, "labelled_test": None}
+        values |= {"source": _folder(data, "ImageFolder", channels=channels), "labelled": None, "labelled_test": None}
     if masks is not None:
-        values["masked"] = {"class_path": "glpretrain.data.MaskedFolder", "init_args": {"root": str(masks), "channels": channels}}
+        values["masked"] = _folder(masks, "MaskedFolder", channels=channels)
+    module = _instantiated(DataModule, values)
+    if data is not None:
+        _require_classes(module.source, data)
+    return default_evaluators(module.labelled_sources(), module.masked_source())
+
+
+def _of_config(path: Path, *, channels: int, data: str | Path | None, masks: str | Path | None) -> dict[str, Evaluator]:
+    """The evaluators of a configuration; a constructor parameter that is named as a role gets that source.
+
+    Raises:
+        ValueError: a name is unknown, or an evaluator needs a source that is not there.
+    """
+    values = yaml.safe_load(path.read_text())
+    if not isinstance(values, dict) or set(values) != {"sources", "evaluators"}:
+        raise ValueError(f"{path}: accepted are `sources` and `evaluators`, found {sorted(values) if isinstance(values, dict) else values}")
+    if unknown := set(values["sources"]) - set(ROLES):
+        raise ValueError(f"{path}: sources {sorted(unknown)}; accepted: {', '.join(ROLES)}")
+    # Made once and shared, so that items are decoded once however many evaluators look at them.
+    sources: dict[str, object] = {role: _named(entry, f"{path}: sources.{role}") for role, entry in values["sources"].items()}
+    if data is not None:
+        folder = _named(_folder(data, "ImageFolder", channels=channels), "--data")
+        _require_classes(folder, data)
+        sources["train"], sources["test"] = DataModule.divided(folder)
+    if masks is not None:
+        sources["masked"] = _named(_folder(masks, "MaskedFolder", channels=channels), "--masks")
+    sources = {role: Pixels(source) if isinstance(source, Source) else source for role, source in sources.items()}
+    return {name: _named(entry, f"{path}: evaluators.{name}", **sources) for name, entry in values["evaluators"].items()}
+
+
+def _require_classes(source: Source, folder: str | Path) -> None:
+    if not source.classes:
+        raise ValueError(f"evaluate: {folder} has no classes; accepted: <class>/ folders, in train/ beside val/ (or test/) or undivided")
+
+
+def _named(entry: dict, where: str, **given: object) -> object:
+    """What `class_path` and `init_args` describe; of `given`, what its constructor has a parameter for."""
+    if not isinstance(entry, dict) or not set(entry) <= {"class_path", "init_args"} or "class_path" not in entry:
+        raise ValueError(f"{where}: class_path and init_args expected, found {entry}")
+    module, _, name = str(entry["class_path"]).rpartition(".")
+    try:
+        owner = vars(import_module(module))[name]
+    except (ImportError, ValueError, KeyError) as error:
+        raise ValueError(f"{where}: there is no class {entry['class_path']}") from error
+    roles = {role: value for role, value in given.items() if role in inspect.signature(owner).parameters}
+    if missing := (set(ROLES) & set(inspect.signature(owner).parameters)) - set(roles):
+        raise ValueError(f"{where}: {name} needs the sources {sorted(missing)}; given: {sorted(given)}")
+    try:
+        return _instantiated(owner, entry.get("init_args") or {}, **roles)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _instantiated(owner: Callable[..., object], values: dict, **given: object) -> object:
+    """`owner` from yaml values, checked against its annotations."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(DataModule, "data")
-    return parser.instantiate_classes(parser.parse_object({"data": values})).data
+    parser.add_class_arguments(owner, "made", skip=set(given), instantiate=not given)
+    made = parser.instantiate_classes(parser.parse_object({"made": values} if values else {})).made
+    return owner(**given, **vars(made)) if given else made

@@ -14,6 +14,7 @@ class Item(NamedTuple):
     label: int  # index into `Source.classes`, -1 where there is none
     instances: Tensor | None  # Int[H W]  0 ground, 1.. objects of this item, -1 to be ignored; None without masks
     regions: Tensor | None  # Int[H W]  region id per pixel (face parts), -1 where there is none; None without regions
+    semantic: Tensor | None = None  # Int[H W]  index into `Source.mask_classes`, -1 to be ignored; None without such masks
 
 
 class UnreadableItemError(ValueError):
@@ -37,6 +38,11 @@ class Source(ABC):
     def has_masks(self) -> bool:
         """Whether items carry `instances`."""
         return False
+
+    @property
+    def mask_classes(self) -> Sequence[str]:
+        """Names of what a pixel can show, where items carry `semantic`; empty where they do not."""
+        return ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -78,6 +84,10 @@ class Subset(Source):
     @property
     def has_masks(self) -> bool:
         return self.source.has_masks
+
+    @property
+    def mask_classes(self) -> Sequence[str]:
+        return self.source.mask_classes
 
     def __len__(self) -> int:
         return len(self.indices)

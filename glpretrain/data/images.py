@@ -227,16 +227,26 @@ class MaskedFolder(Source):
         channels: of every item.
         ignore: mask value that is neither ground nor object.
         offset: added to every other mask value; 1 where the masks count classes from 0 and there is no ground.
+        mask_classes: what the values 0, 1, 2 ... mean, where masks hold classes; None where they hold objects.
 
     Raises:
         ValueError: neither pair of folders is there, there is no image, or an image has no mask.
     """
 
-    def __init__(self, root: str | Path, *, channels: int = 3, ignore: int | None = None, offset: int = 0) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        channels: int = 3,
+        ignore: int | None = None,
+        offset: int = 0,
+        mask_classes: Sequence[str] | None = None,
+    ) -> None:
         self.root = _existing_folder(root, "MaskedFolder")
         self.channels = channels
         self.ignore = ignore
         self.offset = offset
+        self._mask_classes = () if mask_classes is None else tuple(mask_classes)
         pairs = [(self.root / images, self.root / masks) for images, masks in _MASK_FOLDERS]
         present = [(images, masks) for images, masks in pairs if images.is_dir() and masks.is_dir()]
         if not present:
@@ -262,6 +272,10 @@ class MaskedFolder(Source):
     def has_masks(self) -> bool:
         return True
 
+    @property
+    def mask_classes(self) -> Sequence[str]:
+        return self._mask_classes
+
     def __len__(self) -> int:
         return len(self._files)
 
@@ -278,4 +292,16 @@ class MaskedFolder(Source):
         instances = values + self.offset
         if self.ignore is not None:
             instances[values == self.ignore] = -1
-        return Item(image=image, label=-1, instances=instances, regions=None)
+        return Item(image=image, label=-1, instances=instances, regions=None, semantic=self._semantic(values, mask_path))
+
+    def _semantic(self, values: Tensor, path: Path) -> Tensor | None:
+        if not self._mask_classes:
+            return None
+        semantic = values.clone()
+        if self.ignore is not None:
+            semantic[values == self.ignore] = -1
+        if (top := int(semantic.max())) >= len(self._mask_classes):
+            raise UnreadableItemError(
+                f"{path}: value {top}; accepted: 0 to {len(self._mask_classes) - 1} (mask_classes), and ignore={self.ignore}"
+            )
+        return semantic

@@ -269,10 +269,15 @@ class DataModule(LightningDataModule):
         if self.labelled is not None and self.labelled_test is not None:
             return self.labelled, self.labelled_test
         source = self.source if self.labelled is None else self.labelled
+        if not source.classes and source.division() is None:
+            return self._scenes("labelled").division()
+        return self.divided(source)
+
+    @staticmethod
+    def divided(source: Source) -> tuple[Source, Source]:
+        """(train, test) parts of a source with classes: its own division, else a fixed fifth of it is the test part."""
         if (division := source.division()) is not None:
             return division
-        if not source.classes:
-            return self._scenes("labelled").division()
         index = torch.arange(len(source))
         train = rng.uniform(rng.make(seed=0, epoch=0, index=index)) < _TRAIN_SHARE  # not of the run's seed: runs stay comparable
         return Subset(source, indices=index[train].tolist()), Subset(source, indices=index[~train].tolist())

@@ -195,6 +195,10 @@ class Scenes(Source):
     def has_masks(self) -> bool:
         return True
 
+    @property
+    def mask_classes(self) -> Sequence[str]:
+        return ("ground", *CLASSES)
+
     def __len__(self) -> int:
         return self.length
 
@@ -206,12 +210,15 @@ class Scenes(Source):
         checked_index(index, self.length)
         key = keys.make(seed=self.seed, epoch=("train", "test").index(self.split), index=torch.tensor(index))
         draws = keys.uniform(key, _MAX_OBJECTS + 1, _DRAWS).tolist()
-        pixels, instances, label = _render(draws, self.size, self.split)
+        pixels, ids, labels = _render(draws, self.size, self.split)
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [C H W]
-        return Item(image=image, label=label, instances=torch.from_numpy(instances), regions=None)
+        instances = torch.from_numpy(ids)
+        semantic = torch.tensor([0, *(label + 1 for label in labels)])[instances]  # [H W]
+        return Item(image=image, label=labels[-1], instances=instances, regions=None, semantic=semantic)
 
 
-def _render(draws: list[list[float]], size: tuple[int, int], split: str) -> tuple[np.ndarray, np.ndarray, int]:
+def _render(draws: list[list[float]], size: tuple[int, int], split: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """UInt8[H W 3], Int[H W] ids from 1, and the class of each object, the main one last."""
     height, width = size
     unit = min(height, width)  # pixels per unit of the scene: its shorter side
     scene, *objects = draws
@@ -233,10 +240,10 @@ def _render(draws: list[list[float]], size: tuple[int, int], split: str) -> tupl
 
     # The main object comes last, so nothing covers it; the others are much smaller.
     count = _OBJECTS[int(scene[11] * len(_OBJECTS))]
-    label = -1
+    labels = [int(draw[0] * len(CLASSES)) for draw in objects[:count]]
     for number, draw in enumerate(objects[:count]):
         main = number == count - 1
-        label = int(draw[0] * len(CLASSES))
+        label = labels[number]
         load, silhouette, shown = _CLASSES[CLASSES[label]]
         photo = _photo(load, split)
         radius = (0.33 + 0.12 * draw[1] if main else 0.1 + 0.06 * draw[1]) * unit
@@ -265,7 +272,7 @@ def _render(draws: list[list[float]], size: tuple[int, int], split: str) -> tupl
     angle = 2 * math.pi * scene[12]
     slope = (math.cos(angle) * (x - width / 2) + math.sin(angle) * (y - height / 2)) / unit
     pixels *= (0.85 + 0.3 * scene[13] + 0.4 * scene[14] * slope)[..., None]
-    return (np.clip(pixels, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8), instances, label
+    return (np.clip(pixels, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8), instances, labels
 
 
 def _random_tint(draws: Sequence[float]) -> np.ndarray:

@@ -1,13 +1,25 @@
-"""Scores of a frozen encoder. `default_evaluators` is what a training run reports before and after; left out: pictures."""
+"""Scores of a frozen encoder. `default_evaluators` is what a training run reports before and after."""
 
 from glpretrain.data.base import Source
-from glpretrain.evaluate.base import Evaluator
+from glpretrain.evaluate.base import ROLES, Evaluator, Result, Score
+from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import Pixels
 from glpretrain.evaluate.knn import KNN
 from glpretrain.evaluate.linear import LinearProbe
 from glpretrain.evaluate.prompt_segmentation import PromptSegmentation
 
-__all__ = ["KNN", "Evaluator", "LinearProbe", "Pixels", "PromptSegmentation", "default_evaluators"]
+__all__ = [
+    "KNN",
+    "ROLES",
+    "Evaluator",
+    "FeatureCache",
+    "LinearProbe",
+    "Pixels",
+    "PromptSegmentation",
+    "Result",
+    "Score",
+    "default_evaluators",
+]
 
 # Together about 10 seconds at 48 px on two cores, with intervals of 2 to 4 points.
 _MAX_TRAIN, _MAX_TEST, _MAX_MASKED = 2000, 1000, 400
@@ -29,5 +41,5 @@ def default_evaluators(labelled: tuple[Source, Source], masked: Source) -> dict[
     return {
         "knn": KNN(train, test, k=k),
         "linear": LinearProbe(train, test),
-        "prompt": PromptSegmentation(masked, max_images=_MAX_MASKED),
+        "prompt": PromptSegmentation(Pixels(masked, max_items=_MAX_MASKED)),
     }

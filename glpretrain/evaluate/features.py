@@ -3,9 +3,11 @@
 Left out on purpose: augmentation (none in evaluation) and what is done with the features.
 """
 
+import hashlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
@@ -17,6 +19,8 @@ from torch.nn import functional
 from glpretrain import keys
 from glpretrain.data.base import Item, Source, UnreadableItemError
 from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.layers import features_at
+from glpretrain.evaluate.cache import FeatureCache, bytes_of
 from glpretrain.types import EncoderOutput
 
 _LOG = logging.getLogger(__name__)
@@ -33,7 +37,9 @@ class PixelBatch(NamedTuple):
     images: Tensor  # UInt8[B C H W]
     labels: Tensor  # Int[B]  -1 where there is none
     instances: Tensor | None  # Int[B H W]  as in `Item`
+    semantic: Tensor | None  # Int[B H W]  as in `Item`
     index: Tensor  # Int[B]  dataset index
+    digests: tuple[str, ...]  # per item, of what the source gave, before any resize
 
 
 class LabelledFeatures(NamedTuple):
@@ -64,11 +70,18 @@ class Pixels:
         order = keys.permutation(torch.tensor(_SUBSET_SEED), len(source)) if count < len(source) else torch.arange(count)
         self.indices: list[int] = order[:count].sort().values.tolist()
         self._cache: dict[tuple, list[PixelBatch]] = {}
+        self._digests: dict[int, str] = {}
+        self._unreadable: set[int] = set()
 
     @classmethod
     def of(cls, source: "Source | Pixels") -> "Pixels":
         """`source` itself if it is decoded already, otherwise all its items."""
         return source if isinstance(source, Pixels) else cls(source)
+
+    @property
+    def name(self) -> str:
+        """The source's."""
+        return self.source.name
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -92,7 +105,7 @@ class Pixels:
         keep = len(self) * item_shape[0] * item_shape[1] * item_shape[2] <= _CACHE_BYTES
         kept: list[PixelBatch] = []
         readable = False
-        for chunk in tracked(chunks, description=f"reading {self.source.name}"):
+        for chunk in chunks:
             batch = self._read(chunk, item_shape, fit)
             if batch is None:
                 continue
@@ -105,13 +118,30 @@ class Pixels:
         if keep:
             self._cache[cache_key] = kept
 
+    def fingerprint(self) -> str:
+        """SHA-256 of all readable items as the source gives them: pixels, labels and masks, in order."""
+        if len(self._digests) + len(self._unreadable) < len(self):
+            for index in self.indices:
+                if index not in self._digests and index not in self._unreadable:
+                    self._item(index)
+        return hashlib.sha256("".join(self._digests[index] for index in self.indices if index in self._digests).encode()).hexdigest()
+
+    def _item(self, index: int) -> Item | None:
+        try:
+            item = self.source[index]
+        except UnreadableItemError as error:
+            if index not in self._unreadable:
+                _LOG.warning("left out of the evaluation: %s", error)
+            self._unreadable.add(index)
+            return None
+        self._digests[index] = _digest(item)
+        return item
+
     def _read(self, indices: Sequence[int], item_shape: Sequence[int], fit: Literal["crop", "stretch"]) -> PixelBatch | None:
         items: list[tuple[int, Item]] = []
         for index in indices:
-            try:
-                item = self.source[index]
-            except UnreadableItemError as error:
-                _LOG.warning("left out of the evaluation: %s", error)
+            item = self._item(index)
+            if item is None:
                 continue
             if item.image.shape[0] != item_shape[0]:
                 raise ValueError(
@@ -120,13 +150,27 @@ class Pixels:
             items.append((index, _resized(item, (item_shape[1], item_shape[2]), fit)))
         if not items:
             return None
-        masks = [item.instances for _, item in items if item.instances is not None]
         return PixelBatch(
             images=torch.stack([item.image for _, item in items]),
             labels=torch.tensor([item.label for _, item in items]),
-            instances=torch.stack(masks) if len(masks) == len(items) else None,
+            instances=_stacked([item.instances for _, item in items]),
+            semantic=_stacked([item.semantic for _, item in items]),
             index=torch.tensor([index for index, _ in items]),
+            digests=tuple(self._digests[index] for index, _ in items),
         )
+
+
+def _stacked(masks: Sequence[Tensor | None]) -> Tensor | None:
+    """Int[B H W], None where an item has none."""
+    there = [mask for mask in masks if mask is not None]
+    return torch.stack(there) if len(there) == len(masks) else None
+
+
+def _digest(item: Item) -> str:
+    digest = hashlib.sha256(f"{tuple(item.image.shape)} {item.label}".encode())
+    for tensor in (item.image, item.instances, item.semantic):
+        digest.update(b"-" if tensor is None else bytes_of(tensor))
+    return digest.hexdigest()
 
 
 def _resized(item: Item, size: tuple[int, int], fit: Literal["crop", "stretch"]) -> Item:
@@ -135,19 +179,24 @@ def _resized(item: Item, size: tuple[int, int], fit: Literal["crop", "stretch"])
     if fit == "crop":
         scale = max(size[0] / height, size[1] / width)
         inner = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-    image, instances = item.image, item.instances
+    image, masks = item.image, {"instances": item.instances, "semantic": item.semantic}
     if inner != (height, width):
         image = functional.interpolate(image.unsqueeze(0), size=inner, mode="bicubic", antialias=True)[0]
-        if instances is not None:
-            # Ids cannot be averaged. Float64 holds every id that a mask file can hold.
-            instances = functional.interpolate(instances[None, None].double(), size=inner, mode="nearest-exact")[0, 0].long()
+        masks = {name: None if mask is None else _resized_ids(mask, inner) for name, mask in masks.items()}
     top, left = (inner[0] - size[0]) // 2, (inner[1] - size[1]) // 2
     window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
-    return item._replace(image=image[window].clone(), instances=None if instances is None else instances[window].clone())
+    return item._replace(
+        image=image[window].clone(), **{name: None if mask is None else mask[window].clone() for name, mask in masks.items()}
+    )
 
 
-def evaluation_shape(encoder: Encoder, image_size: int | None) -> tuple[int, int, int]:
-    """Channels, height and width that items are brought to: the card's, or a square of `image_size`.
+def _resized_ids(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Int[H W] to Int[*size]: ids cannot be averaged. Float64 holds every id that a mask file can hold."""
+    return functional.interpolate(mask[None, None].double(), size=size, mode="nearest-exact")[0, 0].long()
+
+
+def evaluation_shape(encoder: Encoder, image_size: int | Sequence[int] | None) -> tuple[int, int, int]:
+    """Channels, height and width that items are brought to: the card's, a square, or height and width.
 
     Raises:
         ValueError: the encoder is not for images, or the size does not divide into its patches.
@@ -155,9 +204,32 @@ def evaluation_shape(encoder: Encoder, image_size: int | None) -> tuple[int, int
     if encoder.card.modality != "image":
         raise ValueError(f"encoder {encoder.card.encoder!r} is for {encoder.card.modality}; this evaluator accepts: image")
     channels, height, width = encoder.card.item_shape
-    shape = (channels, height, width) if image_size is None else (channels, image_size, image_size)
-    encoder.grid(shape)
-    return shape
+    if image_size is not None:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    encoder.grid((channels, height, width))
+    return channels, height, width
+
+
+def normalised(images: Tensor, encoder: Encoder) -> Tensor:
+    """UInt8[B C H W] on any device to what the encoder takes, Float[B C H W] on its own device."""
+    device = next(encoder.parameters(), torch.empty(0)).device
+    mean = torch.tensor(encoder.card.mean, device=device)[:, None, None]  # [C 1 1]
+    std = torch.tensor(encoder.card.std, device=device)[:, None, None]  # [C 1 1]
+    return (images.to(device).float() / 255 - mean) / std
+
+
+@contextmanager
+def evaluating(encoder: Encoder) -> Iterator[None]:
+    """Evaluation mode and no gradient inside; every module gets its own mode back."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        # Not inference_mode: a module that keeps a tensor (a resized position table) would hand it to the next training step.
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def encode(
@@ -165,9 +237,12 @@ def encode(
     pixels: Pixels,
     *,
     fit: Literal["crop", "stretch"],
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    layer: int = -1,
     batch_size: int = 64,
     bf16: bool = False,
+    patches: bool = True,
+    cache: FeatureCache | None = None,
 ) -> Iterator[tuple[PixelBatch, EncoderOutput]]:
     """Encode every item in evaluation mode, on the encoder's device, without gradient.
 
@@ -175,34 +250,43 @@ def encode(
         encoder: gets its training mode back, module by module.
         pixels: the items.
         fit: as in `Pixels.batches`.
-        image_size: side of the square that items are brought to; None for the card's item shape.
+        image_size: side of the square that items are brought to, or height and width; None for the card's item shape.
+        layer: block whose features are taken, under the final norm; negative numbers count from the last.
         batch_size: items at a time.
         bf16: compute under bfloat16 autocast.
+        patches: whether the patches are needed; without, an output may come with none.
+        cache: of this encoder; what is in it is not computed again.
 
     Yields:
-        Each batch with its features in float32, on the encoder's device.
+        Each batch with its features in float32, on the CPU.
     """
+    assert cache is None or cache.encoder is encoder
     shape = evaluation_shape(encoder, image_size)
-    weight = next(encoder.parameters(), torch.empty(0))
-    mean = torch.tensor(encoder.card.mean, device=weight.device)[:, None, None]  # [C 1 1]
-    std = torch.tensor(encoder.card.std, device=weight.device)[:, None, None]  # [C 1 1]
-    for batch in pixels.batches(shape, fit=fit, batch_size=batch_size):
-        images = (batch.images.to(weight.device).float() / 255 - mean) / std
-        modes = [(module, module.training) for module in encoder.modules()]
-        encoder.eval()
-        try:
-            # Not inference_mode: a module that keeps a tensor (a resized position table) would hand it to the next training step.
-            with torch.no_grad(), torch.autocast(weight.device.type, torch.bfloat16, enabled=bf16):
-                output = encoder(images)
-        finally:
-            for module, training in modes:
-                module.training = training
-        assert isinstance(output, EncoderOutput)
-        yield batch, EncoderOutput(output.cls.float(), output.patches.float())
+    device = next(encoder.parameters(), torch.empty(0)).device
+    num_batches = -(-len(pixels) // batch_size)
+    batches = pixels.batches(shape, fit=fit, batch_size=batch_size)
+    for batch in tracked(batches, total=num_batches, description=f"encoding {pixels.source.name}"):
+        settings = f"{shape} {fit} {layer % encoder.num_layers} {'bf16' if bf16 else 'float32'}"
+        name = hashlib.sha256("".join((settings, *batch.digests)).encode()).hexdigest()
+        output = None if cache is None else cache.find(name, patches=patches)
+        if output is None:
+            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                found = features_at(encoder, normalised(batch.images, encoder), layer=layer)
+            output = EncoderOutput(found.cls.float().cpu(), found.patches.float().cpu())
+            if cache is not None:
+                cache.keep(name, output)
+        yield batch, output
 
 
 def cls_features(
-    encoder: Encoder, pixels: Pixels, *, image_size: int | None = None, batch_size: int = 64, bf16: bool = False
+    encoder: Encoder,
+    pixels: Pixels,
+    *,
+    image_size: int | Sequence[int] | None = None,
+    layer: int = -1,
+    batch_size: int = 64,
+    bf16: bool = False,
+    cache: FeatureCache | None = None,
 ) -> LabelledFeatures:
     """`cls` and label of every item that has a label, on the CPU. Arguments as in `encode`.
 
@@ -211,9 +295,10 @@ def cls_features(
     """
     rows: list[Tensor] = []
     labels: list[Tensor] = []
-    for batch, output in encode(encoder, pixels, fit="crop", image_size=image_size, batch_size=batch_size, bf16=bf16):
+    options = {"image_size": image_size, "layer": layer, "batch_size": batch_size, "bf16": bf16, "cache": cache}
+    for batch, output in encode(encoder, pixels, fit="crop", patches=False, **options):
         labelled = batch.labels >= 0
-        rows.append(output.cls.cpu()[labelled])
+        rows.append(output.cls[labelled])
         labels.append(batch.labels[labelled])
     features = LabelledFeatures(torch.cat(rows), torch.cat(labels))
     if len(features.labels) == 0:
@@ -223,11 +308,11 @@ def cls_features(
     return features
 
 
-def tracked(elements: Sequence[Element], *, description: str) -> Iterator[Element]:
+def tracked(elements: Iterable[Element], *, total: int, description: str) -> Iterator[Element]:
     """Pass `elements` on; on a terminal, show a bar that vanishes at the end once this has taken more than two seconds."""
     console = Console(stderr=True)
     progress = Progress(console=console, transient=True)
-    task = progress.add_task(description, total=len(elements))
+    task = progress.add_task(description, total=total)
     start = time.monotonic()
     shown = False
     try:

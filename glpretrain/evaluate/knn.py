@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from glpretrain.data.base import Source
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, rate_interval
+from glpretrain.evaluate.base import Evaluator, Result, Score
+from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import LabelledFeatures, Pixels, cls_features
+from glpretrain.evaluate.intervals import rate_interval
 
 _TEST_CHUNK = 512  # bounds the similarity table to 512 x the training items
 
@@ -27,13 +29,16 @@ class KNN(Evaluator):
         test: items that are classified.
         k: numbers of neighbours. DINO reports 20 as the best over its models.
         temp: temperature of the votes.
-        image_size: side of the square; None for the card's item shape.
+        image_size: side of the square, or height and width; None for the card's item shape.
+        layer: block whose features are taken; negative numbers count from the last.
         batch_size: items at a time.
         bf16: encode under bfloat16 autocast.
 
     Raises:
         ValueError: there are fewer training items than neighbours, or the two sources have different classes.
     """
+
+    headlines = ("accuracy",)
 
     def __init__(
         self,
@@ -42,7 +47,8 @@ class KNN(Evaluator):
         *,
         k: Sequence[int] = (10, 20),
         temp: float = 0.07,
-        image_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
+        layer: int = -1,
         batch_size: int = 64,
         bf16: bool = False,
     ) -> None:
@@ -52,22 +58,26 @@ class KNN(Evaluator):
         if temp <= 0:
             raise ValueError(f"temp: {temp}; accepted: a positive number")
         self.k, self.temp = tuple(k), temp
-        self.image_size, self.batch_size, self.bf16 = image_size, batch_size, bf16
+        self.image_size, self.layer, self.batch_size, self.bf16 = image_size, layer, batch_size, bf16
 
     @property
-    def name(self) -> str:
-        return "knn"
+    def scored(self) -> Pixels:
+        return self.test
 
-    def run(self, encoder: Encoder) -> dict[str, float]:
-        train = cls_features(encoder, self.train, image_size=self.image_size, batch_size=self.batch_size, bf16=self.bf16)
-        test = cls_features(encoder, self.test, image_size=self.image_size, batch_size=self.batch_size, bf16=self.bf16)
+    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
+        options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
+        train, test = cls_features(encoder, self.train, **options), cls_features(encoder, self.test, **options)
         if len(train.labels) < max(self.k):
             raise ValueError(f"k: {list(self.k)}; only {len(train.labels)} training items can be read and have a label")
         predictions = knn_predict(train, test.cls, k=self.k, temp=self.temp)
-        rates = [(prediction == test.labels).float().mean().item() for prediction in predictions]
-        scores = {f"k{k}": 100 * rate for k, rate in zip(self.k, rates, strict=True)}
-        count = len(test.labels)
-        return {"accuracy": 100 * rates[-1], "accuracy_ci": 100 * rate_interval(rates[-1], count=count), **scores, "items": float(count)}
+        scores = {f"k{k}": accuracy(predicted, test.labels) for k, predicted in zip(self.k, predictions, strict=True)}
+        return Result({"accuracy": scores[f"k{self.k[-1]}"], **scores}, chosen={})
+
+
+def accuracy(predicted: Tensor, labels: Tensor) -> Score:
+    """Share of Int[B] that equals Int[B], in percent, with Wilson's interval."""
+    rate, count = (predicted == labels).float().mean().item(), len(labels)
+    return Score(100 * rate, 100 * rate_interval(rate, count=count), count)
 
 
 def labelled_pair(train: Source | Pixels, test: Source | Pixels) -> tuple[Pixels, Pixels]:

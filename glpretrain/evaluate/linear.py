@@ -15,9 +15,10 @@ from torch import Tensor
 from glpretrain import keys
 from glpretrain.data.base import Source
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, rate_interval
+from glpretrain.evaluate.base import Evaluator, Result
+from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import LabelledFeatures, Pixels, cls_features
-from glpretrain.evaluate.knn import labelled_pair
+from glpretrain.evaluate.knn import accuracy, labelled_pair
 
 _LOG = logging.getLogger(__name__)
 _SPLIT_SEED = 30
@@ -25,7 +26,7 @@ _MIN_STD = 1e-6  # a collapsed feature is not blown up beyond this
 
 
 class LinearProbe(Evaluator):
-    """Accuracy of logistic regression on standardised `cls`: `accuracy`, and `inverse_l2`, the strength that was chosen.
+    """Accuracy of logistic regression on standardised `cls`: `accuracy`; chosen: `inverse_l2`, the strength.
 
     Args:
         train: items that it is fitted on.
@@ -33,10 +34,13 @@ class LinearProbe(Evaluator):
         inverse_l2: candidates for scikit-learn's C; the best on a held-out part of `train` is refitted on all of it.
         held_out_ratio: share of `train` that chooses.
         max_iter: L-BFGS iterations.
-        image_size: side of the square; None for the card's item shape.
+        image_size: side of the square, or height and width; None for the card's item shape.
+        layer: block whose features are taken; negative numbers count from the last.
         batch_size: items at a time.
         bf16: encode under bfloat16 autocast.
     """
+
+    headlines = ("accuracy",)
 
     def __init__(
         self,
@@ -46,7 +50,8 @@ class LinearProbe(Evaluator):
         inverse_l2: Sequence[float] = (0.001, 0.01, 0.1, 1.0, 10.0),
         held_out_ratio: float = 0.2,
         max_iter: int = 500,
-        image_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
+        layer: int = -1,
         batch_size: int = 64,
         bf16: bool = False,
     ) -> None:
@@ -56,27 +61,20 @@ class LinearProbe(Evaluator):
         if not 0 < held_out_ratio < 1:
             raise ValueError(f"held_out_ratio: {held_out_ratio}; accepted: between 0 and 1")
         self.inverse_l2, self.held_out_ratio, self.max_iter = tuple(inverse_l2), held_out_ratio, max_iter
-        self.image_size, self.batch_size, self.bf16 = image_size, batch_size, bf16
+        self.image_size, self.layer, self.batch_size, self.bf16 = image_size, layer, batch_size, bf16
 
     @property
-    def name(self) -> str:
-        return "linear"
+    def scored(self) -> Pixels:
+        return self.test
 
-    def run(self, encoder: Encoder) -> dict[str, float]:
-        train = cls_features(encoder, self.train, image_size=self.image_size, batch_size=self.batch_size, bf16=self.bf16)
-        test = cls_features(encoder, self.test, image_size=self.image_size, batch_size=self.batch_size, bf16=self.bf16)
+    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
+        options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
+        train, test = cls_features(encoder, self.train, **options), cls_features(encoder, self.test, **options)
         mean, std = train.cls.mean(dim=0), train.cls.std(dim=0).clamp_min(_MIN_STD)
         train = LabelledFeatures((train.cls - mean) / std, train.labels)
         chosen = self._choose(train)
         predicted = _fit(train, inverse_l2=chosen, max_iter=self.max_iter).predict(((test.cls - mean) / std).numpy())
-        count = len(test.labels)
-        rate = (torch.from_numpy(predicted) == test.labels).float().mean().item()
-        return {
-            "accuracy": 100 * rate,
-            "accuracy_ci": 100 * rate_interval(rate, count=count),
-            "inverse_l2": chosen,
-            "items": float(count),
-        }
+        return Result({"accuracy": accuracy(torch.from_numpy(predicted), test.labels)}, chosen={"inverse_l2": chosen})
 
     def _choose(self, train: LabelledFeatures) -> float:
         """The candidate with the best held-out accuracy, the strongest penalty on a tie."""

@@ -16,9 +16,11 @@ Left out on purpose: prompts of several patches, and any training.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
@@ -26,9 +28,11 @@ from torch.nn import functional
 from glpretrain import keys
 from glpretrain.data.base import Source
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, mean_interval
+from glpretrain.evaluate.base import Evaluator, Result, Score
+from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import Pixels, encode, evaluation_shape
-from glpretrain.evaluate.similarity import PairSample, pair_sample, pair_scores
+from glpretrain.evaluate.intervals import mean_interval
+from glpretrain.evaluate.similarity import PairSample, pair_sample, pair_scores, similarity_figure
 
 # Thresholds are n / 100, so that 0 and 0.5 are exactly those numbers. Steps of 0.05 would be too coarse for an encoder whose
 # similarities all lie between 0.8 and 1, as those of many trained ones do.
@@ -42,6 +46,7 @@ class ObjectScore(NamedTuple):
     """IoU of one object at every threshold."""
 
     image: int  # dataset index
+    label: int  # index into the source's `mask_classes`, -1 where it has none
     any_patch: Tensor  # Float[T]  mean over prompts
     centre: Tensor  # Float[T]
 
@@ -50,14 +55,15 @@ class PromptSegmentation(Evaluator):
     """How well the similarity to one patch of an object segments it, and how similarities within and across objects overlap.
 
     Scores in percent, means over the objects of the images that did not calibrate: `miou` (calibrated threshold, every inside
-    patch), `miou_centre` (calibrated for it, careful click), `miou_fixed` and `miou_oracle` (every inside patch). Over all images:
-    `intra` and `inter` (mean cosines), `ovl` (overlap of their histograms), `auc` (P(intra > inter)). Also `threshold`, the
-    calibrated one, and `objects`, how many were scored.
+    patch), `miou_centre` (calibrated for it, careful click), `miou_fixed` and `miou_oracle` (every inside patch); where the source
+    names what its masks show, also `miou_classes`, the mean over classes, and `iou_<class>`, all as `miou`. Over all images:
+    `intra` and `inter` (mean cosines), `ovl` (overlap of their histograms), `auc` (P(intra > inter)). Chosen: `threshold` and
+    `threshold_centre`, the calibrated ones.
 
     Args:
-        source: images with instance masks.
-        image_size: side of the square; None for the card's item shape.
-        max_images: more than this many are cut to a fixed subset; None for all.
+        masked: images with instance masks.
+        image_size: side of the square, or height and width; None for the card's item shape.
+        layer: block whose features are taken; negative numbers count from the last.
         min_patches: objects with fewer patches inside are left out.
         max_prompts: objects with more patches inside are prompted with this many, evenly spaced.
         calibration_share: share of the images that choose the threshold.
@@ -65,55 +71,63 @@ class PromptSegmentation(Evaluator):
         bf16: encode under bfloat16 autocast.
     """
 
+    headlines = ("miou", "auc")
+
     def __init__(
         self,
-        source: Source | Pixels,
+        masked: Source | Pixels,
         *,
-        image_size: int | None = None,
-        max_images: int | None = None,
+        image_size: int | Sequence[int] | None = None,
+        layer: int = -1,
         min_patches: int = 4,
         max_prompts: int = 64,
         calibration_share: float = 0.25,
         batch_size: int = 64,
         bf16: bool = False,
     ) -> None:
-        if isinstance(source, Pixels) and max_images is not None:
-            raise ValueError(f"max_images: {max_images}; accepted: None where the source is decoded already")
-        self.pixels = source if isinstance(source, Pixels) else Pixels(source, max_items=max_images)
-        if not self.pixels.source.has_masks:
-            raise ValueError(f"source {self.pixels.source.name!r} has no masks; prompt segmentation needs them")
+        self.masked = masked_pixels(masked)
         if not 0 < calibration_share < 1:
             raise ValueError(f"calibration_share: {calibration_share}; accepted: between 0 and 1")
         if min_patches < 1 or max_prompts < 1:
             raise ValueError(f"min_patches: {min_patches}, max_prompts: {max_prompts}; accepted: positive numbers")
         self.min_patches, self.max_prompts, self.calibration_share = min_patches, max_prompts, calibration_share
-        self.image_size, self.batch_size, self.bf16 = image_size, batch_size, bf16
+        self.image_size, self.layer, self.batch_size, self.bf16 = image_size, layer, batch_size, bf16
 
     @property
-    def name(self) -> str:
-        return "prompt"
+    def scored(self) -> Pixels:
+        return self.masked
 
-    def run(self, encoder: Encoder) -> dict[str, float]:
+    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
+        objects, pairs = self._measure(encoder, cache)
+        result = self._summary(objects)
+        return Result({**result.scores, **pair_scores(pairs)}, result.chosen)
+
+    def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
+        """`similarity`: the distributions of cosines within and across objects."""
+        return {"similarity": similarity_figure(self._measure(encoder, cache)[1])}
+
+    def _measure(self, encoder: Encoder, cache: FeatureCache | None) -> tuple[list[ObjectScore], list[PairSample]]:
         height, width = encoder.grid(evaluation_shape(encoder, self.image_size))
         objects: list[ObjectScore] = []
         pairs: list[PairSample] = []
-        batches = encode(encoder, self.pixels, fit="stretch", image_size=self.image_size, batch_size=self.batch_size, bf16=self.bf16)
-        for batch, output in batches:
+        options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
+        for batch, output in encode(encoder, self.masked, fit="stretch", **options):
             if batch.instances is None:
-                raise ValueError(f"source {self.pixels.source.name!r}: an item among {batch.index.tolist()} has no mask")
-            patches = functional.normalize(output.patches, dim=-1).cpu()  # [B N D]
+                raise ValueError(f"source {self.masked.source.name!r}: an item among {batch.index.tolist()} has no mask")
+            patches = functional.normalize(output.patches, dim=-1)  # [B N D]
             if patches.shape[1] != height * width:
                 raise ValueError(f"encoder {encoder.card.encoder!r}: {patches.shape[1]} patches; its grid has {height} x {width}")
             if not patches.isfinite().all():
-                raise ValueError(f"source {self.pixels.source.name!r}: the encoder's patch features are not finite")
-            for tokens, instances, index in zip(patches, batch.instances, batch.index.tolist(), strict=True):
-                found, sample = self._score_image(tokens, instances, index, (height, width))
+                raise ValueError(f"source {self.masked.source.name!r}: the encoder's patch features are not finite")
+            semantic = [None] * len(patches) if batch.semantic is None else batch.semantic
+            for tokens, instances, classes, index in zip(patches, batch.instances, semantic, batch.index.tolist(), strict=True):
+                found, sample = self._score_image(tokens, instances, classes, index, (height, width))
                 objects += found
                 pairs += sample
-        return {**self._summary(objects), **pair_scores(pairs)}
+        return objects, pairs
 
     def _score_image(
-        self, patches: Tensor, instances: Tensor, index: int, grid: tuple[int, int]
+        self, patches: Tensor, instances: Tensor, classes: Tensor | None, index: int, grid: tuple[int, int]
     ) -> tuple[list[ObjectScore], list[PairSample]]:
         """Every object of one image that is large enough, and a sample of its pairs of patches if there is any."""
         similarity = patches @ patches.T  # [N N]
@@ -131,21 +145,20 @@ class PromptSegmentation(Evaluator):
                 prompts = prompts[torch.arange(self.max_prompts) * len(prompts) // self.max_prompts]
             queries = torch.cat([prompts, torch.tensor([centre_patch(mask, grid)])])  # [M+1]
             iou = iou_at_thresholds(similarity[queries].unflatten(1, grid), mask, known=known)  # [M+1 T]
-            objects.append(ObjectScore(index, iou[:-1].mean(dim=0), iou[-1]))
+            label = -1 if classes is None else int(classes[mask].mode().values)
+            objects.append(ObjectScore(index, label, iou[:-1].mean(dim=0), iou[-1]))
         if not insides:
             return [], []
         usable = (occupancy(known, grid) > 0.5).flatten()  # [N]
         return objects, pair_sample(similarity, torch.stack(insides), usable=usable, index=index)
 
-    def _summary(self, objects: list[ObjectScore]) -> dict[str, float]:
-        order = keys.permutation(torch.tensor(_SPLIT_SEED), len(self.pixels)).tolist()
-        num_calibration = math.ceil(self.calibration_share * len(order))
-        calibration = {self.pixels.indices[position] for position in order[:num_calibration]}
+    def _summary(self, objects: list[ObjectScore]) -> Result:
+        calibration = calibration_images(self.masked, share=self.calibration_share)
         chosen = [score for score in objects if score.image in calibration]
         scored = [score for score in objects if score.image not in calibration]
         if not chosen or not scored:
             raise ValueError(
-                f"source {self.pixels.source.name!r}: {len(chosen)} objects to calibrate on and {len(scored)} to score, of at least "
+                f"source {self.masked.source.name!r}: {len(chosen)} objects to calibrate on and {len(scored)} to score, of at least "
                 f"{self.min_patches} patches each; both must be at least 1: give more images, a larger image_size or a smaller min_patches"
             )
         any_patch = torch.stack([score.any_patch for score in scored])  # [O T]
@@ -158,11 +171,39 @@ class PromptSegmentation(Evaluator):
             "miou_fixed": any_patch[:, _FIXED],
             "miou_oracle": any_patch.amax(dim=1),
         }
-        scores: dict[str, float] = {}
-        for name, values in per_object.items():
-            scores[name] = 100 * values.mean().item()
-            scores[f"{name}_ci"] = 100 * mean_interval(values)
-        return {**scores, "threshold": THRESHOLDS[best].item(), "objects": float(len(scored))}
+        scores = {name: mean_score(values) for name, values in per_object.items()}
+        labels = torch.tensor([score.label for score in scored])
+        of_class = {name: any_patch[labels == number, best] for number, name in enumerate(self.masked.source.mask_classes)}
+        by_class = {f"iou_{name}": mean_score(values) for name, values in of_class.items() if len(values)}
+        if by_class:
+            # Classes are few and fixed: the interval is that of the mean of their independent means.
+            spread = sum(score.ci**2 for score in by_class.values()) ** 0.5 / len(by_class)
+            mean = sum(score.value for score in by_class.values()) / len(by_class)
+            scores |= {"miou_classes": Score(mean, spread, len(scored)), **by_class}
+        return Result(scores, {"threshold": THRESHOLDS[best].item(), "threshold_centre": THRESHOLDS[best_centre].item()})
+
+
+def masked_pixels(masked: Source | Pixels) -> Pixels:
+    """As `Pixels`.
+
+    Raises:
+        ValueError: the source has no masks.
+    """
+    pixels = Pixels.of(masked)
+    if not pixels.source.has_masks:
+        raise ValueError(f"source {pixels.source.name!r} has no masks; this evaluator needs them")
+    return pixels
+
+
+def calibration_images(pixels: Pixels, *, share: float) -> set[int]:
+    """Dataset indices of the images that choose a threshold: a fixed pseudo-random share, and never those that are scored."""
+    order = keys.permutation(torch.tensor(_SPLIT_SEED), len(pixels)).tolist()
+    return {pixels.indices[position] for position in order[: math.ceil(share * len(order))]}
+
+
+def mean_score(values: Tensor) -> Score:
+    """Mean of shares in [0, 1], Float[B], in percent."""
+    return Score(100 * values.mean().item(), 100 * mean_interval(values), len(values))
 
 
 def occupancy(mask: Tensor, grid: tuple[int, int]) -> Tensor:

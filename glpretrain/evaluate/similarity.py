@@ -1,4 +1,4 @@
-"""Intra- and inter-object similarity: how two distributions of cosines between patches differ.
+"""Intra- and inter-object similarity: how two distributions of cosines between patches differ, as numbers and as a plot.
 
 Left out on purpose: features and masks; `prompt_segmentation` brings those.
 """
@@ -6,14 +6,16 @@ Left out on purpose: features and masks; `prompt_segmentation` brings those.
 from typing import NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from glpretrain import keys
+from glpretrain.evaluate.base import Score
+from glpretrain.evaluate.intervals import bootstrap_interval, mean_interval
 
 NUM_BINS = 200  # on [-1, 1]
 _MAX_PAIRS = 2000  # of each kind per image
-_PAIR_SEED, _BOOTSTRAP_SEED = 50, 60
-_NUM_RESAMPLES = 200
+_PAIR_SEED = 50
 
 
 class PairSample(NamedTuple):
@@ -49,8 +51,8 @@ def _thinned(values: Tensor, key: Tensor) -> Tensor:
     return values if len(values) <= _MAX_PAIRS else values[keys.integers(key, 0, len(values), _MAX_PAIRS)]
 
 
-def pair_scores(samples: list[PairSample]) -> dict[str, float]:
-    """`intra` and `inter` (means), `ovl` and `auc` (percent) with bootstrap intervals over images.
+def pair_scores(samples: list[PairSample]) -> dict[str, Score]:
+    """`intra` and `inter` (mean cosines), `ovl` and `auc` (percent), with intervals over images.
 
     Raises:
         ValueError: there is no sample.
@@ -60,18 +62,37 @@ def pair_scores(samples: list[PairSample]) -> dict[str, float]:
     intra = torch.cat([sample.intra for sample in samples])
     inter = torch.cat([sample.inter for sample in samples])
     histograms = torch.stack([torch.stack([histogram(sample.intra), histogram(sample.inter)]) for sample in samples])  # [B 2 bins]
-    key = torch.tensor(_BOOTSTRAP_SEED)
-    draws = keys.integers(key, 0, len(samples), _NUM_RESAMPLES, len(samples))
-    weights = torch.zeros(_NUM_RESAMPLES, len(samples)).scatter_add_(1, draws, torch.ones(draws.shape))
-    resampled = torch.einsum("rb,bkn->rkn", weights, histograms)
+    count = len(samples)
+    overlap_interval = bootstrap_interval(lambda drawn: overlap(drawn[:, 0], drawn[:, 1]), histograms)
+    auc_interval = bootstrap_interval(lambda drawn: histogram_auc(drawn[:, 0], drawn[:, 1]), histograms)
     return {
-        "intra": intra.mean().item(),
-        "inter": inter.mean().item(),
-        "ovl": 100 * overlap(histogram(intra), histogram(inter)).item(),
-        "ovl_ci": 100 * 1.96 * overlap(resampled[:, 0], resampled[:, 1]).std().item(),
-        "auc": 100 * auc(intra, inter),
-        "auc_ci": 100 * 1.96 * histogram_auc(resampled[:, 0], resampled[:, 1]).std().item(),
+        "intra": Score(intra.mean().item(), mean_interval(torch.stack([sample.intra.mean() for sample in samples])), count),
+        "inter": Score(inter.mean().item(), mean_interval(torch.stack([sample.inter.mean() for sample in samples])), count),
+        "ovl": Score(100 * overlap(histogram(intra), histogram(inter)).item(), 100 * overlap_interval, count),
+        "auc": Score(100 * auc(intra, inter), 100 * auc_interval, count),
     }
+
+
+def similarity_figure(samples: list[PairSample]) -> Figure:
+    """The two distributions over each other, their overlap shaded."""
+    densities = [histogram(torch.cat(part)) for part in zip(*samples, strict=True)]
+    intra, inter = (density / density.sum() * NUM_BINS / 2 for density in densities)
+    centres = (torch.arange(NUM_BINS) + 0.5) * (2 / NUM_BINS) - 1
+    scores = pair_scores(samples)
+    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+    axis = figure.subplots()
+    for density, colour, name in ((intra, "#0072b2", "same object (intra)"), (inter, "#d55e00", "inside and outside (inter)")):
+        axis.step(centres, density, where="mid", color=colour, linewidth=1.4, label=name)
+    axis.fill_between(centres, torch.minimum(intra, inter), step="mid", color="0.75", label=f"overlap {scores['ovl'].value:.1f} %")
+    shown = centres[(intra + inter) > 0]
+    axis.set_xlim(shown.min() - 0.02, shown.max() + 0.02)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("cosine of two patches")
+    axis.set_ylabel("density")
+    axis.set_title(f"AUC {scores['auc'].value:.1f} %, {len(samples)} images", fontsize=9, loc="left")
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def histogram(values: Tensor) -> Tensor:

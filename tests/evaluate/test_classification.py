@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from glpretrain.evaluate import KNN, LinearProbe, Pixels, default_evaluators
-from glpretrain.evaluate.base import mean_interval, rate_interval
 from glpretrain.evaluate.features import LabelledFeatures, cls_features, encode, tracked
+from glpretrain.evaluate.intervals import mean_interval, rate_interval
 from glpretrain.evaluate.knn import knn_predict
 from glpretrain.types import EncoderOutput
 
@@ -46,10 +46,14 @@ def noisy(items: Tensor) -> EncoderOutput:
 
 @pytest.mark.parametrize("evaluator", [KNN, LinearProbe])
 def test_truth_scores_100(evaluator):
-    scores = evaluator(labelled(labels(61), num_classes=NUM_CLASSES), labelled(labels(43), num_classes=NUM_CLASSES)).run(StubEncoder(truth))
-    assert scores["accuracy"] == 100
-    assert 0 < scores["accuracy_ci"] < 10
-    assert scores["items"] == 43
+    scores = (
+        evaluator(labelled(labels(61), num_classes=NUM_CLASSES), labelled(labels(43), num_classes=NUM_CLASSES))
+        .run(StubEncoder(truth))
+        .scores
+    )
+    assert scores["accuracy"].value == 100
+    assert 0 < scores["accuracy"].ci < 10
+    assert scores["accuracy"].n == 43
 
 
 @pytest.mark.parametrize("evaluator", [KNN, LinearProbe])
@@ -57,8 +61,8 @@ def test_noise_scores_chance_within_the_binomial_interval(evaluator):
     train = labelled([index % NUM_CLASSES for index in range(500)], num_classes=NUM_CLASSES)
     test = labelled([index % NUM_CLASSES for index in range(1100)], num_classes=NUM_CLASSES)
     test.items = test.items[500:]  # other features than those of train
-    scores = evaluator(train, test).run(StubEncoder(chance))
-    assert abs(scores["accuracy"] - 20) < 4 * 100 * np.sqrt(0.2 * 0.8 / 600)  # 4 standard deviations
+    scores = evaluator(train, test).run(StubEncoder(chance)).scores
+    assert abs(scores["accuracy"].value - 20) < 4 * 100 * np.sqrt(0.2 * 0.8 / 600)  # 4 standard deviations
 
 
 def test_knn_agrees_with_scikit_learn_for_every_k():
@@ -71,9 +75,9 @@ def test_knn_agrees_with_scikit_learn_for_every_k():
             n_neighbors=k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
         ).fit(voters.cls.numpy(), voters.labels.numpy())
         assert (reference.predict(queries.numpy()) == predicted.numpy()).all()
-    scores = KNN(train, test, k=(1, 7, 20)).run(encoder)
+    scores = KNN(train, test, k=(1, 7, 20)).run(encoder).scores
     assert scores["accuracy"] == scores["k20"]
-    assert 30 < scores["k20"] < 100  # the features are neither noise nor the truth
+    assert 30 < scores["k20"].value < 100  # the features are neither noise nor the truth
 
 
 def test_votes_do_not_overflow_at_a_small_temperature():
@@ -97,12 +101,12 @@ def test_linear_probe_agrees_with_a_pipeline_of_scikit_learn():
     train, test = labelled(labels(400), num_classes=NUM_CLASSES), labelled(labels(700), num_classes=NUM_CLASSES)
     test.items = test.items[400:]
     encoder = StubEncoder(features)
-    scores = LinearProbe(train, test).run(encoder)
+    scores, chosen = LinearProbe(train, test).run(encoder)
     fitted, queries = cls_features(encoder, Pixels(train)), cls_features(encoder, Pixels(test))
-    reference = make_pipeline(StandardScaler(), LogisticRegression(C=scores["inverse_l2"], max_iter=500))
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=chosen["inverse_l2"], max_iter=500))
     rate = reference.fit(fitted.cls.numpy(), fitted.labels.numpy()).score(queries.cls.numpy(), queries.labels.numpy())
-    assert scores["accuracy"] == pytest.approx(100 * rate, abs=0.7)  # two of 300 items: one takes n - 1 in the deviation, the other n
-    assert 30 < scores["accuracy"] < 100
+    assert scores["accuracy"].value == pytest.approx(100 * rate, abs=0.7)  # two of 300 items: one takes n - 1 in the deviation, the other n
+    assert 30 < scores["accuracy"].value < 100
 
 
 def test_interval_of_a_mean_is_the_textbook_one():
@@ -119,8 +123,8 @@ def test_linear_probe_is_fast_enough():
     test = labelled([p % 20 for p in range(3500)], num_classes=20)
     test.items = test.items[3000:]
     start = time.perf_counter()
-    scores = LinearProbe(train, test).run(StubEncoder(lambda items: output(features[position_of(items)])))
-    assert scores["accuracy"] > 25  # chance is 5
+    scores = LinearProbe(train, test).run(StubEncoder(lambda items: output(features[position_of(items)]))).scores
+    assert scores["accuracy"].value > 25  # chance is 5
     assert time.perf_counter() - start < 20  # 5 s on an idle core; the bound leaves room for a busy one
 
 
@@ -208,20 +212,21 @@ def test_features_are_float32_and_close_under_bf16():
 
 def test_the_bar_passes_every_element_on_and_stays_quiet_without_a_terminal(monkeypatch, capfd):
     monkeypatch.setattr("glpretrain.evaluate.features._PATIENCE", 0.0)
-    assert list(tracked(range(7), description="counting")) == list(range(7))
+    assert list(tracked(range(7), total=7, description="counting")) == list(range(7))
     assert capfd.readouterr() == ("", "")
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
-    assert list(tracked(range(7), description="counting")) == list(range(7))
+    assert list(tracked(range(7), total=7, description="counting")) == list(range(7))
     assert "counting" in capfd.readouterr().err
 
 
 def test_tiny_sets_are_scored_with_fewer_neighbours():
     train = labelled(labels(11), num_classes=NUM_CLASSES)
     knn = default_evaluators((train, train), masked([torch.zeros(4, 4, dtype=torch.long)]))["knn"]
-    assert {"accuracy", "k10"} <= set(knn.run(StubEncoder(truth)))
+    assert {"accuracy", "k10"} <= set(knn.run(StubEncoder(truth)).scores)
 
 
-def test_default_evaluators_are_named_as_their_keys():
-    train = labelled(labels(31), num_classes=NUM_CLASSES)
-    evaluators = default_evaluators((train, train), masked([torch.zeros(4, 4, dtype=torch.long)]))
-    assert {key: evaluator.name for key, evaluator in evaluators.items()} == {"knn": "knn", "linear": "linear", "prompt": "prompt"}
+def test_protocol_is_every_parameter_but_the_sources():
+    source = labelled(labels(31), num_classes=NUM_CLASSES)
+    assert KNN(source, source, k=(1, 5), image_size=8).protocol == {
+        "k": (1, 5), "temp": 0.07, "image_size": 8, "layer": -1, "batch_size": 64, "bf16": False,
+    }  # fmt: skip

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics.functional.classification import binary_jaccard_index
 
-from glpretrain.evaluate import PromptSegmentation
+from glpretrain.evaluate import PromptSegmentation, Result
 from glpretrain.evaluate.prompt_segmentation import THRESHOLDS, centre_patch, iou_at_thresholds, occupancy
 from glpretrain.evaluate.similarity import auc, histogram, histogram_auc, overlap
 from glpretrain.types import EncoderOutput
@@ -39,6 +39,10 @@ def chance(items: Tensor) -> EncoderOutput:
 
 
 def run(features, scenes=None, **arguments) -> dict[str, float]:
+    return {name: score.value for name, score in result(features, scenes, **arguments).scores.items()}
+
+
+def result(features, scenes=None, **arguments) -> Result:
     scenes = [scene(position) for position in range(11)] if scenes is None else scenes
     return PromptSegmentation(masked(scenes), **arguments).run(StubEncoder(features, size=SIZE, patch=PATCH))
 
@@ -49,12 +53,12 @@ def test_truth_scores_100():
         assert scores[name] == 100, name
     assert scores["ovl"] == 0
     assert scores["intra"] == pytest.approx(1) and scores["inter"] == 0
-    assert scores["objects"] == 2 * 8  # 11 images, a quarter of them (3) calibrate
+    assert result(truth).scores["miou"].n == 2 * 8  # 11 images, a quarter of them (3) calibrate
 
 
 def test_noise_scores_chance():
     scores = run(chance)
-    assert abs(scores["auc"] - 50) < 2 * scores["auc_ci"] + 0.5
+    assert abs(scores["auc"] - 50) < 2 * result(chance).scores["auc"].ci + 0.5
     assert scores["ovl"] > 90
     # Nothing beats calling every pixel the object by much: the lowest threshold's IoU is close to the object's share.
     share = torch.cat([torch.tensor([(scene(p) == 1).float().mean(), (scene(p) == 2).float().mean()]) for p in range(11)]).mean().item()

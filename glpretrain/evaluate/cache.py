@@ -1,0 +1,119 @@
+"""Features of a frozen encoder, computed once: kept in memory during an evaluation and, where a folder is given, on disk.
+
+Everything is found by content. A batch of features is named by the digests of its items, the size they were brought to, the layer
+and the precision; its folder by the encoder's weights and card. So a changed file, weight or setting can never meet old features,
+an interrupted evaluation goes on where it stopped, and evaluators that read the same items share one extraction.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from glpretrain.encoders.base import Encoder
+from glpretrain.types import EncoderOutput
+
+_LOG = logging.getLogger(__name__)
+_MEMORY_BYTES = 1 << 30
+
+
+def default_folder() -> Path:
+    """`glpretrain/features` below the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "glpretrain" / "features"
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """SHA-256 of the weights, with their names, and of the card: equal for an encoder and its export on any device."""
+    digest = hashlib.sha256()
+    card = encoder.card.to_json()
+    # A licence or a note about the source changes no feature.
+    known = {name: value for name, value in card.items() if name not in ("licence", "source", "arguments")}
+    digest.update(json.dumps(known, sort_keys=True).encode())
+    for name, tensor in sorted(encoder.backbone_state().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor, row by row."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+class FeatureCache:
+    """The features of one encoder.
+
+    Args:
+        encoder: its weights must not change while the cache is used.
+        folder: where features outlive the process; None keeps them in memory only.
+        memory_bytes: what is kept in memory at most; more is read from the folder, or computed again.
+    """
+
+    def __init__(self, encoder: Encoder, *, folder: Path | None = None, memory_bytes: int = _MEMORY_BYTES) -> None:
+        self.encoder, self.memory_bytes = encoder, memory_bytes
+        self.fingerprint = fingerprint(encoder)
+        self.folder = None if folder is None else folder / self.fingerprint[:32]
+        self.num_computed = 0  # batches that had to be encoded
+        self._memory: dict[str, EncoderOutput] = {}
+        self._bytes = 0
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "card.json").write_text(json.dumps(encoder.card.to_json(), indent=2) + "\n")
+
+    def find(self, name: str, *, patches: bool) -> EncoderOutput | None:
+        """The features of a batch, on the CPU; None where they were not computed yet.
+
+        Args:
+            name: of the batch.
+            patches: whether they are needed; an output found without them has Float[B 0 D] for patches.
+        """
+        if name in self._memory:
+            return self._memory[name]
+        if self.folder is None:
+            return None
+        found = {part: _read(self._path(name, part)) for part in (("cls", "patches") if patches else ("cls",))}
+        if any(tensor is None for tensor in found.values()):
+            return None
+        cls = found["cls"]
+        output = EncoderOutput(cls, found["patches"] if patches else cls.new_empty(len(cls), 0, cls.shape[1]))
+        if patches:  # half of an output must not stand for the whole the next time
+            self._remember(name, output)
+        return output
+
+    def keep(self, name: str, output: EncoderOutput) -> None:
+        """Keep the features of a batch, Float[B D] and Float[B N D] on the CPU."""
+        self.num_computed += 1
+        self._remember(name, output)
+        if self.folder is not None:
+            # Two files: k-NN over a large set does not read the patches.
+            for part, tensor in output._asdict().items():
+                path = self._path(name, part)
+                unfinished = path.with_suffix(f".{os.getpid()}")
+                save_file({part: tensor.contiguous().clone()}, unfinished)
+                unfinished.replace(path)
+
+    def _remember(self, name: str, output: EncoderOutput) -> None:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in output)
+        if self._bytes + size <= self.memory_bytes:
+            self._memory[name] = output
+            self._bytes += size
+
+    def _path(self, name: str, part: str) -> Path:
+        return self.folder / f"{name}.{part}.safetensors"
+
+
+def _read(path: Path) -> Tensor | None:
+    if not path.is_file():
+        return None
+    try:
+        (tensor,) = load_file(path).values()
+    except (SafetensorError, ValueError) as error:
+        _LOG.warning("cached features %s cannot be read (%s); they are computed again", path, error)
+        return None
+    return tensor

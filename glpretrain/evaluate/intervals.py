@@ -1,0 +1,52 @@
+"""How sure a number is: half-widths of 95 % intervals of rates, means and whatever is computed from sums over images."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from glpretrain import keys
+
+Z95 = 1.959964  # two-sided 95 % of the standard normal
+_BOOTSTRAP_SEED = 60
+_NUM_RESAMPLES = 200
+
+
+def rate_interval(rate: float, *, count: int) -> float:
+    """Half-width of Wilson's 95 % interval of a rate in [0, 1]: unlike the plain normal one it is not zero at 0 and 1."""
+    centre = rate * (1 - rate) / count + Z95**2 / (4 * count**2)
+    return Z95 * math.sqrt(centre) / (1 + Z95**2 / count)
+
+
+def mean_interval(values: Tensor) -> float:
+    """Half-width of the normal 95 % interval of a mean.
+
+    Args:
+        values: Float[B], taken as independent.
+
+    Returns:
+        Infinity for a single value.
+    """
+    count = len(values)
+    return math.inf if count < 2 else Z95 * values.std().item() / math.sqrt(count)
+
+
+def bootstrap_interval(statistic: Callable[[Tensor], Tensor], parts: Tensor) -> float:
+    """Half-width of the normal 95 % interval of a statistic of a sum, the summands (images) being drawn with replacement 200 times.
+
+    Args:
+        statistic: Float[R *S] to Float[R]; what cannot be computed of a draw (no such class in it) is NaN and left out.
+        parts: Float[B *S], one summand per independent thing.
+
+    Returns:
+        Infinity for a single summand.
+    """
+    count = len(parts)
+    if count < 2:
+        return math.inf
+    draws = keys.integers(torch.tensor(_BOOTSTRAP_SEED), 0, count, _NUM_RESAMPLES, count)
+    weights = torch.zeros(_NUM_RESAMPLES, count).scatter_add_(1, draws, torch.ones(draws.shape))
+    values = statistic((weights.to(parts.dtype) @ parts.flatten(1)).unflatten(1, parts.shape[1:]))
+    values = values[values.isfinite()]
+    return math.inf if len(values) < 2 else Z95 * values.std().item()
