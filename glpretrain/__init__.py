@@ -1,11 +1,16 @@
-"""What a user calls from Python: `fit`, `load_backbone`. Importing the package imports nothing heavy; the names load on first use."""
+"""What a user calls from Python: `fit`, `load_backbone`, `score`. Importing it imports nothing heavy; names load on first use."""
 
 from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = ["Run", "fit", "load_backbone"]
+__all__ = ["Run", "fit", "load_backbone", "score"]
 
-_HOMES = {"fit": "glpretrain.cli.training", "Run": "glpretrain.runs", "load_backbone": "glpretrain.backbones"}
+_HOMES = {
+    "Run": "glpretrain.runs",
+    "fit": "glpretrain.cli.training",
+    "load_backbone": "glpretrain.backbones",
+    "score": "glpretrain.cli.scoring",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -15,7 +15,7 @@ from torch import Tensor
 from glpretrain.callbacks import RunEvaluators, Throughput
 from glpretrain.callbacks.evaluators import result_key
 from glpretrain.callbacks.loggers import wandb_mode
-from glpretrain.callbacks.views import columns, save_grid, unnormalise
+from glpretrain.callbacks.views import columns, grid_figure, unnormalise
 from glpretrain.cli.training import Training, pretrain
 from glpretrain.data import Scenes
 from glpretrain.encoders import Encoder, ViT
@@ -162,7 +162,7 @@ def test_unnormalised_pixels_are_those_of_the_file() -> None:
 
 
 def test_grid_is_written_as_a_picture(tmp_path: Path) -> None:
-    save_grid(columns(batch(mask=True, corrupted=False), encoder(), num_items=2), tmp_path / "views.png")
+    grid_figure(columns(batch(mask=True, corrupted=False), encoder(), num_items=2)).savefig(tmp_path / "views.png")
     with Image.open(tmp_path / "views.png") as picture:
         assert picture.width > picture.height
 

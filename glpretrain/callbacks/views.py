@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
@@ -36,7 +35,7 @@ class LogViews(pl.Callback):
         if self._saved or not trainer.is_global_zero:
             return
         self._saved = True
-        save_grid(columns(batch, pl_module.encoder, num_items=self.num_items), self.path)
+        grid_figure(columns(batch, pl_module.encoder, num_items=self.num_items)).savefig(self.path, dpi=130)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("views", [str(self.path)])
@@ -74,11 +73,10 @@ def _dim(picture: Tensor, hidden: Tensor) -> Tensor:
     return torch.where(hidden.cpu()[..., None], picture * _DIMMED, picture)
 
 
-def save_grid(shown: dict[str, Tensor], path: Path) -> None:
-    """Write pictures, Float[B H W 3] by title, as a PNG with one column per title."""
+def grid_figure(shown: dict[str, Tensor]) -> Figure:
+    """Pictures, Float[B H W 3] by title, as a figure with one column per title."""
     num_rows = len(next(iter(shown.values())))
     figure = Figure(figsize=(1.15 * len(shown), 1.15 * num_rows + 0.3), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(num_rows, len(shown), squeeze=False)
     for column, (title, pictures) in enumerate(shown.items()):
         axes[0, column].set_title(title, fontsize=8)
@@ -86,4 +84,4 @@ def save_grid(shown: dict[str, Tensor], path: Path) -> None:
             axes[row, column].imshow(picture.numpy(), interpolation="nearest")
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.savefig(path, dpi=130)
+    return figure

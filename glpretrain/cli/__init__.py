@@ -76,13 +76,13 @@ def _evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument("--cache", metavar="DIR", type=Path, help="where features are kept (~/.cache/glpretrain/features)")
     parser.add_argument("--no_cache", action="store_true", help="keep features in memory only")
     known = parser.parse_args(arguments)
-    from glpretrain.cli.scoring import evaluate
+    from glpretrain.cli.scoring import score
     from glpretrain.evaluate.cache import default_folder
 
     pictures = None if known.no_pictures else known.pictures or known.out.with_name(f"{known.out.stem}_pictures")
     cache = None if known.no_cache else known.cache or default_folder()
     options = {"recipe": known.recipe, "data": known.data, "masks": known.masks}
-    lines = evaluate(known.backbone, config=known.config, out=known.out, pictures=pictures, cache=cache, **options)
+    lines = score(known.backbone, config=known.config, out=known.out, pictures=pictures, cache=cache, **options)
     print(f"{len(lines)} scores appended to {known.out}" + ("" if pictures is None else f", pictures in {pictures}/"))
 
 

@@ -21,14 +21,15 @@ from glpretrain import __version__
 from glpretrain.backbones import load_backbone
 from glpretrain.data.base import Source
 from glpretrain.data.module import DataModule
+from glpretrain.encoders import Encoder
 from glpretrain.evaluate import ROLES, Evaluator, FeatureCache, Pixels, Result, default_evaluators
 from glpretrain.runs import find_recipe
 
 _DEFAULT_RECIPE = "mmc"
 
 
-def evaluate(
-    backbone: str | Path,
+def score(
+    backbone: str | Path | Encoder,
     *,
     config: str | Path | None = None,
     recipe: str | None = None,
@@ -41,7 +42,7 @@ def evaluate(
     """Score a backbone with the evaluators of a configuration, or with those that every run is scored with.
 
     Args:
-        backbone: whatever `load_backbone` takes.
+        backbone: an encoder, or whatever `load_backbone` takes.
         config: yaml with `sources` and `evaluators` (recipes/eval/); None for the default evaluators on a run's sources.
         recipe: without `config`: name or path of the recipe whose sources are used; when left out the config.yaml of the run that
             the backbone lies in, else the quick start.
@@ -57,13 +58,13 @@ def evaluate(
     Raises:
         ValueError: a folder, recipe or evaluator that is not what is accepted.
     """
-    encoder = load_backbone(backbone)
+    encoder = backbone if isinstance(backbone, Encoder) else load_backbone(backbone)
     if torch.cuda.is_available():
         encoder.cuda()
     if config is not None and recipe is not None:
         raise ValueError(f"evaluate: config {config} and recipe {recipe} both say where the items are; accepted: one of them")
     if config is None:
-        path = _recipe_of(backbone, recipe)
+        path = find_recipe(recipe or _DEFAULT_RECIPE) if isinstance(backbone, Encoder) else _recipe_of(backbone, recipe)
         evaluators = _of_recipe(path, channels=encoder.card.item_shape[0], data=data, masks=masks)
     else:
         path = find_recipe(str(config))
@@ -72,7 +73,7 @@ def evaluate(
         pictures.mkdir(parents=True, exist_ok=True)
     features = FeatureCache(encoder, folder=cache)
     common = {
-        "backbone": str(backbone),
+        "backbone": encoder.card.source if isinstance(backbone, Encoder) else str(backbone),
         "recipe": str(path),
         "version": __version__,
         "parameters": sum(tensor.numel() for tensor in encoder.backbone_state().values()),
