@@ -63,25 +63,28 @@ def _evaluate(arguments: Sequence[str]) -> None:
         "Score a backbone, print the headline scores and append one JSON line per score to a file.",
         "  glpretrain evaluate runs/mmc/latest/backbone                               the scores that a run reports\n"
         "  glpretrain evaluate runs/mmc/latest/backbone --config eval/images          every evaluator, on embedded data\n"
-        "  glpretrain evaluate BACKBONE --config eval/images --data photos/ --masks annotated/",
+        "  glpretrain evaluate BACKBONE --config eval/images --data photos/ --masks annotated/\n"
+        "With --config, anything in it can be overridden: --evaluators.knn.init_args.k [5] --sources.test.init_args.length 300",
     )
     parser.add_argument("backbone", metavar="BACKBONE", help="folder of an export, checkpoint, or published weights")
     parser.add_argument("--config", metavar="FILE", help="sources and evaluators: a name below recipes/ (eval/images) or a yaml file")
     parser.add_argument("--recipe", help="without --config: whose data it is scored on (that of the run it lies in, else mmc)")
     parser.add_argument("--data", metavar="DIR", help="class folders, divided into train/ and val/ or not, instead of train and test")
-    parser.add_argument("--masks", metavar="DIR", help="images/ beside masks/, instead of the masked source")
+    parser.add_argument("--masks", metavar="DIR", help="images/ beside masks/, or such in train/ and val/, instead of the masked sources")
     parser.add_argument("--out", metavar="FILE", type=Path, default=Path("results.jsonl"), help="appended to (%(default)s)")
     parser.add_argument("--pictures", metavar="DIR", type=Path, help="where pictures go (<FILE without ending>_pictures)")
     parser.add_argument("--no_pictures", action="store_true", help="draw none")
     parser.add_argument("--cache", metavar="DIR", type=Path, help="where features are kept (~/.cache/glpretrain/features)")
     parser.add_argument("--no_cache", action="store_true", help="keep features in memory only")
-    known = parser.parse_args(arguments)
-    from glpretrain.cli.scoring import score
+    known, rest = parser.parse_known_args(arguments)
+    from glpretrain.cli.scoring import score, values_by_name
     from glpretrain.evaluate.cache import default_folder
 
     pictures = None if known.no_pictures else known.pictures or known.out.with_name(f"{known.out.stem}_pictures")
     cache = None if known.no_cache else known.cache or default_folder()
-    options = {"recipe": known.recipe, "data": known.data, "masks": known.masks}
+    if rest and known.config is None:
+        raise ValueError(f"{' '.join(rest)}: accepted with --config only (see glpretrain evaluate --help)")
+    options = {"recipe": known.recipe, "data": known.data, "masks": known.masks, "overrides": values_by_name(rest)}
     lines = score(known.backbone, config=known.config, out=known.out, pictures=pictures, cache=cache, **options)
     print(f"{len(lines)} scores appended to {known.out}" + ("" if pictures is None else f", pictures in {pictures}/"))
 

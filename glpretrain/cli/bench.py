@@ -25,7 +25,7 @@ def views(recipe: str, *, batch_size: int | None = None) -> None:
     data = yaml.safe_load(find_recipe(recipe).read_text())["data"]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--views", type=MultiCrop)
-    multicrop: MultiCrop = parser.instantiate_classes(parser.parse_object({"views": data["views"]})).views
+    multicrop: MultiCrop = parser.instantiate(parser.parse_object({"views": data["views"]})).views
     batch_size = data["batch_size"] if batch_size is None else batch_size
     image_size = data.get("image_size") or default_image_size(multicrop.global_views[0].shape)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,12 +3,15 @@
 Left out: what a score is (`glpretrain.evaluate`), training and its numbers (`training`).
 """
 
+import argparse
 import inspect
 import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -20,6 +23,7 @@ from rich.table import Table
 from glpretrain import __version__
 from glpretrain.backbones import load_backbone
 from glpretrain.data.base import Source
+from glpretrain.data.images import mask_folders
 from glpretrain.data.module import DataModule
 from glpretrain.encoders import Encoder
 from glpretrain.evaluate import ROLES, Evaluator, FeatureCache, Pixels, Result, default_evaluators
@@ -35,6 +39,7 @@ def score(
     recipe: str | None = None,
     data: str | Path | None = None,
     masks: str | Path | None = None,
+    overrides: dict[str, object] | None = None,
     out: Path | None = None,
     pictures: Path | None = None,
     cache: Path | None = None,
@@ -47,7 +52,8 @@ def score(
         recipe: without `config`: name or path of the recipe whose sources are used; when left out the config.yaml of the run that
             the backbone lies in, else the quick start.
         data: class folders, divided into train/ and val/ or not; instead of the train and test sources.
-        masks: images/ beside masks/; instead of the masked source.
+        masks: images/ beside masks/, or such in train/ beside val/ (or test/); instead of the masked sources.
+        overrides: of `config`, values by dotted name, such as {"evaluators.knn.init_args.k": [5]}.
         out: JSON lines are appended to it, evaluator by evaluator, so that an interrupted evaluation loses none.
         pictures: folder for PNGs, `<evaluator>_<picture>.png`; None draws none.
         cache: folder where features outlive this call.
@@ -68,7 +74,8 @@ def score(
         evaluators = _of_recipe(path, channels=encoder.card.item_shape[0], data=data, masks=masks)
     else:
         path = find_recipe(str(config))
-        evaluators = _of_config(path, channels=encoder.card.item_shape[0], data=data, masks=masks)
+        values = _overridden(yaml.safe_load(path.read_text()), overrides or {}, path)
+        evaluators = _of_config(path, values, channels=encoder.card.item_shape[0], data=data, masks=masks)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
     features = FeatureCache(encoder, folder=cache)
@@ -82,12 +89,15 @@ def score(
     }
     lines: list[dict[str, object]] = []
     results: dict[str, tuple[Evaluator, Result]] = {}
+    refusals: list[str] = []
     for name, evaluator in evaluators.items():
         start = time.perf_counter()
         try:
             result = evaluator.run(encoder, cache=features)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+        except ValueError as error:  # what this backbone or these items cannot do must not cost the other scores
+            refusals.append(f"{name}: {error}")
+            print(f"left out: {refusals[-1]}", file=sys.stderr, flush=True)
+            continue
         results[name] = (evaluator, result)
         own = [
             {
@@ -111,8 +121,27 @@ def score(
             for title, figure in evaluator.pictures(encoder, cache=features).items():
                 figure.savefig(pictures / f"{name}_{title}.png", dpi=120)
         lines += own
+    if not results:
+        raise ValueError("evaluate: no score could be computed; " + "; ".join(refusals))
     Console().print(table(results))
     return lines
+
+
+def values_by_name(arguments: Sequence[str]) -> dict[str, object]:
+    """`--evaluators.knn.init_args.k [5]` and its like, or `--name=value`, as values by dotted name.
+
+    Raises:
+        ValueError: an argument is no dotted name with a value.
+    """
+    values: dict[str, object] = {}
+    rest = [part for argument in arguments for part in (argument.split("=", 1) if argument.startswith("--") else [argument])]
+    for name, value in zip_longest(rest[::2], rest[1::2]):
+        if not name.startswith(("--sources.", "--evaluators.")) or value is None:
+            raise ValueError(
+                f"{name}: accepted are --sources.NAME... and --evaluators.NAME... with a value (see glpretrain evaluate --help)"
+            )
+        values[name.removeprefix("--")] = yaml.safe_load(value)
+    return values
 
 
 def table(results: dict[str, tuple[Evaluator, Result]]) -> Table:
@@ -149,27 +178,66 @@ def _of_recipe(path: Path, *, channels: int, data: str | Path | None, masks: str
     return default_evaluators(module.labelled_sources(), module.masked_source())
 
 
-def _of_config(path: Path, *, channels: int, data: str | Path | None, masks: str | Path | None) -> dict[str, Evaluator]:
+def _overridden(values: object, overrides: dict[str, object], path: Path) -> dict:
+    """The values with some of them replaced.
+
+    Raises:
+        ValueError: `values` is no configuration, or a name leads nowhere.
+    """
+    if not isinstance(values, dict) or set(values) != {"sources", "evaluators"}:
+        raise ValueError(f"{path}: accepted are `sources` and `evaluators`, found {sorted(values) if isinstance(values, dict) else values}")
+    for name, value in overrides.items():
+        *parents, last = name.split(".")
+        place = values
+        for part in parents:
+            accepted = sorted(place)
+            # An evaluator that takes its defaults has no init_args yet.
+            place = place.setdefault(part, {}) if part == "init_args" else place.get(part)
+            if not isinstance(place, dict):
+                raise ValueError(f"{path}: there is no {name}; accepted in place of {part!r}: {accepted}")
+        place[last] = value
+    return values
+
+
+def _of_config(path: Path, values: dict, *, channels: int, data: str | Path | None, masks: str | Path | None) -> dict[str, Evaluator]:
     """The evaluators of a configuration; a constructor parameter that is named as a role gets that source.
 
     Raises:
         ValueError: a name is unknown, or an evaluator needs a source that is not there.
     """
-    values = yaml.safe_load(path.read_text())
-    if not isinstance(values, dict) or set(values) != {"sources", "evaluators"}:
-        raise ValueError(f"{path}: accepted are `sources` and `evaluators`, found {sorted(values) if isinstance(values, dict) else values}")
-    if unknown := set(values["sources"]) - set(ROLES):
+    entries = values["sources"]
+    if unknown := set(entries) - set(ROLES):
         raise ValueError(f"{path}: sources {sorted(unknown)}; accepted: {', '.join(ROLES)}")
+    if masks is not None:
+        entries = {role: entry for role, entry in entries.items() if role not in ("masked_train", "masked")}
+        entries |= {role: _masked(values["sources"].get(role), root, channels) for role, root in mask_folders(masks).items()}
     # Made once and shared, so that items are decoded once however many evaluators look at them.
-    sources: dict[str, object] = {role: _named(entry, f"{path}: sources.{role}") for role, entry in values["sources"].items()}
+    sources: dict[str, object] = {role: _named(entry, f"{path}: sources.{role}") for role, entry in entries.items()}
     if data is not None:
         folder = _named(_folder(data, "ImageFolder", channels=channels), "--data")
         _require_classes(folder, data)
         sources["train"], sources["test"] = DataModule.divided(folder)
-    if masks is not None:
-        sources["masked"] = _named(_folder(masks, "MaskedFolder", channels=channels), "--masks")
     sources = {role: Pixels(source) if isinstance(source, Source) else source for role, source in sources.items()}
-    return {name: _named(entry, f"{path}: evaluators.{name}", **sources) for name, entry in values["evaluators"].items()}
+    evaluators: dict[str, Evaluator] = {}
+    for name, entry in values["evaluators"].items():
+        try:
+            evaluators[name] = _named(entry, f"{path}: evaluators.{name}", **sources)
+        except MissingSourceError as error:
+            if masks is None:
+                raise
+            print(f"left out: {name}: {error}; --masks {masks} is not divided into train/ and val/ (or test/)", file=sys.stderr, flush=True)
+    return evaluators
+
+
+class MissingSourceError(ValueError):
+    """An evaluator needs a source that is not there."""
+
+
+def _masked(entry: dict | None, root: Path, channels: int) -> dict:
+    """The folder in place of a source; what the configuration says of its own folder's masks (names, ignored value) stays."""
+    if entry is not None and str(entry.get("class_path")).endswith(".MaskedFolder"):
+        return {**entry, "init_args": {**entry.get("init_args", {}), "root": str(root)}}
+    return _folder(root, "MaskedFolder", channels=channels)
 
 
 def _require_classes(source: Source, folder: str | Path) -> None:
@@ -188,9 +256,12 @@ def _named(entry: dict, where: str, **given: object) -> object:
         raise ValueError(f"{where}: there is no class {entry['class_path']}") from error
     roles = {role: value for role, value in given.items() if role in inspect.signature(owner).parameters}
     if missing := (set(ROLES) & set(inspect.signature(owner).parameters)) - set(roles):
-        raise ValueError(f"{where}: {name} needs the sources {sorted(missing)}; given: {sorted(given)}")
+        raise MissingSourceError(f"{where}: {name} needs the sources {sorted(missing)}; given: {sorted(given)}")
     try:
         return _instantiated(owner, entry.get("init_args") or {}, **roles)
+    except argparse.ArgumentError as error:
+        accepted = [parameter for parameter in inspect.signature(owner).parameters if parameter not in ROLES]
+        raise ValueError(f"{where}: {error}\n(accepted: {', '.join(accepted)})") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -199,5 +270,5 @@ def _instantiated(owner: Callable[..., object], values: dict, **given: object) -
     """`owner` from yaml values, checked against its annotations."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(owner, "made", skip=set(given), instantiate=not given)
-    made = parser.instantiate_classes(parser.parse_object({"made": values} if values else {})).made
+    made = parser.instantiate(parser.parse_object({"made": values} if values else {})).made
     return owner(**given, **vars(made)) if given else made

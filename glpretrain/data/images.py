@@ -262,7 +262,8 @@ class MaskedFolder(Source):
 
     @property
     def name(self) -> str:
-        return self.root.resolve().name
+        folder = self.root.resolve()
+        return f"{folder.parent.name}/{folder.name}" if folder.name in ("train", *_TEST_FOLDERS) else folder.name
 
     @property
     def classes(self) -> Sequence[str]:
@@ -305,3 +306,10 @@ class MaskedFolder(Source):
                 f"{path}: value {top}; accepted: 0 to {len(self._mask_classes) - 1} (mask_classes), and ignore={self.ignore}"
             )
         return semantic
+
+
+def mask_folders(root: str | Path) -> dict[str, Path]:
+    """Which folders of images with masks `root` holds: "masked_train" and "masked" where it is divided, else "masked" alone."""
+    folder = _existing_folder(root, "masks")
+    tests = [folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()]
+    return {"masked_train": folder / "train", "masked": tests[0]} if tests and (folder / "train").is_dir() else {"masked": folder}
