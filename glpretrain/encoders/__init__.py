@@ -1,7 +1,22 @@
 """Encoders: importing this package registers all of them, so that a card can be built."""
 
-from glpretrain.encoders.base import Encoder, build, register
-from glpretrain.encoders.features import FeatureMap
-from glpretrain.encoders.vit import ViT
+from timm import is_model
+from timm.models import is_model_in_modules
 
-__all__ = ["Encoder", "FeatureMap", "ViT", "build", "register"]
+from glpretrain.encoders.base import Encoder, build, build_from, register
+from glpretrain.encoders.features import FEATURE_MAP_MODULES, FeatureMap
+from glpretrain.encoders.vit import VIT_MODULES, ViT
+
+__all__ = ["Encoder", "FeatureMap", "ViT", "build", "build_from", "register", "timm_adapter"]
+
+
+def timm_adapter(name: str) -> str:
+    """Registered name of the encoder that wraps this model of timm.
+
+    Raises:
+        ValueError: none does.
+    """
+    for encoder, modules in (("ViT", VIT_MODULES), ("FeatureMap", FEATURE_MAP_MODULES)):
+        if is_model(name) and is_model_in_modules(name, modules):
+            return encoder
+    raise ValueError(f"encoders: name={name!r} given; accepted: models of timm's {', '.join((*VIT_MODULES, *FEATURE_MAP_MODULES))}")

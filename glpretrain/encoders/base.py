@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +31,27 @@ def build(card: EncoderCard) -> "Encoder":
     Raises:
         ValueError: no encoder of that name is registered, or it does not take the card's arguments.
     """
-    if card.encoder not in _BUILDERS:
-        raise ValueError(f"encoder card: unknown encoder {card.encoder!r}; registered: {sorted(_BUILDERS)}")
-    builder = _BUILDERS[card.encoder]
+    return build_from(card.encoder, card.arguments)
+
+
+def build_from(name: str, arguments: Mapping[str, object]) -> "Encoder":
+    """`build` without the rest of a card.
+
+    Args:
+        name: of a registered encoder.
+        arguments: of its builder.
+
+    Raises:
+        ValueError: see `build`.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"encoder card: unknown encoder {name!r}; registered: {sorted(_BUILDERS)}")
+    builder = _BUILDERS[name]
     try:
-        inspect.signature(builder).bind(**card.arguments)
+        inspect.signature(builder).bind(**arguments)
     except TypeError as error:
-        raise ValueError(
-            f"encoder card: arguments of {card.encoder}: {error}; accepted: {list(inspect.signature(builder).parameters)}"
-        ) from error
-    return builder(**card.arguments)
+        raise ValueError(f"encoder card: arguments of {name}: {error}; accepted: {list(inspect.signature(builder).parameters)}") from error
+    return builder(**arguments)
 
 
 class Encoder(nn.Module, ABC):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import timm
 import torch
+from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from timm.models import is_model_in_modules
 from timm.models.beit import Beit
 from timm.models.eva import Eva
@@ -17,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from glpretrain.encoders.base import Encoder, encode_list, load_strictly, register
+from glpretrain.encoders.positions import POSITION_RESIZES, PositionResize, resize_positions
 from glpretrain.encoders.timm_model import image_card, pair, timm_config
 from glpretrain.types import EncoderCard, EncoderOutput
 
@@ -37,7 +39,11 @@ class ViT(Encoder):
         embed_dim: None is timm's own.
         depth: number of blocks; None is timm's own.
         num_heads: None is timm's own.
+        mlp_ratio: width of a block's hidden layer by D (both halves of a gated one together, where timm packs them); None is timm's own.
         drop_path_rate: stochastic depth.
+        position_resize: how learned positions are resized to a view of another size, see `positions.PositionResize`.
+        norm_eps: of every layer norm; None is timm's own.
+        rope_periods: of DINOv3's rotary positions, one per frequency; None is timm's own (published files hold rounded ones).
         mean: per channel, of items scaled to [0, 1]; None is ImageNet's for three channels and 0.5 otherwise.
         std: likewise.
         licence: of the weights.
@@ -57,7 +63,11 @@ class ViT(Encoder):
         embed_dim: int | None = None,
         depth: int | None = None,
         num_heads: int | None = None,
+        mlp_ratio: float | None = None,
         drop_path_rate: float = 0.0,
+        position_resize: PositionResize = "timm",
+        norm_eps: float | None = None,
+        rope_periods: Sequence[float] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         licence: str = "",
@@ -80,11 +90,14 @@ class ViT(Encoder):
             timm_args["dynamic_img_size"] = True
         if is_model_in_modules(name, ("vision_transformer_relpos",)):
             timm_args["fc_norm"] = False  # some of these name the norm behind the pooling whatever the pooling is
-        shape_args = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
+        shape_args = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
         chosen = {key: value for key, value in shape_args.items() if value is not None}
         for key, value in {**chosen, "in_chans": in_chans}.items():
-            if value < 1:
+            if key != "mlp_ratio" and value < 1:
                 raise ValueError(f"ViT: {key}={value} given; accepted: at least 1")
+        for key, value in (("mlp_ratio", mlp_ratio), ("norm_eps", norm_eps)):
+            if value is not None and value <= 0.0:
+                raise ValueError(f"ViT: {key}={value} given; accepted: above 0")
         if not 0.0 <= drop_path_rate < 1.0:
             raise ValueError(f"ViT: drop_path_rate={drop_path_rate} given; accepted: [0, 1)")
         timm_args.update(chosen)
@@ -94,6 +107,17 @@ class ViT(Encoder):
             raise ValueError(f"ViT: timm refuses to build {name} with {chosen}: {refusal}") from refusal
         if isinstance(self.model, (Beit, Eva)):
             _check_width(self.model, name=name)
+        if position_resize not in POSITION_RESIZES:
+            raise ValueError(f"ViT: position_resize={position_resize!r} given; accepted: {', '.join(POSITION_RESIZES)}")
+        if position_resize != "timm" and (type(self.model) is not VisionTransformer or self.model.pos_embed is None):
+            raise ValueError(f"ViT: position_resize={position_resize!r} given; {name} accepts timm only")
+        self._position_resize: PositionResize = position_resize
+        if norm_eps is not None:
+            for module in self.model.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.eps = norm_eps
+        if rope_periods is not None:
+            _set_rope_periods(self.model, rope_periods, name=name)
         self.register_parameter("mask_token", None)
         self._timm_args = timm_args
         arguments = {
@@ -101,6 +125,9 @@ class ViT(Encoder):
             "img_size": [height, width],
             "in_chans": in_chans,
             "drop_path_rate": drop_path_rate,
+            "position_resize": position_resize,
+            "norm_eps": norm_eps,
+            "rope_periods": None if rope_periods is None else list(rope_periods),
             "licence": licence,
             "source": source,
             **shape_args,
@@ -210,7 +237,9 @@ class ViT(Encoder):
         """The tokens with prefix and position, and what each block has to be told about positions."""
         model, depth = self.model, self.num_layers
         if isinstance(model, VisionTransformer):
-            return model._pos_embed(tokens), [{}] * depth
+            if self._position_resize == "timm" or tokens.shape[1:3] == model.patch_embed.grid_size:
+                return model._pos_embed(tokens), [{}] * depth
+            return self._add_resized(tokens), [{}] * depth
         if isinstance(model, Eva):
             tokens, rope = model._pos_embed(tokens)
             if rope is None:
@@ -224,6 +253,21 @@ class ViT(Encoder):
         else:
             bias = {} if model.shared_rel_pos is None else {"shared_rel_pos": model.shared_rel_pos.get_bias()}
         return tokens, [bias] * depth
+
+    def _add_resized(self, tokens: Tensor) -> Tensor:
+        """timm's position step with the positions resized otherwise: Float[B h w D] to Float[B R+N D]."""
+        model = self.model
+        count = 0 if model.no_embed_class else self.num_prefix_tokens
+        patch_positions = resize_positions(
+            model.pos_embed[:, count:], grid=model.patch_embed.grid_size, new_grid=tokens.shape[1:3], how=self._position_resize
+        )
+        prefix = [token.expand(tokens.shape[0], -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
+        if model.no_embed_class:
+            tokens = torch.cat((*prefix, tokens.flatten(1, 2) + patch_positions), dim=1)
+        else:
+            positions = torch.cat((model.pos_embed[:, :count], patch_positions), dim=1)
+            tokens = torch.cat((*prefix, tokens.flatten(1, 2)), dim=1) + positions
+        return model.pos_drop(tokens)
 
     def add_mask_token(self) -> None:
         """Add the learned token that stands for hidden patches, zero at the start (as iBOT)."""
@@ -263,6 +307,14 @@ def _check_width(model: Beit | Eva, *, name: str) -> None:
     unit = 4 * heads if isinstance(model, Eva) and model.rope is not None else heads
     if model.embed_dim % unit:
         raise ValueError(f"ViT: embed_dim={model.embed_dim} does not fit the {heads} heads of {name}; accepted: multiples of {unit}")
+
+
+def _set_rope_periods(model: nn.Module, periods: Sequence[float], *, name: str) -> None:
+    if not isinstance(model, Eva) or not isinstance(model.rope, RotaryEmbeddingDinoV3):
+        raise ValueError(f"ViT: rope_periods given; {name} has no rotary positions of DINOv3")
+    if len(periods) != model.rope.periods.numel():
+        raise ValueError(f"ViT: rope_periods has {len(periods)} values; accepted by {name}: {model.rope.periods.numel()}")
+    model.rope.periods.copy_(torch.tensor(periods))
 
 
 def _gather_rope(rope: Tensor, keep: Tensor) -> Tensor:
