@@ -1,28 +1,27 @@
-"""Trained encoders in folders: export one, take one out of a training checkpoint, load one back.
+"""This package's own files: an exported folder is written and read, a training checkpoint is read.
 
 A folder holds `model.safetensors` (the wrapped library's own names), `card.json` (what `load_backbone` rebuilds the encoder from)
 and, for a timm model, the `config.json` with which `timm.create_model("local-dir:FOLDER", pretrained=True)` opens it too.
-Nothing is ever unpickled on load, and Lightning is not needed.
+Nothing is ever unpickled from a folder, and Lightning is not needed for either.
 """
 
 import json
-import pickle
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
+from glpretrain.backbones.files import is_state, listed, read_json, read_safetensors
+from glpretrain.backbones.formats import Which
+from glpretrain.backbones.imported import Imported, State
 from glpretrain.encoders import Encoder, build
 from glpretrain.encoders.base import load_strictly
 from glpretrain.types import EncoderCard
 
 WEIGHTS, CARD, LIBRARY_CONFIG = "model.safetensors", "card.json", "config.json"
-# Where a method keeps the encoder, best first: the teacher is what is published.
-_ENCODER_PREFIXES = ("teacher.branch.encoder.", "student.encoder.")
+# Where a method keeps the encoder.
+_ENCODER_PREFIXES: dict[Which, str] = {"teacher": "teacher.branch.encoder.", "student": "student.encoder."}
 
 
 def export(encoder: Encoder, folder: str | Path, *, licence: str | None = None, source: str | None = None) -> Path:
@@ -59,95 +58,53 @@ def export(encoder: Encoder, folder: str | Path, *, licence: str | None = None, 
     return folder
 
 
-def load_backbone(folder: str | Path) -> Encoder:
-    """The encoder of an exported folder, in evaluation mode on the CPU.
-
-    Args:
-        folder: written by `export`.
-
-    Returns:
-        An encoder whose features equal those of the exported one to the last bit.
+def read_own_folder(folder: Path) -> Imported:
+    """What `export` wrote.
 
     Raises:
-        ValueError: a file is missing or broken, or a tensor is missing, unknown or mis-shaped.
+        ValueError: a file is missing or broken.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
-        raise ValueError(f"load_backbone: {folder} {found}; accepted: a folder written by `glpretrain export`")
-    for name in (CARD, WEIGHTS):
-        if not (folder / name).is_file():
-            raise ValueError(f"load_backbone: {folder / name} is missing; found: {sorted(path.name for path in folder.iterdir())}")
-    encoder = build(_read_card(folder / CARD))
+    path = folder / CARD
+    values = read_json(path)
     try:
-        weights = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(
-            f"load_backbone: {folder / WEIGHTS} is no complete safetensors file ({error}); pickles are never opened"
-        ) from error
-    try:
-        encoder.load_backbone_state(weights)
-    except ValueError as error:
-        raise ValueError(f"load_backbone: {folder / WEIGHTS}: {error}") from error
-    return encoder.eval()
-
-
-def _read_card(path: Path) -> EncoderCard:
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:  # what both a wrong encoding and wrong JSON raise
-        raise ValueError(f"load_backbone: {path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"load_backbone: {path} is not a JSON object but a {type(values).__name__}")
-    try:
-        return EncoderCard.from_json(values)
+        card = EncoderCard.from_json(values)
     except ValueError as error:
         raise ValueError(f"load_backbone: {path}: {error}") from error
+    return Imported("exported folder", card.encoder, dict(card.arguments), read_safetensors(folder / WEIGHTS))
 
 
-def export_checkpoint(checkpoint: str | Path, folder: str | Path, *, licence: str | None = None, source: str | None = None) -> Path:
-    """Export the encoder of a training checkpoint: the teacher's if there is one, the student's otherwise.
+def is_own_checkpoint(content: object) -> bool:
+    """Whether a file was written by a training run of this package."""
+    return isinstance(content, dict) and "encoder_card" in content and is_state(content.get("state_dict"))
+
+
+def read_own_checkpoint(content: dict, *, which: Which, path: str) -> Imported:
+    """One side of a training checkpoint; the student's where a method has no teacher.
 
     Args:
-        checkpoint: written by a training run.
-        folder: see `export`.
-        licence: see `export`.
-        source: see `export`.
-
-    Returns:
-        The folder.
+        content: for which `is_own_checkpoint` holds.
+        which: side.
+        path: for messages.
 
     Raises:
-        ValueError: the file is missing, broken or no training checkpoint of this package, or see `export`.
+        ValueError: it has no encoder, or one that does not fit its card.
     """
-    encoder, made_by = _encoder_of(Path(checkpoint))
-    return export(encoder, folder, licence=licence, source=made_by if source is None else source)
-
-
-def _encoder_of(checkpoint: Path) -> tuple[Encoder, str]:
-    if not checkpoint.is_file():
-        raise ValueError(f"export: {checkpoint} is not a file; accepted: a checkpoint (.ckpt) of a training run")
-    if not zipfile.is_zipfile(checkpoint):  # what torch.save writes; a file cut short has lost its table of contents
-        raise ValueError(f"export: {checkpoint} cannot be read as a checkpoint: it is cut short or of another format")
-    try:
-        # Only tensors and plain values are read: a checkpoint from elsewhere cannot run code.
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"export: {checkpoint} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or "encoder_card" not in content or "state_dict" not in content:
-        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"export: {checkpoint} is no checkpoint of this package: encoder_card and state_dict expected, found {found}")
-    state: dict[str, Tensor] = content["state_dict"]
-    for prefix in _ENCODER_PREFIXES:
+    state: State = content["state_dict"]
+    sides = [which] if which == "student" else ["teacher", "student"]
+    for side in sides:
+        prefix = _ENCODER_PREFIXES[side]
         if own := {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}:
             break
     else:
-        raise ValueError(f"export: {checkpoint} has no encoder: no tensor starts with {' or '.join(_ENCODER_PREFIXES)}")
-    encoder = build(EncoderCard.from_json(content["encoder_card"]))
-    if "mask_token" in own:
-        encoder.add_mask_token()
+        starts = " or ".join(_ENCODER_PREFIXES[side] for side in sides)
+        raise ValueError(f"load_backbone: {path} has no encoder: no tensor starts with {starts}; found {listed(sorted(state))}")
     try:
+        encoder = build(EncoderCard.from_json(content["encoder_card"]))
+        if "mask_token" in own:
+            encoder.add_mask_token()
         load_strictly(encoder, own)
     except ValueError as error:
-        raise ValueError(f"export: {checkpoint}: {error}") from error
-    return encoder, f"{content['method']}, {content['global_step']} steps"
+        raise ValueError(f"load_backbone: {path}: {error}") from error
+    arguments = {**encoder.card.arguments, "source": f"{content['method']}, {content['global_step']} steps"}
+    left_out = tuple(sorted(name for name in state if not name.startswith(prefix))) + (("mask_token",) if "mask_token" in own else ())
+    return Imported(f"checkpoint ({side})", encoder.card.encoder, arguments, encoder.backbone_state(), left_out=left_out)

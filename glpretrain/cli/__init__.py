@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 _TRACEBACK = "GLPRETRAIN_TRACEBACK"
+_PUBLISHED = "a published checkpoint (DINO, iBOT, Mugs, MAE, DINOv2, DINOv3, MoCo v3, MSN, timm, Hugging Face)"
 # jsonargparse tries every member of a union and then repeats the whole value; the reason stands between.
 _PARSER_NOISE = ("Does not validate against any", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
 
@@ -66,7 +67,7 @@ def _evaluate(arguments: Sequence[str]) -> None:
         "  glpretrain evaluate BACKBONE --config eval/images --data photos/ --masks annotated/\n"
         "With --config, anything in it can be overridden: --evaluators.knn.init_args.k [5] --sources.test.init_args.length 300",
     )
-    parser.add_argument("backbone", metavar="BACKBONE", help="folder of an export, checkpoint, or published weights")
+    parser.add_argument("backbone", metavar="BACKBONE", help=f"folder written by a run or by `glpretrain export`, or {_PUBLISHED}")
     parser.add_argument("--config", metavar="FILE", help="sources and evaluators: a name below recipes/ (eval/images) or a yaml file")
     parser.add_argument("--recipe", help="without --config: whose data it is scored on (that of the run it lies in, else mmc)")
     parser.add_argument("--data", metavar="DIR", help="class folders, divided into train/ and val/ or not, instead of train and test")
@@ -90,21 +91,27 @@ def _evaluate(arguments: Sequence[str]) -> None:
 
 
 def _export(arguments: Sequence[str]) -> None:
-    """write the backbone of a training checkpoint to a folder"""
+    """write the backbone of a training checkpoint, or a published one, to a folder"""
     parser = _parser("export", "Write the encoder of a checkpoint as model.safetensors with its card; timm's local-dir: opens it too.")
-    parser.add_argument("checkpoint", metavar="CKPT", help="runs/<recipe>/<time>/checkpoints/last.ckpt")
+    parser.add_argument("checkpoint", metavar="CKPT", help=f"runs/<recipe>/<time>/checkpoints/last.ckpt, or {_PUBLISHED}")
     parser.add_argument("out", metavar="OUT", help="a new or empty folder")
+    parser.add_argument("--which", choices=["teacher", "student"], default="teacher", help="side, where there are two (%(default)s)")
+    parser.add_argument("--format", help="of a published checkpoint file, where its contents do not tell (dino, mae, timm, ...)")
+    parser.add_argument("--num_heads", type=int, help="attention heads, for a published checkpoint of an unpublished width")
     parser.add_argument("--licence", help="of the weights")
     known = parser.parse_args(arguments)
     from glpretrain.backbones import export_checkpoint
 
-    print(f"exported to {export_checkpoint(known.checkpoint, known.out, licence=known.licence)}")
+    folder = export_checkpoint(
+        known.checkpoint, known.out, which=known.which, format=known.format, num_heads=known.num_heads, licence=known.licence
+    )
+    print(f"exported to {folder}")
 
 
 def _inspect(arguments: Sequence[str]) -> None:
     """draw attention and patch-PCA maps of images"""
     parser = _parser("inspect", "Draw, for every image, where each attention head of the last block looks and the PCA of its patches.")
-    parser.add_argument("backbone", metavar="BACKBONE", help="folder written by a run or by `glpretrain export`")
+    parser.add_argument("backbone", metavar="BACKBONE", help=f"folder written by a run or by `glpretrain export`, or {_PUBLISHED}")
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path)
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("inspected"), help="where the PNGs go (%(default)s)")
     known = parser.parse_args(arguments)

@@ -101,12 +101,21 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path):
         load_backbone(tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "card.json"])
-def test_a_missing_file_is_named(name, tmp_path):
+def test_missing_weights_are_named(tmp_path):
     folder = export(small(), tmp_path / "out")
-    (folder / name).unlink()
-    with pytest.raises(ValueError, match=f"{name} is missing; found: "):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors is missing"):
         load_backbone(folder)
+
+
+def test_without_its_card_the_folder_is_still_a_timm_folder(tmp_path):
+    encoder = small()
+    folder = export(encoder, tmp_path / "out")
+    (folder / "card.json").unlink()
+    again = load_backbone(folder)
+    items = image(2, *encoder.card.item_shape)
+    assert torch.equal(again(items).patches, encoder(items).patches)
+    assert again.card.item_shape == encoder.card.item_shape
 
 
 def test_a_truncated_file_is_refused(tmp_path):
@@ -153,12 +162,15 @@ def test_a_card_that_is_broken_or_unknown_is_refused(tmp_path):
             load_backbone(folder)
 
 
-def test_what_is_no_folder_is_refused(tmp_path):
+def test_what_is_no_backbone_is_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         load_backbone(tmp_path / "nowhere")
     (tmp_path / "run.ckpt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"run\.ckpt is a file; accepted: a folder written by"):
+    with pytest.raises(ValueError, match=r"run\.ckpt cannot be read as a checkpoint: it is cut short or of another format"):
         load_backbone(tmp_path / "run.ckpt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty has no card\.json, and no config\.json with architecture .*; found: \[\]"):
+        load_backbone(tmp_path / "empty")
 
 
 def checkpoint(path, **sides):
@@ -185,12 +197,12 @@ def test_the_teacher_is_exported_where_there_is_one_and_the_student_elsewhere(tm
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"no checkpoint of this package.*found \['state_dict'\]"):
+    with pytest.raises(ValueError, match=r"of no known format; it holds \['state_dict'\]"):
         export_checkpoint(tmp_path / "other.ckpt", tmp_path / "out")
     torch.save({"encoder_card": small().card.to_json(), "state_dict": {"head.weight": torch.zeros(1)}}, tmp_path / "head.ckpt")
     with pytest.raises(ValueError, match="has no encoder"):
         export_checkpoint(tmp_path / "head.ckpt", tmp_path / "out")
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(ValueError, match="does not exist"):
         export_checkpoint(tmp_path / "none.ckpt", tmp_path / "out")
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "head.ckpt").read_bytes()[:700])
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
