@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 from pathlib import Path
 
 import torch
@@ -28,3 +29,41 @@ def assert_matches(actual: Tensor | float, expected: list | float, *, rtol: floa
     torch.testing.assert_close(
         torch.as_tensor(actual, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64), rtol=rtol, atol=atol
     )
+
+
+def noise(*shape: int, name: str) -> Tensor:
+    """Uniform numbers in [-1, 1) that depend on a name and the row-major position i only, exact on every machine.
+
+    In integers modulo 2^32: x = 2654435761 i + crc32(name); twice x ^= x >> 16, with x *= 73244475 between; then x / 2^31 - 1.
+    """
+    x = torch.arange(math.prod(shape), dtype=torch.int64) * 2654435761 + zlib.crc32(name.encode())
+    x = x % 2**32
+    x = (x ^ (x >> 16)) * 73244475 % 2**32
+    x = x ^ (x >> 16)
+    return (x.double() / 2**31 - 1.0).reshape(shape).float()
+
+
+def official_weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    """Weights for a model of others, from its names and shapes: large enough that every tensor changes the features.
+
+    Biases 0.2 noise; other vectors (norms, layer scale) 1 + 0.3 noise; tokens and positions (a first axis of one) 0.5 noise;
+    matrices and kernels noise * sqrt(3 / inputs), which keeps the scale of what goes through; scalars 0.
+    DINOv3's fixed tensors: the mask of its biases is 1, 0, 1 over queries, keys, values, and its periods are
+    100^(2i / (2P)), i < P, rounded to bfloat16 as in its published files.
+    """
+    weights = {}
+    for name, shape in shapes.items():
+        values = noise(*shape, name=name)
+        if name.endswith("bias_mask"):
+            weights[name] = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(shape[0] // 3)
+        elif name.endswith("periods"):
+            weights[name] = (100.0 ** (torch.arange(shape[0]) / shape[0])).bfloat16().float()
+        elif name.endswith("bias"):
+            weights[name] = 0.2 * values
+        elif len(shape) < 2:
+            weights[name] = 1.0 + 0.3 * values if shape else torch.tensor(0)
+        elif shape[0] == 1:
+            weights[name] = 0.5 * values
+        else:
+            weights[name] = values * math.sqrt(3.0 / math.prod(shape[1:]))
+    return weights
