@@ -131,8 +131,7 @@ def _from_huggingface(tensors: State, *, rotary: bool, gated: bool) -> State:
         else:
             name = re.sub(rf"{_LAYER}layer_scale([12])\.lambda1$", r"blocks.\1.ls\2.gamma", name)
         state[name] = tensor
-    for name in [name for name in state if name.endswith(".attn.q.weight")]:
-        prefix = name.removesuffix("q.weight")
+    for prefix in sorted({found[1] for name in state if (found := re.match(r"(blocks\.\d+\.attn\.)[qkv]\.", name))}):
         _join(state, prefix, "weight")
         if rotary:
             for part in ("q", "v"):

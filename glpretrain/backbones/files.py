@@ -26,6 +26,9 @@ _READ_AS_BLANK = (
     *(f"pathlib.{name}" for name in ("Path", "PosixPath", "_local.Path", "_local.PosixPath")),
 )
 
+# A pickle is a program; one with damaged bytes goes wrong inside torch's reader in any of these ways.
+_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+
 
 class _Blank:
     """Takes any arguments and any state and keeps nothing."""
@@ -64,17 +67,24 @@ def read_pickle(path: Path) -> object:
     """
     if not path.is_file():
         raise ValueError(f"load_backbone: {path} is missing")
-    if not zipfile.is_zipfile(path):  # what torch.save writes; a file cut short has lost its table of contents
+    if not _is_zip(path):  # what torch.save writes; a file cut short has lost its table of contents
         raise ValueError(f"load_backbone: {path} cannot be read as a checkpoint: it is cut short or of another format")
     try:
         with torch.serialization.safe_globals([(_Blank, name) for name in _READ_AS_BLANK]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _DAMAGE as error:
         if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"it asks for {asked[1]}, which is code; accepted: tensors and plain values; nothing was run"
         else:
-            reason = str(error).splitlines()[0]
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise ValueError(f"load_backbone: {path} cannot be read as a checkpoint: {reason}") from error
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # it says this itself of some damage
+        return False
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -64,17 +64,16 @@ def fit(
         encoder = build_from(imported.encoder, arguments)
     except ValueError as error:
         raise ValueError(f"load_backbone: {path}: {error}") from error
-    state = dict(imported.state)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    changed: State = {}
     if spread:
-        spread_channels(state, old=old, new=(encoder.card.mean, encoder.card.std), path=path)
-    if "pos_embed" in state and arguments["img_size"] != imported.arguments["img_size"]:
-        _resize_grid(state, encoder, imported.arguments)
-    return encoder.eval(), _give(encoder, state, shapes, imported, strict=strict, path=path)
+        changed |= spread_channels(imported.state, old=old, new=(encoder.card.mean, encoder.card.std), path=path)
+    if "pos_embed" in imported.state and arguments["img_size"] != imported.arguments["img_size"]:
+        changed |= _resize_grid(imported.state["pos_embed"], encoder, imported.arguments)
+    return encoder.eval(), _give(encoder, imported, changed, strict=strict, path=path)
 
 
-def spread_channels(state: State, *, old: Statistics, new: Statistics, path: str) -> None:
-    """Another number of channels for the first layer, in place: an image whose channels are all equal keeps its features.
+def spread_channels(state: State, *, old: Statistics, new: Statistics, path: str) -> State:
+    """The first layer for another number of channels: an image whose channels are all equal keeps its features.
 
     Every new channel gets the sum of the old filters over the number of new channels. Filters see normalised pixels and the
     statistics of the channels differ, so the sum is taken over filters of raw pixels and the rest goes into the bias.
@@ -84,6 +83,9 @@ def spread_channels(state: State, *, old: Statistics, new: Statistics, path: str
         old: mean and std of the channels that there are.
         new: mean and std of those that there will be.
         path: for messages.
+
+    Returns:
+        Weight and bias.
 
     Raises:
         ValueError: the first layer is another one or has no bias.
@@ -95,31 +97,30 @@ def spread_channels(state: State, *, old: Statistics, new: Statistics, path: str
     raw = weight / old_std[:, None, None]  # [D C p p] of pixels that are not normalised
     total = raw.sum(dim=1, keepdim=True)  # [D 1 p p]
     shift = (total.sum(dim=(1, 2, 3)) * new_mean.mean()) - (raw.sum(dim=(2, 3)) * old_mean).sum(dim=1)  # [D]
-    state[f"{_STEM}weight"] = (total * new_std[:, None, None] / len(new_std)).float()
-    state[f"{_STEM}bias"] = (bias + shift).float()
+    spread = total * new_std[:, None, None] / len(new_std)  # [D C' p p]
+    return {f"{_STEM}weight": spread.float(), f"{_STEM}bias": (bias + shift).float()}
 
 
-def _resize_grid(state: State, encoder: Encoder, arguments: Arguments) -> None:
-    """Learned positions for the encoder's own grid, in place; left alone, and so refused later, where the file's grid is not known."""
-    positions: Tensor = state["pos_embed"]
-    patch = encoder.card.patch_size
-    rows, columns = (size // length for size, length in zip(pair(arguments["img_size"]), patch, strict=True))
+def _resize_grid(positions: Tensor, encoder: Encoder, arguments: Arguments) -> State:
+    """Learned positions for the encoder's own grid; nothing, and so a mismatch later, where they are not of the file's grid."""
+    rows, columns = (size // length for size, length in zip(pair(arguments["img_size"]), encoder.card.patch_size, strict=True))
     prefix = positions.shape[1] - rows * columns
     if prefix < 0:
-        return
+        return {}
     patches = resize_positions(
         positions[:, prefix:],
         grid=(rows, columns),
         new_grid=encoder.grid(encoder.card.item_shape),
         how=arguments.get("position_resize", "timm"),
     )
-    state["pos_embed"] = torch.cat((positions[:, :prefix], patches), dim=1)
+    return {"pos_embed": torch.cat((positions[:, :prefix], patches), dim=1)}
 
 
-def _give(encoder: Encoder, state: State, shapes: dict[str, tuple[int, ...]], imported: Imported, *, strict: bool, path: str) -> LoadReport:
+def _give(encoder: Encoder, imported: Imported, changed: State, *, strict: bool, path: str) -> LoadReport:
+    state = {**imported.state, **changed}
     own = encoder.backbone_state()
     fitting = {name: tensor for name, tensor in state.items() if name in own and tensor.shape == own[name].shape}
-    reshaped = [name for name in fitting if tuple(fitting[name].shape) != shapes[name]]
+    reshaped = sorted(changed.keys() & fitting.keys())
     without_place = sorted(state.keys() - own.keys())
     left_out = [name for name in without_place if re.match(imported.pretraining, name)]
     card = encoder.card
@@ -128,7 +129,7 @@ def _give(encoder: Encoder, state: State, shapes: dict[str, tuple[int, ...]], im
         title=f"{imported.title} {path}",
         architecture=f"{width}, items of {' x '.join(map(str, card.item_shape))}",
         matched=tuple(sorted(fitting.keys() - set(reshaped))),
-        reshaped=tuple(f"{name} {shapes[name]} to {tuple(fitting[name].shape)}" for name in reshaped),
+        reshaped=tuple(f"{name} {tuple(imported.state[name].shape)} to {tuple(state[name].shape)}" for name in reshaped),
         missing=tuple(sorted(own.keys() - state.keys())),
         misshapen=tuple(
             f"{name} has shape {tuple(state[name].shape)}, accepted {tuple(own[name].shape)}"

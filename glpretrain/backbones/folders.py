@@ -75,7 +75,7 @@ def read_own_folder(folder: Path) -> Imported:
 
 def is_own_checkpoint(content: object) -> bool:
     """Whether a file was written by a training run of this package."""
-    return isinstance(content, dict) and "encoder_card" in content and is_state(content.get("state_dict"))
+    return isinstance(content, dict) and {"encoder_card", "method", "global_step"} <= content.keys() and is_state(content.get("state_dict"))
 
 
 def read_own_checkpoint(content: dict, *, which: Which, path: str) -> Imported:

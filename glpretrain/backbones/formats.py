@@ -96,7 +96,8 @@ FORMATS = {
     "dino": Format("DINO", "dino", r"head\."),
     "ibot": Format("iBOT", "dino", r"head\.|masked_embed$", _rename_ibot),
     "mugs": Format("Mugs", "dino", r"(instance_|local_group_|group_)?head\.|relation_blocks\."),
-    "mae": Format("MAE", "bicubic", r"decoder_|mask_token$|head\."),
+    "mae": Format("MAE", "bicubic", r"decoder_|mask_token$"),
+    "deit": Format("DeiT", "bicubic", r"head\."),  # also fine-tuned MAE, and MoCo v3 converted (which needs num_heads=12)
     "dinov2": Format("DINOv2", "dino", r"mask_token$|dino_head\.|ibot_head\.", _rename_dinov2),
     "dinov3": Format(
         "DINOv3",
@@ -182,7 +183,8 @@ def recognise(found: Unwrapped, *, pickled: bool, path: str) -> str:
     """
     names = found.state.keys()
     if "patch_embed.proj.weight" not in names or not any(re.match(r"blocks\.\d+\.", name) for name in names):
-        raise ValueError(f"load_backbone: {path} is of no known format; it holds {listed(sorted(names))}")
+        advice = "; give the folder with its config.json" if any("embeddings.cls_token" in name for name in names) else ""
+        raise ValueError(f"load_backbone: {path} is of no known format; it holds {listed(sorted(names))}{advice}")
     marks = (
         ("dinov3", {"storage_tokens", "rope_embed.periods"}),
         ("mae", {"decoder_embed.weight"}),
@@ -198,7 +200,7 @@ def recognise(found: Unwrapped, *, pickled: bool, path: str) -> str:
         if any_of & names:
             return name
     if found.hint == "model":
-        return "mae"
+        return "deit" if "head.weight" in names else "mae"
     return "timm" if "head.weight" in names or "blocks.0.ls1.gamma" in names or not pickled else "dino"
 
 

@@ -167,8 +167,12 @@ def test_a_plain_state_dict_is_dinos_as_a_pickle_and_timms_as_safetensors(tmp_pa
     save_file(weights, tmp_path / "plain.safetensors")
     torch.save({"state_dict": weights}, tmp_path / "extracted.pth")
     torch.save({"model": weights}, tmp_path / "model.pth")
+    torch.save({"model": {**weights, "head.weight": torch.zeros(5, 192)}}, tmp_path / "deit.pth")
+    torch.save({**weights, "head.weight": torch.zeros(5, 192)}, tmp_path / "classifier.pth")
     expected = {"plain.pth": "dino", "plain.safetensors": "timm", "extracted.pth": "dino", "model.pth": "bicubic"}
+    expected |= {"deit.pth": "bicubic", "classifier.pth": "timm"}
     assert {name: load_backbone(tmp_path / name).card.arguments["position_resize"] for name in expected} == expected
+    assert load_backbone(tmp_path / "deit.pth").card.source == "DeiT, deit.pth"
     assert load_backbone(tmp_path / "plain.pth", format="msn").card.arguments["position_resize"] == "bicubic"
 
 
