@@ -19,10 +19,12 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": BOTTOM | {"encoders", "data"},
     "methods": BOTTOM | {"heads", "optim", "teacher", "encoders", "objectives", "masking"},
     "backbones": BOTTOM | {"encoders"},
+    "exports": BOTTOM | {"encoders", "backbones"},
     "inspect": BOTTOM | {"encoders", "backbones"},
     "callbacks": BOTTOM | {"encoders", "data", "evaluate", "backbones", "inspect"},
     "runs": BOTTOM | {"encoders", "backbones"},
-    "cli": BOTTOM | {"masking", "encoders", "objectives", "data", "evaluate", "methods", "backbones", "inspect", "callbacks", "runs"},
+    "cli": BOTTOM
+    | {"masking", "encoders", "objectives", "data", "evaluate", "methods", "backbones", "exports", "inspect", "callbacks", "runs"},
     "": {"cli", "runs", "backbones"},  # glpretrain/__init__.py, lazily
 }
 HOMES: dict[str, tuple[str, ...]] = {
@@ -33,6 +35,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "kornia": ("data/views/",),
     "wandb": ("callbacks/",),
     "jsonargparse": ("cli/",),
+    "onnxruntime": ("exports/",),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

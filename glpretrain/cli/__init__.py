@@ -91,21 +91,35 @@ def _evaluate(arguments: Sequence[str]) -> None:
 
 
 def _export(arguments: Sequence[str]) -> None:
-    """write the backbone of a training checkpoint, or a published one, to a folder"""
-    parser = _parser("export", "Write the encoder of a checkpoint as model.safetensors with its card; timm's local-dir: opens it too.")
-    parser.add_argument("checkpoint", metavar="CKPT", help=f"runs/<recipe>/<time>/checkpoints/last.ckpt, or {_PUBLISHED}")
-    parser.add_argument("out", metavar="OUT", help="a new or empty folder")
-    parser.add_argument("--which", choices=["teacher", "student"], default="teacher", help="side, where there are two (%(default)s)")
-    parser.add_argument("--format", help="of a published checkpoint file, where its contents do not tell (dino, mae, timm, ...)")
-    parser.add_argument("--num_heads", type=int, help="attention heads, for a published checkpoint of an unpublished width")
-    parser.add_argument("--licence", help="of the weights")
-    known = parser.parse_args(arguments)
-    from glpretrain.backbones import export_checkpoint
-
-    folder = export_checkpoint(
-        known.checkpoint, known.out, which=known.which, format=known.format, num_heads=known.num_heads, licence=known.licence
+    """write a backbone to a folder: timm, Hugging Face, torch.export or ONNX"""
+    parser = _parser(
+        "export",
+        "Write an encoder to a new folder, with its card (mean, std, licence) beside it, and say how far the written one is\n"
+        "from the encoder on a check batch.",
+        "formats:\n"
+        "  folder       model.safetensors and config.json: load_backbone and timm's local-dir: open it\n"
+        "  timm         the same as folder\n"
+        "  huggingface  config.json, model.safetensors, preprocessor_config.json: transformers.AutoModel opens it; ViTs only\n"
+        "  torch        encoder.pt2: torch.export.load opens it, without this package and without timm\n"
+        "  onnx         encoder.onnx: input images, outputs cls and patches (pip install 'glpretrain[onnx]')\n"
+        "torch and onnx take any number of images, normalised with the card's mean and std, of one size (--img_size).",
     )
-    print(f"exported to {folder}")
+    parser.add_argument("backbone", metavar="BACKBONE", help=f"checkpoints/last.ckpt of a run, an exported folder, or {_PUBLISHED}")
+    parser.add_argument("out", metavar="OUT", help="a new or empty folder")
+    formats = ("folder", "timm", "huggingface", "torch", "onnx")
+    parser.add_argument("--format", choices=formats, default="folder", help="%(default)s when left out")
+    parser.add_argument("--img_size", type=int, nargs="+", metavar="N", help="pixels, or height and width, that it is made for (its own)")
+    parser.add_argument("--licence", help="of the weights")
+    parser.add_argument("--which", choices=["teacher", "student"], default="teacher", help="side, where there are two (%(default)s)")
+    parser.add_argument("--read_as", metavar="FORMAT", help="of a published file, where its contents do not tell (dino, mae, timm, ...)")
+    parser.add_argument("--num_heads", type=int, help="attention heads, for a published file of an unpublished width")
+    known = parser.parse_args(arguments)
+    from glpretrain.backbones import load_backbone
+    from glpretrain.exports import export_as
+
+    size = known.img_size[0] if known.img_size and len(known.img_size) == 1 else known.img_size
+    encoder = load_backbone(known.backbone, which=known.which, format=known.read_as, num_heads=known.num_heads)
+    print(export_as(encoder, known.out, format=known.format, img_size=size, licence=known.licence))
 
 
 def _inspect(arguments: Sequence[str]) -> None:
