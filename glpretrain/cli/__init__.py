@@ -102,13 +102,14 @@ def _export(arguments: Sequence[str]) -> None:
         "  huggingface  config.json, model.safetensors, preprocessor_config.json: transformers.AutoModel opens it; ViTs only\n"
         "  torch        encoder.pt2: torch.export.load opens it, without this package and without timm\n"
         "  onnx         encoder.onnx: input images, outputs cls and patches (pip install 'glpretrain[onnx]')\n"
-        "torch and onnx take any number of images, normalised with the card's mean and std, of one size (--img_size).",
+        "torch and onnx take any number of images, normalised with the card's mean and std, of one size (--img_size) or of --any_size.",
     )
     parser.add_argument("backbone", metavar="BACKBONE", help=f"checkpoints/last.ckpt of a run, an exported folder, or {_PUBLISHED}")
     parser.add_argument("out", metavar="OUT", help="a new or empty folder")
     formats = ("folder", "timm", "huggingface", "torch", "onnx")
     parser.add_argument("--format", choices=formats, default="folder", help="%(default)s when left out")
     parser.add_argument("--img_size", type=int, nargs="+", metavar="N", help="pixels, or height and width, that it is made for (its own)")
+    parser.add_argument("--any_size", action="store_true", help="torch and onnx: let height and width vary (not every model can)")
     parser.add_argument("--licence", help="of the weights")
     parser.add_argument("--which", choices=["teacher", "student"], default="teacher", help="side, where there are two (%(default)s)")
     parser.add_argument("--read_as", metavar="FORMAT", help="of a published file, where its contents do not tell (dino, mae, timm, ...)")
@@ -118,8 +119,9 @@ def _export(arguments: Sequence[str]) -> None:
     from glpretrain.exports import export_as
 
     size = known.img_size[0] if known.img_size and len(known.img_size) == 1 else known.img_size
+    options = {"format": known.format, "img_size": size, "any_size": known.any_size, "licence": known.licence}
     encoder = load_backbone(known.backbone, which=known.which, format=known.read_as, num_heads=known.num_heads)
-    print(export_as(encoder, known.out, format=known.format, img_size=size, licence=known.licence))
+    print(export_as(encoder, known.out, **options))
 
 
 def _inspect(arguments: Sequence[str]) -> None:

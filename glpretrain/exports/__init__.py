@@ -11,14 +11,13 @@ from glpretrain.exports.programs import write_onnx, write_torch
 __all__ = ["FORMATS", "Exported", "export_as", "open_encoder"]
 
 # Our own folder is the one that timm opens, so the two names mean the same.
-_WRITERS: dict[str, Callable[[Encoder, Path], Written]] = {
+_FOLDERS: dict[str, Callable[[Encoder, Path], Written]] = {
     "folder": write_timm,
     "timm": write_timm,
     "huggingface": write_huggingface,
-    "torch": write_torch,
-    "onnx": write_onnx,
 }
-FORMATS = tuple(_WRITERS)
+_PROGRAMS = {"torch": write_torch, "onnx": write_onnx}
+FORMATS = (*_FOLDERS, *_PROGRAMS)
 
 
 def export_as(
@@ -27,6 +26,7 @@ def export_as(
     *,
     format: str = "folder",
     img_size: int | Sequence[int] | None = None,
+    any_size: bool = False,
     licence: str | None = None,
     source: str | None = None,
 ) -> Exported:
@@ -37,6 +37,7 @@ def export_as(
         folder: must not exist, or be empty.
         format: one of `FORMATS`; `folder` and `timm` are one and the same.
         img_size: height and width that the written one is made for, positions resampled; the encoder's own when None.
+        any_size: a program (torch, onnx) that takes images of every size; where a model allows it.
         licence: of the weights; the card's own when None.
         source: where they come from; the card's own when None.
 
@@ -46,11 +47,16 @@ def export_as(
     Raises:
         ValueError: the folder has something in it, a package is not installed, or the format cannot hold this encoder.
     """
-    if format not in _WRITERS:
+    if format not in FORMATS:
         raise ValueError(f"export: format={format!r} given; accepted: {', '.join(FORMATS)}")
+    if any_size and format not in _PROGRAMS:
+        raise ValueError(f"export: any_size given with format={format!r}; accepted: {', '.join(_PROGRAMS)}, folders are not tied to a size")
     folder = Path(folder)
     require_new(folder)
     prepared = prepare(encoder, img_size=img_size, licence=licence, source=source)
-    written = _WRITERS[format](prepared, folder)
+    if format in _PROGRAMS:
+        written = _PROGRAMS[format](prepared, folder, any_size=any_size)
+    else:
+        written = _FOLDERS[format](prepared, folder)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     return Exported(folder=folder, format=format, megabytes=size, **written._asdict())

@@ -40,6 +40,7 @@ ENCODERS = {
     "rotary": lambda: small("vit_small_patch16_dinov3"),
     "relative": lambda: small("beit_base_patch16_224"),
     "no class token, five channels": lambda: small("vit_medium_patch16_gap_240", in_chans=5),
+    "windows": lambda: FeatureMap("swin_tiny_patch4_window7_224", img_size=64).eval(),
     "convolutions": lambda: FeatureMap("resnet18", img_size=64).eval(),
 }
 

@@ -21,7 +21,7 @@ TORCH_TOLERANCE = 1e-5
 ONNX_TOLERANCE = 1e-4
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "windows" else kind for kind in ENCODERS])
 def test_a_torch_program_gives_the_same_features(kind: str, tmp_path: Path) -> None:
     encoder = ENCODERS[kind]()
     exported = export_as(encoder, tmp_path / "out", format="torch")
@@ -82,6 +82,50 @@ def test_onnxruntime_gives_the_same_features(kind: str, tmp_path: Path) -> None:
     assert json.loads(metadata["mean"]) == list(encoder.card.mean)
     assert json.loads(metadata["std"]) == list(encoder.card.std)
     assert json.loads(metadata["card"])["licence"] == "CC-BY-4.0"
+
+
+def test_a_program_for_any_size_gives_the_same_features_at_every_size(tmp_path: Path) -> None:
+    encoder = small("vit_small_patch14_reg4_dinov2")
+    program = torch.export.load(export_as(encoder, tmp_path / "out", format="torch", any_size=True).file).module()
+    for height, width in ((48, 48), (32, 56), (96, 64), (16, 24)):
+        items = images(3, 3, height, width)
+        with torch.no_grad():
+            worst = difference(*program(items), expected=encoder(items))
+        print(f"torch, any size, {height} x {width}: {worst:.1e}")
+        assert worst <= TORCH_TOLERANCE
+
+
+@pytest.mark.slow
+def test_onnxruntime_gives_the_same_features_at_every_size(tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install 'glpretrain[onnx]'")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'glpretrain[onnx]'")
+    encoder = small("vit_small_patch14_reg4_dinov2")
+    exported = export_as(encoder, tmp_path / "out", format="onnx", any_size=True)
+    session = onnxruntime.InferenceSession(exported.file, providers=["CPUExecutionProvider"])
+    for height, width in ((48, 48), (32, 56), (96, 64)):
+        items = images(3, 3, height, width)
+        with torch.no_grad():
+            worst = difference(*map(torch.from_numpy, session.run(None, {"images": items.numpy()})), expected=encoder(items))
+        print(f"onnx, any size, {height} x {width}: {worst:.1e}")
+        assert worst <= ONNX_TOLERANCE
+    assert exported.difference <= ONNX_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("kind", "format", "message"),
+    [
+        ("rotary", "torch", "vit_small_patch16_dinov3 can be traced at one size only"),
+        ("relative", "torch", "beit_base_patch16_224 can be traced at one size only"),
+        ("windows", "torch", "swin_tiny_patch4_window7_224 can be traced at one size only"),
+        ("vit", "huggingface", "any_size given with format='huggingface'; accepted: torch, onnx"),
+    ],
+)
+def test_any_size_is_refused_where_it_cannot_be(kind: str, format: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message) as refusal:
+        export_as(ENCODERS[kind](), tmp_path / "out", format=format, any_size=True)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "out").exists()
 
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
