@@ -33,8 +33,9 @@ def fingerprint(encoder: Encoder) -> str:
     digest = hashlib.sha256()
     card = encoder.card.to_json()
     # A licence or a note about the source changes no feature.
-    known = {name: value for name, value in card.items() if name not in ("licence", "source", "arguments")}
-    digest.update(json.dumps(known, sort_keys=True).encode())
+    for part in (card, card["arguments"]):
+        part.update(dict.fromkeys(("licence", "source"), ""))
+    digest.update(json.dumps(card, sort_keys=True).encode())
     for name, tensor in sorted(encoder.backbone_state().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(bytes_of(tensor))

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from glpretrain.encoders import Encoder
-from glpretrain.exports.base import Exported, Written, open_encoder, prepare, require_new, write_timm
+from glpretrain.exports.base import Exported, Written, prepare, require_new, write_timm
 from glpretrain.exports.huggingface import write_huggingface
 from glpretrain.exports.programs import write_onnx, write_torch
 
-__all__ = ["FORMATS", "Exported", "export_as", "open_encoder"]
+__all__ = ["FORMATS", "Exported", "export_as"]
 
 # Our own folder is the one that timm opens, so the two names mean the same.
 _FOLDERS: dict[str, Callable[[Encoder, Path], Written]] = {

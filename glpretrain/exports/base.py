@@ -8,13 +8,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from glpretrain.backbones import export, export_checkpoint, load_backbone
+from glpretrain.backbones import export, load_backbone
 from glpretrain.encoders import Encoder, ViT, build
 from glpretrain.types import EncoderOutput
 
@@ -56,21 +55,6 @@ class Exported:
         compared = "not compared" if self.difference is None else f"maximum absolute difference to the encoder {self.difference:.1e}"
         line = f"exported to {self.file} ({self.format}): {self.megabytes:.2f} MB, {compared}"
         return f"{line}\n{self.note}" if self.note else line
-
-
-def open_encoder(path: str | Path) -> Encoder:
-    """The encoder of an exported folder or of a training checkpoint, the teacher's if there is one.
-
-    Args:
-        path: folder, or .ckpt file.
-
-    Raises:
-        ValueError: see `load_backbone` and `export_checkpoint`.
-    """
-    if Path(path).is_dir():
-        return load_backbone(path)
-    with TemporaryDirectory() as scratch:
-        return load_backbone(export_checkpoint(path, Path(scratch) / "backbone"))
 
 
 def require_new(folder: Path) -> None:

@@ -11,8 +11,9 @@ from exports_stubs import ENCODERS, difference, images, small
 from safetensors.torch import load_file
 
 import glpretrain.exports.programs as programs
+from glpretrain.backbones import load_backbone
 from glpretrain.cli import main
-from glpretrain.exports import FORMATS, export_as, open_encoder
+from glpretrain.exports import FORMATS, export_as
 
 # The same kernels in the same order: the difference is zero on one machine; others may sum otherwise.
 TORCH_TOLERANCE = 1e-5
@@ -164,7 +165,7 @@ def test_folder_and_timm_are_one_and_the_same(tmp_path: Path) -> None:
 def test_an_export_at_another_size_has_the_features_of_the_encoder_there(name: str, size: int | tuple[int, int], tmp_path: Path) -> None:
     encoder = small(name)
     exported = export_as(encoder, tmp_path / "out", img_size=size)
-    again = open_encoder(exported.folder)
+    again = load_backbone(exported.folder)
     height, width = (size, size) if isinstance(size, int) else size
     assert again.card.item_shape == (3, height, width)
     items = images(2, 3, height, width)
