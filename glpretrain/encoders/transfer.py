@@ -1,0 +1,129 @@
+"""The weights of one encoder into another that computes the same: to train on from where someone stopped.
+
+What is compared is what the two compute, not what they are called: a model of another name is welcome when its features are equal.
+Left out: reading files (`glpretrain.backbones`).
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from glpretrain.encoders.base import Encoder, build
+
+_POSITIONS = "pos_embed"
+# What a run chooses for itself, whatever the weights were trained with.
+_FREE = ("img_size", "drop_path_rate", "licence", "source")
+_TOLERANCE = 1e-5  # of the largest feature; the operations are the same, so all that is left is rounding
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What `copy_backbone` did.
+
+    Args:
+        num_tensors: copied, all there are.
+        resized: name of every tensor that was resampled, with its grid before and after.
+    """
+
+    num_tensors: int
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    def __str__(self) -> str:
+        """`52 tensors, pos_embed resized from 6x6 to 14x14`."""
+        grids = [f"{name} resized from {_by(old)} to {_by(new)}" for name, (old, new) in self.resized.items()]
+        return ", ".join([f"{self.num_tensors} tensors", *grids])
+
+
+def copy_backbone(source: Encoder, *, target: Encoder) -> Transfer:
+    """Give `target` the weights of `source`; only its position grid may be of another size.
+
+    Args:
+        source: a loaded encoder.
+        target: the one that is going to be trained; its mask token stays as it is.
+
+    Returns:
+        How many tensors were copied, and which were resized.
+
+    Raises:
+        ValueError: the two differ in anything else; says how, and what `target` has to be built with.
+    """
+    theirs, ours = _facts(source), _facts(target)
+    if differing := [f"{name} {theirs[name]} where the recipe says {ours[name]}" for name in theirs if theirs[name] != ours[name]]:
+        raise ValueError(f"the backbone has {', '.join(differing)}{_advice(source, target=target)}")
+    state = source.backbone_state()
+    _check_features(source, state, target=target)
+    resized = {}
+    grids = [encoder.grid(encoder.card.item_shape) for encoder in (source, target)]
+    if _POSITIONS in state and grids[0] != grids[1]:
+        state = {**state, _POSITIONS: _resample(state[_POSITIONS], *grids)}
+        resized[_POSITIONS] = (grids[0], grids[1])
+    try:
+        target.load_backbone_state(state)
+    except ValueError as error:  # such as relative positions, which are tied to one size
+        raise ValueError(f"the backbone's {error}; accepted for this kind: img_size={list(source.card.item_shape[1:])}") from error
+    return Transfer(num_tensors=len(state), resized=resized)
+
+
+def _facts(encoder: Encoder) -> dict[str, str]:
+    """What has to be equal and reads well in a message; `_check_features` finds the rest."""
+    card = encoder.card
+    return {
+        "encoder": card.encoder,
+        "in_chans": str(card.item_shape[0]),
+        "patch_size": _by(card.patch_size),
+        "embed_dim": str(encoder.embed_dim),
+        "depth": str(encoder.num_layers),
+        "mean": str(list(card.mean)),
+        "std": str(list(card.std)),
+    }
+
+
+def _check_features(source: Encoder, state: dict[str, Tensor], *, target: Encoder) -> None:
+    """Equal shapes do not make equal functions: heads, activation and registers are compared by what comes out."""
+    arguments = dict(target.card.arguments)
+    if "img_size" in arguments:
+        arguments["img_size"] = list(source.card.item_shape[1:])
+    twin = build(replace(target.card, arguments=arguments)).eval()
+    try:
+        twin.load_backbone_state(state)
+    except ValueError as error:
+        raise ValueError(f"the backbone's {_shortened(str(error))}{_advice(source, target=target)}") from error
+    count = torch.Size(source.card.item_shape).numel()
+    item = torch.sin(0.37 * torch.arange(count, dtype=torch.float32)).reshape(1, *source.card.item_shape)
+    was_training = source.training
+    source.eval()
+    with torch.no_grad():
+        expected, found = source(item), twin(item)
+    source.train(was_training)
+    for name, value in found._asdict().items():
+        wanted = getattr(expected, name)
+        if not torch.allclose(value, wanted, rtol=0.0, atol=_TOLERANCE * wanted.abs().max().item()):
+            off = (value - wanted).abs().max().item()
+            raise ValueError(
+                f"the backbone's weights fit the recipe's encoder, which computes something else with them ({name} is off by {off:.2g})"
+                + _advice(source, target=target)
+            )
+
+
+def _advice(source: Encoder, *, target: Encoder) -> str:
+    """The arguments that would make the two equal."""
+    given, own = source.card.arguments, target.card.arguments
+    wanted = {name: value for name, value in given.items() if name not in _FREE and value is not None and value != own.get(name)}
+    listed = ", ".join(f"{name}={value}" for name, value in wanted.items())
+    return f"; set the recipe's encoder to {source.card.encoder}" + (f" with {listed}" if listed else "")
+
+
+def _shortened(text: str, *, limit: int = 300) -> str:
+    return text if len(text) <= limit else f"{text[:limit]} ..."
+
+
+def _resample(positions: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+    """Float[1 R+N D] to another grid; the first R positions belong to no place."""
+    num_prefix = positions.shape[1] - old[0] * old[1]
+    return resample_abs_pos_embed(positions, new_size=list(new), old_size=list(old), num_prefix_tokens=num_prefix)
+
+
+def _by(sizes: tuple[int, ...]) -> str:
+    return "x".join(map(str, sizes))
