@@ -21,19 +21,33 @@ def parameter_groups(encoder: Encoder, others: Iterable[tuple[str, Tensor]], *, 
     Raises:
         ValueError: `layer_decay` outside (0, 1].
     """
+    return _grouped([*_trunk(encoder, layer_decay=layer_decay), *((name, parameter, 1.0) for name, parameter in others)])
+
+
+def trunk_groups(encoder: Encoder, *, layer_decay: float) -> list[dict]:
+    """As `parameter_groups`, of the encoder alone."""
+    return _grouped(_trunk(encoder, layer_decay=layer_decay))
+
+
+def head_groups(others: Iterable[tuple[str, Tensor]]) -> list[dict]:
+    """As `parameter_groups`, of heads and decoders alone."""
+    return _grouped((name, parameter, 1.0) for name, parameter in others)
+
+
+def _trunk(encoder: Encoder, *, layer_decay: float) -> list[tuple[str, Tensor, float]]:
+    """Name, parameter, factor on the rate."""
     if not 0.0 < layer_decay <= 1.0:
         raise ValueError(f"layer_decay: accepted are values in (0, 1], not {layer_decay}")
-    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    top = encoder.num_layers + 1
+    return [(name, parameter, layer_decay ** (top - encoder.layer_of(name))) for name, parameter in encoder.named_parameters()]
 
-    def add(name: str, parameter: Tensor, lr_scale: float) -> None:
+
+def _grouped(scaled: Iterable[tuple[str, Tensor, float]]) -> list[dict]:
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, parameter, lr_scale in scaled:
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and not name.endswith(".bias")
             groups.setdefault((lr_scale, decays), []).append(parameter)
-
-    for name, parameter in encoder.named_parameters():
-        add(name, parameter, layer_decay ** (encoder.num_layers + 1 - encoder.layer_of(name)))
-    for name, parameter in others:
-        add(name, parameter, 1.0)
     return [{"params": params, "lr_scale": scale, "decays": decays} for (scale, decays), params in groups.items()]
 
 

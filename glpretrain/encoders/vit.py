@@ -282,10 +282,10 @@ class ViT(Encoder):
             )
 
     def layer_of(self, name: str) -> int:
-        """0 for the embedding, i + 1 for block i, `num_layers` + 1 for the final norm."""
+        """0 for the embedding, i + 1 for block i, `num_layers` + 1 for the final norm and the mask token, which no backbone brings."""
         if found := re.match(r"model\.blocks\.(\d+)\.", name):
             return int(found[1]) + 1
-        return self.num_layers + 1 if name.startswith("model.norm.") else 0
+        return self.num_layers + 1 if name.startswith(("model.norm.", "mask_token")) else 0
 
     def backbone_state(self) -> dict[str, Tensor]:
         """timm's state dict."""

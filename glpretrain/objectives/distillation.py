@@ -38,7 +38,7 @@ class Centre(nn.Module):
         self.pending.zero_()
 
 
-class _Distillation(Objective):
+class Distillation(Objective):
     """What both distillation objectives share: the temperatures and the centre."""
 
     def __init__(self, *, num_prototypes: int, student_temp: float = 0.1, centre_momentum: float = 0.9) -> None:
@@ -55,6 +55,10 @@ class _Distillation(Objective):
         """Float[*S K]: the teacher's assignment, rows sum to one; float32 because exp of logits / 0.04 overflows in half."""
         return torch.softmax((teacher_logits.detach().float() - self.centre) / teacher_temp, dim=-1)
 
+    def entropy(self, teacher_logits: Tensor, *, teacher_temp: float) -> Tensor:
+        """Float[*S]: of the teacher's assignments, in nats; between 0 (one prototype) and ln K (all alike)."""
+        return torch.special.entr(self.targets(teacher_logits, teacher_temp=teacher_temp)).sum(dim=-1)
+
     def log_assignments(self, student_logits: Tensor) -> Tensor:
         """Float[*S K]: logarithm of the student's assignment, in float32."""
         return torch.log_softmax(student_logits.float() / self.student_temp, dim=-1)
@@ -68,7 +72,7 @@ class _Distillation(Objective):
         self.centre_state.advance()
 
 
-class ViewDistillation(_Distillation):
+class ViewDistillation(Distillation):
     """DINO's loss (main_dino.py, DINOLoss).
 
     mean over items, and over pairs of a teacher view g and a student view v != g, of -sum_k targets[g, k] log student[v, k].
@@ -95,7 +99,7 @@ class ViewDistillation(_Distillation):
         return cross.masked_fill(same, 0.0).sum() / (num_global * num_views - num_global)
 
 
-class PatchDistillation(_Distillation):
+class PatchDistillation(Distillation):
     """iBOT's patch loss (main_ibot.py, iBOTLoss): same view, same position, on selected tokens.
 
     mean over views and items of [ sum over selected tokens of -sum_k targets[k] log student[k] / max(1, number selected) ].
