@@ -5,14 +5,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def has_process_group() -> bool:
+    """Is there a process group? It may be one of a single process."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def world_size() -> int:
     """Number of processes, 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if has_process_group() else 1
 
 
 def rank() -> int:
     """This process's number, 0 without a process group."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if has_process_group() else 0
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:

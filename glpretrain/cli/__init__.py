@@ -44,10 +44,11 @@ def _pretrain(arguments: Sequence[str]) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name below recipes/ (mmc, paper/...) or the path of a yaml file")
     parser.add_argument("--data", metavar="DIR", help="train on this folder of images instead of the recipe's data")
     parser.add_argument("--masks", metavar="DIR", help="score segmentation on this folder: images/ beside masks/")
+    parser.add_argument("--init_from", metavar="PATH", help="go on from this backbone instead of random weights")
     known, overrides = parser.parse_known_args(arguments)
     from glpretrain.cli.training import pretrain
 
-    pretrain(known.recipe, data=known.data, masks=known.masks, overrides=overrides)
+    pretrain(known.recipe, data=known.data, masks=known.masks, init_from=known.init_from, overrides=overrides)
 
 
 def _fit(arguments: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ from glpretrain import __version__
 from glpretrain.backbones import export
 from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
 from glpretrain.cli.accepted import accepted_names
+from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.data.module import DataModule
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, find_recipe, new_folder, recipe_name, write_json
@@ -50,6 +51,7 @@ class Training(LightningCLI):
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.folder: Path | None = None  # None in every process but the first: only that one writes
+        self.origin: Origin | None = None  # None: the run starts from random weights
         super().__init__(
             Method,
             DataModule,
@@ -66,6 +68,9 @@ class Training(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What a run has beyond the method, the data and the trainer."""
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to resume from")
+        parser.add_argument(
+            "--init_from", type=InitFrom | str | None, default=None, help="backbone to go on from, instead of random weights"
+        )
         parser.add_argument("--evaluate", type=bool, default=True, help="score the backbone before and after training")
         parser.add_argument("--runs", type=str, default="runs", help="where run folders go")
         parser.link_arguments("seed_everything", "data.seed")  # one seed: weights, order, views and masks
@@ -89,8 +94,16 @@ class Training(LightningCLI):
         """Name of what is trained."""
         return recipe_name(Path(str(self.config.config[0])))
 
+    def before_instantiate_classes(self) -> None:
+        """The views normalise as the encoder's card says, so a backbone is read before an encoder is built."""
+        if self.config.init_from is not None:
+            self.origin = Origin(self.config.init_from)
+            self.origin.complete(self.config.model.init_args.encoder)
+
     def instantiate_trainer(self, **kwargs: object) -> pl.Trainer:
         """The trainer, with the callbacks and loggers of every run."""
+        if self.origin is not None:  # here: what does not fit is refused before a run folder is made
+            self.origin.start(self.model)
         given = self.config_init.trainer
         if given.default_root_dir is not None:
             raise ValueError(f"trainer.default_root_dir={given.default_root_dir} would be ignored; --runs says where run folders go")
@@ -141,7 +154,8 @@ class Training(LightningCLI):
         if self.config.trainer.enable_checkpointing is not False:
             self.trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)
         if self.trainer.is_global_zero:
-            source = f"{type(self.model).__name__}, recipe {self.recipe}, {self.trainer.global_step} steps"
+            start = "" if self.origin is None else f" from {self.origin.name}"
+            source = f"{type(self.model).__name__}, recipe {self.recipe}, {self.trainer.global_step} steps{start}"
             export(self.model.backbone(), folder / "backbone", source=source)
             write_json(folder / "results.json", self._results(seconds))
             finish(self.trainer.loggers)
@@ -151,11 +165,13 @@ class Training(LightningCLI):
 
     def _summary(self) -> str:
         card = self.model.encoder.card
+        start = "" if self.origin is None else f"init_from: {self.origin.name}: {self.origin.transfer}; heads warm up first\n"
         trained = sum(parameter.numel() for parameter in self.model.student.parameters() if parameter.requires_grad)
         return (
             f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {'x'.join(map(str, card.item_shape[1:]))}, "
             f"{trained / 1e6:.1f} M parameters with heads; {len(self.datamodule.source)} items of {self.datamodule.source.name}, "
-            f"{self.datamodule.batch_size * self.trainer.world_size} a step\nrun folder: {self.folder}"
+            f"{self.datamodule.batch_size * self.trainer.world_size} a step\n"
+            f"{start}run folder: {self.folder}"
         )
 
     def _results(self, seconds: float) -> dict[str, object]:
@@ -174,6 +190,7 @@ class Training(LightningCLI):
             "seconds": seconds - evaluation_seconds,
             "evaluation_seconds": evaluation_seconds,
             "images_per_second": self.throughput.images_per_second,
+            "init_from": None if self.origin is None else self.origin.results(self.model),
             "resumed_from": self.config.ckpt_path,
             "encoder": card.to_json(),
             "devices": self.trainer.world_size,
@@ -229,13 +246,21 @@ def train(arguments: Sequence[str]) -> Run:
         raise ValueError(f"trainer: {error}") from error
 
 
-def pretrain(recipe: str, *, data: str | None = None, masks: str | None = None, overrides: Sequence[str] = ()) -> Run:
+def pretrain(
+    recipe: str,
+    *,
+    data: str | None = None,
+    masks: str | None = None,
+    init_from: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Run:
     """Train from the arguments of `glpretrain pretrain`.
 
     Args:
         recipe: name or path.
         data: folder of images, instead of the recipe's source.
         masks: folder of images with masks, instead of the recipe's.
+        init_from: backbone to go on from, as `glpretrain.load_backbone` takes it.
         overrides: further arguments of `glpretrain fit`.
     """
     arguments = ["--config", str(find_recipe(recipe))]
@@ -244,6 +269,8 @@ def pretrain(recipe: str, *, data: str | None = None, masks: str | None = None, 
         arguments += ["--data.labelled_test", "null", "--data.labelled", "null"]  # scores on the same folder where it has classes
     if masks is not None:
         arguments += ["--data.masked", "glpretrain.data.MaskedFolder", "--data.masked.init_args.root", masks]
+    if init_from is not None:
+        arguments += ["--init_from", init_from]
     return train([*arguments, *overrides])
 
 
@@ -252,6 +279,7 @@ def fit(
     *,
     data: str | Path | None = None,
     masks: str | Path | None = None,
+    init_from: str | Path | None = None,
     max_steps: int | None = None,
     seed: int | None = None,
     runs: str | Path = "runs",
@@ -263,6 +291,7 @@ def fit(
         recipe: name below recipes/ or path of a yaml file.
         data: folder of images, instead of the recipe's source.
         masks: folder of images with masks, instead of the recipe's.
+        init_from: backbone to go on from, as `glpretrain.load_backbone` takes it.
         max_steps: optimizer steps, instead of the recipe's.
         seed: instead of the recipe's.
         runs: where run folders go.
@@ -276,5 +305,6 @@ def fit(
         arguments += ["--trainer.max_steps", str(max_steps)]
     if seed is not None:
         arguments += ["--seed_everything", str(seed)]
-    folders = {name: None if value is None else str(value) for name, value in (("data", data), ("masks", masks))}
-    return pretrain(recipe, **folders, overrides=[*arguments, *overrides])
+    given = {"data": data, "masks": masks, "init_from": init_from}
+    paths = {name: None if value is None else str(value) for name, value in given.items()}
+    return pretrain(recipe, **paths, overrides=[*arguments, *overrides])

@@ -4,16 +4,20 @@ Left out: evaluation and export (callbacks), augmentation (data), and any loop (
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from glpretrain.continuation import LAYER_DECAY, Continuation, HeadWarmup
 from glpretrain.distributed import all_reduce_sum, world_size
 from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.transfer import Transfer, copy_backbone
 from glpretrain.objectives.base import Objective
-from glpretrain.optim import clip_per_parameter, parameter_groups
+from glpretrain.optim import clip_per_parameter, head_groups, parameter_groups, trunk_groups
 from glpretrain.schedule import Schedule
 from glpretrain.teacher import EMATeacher
 from glpretrain.types import Batch
@@ -48,9 +52,10 @@ class Method(pl.LightningModule, ABC):
         weight_decay: of parameters with more than one axis, except biases.
         momentum: of the teacher; None trains without a teacher.
         betas: of AdamW.
-        layer_decay: factor on the rate from one layer to the one below.
+        layer_decay: factor on the rate from one layer to the one below; None is 1, and 0.75 behind `continue_from`.
         clip: largest L2 norm of each single parameter's gradient; None leaves gradients alone.
         freeze_prototypes: share of the run in which prototype directions do not move (DINO: the first epoch).
+        continuation: when the trunk joins in; only behind `continue_from`, where None is the default one.
 
     Raises:
         ValueError: the names in `weights` are not the method's terms.
@@ -70,9 +75,10 @@ class Method(pl.LightningModule, ABC):
         weight_decay: Schedule = Schedule(0.04, 0.4),  # noqa: B008
         momentum: Schedule | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
-        layer_decay: float = 1.0,
+        layer_decay: float | None = None,
         clip: float | None = 3.0,
         freeze_prototypes: float = 0.0,
+        continuation: Continuation | None = None,
     ) -> None:
         super().__init__()
         weights = dict.fromkeys(self.terms, 1.0) if weights is None else weights
@@ -81,8 +87,10 @@ class Method(pl.LightningModule, ABC):
         self.weights = weights
         self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
         self.betas, self.layer_decay, self.clip, self.freeze_prototypes = betas, layer_decay, clip, freeze_prototypes
+        self.continuation = continuation
         self.student = student
         self.teacher = EMATeacher(student) if momentum is not None else None
+        self.head_warmup: HeadWarmup | None = None  # of a run that continues from a backbone
         self._unchecked: dict[str, Tensor] = {}
 
     @abstractmethod
@@ -100,6 +108,8 @@ class Method(pl.LightningModule, ABC):
         Raises:
             ValueError: names the setting.
         """
+        if self.continuation is not None and self.head_warmup is None:
+            raise ValueError("model.init_args.continuation would be ignored: the run starts from random weights; give init_from")
         if self.trainer.datamodule is None:  # a loader of the user's own, who makes the batches too
             return
         name, made = type(self).__name__, self.trainer.datamodule.optional_fields
@@ -121,9 +131,35 @@ class Method(pl.LightningModule, ABC):
         """What is evaluated and exported: the teacher's encoder where there is one, else the student's."""
         return self.student.encoder if self.teacher is None else self.teacher.branch.encoder
 
+    def continue_from(self, backbone: Encoder) -> Transfer:
+        """Start from a trained backbone: student and teacher get its weights, and the heads warm up before the trunk moves.
+
+        Args:
+            backbone: of the same architecture; its position grid may be of another size.
+
+        Returns:
+            What was copied and what was resized.
+
+        Raises:
+            ValueError: the backbone is of another architecture or was normalised otherwise.
+        """
+        assert self.head_warmup is None, "a run continues from one backbone"
+        transfer = copy_backbone(backbone, target=self.student.encoder)
+        if self.teacher is not None:
+            self.teacher.branch.encoder.load_backbone_state(self.student.encoder.backbone_state())
+        objectives = [module for module in self.modules() if isinstance(module, Objective)]
+        settings = Continuation() if self.continuation is None else self.continuation
+        if next(self.student.heads.parameters(), None) is None:
+            settings = replace(settings, longest=0.0)  # nothing to warm up, and nothing else that could learn
+        self.head_warmup = HeadWarmup(settings, encoder=self.student.encoder, objectives=objectives)
+        return transfer
+
     def progress(self) -> float:
         """Optimizer steps done / all of them."""
         return self.global_step / self.trainer.estimated_stepping_batches
+
+    def _position(self) -> dict[str, float]:
+        return {"step": self.global_step, "num_steps": self.trainer.estimated_stepping_batches}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of the terms, all of them logged."""
@@ -131,6 +167,8 @@ class Method(pl.LightningModule, ABC):
         terms = self.losses(batch, self.progress())
         assert terms.keys() == self.weights.keys(), f"{type(self).__name__} declares {sorted(self.terms)}, computed {sorted(terms)}"
         total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+        if self.head_warmup is not None:
+            total = self.head_warmup.after_losses(total, encoder=self.student.encoder)
         self._unchecked = {name: value.detach() for name, value in terms.items()}
         # One small collective: what is logged is the loss of the joined batch, however many processes share it.
         logged = all_reduce_sum(torch.stack([*self._unchecked.values(), total])) / world_size()
@@ -155,7 +193,11 @@ class Method(pl.LightningModule, ABC):
         """AdamW; the schedules set rate and decay before every step."""
         own = {id(parameter) for parameter in self.encoder.parameters()}
         others = [(name, parameter) for name, parameter in self.named_parameters() if id(parameter) not in own]
-        groups = parameter_groups(self.encoder, others, layer_decay=self.layer_decay)
+        if self.head_warmup is None:
+            groups = parameter_groups(self.encoder, others, layer_decay=1.0 if self.layer_decay is None else self.layer_decay)
+        else:
+            trunk = trunk_groups(self.encoder, layer_decay=LAYER_DECAY if self.layer_decay is None else self.layer_decay)
+            groups = [{**group, "trunk": True} for group in trunk] + [{**group, "trunk": False} for group in head_groups(others)]
         return torch.optim.AdamW(groups, lr=self.lr(0.0), betas=self.betas, weight_decay=0.0)
 
     def on_train_start(self) -> None:
@@ -170,6 +212,10 @@ class Method(pl.LightningModule, ABC):
         for group in self.optimizers().param_groups:
             group["lr"] = values["lr"] * group["lr_scale"]
             group["weight_decay"] = values["weight_decay"] * group["decays"]
+        if self.head_warmup is not None:
+            if reason := self.head_warmup.begin_step(self.encoder, groups=self.optimizers().param_groups, **self._position()):
+                rank_zero_info(f"step {self.global_step}: the trunk learns from here on: {reason}")
+            self.log_dict(self.head_warmup.metrics())
         if self.momentum is not None:
             values["momentum"] = self.momentum(progress)
         self.log_dict({f"schedule/{name}": value for name, value in values.items()})
@@ -182,6 +228,8 @@ class Method(pl.LightningModule, ABC):
             for name, parameter in self.student.heads.named_parameters():
                 if name.rpartition(".")[2] in ("directions", "gain"):
                     parameter.grad = None
+        if self.head_warmup is not None:
+            self.head_warmup.drop_gradients(self.encoder)
         if self.clip is not None:
             clip_per_parameter(self.student.parameters(), max_norm=self.clip)
 
@@ -196,6 +244,8 @@ class Method(pl.LightningModule, ABC):
         for module in self.modules():
             if isinstance(module, Objective):
                 module.advance()
+        if self.head_warmup is not None:
+            self.head_warmup.advance(**self._position())
 
     def on_train_end(self) -> None:
         """The last step's terms have not been looked at."""
@@ -214,3 +264,7 @@ class Method(pl.LightningModule, ABC):
         written = checkpoint.get("method")
         if written != type(self).__name__:
             raise ValueError(f"checkpoint: it was written by {written}, this run is {type(self).__name__}; only the same method resumes")
+        continued = any(name.startswith("head_warmup.") for name in checkpoint["state_dict"])
+        if continued is (self.head_warmup is None):
+            how = "with" if continued else "without"
+            raise ValueError(f"checkpoint: it was written {how} init_from; only a run {how} it resumes")

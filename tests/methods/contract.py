@@ -70,29 +70,29 @@ def check_overfits(model: Method, batch: Batch) -> None:
     assert totals[-1] < 0.95 * totals[0], totals
 
 
-def check_resume(recipe: Path, folder: Path) -> None:
-    """A run that was cut after two of four steps goes on with the same losses."""
+def check_resume(recipe: Path, folder: Path, *arguments: str, cut: int = 2) -> None:
+    """A run that was cut after two (or `cut`) of four steps goes on with the same losses."""
     whole, first, rest = Losses(), Losses(), Losses()
-    training = build(recipe, folder)
+    training = build(recipe, folder, *arguments)
     training.trainer.callbacks.append(whole)
     training.fit()
-    training = build(recipe, folder)
+    training = build(recipe, folder, *arguments)
     training.trainer.callbacks.append(first)
     training.trainer.fit_loop.epoch_loop.max_steps = 4  # the schedules end where the whole run's do
 
     class Stop(pl.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-            if trainer.global_step == 2:
+            if trainer.global_step == cut:
                 trainer.save_checkpoint(folder / "cut.ckpt")
                 trainer.should_stop = True
 
     training.trainer.callbacks.append(Stop())
     training.fit()
-    training = build(recipe, folder, "--ckpt_path", str(folder / "cut.ckpt"))
+    training = build(recipe, folder, *arguments, "--ckpt_path", str(folder / "cut.ckpt"))
     training.trainer.callbacks.append(rest)
     training.fit()
-    assert len(whole.values) == 4 and first.values[:2] == whole.values[:2]
-    assert rest.values == whole.values[2:], (rest.values, whole.values)
+    assert len(whole.values) == 4 and first.values[:cut] == whole.values[:cut]
+    assert rest.values == whole.values[cut:], (rest.values, whole.values)
 
 
 def check_export(training: Training, folder: Path) -> None:

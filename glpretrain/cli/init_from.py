@@ -1,0 +1,104 @@
+"""Where a run's trunk comes from when it does not start from random weights.
+
+Left out: reading files (`backbones`), what may differ (`encoders.transfer`), and how the run goes on (`continuation`).
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from jsonargparse import Namespace
+
+from glpretrain.backbones import load_backbone
+from glpretrain.encoders import Encoder
+from glpretrain.encoders.transfer import Transfer
+from glpretrain.methods.base import Method
+
+# Arguments of an encoder that belong to the weights: a recipe that leaves them out gets the backbone's.
+_OF_THE_WEIGHTS = ("mean", "std", "licence")
+
+
+@dataclass(frozen=True)
+class InitFrom:
+    """The `init_from` of a recipe.
+
+    Args:
+        path: what `glpretrain.load_backbone` takes.
+        which: encoder of a checkpoint that holds two.
+    """
+
+    path: str
+    which: Literal["teacher", "student"] = "teacher"
+
+
+class Origin:
+    """A backbone that has been loaded, and what a run has to say about it.
+
+    Args:
+        given: `init_from` as it was parsed.
+
+    Raises:
+        ValueError: the file is missing or broken.
+    """
+
+    def __init__(self, given: str | Namespace) -> None:
+        self.init_from = InitFrom(given) if isinstance(given, str) else InitFrom(**given.as_dict())
+        # The loader's own default is not repeated: folders hold one encoder and have nothing to choose.
+        choice = {} if self.init_from.which == "teacher" else {"which": self.init_from.which}
+        try:
+            self.backbone = load_backbone(self.init_from.path, **choice)
+        except ValueError as error:
+            raise ValueError(f"init_from: {error}") from error
+        self.sha256 = fingerprint(self.backbone)
+        self.transfer: Transfer | None = None
+
+    def complete(self, encoder: Namespace) -> None:
+        """Fill in what a recipe's encoder leaves open and the weights depend on.
+
+        Args:
+            encoder: class_path and init_args; changed in place, so that the run's config.yaml says what was used.
+        """
+        arguments = encoder.init_args
+        for name in _OF_THE_WEIGHTS:
+            value = self.backbone.card.arguments.get(name)
+            if value and name in arguments and not arguments[name]:
+                arguments[name] = value
+
+    def start(self, model: Method) -> None:
+        """Hand the weights over.
+
+        Raises:
+            ValueError: they do not fit the recipe's encoder.
+        """
+        try:
+            self.transfer = model.continue_from(self.backbone)
+        except ValueError as error:
+            raise ValueError(f"init_from: {self.init_from.path}: {error}") from error
+
+    @property
+    def name(self) -> str:
+        """`runs/mmc/latest/backbone (sha256 0123456789ab)`."""
+        return f"{self.init_from.path} (sha256 {self.sha256[:12]})"
+
+    def results(self, model: Method) -> dict[str, object]:
+        """What results.json says about it."""
+        card, warmup = self.backbone.card, model.head_warmup
+        return {
+            **asdict(self.init_from),
+            "sha256": self.sha256,
+            "source": card.source,
+            "tensors": self.transfer.num_tensors,
+            "resized": {name: {"from": list(old), "to": list(new)} for name, (old, new) in self.transfer.resized.items()},
+            "continuation": asdict(warmup.settings),
+            "trunk_released_at_step": warmup.released,
+        }
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """sha256 of an encoder's weights, whatever file they lie in: names in order, with type, shape and bytes of each."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.backbone_state().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

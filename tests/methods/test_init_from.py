@@ -1,0 +1,256 @@
+"""Runs that go on from a backbone: where they start, what is frozen for how long, and what is refused."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from contract import Losses, build, check_resume
+from shrinking import RECIPES, ROOT, name_of, shrunk
+
+import glpretrain
+from glpretrain.backbones import export
+from glpretrain.cli import main
+from glpretrain.cli.init_from import fingerprint
+from glpretrain.encoders import ViT
+from glpretrain.methods.base import Method
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+QUIET = ["--evaluate", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+
+
+def small(**changes) -> ViT:
+    sizes = {"img_size": 48, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3, "mean": MEAN, "std": STD, "licence": "ours"}
+    encoder = ViT("vit_tiny_patch16_224", **(sizes | changes))
+    with torch.no_grad():  # features that random weights do not have
+        for index, parameter in enumerate(encoder.parameters()):
+            parameter.add_(0.1 * torch.sin(torch.arange(parameter.numel()).reshape(parameter.shape) * 0.7 + index))
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(small(), tmp_path_factory.mktemp("published") / "backbone", source="elsewhere")
+
+
+def settings(**values: float) -> list[str]:
+    return ["--model.init_args.continuation", json.dumps(values)]
+
+
+def state_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+class Watch(pl.Callback):
+    """After every step: is the trunk what it was at the start, are the heads, and what does the optimizer do?"""
+
+    def __init__(self) -> None:
+        self.frozen: list[bool] = []
+        self.trunk_stayed: list[bool] = []
+        self.heads_stayed: list[bool] = []
+        self.with_gradient: list[bool] = []
+        self.rates: list[dict[bool, set[float]]] = []
+        self.training: list[bool] = []
+
+    def on_train_start(self, trainer, module: Method) -> None:
+        self.trunk, self.heads = state_of(module.student.encoder), state_of(module.student.heads)
+
+    def on_before_optimizer_step(self, trainer, module: Method, optimizer) -> None:
+        self.with_gradient.append(any(p.grad is not None for p in module.student.encoder.parameters()))
+        self.training.append(module.student.encoder.training)
+
+    def on_train_batch_end(self, trainer, module: Method, outputs, batch, batch_idx) -> None:
+        self.frozen.append(module.head_warmup.frozen)
+        self.trunk_stayed.append(equal(self.trunk, state_of(module.student.encoder)))
+        self.heads_stayed.append(equal(self.heads, state_of(module.student.heads)))
+        groups = trainer.optimizers[0].param_groups
+        self.rates.append({trunk: {group["lr"] for group in groups if group["trunk"] is trunk} for trunk in (True, False)})
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_every_recipe_starts_there_and_freezes_its_trunk_first(recipe: Path, backbone: Path, tmp_path: Path) -> None:
+    options = ["--trainer.max_steps", "3", *settings(longest=0.5, ramp=0.0), "--model.init_args.lr.warmup", "0.0"]
+    training = build(recipe, tmp_path, "--init_from", str(backbone), *options)
+    model, published = training.model, glpretrain.load_backbone(backbone).backbone_state()
+    assert equal(model.student.encoder.backbone_state(), published)
+    assert equal(model.backbone().backbone_state(), published)
+    assert model.encoder.card.mean == MEAN and model.encoder.card.std == STD
+    watch = Watch()
+    training.trainer.callbacks.append(watch)
+    run = training.fit()
+    assert watch.frozen == [True, True, False]
+    assert watch.trunk_stayed == [True, True, False]
+    assert watch.training == [False, False, True]
+    assert watch.heads_stayed == [False] * 3
+    assert run.results["init_from"]["trunk_released_at_step"] == 2
+    assert run.results["init_from"]["sha256"] == fingerprint(glpretrain.load_backbone(backbone))
+
+
+def test_the_teachers_trunk_stays_with_the_students(backbone: Path, tmp_path: Path) -> None:
+    training = build(ROOT / "dino.yaml", tmp_path, "--init_from", str(backbone), *settings(longest=0.9))
+    before, heads = state_of(training.model.teacher.branch.encoder), state_of(training.model.teacher.branch.heads)
+    training.fit()
+    assert equal(before, state_of(training.model.teacher.branch.encoder))
+    assert not equal(heads, state_of(training.model.teacher.branch.heads))
+
+
+def test_views_are_normalised_as_the_backbone_was(backbone: Path, tmp_path: Path) -> None:
+    """The run's own recipe says so too, so that it can be trained again from its folder."""
+    training = build(ROOT / "dino.yaml", tmp_path, "--init_from", str(backbone))
+    black = training.datamodule.raw_batch([0])._replace(images=torch.zeros(1, 3, 56, 56, dtype=torch.uint8))
+    views = training.datamodule.make_batch(black, encoder=training.model.encoder, epoch=0).global_views
+    floor = -torch.tensor(MEAN) / torch.tensor(STD)
+    torch.testing.assert_close(views.amin(dim=(0, 1, 3, 4)), floor)
+    written = yaml.safe_load((training.folder / "config.yaml").read_text())
+    arguments = written["model"]["init_args"]["encoder"]["init_args"]
+    assert (arguments["mean"], arguments["std"], arguments["licence"]) == (list(MEAN), list(STD), "ours")
+
+
+def test_rates_ramp_up_and_fall_from_layer_to_layer(backbone: Path, tmp_path: Path) -> None:
+    export(small(depth=2), tmp_path / "two")
+    options = ["--model.init_args.encoder.init_args.depth", "2", "--model.init_args.lr", '{"base": 0.001, "end": 0.001, "warmup": 0.0}']
+    sizes = ["--trainer.max_steps", "8", *settings(longest=0.25, ramp=0.5)]
+    training = build(ROOT / "dino.yaml", tmp_path, "--init_from", str(tmp_path / "two"), *options, *sizes)
+    watch = Watch()
+    training.trainer.callbacks.append(watch)
+    training.fit()
+    layers = [0.75**depth for depth in (0, 1, 2, 3)]  # final norm, two blocks, embedding
+    for rates, ramp in zip(watch.rates, (0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0), strict=True):
+        assert rates[False] == {0.001}
+        assert sorted(rates[True], reverse=True) == pytest.approx([0.001 * ramp * layer for layer in layers] if ramp else [0.0])
+
+
+def test_layer_decay_of_the_recipe_wins(backbone: Path, tmp_path: Path) -> None:
+    training = build(ROOT / "dino.yaml", tmp_path, "--init_from", str(backbone), "--model.init_args.layer_decay", "0.5")
+    groups = training.model.configure_optimizers().param_groups
+    assert {group["lr_scale"] for group in groups if group["trunk"]} == {1.0, 0.5, 0.25}
+
+
+@pytest.mark.parametrize(("recipe", "cut"), [("ibot", 1), ("ibot", 2), ("ibot", 3), ("mae", 1)])
+def test_resume_during_the_warm_up_at_its_end_and_after_is_exact(recipe: str, cut: int, backbone: Path, tmp_path: Path) -> None:
+    options = ["--init_from", str(backbone), *settings(longest=0.5, ramp=0.5)]
+    check_resume(ROOT / f"{recipe}.yaml", tmp_path, *options, cut=cut)
+
+
+def long_run(folder: Path, *arguments: str) -> list[str]:
+    """DINO for long enough that its entropy settles: with so wide a tolerance, after the two windows that are the least."""
+    sizes = ["--trainer.max_steps", "20", "--data.source.init_args.length", "48", "--trainer.log_every_n_steps", "1"]
+    return ["--config", str(shrunk(ROOT / "dino.yaml", folder)), *settings(tolerance=9.0, longest=0.95), *sizes, *arguments]
+
+
+def test_the_trunk_is_released_when_the_entropy_has_settled(backbone: Path, tmp_path: Path) -> None:
+    assert main(["fit", *long_run(tmp_path, "--init_from", str(backbone), "--evaluate", "false", "--runs", str(tmp_path / "runs"))]) == 0
+    folder = tmp_path / "runs" / "dino" / "latest"
+    assert json.loads((folder / "results.json").read_text())["init_from"]["trunk_released_at_step"] == 16
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [float(row["schedule/trunk_frozen"]) for row in rows] == [1.0] * 16 + [0.0] * 4
+    entropies = [float(row["train/teacher_entropy"]) for row in rows]
+    assert all(0.0 < value <= 2.7726 for value in entropies[1:17])  # ln 16 prototypes; of the step before
+    assert all(value != value for value in [entropies[0], *entropies[17:]])  # not looked at
+
+
+def test_two_processes_release_the_trunk_where_one_does_and_have_its_losses(backbone: Path, tmp_path: Path) -> None:
+    found = {}
+    for processes, batch_size in ((1, 4), (2, 2)):
+        own = ["--trainer.devices", str(processes), "--data.batch_size", str(batch_size), "--runs", str(tmp_path / str(processes))]
+        options = ["--init_from", str(backbone), "--trainer.strategy", "ddp", "--evaluate", "false", *own]
+        command = [sys.executable, "-m", "glpretrain.cli", "fit", *long_run(tmp_path, *options)]
+        subprocess.run(command, check=True, timeout=300, env=os.environ | {"WANDB_MODE": "disabled"})
+        folder = tmp_path / str(processes) / "dino" / "latest"
+        rows = list(csv.DictReader((folder / "metrics.csv").open()))
+        found[processes] = {name: [float(row[name]) for row in rows] for name in ("train/loss", "train/teacher_entropy")}
+        found[processes]["released"] = json.loads((folder / "results.json").read_text())["init_from"]["trunk_released_at_step"]
+    assert found[1]["released"] == found[2]["released"] == 16
+    for name in ("train/loss", "train/teacher_entropy"):  # float32 sums in another order
+        assert found[2][name] == pytest.approx(found[1][name], rel=1e-4, nan_ok=True)
+
+
+def test_accumulated_micro_batches_are_one_step_of_the_warm_up(backbone: Path, tmp_path: Path) -> None:
+    """Two micro-batches of two give what one batch of four gives, in the warm-up and after it."""
+    losses = {}
+    for name, options in {"whole": ["--data.batch_size", "4"], "parts": ["--data.batch_size", "2"]}.items():
+        count = "1" if name == "whole" else "2"
+        (folder := tmp_path / name).mkdir()
+        sizes = ["--trainer.accumulate_grad_batches", count, *settings(longest=0.5, ramp=0.0), *options]
+        training = build(ROOT / "dino.yaml", folder, "--init_from", str(backbone), *sizes)
+        seen, watch = Losses(), Watch()
+        training.trainer.callbacks += [seen, watch]
+        training.fit()
+        losses[name] = seen.values
+        assert training.model.head_warmup.released == 2
+        assert watch.with_gradient == [False, False, True, True]
+    means = [(a + b) / 2 for a, b in zip(losses["parts"][::2], losses["parts"][1::2], strict=True)]
+    # Lightning reports the loss divided by how many are accumulated
+    assert [2 * value for value in means] == pytest.approx(losses["whole"], rel=1e-4)
+
+
+def test_the_position_grid_is_resized_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(small(img_size=32), tmp_path / "backbone")
+    run = build(ROOT / "dino.yaml", tmp_path, "--init_from", str(tmp_path / "backbone")).fit()
+    assert "pos_embed resized from 4x4 to 6x6" in capsys.readouterr().out
+    assert run.results["init_from"]["resized"] == {"pos_embed": {"from": [4, 4], "to": [6, 6]}}
+    assert run.backbone.card.item_shape == (3, 48, 48)
+    assert f"from {tmp_path / 'backbone'} (sha256" in run.backbone.card.source
+
+
+def test_a_recipe_may_say_it_and_python_too(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = shrunk(ROOT / "dino.yaml", tmp_path)
+    values = yaml.safe_load(recipe.read_text()) | {"init_from": {"path": str(backbone), "which": "teacher"}}
+    recipe.write_text(yaml.safe_dump(values))
+    by_recipe = glpretrain.fit(str(recipe), runs=tmp_path / "a", overrides=QUIET)
+    recipe.write_text(yaml.safe_dump({name: value for name, value in values.items() if name != "init_from"}))
+    by_python = glpretrain.fit(str(recipe), init_from=backbone, runs=tmp_path / "b", overrides=QUIET)
+    assert by_recipe.results["init_from"] == by_python.results["init_from"]
+    assert equal(by_recipe.backbone.backbone_state(), by_python.backbone.backbone_state())
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("glpretrain: error: ")]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_dim": 48}, "the backbone has embed_dim 48 where the recipe says 24"),
+        ({"depth": 2}, "the backbone has depth 2 where the recipe says 1"),
+        ({"patch_size": 16}, "the backbone has patch_size 16x16 where the recipe says 8x8"),
+        ({"num_heads": 2}, "set the recipe's encoder to ViT with num_heads=2"),
+    ],
+)
+def test_another_architecture_is_one_line_and_no_run_folder(
+    changes: dict[str, int], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(small(**changes), tmp_path / "backbone")
+    runs = tmp_path / "runs"
+    arguments = ["pretrain", str(shrunk(ROOT / "mae.yaml", tmp_path)), "--init_from", str(tmp_path / "backbone"), "--runs", str(runs)]
+    line = refusal(arguments, capsys)
+    assert message in line and str(tmp_path / "backbone") in line
+    assert not runs.exists()
+
+
+def test_what_is_missing_ignored_or_contradicted_is_refused(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["pretrain", str(shrunk(ROOT / "mae.yaml", tmp_path)), "--runs", str(tmp_path / "runs"), *QUIET]
+    assert "init_from: load_backbone: nowhere does not exist" in refusal([*command, "--init_from", "nowhere"], capsys)
+    assert "give init_from" in refusal([*command, *settings(ramp=0.1)], capsys)
+    wrong = ["--init_from", str(backbone), "--model.init_args.encoder.init_args.mean", "[0.1, 0.2, 0.3]"]
+    assert "mean [0.5, 0.4, 0.3] where the recipe says [0.1, 0.2, 0.3]" in refusal([*command, *wrong], capsys)
+    assert "continuation: ramp is a share" in refusal([*command, "--init_from", str(backbone), *settings(ramp=2.0)], capsys)
+
+
+def test_a_checkpoint_with_init_from_resumes_with_it_only(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["pretrain", str(shrunk(ROOT / "mae.yaml", tmp_path)), "--runs", str(tmp_path / "runs"), *QUIET]
+    assert main([*command, "--init_from", str(backbone)]) == 0
+    checkpoint = str((tmp_path / "runs" / "mae" / "latest").resolve() / "checkpoints" / "last.ckpt")
+    assert "written with init_from" in refusal([*command, "--ckpt_path", checkpoint], capsys)
