@@ -29,29 +29,7 @@ def attention_maps(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tenso
     Raises:
         ValueError: the encoder is no ViT or is in training mode, or the block does not exist or has not exactly one attention.
     """
-    if not isinstance(encoder, ViT):
-        raise ValueError(f"attention maps: {encoder.card.arguments.get('name', encoder.card.encoder)} given; accepted: a ViT")
-    if encoder.training:
-        raise ValueError("attention maps: the encoder is in training mode, dropout would blur the map; call eval() first")
-    depth = encoder.num_layers
-    if not -depth <= block < depth:
-        raise ValueError(f"attention maps: block={block}; accepted: {-depth} to {depth - 1}")
-    watched = encoder.model.blocks[block]
-    watch = _WatchAttention()
-    before = watched.register_forward_pre_hook(watch.start)
-    after = watched.register_forward_hook(watch.stop)
-    try:
-        with torch.no_grad(), watch:
-            encoder(items)
-    finally:
-        before.remove()
-        after.remove()
-    if len(watch.maps) != 1:
-        name = encoder.card.arguments["name"]
-        raise ValueError(
-            f"attention maps: a {type(watched).__name__} of {name} has {len(watch.maps)} attention maps; accepted: blocks with one"
-        )
-    return watch.maps[0]
+    return _record(encoder, items, blocks=[block], keep=lambda maps: maps)[0]
 
 
 def cls_attention(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tensor:
@@ -68,35 +46,84 @@ def cls_attention(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tensor
     Raises:
         ValueError: there is no class token, or see `attention_maps`.
     """
-    maps = attention_maps(encoder, items, block=block)
-    if encoder.model.cls_token is None:
-        raise ValueError(f"attention maps: {encoder.card.arguments['name']} has no class token; use attention_maps")
+    return cls_attention_of_blocks(encoder, items, blocks=[block])[0]
+
+
+def cls_attention_of_blocks(encoder: Encoder, items: Tensor, *, blocks: Sequence[int]) -> Tensor:
+    """`cls_attention` of several blocks, in one pass over the items.
+
+    Args:
+        encoder: see `cls_attention`.
+        items: Float[B C H W].
+        blocks: see `attention_maps`; each at most once.
+
+    Returns:
+        Float[L B heads h w] over the token grid, L blocks in the order asked for.
+
+    Raises:
+        ValueError: see `cls_attention`.
+    """
     rows, columns = encoder.grid(items.shape[1:])
-    return maps[:, :, 0, encoder.num_prefix_tokens :].unflatten(-1, (rows, columns))
+
+    def to_patches(maps: Tensor) -> Tensor:
+        return maps[:, :, 0, -rows * columns :].unflatten(-1, (rows, columns))  # [B heads h w]
+
+    if isinstance(encoder, ViT) and encoder.model.cls_token is None:
+        raise ValueError(f"attention maps: {encoder.card.arguments['name']} has no class token; use attention_maps")
+    return torch.stack(_record(encoder, items, blocks=blocks, keep=to_patches))
+
+
+def _record(encoder: Encoder, items: Tensor, *, blocks: Sequence[int], keep: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """What `keep` makes of the attention of each block; a whole map, T x T, is held for one block at a time."""
+    if not isinstance(encoder, ViT):
+        raise ValueError(f"attention maps: {encoder.card.arguments.get('name', encoder.card.encoder)} given; accepted: a ViT")
+    if encoder.training:
+        raise ValueError("attention maps: the encoder is in training mode, dropout would blur the map; call eval() first")
+    depth = encoder.num_layers
+    for block in blocks:
+        if not -depth <= block < depth:
+            raise ValueError(f"attention maps: block={block}; accepted: {-depth} to {depth - 1}")
+    watched = [encoder.model.blocks[block] for block in blocks]
+    watch = _WatchAttention(keep)
+    hooks = [block.register_forward_pre_hook(watch.start) for block in watched]
+    hooks += [block.register_forward_hook(watch.stop) for block in watched]
+    try:
+        with torch.no_grad(), watch:
+            encoder(items)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for block in watched:
+        if len(watch.kept[block]) != 1:
+            kind, name = type(block).__name__, encoder.card.arguments["name"]
+            raise ValueError(f"attention maps: a {kind} of {name} has {len(watch.kept[block])} attention maps; accepted: blocks with one")
+    return [watch.kept[block][0] for block in watched]
 
 
 class _WatchAttention(TorchFunctionMode):
-    """Records the attention computed between `start` and `stop`."""
+    """Of every attention that a block computes between `start` and `stop`, keeps what `keep` makes of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.maps: list[Tensor] = []
-        self._watching = False
+        self.kept: dict[torch.nn.Module, list[Tensor]] = {}
+        self._keep = keep
+        self._block: torch.nn.Module | None = None
 
     def start(self, module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
         """Forward pre-hook."""
-        self._watching = True
+        self.kept[module] = []
+        self._block = module
 
     def stop(self, module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         """Forward hook."""
-        self._watching = False
+        self._block = None
 
     def __torch_function__(self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping | None = None) -> object:
         result = func(*args, **(kwargs or {}))
-        if self._watching and func is F.scaled_dot_product_attention:
-            self.maps.append(_softmax_of(*args, **(kwargs or {})))
-        elif self._watching and func is Tensor.softmax:
-            self.maps.append(result.float())
+        if self._block is not None and func is F.scaled_dot_product_attention:
+            self.kept[self._block].append(self._keep(_softmax_of(*args, **(kwargs or {}))))
+        elif self._block is not None and func is Tensor.softmax:
+            self.kept[self._block].append(self._keep(result.float()))
         return result
 
 

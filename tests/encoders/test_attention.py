@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from glpretrain.encoders import FeatureMap, ViT
-from glpretrain.encoders.attention import attention_maps, cls_attention
+from glpretrain.encoders.attention import attention_maps, cls_attention, cls_attention_of_blocks
 
 
 def image(*shape):
@@ -97,6 +97,15 @@ def test_attention_of_the_class_token_leaves_registers_out():
     maps, to_patches = attention_maps(encoder, items), cls_attention(encoder, items)
     assert to_patches.shape == (2, 3, 3, 5)
     assert torch.equal(to_patches[:, :, 1, 2], maps[:, :, 0, 5 + 7])
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "beit_base_patch16_224"])
+def test_several_blocks_in_one_pass_give_the_maps_of_each(name):
+    encoder, items = small(name), image(2, 3, 24, 40)
+    together = cls_attention_of_blocks(encoder, items, blocks=[2, 0, -2])
+    each = torch.stack([cls_attention(encoder, items, block=block) for block in (2, 0, 1)])
+    assert torch.equal(together, each)
+    assert together.shape == (3, 2, 3, 3, 5)
 
 
 def test_what_has_no_map_is_refused_by_name():
