@@ -13,7 +13,7 @@ DATA ?=
 MASKS ?=
 BACKBONE ?= runs/mmc/latest/backbone
 IMAGES ?=
-OUT ?= inspected
+OUT ?= report.html
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -65,7 +65,7 @@ pretrain: $(STAMP)  ## train a recipe: RECIPE=mmc [DATA=folder] [MASKS=folder] [
 evaluate: $(STAMP)  ## score an exported backbone: [BACKBONE=folder] [RECIPE=name] [DATA=folder] [MASKS=folder]
 	@"$(BIN)/python" -m glpretrain.cli evaluate "$(BACKBONE)" $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(DATA),--data "$(DATA)") $(if $(MASKS),--masks "$(MASKS)") $(ARGS)
 
-inspect: $(STAMP)  ## attention and patch-PCA pictures: IMAGES="a.jpg b.jpg" [BACKBONE=folder] [OUT=folder]
+inspect: $(STAMP)  ## a page to look into a backbone: IMAGES="a.jpg b.jpg" [BACKBONE=folder] [OUT=report.html] [ARGS=--untrained]
 	@"$(BIN)/python" -m glpretrain.cli inspect "$(BACKBONE)" $(IMAGES) --out "$(OUT)" $(ARGS)
 
 bench: $(STAMP)  ## what each augmentation costs: [RECIPE=name]

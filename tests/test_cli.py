@@ -298,15 +298,34 @@ def test_evaluate_refuses_a_folder_without_classes(mae: Path, capsys: pytest.Cap
     assert "photos has no classes" in refusal(["evaluate", str(run.folder / "backbone"), "--data", "photos"], capsys)
 
 
-def test_inspect_draws_and_overwrites_nothing(mae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_writes_a_page_and_overwrites_nothing(mae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = pretrain(str(mae), overrides=QUIET)
+    write_images(Path("photos"), 2)
+    backbone = str(run.folder / "backbone")
+    assert main(["inspect", backbone, "photos/0.png", "--compare", f"again={backbone}", "photos/1.png", "--untrained"]) == 0
+    assert "report.html: " in capsys.readouterr().out
+    text = Path("report.html").read_text()
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+    recipe, time = run.folder.parts[-2:]
+    assert [backbone["name"] for backbone in data["backbones"]] == ["untrained", f"{recipe}/{time}", "again"]
+    assert [image["name"] for image in data["images"]] == ["0.png", "1.png"]
+    assert "report.html exists" in refusal(["inspect", backbone, "photos/0.png"], capsys)
+    assert Path("report.html").read_text() == text
+
+
+def test_inspect_names_what_it_does_not_understand(mae: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = pretrain(str(mae), overrides=QUIET)
     write_images(Path("photos"), 1)
-    arguments = ["inspect", str(run.folder / "backbone"), "photos/0.png", "--out", "drawn"]
-    assert main(arguments) == 0
-    with Image.open("drawn/0.png") as picture:
-        assert picture.width > picture.height > 100
-    assert "drawn/0.png exists" in refusal(arguments, capsys)
-    assert "photos/1.png" in refusal([*arguments[:2], "photos/1.png"], capsys)
+    arguments = ["inspect", str(run.folder / "backbone"), "photos/0.png"]
+    assert "photos/1.png" in refusal([*arguments, "photos/1.png"], capsys)
+    assert "--size 2x3x4; accepted: PIXELS, or HEIGHTxWIDTH" in refusal([*arguments, "--size", "2x3x4"], capsys)
+    assert "--layers 1,b; accepted: all, last" in refusal([*arguments, "--layers", "1,b"], capsys)
+    assert "two backbones are called" in refusal([*arguments, "--compare", arguments[1]], capsys)
+    assert "nowhere does not exist" in refusal([*arguments, "--compare", "new=nowhere"], capsys)
+    arguments_of_two = ["inspect", f"untrained={arguments[1]}", *arguments[2:], "--untrained"]
+    assert "'untrained' and --untrained adds another" in refusal(arguments_of_two, capsys)
+    assert "required: IMAGE" in refusal(arguments[:2], capsys)
+    assert not Path("report.html").exists()
 
 
 def test_export_writes_what_the_run_exported(mae: Path) -> None:

@@ -126,17 +126,36 @@ def _export(arguments: Sequence[str]) -> None:
 
 
 def _inspect(arguments: Sequence[str]) -> None:
-    """draw attention and patch-PCA maps of images"""
-    parser = _parser("inspect", "Draw, for every image, where each attention head of the last block looks and the PCA of its patches.")
-    parser.add_argument("backbone", metavar="BACKBONE", help=f"folder written by a run or by `glpretrain export`, or {_PUBLISHED}")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path)
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("inspected"), help="where the PNGs go (%(default)s)")
-    known = parser.parse_args(arguments)
-    from glpretrain.backbones import load_backbone
-    from glpretrain.inspect.maps import draw
+    """write a page to look into backbones: attention, patch PCA, click a patch to prompt"""
+    parser = _parser(
+        "inspect",
+        "Write one page, complete in itself, that shows pictures as backbones see them: attention of every head and block, the PCA of\n"
+        "the patches, and what resembles the patch that you click, with a threshold to move.",
+        "Before and after training, side by side:\n"
+        "  glpretrain inspect runs/mmc/latest/backbone photo.jpg --untrained\n"
+        "  glpretrain inspect mmc=runs/mmc/latest/backbone a.jpg b.jpg --compare mae=runs/mae/latest/backbone --size 192",
+    )
+    parser.add_argument("backbone", metavar="BACKBONE", help=f"folder of a run or export, or {_PUBLISHED}; NAME=PATH names it")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="stretched to what the backbone was trained on")
+    parser.add_argument("--compare", metavar="BACKBONE", action="append", default=[], help="another one beside it (may be repeated)")
+    parser.add_argument("--untrained", action="store_true", help="also the first backbone's architecture with fresh weights")
+    parser.add_argument("--out", metavar="FILE", type=Path, default=Path("report.html"), help="a new file (%(default)s)")
+    parser.add_argument("--size", metavar="PIXELS", help="side of the square, or HEIGHTxWIDTH, to look at (each backbone's own)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="cosine that the page opens with (%(default)s)")
+    parser.add_argument("--layers", default="all", help="blocks whose attention is kept: all, last, or numbers as 0,5,11 (%(default)s)")
+    known = parser.parse_intermixed_args(arguments)
+    from glpretrain.cli.inspection import inspect
 
-    for path in draw(load_backbone(known.backbone), known.images, out=known.out):
-        print(path)
+    path = inspect(
+        [known.backbone, *known.compare],
+        known.images,
+        out=known.out,
+        with_untrained=known.untrained,
+        size=known.size,
+        threshold=known.threshold,
+        layers=known.layers,
+    )
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, open it in a browser")
 
 
 def _bench(arguments: Sequence[str]) -> None:

@@ -1,1 +1,10 @@
-"""Pictures of what an encoder sees, drawn from an exported backbone."""
+"""Look at what an encoder has learned: figures for notebooks, and one page to click in.
+
+`glpretrain inspect` writes the page.
+"""
+
+from glpretrain.inspect.figures import attention_figure, compare_figure, pca_figure, similarity_figure
+from glpretrain.inspect.maps import untrained
+from glpretrain.inspect.report import write_report
+
+__all__ = ["attention_figure", "compare_figure", "pca_figure", "similarity_figure", "untrained", "write_report"]

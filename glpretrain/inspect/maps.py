@@ -1,91 +1,162 @@
-"""Two pictures of what an encoder sees in an image: where the class token looks, and the main directions of its patches.
+"""What an encoder makes of one picture, as tensors: its patches, their similarities and main directions, and its attention.
 
-Left out: similarity maps and reports.
+Size, normalisation and similarity are those of prompt segmentation in `glpretrain.evaluate`: a picture shows what a score measured.
+Left out: drawing them (`figures`, `report`).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2.functional import resize
+from torch.nn import functional
 
-from glpretrain.encoders import Encoder, ViT
-from glpretrain.encoders.attention import cls_attention
+from glpretrain.encoders import Encoder, build
+from glpretrain.encoders.attention import cls_attention_of_blocks
+
+# A file, or UInt8[C H W].
+Picture = str | Path | Tensor
+# Blocks, counted from 0, or from the last in negative numbers.
+Layers = Literal["all", "last"] | Sequence[int]
 
 
-def draw(encoder: Encoder, images: Sequence[Path], *, out: Path) -> list[Path]:
-    """Write `<name>.png` for each image: the image, its patches' PCA and, for a ViT with a class token, the last block's attention.
+class Seen(NamedTuple):
+    """One picture as an encoder sees it."""
+
+    pixels: Tensor  # UInt8[C H W]  stretched to the encoder's size
+    items: Tensor  # Float[1 C H W]  normalised, on the encoder's device
+    patches: Tensor  # Float[N D]  after the final norm, on the CPU
+    grid: tuple[int, int]  # rows and columns of the N patches
+
+
+def look(encoder: Encoder, image: Picture, *, size: int | tuple[int, int] | None = None) -> Seen:
+    """Stretch a picture to the size of the encoder, normalise and encode it.
 
     Args:
         encoder: in evaluation mode, for grey or RGB images.
-        images: files; stretched to the encoder's item shape.
-        out: folder; made where it is missing, nothing in it is overwritten.
-
-    Returns:
-        The files written.
+        image: a file, or UInt8[C H W].
+        size: side of the square, or height and width, that the picture is stretched to; None is the card's.
 
     Raises:
-        ValueError: an image cannot be read, or a picture exists already.
+        ValueError: the picture cannot be read, or does not fit the encoder, or the size does not divide into patches.
     """
-    channels, height, width = encoder.card.item_shape
-    if channels not in (1, 3):
-        raise ValueError(f"inspect: the backbone takes {channels} channels; accepted: 1 or 3")
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for image in images:
-        path = out / f"{image.stem}.png"
-        if path.exists():
-            raise ValueError(f"inspect: {path} exists and nothing is overwritten; choose another --out")
-        pixels = resize(_read(image, channels), [height, width], antialias=True) / 255.0  # [C H W]
-        mean, std = (torch.tensor(values)[:, None, None] for values in (encoder.card.mean, encoder.card.std))
-        items = ((pixels - mean) / std).unsqueeze(0)  # [1 C H W]
-        pictures = {"image": pixels.permute(1, 2, 0).expand(-1, -1, 3), "patch PCA": patch_pca(encoder, items)}
-        if isinstance(encoder, ViT) and encoder.model.cls_token is not None:
-            for head, attention in enumerate(cls_attention(encoder, items)[0]):
-                pictures[f"head {head + 1}"] = attention
-        _save(pictures, path)
-        written.append(path)
-    return written
+    height, width = shape_of(encoder, size)[1:]
+    if encoder.training:
+        raise ValueError("inspect: the encoder is in training mode; call eval() first")
+    pixels = read(image, channels=encoder.card.item_shape[0])
+    if pixels.shape[1:] != (height, width):
+        pixels = functional.interpolate(pixels[None], size=(height, width), mode="bicubic", antialias=True)[0]  # [C H W]
+    device = next(encoder.parameters()).device
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (encoder.card.mean, encoder.card.std))
+    items = ((pixels.to(device).float() / 255 - mean) / std)[None]  # [1 C H W]
+    with torch.no_grad():
+        patches = encoder(items).patches[0].float().cpu()  # [N D]
+    if not patches.isfinite().all():
+        raise ValueError("inspect: the encoder's patch features are not finite; nothing can be drawn from them")
+    rows, columns = encoder.grid(items.shape[1:])
+    return Seen(pixels, items, patches, (rows, columns))
 
 
-def patch_pca(encoder: Encoder, items: Tensor) -> Tensor:
-    """Float[h w 3] in [0, 1]: the first three principal components of one item's patches as red, green and blue.
+def shape_of(encoder: Encoder, size: int | tuple[int, int] | None) -> tuple[int, int, int]:
+    """Channels, height and width of what the encoder is shown.
+
+    Raises:
+        ValueError: the encoder is not for grey or RGB images, or the size does not divide into its patches.
+    """
+    card = encoder.card
+    if card.modality != "image" or card.item_shape[0] not in (1, 3):
+        raise ValueError(f"inspect: the backbone takes {card.modality} of {card.item_shape[0]} channels; accepted: image of 1 or 3")
+    height, width = card.item_shape[1:] if size is None else (size, size) if isinstance(size, int) else size
+    shape = (card.item_shape[0], height, width)
+    encoder.grid(shape)
+    return shape
+
+
+def read(image: Picture, *, channels: int) -> Tensor:
+    """UInt8[C H W]: a file's picture in grey (1) or RGB (3), turned as its EXIF data say; a tensor is only checked.
+
+    Raises:
+        ValueError: the file cannot be read as an image, or the tensor is no such picture.
+    """
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != channels:
+            raise ValueError(f"inspect: image is {image.dtype} of shape {tuple(image.shape)}; accepted: uint8 of ({channels}, H, W)")
+        return image.cpu()
+    try:
+        with Image.open(image) as opened:
+            array = np.array(ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L"))
+    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is how PIL names a broken header
+        raise ValueError(f"inspect: {image} cannot be read as an image: {error}") from error
+    return torch.from_numpy(array).reshape(*array.shape[:2], channels).permute(2, 0, 1)  # [C H W]
+
+
+def similarity_map(seen: Seen, *, patch: tuple[int, int]) -> Tensor:
+    """Cosine of every patch with the prompt, upsampled bilinearly to pixels.
 
     Args:
-        encoder: in evaluation mode.
-        items: Float[1 C H W], normalised.
+        seen: a picture and its patches.
+        patch: row and column of the prompt.
+
+    Returns:
+        Float[H W]; a segment is where it exceeds a threshold.
+
+    Raises:
+        ValueError: there is no such patch.
     """
-    with torch.no_grad():
-        patches = encoder(items).patches[0].float()  # [N D]
-    centred = patches - patches.mean(dim=0)
+    (rows, columns), (row, column) = seen.grid, patch
+    if not (0 <= row < rows and 0 <= column < columns):
+        raise ValueError(f"inspect: patch={patch}; accepted: rows 0 to {rows - 1}, columns 0 to {columns - 1}")
+    unit = functional.normalize(seen.patches, dim=-1)  # [N D]
+    cosines = (unit @ unit[row * columns + column]).unflatten(0, seen.grid)  # [h w]
+    return functional.interpolate(cosines[None, None], size=seen.pixels.shape[1:], mode="bilinear", align_corners=False)[0, 0]
+
+
+def patch_pca(seen: Seen) -> Tensor:
+    """Float[h w 3] in [0, 1]: the first three principal components of the patches as red, green and blue."""
+    centred = seen.patches - seen.patches.mean(dim=0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
     # The sign of a component is arbitrary: make its largest entry positive, so that two runs give one picture.
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
     components = centred @ (directions * largest.sign())[:3].T  # [N 3]
+    components = functional.pad(components, (0, 3 - components.shape[1]))  # fewer than three patches
     low, high = components.amin(dim=0), components.amax(dim=0)
-    return ((components - low) / (high - low).clamp(min=1e-12)).unflatten(0, encoder.grid(items.shape[1:]))  # [h w 3]
+    return ((components - low) / (high - low).clamp(min=1e-12)).unflatten(0, seen.grid)  # [h w 3]
 
 
-def _read(path: Path, channels: int) -> Tensor:
-    """UInt8[C H W]."""
-    try:
-        with Image.open(path) as image:
-            array = np.array(ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L"))
-    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is how PIL names a broken header
-        raise ValueError(f"inspect: {path} cannot be read as an image: {error}") from error
-    return torch.from_numpy(array).reshape(*array.shape[:2], channels).permute(2, 0, 1)  # [C H W]
+def attention(encoder: Encoder, seen: Seen, *, layers: Layers = "last") -> Tensor:
+    """Float[L heads h w]: how much the class token attends to every patch, in the blocks of `layers`.
+
+    Raises:
+        ValueError: there is no such block, or the encoder has no such attention.
+    """
+    return cls_attention_of_blocks(encoder, seen.items, blocks=layer_numbers(encoder, layers))[:, 0].cpu()  # [L heads h w]
 
 
-def _save(pictures: dict[str, Tensor], path: Path) -> None:
-    figure = Figure(figsize=(2.0 * len(pictures), 2.3), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axis, (title, picture) in zip(figure.subplots(1, len(pictures)), pictures.items(), strict=True):
-        axis.imshow(picture.numpy(), interpolation="nearest")
-        axis.set_title(title, fontsize=8)
-        axis.set_axis_off()
-    figure.savefig(path, dpi=110)
+def layer_numbers(encoder: Encoder, layers: Layers) -> list[int]:
+    """Blocks counted from 0, in the order asked for.
+
+    Raises:
+        ValueError: `layers` is empty, or names a block twice or one that there is not.
+    """
+    depth = encoder.num_layers
+    if isinstance(layers, str) and layers not in ("all", "last"):
+        raise ValueError(f"inspect: layers={layers!r}; accepted: all, last, or numbers from {-depth} to {depth - 1}")
+    asked = range(depth) if layers == "all" else (-1,) if layers == "last" else layers
+    if any(not -depth <= number < depth for number in asked):
+        raise ValueError(f"inspect: layers={list(asked)}; accepted: {-depth} to {depth - 1}")
+    numbers = [number % depth for number in asked]
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ValueError(f"inspect: layers={list(asked)} is empty or names a block twice; accepted: {-depth} to {depth - 1}, each once")
+    return numbers
+
+
+def untrained(encoder: Encoder, *, seed: int = 0) -> Encoder:
+    """The same architecture with fresh weights, in evaluation mode: what there was before training."""
+    arguments = {**encoder.card.arguments, "source": f"random weights, seed {seed}"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(replace(encoder.card, arguments=arguments)).eval()
