@@ -1,4 +1,4 @@
-"""Attention maps of any block of a ViT: the exact softmax, whatever kernel computed the attention.
+"""Attention maps of any block of a ViT: the exact softmax, whatever kernel computed the attention. And the keys behind it.
 
 The block runs as it is; its call of `scaled_dot_product_attention` (or of `softmax`, where timm does without the fused kernel)
 is watched, so queries and keys carry the norms, rotations and biases of the model at hand. Left out: drawing them.
@@ -13,6 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.vit import ViT
+
+# From the weights of an attention, Float[B heads T T], and its keys, Float[B heads T d] or None where they are not seen, to what is kept.
+_Keep = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def attention_maps(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tensor:
@@ -29,7 +32,30 @@ def attention_maps(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tenso
     Raises:
         ValueError: the encoder is no ViT or is in training mode, or the block does not exist or has not exactly one attention.
     """
-    return _record(encoder, items, blocks=[block], keep=lambda maps: maps)[0]
+    return _record(encoder, items, blocks=[block], keep=lambda maps, keys: maps)[0]
+
+
+def attention_keys(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tensor:
+    """The keys of every patch in one block, heads side by side; class token and registers are left out.
+
+    Args:
+        encoder: see `attention_maps`; its attention must run in the fused kernel, as it does unless timm is told otherwise.
+        items: Float[B C H W].
+        block: see `attention_maps`.
+
+    Returns:
+        Float[B N D], D = heads x width of a head, in float32 and without gradient.
+
+    Raises:
+        ValueError: the attention is not fused, or see `attention_maps`.
+    """
+
+    def of_patches(maps: Tensor, keys: Tensor | None) -> Tensor:
+        if keys is None:
+            raise ValueError(f"attention keys: {encoder.card.arguments['name']} does not run the fused kernel; set TIMM_FUSED_ATTN=1")
+        return keys[:, :, encoder.num_prefix_tokens :].transpose(1, 2).flatten(2)  # [B N D]
+
+    return _record(encoder, items, blocks=[block], keep=of_patches)[0]
 
 
 def cls_attention(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tensor:
@@ -65,7 +91,7 @@ def cls_attention_of_blocks(encoder: Encoder, items: Tensor, *, blocks: Sequence
     """
     rows, columns = encoder.grid(items.shape[1:])
 
-    def to_patches(maps: Tensor) -> Tensor:
+    def to_patches(maps: Tensor, keys: Tensor | None) -> Tensor:
         return maps[:, :, 0, -rows * columns :].unflatten(-1, (rows, columns))  # [B heads h w]
 
     if isinstance(encoder, ViT) and encoder.model.cls_token is None:
@@ -73,7 +99,7 @@ def cls_attention_of_blocks(encoder: Encoder, items: Tensor, *, blocks: Sequence
     return torch.stack(_record(encoder, items, blocks=blocks, keep=to_patches))
 
 
-def _record(encoder: Encoder, items: Tensor, *, blocks: Sequence[int], keep: Callable[[Tensor], Tensor]) -> list[Tensor]:
+def _record(encoder: Encoder, items: Tensor, *, blocks: Sequence[int], keep: _Keep) -> list[Tensor]:
     """What `keep` makes of the attention of each block; a whole map, T x T, is held for one block at a time."""
     if not isinstance(encoder, ViT):
         raise ValueError(f"attention maps: {encoder.card.arguments.get('name', encoder.card.encoder)} given; accepted: a ViT")
@@ -103,7 +129,7 @@ def _record(encoder: Encoder, items: Tensor, *, blocks: Sequence[int], keep: Cal
 class _WatchAttention(TorchFunctionMode):
     """Of every attention that a block computes between `start` and `stop`, keeps what `keep` makes of it."""
 
-    def __init__(self, keep: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, keep: _Keep) -> None:
         super().__init__()
         self.kept: dict[torch.nn.Module, list[Tensor]] = {}
         self._keep = keep
@@ -121,10 +147,15 @@ class _WatchAttention(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping | None = None) -> object:
         result = func(*args, **(kwargs or {}))
         if self._block is not None and func is F.scaled_dot_product_attention:
-            self.kept[self._block].append(self._keep(_softmax_of(*args, **(kwargs or {}))))
+            self.kept[self._block].append(self._keep(_softmax_of(*args, **(kwargs or {})), _key_of(*args, **(kwargs or {}))))
         elif self._block is not None and func is Tensor.softmax:
-            self.kept[self._block].append(self._keep(result.float()))
+            self.kept[self._block].append(self._keep(result.float(), None))
         return result
+
+
+def _key_of(query: Tensor, key: Tensor, *args: object, **kwargs: object) -> Tensor:
+    """The second argument of `scaled_dot_product_attention`, Float[B heads T d] in float32."""
+    return key.float()
 
 
 def _softmax_of(

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from glpretrain.encoders import FeatureMap, ViT
-from glpretrain.encoders.attention import attention_maps, cls_attention, cls_attention_of_blocks
+from glpretrain.encoders.attention import attention_keys, attention_maps, cls_attention, cls_attention_of_blocks
 
 
 def image(*shape):
@@ -120,3 +120,24 @@ def test_what_has_no_map_is_refused_by_name():
         attention_maps(small("vit_tiny_patch16_224").train(), items)
     with pytest.raises(ValueError, match=r"ParallelThingsBlock of vit_small_patch16_18x2_224 has 2 attention maps"):
         attention_maps(small("vit_small_patch16_18x2_224"), items)
+
+
+def test_keys_are_the_middle_third_of_what_the_block_projects():
+    encoder = small("vit_tiny_patch16_224")
+    items = image(2, 3, 24, 40)
+    attention = encoder.model.blocks[1].attn
+    seen = {}
+    hook = attention.qkv.register_forward_hook(lambda module, args, output: seen.update(qkv=output))
+    keys = attention_keys(encoder, items, block=1)
+    hook.remove()
+    assert torch.equal(keys, seen["qkv"][:, 1:, 48:96])
+    assert keys.shape == (2, 15, 48)
+
+
+def test_keys_leave_registers_out_and_need_the_fused_kernel():
+    encoder = small("vit_small_patch14_reg4_dinov2")
+    items = image(2, 3, 24, 40)
+    assert attention_keys(encoder, items).shape == (2, 15, 48)
+    encoder.model.blocks[-1].attn.fused_attn = False
+    with pytest.raises(ValueError, match="vit_small_patch14_reg4_dinov2 does not run the fused kernel"):
+        attention_keys(encoder, items)
