@@ -3,17 +3,23 @@
 from glpretrain.data.base import Source
 from glpretrain.evaluate.base import ROLES, Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
+from glpretrain.evaluate.clustering import ClusterSegmentation
 from glpretrain.evaluate.features import Pixels
+from glpretrain.evaluate.in_context import InContextSegmentation
 from glpretrain.evaluate.knn import KNN
 from glpretrain.evaluate.linear import LinearProbe
+from glpretrain.evaluate.linear_segmentation import LinearSegmentation
 from glpretrain.evaluate.prompt_segmentation import PromptSegmentation
 
 __all__ = [
     "KNN",
     "ROLES",
+    "ClusterSegmentation",
     "Evaluator",
     "FeatureCache",
+    "InContextSegmentation",
     "LinearProbe",
+    "LinearSegmentation",
     "Pixels",
     "PromptSegmentation",
     "Result",

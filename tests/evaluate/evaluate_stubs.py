@@ -14,8 +14,15 @@ from glpretrain.types import EncoderCard, EncoderOutput
 class TableSource(Source):
     """Items from a list."""
 
-    def __init__(self, items: Sequence[Item], *, classes: Sequence[str] = (), unreadable: Sequence[int] = ()) -> None:
-        self.items, self._classes, self.unreadable = list(items), list(classes), set(unreadable)
+    def __init__(
+        self,
+        items: Sequence[Item],
+        *,
+        classes: Sequence[str] = (),
+        mask_classes: Sequence[str] = (),
+        unreadable: Sequence[int] = (),
+    ) -> None:
+        self.items, self._classes, self._mask_classes, self.unreadable = list(items), list(classes), list(mask_classes), set(unreadable)
         self.num_reads = 0
 
     @property
@@ -25,6 +32,10 @@ class TableSource(Source):
     @property
     def classes(self) -> Sequence[str]:
         return self._classes
+
+    @property
+    def mask_classes(self) -> Sequence[str]:
+        return self._mask_classes
 
     @property
     def has_masks(self) -> bool:
@@ -58,6 +69,12 @@ def masked(instances: Sequence[Tensor]) -> TableSource:
         image[0], image[1], image[2] = mask.clamp_min(0), position // 256, position % 256
         items.append(Item(image=image, label=-1, instances=mask, regions=None))
     return TableSource(items)
+
+
+def with_classes(masks: Sequence[Tensor], *, num_classes: int) -> TableSource:
+    """As `masked`, the ids being classes, which the masks hold as well; class 0 is the ground."""
+    items = [item._replace(semantic=mask) for item, mask in zip(masked(masks).items, masks, strict=True)]
+    return TableSource(items, mask_classes=[f"m{n}" for n in range(num_classes)])
 
 
 class StubEncoder(Encoder):
