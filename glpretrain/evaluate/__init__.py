@@ -1,6 +1,7 @@
 """Scores of a frozen encoder. `default_evaluators` is what a training run reports before and after."""
 
 from glpretrain.data.base import Source
+from glpretrain.evaluate.attention_segmentation import AttentionSegmentation
 from glpretrain.evaluate.base import ROLES, Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.clustering import ClusterSegmentation
@@ -14,6 +15,7 @@ from glpretrain.evaluate.prompt_segmentation import PromptSegmentation
 __all__ = [
     "KNN",
     "ROLES",
+    "AttentionSegmentation",
     "ClusterSegmentation",
     "Evaluator",
     "FeatureCache",
