@@ -5,6 +5,7 @@ from glpretrain.evaluate.attention_segmentation import AttentionSegmentation
 from glpretrain.evaluate.base import ROLES, Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.clustering import ClusterSegmentation
+from glpretrain.evaluate.discovery import ObjectDiscovery
 from glpretrain.evaluate.features import Pixels
 from glpretrain.evaluate.in_context import InContextSegmentation
 from glpretrain.evaluate.knn import KNN
@@ -22,6 +23,7 @@ __all__ = [
     "InContextSegmentation",
     "LinearProbe",
     "LinearSegmentation",
+    "ObjectDiscovery",
     "Pixels",
     "PromptSegmentation",
     "Result",
