@@ -11,6 +11,7 @@ from glpretrain.evaluate.in_context import InContextSegmentation
 from glpretrain.evaluate.knn import KNN
 from glpretrain.evaluate.linear import LinearProbe
 from glpretrain.evaluate.linear_segmentation import LinearSegmentation
+from glpretrain.evaluate.linear_sweep import LinearSweep
 from glpretrain.evaluate.prompt_segmentation import PromptSegmentation
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LinearProbe",
     "LinearSegmentation",
     "ObjectDiscovery",
+    "LinearSweep",
     "Pixels",
     "PromptSegmentation",
     "Result",

@@ -1,6 +1,7 @@
 """Linear probe on `cls`: multinomial logistic regression of scikit-learn, its L2 strength chosen on held-out training items.
 
-Left out on purpose: probes trained with augmentation by gradient steps; they cost more than a short pretraining.
+Left out on purpose: probes trained by gradient steps on the same features (`linear_sweep`), and with augmentation, which costs more
+than a short pretraining.
 """
 
 import logging
@@ -78,13 +79,12 @@ class LinearProbe(Evaluator):
 
     def _choose(self, train: LabelledFeatures) -> float:
         """The candidate with the best held-out accuracy, the strongest penalty on a tie."""
-        order = keys.permutation(torch.tensor(_SPLIT_SEED), len(train.labels))
-        num_held_out = round(self.held_out_ratio * len(order))
-        held_out, fitted = order[:num_held_out], order[num_held_out:]
         if len(self.inverse_l2) == 1:
             return self.inverse_l2[0]
-        if num_held_out == 0 or len(train.labels[fitted].unique()) < 2:
-            raise ValueError(f"train: {len(order)} labelled items are too few to choose among inverse_l2 {list(self.inverse_l2)}; give one")
+        held_out, fitted = held_out_split(len(train.labels), ratio=self.held_out_ratio)
+        if len(held_out) == 0 or len(train.labels[fitted].unique()) < 2:
+            count = len(train.labels)
+            raise ValueError(f"train: {count} labelled items are too few to choose among inverse_l2 {list(self.inverse_l2)}; give one")
         part = LabelledFeatures(train.cls[fitted], train.labels[fitted])
         queries, truth = train.cls[held_out].numpy(), train.labels[held_out]
         rates: Tensor = torch.tensor(
@@ -94,6 +94,13 @@ class LinearProbe(Evaluator):
             ]
         )
         return sorted(self.inverse_l2)[int(rates.argmax())]
+
+
+def held_out_split(count: int, *, ratio: float) -> tuple[Tensor, Tensor]:
+    """Positions of the training items that choose, Int[M], and of those that fit, Int[count-M]: fixed and pseudo-random."""
+    order = keys.permutation(torch.tensor(_SPLIT_SEED), count)
+    num_held_out = round(ratio * count)
+    return order[:num_held_out], order[num_held_out:]
 
 
 def _fit(train: LabelledFeatures, *, inverse_l2: float, max_iter: int) -> LogisticRegression:
