@@ -8,6 +8,7 @@ from glpretrain.evaluate.clustering import ClusterSegmentation
 from glpretrain.evaluate.discovery import ObjectDiscovery
 from glpretrain.evaluate.features import Pixels
 from glpretrain.evaluate.in_context import InContextSegmentation
+from glpretrain.evaluate.few_shot import FewShot
 from glpretrain.evaluate.knn import KNN
 from glpretrain.evaluate.linear import LinearProbe
 from glpretrain.evaluate.linear_segmentation import LinearSegmentation
@@ -22,6 +23,7 @@ __all__ = [
     "Evaluator",
     "FeatureCache",
     "InContextSegmentation",
+    "FewShot",
     "LinearProbe",
     "LinearSegmentation",
     "ObjectDiscovery",
