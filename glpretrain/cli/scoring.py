@@ -254,8 +254,9 @@ def _named(entry: dict, where: str, **given: object) -> object:
         owner = vars(import_module(module))[name]
     except (ImportError, ValueError, KeyError) as error:
         raise ValueError(f"{where}: there is no class {entry['class_path']}") from error
-    roles = {role: value for role, value in given.items() if role in inspect.signature(owner).parameters}
-    if missing := (set(ROLES) & set(inspect.signature(owner).parameters)) - set(roles):
+    parameters = inspect.signature(owner).parameters
+    roles = {role: value for role, value in given.items() if role in parameters}
+    if missing := {role for role in ROLES if role in parameters and parameters[role].default is inspect.Parameter.empty} - set(roles):
         raise MissingSourceError(f"{where}: {name} needs the sources {sorted(missing)}; given: {sorted(given)}")
     try:
         return _instantiated(owner, entry.get("init_args") or {}, **roles)

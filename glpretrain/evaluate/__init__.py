@@ -14,6 +14,7 @@ from glpretrain.evaluate.linear import LinearProbe
 from glpretrain.evaluate.linear_segmentation import LinearSegmentation
 from glpretrain.evaluate.linear_sweep import LinearSweep
 from glpretrain.evaluate.prompt_segmentation import PromptSegmentation
+from glpretrain.evaluate.retrieval import Retrieval
 
 __all__ = [
     "KNN",
@@ -31,6 +32,7 @@ __all__ = [
     "Pixels",
     "PromptSegmentation",
     "Result",
+    "Retrieval",
     "Score",
     "default_evaluators",
 ]

@@ -1,0 +1,175 @@
+"""Retrieval: truth scores 100, noise its expectation, torchmetrics and scikit-learn agree, ties and the query itself do not count."""
+
+import math
+
+import pytest
+import torch
+from evaluate_stubs import StubEncoder, label_of, labelled, masked, noise, position_of
+from matplotlib.colors import to_hex
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
+
+from glpretrain.evaluate import Retrieval, retrieval
+from glpretrain.evaluate.features import encode
+from glpretrain.evaluate.retrieval import LocatedFeatures, rank
+from glpretrain.types import EncoderOutput
+
+NUM_CLASSES = 5
+
+
+def output(cls: Tensor) -> EncoderOutput:
+    return EncoderOutput(cls, cls[:, None].expand(-1, 4, -1))
+
+
+def truth(items: Tensor) -> EncoderOutput:
+    return output(functional.one_hot(label_of(items), 8).float() + 0.01 * noise(position_of(items), 8, seed=1))
+
+
+def chance(items: Tensor) -> EncoderOutput:
+    return output(noise(position_of(items), 8, seed=3))
+
+
+def noisy(items: Tensor) -> EncoderOutput:
+    return output(functional.one_hot(label_of(items), 8).float() + 0.5 * noise(position_of(items), 8, seed=2))
+
+
+def table(count: int, *, start: int = 0):
+    source = labelled([index % NUM_CLASSES for index in range(start + count)], num_classes=NUM_CLASSES)
+    source.items = source.items[start:]
+    return source
+
+
+def features(count: int, *, dim: int = 6, levels: int = 1000, start: int = 0) -> LocatedFeatures:
+    """Coarse numbers (few levels) make ties."""
+    cls = (noise(torch.arange(start, start + count), dim, seed=7) * levels).round() / levels
+    return LocatedFeatures(functional.normalize(cls, dim=1), torch.arange(count) ** 2 % 7, torch.arange(count))
+
+
+@pytest.mark.parametrize("gallery", [None, table(60)])
+def test_truth_scores_100(gallery):
+    scores = Retrieval(table(43, start=60), gallery).run(StubEncoder(truth)).scores
+    for name in ("map", "recall1", "recall5", "recall10"):
+        assert scores[name].value == pytest.approx(100) and scores[name].n == 43, name
+    assert 0 < scores["recall1"].ci < 10
+
+
+@pytest.mark.parametrize("gallery", [None, table(200)])
+def test_noise_scores_its_expectation(gallery):
+    scores = Retrieval(table(400, start=200), gallery).run(StubEncoder(chance)).scores
+    others, relevant = (399, 79) if gallery is None else (200, 40)
+    harmonic = sum(1 / rank_ for rank_ in range(1, others + 1))
+    # Mean over random orders of the average precision, and one less the chance that k draws without replacement all miss.
+    expected = {"map": ((relevant - 1) / (others - 1) * (others - harmonic) + harmonic) / others}
+    expected |= {f"recall{k}": 1 - math.comb(others - relevant, k) / math.comb(others, k) for k in (1, 5, 10)}
+    for name, value in expected.items():
+        # 4 standard deviations, twice over for mAP: its queries share one gallery.
+        assert abs(scores[name].value - 100 * value) < (4 if name == "map" else 2) * scores[name].ci, name
+
+
+def test_agrees_with_torchmetrics():
+    queries, gallery = features(31), features(97, start=31)
+    found = rank(queries, gallery, leave_one_out=False)
+    cosines = queries.cls @ gallery.cls.T
+    cosines = (1 + cosines) / 2  # torchmetrics takes a score below zero for no answer
+    relevant = queries.labels[:, None] == gallery.labels
+    indexes = torch.arange(31)[:, None].expand(-1, 97)
+    expected = RetrievalMAP(empty_target_action="error")(cosines.flatten(), relevant.flatten(), indexes.flatten())
+    assert found.average_precision.mean().item() == pytest.approx(expected.item(), abs=1e-6)
+    for k in (1, 2, 5, 10):  # any relevant item among k is what torchmetrics calls the hit rate
+        expected = RetrievalHitRate(top_k=k)(cosines.flatten(), relevant.flatten(), indexes.flatten())
+        assert (found.first_hit <= k).float().mean().item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("levels", [1, 1000])
+def test_agrees_with_scikit_learn_with_ties(levels: int):
+    queries, gallery = features(31, dim=3, levels=levels), features(97, dim=3, levels=levels, start=31)
+    found = rank(queries, gallery, leave_one_out=False)
+    cosines = queries.cls @ gallery.cls.T
+    assert (cosines[0].unique().numel() < 60) == (levels == 1)
+    for average, row, label in zip(found.average_precision, cosines, queries.labels, strict=True):
+        expected = average_precision_score((gallery.labels == label).numpy(), row.numpy())
+        assert average.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_query_itself_is_not_found():
+    items = features(29)
+    found = rank(items, items, leave_one_out=True, num_nearest=28)
+    for query in range(29):
+        others = [other for other in range(29) if other != query]
+        cosines = items.cls[others] @ items.cls[query]
+        order = [others[place] for place in cosines.argsort(descending=True)]
+        hits = [items.labels[other] == items.labels[query] for other in order]
+        assert found.nearest[query].tolist() == order
+        precisions = [sum(hits[: place + 1]) / (place + 1) for place, hit in enumerate(hits) if hit]
+        assert found.average_precision[query].item() == pytest.approx((sum(precisions) / len(precisions)).item(), abs=1e-6)
+        assert found.first_hit[query] == hits.index(True) + 1
+
+
+def test_collapsed_features_score_the_share_of_the_class():
+    constant = StubEncoder(lambda items: output(torch.ones(len(items), 8)))
+    scores = Retrieval(table(50), table(100)).run(constant).scores
+    assert scores["map"].value == pytest.approx(20)
+
+
+def test_chunks_and_the_order_of_the_gallery_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    queries, gallery = features(31), features(97, start=31)
+    whole = rank(queries, gallery, leave_one_out=False)
+    monkeypatch.setattr(retrieval, "_TABLE_CELLS", 300)
+    parts = rank(queries, LocatedFeatures(*(part.flip(0) for part in gallery)), leave_one_out=False)
+    torch.testing.assert_close(parts.average_precision, whole.average_precision)
+    assert torch.equal(parts.first_hit, whole.first_hit)
+
+
+def test_queries_without_an_item_of_their_class_are_left_out():
+    queries = labelled([0, 1, 1, 2, 3], num_classes=4)
+    gallery = labelled([0, 0, 1, 2] * 3, num_classes=4)
+    assert Retrieval(queries, gallery).run(StubEncoder(truth)).scores["map"] == (100, 0, 4)
+    alone = Retrieval(labelled([0, 1, 2, 3], num_classes=4), k=(1,))
+    with pytest.raises(ValueError, match="no query has an item of its class in the gallery"):
+        alone.run(StubEncoder(truth))
+
+
+def test_a_run_can_be_repeated_and_unlabelled_items_are_left_out():
+    source = table(60)
+    source.items[7] = source.items[7]._replace(label=-1)
+    evaluator = Retrieval(source)
+    first = evaluator.run(StubEncoder(noisy))
+    assert first == evaluator.run(StubEncoder(noisy))
+    assert first.scores["map"].n == 59
+
+
+def test_picture_frames_the_nearest_in_green_and_red():
+    queries, gallery = table(40, start=60), table(60)
+    evaluator = Retrieval(queries, gallery)
+    (figure,) = evaluator.pictures(StubEncoder(noisy)).values()
+    assert len(figure.axes) == 6 * 6
+    voters = torch.cat([given.cls for _, given in encode(StubEncoder(noisy), evaluator.train, fit="crop")])
+    colours = set()
+    for row in range(6):
+        query, *nearest = (axis.images[0].get_array() for axis in figure.axes[6 * row : 6 * row + 6])
+        label, position = int(query[0, 0, 0]), int(query[0, 0, 2])  # what `labelled` wrote into the pixels
+        item = torch.full((1, 3, 4, 4), 0.0)
+        item[:, 0], item[:, 2] = label, position
+        cosines = functional.normalize(voters, dim=1) @ functional.normalize(noisy(item).cls, dim=1)[0]
+        assert [int(image[0, 0, 2]) for image in nearest] == cosines.topk(5).indices.tolist()
+        for axis, image in zip(figure.axes[6 * row + 1 : 6 * row + 6], nearest, strict=True):
+            colour = to_hex(axis.spines["left"].get_edgecolor())
+            assert colour == ("#009e73" if image[0, 0, 0] == label else "#d55e00")
+            colours.add(colour)
+    assert len(colours) == 2
+
+
+def test_bad_input_is_named():
+    source = table(9)
+    with pytest.raises(ValueError, match=r"k: \[1, 9\]; accepted: 1 and other numbers up to 8"):
+        Retrieval(source, k=(1, 9))
+    with pytest.raises(ValueError, match=r"k: \[5\]; accepted: 1 and"):
+        Retrieval(source, source, k=(5,))
+    with pytest.raises(ValueError, match="has no classes"):
+        Retrieval(masked([torch.zeros(4, 4, dtype=torch.long)]), k=(1,))
+    with pytest.raises(ValueError, match="not finite"):
+        Retrieval(source, k=(1,)).run(StubEncoder(lambda items: output(torch.full((len(items), 8), torch.nan))))
+    with pytest.raises(ValueError, match="no item has a label"):
+        Retrieval(labelled([-1] * 9, num_classes=NUM_CLASSES), k=(1,)).run(StubEncoder(chance))
