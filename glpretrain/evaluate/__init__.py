@@ -9,6 +9,7 @@ from glpretrain.evaluate.discovery import ObjectDiscovery
 from glpretrain.evaluate.features import Pixels
 from glpretrain.evaluate.in_context import InContextSegmentation
 from glpretrain.evaluate.few_shot import FewShot
+from glpretrain.evaluate.health import Health
 from glpretrain.evaluate.knn import KNN
 from glpretrain.evaluate.linear import LinearProbe
 from glpretrain.evaluate.linear_segmentation import LinearSegmentation
@@ -25,6 +26,7 @@ __all__ = [
     "FeatureCache",
     "InContextSegmentation",
     "FewShot",
+    "Health",
     "LinearProbe",
     "LinearSegmentation",
     "ObjectDiscovery",

@@ -1,0 +1,279 @@
+"""Health of features without labels: how many directions they fill, how evenly they spread, how far a patch resembles its surroundings.
+
+- rank: RankMe, exp of the entropy of the normalised singular values, not centred (Garrido et al., "RankMe", ICML 2023, equation 3);
+  at most the width and the number of rows;
+- uniformity: log of the mean of exp(-2 |x - y|^2) over pairs of unit vectors (Wang and Isola, "Understanding contrastive
+  representation learning through alignment and uniformity on the hypersphere", ICML 2020): 0 for one point, near -4 when spread;
+- similarity of patches: mean cosine of two patches of one image, of different images, and of one image as a function of their
+  distance on the grid. Where the last has fallen half of the way from 1 to the mean of one image is the half distance: how far what
+  a patch says beyond its image reaches.
+
+Left out on purpose: prototypes, which an encoder does not have (`callbacks.PrototypeUsage`), and a verdict.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional
+
+from glpretrain import keys
+from glpretrain.data.base import Source
+from glpretrain.encoders.base import Encoder
+from glpretrain.evaluate.base import Evaluator, Result, Score
+from glpretrain.evaluate.cache import FeatureCache
+from glpretrain.evaluate.features import Pixels, encode, evaluation_shape
+from glpretrain.evaluate.intervals import Z95, jackknife_interval, mean_interval
+
+_RANK_EPS = 1e-7  # the paper's
+_UNIFORMITY_T = 2.0
+_NUM_GROUPS = 20
+_GROUP_SEED = 100
+_TABLE_CELLS = 1 << 22  # of a table of pairs at a time
+_SAME = 1e-6  # patches whose cosines differ by less are the same
+
+
+class Moments(NamedTuple):
+    """What one pass over the items leaves."""
+
+    cls: Tensor  # Float[B D]
+    mean_patch: Tensor  # Float[B D]
+    mean_unit: Tensor  # Float[B D]  mean of the patches, each scaled to length one
+    within: Tensor  # Float[B]  mean cosine of two patches
+    decay: Tensor  # Float[B distances]  the same at distance 1, 2, ... on the grid
+    group: Tensor  # Int[B]  which of R groups an item is in, for the jackknife
+    cls_gram: Tensor  # Float64[R D D]  sum over the group of outer products
+    patch_gram: Tensor  # Float64[R D D]
+
+    def sums(self, *parts: Tensor) -> Tensor:
+        """Of 1 and Float[B M], by group: Float64[R 1+M]."""
+        rows = torch.cat([torch.ones(len(self.group), 1), *parts], dim=1).double()
+        return torch.zeros(len(self.cls_gram), rows.shape[1], dtype=torch.float64).index_add_(0, self.group, rows)
+
+    @property
+    def decay_sums(self) -> Tensor:
+        """Float64[R 2+distances], what `half_distance` takes."""
+        return self.sums(self.within[:, None], self.decay)
+
+    @property
+    def unit_sums(self) -> Tensor:
+        """Float64[R 2+D], what `cosine_between` takes."""
+        return self.sums(self.mean_unit.square().sum(dim=1, keepdim=True), self.mean_unit)
+
+
+class Health(Evaluator):
+    """`rank_cls` and `rank_patches`, `uniformity_cls` and `uniformity_mean_patch`, `cosine_within`, `cosine_between`, `half_distance`.
+
+    Ranks are numbers of directions; cosines are of patches; the half distance is in patches, and the largest distance measured (the
+    longer side of the grid less one) where the similarity does not fall that far.
+
+    Args:
+        test: items; labels are not looked at.
+        image_size: side of the square, or height and width; None for the card's item shape.
+        layer: block whose features are taken; negative numbers count from the last.
+        batch_size: items at a time.
+        bf16: encode under bfloat16 autocast.
+    """
+
+    headlines = ("rank_cls", "rank_patches", "uniformity_cls")
+
+    def __init__(
+        self,
+        test: Source | Pixels,
+        *,
+        image_size: int | Sequence[int] | None = None,
+        layer: int = -1,
+        batch_size: int = 64,
+        bf16: bool = False,
+    ) -> None:
+        self.test = Pixels.of(test)
+        if len(self.test) < 2:
+            raise ValueError(f"test: source {self.test.name!r} has 1 item; accepted: at least 2")
+        self.image_size, self.layer, self.batch_size, self.bf16 = image_size, layer, batch_size, bf16
+
+    @property
+    def scored(self) -> Pixels:
+        return self.test
+
+    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
+        found = self._moments(encoder, cache)
+        count = len(found.cls)
+        whole = {
+            "rank_cls": (effective_rank, found.cls_gram),
+            "rank_patches": (effective_rank, found.patch_gram),
+            "cosine_between": (cosine_between, found.unit_sums),
+            "half_distance": (half_distance, found.decay_sums),
+        }
+        scores = {name: _of_sums(statistic, sums, count) for name, (statistic, sums) in whole.items()}
+        scores["uniformity_cls"] = uniformity(functional.normalize(found.cls, dim=1))
+        scores["uniformity_mean_patch"] = uniformity(functional.normalize(found.mean_patch, dim=1))
+        scores["cosine_within"] = Score(found.within.mean().item(), mean_interval(found.within), count)
+        return Result(scores, chosen={})
+
+    def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
+        """`spectrum`: singular values, each over the largest; `decay`: cosine of two patches by their distance."""
+        found = self._moments(encoder, cache)
+        return {"spectrum": _spectrum_figure(found), "decay": _decay_figure(found)}
+
+    def _moments(self, encoder: Encoder, cache: FeatureCache | None) -> Moments:
+        grid = encoder.grid(evaluation_shape(encoder, self.image_size))
+        if grid[0] * grid[1] < 2:
+            raise ValueError(f"image_size: {self.image_size}; accepted: at least two patches of {encoder.card.patch_size} pixels")
+        num_groups, dim = min(_NUM_GROUPS, len(self.test)), encoder.embed_dim
+        group_of = keys.permutation(torch.tensor(_GROUP_SEED), len(self.test)) % num_groups  # [B]
+        cls_gram, patch_gram = (torch.zeros(num_groups, dim, dim, dtype=torch.float64) for _ in range(2))
+        rows: list[tuple[Tensor, ...]] = []
+        count = 0
+        options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
+        for batch, output in encode(encoder, self.test, fit="crop", **options):
+            if not (output.cls.isfinite().all() and output.patches.isfinite().all()):
+                raise ValueError(f"source {self.test.name!r}: the encoder's features are not finite; nothing can be scored on them")
+            if output.patches.shape[1] != grid[0] * grid[1]:
+                raise ValueError(f"encoder {encoder.card.encoder!r}: {output.patches.shape[1]} patches; its grid has {grid[0]} x {grid[1]}")
+            groups = group_of[count : count + len(batch.index)]
+            count += len(batch.index)
+            for group in groups.unique().tolist():
+                of_group = output.cls[groups == group].double(), output.patches[groups == group].flatten(0, 1).double()
+                for gram, features in zip((cls_gram, patch_gram), of_group, strict=True):
+                    gram[group] += features.T @ features
+            unit = functional.normalize(output.patches, dim=-1)  # [B N D]
+            rows.append((output.cls, output.patches.mean(dim=1), unit.mean(dim=1), decay(unit, grid=grid), groups))
+        if count < 2:
+            raise ValueError(f"source {self.test.name!r}: {count} item can be read; at least 2 are needed")
+        cls, mean_patch, mean_unit, curves, group = (torch.cat(part) for part in zip(*rows, strict=True))
+        # All pairs of N unit vectors, less the N of one with itself.
+        within = (grid[0] * grid[1] * mean_unit.square().sum(dim=1) - 1) / (grid[0] * grid[1] - 1)
+        return Moments(cls, mean_patch, mean_unit, within, curves, group, cls_gram, patch_gram)
+
+
+def _of_sums(statistic: Callable[[Tensor], Tensor], sums: Tensor, count: int) -> Score:
+    return Score(statistic(sums.sum(dim=0, keepdim=True)).item(), jackknife_interval(statistic, sums), count)
+
+
+def singular_values(gram: Tensor) -> Tensor:
+    """Of the matrix X with X^T X = Float64[*S D D], largest first, Float64[*S D]: exact down to 1e-8 of the largest."""
+    return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(-1)
+
+
+def effective_rank(gram: Tensor) -> Tensor:
+    """RankMe of the matrix X with X^T X = Float64[*S D D], Float64[*S]: D where all directions are alike, 1 where there is one."""
+    values = singular_values(gram)
+    share = values / values.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny) + _RANK_EPS
+    return (-(share * share.log()).sum(dim=-1)).exp()
+
+
+def uniformity(rows: Tensor) -> Score:
+    """Log of the mean of exp(-2 |x - y|^2) over all pairs of different rows.
+
+    The interval is that of a mean over pairs (Hoeffding): twice that of the rows' own means, and relative, for the logarithm.
+
+    Args:
+        rows: Float[B D] of length one.
+    """
+    count = len(rows)
+    means: list[Tensor] = []
+    per_chunk = max(1, _TABLE_CELLS // count)
+    for start in range(0, count, per_chunk):
+        chunk = rows[start : start + per_chunk]
+        potential = (2 * _UNIFORMITY_T * (chunk @ rows.T - 1)).clamp_max_(0).exp_()  # |x - y|^2 = 2 - 2 x.y
+        potential[torch.arange(len(chunk)), start + torch.arange(len(chunk))] = 0  # not with itself
+        means.append(potential.double().sum(dim=1) / (count - 1))
+    mean = torch.cat(means)
+    return Score(mean.mean().log().item(), 2 * mean_interval(mean) / mean.mean().item(), count)
+
+
+def decay(unit: Tensor, *, grid: tuple[int, int]) -> Tensor:
+    """Mean cosine of two patches of an item by their distance, rounded to 1, 2, ... up to the longer side less one.
+
+    Args:
+        unit: Float[B N D] of length one.
+        grid: patches along height and width.
+
+    Returns:
+        Float[B max(grid)-1].
+    """
+    height, width = grid
+    place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()  # [N 2]
+    distance = torch.cdist(place, place).round().long().flatten()  # [N*N]
+    num_distances = max(grid) - 1
+    used = (distance >= 1) & (distance <= num_distances)
+    position = distance[used] - 1
+    counts = position.bincount(minlength=num_distances)
+    curves: list[Tensor] = []
+    for chunk in unit.split(max(1, _TABLE_CELLS // len(distance))):
+        cosine = torch.einsum("bnd,bmd->bnm", chunk, chunk).flatten(1)[:, used]  # [B pairs]
+        curves.append(torch.zeros(len(chunk), num_distances).index_add_(1, position, cosine) / counts)
+    return torch.cat(curves)
+
+
+def cosine_between(sums: Tensor) -> Tensor:
+    """Mean cosine of two patches of different items.
+
+    Args:
+        sums: Float64[*S 2+D], over items: 1, the squared length of its mean unit patch, that vector.
+
+    Returns:
+        Float64[*S].
+    """
+    count, lengths, total = sums[..., 0], sums[..., 1], sums[..., 2:]
+    return (total.square().sum(dim=-1) - lengths) / (count * (count - 1))
+
+
+def half_distance(sums: Tensor) -> Tensor:
+    """Where the decay has fallen half of the way from 1, at distance 0, to the mean of all pairs, along straight lines in between.
+
+    Args:
+        sums: Float64[*S 2+distances], over items: 1, the mean cosine of two patches, that at distance 1, 2, ...
+
+    Returns:
+        Float64[*S]; the last distance where it stays above, and where all patches are the same.
+    """
+    within = sums[..., 1:2] / sums[..., :1]
+    excess = (sums[..., 2:] / sums[..., :1] - within) / (1 - within)
+    curve = functional.pad(torch.where(within > 1 - _SAME, 1.0, excess), (1, 0), value=1.0)  # [*S 1+distances]
+    low = curve <= 0.5
+    after = torch.where(low.any(dim=-1), low.int().argmax(dim=-1), curve.shape[-1] - 1)
+    above, below = (curve.gather(-1, position.unsqueeze(-1)).squeeze(-1) for position in (after - 1, after))
+    return torch.where(low.any(dim=-1), after - 1 + (above - 0.5) / (above - below), after.to(curve.dtype))
+
+
+def _spectrum_figure(found: Moments) -> Figure:
+    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+    axis = figure.subplots()
+    for gram, colour, name in ((found.cls_gram, "#0072b2", "cls"), (found.patch_gram, "#d55e00", "patches")):
+        total = gram.sum(dim=0)
+        values = singular_values(total)
+        label = f"{name}, rank {effective_rank(total):.1f} of {len(values)}"
+        axis.plot(range(1, len(values) + 1), values / values[0], color=colour, linewidth=1.4, label=label)
+    axis.set_yscale("log")
+    axis.set_ylim(bottom=1e-7)
+    axis.set_xlabel("direction")
+    axis.set_ylabel("singular value / largest")
+    axis.set_title(f"{len(found.cls)} items", fontsize=9, loc="left")
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _decay_figure(found: Moments) -> Figure:
+    num_distances = found.decay.shape[1]
+    mean = torch.cat([torch.ones(1), found.decay.mean(dim=0)])
+    spread = torch.cat([torch.zeros(1), Z95 * found.decay.std(dim=0) / math.sqrt(len(found.decay))])
+    half = half_distance(found.decay_sums.sum(dim=0)).item()
+    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+    axis = figure.subplots()
+    distances = range(num_distances + 1)
+    axis.plot(distances, mean, color="#0072b2", marker="o", markersize=3, linewidth=1.4, label="one image, by distance")
+    axis.fill_between(distances, mean - spread, mean + spread, color="#0072b2", alpha=0.25, linewidth=0)
+    axis.axhline(found.within.mean(), color="#0072b2", linewidth=0.8, linestyle=":", label="one image, all pairs")
+    axis.axhline(cosine_between(found.unit_sums.sum(dim=0)), color="#d55e00", linewidth=1.2, linestyle="--", label="different images")
+    axis.axvline(half, color="0.75", linewidth=0.8, zorder=0)
+    axis.set_xlabel("distance in patches")
+    axis.set_ylabel("mean cosine of two patches")
+    axis.set_title(f"half distance {half:.1f} patches, {len(found.decay)} items", fontsize=9, loc="left")
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
