@@ -7,9 +7,9 @@ from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.clustering import ClusterSegmentation
 from glpretrain.evaluate.discovery import ObjectDiscovery
 from glpretrain.evaluate.features import Pixels
-from glpretrain.evaluate.in_context import InContextSegmentation
 from glpretrain.evaluate.few_shot import FewShot
 from glpretrain.evaluate.health import Health
+from glpretrain.evaluate.in_context import InContextSegmentation
 from glpretrain.evaluate.knn import KNN
 from glpretrain.evaluate.linear import LinearProbe
 from glpretrain.evaluate.linear_segmentation import LinearSegmentation
@@ -24,13 +24,13 @@ __all__ = [
     "ClusterSegmentation",
     "Evaluator",
     "FeatureCache",
-    "InContextSegmentation",
     "FewShot",
     "Health",
+    "InContextSegmentation",
     "LinearProbe",
     "LinearSegmentation",
-    "ObjectDiscovery",
     "LinearSweep",
+    "ObjectDiscovery",
     "Pixels",
     "PromptSegmentation",
     "Result",
