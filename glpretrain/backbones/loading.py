@@ -98,6 +98,8 @@ def load_backbone_with_report(
         imported = _read_file(path, which=which, **hints)
     else:
         raise ValueError(f"load_backbone: {path} does not exist; accepted: a folder or a checkpoint file")
+    if which == "student" and "(student)" not in imported.title:
+        raise ValueError(f"load_backbone: which='student' given; {path} is {imported.title} and does not hold a student of its own")
     return fit(imported, in_chans=in_chans, img_size=img_size, mean=mean, std=std, strict=strict, path=str(path))
 
 

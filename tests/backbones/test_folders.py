@@ -199,7 +199,8 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"of no known format; it holds \['state_dict'\]"):
         export_checkpoint(tmp_path / "other.ckpt", tmp_path / "out")
-    torch.save({"encoder_card": small().card.to_json(), "state_dict": {"head.weight": torch.zeros(1)}}, tmp_path / "head.ckpt")
+    content = {"encoder_card": small().card.to_json(), "method": "DINO", "global_step": 3}
+    torch.save({**content, "state_dict": {"head.weight": torch.zeros(1)}}, tmp_path / "head.ckpt")
     with pytest.raises(ValueError, match="has no encoder"):
         export_checkpoint(tmp_path / "head.ckpt", tmp_path / "out")
     with pytest.raises(ValueError, match="does not exist"):

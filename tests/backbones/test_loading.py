@@ -125,6 +125,7 @@ def test_an_unknown_format_is_refused(content, message, tmp_path):
 def test_settings_are_checked_and_never_ignored(tmp_path):
     path = write("dino", tmp_path)
     assert "which='both' given; accepted: teacher, student" in refusal(path, which="both")
+    assert "which='student' given" in refusal(write("mae", tmp_path), which="student")
     assert "format='DINO' given; accepted: dino, ibot," in refusal(path, format="DINO")
     assert "refuses to build vit_base_patch16_224" in refusal(path, num_heads=5)
     assert "mean has 2 values; accepted: 3" in refusal(path, mean=(0.5, 0.5))
