@@ -164,7 +164,7 @@ def _config(encoder: ViT, weights: dict[str, Tensor], *, gated: bool, layout: La
         "hidden_size": encoder.embed_dim,
         "num_hidden_layers": encoder.num_layers,
         "num_attention_heads": encoder.model.blocks[0].attn.num_heads,
-        "hidden_act": "silu" if gated else "gelu",
+        "hidden_act": "silu" if gated and layout is DINOV3 else "gelu",  # DINOv2's gated class does not look at it
         "layer_norm_eps": norms.pop(),
         "image_size": height if height == width else [height, width],
         "patch_size": card.patch_size[0],
