@@ -12,7 +12,7 @@ from test_inspect import features_of, picture, save, small, stored
 from torch.nn import functional
 
 from glpretrain.data.base import Item
-from glpretrain.encoders import ViT
+from glpretrain.encoders import FeatureMap, ViT
 from glpretrain.evaluate.features import Pixels, encode
 from glpretrain.inspect import untrained, write_report
 
@@ -127,9 +127,15 @@ def test_the_slider_moves_the_masks(browser, page, encoders):
     assert browser.run("return document.querySelector('#threshold-1-1').value") == "0.6"
     assert "above 0.600" in browser.run("return document.querySelector('.readout').textContent")
     browser.press(browser.find("#linked")[0])
-    browser.keys(browser.find("#threshold-0-1")[0], ARROWS["left"])
+    browser.keys(browser.find("#threshold-1-1")[0], ARROWS["left"])
     assert [threshold_of(browser, 0, b) for b in (0, 1)] == pytest.approx([0.6, 0.595])
     assert_masks_are_the_evaluators(browser, page, encoders)
+
+
+def test_a_slider_that_was_never_in_sight_starts_from_the_threshold(browser):
+    browser.run("document.querySelector('#main').style.marginTop = '9000px'")
+    browser.keys(browser.find("#threshold-1-0")[0], ARROWS["right"])
+    assert threshold_of(browser, 1, 0) == pytest.approx(0.405)
 
 
 def test_arrow_keys_move_the_prompt_and_stop_at_the_border(browser):
@@ -172,3 +178,15 @@ def test_everything_to_operate_has_a_name_and_a_phone_needs_no_sideways_scrollin
         named = "(one) => one.textContent.trim() || one.labels?.length || one.ariaLabel"
         unnamed = f"return [...document.querySelectorAll('button, input, select, canvas')].filter((one) => !({named})(one)).length"
         assert phone.run(unnamed) == 0
+
+
+def test_a_page_of_one_backbone_without_attention_offers_neither_tie_nor_blocks(window, tmp_path):
+    page = write_report({"map": FeatureMap("resnet18", img_size=64).eval()}, [save(tmp_path / "a.png", picture())], out=tmp_path / "r.html")
+    window.open(page)
+    window.run("return window.glpretrainReport.ready")
+    assert window.run("return document.querySelector('#linked').checkVisibility()") is False
+    assert window.find("select") == []
+    assert (
+        window.run("return document.querySelector('.backbone .note').textContent") == "No attention maps: resnet18 given; accepted: a ViT."
+    )
+    assert window.console() == []

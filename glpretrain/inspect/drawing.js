@@ -12,17 +12,14 @@ const drawing = (colours) => { // 256 * RGB
     return made;
   }
 
-  // A canvas of one pixel per value; `colourOf(n)` gives its red, green and blue.
+  // A colour in one number, as a canvas keeps it on a little-endian machine: pictures are redrawn while a slider moves.
+  const packed = (red, green, blue) => ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+
+  // A canvas of one pixel per value; `colourOf(n)` gives its packed colour.
   function painted([height, width], colourOf) {
     const canvas = element("canvas", { width, height }), context = canvas.getContext("2d");
-    const picture = context.createImageData(width, height);
-    for (let n = 0; n < height * width; n++) {
-      const [red, green, blue] = colourOf(n);
-      picture.data[4 * n] = red;
-      picture.data[4 * n + 1] = green;
-      picture.data[4 * n + 2] = blue;
-      picture.data[4 * n + 3] = 255;
-    }
+    const picture = context.createImageData(width, height), pixels = new Uint32Array(picture.data.buffer);
+    for (let n = 0; n < pixels.length; n++) pixels[n] = colourOf(n);
     context.putImageData(picture, 0, 0);
     return canvas;
   }
@@ -35,35 +32,46 @@ const drawing = (colours) => { // 256 * RGB
     return canvas;
   }
 
-  function colour(value, [low, high]) {
-    const shade = Math.round(Math.min(1, Math.max(0, (value - low) / Math.max(high - low, 1e-12))) * 255);
-    return colours.subarray(3 * shade, 3 * shade + 3);
+  // Where a value's red starts in `colours`.
+  function shade(value, low, high) {
+    return 3 * Math.round(Math.min(1, Math.max(0, (value - low) / Math.max(high - low, 1e-12))) * 255);
   }
 
-  const greyOf = (rgba, n) => (rgba[4 * n] + rgba[4 * n + 1] + rgba[4 * n + 2]) / 3;
+  function colour(value, [low, high]) {
+    const at = shade(value, low, high);
+    return packed(colours[at], colours[at + 1], colours[at + 2]);
+  }
+
+  // Of a picture's pixels: each one's brightness.
+  function greys(rgba) {
+    return Float32Array.from({ length: rgba.length / 4 }, (_, n) => (rgba[4 * n] + rgba[4 * n + 1] + rgba[4 * n + 2]) / 3);
+  }
 
   // Values over the grey picture.
-  function heat(size, rgba, values, range, opacity) {
+  function heat(size, grey, values, [low, high], opacity) {
     return painted(size, (n) => {
-      const grey = (1 - opacity) * greyOf(rgba, n), [red, green, blue] = colour(values[n], range);
-      return [grey + opacity * red, grey + opacity * green, grey + opacity * blue];
+      const at = shade(values[n], low, high), under = (1 - opacity) * grey[n];
+      return packed(under + opacity * colours[at], under + opacity * colours[at + 1], under + opacity * colours[at + 2]);
     });
   }
 
   // The picture inside the mask, dim and grey outside, enlarged, with the border of the mask.
-  function cutOut([height, width], rgba, mask, { dimmed, drawn, line }) {
+  function cutOut([height, width], rgba, grey, mask, { dimmed, drawn, line }) {
     const canvas = enlarged(painted([height, width], (n) => {
-      const grey = dimmed * greyOf(rgba, n);
-      return mask[n] ? rgba.subarray(4 * n, 4 * n + 3) : [grey, grey, grey];
+      const under = dimmed * grey[n];
+      return mask[n] ? packed(rgba[4 * n], rgba[4 * n + 1], rgba[4 * n + 2]) : packed(under, under, under);
     }), drawn);
     const context = canvas.getContext("2d"), down = drawn[0] / height, across = drawn[1] / width;
-    const edge = (x0, y0, x1, y1) => { context.moveTo(x0 * across, y0 * down); context.lineTo(x1 * across, y1 * down); };
+    const edge = (x, y, right, lower) => { // from a corner of pixels to the next
+      context.moveTo(x * across, y * down);
+      context.lineTo((x + right) * across, (y + lower) * down);
+    };
     context.beginPath();
     for (let y = 0; y < height; y++) {
       for (let x = 0; x < width; x++) {
         const n = y * width + x;
-        if (x + 1 < width && mask[n] !== mask[n + 1]) edge(x + 1, y, x + 1, y + 1);
-        if (y + 1 < height && mask[n] !== mask[n + width]) edge(x, y + 1, x + 1, y + 1);
+        if (x + 1 < width && mask[n] !== mask[n + 1]) edge(x + 1, y, 0, 1);
+        if (y + 1 < height && mask[n] !== mask[n + width]) edge(x, y + 1, 1, 0);
       }
     }
     Object.assign(context, { strokeStyle: OUTLINE, lineWidth: line, lineCap: "square" });
@@ -81,7 +89,8 @@ const drawing = (colours) => { // 256 * RGB
     counts.forEach((count, bin) => {
       const middle = low + ((bin + 0.5) / BINS) * (high - low), bar = (Math.sqrt(count) / tallest) * (height - 6);
       context.globalAlpha = middle > threshold ? 1 : 0.5;
-      context.fillStyle = `rgb(${colour(middle, range).join(",")})`;
+      const at = shade(middle, ...range);
+      context.fillStyle = `rgb(${colours.subarray(at, at + 3).join(",")})`;
       context.fillRect((bin / BINS) * width + 1, height - bar, width / BINS - 2, bar);
     });
     context.globalAlpha = 1;
@@ -98,5 +107,5 @@ const drawing = (colours) => { // 256 * RGB
     }
   }
 
-  return { element, painted, enlarged, colour, heat, cutOut, histogram, frame };
+  return { element, packed, painted, enlarged, colour, greys, heat, cutOut, histogram, frame };
 };

@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const LOW = -1, HIGH = 1; // of the threshold's slider, the histogram and the common colour scale
   const DRAWN = 640; // about how many pixels wide pictures are drawn, whatever the encoder's size
-  const { element, painted, enlarged, colour, heat, cutOut, histogram, frame } = drawing(maps.bytes(data.colours));
+  const { element, packed, painted, enlarged, colour, greys, heat, cutOut, histogram, frame } = drawing(maps.bytes(data.colours));
   const state = {
     thresholds: data.backbones.map(() => data.threshold),
     layers: data.backbones.map((backbone) => backbone.layers.length - 1), // positions among the stored blocks
@@ -14,7 +14,8 @@
     shared: false,
   };
   const views = []; // [image][backbone]: what is stored, what was computed from it, and where it is drawn
-  const stale = new Map(); // view to what has changed: "prompt", "threshold" or "pointer"
+  const stale = new Map(); // view to what has changed since it was drawn: "prompt", "threshold" or "pointer"
+  let scheduled = false;
 
   const rangeOf = (view) => (state.shared ? [LOW, HIGH] : maps.range(view.cosines));
   const thresholdOf = (view) => state.thresholds[view.b];
@@ -40,35 +41,43 @@
     view.readout.textContent = `prompt: row ${row}, column ${column} (patch ${index}) \u00b7 ${above} of ${view.cosines.length} patches `
       + `above ${threshold.toFixed(3)} \u00b7 ${(100 * share).toFixed(1)} % of the pixels`;
     view.extent.textContent = `cosines ${low.toFixed(2)} to ${high.toFixed(2)}`;
-    view.slider.value = view.typed.value = threshold;
   }
 
-  // Brings numbers and pictures up to date: in the next frame, or when somebody reads them before that.
-  function flush() {
-    for (const [view, change] of stale) {
-      if (change === "prompt") {
-        view.prompt = maps.patchAt(view.backbone.grid, state.points[view.i]);
-        view.cosines = maps.cosines(view.features, view.axes, view.prompt.index);
-        view.map = maps.upsample(view.cosines, view.backbone.grid, view.backbone.size);
-        const blended = heat(view.backbone.size, view.rgba, view.map, rangeOf(view), data.opacity);
-        view.layers.similarity = enlarged(blended, view.drawn);
-      }
-      if (change !== "pointer") {
-        view.mask = Uint8Array.from(view.map, (similarity) => (similarity > thresholdOf(view) ? 1 : 0));
-        const look = { dimmed: data.dimmed, drawn: view.drawn, line: 1.3 * view.line };
-        view.layers.mask = cutOut(view.backbone.size, view.rgba, view.mask, look);
-        histogram(view.histogram, view.cosines, { low: LOW, high: HIGH, range: rangeOf(view), threshold: thresholdOf(view) });
-        describe(view);
-      }
-      compose(view);
+  // Brings a view's numbers and pictures up to date.
+  function update(view) {
+    const change = stale.get(view), { backbone: { grid, size } } = view;
+    stale.delete(view);
+    if (change === "prompt") {
+      view.prompt = maps.patchAt(grid, state.points[view.i]);
+      view.cosines = maps.cosines(view.features, view.axes, view.prompt.index);
+      view.map = maps.upsample(view.cosines, grid, size);
+      view.layers.similarity = enlarged(heat(size, view.grey, view.map, rangeOf(view), data.opacity), view.drawn);
     }
-    stale.clear();
+    if (change === "prompt" || change === "threshold") {
+      const threshold = thresholdOf(view), look = { dimmed: data.dimmed, drawn: view.drawn, line: 1.3 * view.line };
+      view.mask = Uint8Array.from(view.map, (similarity) => (similarity > threshold ? 1 : 0));
+      view.layers.mask = cutOut(size, view.rgba, view.grey, view.mask, look);
+      histogram(view.histogram, view.cosines, { low: LOW, high: HIGH, range: rangeOf(view), threshold });
+      describe(view);
+    }
+    if (change) compose(view);
+  }
+
+  // What is on the screen is updated in the next frame, the rest when it comes into sight or is read.
+  function updateSeen() {
+    scheduled = false;
+    for (const view of [...stale.keys()]) if (view.seen) update(view);
+  }
+
+  function schedule() {
+    if (!scheduled) requestAnimationFrame(updateSeen);
+    scheduled = true;
   }
 
   function changed(some, change) {
-    if (stale.size === 0) requestAnimationFrame(flush);
-    const order = ["pointer", "threshold", "prompt"];
+    const order = ["pointer", "threshold", "prompt"]; // each includes those before
     for (const view of some) if (order.indexOf(change) > order.indexOf(stale.get(view))) stale.set(view, change);
+    schedule();
   }
 
   function prompt(i, point) {
@@ -78,6 +87,7 @@
 
   function setThreshold(b, value) {
     state.thresholds = state.thresholds.map((own, other) => (state.linked || other === b ? value : own));
+    for (const view of views.flat()) view.slider.value = view.typed.value = thresholdOf(view);
     changed(views.flat(), "threshold");
   }
 
@@ -118,8 +128,8 @@
   }
 
   function saveMask(view) {
-    flush();
-    painted(view.backbone.size, (n) => (view.mask[n] ? [255, 255, 255] : [0, 0, 0])).toBlob((blob) => {
+    update(view);
+    painted(view.backbone.size, (n) => (view.mask[n] ? packed(255, 255, 255) : packed(0, 0, 0))).toBlob((blob) => {
       const href = URL.createObjectURL(blob), stem = data.images[view.i].name.replace(/\.[^.]*$/, "");
       element("a", { href, download: `${stem}-${view.backbone.name.replace(/[^\w.-]+/g, "_")}-mask.png` }).click();
       setTimeout(() => URL.revokeObjectURL(href), 1000);
@@ -137,8 +147,8 @@
   function thresholdControl(view) {
     const id = `threshold-${view.i}-${view.b}`, { b } = view;
     view.histogram = element("canvas", { width: 960, height: 112, attributes: { role: "img", "aria-label": `Histogram of cosines, ${view.title}` } });
-    view.slider = element("input", { type: "range", id, min: LOW, max: HIGH, step: 0.005 });
-    view.typed = element("input", { type: "number", min: LOW, max: HIGH, step: 0.001, attributes: { "aria-label": `Threshold as a number, ${view.title}` } });
+    view.slider = element("input", { type: "range", id, min: LOW, max: HIGH, step: 0.005, value: thresholdOf(view) });
+    view.typed = element("input", { type: "number", min: LOW, max: HIGH, step: 0.001, value: thresholdOf(view), attributes: { "aria-label": `Threshold as a number, ${view.title}` } });
     view.extent = element("span", { className: "range" });
     view.slider.addEventListener("input", () => setThreshold(b, Number(view.slider.value)));
     view.typed.addEventListener("change", () => {
@@ -151,7 +161,7 @@
 
   function attentionBlock(view) {
     const { backbone, b } = view, own = data.views[view.i][b];
-    if (own.attention === null) return element("p", { className: "note", textContent: `No attention: ${own.reason}` });
+    if (own.attention === null) return element("p", { className: "note", textContent: `No attention maps: ${own.reason}.` });
     const shades = maps.bytes(own.attention), grid = element("div", { className: "heads" }), size = view.count;
     const select = element("select", { attributes: { "aria-label": `Block whose attention is shown, ${view.title}` } });
     backbone.layers.forEach((layer, position) => {
@@ -198,8 +208,11 @@
     focused.addEventListener("keydown", (event) => step(view, event));
     view.readout = element("p", { className: "readout", attributes: { "aria-live": "polite" } });
     view.pointer = element("p", { className: "pointer" });
-    return element("article", { className: "backbone" }, element("h3", { textContent: view.backbone.name }),
+    const made = element("article", { className: "backbone" }, element("h3", { textContent: view.backbone.name }),
       pictures, view.readout, view.pointer, thresholdControl(view), attentionBlock(view));
+    const watch = ([entry]) => { view.seen = entry.isIntersecting; schedule(); };
+    new IntersectionObserver((entries) => watch(entries.slice(-1)), { rootMargin: "300px" }).observe(made);
+    return made;
   }
 
   async function viewOf(i, b) {
@@ -214,8 +227,9 @@
     view.title = `${data.images[i].name}, ${backbone.name}`;
     view.features = maps.features(stored.features);
     view.rgba = context.getImageData(0, 0, width, height).data;
+    view.grey = greys(view.rgba);
     view.layers.image = enlarged(pixels, drawn);
-    view.layers.pca = enlarged(painted(backbone.grid, (n) => pca.subarray(3 * n, 3 * n + 3)), drawn);
+    view.layers.pca = enlarged(painted(backbone.grid, (n) => packed(pca[3 * n], pca[3 * n + 1], pca[3 * n + 2])), drawn);
     return view;
   }
 
@@ -255,11 +269,11 @@
       for (const view of views[i]) if (view.drawAttention) view.drawAttention();
       changed(views[i], "prompt");
     }
-    flush();
+    window.addEventListener("beforeprint", () => views.flat().forEach(update));
   }
 
   // For whoever reads the page by program: copies of what is shown.
-  const read = (i, b, answer) => { flush(); return answer(views[i][b]); };
+  const read = (i, b, answer) => { update(views[i][b]); return answer(views[i][b]); };
   window.glpretrainReport = Object.freeze({
     ready: build(),
     mask: (i, b) => read(i, b, (view) => ({ height: view.backbone.size[0], width: view.backbone.size[1], pixels: [...view.mask] })),

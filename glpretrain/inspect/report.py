@@ -160,7 +160,7 @@ def _view(encoder: Encoder, seen: Seen, *, layers: Layers) -> tuple[Plain, float
     try:
         maps = attention(encoder, seen, layers=layers)  # [L heads h w]
     except ValueError as reason:  # no ViT, no class token, or a block with two attentions: the page says so
-        return view | {"attention": None, "reason": str(reason)}, error
+        return view | {"attention": None, "reason": str(reason).removeprefix("attention maps: ")}, error
     peaks = maps.amax(dim=(-2, -1), keepdim=True)  # [L heads 1 1]
     shades = (maps / peaks.clamp(min=1e-12) * 255).round().byte()
     return view | {"attention": _base64(shades.numpy()), "heads": maps.shape[1], "peaks": peaks.flatten().tolist()}, error
