@@ -85,7 +85,7 @@ def similarity_figure(samples: list[PairSample]) -> Figure:
         axis.step(centres, density, where="mid", color=colour, linewidth=1.4, label=name)
     axis.fill_between(centres, torch.minimum(intra, inter), step="mid", color="0.75", label=f"overlap {scores['ovl'].value:.1f} %")
     shown = centres[(intra + inter) > 0]
-    axis.set_xlim(shown.min() - 0.02, shown.max() + 0.02)
+    axis.set_xlim(shown.min().item() - 0.02, shown.max().item() + 0.02)
     axis.set_ylim(bottom=0)
     axis.set_xlabel("cosine of two patches")
     axis.set_ylabel("density")

@@ -1,15 +1,17 @@
 """Prompt segmentation and patch similarity: truth scores 100, noise its floor, torchmetrics and scikit-learn agree."""
 
+import numpy as np
 import pytest
 import torch
-from evaluate_stubs import StubEncoder, masked, noise, position_of
+from evaluate_stubs import StubEncoder, TableSource, masked, noise, position_of
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics.functional.classification import binary_jaccard_index
 
 from glpretrain.evaluate import PromptSegmentation, Result
-from glpretrain.evaluate.prompt_segmentation import THRESHOLDS, centre_patch, iou_at_thresholds, occupancy
+from glpretrain.evaluate.intervals import mean_interval
+from glpretrain.evaluate.prompt_segmentation import THRESHOLDS, calibration_images, centre_patch, iou_at_thresholds, occupancy
 from glpretrain.evaluate.similarity import auc, histogram, histogram_auc, overlap
 from glpretrain.types import EncoderOutput
 
@@ -171,3 +173,98 @@ def test_bad_input_is_named():
     blank.items[0] = blank.items[0]._replace(instances=None)
     with pytest.raises(ValueError, match="has no masks"):
         PromptSegmentation(blank)
+
+
+class Named(TableSource):
+    """Scenes that say what their masks show: the left object of scene p is of class p % 3, the right one a bat."""
+
+    mask_classes = ("ant", "bat", "cat", "dog")
+
+    def __init__(self, count: int) -> None:
+        items = masked([scene(position) for position in range(count)]).items
+        for position, item in enumerate(items):
+            semantic = torch.full_like(item.instances, -1)
+            semantic[item.instances == 1] = position % 3
+            semantic[item.instances == 2] = 1
+            semantic[4:6, 14:18] = 2  # a few pixels of the right object say otherwise: the commonest counts
+            items[position] = item._replace(semantic=semantic)
+        super().__init__(items)
+
+
+def noisy(items: Tensor) -> EncoderOutput:
+    patches = truth(items).patches + 0.3 * chance(items).patches
+    return EncoderOutput(patches.mean(dim=1), patches)
+
+
+def test_scores_of_classes_agree_with_loops_over_objects_and_clicks():
+    source = Named(11)
+    evaluator = PromptSegmentation(source)
+    scores, chosen = evaluator.run(StubEncoder(noisy, size=SIZE, patch=PATCH))
+    calibration = calibration_images(evaluator.masked, share=0.25)
+    found: dict[str, list[float]] = {"ant": [], "bat": [], "cat": []}
+    for position, item in enumerate(source.items):
+        if position in calibration:
+            continue
+        patches = functional.normalize(noisy(item.image[None].float()).patches[0], dim=1)
+        for identity in (1, 2):
+            mask = item.instances == identity
+            overlaps = []
+            for row in range(GRID[0]):
+                for column in range(GRID[1]):
+                    cell = mask[row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH]
+                    if cell.float().mean() >= 0.5:
+                        cosines = (patches @ patches[row * GRID[1] + column]).reshape(1, 1, *GRID)
+                        segment = functional.interpolate(cosines, size=(SIZE, SIZE), mode="bilinear")[0, 0] > chosen["threshold"]
+                        overlaps.append(((segment & mask).sum() / (segment | mask).sum()).item())
+            name = "bat" if identity == 2 else source.mask_classes[position % 3]
+            found[name].append(sum(overlaps) / len(overlaps))
+    for name, values in found.items():
+        assert scores[f"iou_{name}"].value == pytest.approx(100 * sum(values) / len(values), abs=1e-3), name
+        assert scores[f"iou_{name}"].ci == pytest.approx(100 * mean_interval(torch.tensor(values)), rel=1e-3)
+        assert scores[f"iou_{name}"].n == len(values)
+    assert "iou_dog" not in scores  # no object shows one
+    assert {len(values) for values in found.values()} != {1}
+    per_class = [scores[f"iou_{name}"] for name in found]
+    assert scores["miou_classes"].value == pytest.approx(sum(score.value for score in per_class) / 3)
+    assert scores["miou_classes"].ci == pytest.approx(np.linalg.norm([score.ci for score in per_class]) / 3)
+    assert scores["miou_classes"].n == sum(score.n for score in per_class) == scores["miou"].n == 16
+    objects = [value for values in found.values() for value in values]
+    assert scores["miou"].value == pytest.approx(100 * sum(objects) / 16, abs=1e-3)
+    assert scores["miou"].value != pytest.approx(scores["miou_classes"].value, abs=1e-3)  # there are more bats
+
+
+def test_truth_scores_100_in_every_class_and_noise_its_floor():
+    right = PromptSegmentation(Named(11)).run(StubEncoder(truth, size=SIZE, patch=PATCH)).scores
+    wrong = PromptSegmentation(Named(11)).run(StubEncoder(chance, size=SIZE, patch=PATCH)).scores
+    for name in ("iou_ant", "iou_bat", "iou_cat", "miou_classes"):
+        assert right[name].value == 100 and wrong[name].value < 22 + 5, name  # the largest object covers 22 % of a scene
+    assert set(right) == set(wrong)
+
+
+def test_objects_without_a_class_count_only_among_objects():
+    source = Named(11)
+    for position, item in enumerate(source.items):
+        semantic = item.semantic.clone()
+        semantic[item.instances == 1] = -1
+        source.items[position] = item._replace(semantic=semantic)
+    scores = PromptSegmentation(source).run(StubEncoder(noisy, size=SIZE, patch=PATCH)).scores
+    assert [name for name in scores if name.startswith("iou_")] == ["iou_bat"]
+    assert scores["iou_bat"].n == 8 and scores["miou"].n == 16
+
+
+def test_similarity_plot_shows_the_two_distributions_and_their_numbers():
+    evaluator = PromptSegmentation(masked([scene(position) for position in range(11)]))
+    encoder = StubEncoder(noisy, size=SIZE, patch=PATCH)
+    (figure,) = evaluator.pictures(encoder).values()
+    scores = evaluator.run(encoder).scores
+    (axis,) = figure.axes
+    samples = evaluator._measure(encoder, None)[1]
+    lines = {line.get_label(): line for line in axis.lines}
+    for name, part in (("same object (intra)", 0), ("inside and outside (inter)", 1)):
+        values = torch.cat([sample[part] for sample in samples])
+        density, edges = np.histogram(values.clamp(-1, 1).numpy(), bins=200, range=(-1, 1), density=True)
+        assert lines[name].get_ydata() == pytest.approx(density, abs=0.02)  # a value on an edge may fall on either side of it
+        assert lines[name].get_xdata() == pytest.approx((edges[1:] + edges[:-1]) / 2, abs=1e-6)
+    shaded = axis.collections[0].get_label()
+    assert shaded == f"overlap {scores['ovl'].value:.1f} %"
+    assert axis.get_title(loc="left") == f"AUC {scores['auc'].value:.1f} %, 11 images"
