@@ -12,8 +12,9 @@ from rich.console import Console
 from shrinking import ROOT, shrunk
 from torch import Tensor
 
-from glpretrain.callbacks import RunEvaluators, Throughput
+from glpretrain.callbacks import PrototypeUsage, RunEvaluators, Throughput
 from glpretrain.callbacks.evaluators import result_key
+from glpretrain.callbacks.health import usage
 from glpretrain.callbacks.loggers import wandb_mode
 from glpretrain.callbacks.views import columns, grid_figure, unnormalise
 from glpretrain.cli.training import Training, pretrain
@@ -228,3 +229,54 @@ def test_login_in_netrc_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
     assert wandb_mode() == "online"
+
+
+def test_usage_of_prototypes_counts_directions() -> None:
+    assignments = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.6, 0.0, 0.4, 0.0]])
+    first = torch.nn.functional.one_hot(assignments.argmax(dim=1), 4).sum(dim=0)
+    found = usage(torch.stack([assignments.sum(dim=0), first]))
+    mean = torch.tensor([1.6, 1.0, 0.4]) / 3
+    assert found["perplexity"].item() == pytest.approx(torch.exp(-(mean * mean.log()).sum()).item())
+    assert found["used"] == 25
+    even = usage(torch.ones(2, 7))
+    assert even["perplexity"].item() == pytest.approx(7) and even["used"] == 100
+    assert usage(torch.eye(7)[:1].repeat(2, 1))["perplexity"] == 1
+
+
+@pytest.mark.parametrize(("recipe", "terms"), [("ibot", ("cls", "patch")), ("mmc", ("patch",)), ("mae", ())])
+def test_usage_is_that_of_the_targets_and_changes_no_weight(recipe: str, terms: tuple[str, ...], tmp_path: Path) -> None:
+    def run(folder: Path, *callbacks: str) -> tuple[Training, dict[str, list[Tensor]]]:
+        folder.mkdir()
+        cli = training(folder, "--trainer.max_steps", "4", "--trainer.callbacks", f"[{', '.join(callbacks)}]", recipe=recipe)
+        targets: dict[str, list[Tensor]] = {}
+        for name, module in cli.model.named_modules():
+            if name in ("cls_objective", "patch_objective"):
+                given = targets.setdefault(name.removesuffix("_objective"), [])
+                centred = module.targets
+
+                def kept(logits: Tensor, *, teacher_temp: float, given: list = given, centred: object = centred) -> Tensor:
+                    found = centred(logits, teacher_temp=teacher_temp)
+                    given.append(found.flatten(0, -2))
+                    return found
+
+                module.targets = kept
+        cli.fit()
+        return cli, targets
+
+    own = '{"class_path": "glpretrain.callbacks.PrototypeUsage", "init_args": {"every_n_steps": 3, "num_steps": 2}}'
+    (plain, targets), (watched, _) = run(tmp_path / "plain"), run(tmp_path / "watched", own)
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, watched.model.state_dict()[name]), name
+    logged = {name: value for name, value in watched.trainer.logged_metrics.items() if name.startswith("health/")}
+    assert set(logged) == {f"health/{term}/{score}" for term in terms for score in ("perplexity", "used")}
+    for term in terms:
+        rows = torch.cat(targets[term][1:3])  # the last two of three steps
+        mean = rows.mean(dim=0)
+        assert logged[f"health/{term}/perplexity"].item() == pytest.approx(torch.exp(-(mean * mean.log()).sum()).item(), rel=1e-4)
+        assert logged[f"health/{term}/used"].item() == pytest.approx(100 * len(rows.argmax(dim=1).unique()) / rows.shape[1])
+    assert not [module for module in watched.model.modules() if module._forward_hooks]
+
+
+def test_steps_of_usage_are_checked() -> None:
+    with pytest.raises(ValueError, match="num_steps 6; accepted: from 1 to every_n_steps, which is 5"):
+        PrototypeUsage(every_n_steps=5, num_steps=6)

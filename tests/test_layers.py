@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "backbones": BOTTOM | {"encoders"},
     "exports": BOTTOM | {"encoders", "backbones"},
     "inspect": BOTTOM | {"encoders", "backbones"},
-    "callbacks": BOTTOM | {"encoders", "data", "evaluate", "backbones", "inspect"},
+    "callbacks": BOTTOM | {"objectives", "encoders", "data", "evaluate", "backbones", "inspect"},
     "runs": BOTTOM | {"encoders", "backbones"},
     "cli": BOTTOM
     | {"masking", "encoders", "objectives", "data", "evaluate", "methods", "backbones", "exports", "inspect", "callbacks", "runs"},
