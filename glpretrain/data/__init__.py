@@ -5,6 +5,7 @@ from glpretrain.data.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.images import ImageFolder, ImageList, MaskedFolder
 from glpretrain.data.scenes import Scenes
 from glpretrain.data.shards import HuggingFaceImages, TarShards
+from glpretrain.data.videos import SceneVideos, Video, VideoFolder, VideoSource
 
 __all__ = [
     "HuggingFaceImages",
@@ -12,9 +13,13 @@ __all__ = [
     "ImageList",
     "Item",
     "MaskedFolder",
+    "SceneVideos",
     "Scenes",
     "Source",
     "Subset",
     "TarShards",
     "UnreadableItemError",
+    "Video",
+    "VideoFolder",
+    "VideoSource",
 ]

@@ -59,6 +59,22 @@ def from_pil(opened: Image.Image, *, channels: int) -> Tensor:
     return torch.from_numpy(array).reshape(*array.shape[:2], channels).permute(2, 0, 1).contiguous()  # [C H W]
 
 
+def decode_mask(path: Path, *, size: Sequence[int]) -> Tensor:
+    """Values of a palette or grey file as Int[H W].
+
+    Raises:
+        UnreadableItemError: the file is damaged, or has not the height and width of its image.
+    """
+    try:
+        with Image.open(path) as opened:
+            values = torch.from_numpy(np.array(opened)).long()
+    except DAMAGE as error:
+        raise UnreadableItemError(f"{path}: {error}") from error
+    if values.shape != tuple(size):
+        raise UnreadableItemError(f"{path}: shape {tuple(values.shape)}, the image has {tuple(size)}")
+    return values
+
+
 def _read_tiff(path: Path) -> np.ndarray:
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise ValueError("only .tif, .tiff and .npy hold other than 1 or 3 channels")
@@ -77,7 +93,7 @@ def _from_array(array: np.ndarray, path: Path, *, channels: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))  # [C H W]
 
 
-def _find_images(root: Path) -> list[Path]:
+def find_images(root: Path) -> list[Path]:
     """Image files below `root` in the order of their names; hidden files and folders are passed over."""
     found = []
     for folder, subfolders, names in os.walk(root, followlinks=True):
@@ -86,7 +102,7 @@ def _find_images(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def _existing_folder(root: str | Path, what: str) -> Path:
+def existing_folder(root: str | Path, what: str) -> Path:
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise ValueError(f"{what}: {folder} is not a folder")
@@ -113,7 +129,7 @@ class ImageFolder(Source):
     """
 
     def __init__(self, root: str | Path, *, channels: int = 3, split: Literal["all", "train", "val"] | None = None) -> None:
-        self.root = _existing_folder(root, "ImageFolder")
+        self.root = existing_folder(root, "ImageFolder")
         self.channels = channels
         for images, masks in _MASK_FOLDERS:
             if (self.root / images).is_dir() and (self.root / masks).is_dir():
@@ -124,7 +140,7 @@ class ImageFolder(Source):
         folders = [self.root]
         if self._divided is not None:
             folders = {"all": list(self._divided), "train": [self._divided[0]], "val": [self._divided[1]]}[split or "train"]
-        self._files = [(path, path.relative_to(folder).parts) for folder in folders for path in _find_images(folder)]
+        self._files = [(path, path.relative_to(folder).parts) for folder in folders for path in find_images(folder)]
         if not self._files:
             raise _nothing_found("ImageFolder", self.root if len(folders) > 1 else folders[0])
         inside = all(len(parts) > 1 for _, parts in self._files)
@@ -242,7 +258,7 @@ class MaskedFolder(Source):
         offset: int = 0,
         mask_classes: Sequence[str] | None = None,
     ) -> None:
-        self.root = _existing_folder(root, "MaskedFolder")
+        self.root = existing_folder(root, "MaskedFolder")
         self.channels = channels
         self.ignore = ignore
         self.offset = offset
@@ -253,7 +269,7 @@ class MaskedFolder(Source):
             accepted = " or ".join(f"{images}/ beside {masks}/" for images, masks in _MASK_FOLDERS)
             raise ValueError(f"MaskedFolder: {self.root} does not hold {accepted}")
         images, masks = present[0]
-        files = _find_images(images)
+        files = find_images(images)
         if not files:
             raise _nothing_found("MaskedFolder", images)
         self._files = [(path, masks / path.relative_to(images).with_suffix(".png")) for path in files]
@@ -283,13 +299,7 @@ class MaskedFolder(Source):
     def __getitem__(self, index: int) -> Item:
         path, mask_path = self._files[checked_index(index, len(self))]
         image = decode(path, channels=self.channels)
-        try:
-            with Image.open(mask_path) as opened:
-                values = torch.from_numpy(np.array(opened)).long()
-        except DAMAGE as error:
-            raise UnreadableItemError(f"{mask_path}: {error}") from error
-        if values.shape != image.shape[1:]:
-            raise UnreadableItemError(f"{mask_path}: shape {tuple(values.shape)}, the image has {tuple(image.shape[1:])}")
+        values = decode_mask(mask_path, size=image.shape[1:])
         instances = values + self.offset
         if self.ignore is not None:
             instances[values == self.ignore] = -1

@@ -20,8 +20,8 @@ from glpretrain import keys
 from glpretrain.data.base import Item, Source, checked_index
 
 _OBJECTS = (1, 1, 2, 2, 3)  # how many a scene has, with equal chance each
-_MAX_OBJECTS = max(_OBJECTS)
-_DRAWS = 16  # per object and for the scene
+MAX_OBJECTS = max(_OBJECTS)
+NUM_DRAWS = 16  # per object and for the scene
 _TRAIN_SHARE = 0.62  # of a photograph's width; `test` takes what is right of it after a gap
 _GAP = 0.03
 _NATURAL = 0.5  # share of a photograph's own mean colour that the ground keeps
@@ -208,17 +208,48 @@ class Scenes(Source):
 
     def __getitem__(self, index: int) -> Item:
         checked_index(index, self.length)
-        key = keys.make(seed=self.seed, epoch=("train", "test").index(self.split), index=torch.tensor(index))
-        draws = keys.uniform(key, _MAX_OBJECTS + 1, _DRAWS).tolist()
-        pixels, ids, labels = _render(draws, self.size, self.split)
+        draws = keys.uniform(scene_key(self.seed, self.split, index), MAX_OBJECTS + 1, NUM_DRAWS).tolist()
+        pixels, ids, labels = render(draws, self.size, self.split)
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [C H W]
         instances = torch.from_numpy(ids)
         semantic = torch.tensor([0, *(label + 1 for label in labels)])[instances]  # [H W]
         return Item(image=image, label=labels[-1], instances=instances, regions=None, semantic=semantic)
 
 
-def _render(draws: list[list[float]], size: tuple[int, int], split: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """UInt8[H W 3], Int[H W] ids from 1, and the class of each object, the main one last."""
+def scene_key(seed: int, split: Literal["train", "test"], index: int) -> torch.Tensor:
+    """Key of everything that is drawn for one scene, Int[]."""
+    return keys.make(seed=seed, epoch=("train", "test").index(split), index=torch.tensor(index))
+
+
+def object_count(scene: Sequence[float]) -> int:
+    """How many objects the draws of a scene ask for."""
+    return _OBJECTS[int(scene[11] * len(_OBJECTS))]
+
+
+class Pose(NamedTuple):
+    """How an object is shown; the default is as it was drawn."""
+
+    scale: float = 1.0
+    turn: float = 0.0  # in radians, of silhouette and texture together
+
+
+_AS_DRAWN = (Pose(),) * MAX_OBJECTS
+
+
+def render(
+    draws: Sequence[Sequence[float]], size: tuple[int, int], split: str, *, poses: Sequence[Pose] = _AS_DRAWN
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """One scene.
+
+    Args:
+        draws: Float[1+MAX_OBJECTS NUM_DRAWS] in [0, 1), the scene's before the objects'; an object's third and fourth are its place.
+        size: height and width.
+        split: whose part of the photographs is used.
+        poses: one per object.
+
+    Returns:
+        UInt8[H W 3], Int[H W] ids from 1, and the class of each object, the main one last.
+    """
     height, width = size
     unit = min(height, width)  # pixels per unit of the scene: its shorter side
     scene, *objects = draws
@@ -239,28 +270,28 @@ def _render(draws: list[list[float]], size: tuple[int, int], split: str) -> tupl
     instances = np.zeros(size, dtype=np.int64)
 
     # The main object comes last, so nothing covers it; the others are much smaller.
-    count = _OBJECTS[int(scene[11] * len(_OBJECTS))]
+    count = object_count(scene)
     labels = [int(draw[0] * len(CLASSES)) for draw in objects[:count]]
     for number, draw in enumerate(objects[:count]):
         main = number == count - 1
-        label = labels[number]
+        label, pose = labels[number], poses[number]
         load, silhouette, shown = _CLASSES[CLASSES[label]]
         photo = _photo(load, split)
-        radius = (0.33 + 0.12 * draw[1] if main else 0.1 + 0.06 * draw[1]) * unit
+        radius = (0.33 + 0.12 * draw[1] if main else 0.1 + 0.06 * draw[1]) * unit * pose.scale
         margin = 0.75 * radius
         row, column = margin + draw[2] * (height - 2 * margin), margin + draw[3] * (width - 2 * margin)
         box = np.s_[max(int(row - radius) - 1, 0) : int(row + radius) + 2, max(int(column - radius) - 1, 0) : int(column + radius) + 2]
         dy, dx = y[box] - row, x[box] - column
         turn = 2 * math.pi * draw[4]
-        inside = radius * silhouette(np.arctan2(dy, dx) + turn) - np.hypot(dy, dx)  # pixels to the rim, roughly
+        inside = radius * silhouette(np.arctan2(dy, dx) + turn - pose.turn) - np.hypot(dy, dx)  # pixels to the rim, roughly
         # Brighter or darker than the ground by at least 0.08; which of the two is drawn too.
         offset = (0.08 + 0.12 * draw[5]) * (1 if draw[6] < 0.5 else -1)
         painted = _painted(
             photo,
             dy,
             dx,
-            step=shown / unit * 2.0 ** (draw[7] - 0.5),
-            turn=turn,
+            step=shown / unit * 2.0 ** (draw[7] - 0.5) / pose.scale,
+            turn=turn + pose.turn,
             place=draw[8:10],
             colour=brightness + offset + _TYPICAL_TINTS[label] + _random_tint(draw[10:13]),
             mix=_mix(contrast=0.16 + 0.08 * draw[13], chroma=draw[14]),
