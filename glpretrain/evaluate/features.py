@@ -262,20 +262,42 @@ def encode(
     """
     assert cache is None or cache.encoder is encoder
     shape = evaluation_shape(encoder, image_size)
-    device = next(encoder.parameters(), torch.empty(0)).device
     num_batches = -(-len(pixels) // batch_size)
     batches = pixels.batches(shape, fit=fit, batch_size=batch_size)
     for batch in tracked(batches, total=num_batches, description=f"encoding {pixels.source.name}"):
-        settings = f"{shape} {fit} {layer % encoder.num_layers} {'bf16' if bf16 else 'float32'}"
-        name = hashlib.sha256("".join((settings, *batch.digests)).encode()).hexdigest()
-        output = None if cache is None else cache.find(name, patches=patches)
-        if output is None:
-            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                found = features_at(encoder, normalised(batch.images, encoder), layer=layer)
-            output = EncoderOutput(found.cls.float().cpu(), found.patches.float().cpu())
-            if cache is not None:
-                cache.keep(name, output)
-        yield batch, output
+        options = {"digests": batch.digests, "fit": fit, "layer": layer, "bf16": bf16, "patches": patches, "cache": cache}
+        yield batch, encode_batch(encoder, batch.images, **options)
+
+
+def encode_batch(
+    encoder: Encoder,
+    images: Tensor,
+    *,
+    digests: Sequence[str],
+    fit: str,
+    layer: int = -1,
+    bf16: bool = False,
+    patches: bool = True,
+    cache: FeatureCache | None = None,
+) -> EncoderOutput:
+    """Features of images of one size. Other arguments as in `encode`.
+
+    Args:
+        images: UInt8[B C H W].
+        digests: of each image, before it was resized.
+        fit: how it was resized.
+    """
+    settings = f"{tuple(images.shape[1:])} {fit} {layer % encoder.num_layers} {'bf16' if bf16 else 'float32'}"
+    name = hashlib.sha256("".join((settings, *digests)).encode()).hexdigest()
+    output = None if cache is None else cache.find(name, patches=patches)
+    if output is None:
+        device = next(encoder.parameters(), torch.empty(0)).device
+        with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            found = features_at(encoder, normalised(images, encoder), layer=layer)
+        output = EncoderOutput(found.cls.float().cpu(), found.patches.float().cpu())
+        if cache is not None:
+            cache.keep(name, output)
+    return output
 
 
 def cls_features(
