@@ -16,6 +16,7 @@ from glpretrain.evaluate.linear_segmentation import LinearSegmentation
 from glpretrain.evaluate.linear_sweep import LinearSweep
 from glpretrain.evaluate.prompt_segmentation import PromptSegmentation
 from glpretrain.evaluate.retrieval import Retrieval
+from glpretrain.evaluate.propagation import LabelPropagation
 
 __all__ = [
     "KNN",
@@ -27,6 +28,7 @@ __all__ = [
     "FewShot",
     "Health",
     "InContextSegmentation",
+    "LabelPropagation",
     "LinearProbe",
     "LinearSegmentation",
     "LinearSweep",
