@@ -65,7 +65,7 @@ def _evaluate(arguments: Sequence[str]) -> None:
         "Score a backbone, print the headline scores and append one JSON line per score to a file.",
         "  glpretrain evaluate runs/mmc/latest/backbone                               the scores that a run reports\n"
         "  glpretrain evaluate runs/mmc/latest/backbone --config eval/images          every evaluator, on embedded data\n"
-        "  glpretrain evaluate BACKBONE --config eval/images --data photos/ --masks annotated/\n"
+        "  glpretrain evaluate BACKBONE --config eval/images --data photos/ --masks annotated/ --videos davis/\n"
         "With --config, anything in it can be overridden: --evaluators.knn.init_args.k [5] --sources.test.init_args.length 300",
     )
     parser.add_argument("backbone", metavar="BACKBONE", help=f"folder written by a run or by `glpretrain export`, or {_PUBLISHED}")
@@ -73,6 +73,7 @@ def _evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument("--recipe", help="without --config: whose data it is scored on (that of the run it lies in, else mmc)")
     parser.add_argument("--data", metavar="DIR", help="class folders, divided into train/ and val/ or not, instead of train and test")
     parser.add_argument("--masks", metavar="DIR", help="images/ beside masks/, or such in train/ and val/, instead of the masked sources")
+    parser.add_argument("--videos", metavar="DIR", help="with --config: JPEGImages/ beside Annotations/, as DAVIS, or a folder per video")
     parser.add_argument("--out", metavar="FILE", type=Path, default=Path("results.jsonl"), help="appended to (%(default)s)")
     parser.add_argument("--pictures", metavar="DIR", type=Path, help="where pictures go (<FILE without ending>_pictures)")
     parser.add_argument("--no_pictures", action="store_true", help="draw none")
@@ -86,7 +87,8 @@ def _evaluate(arguments: Sequence[str]) -> None:
     cache = None if known.no_cache else known.cache or default_folder()
     if rest and known.config is None:
         raise ValueError(f"{' '.join(rest)}: accepted with --config only (see glpretrain evaluate --help)")
-    options = {"recipe": known.recipe, "data": known.data, "masks": known.masks, "overrides": values_by_name(rest)}
+    folders = {"data": known.data, "masks": known.masks, "videos": known.videos}
+    options = {"recipe": known.recipe, "overrides": values_by_name(rest), **folders}
     lines = score(known.backbone, config=known.config, out=known.out, pictures=pictures, cache=cache, **options)
     print(f"{len(lines)} scores appended to {known.out}" + ("" if pictures is None else f", pictures in {pictures}/"))
 

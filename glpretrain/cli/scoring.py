@@ -39,6 +39,7 @@ def score(
     recipe: str | None = None,
     data: str | Path | None = None,
     masks: str | Path | None = None,
+    videos: str | Path | None = None,
     overrides: dict[str, object] | None = None,
     out: Path | None = None,
     pictures: Path | None = None,
@@ -53,6 +54,7 @@ def score(
             the backbone lies in, else the quick start.
         data: class folders, divided into train/ and val/ or not; instead of the train and test sources.
         masks: images/ beside masks/, or such in train/ beside val/ (or test/); instead of the masked sources.
+        videos: with `config`: a folder as `VideoFolder` takes it; instead of the videos.
         overrides: of `config`, values by dotted name, such as {"evaluators.knn.init_args.k": [5]}.
         out: JSON lines are appended to it, evaluator by evaluator, so that an interrupted evaluation loses none.
         pictures: folder for PNGs, `<evaluator>_<picture>.png`; None draws none.
@@ -69,13 +71,15 @@ def score(
         encoder.cuda()
     if config is not None and recipe is not None:
         raise ValueError(f"evaluate: config {config} and recipe {recipe} both say where the items are; accepted: one of them")
+    if config is None and videos is not None:
+        raise ValueError(f"evaluate: videos {videos} need a config with an evaluator of videos; accepted: config eval/images, say")
     if config is None:
         path = find_recipe(recipe or _DEFAULT_RECIPE) if isinstance(backbone, Encoder) else _recipe_of(backbone, recipe)
         evaluators = _of_recipe(path, channels=encoder.card.item_shape[0], data=data, masks=masks)
     else:
         path = find_recipe(str(config))
         values = _overridden(yaml.safe_load(path.read_text()), overrides or {}, path)
-        evaluators = _of_config(path, values, channels=encoder.card.item_shape[0], data=data, masks=masks)
+        evaluators = _of_config(path, values, channels=encoder.card.item_shape[0], data=data, masks=masks, videos=videos)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
     features = FeatureCache(encoder, folder=cache)
@@ -199,7 +203,9 @@ def _overridden(values: object, overrides: dict[str, object], path: Path) -> dic
     return values
 
 
-def _of_config(path: Path, values: dict, *, channels: int, data: str | Path | None, masks: str | Path | None) -> dict[str, Evaluator]:
+def _of_config(
+    path: Path, values: dict, *, channels: int, data: str | Path | None, masks: str | Path | None, videos: str | Path | None
+) -> dict[str, Evaluator]:
     """The evaluators of a configuration; a constructor parameter that is named as a role gets that source.
 
     Raises:
@@ -217,6 +223,8 @@ def _of_config(path: Path, values: dict, *, channels: int, data: str | Path | No
         folder = _named(_folder(data, "ImageFolder", channels=channels), "--data")
         _require_classes(folder, data)
         sources["train"], sources["test"] = DataModule.divided(folder)
+    if videos is not None:
+        sources["videos"] = _named(_folder(videos, "VideoFolder", channels=channels), "--videos")
     sources = {role: Pixels(source) if isinstance(source, Source) else source for role, source in sources.items()}
     evaluators: dict[str, Evaluator] = {}
     for name, entry in values["evaluators"].items():
