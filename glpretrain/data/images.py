@@ -320,6 +320,6 @@ class MaskedFolder(Source):
 
 def mask_folders(root: str | Path) -> dict[str, Path]:
     """Which folders of images with masks `root` holds: "masked_train" and "masked" where it is divided, else "masked" alone."""
-    folder = _existing_folder(root, "masks")
+    folder = existing_folder(root, "masks")
     tests = [folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()]
     return {"masked_train": folder / "train", "masked": tests[0]} if tests and (folder / "train").is_dir() else {"masked": folder}

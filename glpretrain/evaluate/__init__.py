@@ -15,8 +15,8 @@ from glpretrain.evaluate.linear import LinearProbe
 from glpretrain.evaluate.linear_segmentation import LinearSegmentation
 from glpretrain.evaluate.linear_sweep import LinearSweep
 from glpretrain.evaluate.prompt_segmentation import PromptSegmentation
-from glpretrain.evaluate.retrieval import Retrieval
 from glpretrain.evaluate.propagation import LabelPropagation
+from glpretrain.evaluate.retrieval import Retrieval
 
 __all__ = [
     "KNN",
