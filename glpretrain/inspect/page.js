@@ -146,9 +146,12 @@
 
   function thresholdControl(view) {
     const id = `threshold-${view.i}-${view.b}`, { b } = view;
-    view.histogram = element("canvas", { width: 960, height: 112, attributes: { role: "img", "aria-label": `Histogram of cosines, ${view.title}` } });
+    const named = (name) => ({ "aria-label": `${name}, ${view.title}` });
+    view.histogram = element("canvas", { width: 960, height: 112, attributes: { role: "img", ...named("Histogram of cosines") } });
     view.slider = element("input", { type: "range", id, min: LOW, max: HIGH, step: 0.005, value: thresholdOf(view) });
-    view.typed = element("input", { type: "number", min: LOW, max: HIGH, step: 0.001, value: thresholdOf(view), attributes: { "aria-label": `Threshold as a number, ${view.title}` } });
+    view.typed = element("input", {
+      type: "number", min: LOW, max: HIGH, step: 0.001, value: thresholdOf(view), attributes: named("Threshold as a number"),
+    });
     view.extent = element("span", { className: "range" });
     view.slider.addEventListener("input", () => setThreshold(b, Number(view.slider.value)));
     view.typed.addEventListener("change", () => {
@@ -156,7 +159,8 @@
       setThreshold(b, Math.min(HIGH, Math.max(LOW, value)));
     });
     const label = element("label", { textContent: "Threshold", htmlFor: id });
-    return element("div", { className: "threshold" }, view.histogram, view.slider, element("div", { className: "row" }, label, view.extent, view.typed));
+    const row = element("div", { className: "row" }, label, view.extent, view.typed);
+    return element("div", { className: "threshold" }, view.histogram, view.slider, row);
   }
 
   function attentionBlock(view) {
@@ -196,7 +200,8 @@
   }
 
   function article(view) {
-    const save = element("button", { type: "button", textContent: "save PNG", attributes: { "aria-label": `Save the mask as PNG, ${view.title}` } });
+    const title = `Save the mask as PNG, ${view.title}`;
+    const save = element("button", { type: "button", textContent: "save PNG", attributes: { "aria-label": title } });
     save.addEventListener("click", () => saveMask(view));
     const pictures = element("div", { className: "pictures" },
       pictureFigure(view, "image", "As the encoder sees it"), pictureFigure(view, "similarity", "Similarity to the prompt"),
@@ -216,7 +221,8 @@
   }
 
   async function viewOf(i, b) {
-    const backbone = data.backbones[b], stored = data.views[i][b], [height, width] = backbone.size, enlarge = Math.max(1, Math.round(DRAWN / width));
+    const backbone = data.backbones[b], stored = data.views[i][b], [height, width] = backbone.size;
+    const enlarge = Math.max(1, Math.round(DRAWN / width));
     const drawn = [height * enlarge, width * enlarge], count = backbone.grid[0] * backbone.grid[1], pca = maps.bytes(stored.pca);
     const picture = new Image();
     picture.src = data.images[i].pictures[backbone.picture];
@@ -240,10 +246,13 @@
       encoder: backbone.encoder, source: backbone.source, licence: backbone.licence,
       parameters: `${(backbone.parameters / 1e6).toPrecision(3)} M`, width: `${backbone.dim}, ${backbone.depth} blocks`,
       patches: `${across(backbone.patch)} pixels`,
-      shown: `${across(backbone.size)} pixels, ${backbone.grid[0]} rows of ${backbone.grid[1]} patches`, trained: `${across(backbone.trained)} pixels`,
+      shown: `${across(backbone.size)} pixels, ${backbone.grid[0]} rows of ${backbone.grid[1]} patches`,
+      trained: `${across(backbone.trained)} pixels`,
     };
     const list = element("dl");
-    for (const [name, value] of Object.entries(facts)) if (value) list.append(element("dt", { textContent: name }), element("dd", { textContent: value }));
+    for (const [name, value] of Object.entries(facts)) {
+      if (value) list.append(element("dt", { textContent: name }), element("dd", { textContent: value }));
+    }
     return element("div", { className: "card" }, element("h3", { textContent: backbone.name }), list);
   }
 
