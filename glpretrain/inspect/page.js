@@ -18,13 +18,14 @@
   let scheduled = false;
 
   const rangeOf = (view) => (state.shared ? [LOW, HIGH] : maps.range(view.cosines));
+  const lineOf = (view) => view.drawn[1] / Math.max(1, view.canvases.image.clientWidth); // as wide as one pixel of the screen
   const thresholdOf = (view) => state.thresholds[view.b];
 
   // ---- what a prompt or a threshold changes
 
   // The pictures, and over each of them the prompt and the patch under the pointer.
   function compose(view) {
-    const { line, backbone: { grid } } = view, point = state.hovered[view.i], hovered = point && maps.patchAt(grid, point);
+    const line = lineOf(view), { grid } = view.backbone, point = state.hovered[view.i], hovered = point && maps.patchAt(grid, point);
     for (const [name, canvas] of Object.entries(view.canvases)) {
       canvas.getContext("2d").drawImage(view.layers[name], 0, 0);
       if (hovered) frame(canvas, grid, hovered, [["rgba(0, 0, 0, 0.6)", 2 * line], ["rgba(255, 255, 255, 0.9)", line]]);
@@ -54,7 +55,7 @@
       view.layers.similarity = enlarged(heat(size, view.grey, view.map, rangeOf(view), data.opacity), view.drawn);
     }
     if (change === "prompt" || change === "threshold") {
-      const threshold = thresholdOf(view), look = { dimmed: data.dimmed, drawn: view.drawn, line: 1.3 * view.line };
+      const threshold = thresholdOf(view), look = { dimmed: data.dimmed, drawn: view.drawn, line: 1.3 * lineOf(view) };
       view.mask = Uint8Array.from(view.map, (similarity) => (similarity > threshold ? 1 : 0));
       view.layers.mask = cutOut(size, view.rgba, view.grey, view.mask, look);
       histogram(view.histogram, view.cosines, { low: LOW, high: HIGH, range: rangeOf(view), threshold });
@@ -229,7 +230,7 @@
     await picture.decode();
     const pixels = element("canvas", { width, height }), context = pixels.getContext("2d", { willReadFrequently: true });
     context.drawImage(picture, 0, 0);
-    const view = { i, b, backbone, count, drawn, line: drawn[1] / 300, canvases: {}, layers: {}, axes: stored.axes };
+    const view = { i, b, backbone, count, drawn, canvases: {}, layers: {}, axes: stored.axes };
     view.title = `${data.images[i].name}, ${backbone.name}`;
     view.features = maps.features(stored.features);
     view.rgba = context.getImageData(0, 0, width, height).data;
