@@ -124,7 +124,9 @@ def best_class(scores: Tensor, *, grid: tuple[int, int], size: tuple[int, int]) 
         Int[B H W].
     """
     maps = scores.transpose(1, 2).unflatten(2, grid)  # [B C h w]
-    return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False).argmax(dim=1)
+    # Image by image: many classes at every pixel of a batch would be gigabytes.
+    upsampled = (functional.interpolate(one, size=size, mode="bilinear", align_corners=False) for one in maps.split(1))
+    return torch.cat([one.argmax(dim=1) for one in upsampled])
 
 
 def predicted_scores(encoder: Encoder, pixels: Pixels, predict: Predictor, *, options: FeatureOptions) -> dict[str, Score]:

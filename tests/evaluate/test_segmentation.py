@@ -138,7 +138,7 @@ def soft_problem() -> tuple[Tensor, Tensor]:
 def test_linear_layers_reach_the_optimum_of_scikit_learn() -> None:
     patches, shares = soft_problem()
     strengths = (1e-3, 1e-1)
-    heads = fit_heads(patches, shares, learning_rates=(0.05, 0.05), l2=strengths, num_steps=600, patches_per_step=4000)
+    heads = fit_heads(patches, shares, learning_rates=(0.05, 0.05), l2=strengths, num_steps=400, patches_per_step=3000)
     for l2, weight, bias in zip(strengths, *heads, strict=True):
         # scikit-learn minimises C * sum of losses + |w|^2 / 2: each patch comes once per class, weighted with its share.
         reference = LogisticRegression(C=1 / (l2 * shares.sum().item()), max_iter=2000, tol=1e-8)
