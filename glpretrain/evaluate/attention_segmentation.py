@@ -1,6 +1,6 @@
 """Attention segmentation: does the class token look at the objects?
 
-Protocol: Caron et al., "Emerging properties in self-supervised vision transformers", 2021, figure 4 and table 6, and
+Protocol: Caron et al., "Emerging properties in self-supervised vision transformers", 2021, figure 4, and
 visualize_attention.py of github.com/facebookresearch/dino: of each head's attention from the class token to the patches in the last
 block, the patches that hold the largest 60 % of the mass are kept, brought to pixels by nearest neighbour and compared with the
 image's objects, all of them as one mask, by the Jaccard index (IoU).

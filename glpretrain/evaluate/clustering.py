@@ -1,9 +1,9 @@
 """Unsupervised segmentation: k-means on patches, clusters named after classes by the best one-to-one matching.
 
-The protocol of PiCIE (Cho et al., CVPR 2021) and STEGO (Hamilton et al., ICLR 2022) for frozen features: as many clusters as classes,
-L2-normalised patches, matched by the Hungarian algorithm on the confusion of all evaluated pixels. As usual, clusters are found and
-matched on the images that are scored; nothing else is learned from their masks. Patch distances are upsampled bilinearly, which is
-the nearest centre of bilinearly upsampled features.
+As PiCIE (Cho et al., CVPR 2021) and STEGO (Hamilton et al., ICLR 2022) score: as many clusters as classes, L2-normalised patches,
+clusters matched by the Hungarian algorithm on the confusion of all evaluated pixels. Matching on the images that are scored is the
+usual protocol, and all that is learned from their masks. Unlike there, the clusters are found on these images too, for want of
+training images. Patch distances are upsampled bilinearly, which gives the nearest centre of bilinearly upsampled features.
 Left out on purpose: conditional random fields, and training of any kind.
 """
 
