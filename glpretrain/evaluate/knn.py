@@ -18,7 +18,7 @@ from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import LabelledFeatures, Pixels, cls_features
 from glpretrain.evaluate.intervals import rate_interval
 
-_TEST_CHUNK = 512  # bounds the similarity table to 512 x the training items
+_TEST_CHUNK, _TABLE_CELLS = 512, 1 << 26  # test items at a time, and fewer where the table of similarities would pass 256 MB
 
 
 class KNN(Evaluator):
@@ -110,7 +110,8 @@ def knn_predict(train: LabelledFeatures, queries: Tensor, *, k: Sequence[int], t
     keys = functional.normalize(train.cls, dim=-1)
     num_classes = int(train.labels.max()) + 1
     predictions: list[list[Tensor]] = [[] for _ in k]
-    for chunk in functional.normalize(queries, dim=-1).split(_TEST_CHUNK):
+    per_chunk = min(_TEST_CHUNK, max(1, _TABLE_CELLS // len(keys)))
+    for chunk in functional.normalize(queries, dim=-1).split(per_chunk):
         similarity, neighbour = (chunk @ keys.T).topk(max(k), dim=-1)  # [B max(k)]
         # Relative to the nearest: the same vote, and exp cannot overflow at a small temperature.
         votes = ((similarity - similarity[:, :1]) / temp).exp()

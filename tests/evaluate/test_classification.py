@@ -80,6 +80,15 @@ def test_knn_agrees_with_scikit_learn_for_every_k():
     assert 30 < scores["k20"].value < 100  # the features are neither noise nor the truth
 
 
+def test_many_voters_are_looked_at_in_smaller_chunks(monkeypatch):
+    voters = LabelledFeatures(noise(torch.arange(211), 8, seed=9), torch.arange(211) % NUM_CLASSES)
+    queries = noise(torch.arange(83), 8, seed=10)
+    whole = knn_predict(voters, queries, k=(1, 7, 200), temp=0.07)
+    monkeypatch.setattr("glpretrain.evaluate.knn._TABLE_CELLS", 1000)
+    for some, all_at_once in zip(knn_predict(voters, queries, k=(1, 7, 200), temp=0.07), whole, strict=True):
+        assert torch.equal(some, all_at_once)
+
+
 def test_votes_do_not_overflow_at_a_small_temperature():
     voters = LabelledFeatures(torch.eye(3), torch.tensor([0, 1, 2]))
     (predicted,) = knn_predict(voters, torch.tensor([[0.1, 0.9, 0.2], [0.0, 0.3, 1.0]]), k=(3,), temp=1e-3)
