@@ -78,7 +78,7 @@ class Health(Evaluator):
         bf16: encode under bfloat16 autocast.
     """
 
-    headlines = ("rank_cls", "rank_patches", "uniformity_cls")
+    headlines = ("rank_cls", "rank_patches")
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ class Ranking(NamedTuple):
 
 
 class Retrieval(Evaluator):
-    """`map` and `recall<k>`, over the queries that have an item of their class in the gallery.
+    """`map` and `recall<k>`, over the queries that have an item of their class in the gallery; intervals take the gallery as given.
 
     Args:
         test: queries.

@@ -1,9 +1,11 @@
 """Retrieval: truth scores 100, noise its expectation, torchmetrics and scikit-learn agree, ties and the query itself do not count."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from evaluate_stubs import StubEncoder, label_of, labelled, masked, noise, position_of
 from matplotlib.colors import to_hex
 from sklearn.metrics import average_precision_score
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
 
+from glpretrain.cli.scoring import _of_config
 from glpretrain.evaluate import Retrieval, retrieval
 from glpretrain.evaluate.features import encode
 from glpretrain.evaluate.retrieval import LocatedFeatures, rank
@@ -159,6 +162,22 @@ def test_picture_frames_the_nearest_in_green_and_red():
             assert colour == ("#009e73" if image[0, 0, 0] == label else "#d55e00")
             colours.add(colour)
     assert len(colours) == 2
+
+
+def test_a_configuration_without_a_gallery_searches_the_queries(tmp_path: Path):
+    written = tmp_path / "own.yaml"
+    scenes = {"class_path": "glpretrain.data.Scenes", "init_args": {"length": 20, "size": 16}}
+    entry = {"class_path": "glpretrain.evaluate.Retrieval", "init_args": {"k": [1, 3]}}
+    written.write_text(yaml.safe_dump({"sources": {"test": scenes}, "evaluators": {"own": entry}}))
+    (alone,) = _of_config(written, channels=3, data=None, masks=None).values()
+    assert alone.train is None and alone.k == (1, 3)
+    written.write_text(yaml.safe_dump({"sources": {"test": scenes, "train": scenes}, "evaluators": {"own": entry}}))
+    (searched,) = _of_config(written, channels=3, data=None, masks=None).values()
+    assert searched.train is not None and searched.protocol == alone.protocol
+    entry["class_path"] = "glpretrain.evaluate.KNN"
+    written.write_text(yaml.safe_dump({"sources": {"test": scenes}, "evaluators": {"own": entry}}))
+    with pytest.raises(ValueError, match=r"KNN needs the sources \['train'\]; given: \['test'\]"):
+        _of_config(written, channels=3, data=None, masks=None)
 
 
 def test_bad_input_is_named():
