@@ -42,6 +42,11 @@ class Heads(NamedTuple):
         """Float[B D] to Float[B R classes]."""
         return torch.einsum("bd,drk->brk", features, self.weight) + self.bias
 
+    @property
+    def is_finite(self) -> Tensor:
+        """Bool[R]: no number of the head has grown without bound."""
+        return self.weight.isfinite().all(dim=2).all(dim=0) & self.bias.isfinite().all(dim=1)
+
 
 class Kind(NamedTuple):
     """What a head sees: `cls` of the last blocks, and perhaps the mean patch of the last one."""
@@ -106,6 +111,8 @@ class LinearSweep(Evaluator):
         kind, rate = divmod(int(rates.argmax()), len(self.learning_rates))
         chosen, learning_rate = list(train)[kind], self.learning_rates[rate]
         heads = self._trained(train[chosen], (learning_rate,))
+        if not heads.is_finite.all():
+            raise ValueError(f"learning_rates: {list(self.learning_rates)}; the weights grew without bound; accepted: smaller ones")
         test = self._features(encoder, self.test, cache)[chosen]
         predicted = heads.logits(test.cls)[:, 0].argmax(dim=-1)
         return Result(
@@ -128,7 +135,7 @@ class LinearSweep(Evaluator):
         for features, labels in train.values():
             heads = self._trained(LabelledFeatures(features[fitted], labels[fitted]), self.learning_rates)
             predicted = heads.logits(features[held_out]).argmax(dim=-1)  # [M R]
-            rates.append((predicted == labels[held_out, None]).float().mean(dim=0))
+            rates.append((predicted == labels[held_out, None]).float().mean(dim=0) * heads.is_finite)
         return torch.stack(rates)
 
     def _trained(self, train: LabelledFeatures, learning_rates: Sequence[float]) -> Heads:

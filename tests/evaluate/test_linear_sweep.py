@@ -204,6 +204,15 @@ def test_two_thousand_items_take_seconds():
     assert time.process_time() - start < 20  # 4 s on an idle core; the bound leaves room for a busy one
 
 
+def test_heads_that_grow_without_bound_are_not_chosen():
+    def huge(items: Tensor) -> EncoderOutput:
+        return output(1e18 * noisy(items).cls)
+
+    assert sweep(100, 30, learning_rates=(1e30, 1e-30), num_steps=20).run(StubEncoder(huge)).chosen["learning_rate"] == 1e-30
+    with pytest.raises(ValueError, match=r"learning_rates: \[1e\+30\]; the weights grew without bound"):
+        sweep(100, 30, learning_rates=(1e30,), num_steps=20).run(StubEncoder(huge))
+
+
 def test_bad_input_is_named():
     source = labelled(labels(9), num_classes=NUM_CLASSES)
     for options, message in (
