@@ -4,7 +4,9 @@ Left out: reading files (`backbones`), what may differ (`encoders.transfer`), an
 """
 
 import hashlib
+import inspect
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Literal
 
 import torch
@@ -15,8 +17,8 @@ from glpretrain.encoders import Encoder
 from glpretrain.encoders.transfer import Transfer
 from glpretrain.methods.base import Method
 
-# Arguments of an encoder that belong to the weights: a recipe that leaves them out gets the backbone's.
-_OF_THE_WEIGHTS = ("mean", "std", "licence")
+# What a recipe declares of its encoder, also by leaving it out. Everything else (mean, std, licence) belongs to the weights.
+_DECLARED = ("name", "img_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate", "source")
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,11 @@ class Origin:
         Args:
             encoder: class_path and init_args; changed in place, so that the run's config.yaml says what was used.
         """
-        arguments = encoder.init_args
-        for name in _OF_THE_WEIGHTS:
-            value = self.backbone.card.arguments.get(name)
-            if value and name in arguments and not arguments[name]:
-                arguments[name] = value
+        module, _, name = encoder.class_path.rpartition(".")
+        parameters = inspect.signature(vars(import_module(module))[name]).parameters
+        for argument, value in self.backbone.card.arguments.items():
+            if argument not in _DECLARED and argument in parameters and encoder.init_args[argument] == parameters[argument].default:
+                encoder.init_args[argument] = value
 
     def start(self, model: Method) -> None:
         """Hand the weights over.
