@@ -102,6 +102,20 @@ def test_folders_take_the_place_of_sources(small: Path) -> None:
     assert {line["evaluator"]: line["measured_on"] for line in lines} == {"knn": "scenes", "prompt": "annotated"}
 
 
+def test_masks_without_classes_cost_only_the_scores_that_need_them(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = yaml.safe_load(small.read_text())
+    values["sources"]["masked_train"] = values["sources"]["masked"]
+    values["evaluators"]["linear_segmentation"] = {"class_path": "glpretrain.evaluate.LinearSegmentation"}
+    values["evaluators"]["clustering"] = {"class_path": "glpretrain.evaluate.ClusterSegmentation"}
+    small.write_text(yaml.safe_dump(values))
+    write_masked(Path("annotated"), 9)
+    lines = score(encoder(), config=small, masks="annotated")
+    assert {line["evaluator"] for line in lines} == {"knn", "prompt"}
+    said = capsys.readouterr().err
+    assert "linear_segmentation: LinearSegmentation needs the sources ['masked_train']" in said
+    assert "clustering: source 'annotated' has no masks of classes" in said
+
+
 def test_divided_masks_give_both_sources_and_keep_what_is_said_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for part in ("train", "val"):
@@ -145,7 +159,8 @@ def test_score_is_offered_by_the_package() -> None:
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason=f"no street scenes in {SHARED}")
 def test_real_street_scenes_are_scored(tmp_path: Path) -> None:
-    lines = score(encoder(), config="eval/street_scenes", masks=CAMVID, out=tmp_path / "out.jsonl")
+    overrides = {"evaluators.linear_segmentation.init_args.num_steps": 50}
+    lines = score(encoder(), config="eval/street_scenes", masks=CAMVID, overrides=overrides, out=tmp_path / "out.jsonl")
     found = {(line["evaluator"], line["score"]): line for line in lines}
     assert found["prompt", "miou"]["n"] > 200 and 10 < found["prompt", "miou"]["value"] < 60
     assert {"iou_sky", "iou_road", "iou_building"} <= {name for _, name in found}

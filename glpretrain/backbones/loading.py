@@ -11,7 +11,7 @@ from glpretrain.backbones.architecture import infer
 from glpretrain.backbones.configured import read_huggingface_folder, read_timm_folder
 from glpretrain.backbones.files import read_json, read_pickle, read_safetensors
 from glpretrain.backbones.fitting import fit
-from glpretrain.backbones.folders import CARD, LIBRARY_CONFIG, export, is_own_checkpoint, read_own_checkpoint, read_own_folder
+from glpretrain.backbones.folders import CARD, LIBRARY_CONFIG, is_own_checkpoint, read_own_checkpoint, read_own_folder
 from glpretrain.backbones.formats import FORMATS, SATELLITE, Which, in_single_precision, recognise, unwrap
 from glpretrain.backbones.imported import Imported
 from glpretrain.backbones.report import LoadReport
@@ -103,46 +103,14 @@ def load_backbone_with_report(
     return fit(imported, in_chans=in_chans, img_size=img_size, mean=mean, std=std, strict=strict, path=str(path))
 
 
-def export_checkpoint(
-    checkpoint: str | Path,
-    folder: str | Path,
-    *,
-    which: Which = "teacher",
-    format: str | None = None,
-    num_heads: int | None = None,
-    licence: str | None = None,
-    source: str | None = None,
-) -> Path:
-    """Export the encoder of anything that `load_backbone` reads.
-
-    Args:
-        checkpoint: such as one of a training run; of its two sides the teacher's, where there is one.
-        folder: see `export`.
-        which: see `load_backbone`.
-        format: see `load_backbone`.
-        num_heads: see `load_backbone`.
-        licence: see `export`.
-        source: see `export`.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError: see `load_backbone` and `export`.
-    """
-    encoder, _ = load_backbone_with_report(checkpoint, which=which, format=format, num_heads=num_heads)
-    return export(encoder, folder, licence=licence, source=source)
-
-
 def _read_folder(folder: Path) -> Imported:
+    config = read_json(folder / LIBRARY_CONFIG) if (folder / LIBRARY_CONFIG).is_file() else {}
+    if "model_type" in config:  # before the card: an export in Hugging Face's layout has one too
+        return read_huggingface_folder(folder)
     if (folder / CARD).is_file():
         return read_own_folder(folder)
-    if (folder / LIBRARY_CONFIG).is_file():
-        config = read_json(folder / LIBRARY_CONFIG)
-        if "architecture" in config:
-            return read_timm_folder(folder)
-        if "model_type" in config:
-            return read_huggingface_folder(folder)
+    if "architecture" in config:
+        return read_timm_folder(folder)
     raise ValueError(
         f"load_backbone: {folder} has no {CARD}, and no {LIBRARY_CONFIG} with architecture (timm) or model_type (Hugging Face); "
         f"found: {sorted(path.name for path in folder.iterdir())}"

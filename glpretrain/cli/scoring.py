@@ -230,15 +230,16 @@ def _of_config(
     for name, entry in values["evaluators"].items():
         try:
             evaluators[name] = _named(entry, f"{path}: evaluators.{name}", **sources)
-        except MissingSourceError as error:
-            if masks is None:
+        except SourceError as error:
+            given = [str(root) for root in (data, masks, videos) if root is not None]
+            if not given:  # the configuration's own sources do not fit: its author's mistake
                 raise
-            print(f"left out: {name}: {error}; --masks {masks} is not divided into train/ and val/ (or test/)", file=sys.stderr, flush=True)
+            print(f"left out: {error} (sources from {', '.join(given)})", file=sys.stderr, flush=True)
     return evaluators
 
 
-class MissingSourceError(ValueError):
-    """An evaluator needs a source that is not there."""
+class SourceError(ValueError):
+    """A source that an evaluator needs is not there, or is not what it needs."""
 
 
 def _masked(entry: dict | None, root: Path, channels: int) -> dict:
@@ -265,14 +266,14 @@ def _named(entry: dict, where: str, **given: object) -> object:
     parameters = inspect.signature(owner).parameters
     roles = {role: value for role, value in given.items() if role in parameters}
     if missing := {role for role in ROLES if role in parameters and parameters[role].default is inspect.Parameter.empty} - set(roles):
-        raise MissingSourceError(f"{where}: {name} needs the sources {sorted(missing)}; given: {sorted(given)}")
+        raise SourceError(f"{where}: {name} needs the sources {sorted(missing)}; given: {sorted(given)}")
     try:
         return _instantiated(owner, entry.get("init_args") or {}, **roles)
     except argparse.ArgumentError as error:
         accepted = [parameter for parameter in inspect.signature(owner).parameters if parameter not in ROLES]
         raise ValueError(f"{where}: {error}\n(accepted: {', '.join(accepted)})") from error
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise (SourceError if roles else ValueError)(f"{where}: {error}") from error
 
 
 def _instantiated(owner: Callable[..., object], values: dict, **given: object) -> object:

@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from glpretrain.backbones import export, export_checkpoint, load_backbone
+from glpretrain.backbones import export, load_backbone
 from glpretrain.encoders import FeatureMap, ViT
 
 
@@ -143,7 +143,7 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path):
         load_backbone(folder)
     torch.save({"encoder_card": _Trap(tmp_path / "sprung"), "state_dict": {}}, tmp_path / "bad.ckpt")
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
-        export_checkpoint(tmp_path / "bad.ckpt", tmp_path / "new")
+        load_backbone(tmp_path / "bad.ckpt")
     assert not (tmp_path / "sprung").exists() and not (tmp_path / "new").exists()
 
 
@@ -190,7 +190,7 @@ def test_the_teacher_is_exported_where_there_is_one_and_the_student_elsewhere(tm
     both = checkpoint(tmp_path / "both.ckpt", student=("student.encoder", student), teacher=("teacher.branch.encoder", teacher))
     alone = checkpoint(tmp_path / "alone.ckpt", student=("student.encoder", student))
     for name, path, expected in (("a", both, teacher), ("b", alone, student)):
-        again = load_backbone(export_checkpoint(path, tmp_path / name))
+        again = load_backbone(export(load_backbone(path), tmp_path / name))
         assert torch.equal(again(items).patches, expected(items).patches)
     assert not torch.equal(student(items).patches, teacher(items).patches)
 
@@ -198,19 +198,19 @@ def test_the_teacher_is_exported_where_there_is_one_and_the_student_elsewhere(tm
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"of no known format; it holds \['state_dict'\]"):
-        export_checkpoint(tmp_path / "other.ckpt", tmp_path / "out")
+        load_backbone(tmp_path / "other.ckpt")
     content = {"encoder_card": small().card.to_json(), "method": "DINO", "global_step": 3}
     torch.save({**content, "state_dict": {"head.weight": torch.zeros(1)}}, tmp_path / "head.ckpt")
     with pytest.raises(ValueError, match="has no encoder"):
-        export_checkpoint(tmp_path / "head.ckpt", tmp_path / "out")
+        load_backbone(tmp_path / "head.ckpt")
     with pytest.raises(ValueError, match="does not exist"):
-        export_checkpoint(tmp_path / "none.ckpt", tmp_path / "out")
+        load_backbone(tmp_path / "none.ckpt")
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "head.ckpt").read_bytes()[:700])
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
-        export_checkpoint(tmp_path / "cut.ckpt", tmp_path / "out")
+        load_backbone(tmp_path / "cut.ckpt")
     (tmp_path / "text.ckpt").write_text("hello")
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
-        export_checkpoint(tmp_path / "text.ckpt", tmp_path / "out")
+        load_backbone(tmp_path / "text.ckpt")
     assert not (tmp_path / "out").exists()
 
 

@@ -11,7 +11,7 @@ from published import NAMES, image, multicrop, reference, weights_of, write
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
-from glpretrain.backbones import export, export_checkpoint, load_backbone, load_backbone_with_report
+from glpretrain.backbones import export, load_backbone, load_backbone_with_report
 from glpretrain.encoders import build_from
 
 # float32 features of order 1, rounded to nine digits, after two blocks.
@@ -204,8 +204,8 @@ def test_a_folder_of_pickled_weights_is_read_too(tmp_path):
     assert torch.equal(load_backbone(folder)(image((40, 40))).cls, expected)
 
 
-def test_export_checkpoint_takes_a_published_checkpoint(tmp_path):
+def test_a_published_checkpoint_is_exported(tmp_path):
     path = write("mae", tmp_path)
-    again = load_backbone(export_checkpoint(path, tmp_path / "out", licence="CC-BY-NC-4.0"))
+    again = load_backbone(export(load_backbone(path), tmp_path / "out", licence="CC-BY-NC-4.0"))
     assert (again.card.source, again.card.licence) == ("MAE, mae.pth", "CC-BY-NC-4.0")
     assert torch.equal(again(image((40, 40))).cls, load_backbone(path)(image((40, 40))).cls)

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from shrinking import shrunk
 
-from glpretrain.backbones import export_checkpoint, load_backbone
+from glpretrain.backbones import export, load_backbone
 from glpretrain.cli.training import Training
 from glpretrain.methods.base import Method
 from glpretrain.objectives.base import Objective
@@ -98,7 +98,7 @@ def check_resume(recipe: Path, folder: Path, *arguments: str, cut: int = 2) -> N
 def check_export(training: Training, folder: Path) -> None:
     """What is loaded from the export of a checkpoint gives the features of the trained backbone, bit for bit."""
     run = training.fit()
-    export_checkpoint(run.folder / "checkpoints" / "last.ckpt", folder / "exported")
+    export(load_backbone(run.folder / "checkpoints" / "last.ckpt"), folder / "exported")
     items = fixed_batch(training).global_views[0]
     expected = training.model.backbone().eval()(items)
     for place in (run.folder / "backbone", folder / "exported"):
