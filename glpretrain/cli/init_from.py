@@ -49,7 +49,8 @@ class Origin:
         # The loader's own default is not repeated: folders hold one encoder and have nothing to choose.
         choice = {} if self.init_from.which == "teacher" else {"which": self.init_from.which}
         try:
-            self.backbone = load_backbone(self.init_from.path, **choice)
+            with torch.random.fork_rng(devices=[]):  # heads draw what they draw in a run from random weights
+                self.backbone = load_backbone(self.init_from.path, **choice)
         except ValueError as error:
             raise ValueError(f"init_from: {error}") from error
         self.sha256 = fingerprint(self.backbone)

@@ -85,7 +85,8 @@ def _check_features(source: Encoder, state: dict[str, Tensor], *, target: Encode
     arguments = dict(target.card.arguments)
     if "img_size" in arguments:
         arguments["img_size"] = list(source.card.item_shape[1:])
-    twin = build(replace(target.card, arguments=arguments)).eval()
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; the run draws on as if nothing had been
+        twin = build(replace(target.card, arguments=arguments)).eval()
     try:
         twin.load_backbone_state(state)
     except ValueError as error:

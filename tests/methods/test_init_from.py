@@ -58,7 +58,7 @@ class Watch(pl.Callback):
         self.frozen: list[bool] = []
         self.trunk_stayed: list[bool] = []
         self.heads_stayed: list[bool] = []
-        self.with_gradient: list[bool] = []
+        self.with_gradient: list[set[bool]] = []
         self.rates: list[dict[bool, set[float]]] = []
         self.training: list[bool] = []
 
@@ -66,7 +66,7 @@ class Watch(pl.Callback):
         self.trunk, self.heads = state_of(module.student.encoder), state_of(module.student.heads)
 
     def on_before_optimizer_step(self, trainer, module: Method, optimizer) -> None:
-        self.with_gradient.append(any(p.grad is not None for p in module.student.encoder.parameters()))
+        self.with_gradient.append({p.grad is not None for p in module.student.encoder.parameters()})
         self.training.append(module.student.encoder.training)
 
     def on_train_batch_end(self, trainer, module: Method, outputs, batch, batch_idx) -> None:
@@ -94,6 +94,23 @@ def test_every_recipe_starts_there_and_freezes_its_trunk_first(recipe: Path, bac
     assert watch.heads_stayed == [False] * 3
     assert run.results["init_from"]["trunk_released_at_step"] == 2
     assert run.results["init_from"]["sha256"] == fingerprint(glpretrain.load_backbone(backbone))
+
+
+def test_without_warm_up_it_is_a_plain_run_from_these_weights(backbone: Path, tmp_path: Path) -> None:
+    losses = {}
+    statistics = ["--model.init_args.encoder.init_args.mean", str(list(MEAN)), "--model.init_args.encoder.init_args.std", str(list(STD))]
+    off = ["--model.init_args.layer_decay", "1.0", *settings(longest=0.0, ramp=0.0)]
+    for name, options in {"plain": statistics, "init_from": ["--init_from", str(backbone), *off]}.items():
+        (folder := tmp_path / name).mkdir()
+        training = build(ROOT / "ibot.yaml", folder, *options)
+        if name == "plain":
+            for branch in (training.model.student, training.model.teacher.branch):
+                branch.encoder.load_backbone_state(glpretrain.load_backbone(backbone).backbone_state())
+        seen = Losses()
+        training.trainer.callbacks.append(seen)
+        training.fit()
+        losses[name] = seen.values
+    assert losses["init_from"] == losses["plain"]
 
 
 def test_the_teachers_trunk_stays_with_the_students(backbone: Path, tmp_path: Path) -> None:
@@ -188,7 +205,7 @@ def test_accumulated_micro_batches_are_one_step_of_the_warm_up(backbone: Path, t
         training.fit()
         losses[name] = seen.values
         assert training.model.head_warmup.released == 2
-        assert watch.with_gradient == [False, False, True, True]
+        assert watch.with_gradient == [{False}, {False}, {True}, {True}]
     means = [(a + b) / 2 for a, b in zip(losses["parts"][::2], losses["parts"][1::2], strict=True)]
     # Lightning reports the loss divided by how many are accumulated
     assert [2 * value for value in means] == pytest.approx(losses["whole"], rel=1e-4)
