@@ -165,7 +165,7 @@ class Training(LightningCLI):
 
     def _summary(self) -> str:
         card = self.model.encoder.card
-        start = "" if self.origin is None else f"init_from: {self.origin.name}: {self.origin.transfer}; heads warm up first\n"
+        start = "" if self.origin is None else f"init_from: {self.origin.name}: {self.origin.transfer}\n"
         trained = sum(parameter.numel() for parameter in self.model.student.parameters() if parameter.requires_grad)
         return (
             f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {'x'.join(map(str, card.item_shape[1:]))}, "
