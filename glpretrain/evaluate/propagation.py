@@ -68,7 +68,8 @@ class LabelPropagation(Evaluator):
         videos: sequences with masks.
         short_side: of a frame, in pixels, a multiple of the patch; None for that of the card's item shape.
         num_neighbours: patches whose labels are averaged.
-        window: how many rows and columns a source may be away, in patches; None for no limit.
+        window: how many rows and columns a source may be away, in patches; None for no limit. The default is DINO's for 60 rows; on
+            a coarse grid it is no limit, and objects are confused with what looks like them elsewhere.
         num_frames: sources beside the first frame.
         temp: temperature of the weights.
         layer: block whose features are taken; negative numbers count from the last.
@@ -254,9 +255,10 @@ def propagate(target: Tensor, sources: Tensor, labels: Tensor, *, num_neighbours
         allowed = ((rows[top:bottom, None] - rows[near]).abs() <= reach)[:, None, None, :, None] & close[:, None, None, :]
         cosine = cosine.masked_fill_(~allowed, -math.inf).flatten(2)  # [t w S]
         best = cosine.topk(min(num_neighbours, cosine.shape[-1]), dim=-1).values  # [t w k]
-        weights = ((cosine - best[..., :1]) / temp).exp().masked_fill_(cosine < best[..., -1:], 0)  # [t w S]
-        weights /= weights.sum(dim=-1, keepdim=True)
-        tiles.append(weights @ labels[:, near].flatten(0, 2))  # [t w C]
+        kept = (cosine >= best[..., -1:]).nonzero(as_tuple=True)  # few of many: exponentials of all would cost more than the cosines
+        weights = torch.zeros_like(cosine)
+        weights[kept] = ((cosine[kept] - best[..., 0][kept[:2]]) / temp).exp()
+        tiles.append(weights @ labels[:, near].flatten(0, 2) / weights.sum(dim=-1, keepdim=True))  # [t w C]
     return torch.cat(tiles)
 
 
