@@ -169,7 +169,7 @@ class LabelPropagation(Evaluator):
         shape, grid = self._sizes(encoder, video)
         device = next(encoder.parameters(), torch.empty(0)).device
         start = one_hot(nearest(video.masks[0], grid), ids).to(device)  # [h w C]
-        lookup = torch.tensor([0, *ids])
+        lookup = torch.tensor([0, *ids], dtype=torch.int32)
         first: Tensor | None = None
         recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.num_frames)
         for patches in self._features(encoder, video, shape[1:], cache):
@@ -281,7 +281,7 @@ def segmentation(labels: Tensor, *, scaled: Sequence[int]) -> Tensor:
 
 def _through_grid(mask: Tensor, ids: Sequence[int], *, grid: Sequence[int], scaled: Sequence[int]) -> Tensor:
     """Int[H W] of ids: what is left of a mask on the patch grid."""
-    return torch.tensor([0, *ids])[nearest(segmentation(one_hot(nearest(mask, grid), ids), scaled=scaled), mask.shape)]
+    return torch.tensor([0, *ids], dtype=torch.int32)[nearest(segmentation(one_hot(nearest(mask, grid), ids), scaled=scaled), mask.shape)]
 
 
 def _figure(rows: Sequence[tuple[Video, Tensor]]) -> Figure:
