@@ -18,7 +18,8 @@ from torch.nn import functional
 from glpretrain.data.base import Item
 from glpretrain.encoders import FeatureMap, ViT
 from glpretrain.encoders.attention import cls_attention
-from glpretrain.evaluate.features import Pixels, encode
+from glpretrain.evaluate.features import encode
+from glpretrain.evaluate.pixels import Pixels
 from glpretrain.inspect import attention_figure, compare_figure, pca_figure, similarity_figure, untrained, write_report
 from glpretrain.inspect.maps import attention, layer_numbers, look, patch_pca, similarity_map
 from glpretrain.inspect.report import compact

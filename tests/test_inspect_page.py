@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from glpretrain.data.base import Item
 from glpretrain.encoders import FeatureMap, ViT
-from glpretrain.evaluate.features import Pixels, encode
+from glpretrain.evaluate.features import encode
+from glpretrain.evaluate.pixels import Pixels
 from glpretrain.inspect import untrained, write_report
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))

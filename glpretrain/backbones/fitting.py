@@ -104,16 +104,10 @@ def spread_channels(state: State, *, old: Statistics, new: Statistics, path: str
 def _resize_grid(positions: Tensor, encoder: Encoder, arguments: Arguments) -> State:
     """Learned positions for the encoder's own grid; nothing, and so a mismatch later, where they are not of the file's grid."""
     rows, columns = (size // length for size, length in zip(pair(arguments["img_size"]), encoder.card.patch_size, strict=True))
-    prefix = positions.shape[1] - rows * columns
-    if prefix < 0:
+    if positions.shape[1] < rows * columns:
         return {}
-    patches = resize_positions(
-        positions[:, prefix:],
-        grid=(rows, columns),
-        new_grid=encoder.grid(encoder.card.item_shape),
-        how=arguments.get("position_resize", "timm"),
-    )
-    return {"pos_embed": torch.cat((positions[:, :prefix], patches), dim=1)}
+    how = arguments.get("position_resize", "timm")
+    return {"pos_embed": resize_positions(positions, grid=(rows, columns), new_grid=encoder.grid(encoder.card.item_shape), how=how)}
 
 
 def _give(encoder: Encoder, imported: Imported, changed: State, *, strict: bool, path: str) -> LoadReport:

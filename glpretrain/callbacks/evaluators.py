@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 class RunEvaluators(pl.Callback):
-    """Runs evaluators on `pl_module.backbone()` when the fit starts (random weights; not when it resumes) and when it ends.
+    """Runs evaluators on `pl_module.backbone()` when the fit starts and when it ends.
+
+    What a fit starts from are random weights or those of `init_from`; a resumed one is not scored at its start.
 
     Only the first process evaluates; the others wait for it.
 

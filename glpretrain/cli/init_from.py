@@ -3,7 +3,6 @@
 Left out: reading files (`backbones`), what may differ (`encoders.transfer`), and how the run goes on (`continuation`).
 """
 
-import hashlib
 import inspect
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -12,9 +11,9 @@ from typing import Literal
 import torch
 from jsonargparse import Namespace
 
-from glpretrain.backbones import load_backbone
-from glpretrain.encoders import Encoder
+from glpretrain.backbones import load_backbone_with_report
 from glpretrain.encoders.transfer import Transfer
+from glpretrain.evaluate.cache import fingerprint
 from glpretrain.methods.base import Method
 
 # What a recipe declares of its encoder, also by leaving it out. Everything else (mean, std, licence) belongs to the weights.
@@ -44,13 +43,11 @@ class Origin:
         ValueError: the file is missing or broken.
     """
 
-    def __init__(self, given: str | Namespace) -> None:
+    def __init__(self, given: str | Namespace, *, in_chans: int | None = None) -> None:
         self.init_from = InitFrom(given) if isinstance(given, str) else InitFrom(**given.as_dict())
-        # The loader's own default is not repeated: folders hold one encoder and have nothing to choose.
-        choice = {} if self.init_from.which == "teacher" else {"which": self.init_from.which}
         try:
             with torch.random.fork_rng(devices=[]):  # heads draw what they draw in a run from random weights
-                self.backbone = load_backbone(self.init_from.path, **choice)
+                self.backbone, self.report = load_backbone_with_report(self.init_from.path, which=self.init_from.which, in_chans=in_chans)
         except ValueError as error:
             raise ValueError(f"init_from: {error}") from error
         self.sha256 = fingerprint(self.backbone)
@@ -90,18 +87,10 @@ class Origin:
         return {
             **asdict(self.init_from),
             "sha256": self.sha256,
+            "loaded": str(self.report),
             "source": card.source,
             "tensors": self.transfer.num_tensors,
             "resized": {name: {"from": list(old), "to": list(new)} for name, (old, new) in self.transfer.resized.items()},
             "continuation": asdict(warmup.settings),
             "trunk_released_at_step": warmup.released,
         }
-
-
-def fingerprint(encoder: Encoder) -> str:
-    """sha256 of an encoder's weights, whatever file they lie in: names in order, with type, shape and bytes of each."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.backbone_state().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -97,8 +97,9 @@ class Training(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """The views normalise as the encoder's card says, so a backbone is read before an encoder is built."""
         if self.config.init_from is not None:
-            self.origin = Origin(self.config.init_from)
-            self.origin.complete(self.config.model.init_args.encoder)
+            encoder = self.config.model.init_args.encoder
+            self.origin = Origin(self.config.init_from, in_chans=encoder.init_args.get("in_chans"))
+            self.origin.complete(encoder)
 
     def instantiate_trainer(self, **kwargs: object) -> pl.Trainer:
         """The trainer, with the callbacks and loggers of every run."""

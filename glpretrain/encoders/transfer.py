@@ -7,10 +7,10 @@ Left out: reading files (`glpretrain.backbones`).
 from dataclasses import dataclass, replace
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from glpretrain.encoders.base import Encoder, build
+from glpretrain.encoders.positions import resize_positions
 
 _POSITIONS = "pos_embed"
 # What a run chooses for itself, whatever the weights were trained with.
@@ -57,7 +57,8 @@ def copy_backbone(source: Encoder, *, target: Encoder) -> Transfer:
     resized = {}
     grids = [encoder.grid(encoder.card.item_shape) for encoder in (source, target)]
     if _POSITIONS in state and grids[0] != grids[1]:
-        state = {**state, _POSITIONS: _resample(state[_POSITIONS], *grids)}
+        how = source.card.arguments.get("position_resize", "timm")
+        state = {**state, _POSITIONS: resize_positions(state[_POSITIONS], grid=grids[0], new_grid=grids[1], how=how)}
         resized[_POSITIONS] = (grids[0], grids[1])
     try:
         target.load_backbone_state(state)
@@ -98,8 +99,7 @@ def _check_features(source: Encoder, state: dict[str, Tensor], *, target: Encode
     with torch.no_grad():
         expected, found = source(item), twin(item)
     source.train(was_training)
-    for name, value in found._asdict().items():
-        wanted = getattr(expected, name)
+    for name, value, wanted in zip(found._fields, found, expected, strict=True):
         if not torch.allclose(value, wanted, rtol=0.0, atol=_TOLERANCE * wanted.abs().max().item()):
             off = (value - wanted).abs().max().item()
             raise ValueError(
@@ -118,12 +118,6 @@ def _advice(source: Encoder, *, target: Encoder) -> str:
 
 def _shortened(text: str, *, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[:limit]} ..."
-
-
-def _resample(positions: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
-    """Float[1 R+N D] to another grid; the first R positions belong to no place."""
-    num_prefix = positions.shape[1] - old[0] * old[1]
-    return resample_abs_pos_embed(positions, new_size=list(new), old_size=list(old), num_prefix_tokens=num_prefix)
 
 
 def _by(sizes: tuple[int, ...]) -> str:

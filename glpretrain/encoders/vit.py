@@ -257,15 +257,13 @@ class ViT(Encoder):
     def _add_resized(self, tokens: Tensor) -> Tensor:
         """timm's position step with the positions resized otherwise: Float[B h w D] to Float[B R+N D]."""
         model = self.model
-        count = 0 if model.no_embed_class else self.num_prefix_tokens
-        patch_positions = resize_positions(
-            model.pos_embed[:, count:], grid=model.patch_embed.grid_size, new_grid=tokens.shape[1:3], how=self._position_resize
+        positions = resize_positions(
+            model.pos_embed, grid=model.patch_embed.grid_size, new_grid=tokens.shape[1:3], how=self._position_resize
         )
         prefix = [token.expand(tokens.shape[0], -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
         if model.no_embed_class:
-            tokens = torch.cat((*prefix, tokens.flatten(1, 2) + patch_positions), dim=1)
+            tokens = torch.cat((*prefix, tokens.flatten(1, 2) + positions), dim=1)
         else:
-            positions = torch.cat((model.pos_embed[:, :count], patch_positions), dim=1)
             tokens = torch.cat((*prefix, tokens.flatten(1, 2)), dim=1) + positions
         return model.pos_drop(tokens)
 

@@ -6,7 +6,6 @@ from glpretrain.evaluate.base import ROLES, Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.clustering import ClusterSegmentation
 from glpretrain.evaluate.discovery import ObjectDiscovery
-from glpretrain.evaluate.features import Pixels
 from glpretrain.evaluate.few_shot import FewShot
 from glpretrain.evaluate.health import Health
 from glpretrain.evaluate.in_context import InContextSegmentation
@@ -14,6 +13,7 @@ from glpretrain.evaluate.knn import KNN
 from glpretrain.evaluate.linear import LinearProbe
 from glpretrain.evaluate.linear_segmentation import LinearSegmentation
 from glpretrain.evaluate.linear_sweep import LinearSweep
+from glpretrain.evaluate.pixels import Pixels
 from glpretrain.evaluate.prompt_segmentation import PromptSegmentation
 from glpretrain.evaluate.propagation import LabelPropagation
 from glpretrain.evaluate.retrieval import Retrieval

@@ -22,8 +22,9 @@ from glpretrain.encoders.attention import cls_attention
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import PixelBatch, Pixels, evaluating, evaluation_shape, normalised, tracked
+from glpretrain.evaluate.features import evaluating, evaluation_shape, normalised, tracked
 from glpretrain.evaluate.figures import attention_figure, shown_positions
+from glpretrain.evaluate.pixels import PixelBatch, Pixels
 from glpretrain.evaluate.prompt_segmentation import masked_pixels, mean_score
 
 

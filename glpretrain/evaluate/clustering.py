@@ -22,7 +22,8 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.confusion import areas, confusion, segmentation_scores
-from glpretrain.evaluate.features import Pixels, evaluation_shape
+from glpretrain.evaluate.features import evaluation_shape
+from glpretrain.evaluate.pixels import Pixels
 from glpretrain.evaluate.segmentation import FeatureOptions, best_class, class_patches, class_pixels, predicted_figure
 
 _SUBSET_SEED = 80

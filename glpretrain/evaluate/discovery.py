@@ -26,9 +26,10 @@ from glpretrain.encoders.attention import attention_keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import PixelBatch, Pixels, encode, evaluating, evaluation_shape, normalised, tracked
+from glpretrain.evaluate.features import encode, evaluating, evaluation_shape, normalised, tracked
 from glpretrain.evaluate.figures import boxes_figure, shown_positions
 from glpretrain.evaluate.intervals import rate_interval
+from glpretrain.evaluate.pixels import PixelBatch, Pixels
 from glpretrain.evaluate.prompt_segmentation import masked_pixels, mean_score
 from glpretrain.evaluate.segmentation import checked_patches
 

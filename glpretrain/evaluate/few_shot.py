@@ -20,9 +20,10 @@ from glpretrain.data.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures, Pixels, cls_features
+from glpretrain.evaluate.features import LabelledFeatures, cls_features
 from glpretrain.evaluate.intervals import Z95, mean_interval, rate_interval
 from glpretrain.evaluate.knn import labelled_pair
+from glpretrain.evaluate.pixels import Pixels
 
 _DRAW_SEED = 80
 _MAX_ITER = 1000

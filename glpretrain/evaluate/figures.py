@@ -100,6 +100,42 @@ def attention_figure(images: Sequence[Tensor], *, attention: Sequence[Tensor], k
     return figure
 
 
+def prompts_figure(
+    images: Sequence[Tensor],
+    *,
+    prompts: Sequence[tuple[float, float]],
+    similarity: Sequence[Tensor],
+    threshold: float,
+    truths: Sequence[Tensor],
+) -> Figure:
+    """One column per image: the prompt on the image, the similarity to it, and the segment beside the outline of the object.
+
+    Args:
+        images: UInt8[C H W] each.
+        prompts: row and column in pixels.
+        similarity: Float[H W] each, cosines.
+        threshold: the segment is where they exceed it.
+        truths: Bool[H W] each, the object that was prompted.
+    """
+    figure = Figure(figsize=(1.9 * len(images), 1.9 * 3 * _aspect(images[0]) + 0.5), layout="constrained")
+    axes = figure.subplots(3, len(images), squeeze=False)
+    for column, image, (row, left), heat, truth in zip(axes.T, images, prompts, similarity, truths, strict=True):
+        segment = heat > threshold
+        iou = (segment & truth).sum() / (segment | truth).sum()
+        shown = picture(image)
+        height, width = truth.shape
+        for axis, array in zip(column, (shown, heat.numpy(), np.where(segment.numpy()[..., None], shown, shown // 4)), strict=True):
+            axis.imshow(array, extent=(0, width, height, 0), interpolation="nearest")
+            axis.set_axis_off()
+        column[0].plot(left, row, marker="o", markersize=5, color=_FOUND, markeredgecolor="white")
+        _outline(column[2], truth, truth.shape)
+        column[2].set_title(f"IoU {100 * iou.item():.0f} %", fontsize=8)
+    for axis, title in zip(axes[:2, 0], ("prompt", "similarity"), strict=True):
+        axis.set_title(title, fontsize=8, loc="left")
+    figure.supxlabel(f"kept: similarity above {threshold:.2f}; outline: the object", fontsize=8)
+    return figure
+
+
 def class_colours(count: int) -> list[tuple[float, float, float]]:
     """As many colours that can be told apart, the strong ones first; beyond 20 they go round the colour circle."""
     if count <= 20:

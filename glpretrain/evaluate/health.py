@@ -25,8 +25,9 @@ from glpretrain.data.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import Pixels, encode, evaluation_shape
+from glpretrain.evaluate.features import encode, evaluation_shape
 from glpretrain.evaluate.intervals import Z95, jackknife_interval, mean_interval
+from glpretrain.evaluate.pixels import Pixels
 
 _RANK_EPS = 1e-7  # the paper's
 _UNIFORMITY_T = 2.0

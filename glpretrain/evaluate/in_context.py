@@ -19,7 +19,8 @@ from glpretrain.data.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import Pixels, evaluation_shape
+from glpretrain.evaluate.features import evaluation_shape
+from glpretrain.evaluate.pixels import Pixels
 from glpretrain.evaluate.segmentation import (
     FeatureOptions,
     Predictor,

@@ -15,8 +15,9 @@ from glpretrain.data.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures, Pixels, cls_features
+from glpretrain.evaluate.features import LabelledFeatures, cls_features
 from glpretrain.evaluate.intervals import rate_interval
+from glpretrain.evaluate.pixels import Pixels
 
 _TEST_CHUNK, _TABLE_CELLS = 512, 1 << 26  # test items at a time, and fewer where the table of similarities would pass 256 MB
 

@@ -18,8 +18,9 @@ from glpretrain.data.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures, Pixels, cls_features
+from glpretrain.evaluate.features import LabelledFeatures, cls_features
 from glpretrain.evaluate.knn import accuracy, labelled_pair
+from glpretrain.evaluate.pixels import Pixels
 
 _LOG = logging.getLogger(__name__)
 _SPLIT_SEED = 30

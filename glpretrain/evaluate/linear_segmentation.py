@@ -27,7 +27,8 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.confusion import areas, confusion, mean_iou
-from glpretrain.evaluate.features import Pixels, evaluation_shape
+from glpretrain.evaluate.features import evaluation_shape
+from glpretrain.evaluate.pixels import Pixels
 from glpretrain.evaluate.segmentation import (
     FeatureOptions,
     Predictor,

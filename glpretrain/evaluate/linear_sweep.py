@@ -21,9 +21,10 @@ from glpretrain.data.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures, Pixels, encode
+from glpretrain.evaluate.features import LabelledFeatures, encode
 from glpretrain.evaluate.knn import accuracy, labelled_pair
 from glpretrain.evaluate.linear import held_out_split
+from glpretrain.evaluate.pixels import Pixels
 
 _ORDER_SEED, _WEIGHT_SEED = 70, 71
 _SGD_MOMENTUM = 0.9

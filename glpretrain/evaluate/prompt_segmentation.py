@@ -30,8 +30,10 @@ from glpretrain.data.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import Pixels, encode, evaluation_shape
+from glpretrain.evaluate.features import encode, evaluation_shape
+from glpretrain.evaluate.figures import prompts_figure, shown_positions
 from glpretrain.evaluate.intervals import mean_interval
+from glpretrain.evaluate.pixels import Pixels
 from glpretrain.evaluate.similarity import PairSample, pair_sample, pair_scores, similarity_figure
 
 # Thresholds are n / 100, so that 0 and 0.5 are exactly those numbers. Steps of 0.05 would be too coarse for an encoder whose
@@ -103,8 +105,32 @@ class PromptSegmentation(Evaluator):
         return Result({**result.scores, **pair_scores(pairs)}, result.chosen)
 
     def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
-        """`similarity`: the distributions of cosines within and across objects."""
-        return {"similarity": similarity_figure(self._measure(encoder, cache)[1])}
+        """`similarity`: distributions of cosines within and across objects; `prompts`: careful clicks at the calibrated threshold."""
+        objects, pairs = self._measure(encoder, cache)
+        threshold = self._summary(objects).chosen["threshold_centre"]
+        return {"similarity": similarity_figure(pairs), "prompts": self._prompts_figure(encoder, cache, objects, threshold=threshold)}
+
+    def _prompts_figure(self, encoder: Encoder, cache: FeatureCache | None, objects: list[ObjectScore], *, threshold: float) -> Figure:
+        """The largest object of a few of the images that were scored."""
+        grid = encoder.grid(evaluation_shape(encoder, self.image_size))
+        scored = sorted({score.image for score in objects} - calibration_images(self.masked, share=self.calibration_share))
+        wanted = {scored[position] for position in shown_positions(len(scored))}
+        images, prompts, maps, truths = [], [], [], []
+        options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
+        for batch, output in encode(encoder, self.masked, fit="stretch", **options):
+            for position, index in enumerate(batch.index.tolist()):
+                if index not in wanted:
+                    continue
+                instances = batch.instances[position]
+                truth = instances == instances[instances > 0].mode().values
+                prompt = centre_patch(truth, grid)
+                patches = functional.normalize(output.patches[position], dim=-1)  # [N D]
+                images.append(batch.images[position])
+                row, column = divmod(prompt, grid[1])
+                prompts.append(((row + 0.5) * truth.shape[0] / grid[0], (column + 0.5) * truth.shape[1] / grid[1]))
+                maps.append(upsampled((patches @ patches[prompt])[None].unflatten(1, grid), truth.shape)[0])
+                truths.append(truth)
+        return prompts_figure(images, prompts=prompts, similarity=maps, threshold=threshold, truths=truths)
 
     def _measure(self, encoder: Encoder, cache: FeatureCache | None) -> tuple[list[ObjectScore], list[PairSample]]:
         height, width = encoder.grid(evaluation_shape(encoder, self.image_size))
@@ -226,6 +252,11 @@ def centre_patch(mask: Tensor, grid: tuple[int, int]) -> int:
     return (row * grid[0] // mask.shape[0]) * grid[1] + column * grid[1] // mask.shape[1]
 
 
+def upsampled(similarity: Tensor, size: Sequence[int]) -> Tensor:
+    """Float[M *grid] to Float[M *size], bilinearly between the patches' centres."""
+    return functional.interpolate(similarity[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
 def iou_at_thresholds(similarity: Tensor, mask: Tensor, *, known: Tensor) -> Tensor:
     """IoU of `upsampled similarity > threshold` with the mask, for all of `THRESHOLDS` at once.
 
@@ -240,7 +271,7 @@ def iou_at_thresholds(similarity: Tensor, mask: Tensor, *, known: Tensor) -> Ten
         Float[M T].
     """
     num_maps = len(similarity)
-    maps = functional.interpolate(similarity[:, None], size=mask.shape, mode="bilinear", align_corners=False)[:, 0]  # [M H W]
+    maps = upsampled(similarity, mask.shape)  # [M H W]
     # Bin n holds the similarities that exceed the first n thresholds: ceil(20 s) counts the n / 20 below s.
     num_bins = len(THRESHOLDS) + 1
     bins = maps.mul_(_PER_UNIT).ceil_().clamp_(_FIRST, _LAST + 1).sub_(_FIRST)  # [M H W]

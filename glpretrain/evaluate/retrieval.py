@@ -20,9 +20,10 @@ from glpretrain.data.base import Source, Subset
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import Pixels, encode, evaluation_shape
+from glpretrain.evaluate.features import encode, evaluation_shape
 from glpretrain.evaluate.intervals import mean_interval, rate_interval
 from glpretrain.evaluate.knn import labelled_pair
+from glpretrain.evaluate.pixels import Pixels
 
 _TABLE_CELLS = 1 << 22  # of queries x gallery at a time
 _ORDER_SEED, _SHOWN_SEED = 90, 91

@@ -16,8 +16,9 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Score
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.confusion import areas, confusion, segmentation_scores
-from glpretrain.evaluate.features import PixelBatch, Pixels, encode, evaluation_shape
+from glpretrain.evaluate.features import encode, evaluation_shape
 from glpretrain.evaluate.figures import segmentation_figure, shown_positions
+from glpretrain.evaluate.pixels import PixelBatch, Pixels
 
 # Float[B N D] to Int[B H W]: patches of some images to the class of each pixel, for a size (H, W).
 Predictor = Callable[[Tensor, tuple[int, int]], Tensor]

@@ -94,3 +94,11 @@ def test_norms_take_their_eps_and_rotary_positions_their_periods():
 def test_what_does_not_fit_is_refused(name, changes, message):
     with pytest.raises(ValueError, match=message):
         small(name, **changes)
+
+
+@pytest.mark.parametrize("how", POSITION_RESIZES)
+def test_positions_that_belong_to_no_place_stay(how):
+    positions = noise(1, 17, 7, name="positions")
+    resized = resize_positions(positions, grid=(3, 5), new_grid=(4, 7), how=how)
+    assert torch.equal(resized[:, :2], positions[:, :2])
+    assert torch.equal(resized[:, 2:], resize_positions(positions[:, 2:], grid=(3, 5), new_grid=(4, 7), how=how))

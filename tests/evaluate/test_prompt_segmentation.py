@@ -255,7 +255,7 @@ def test_objects_without_a_class_count_only_among_objects():
 def test_similarity_plot_shows_the_two_distributions_and_their_numbers():
     evaluator = PromptSegmentation(masked([scene(position) for position in range(11)]))
     encoder = StubEncoder(noisy, size=SIZE, patch=PATCH)
-    (figure,) = evaluator.pictures(encoder).values()
+    figure = evaluator.pictures(encoder)["similarity"]
     scores = evaluator.run(encoder).scores
     (axis,) = figure.axes
     samples = evaluator._measure(encoder, None)[1]
@@ -268,3 +268,11 @@ def test_similarity_plot_shows_the_two_distributions_and_their_numbers():
     shaded = axis.collections[0].get_label()
     assert shaded == f"overlap {scores['ovl'].value:.1f} %"
     assert axis.get_title(loc="left") == f"AUC {scores['auc'].value:.1f} %, 11 images"
+
+
+def test_prompts_picture_shows_images_that_did_not_calibrate_and_their_iou():
+    evaluator = PromptSegmentation(masked([scene(position) for position in range(11)]))
+    figure = evaluator.pictures(StubEncoder(truth, size=SIZE, patch=PATCH))["prompts"]
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles.count("IoU 100 %") == 6  # the truth's features, at a threshold that upsampling crosses at the object's rim
+    assert len(figure.axes) == 3 * 6
