@@ -169,7 +169,7 @@ def test_a_configuration_without_a_gallery_searches_the_queries(tmp_path: Path):
     scenes = {"class_path": "glpretrain.data.Scenes", "init_args": {"length": 20, "size": 16}}
     entry = {"class_path": "glpretrain.evaluate.Retrieval", "init_args": {"k": [1, 3]}}
     written.write_text(yaml.safe_dump({"sources": {"test": scenes}, "evaluators": {"own": entry}}))
-    (alone,) = _of_config(written, channels=3, data=None, masks=None).values()
+    (alone,) = _of_config(written, yaml.safe_load(written.read_text()), channels=3, data=None, masks=None, videos=None).values()
     assert alone.train is None and alone.k == (1, 3)
     written.write_text(yaml.safe_dump({"sources": {"test": scenes, "train": scenes}, "evaluators": {"own": entry}}))
     (searched,) = _of_config(written, channels=3, data=None, masks=None).values()
