@@ -164,20 +164,24 @@ def test_picture_frames_the_nearest_in_green_and_red():
     assert len(colours) == 2
 
 
+def configured(path: Path):
+    return _of_config(path, yaml.safe_load(path.read_text()), channels=3, data=None, masks=None, videos=None)
+
+
 def test_a_configuration_without_a_gallery_searches_the_queries(tmp_path: Path):
     written = tmp_path / "own.yaml"
     scenes = {"class_path": "glpretrain.data.Scenes", "init_args": {"length": 20, "size": 16}}
     entry = {"class_path": "glpretrain.evaluate.Retrieval", "init_args": {"k": [1, 3]}}
     written.write_text(yaml.safe_dump({"sources": {"test": scenes}, "evaluators": {"own": entry}}))
-    (alone,) = _of_config(written, yaml.safe_load(written.read_text()), channels=3, data=None, masks=None, videos=None).values()
+    (alone,) = configured(written).values()
     assert alone.train is None and alone.k == (1, 3)
     written.write_text(yaml.safe_dump({"sources": {"test": scenes, "train": scenes}, "evaluators": {"own": entry}}))
-    (searched,) = _of_config(written, channels=3, data=None, masks=None).values()
+    (searched,) = configured(written).values()
     assert searched.train is not None and searched.protocol == alone.protocol
     entry["class_path"] = "glpretrain.evaluate.KNN"
     written.write_text(yaml.safe_dump({"sources": {"test": scenes}, "evaluators": {"own": entry}}))
     with pytest.raises(ValueError, match=r"KNN needs the sources \['train'\]; given: \['test'\]"):
-        _of_config(written, channels=3, data=None, masks=None)
+        configured(written)
 
 
 def test_bad_input_is_named():
