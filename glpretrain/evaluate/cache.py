@@ -61,7 +61,7 @@ class FeatureCache:
         self.fingerprint = fingerprint(encoder)
         self.folder = None if folder is None else folder / self.fingerprint[:32]
         self.num_computed = 0  # batches that had to be encoded
-        self._memory: dict[str, EncoderOutput] = {}
+        self._memory: dict[str, Tensor] = {}
         self._bytes = 0
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,41 +72,53 @@ class FeatureCache:
 
         Args:
             name: of the batch.
-            patches: whether they are needed; an output found without them has Float[B 0 D] for patches.
+            patches: whether they are needed; without, the output has Float[B 0 D] for patches.
         """
-        if name in self._memory:
-            return self._memory[name]
-        if self.folder is None:
+        found = [self._find(f"{name}.{part}") for part in _parts(patches)]
+        if any(tensor is None for tensor in found):
             return None
-        found = {part: _read(self._path(name, part)) for part in (("cls", "patches") if patches else ("cls",))}
-        if any(tensor is None for tensor in found.values()):
-            return None
-        cls = found["cls"]
-        output = EncoderOutput(cls, found["patches"] if patches else cls.new_empty(len(cls), 0, cls.shape[1]))
-        if patches:  # half of an output must not stand for the whole the next time
-            self._remember(name, output)
-        return output
+        cls = found[0]
+        return EncoderOutput(cls, found[1] if patches else cls.new_empty(len(cls), 0, cls.shape[1]))
 
-    def keep(self, name: str, output: EncoderOutput) -> None:
-        """Keep the features of a batch, Float[B D] and Float[B N D] on the CPU."""
+    def keep(self, name: str, output: EncoderOutput, *, patches: bool) -> None:
+        """Keep the features of a batch, Float[B D] and Float[B N D] on the CPU.
+
+        Args:
+            name: of the batch.
+            output: its features.
+            patches: whether they are kept too; those of a large set that only `cls` was asked of would fill a disk.
+        """
         self.num_computed += 1
-        self._remember(name, output)
-        if self.folder is not None:
-            # Two files: k-NN over a large set does not read the patches.
-            for part, tensor in output._asdict().items():
-                path = self._path(name, part)
+        for part in _parts(patches):
+            tensor = output._asdict()[part].contiguous()
+            self._remember(f"{name}.{part}", tensor)
+            if self.folder is not None:
+                path = self._path(f"{name}.{part}")
                 unfinished = path.with_suffix(f".{os.getpid()}")
-                save_file({part: tensor.contiguous().clone()}, unfinished)
+                save_file({part: tensor.clone()}, unfinished)
                 unfinished.replace(path)
 
-    def _remember(self, name: str, output: EncoderOutput) -> None:
-        size = sum(tensor.numel() * tensor.element_size() for tensor in output)
+    def _find(self, name: str) -> Tensor | None:
+        if name in self._memory:
+            return self._memory[name]
+        tensor = None if self.folder is None else _read(self._path(name))
+        if tensor is not None:
+            self._remember(name, tensor)
+        return tensor
+
+    def _remember(self, name: str, tensor: Tensor) -> None:
+        size = tensor.numel() * tensor.element_size()
         if self._bytes + size <= self.memory_bytes:
-            self._memory[name] = output
+            self._memory[name] = tensor
             self._bytes += size
 
-    def _path(self, name: str, part: str) -> Path:
-        return self.folder / f"{name}.{part}.safetensors"
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+
+def _parts(patches: bool) -> tuple[str, ...]:
+    """Kept apart: k-NN over a large set neither reads nor writes the patches."""
+    return ("cls", "patches") if patches else ("cls",)
 
 
 def _read(path: Path) -> Tensor | None:

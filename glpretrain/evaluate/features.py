@@ -91,7 +91,7 @@ def encode(
         layer: block whose features are taken, under the final norm; negative numbers count from the last.
         batch_size: items at a time.
         bf16: compute under bfloat16 autocast.
-        patches: whether the patches are needed; without, an output may come with none.
+        patches: whether the patches are needed; without, an output may come with none, and none are kept.
         cache: of this encoder; what is in it is not computed again.
 
     Yields:
@@ -133,7 +133,7 @@ def encode_batch(
             found = features_at(encoder, normalised(images, encoder), layer=layer)
         output = EncoderOutput(found.cls.float().cpu(), found.patches.float().cpu())
         if cache is not None:
-            cache.keep(name, output)
+            cache.keep(name, output, patches=patches)
     return output
 
 

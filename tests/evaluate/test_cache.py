@@ -76,6 +76,14 @@ def test_cls_alone_does_not_stand_for_patches(tmp_path: Path):
     assert fresh.num_computed == 0
 
 
+def test_patches_that_nobody_asked_for_are_not_kept(tmp_path: Path):
+    model, items = encoder(), Pixels(source())
+    cache = FeatureCache(model, folder=tmp_path)
+    KNN(items, items, k=(1,)).run(model, cache=cache)
+    assert [path.name.split(".")[1] for path in tmp_path.rglob("*.safetensors")] == ["cls"]
+    assert features(model, source(), cache).shape == (13, 4, 12)  # of the same pixels, but computed anew
+
+
 def test_damaged_cache_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     model, items = encoder(), source()
     first = features(model, items, FeatureCache(model, folder=tmp_path))
