@@ -231,7 +231,7 @@ def _of_config(
         try:
             evaluators[name] = _named(entry, f"{path}: evaluators.{name}", **sources)
         except SourceError as error:
-            given = [str(root) for root in (data, masks, videos) if root is not None]
+            given = list(dict.fromkeys(str(root) for root in (data, masks, videos) if root is not None))
             if not given:  # the configuration's own sources do not fit: its author's mistake
                 raise
             print(f"left out: {error} (sources from {', '.join(given)})", file=sys.stderr, flush=True)
