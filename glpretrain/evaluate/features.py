@@ -169,7 +169,7 @@ def cls_features(
 
 def tracked(elements: Iterable[Element], *, total: int, description: str) -> Iterator[Element]:
     """Pass `elements` on; on a terminal, show a bar that vanishes at the end once this has taken more than two seconds."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, force_jupyter=False)  # in a notebook a bar would need a package of its own
     progress = Progress(console=console, transient=True)
     task = progress.add_task(description, total=total)
     start = time.monotonic()

@@ -23,6 +23,7 @@ from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import LabelledFeatures, cls_features
 from glpretrain.evaluate.intervals import Z95, mean_interval, rate_interval
 from glpretrain.evaluate.knn import labelled_pair
+from glpretrain.evaluate.linear import small_products
 from glpretrain.evaluate.pixels import Pixels
 
 _DRAW_SEED = 80
@@ -133,7 +134,8 @@ def class_draws(labels: Tensor, *, num_items: int, num_draws: int) -> Tensor:
 def logistic_predict(drawn: LabelledFeatures, queries: Tensor, *, inverse_l2: float) -> Tensor:
     """Int[B]: the class of Float[B D] by logistic regression without an intercept, in float64."""
     probe = LogisticRegression(C=inverse_l2, fit_intercept=False, max_iter=_MAX_ITER, tol=_TOLERANCE)
-    probe.fit(drawn.cls.double().numpy(), drawn.labels.numpy())
+    with small_products(drawn.cls):
+        probe.fit(drawn.cls.double().numpy(), drawn.labels.numpy())
     return torch.from_numpy(probe.predict(queries.double().numpy()))
 
 
