@@ -268,6 +268,10 @@ def test_worker_traceback_becomes_its_last_line() -> None:
     assert one_line(error) == "ValueError: photo"
 
 
+def test_an_evaluation_is_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "eval/images says how a backbone is scored, not trained" in refusal(["pretrain", "eval/images"], capsys)
+
+
 def test_evaluate_refuses_what_is_no_backbone(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere" in refusal(["evaluate", "nowhere"], capsys)
     assert not Path("results.jsonl").exists()

@@ -185,10 +185,13 @@ _VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 def _help() -> str:
     from glpretrain.runs import recipe_names
 
+    names = recipe_names()
+    evaluations = [name for name in names if name.startswith("eval/")]
     verbs = "\n".join(f"  {name:<9} {verb.__doc__}" for name, verb in _VERBS.items())
     return (
         f"usage: glpretrain VERB ...\n\nSelf-supervised pretraining with global and local objectives.\n\n{verbs}\n\n"
-        f"recipes: {', '.join(recipe_names())}\n"
+        f"recipes: {', '.join(name for name in names if name not in evaluations)}\n"
+        f"evaluations: {', '.join(evaluations)}\n"
         "`glpretrain VERB --help` says more; "
         f"{_TRACEBACK}=1 shows where an error came from.\n"
     )

@@ -264,7 +264,10 @@ def pretrain(
         init_from: backbone to go on from, as `glpretrain.load_backbone` takes it.
         overrides: further arguments of `glpretrain fit`.
     """
-    arguments = ["--config", str(find_recipe(recipe))]
+    path = find_recipe(recipe)
+    if (name := recipe_name(path)).startswith("eval/"):
+        raise ValueError(f"{name} says how a backbone is scored, not trained; use it as in: glpretrain evaluate BACKBONE --config {name}")
+    arguments = ["--config", str(path)]
     if data is not None:
         arguments += ["--data.source", "glpretrain.data.ImageFolder", "--data.source.init_args.root", data]
         arguments += ["--data.labelled_test", "null", "--data.labelled", "null"]  # scores on the same folder where it has classes
