@@ -1,5 +1,6 @@
 """Callbacks read and never change: scores before and after, the picture of the views, the speed, the progress line, the loggers."""
 
+import json
 import random
 import time
 from pathlib import Path
@@ -280,3 +281,19 @@ def test_usage_is_that_of_the_targets_and_changes_no_weight(recipe: str, terms: 
 def test_steps_of_usage_are_checked() -> None:
     with pytest.raises(ValueError, match="num_steps 6; accepted: from 1 to every_n_steps, which is 5"):
         PrototypeUsage(every_n_steps=5, num_steps=6)
+
+
+def test_a_recipe_names_evaluators_that_score_it_on_the_way(tmp_path: Path) -> None:
+    def scenes(length: int, split: str) -> dict:
+        return {"class_path": "glpretrain.data.Scenes", "init_args": {"length": length, "size": 48, "split": split}}
+
+    health = {"class_path": "glpretrain.evaluate.Health", "init_args": {"test": scenes(24, "test")}}
+    knn = {"class_path": "glpretrain.evaluate.KNN", "init_args": {"train": scenes(30, "train"), "test": scenes(20, "test"), "k": [5]}}
+    callback = {
+        "class_path": "glpretrain.callbacks.RunEvaluators",
+        "init_args": {"evaluators": {"health": health, "near": knn}, "every_n_steps": 1},
+    }
+    results = training(tmp_path, "--trainer.callbacks", json.dumps([callback])).fit().results
+    assert results["measured_on"] == {"health": "scenes", "near": "scenes"}
+    assert results["after"]["near_n"] == 20 and results["after"]["health_rank_cls"] > 1
+    assert results["before"]["health_rank_cls"] != results["after"]["health_rank_cls"]
