@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from glpretrain import keys
 from glpretrain.data.base import Item, Source, UnreadableItemError
@@ -148,3 +149,38 @@ def position_of(items: Tensor) -> Tensor:
 def noise(position: Tensor, *shape: int, seed: int) -> Tensor:
     """Float[B *shape]: standard normal, a function of the position alone."""
     return keys.normal(keys.make(seed=seed, epoch=0, index=position), *shape)
+
+
+# What the tests of scores of `cls` share.
+
+NUM_CLASSES = 5
+
+
+def labels(count: int) -> list[int]:
+    """Labels with no pattern that an order could follow."""
+    return [index * index % 7 % NUM_CLASSES for index in range(count)]
+
+
+def output(cls: Tensor) -> EncoderOutput:
+    """`cls` and four patches like it."""
+    return EncoderOutput(cls, cls[:, None].expand(-1, 4, -1))
+
+
+def noisy_truth(items: Tensor, *, scale: float) -> EncoderOutput:
+    """One-hot of the label with noise."""
+    return output(functional.one_hot(label_of(items), 8).float() + scale * noise(position_of(items), 8, seed=2))
+
+
+def truth(items: Tensor) -> EncoderOutput:
+    """One-hot of the label with a little noise."""
+    return noisy_truth(items, scale=0.01)
+
+
+def noisy(items: Tensor) -> EncoderOutput:
+    """Neither noise nor the truth."""
+    return noisy_truth(items, scale=0.6)
+
+
+def chance(items: Tensor) -> EncoderOutput:
+    """Noise."""
+    return output(noise(position_of(items), 8, seed=3))

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from evaluate_stubs import StubEncoder, label_of, labelled, masked, noise, position_of
+from evaluate_stubs import NUM_CLASSES, StubEncoder, chance, labelled, labels, masked, noise, noisy, output, position_of, truth
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -19,29 +19,6 @@ from glpretrain.evaluate.features import LabelledFeatures, cls_features, encode,
 from glpretrain.evaluate.intervals import mean_interval, rate_interval
 from glpretrain.evaluate.knn import knn_predict
 from glpretrain.types import EncoderOutput
-
-NUM_CLASSES = 5
-
-
-def labels(count: int) -> list[int]:
-    return [index * index % 7 % NUM_CLASSES for index in range(count)]
-
-
-def output(cls: Tensor) -> EncoderOutput:
-    return EncoderOutput(cls, cls[:, None].expand(-1, 4, -1))
-
-
-def truth(items: Tensor) -> EncoderOutput:
-    """One-hot of the label with a little noise."""
-    return output(functional.one_hot(label_of(items), 8).float() + 0.01 * noise(position_of(items), 8, seed=1))
-
-
-def chance(items: Tensor) -> EncoderOutput:
-    return output(noise(position_of(items), 8, seed=3))
-
-
-def noisy(items: Tensor) -> EncoderOutput:
-    return output(functional.one_hot(label_of(items), 8).float() + 0.6 * noise(position_of(items), 8, seed=2))
 
 
 @pytest.mark.parametrize("evaluator", [KNN, LinearProbe])

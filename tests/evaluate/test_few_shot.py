@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from evaluate_stubs import StubEncoder, label_of, labelled, masked, noise, position_of
+from evaluate_stubs import NUM_CLASSES, StubEncoder, chance, labelled, masked, noisy, truth
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer
@@ -14,25 +14,6 @@ from torch.nn import functional
 from glpretrain.evaluate import FewShot
 from glpretrain.evaluate.features import LabelledFeatures, encode
 from glpretrain.evaluate.few_shot import centred, centroid_predict, class_draws, draw_scores, logistic_predict
-from glpretrain.types import EncoderOutput
-
-NUM_CLASSES = 5
-
-
-def output(cls: Tensor) -> EncoderOutput:
-    return EncoderOutput(cls, cls[:, None].expand(-1, 4, -1))
-
-
-def truth(items: Tensor) -> EncoderOutput:
-    return output(functional.one_hot(label_of(items), 8).float() + 0.01 * noise(position_of(items), 8, seed=1))
-
-
-def chance(items: Tensor) -> EncoderOutput:
-    return output(noise(position_of(items), 8, seed=3))
-
-
-def noisy(items: Tensor) -> EncoderOutput:
-    return output(functional.one_hot(label_of(items), 8).float() + 0.5 * noise(position_of(items), 8, seed=2))
 
 
 def few_shot(train: int, test: int, **options) -> FewShot:

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from evaluate_stubs import StubEncoder, label_of, labelled, noise, position_of
+from evaluate_stubs import NUM_CLASSES, StubEncoder, chance, labelled, labels, noise, noisy, output, position_of, truth
 from golden import assert_matches, load, wave
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -17,28 +17,6 @@ from glpretrain.evaluate.features import LabelledFeatures, encode
 from glpretrain.evaluate.linear import held_out_split
 from glpretrain.evaluate.linear_sweep import Heads, Kind, initial_heads, linear_input, train_heads, training_order
 from glpretrain.types import EncoderOutput
-
-NUM_CLASSES = 5
-
-
-def labels(count: int) -> list[int]:
-    return [index * index % 7 % NUM_CLASSES for index in range(count)]
-
-
-def output(cls: Tensor) -> EncoderOutput:
-    return EncoderOutput(cls, cls[:, None].expand(-1, 4, -1))
-
-
-def truth(items: Tensor) -> EncoderOutput:
-    return output(functional.one_hot(label_of(items), 8).float() + 0.01 * noise(position_of(items), 8, seed=1))
-
-
-def chance(items: Tensor) -> EncoderOutput:
-    return output(noise(position_of(items), 8, seed=3))
-
-
-def noisy(items: Tensor) -> EncoderOutput:
-    return output(functional.one_hot(label_of(items), 8).float() + 0.6 * noise(position_of(items), 8, seed=2))
 
 
 def sweep(train: int, test: int, **options) -> LinearSweep:

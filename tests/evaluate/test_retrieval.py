@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from evaluate_stubs import StubEncoder, label_of, labelled, masked, noise, position_of
+from evaluate_stubs import NUM_CLASSES, StubEncoder, chance, labelled, masked, noise, noisy, output, truth
 from matplotlib.colors import to_hex
 from sklearn.metrics import average_precision_score
-from torch import Tensor
 from torch.nn import functional
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
 
@@ -17,25 +16,6 @@ from glpretrain.cli.scoring import _of_config
 from glpretrain.evaluate import Retrieval, retrieval
 from glpretrain.evaluate.features import encode
 from glpretrain.evaluate.retrieval import LocatedFeatures, rank
-from glpretrain.types import EncoderOutput
-
-NUM_CLASSES = 5
-
-
-def output(cls: Tensor) -> EncoderOutput:
-    return EncoderOutput(cls, cls[:, None].expand(-1, 4, -1))
-
-
-def truth(items: Tensor) -> EncoderOutput:
-    return output(functional.one_hot(label_of(items), 8).float() + 0.01 * noise(position_of(items), 8, seed=1))
-
-
-def chance(items: Tensor) -> EncoderOutput:
-    return output(noise(position_of(items), 8, seed=3))
-
-
-def noisy(items: Tensor) -> EncoderOutput:
-    return output(functional.one_hot(label_of(items), 8).float() + 0.5 * noise(position_of(items), 8, seed=2))
 
 
 def table(count: int, *, start: int = 0):
