@@ -5,7 +5,7 @@ Left out on purpose: decoding (`pixels`) and what is done with the features.
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple, TypeVar
 
@@ -15,7 +15,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from glpretrain.encoders.base import Encoder
-from glpretrain.encoders.layers import features_at
+from glpretrain.encoders.layers import features_of_layers, layer_number
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.pixels import PixelBatch, Pixels
 from glpretrain.types import EncoderOutput
@@ -97,13 +97,36 @@ def encode(
     Yields:
         Each batch with its features in float32, on the CPU.
     """
+    options = {"image_size": image_size, "batch_size": batch_size, "bf16": bf16, "cache": cache}
+    for batch, outputs in encode_layers(encoder, pixels, fit=fit, layers={layer: patches}, **options):
+        yield batch, outputs[layer]
+
+
+def encode_layers(
+    encoder: Encoder,
+    pixels: Pixels,
+    *,
+    fit: Literal["crop", "stretch"],
+    layers: Mapping[int, bool],
+    image_size: int | Sequence[int] | None = None,
+    batch_size: int = 64,
+    bf16: bool = False,
+    cache: FeatureCache | None = None,
+) -> Iterator[tuple[PixelBatch, dict[int, EncoderOutput]]]:
+    """`encode` for several layers, in one pass over the items. Other arguments as there.
+
+    Args:
+        layers: blocks whose features are taken, each with whether its patches are needed.
+
+    Yields:
+        Each batch with its features by layer.
+    """
     assert cache is None or cache.encoder is encoder
     shape = evaluation_shape(encoder, image_size)
     num_batches = -(-len(pixels) // batch_size)
     batches = pixels.batches(shape, fit=fit, batch_size=batch_size)
     for batch in tracked(batches, total=num_batches, description=f"encoding {pixels.source.name}"):
-        options = {"digests": batch.digests, "fit": fit, "layer": layer, "bf16": bf16, "patches": patches, "cache": cache}
-        yield batch, encode_batch(encoder, batch.images, **options)
+        yield batch, encode_batch(encoder, batch.images, digests=batch.digests, fit=fit, layers=layers, bf16=bf16, cache=cache)
 
 
 def encode_batch(
@@ -112,29 +135,32 @@ def encode_batch(
     *,
     digests: Sequence[str],
     fit: str,
-    layer: int = -1,
+    layers: Mapping[int, bool],
     bf16: bool = False,
-    patches: bool = True,
     cache: FeatureCache | None = None,
-) -> EncoderOutput:
-    """Features of images of one size. Other arguments as in `encode`.
+) -> dict[int, EncoderOutput]:
+    """Features of images of one size, by layer. Other arguments as in `encode_layers`.
 
     Args:
         images: UInt8[B C H W].
         digests: of each image, before it was resized.
         fit: how it was resized.
     """
-    settings = f"{tuple(images.shape[1:])} {fit} {layer % encoder.num_layers} {'bf16' if bf16 else 'float32'}"
-    name = hashlib.sha256("".join((settings, *digests)).encode()).hexdigest()
-    output = None if cache is None else cache.find(name, patches=patches)
-    if output is None:
+    names: dict[int, str] = {}
+    for layer in layers:
+        settings = f"{tuple(images.shape[1:])} {fit} {layer_number(encoder, layer)} {'bf16' if bf16 else 'float32'}"
+        names[layer] = hashlib.sha256("".join((settings, *digests)).encode()).hexdigest()
+    outputs = {} if cache is None else {layer: cache.find(name, patches=layers[layer]) for layer, name in names.items()}
+    missing = [layer for layer in layers if outputs.get(layer) is None]
+    if missing:
         device = next(encoder.parameters(), torch.empty(0)).device
         with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            found = features_at(encoder, normalised(images, encoder), layer=layer)
-        output = EncoderOutput(found.cls.float().cpu(), found.patches.float().cpu())
-        if cache is not None:
-            cache.keep(name, output, patches=patches)
-    return output
+            found = features_of_layers(encoder, normalised(images, encoder), layers=missing)
+        for layer, output in zip(missing, found, strict=True):
+            outputs[layer] = EncoderOutput(output.cls.float().cpu(), output.patches.float().cpu())
+            if cache is not None:
+                cache.keep(names[layer], outputs[layer], patches=layers[layer])
+    return outputs
 
 
 def cls_features(

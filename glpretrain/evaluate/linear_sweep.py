@@ -21,7 +21,7 @@ from glpretrain.data.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures, encode
+from glpretrain.evaluate.features import LabelledFeatures, encode_layers
 from glpretrain.evaluate.knn import accuracy, labelled_pair
 from glpretrain.evaluate.linear import held_out_split
 from glpretrain.evaluate.pixels import Pixels
@@ -151,15 +151,15 @@ class LinearSweep(Evaluator):
         if max(self.num_blocks) > encoder.num_layers:
             raise ValueError(f"num_blocks: {list(self.num_blocks)}; accepted: numbers from 1 to {encoder.num_layers}, the encoder's depth")
         options = {"image_size": self.image_size, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
-        blocks: list[Tensor] = []  # `cls` of the last blocks, deepest last as in DINOv2
-        for layer in range(-max(self.num_blocks), 0):
-            rows: list[tuple[Tensor, Tensor, Tensor]] = []
-            for batch, output in encode(encoder, pixels, fit="crop", layer=layer, patches=layer == -1, **options):
-                there = batch.labels >= 0
-                mean = output.patches.mean(dim=1) if layer == -1 else output.cls[:, :0]
-                rows.append((output.cls[there], mean[there], batch.labels[there]))
-            cls, mean_patch, labels = (torch.cat(part) for part in zip(*rows, strict=True))
-            blocks.append(cls)
+        layers = {layer: layer == -1 for layer in range(-max(self.num_blocks), 0)}
+        rows: list[list[Tensor]] = []
+        for batch, outputs in encode_layers(encoder, pixels, fit="crop", layers=layers, **options):
+            there = batch.labels >= 0
+            rows.append(
+                [part[there] for part in (*(outputs[layer].cls for layer in layers), outputs[-1].patches.mean(dim=1), batch.labels)]
+            )
+        # `cls` of the last blocks, deepest last as in DINOv2.
+        *blocks, mean_patch, labels = (torch.cat(part) for part in zip(*rows, strict=True))
         if len(labels) == 0:
             raise ValueError(f"source {pixels.source.name!r}: no item has a label; this evaluator needs labels")
         if not all(part.isfinite().all() for part in (*blocks, mean_patch)):

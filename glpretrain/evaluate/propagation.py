@@ -196,8 +196,8 @@ class LabelPropagation(Evaluator):
             if images.shape[2:] != tuple(size):
                 images = functional.interpolate(images, size=tuple(size), mode="bilinear", antialias=True)
             digests = [hashlib.sha256(f"{tuple(frame.shape)}".encode() + bytes_of(frame)).hexdigest() for frame in frames]
-            options = {"digests": digests, "fit": "bilinear", "layer": self.layer, "bf16": self.bf16, "cache": cache}
-            patches = encode_batch(encoder, images, **options).patches  # [B N D]
+            options = {"digests": digests, "fit": "bilinear", "layers": {self.layer: True}, "bf16": self.bf16, "cache": cache}
+            patches = encode_batch(encoder, images, **options)[self.layer].patches  # [B N D]
             if not patches.isfinite().all():
                 raise ValueError(f"video {video.name!r}: the encoder's patch features are not finite")
             yield from patches

@@ -9,7 +9,7 @@ from evaluate_stubs import labelled, masked
 from glpretrain.encoders import ViT
 from glpretrain.evaluate import KNN, FeatureCache, LinearProbe, Pixels, PromptSegmentation
 from glpretrain.evaluate.cache import fingerprint
-from glpretrain.evaluate.features import encode
+from glpretrain.evaluate.features import encode, encode_layers
 
 
 def encoder(*, depth: int = 3, phase: float = 0.0) -> ViT:
@@ -128,5 +128,23 @@ def test_earlier_layer_is_a_shallower_encoder():
     items = source()
     assert torch.equal(features(model, items, None, layer=1), features(shallow, items, None))
     assert torch.equal(features(model, items, None, layer=-2), features(shallow, items, None))
-    with pytest.raises(ValueError, match="layer: 3; accepted: -3 to 2"):
-        features(model, items, None, layer=3)
+    for cache in (None, FeatureCache(model)):
+        features(model, items, cache, layer=0)
+        with pytest.raises(ValueError, match="layer: 3; accepted: -3 to 2"):  # not layer 0, though 3 % 3 is 0
+            features(model, items, cache, layer=3)
+
+
+def test_several_layers_are_one_pass():
+    model, items = encoder(depth=3), Pixels(source())
+    passes = []
+    model.register_forward_hook(lambda module, args, output: passes.append(len(args[0])))
+    cache = FeatureCache(model)
+    options = {"fit": "stretch", "batch_size": 5, "cache": cache}
+    found = [outputs for _, outputs in encode_layers(model, items, layers={0: True, -1: False, 1: True}, **options)]
+    assert passes == [5, 5, 3]
+    for layer in (0, 1, 2):
+        alone = features(model, source(), None, layer=layer)
+        assert torch.equal(torch.cat([outputs[-1 if layer == 2 else layer].patches for outputs in found]), alone)
+    passes.clear()
+    list(encode_layers(model, items, layers={-2: True, -3: False}, **options))
+    assert passes == []
