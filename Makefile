@@ -51,10 +51,10 @@ lint: $(STAMP)  ## ruff: errors, imports, formatting
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 
-# Tests are many small computations: one thread each is as fast and leaves the other cores to their worker processes.
+# Tests are many small computations: one thread each is as fast, and two files run side by side.
 test: $(STAMP)  ## the tests, without those marked slow
 	@echo "test: every test that is not marked slow"
-	OMP_NUM_THREADS=1 WANDB_MODE=offline "$(BIN)/python" -m pytest -m "not slow" --durations 5 $(ARGS)
+	OMP_NUM_THREADS=1 WANDB_MODE=offline "$(BIN)/python" -m pytest -m "not slow" --numprocesses 2 --dist loadfile --durations 5 $(ARGS)
 
 test-slow: $(STAMP)  ## the tests marked slow
 	OMP_NUM_THREADS=1 WANDB_MODE=offline "$(BIN)/python" -m pytest -m slow --durations 5 $(ARGS)
