@@ -58,7 +58,7 @@ def test_objects_that_training_leaves_behind_are_never_built(tmp_path, monkeypat
     path = saved(multicrop(weights_of("dino"), loss="dino_loss"), tmp_path / "full.pth")
     monkeypatch.setattr("argparse.Namespace.__init__", lambda *args, **values: pytest.fail("a Namespace was built"))
     monkeypatch.setattr("argparse.Namespace.__setattr__", lambda *args: pytest.fail("a Namespace was filled"))
-    load_backbone(path)
+    assert load_backbone(path).embed_dim == weights_of("dino")["cls_token"].shape[-1]
 
 
 @pytest.mark.parametrize("name", ["dino", "dinov3", "mae", "hf_dinov2"])
@@ -104,7 +104,7 @@ def test_damaged_bytes_are_refused_in_one_line(tmp_path):
     whole = path.read_bytes()
     for position in range(0, 6000, 61):  # the structure and the names come first
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x15]) + whole[position + 1 :])
-        refusal(path)  # for the damage or for the lack of large tensors
+        assert "\n" not in refusal(path)  # for the damage or for the lack of large tensors
 
 
 @pytest.mark.parametrize(
