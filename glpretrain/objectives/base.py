@@ -2,14 +2,17 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
+
+from glpretrain.memory import states_of
 
 
 class Objective(nn.Module, ABC):
     """Keyword tensors in, one float32 scalar out. Knows no trainer, step, schedule, teacher or weight.
 
-    An objective with state (centre, queue) offers `update`, which only gathers what a micro-batch has to say, and moves its
-    state in `advance`, which the method calls once per optimizer step. So accumulating micro-batches changes nothing.
+    What an objective remembers (centre, queue) is a `State` of its own: `update` only gathers what a micro-batch has to say, and
+    the method moves all states once per optimizer step. So accumulating micro-batches changes nothing.
     """
 
     @abstractmethod
@@ -17,4 +20,25 @@ class Objective(nn.Module, ABC):
         """Float[]; subclasses take their tensors as keywords."""
 
     def advance(self) -> None:
-        """Move the state by one optimizer step; nothing to do without state."""
+        """Move the objective's states by one optimizer step: what a method does for all its states together."""
+        for state in states_of(self):
+            state.advance()
+
+
+def mean_over_pairs(values: Tensor, *, balanced: bool) -> Tensor:
+    """Mean over pairs of a teacher view g and a student view v != g; the student's first G views are the teacher's.
+
+    Args:
+        values: Float[G V].
+        balanced: pairs with a global and pairs with a local student view count one half each (Mugs); otherwise all pairs count alike.
+
+    Returns:
+        Float[].
+    """
+    num_global, num_views = values.shape
+    same = torch.eye(num_global, num_views, device=values.device, dtype=torch.bool)
+    values = values.masked_fill(same, 0.0)
+    if not balanced or num_views == num_global:
+        return values.sum() / (num_global * num_views - num_global)
+    mine, local = values[:, :num_global], values[:, num_global:]
+    return 0.5 * mine.sum() / (num_global * (num_global - 1)) + 0.5 * local.mean()

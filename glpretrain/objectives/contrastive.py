@@ -1,11 +1,12 @@
-"""InfoNCE between items, and between the patches of one item that show the same place."""
+"""InfoNCE between items, against a queue of earlier items, and between the patches of one item that show the same place."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from glpretrain.distributed import gather_with_grad, rank
-from glpretrain.objectives.base import Objective
+from glpretrain.memory import FeatureQueue
+from glpretrain.objectives.base import Objective, mean_over_pairs
 
 
 class InfoNCE(Objective):
@@ -21,12 +22,13 @@ class InfoNCE(Objective):
             raise ValueError(f"temp: accepted are values above 0, not {temp}")
         self.temp = temp
 
-    def forward(self, *, queries: Tensor, keys: Tensor) -> Tensor:
+    def forward(self, *, queries: Tensor, keys: Tensor, hallucinated: Tensor | None = None) -> Tensor:
         """Contrast in one direction: every query against the keys of all processes.
 
         Args:
             queries: Float[B D], of this process.
             keys: Float[B D], in the same order.
+            hallucinated: Float[B D], one more query per item, which counts like the item's own.
 
         Returns:
             Float[].
@@ -34,9 +36,67 @@ class InfoNCE(Objective):
         num_items, _ = queries.shape
         assert queries.shape == keys.shape, f"{tuple(queries.shape)} and {tuple(keys.shape)}"
         keys = gather_with_grad(F.normalize(keys.float(), dim=-1))  # [world*B D]
+        labels = torch.arange(num_items, device=queries.device) + num_items * rank()
+        if hallucinated is not None:
+            assert hallucinated.shape == queries.shape, f"{tuple(hallucinated.shape)} and {tuple(queries.shape)}"
+            queries, labels = torch.cat([queries, hallucinated]), labels.repeat(2)
         logits = torch.einsum("bd,kd->bk", F.normalize(queries.float(), dim=-1), keys) / self.temp
-        labels = torch.arange(num_items, device=logits.device) + num_items * rank()
         return 2.0 * self.temp * F.cross_entropy(logits, labels)
+
+
+class QueueInfoNCE(Objective):
+    """MoCo's loss between the views of an item, with negatives from a queue of earlier keys (Mugs src/loss.py, InfoNCELoss).
+
+    Mean over items, over pairs of a key view g and a query view v != g, of -log softmax([query_v . key_g, query_v . queue] / temp)[0];
+    pairs with a global and pairs with a local query view count one half each. Zero in the limit of queries on their keys and far
+    from the queue. The queue holds the keys of steps before, not of this one.
+
+    Args:
+        dim: width D.
+        queue_size: K.
+        temp: temperature.
+    """
+
+    def __init__(self, *, dim: int, queue_size: int = 65536, temp: float = 0.2) -> None:
+        super().__init__()
+        if temp <= 0.0:
+            raise ValueError(f"temp: accepted are values above 0, not {temp}")
+        self.temp = temp
+        self.queue = FeatureQueue(queue_size, dim, unit=True)
+
+    def forward(self, *, queries: Tensor, keys: Tensor, hallucinated: Tensor | None = None) -> Tensor:
+        """Contrast of all pairs of different views.
+
+        Args:
+            queries: Float[V B D], rows of length one; the first G views are the keys'.
+            keys: Float[G B D], rows of length one.
+            hallucinated: Float[G V B D], rows of length one: one more query per pair, which counts like the pair's own.
+
+        Returns:
+            Float[].
+        """
+        _, num_items, dim = queries.shape
+        _, *rest = keys.shape
+        assert rest == [num_items, dim], f"queries {tuple(queries.shape)}, keys {tuple(keys.shape)}"
+        queries, keys = queries.float(), keys.detach().float()
+        loss = self._pairs(torch.einsum("vbd,gbd->gvb", queries, keys), self._negatives(queries))
+        if hallucinated is None:
+            return loss
+        hallucinated = hallucinated.float()
+        return 0.5 * (loss + self._pairs(torch.einsum("gvbd,gbd->gvb", hallucinated, keys), self._negatives(hallucinated)))
+
+    def _negatives(self, queries: Tensor) -> Tensor:
+        """Float[*S D] to Float[*S]: a query's negatives are the same for every key, so their sum is taken once."""
+        with torch.autocast(device_type=queries.device.type, enabled=False):  # cosines in bf16 are off by up to 0.004
+            return torch.logsumexp(F.linear(queries, self.queue.rows) / self.temp, dim=-1)
+
+    def _pairs(self, positives: Tensor, negatives: Tensor) -> Tensor:
+        positives = positives / self.temp  # [G V B]
+        return mean_over_pairs((torch.logaddexp(positives, negatives) - positives).mean(dim=-1), balanced=True)
+
+    def update(self, *, keys: Tensor) -> None:
+        """Take in one micro-batch's keys, Float[G B D]; the queue moves in `advance`."""
+        self.queue.update(keys)
 
 
 def token_centres(boxes: Tensor, *, grid: tuple[int, int]) -> Tensor:

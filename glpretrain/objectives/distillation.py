@@ -1,13 +1,14 @@
 """Cross-entropy between a teacher's sharpened, centred assignment to prototypes and the student's (DINO, iBOT)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glpretrain.distributed import all_reduce_sum
-from glpretrain.objectives.base import Objective
+from glpretrain.memory import State
+from glpretrain.objectives.base import Objective, mean_over_pairs
 
 
-class Centre(nn.Module):
+class Centre(State):
     """Running mean of the teacher's logits; subtracting it keeps one prototype from winning everything.
 
     Starts at zero. `centre` Float[K] is in the checkpoint; the sums of the micro-batches at hand are not.
@@ -67,17 +68,23 @@ class Distillation(Objective):
         """Take in one micro-batch's raw teacher logits, Float[*S K]; the centre moves in `advance`."""
         self.centre_state.update(teacher_logits)
 
-    def advance(self) -> None:
-        """Move the centre by one optimizer step."""
-        self.centre_state.advance()
-
 
 class ViewDistillation(Distillation):
     """DINO's loss (main_dino.py, DINOLoss).
 
     mean over items, and over pairs of a teacher view g and a student view v != g, of -sum_k targets[g, k] log student[v, k].
     The student's first G views are the teacher's. At its minimum, the teacher's entropy, the student agrees with it everywhere.
+
+    Args:
+        num_prototypes: K.
+        student_temp: of the student's assignments.
+        centre_momentum: of the centre.
+        balanced: pairs with a global and with a local student view count one half each (Mugs src/loss.py, ClusteringLoss).
     """
+
+    def __init__(self, *, num_prototypes: int, student_temp: float = 0.1, centre_momentum: float = 0.9, balanced: bool = False) -> None:
+        super().__init__(num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum)
+        self.balanced = balanced
 
     def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
         """Cross-entropy over all pairs of different views.
@@ -90,13 +97,12 @@ class ViewDistillation(Distillation):
         Returns:
             Float[].
         """
-        num_views, num_items, num_prototypes = student_logits.shape
-        num_global, *rest = teacher_logits.shape
+        _, num_items, num_prototypes = student_logits.shape
+        _, *rest = teacher_logits.shape
         assert rest == [num_items, num_prototypes], f"student {tuple(student_logits.shape)}, teacher {tuple(teacher_logits.shape)}"
         targets = self.targets(teacher_logits, teacher_temp=teacher_temp)
         cross = -torch.einsum("gbk,vbk->gv", targets, self.log_assignments(student_logits)) / num_items  # [G V]
-        same = torch.eye(num_global, num_views, device=cross.device, dtype=torch.bool)
-        return cross.masked_fill(same, 0.0).sum() / (num_global * num_views - num_global)
+        return mean_over_pairs(cross, balanced=self.balanced)
 
 
 class PatchDistillation(Distillation):

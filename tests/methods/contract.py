@@ -9,8 +9,8 @@ from shrinking import shrunk
 
 from glpretrain.backbones import export, load_backbone
 from glpretrain.cli.training import Training
+from glpretrain.memory import states_of
 from glpretrain.methods.base import Method
-from glpretrain.objectives.base import Objective
 from glpretrain.types import Batch
 
 
@@ -107,13 +107,12 @@ def check_export(training: Training, folder: Path) -> None:
 
 
 def check_accumulation(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over four micro-batches of two each, teacher and objectives move twice."""
+    """Over four micro-batches of two each, teacher and states move twice."""
     training = build(recipe, folder, "--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "2")
     model, moves = training.model, []
-    objectives = [module for module in model.modules() if isinstance(module, Objective)]
-    assert objectives
-    for key, objective in enumerate(objectives):
-        monkeypatch.setattr(objective, "advance", lambda move=objective.advance, key=key: (moves.append(key), move()))
+    states = states_of(model)
+    for key, state in enumerate(states):
+        monkeypatch.setattr(state, "advance", lambda move=state.advance, key=key: (moves.append(key), move()))
     if model.teacher is not None:
         update = model.teacher.update
         monkeypatch.setattr(model.teacher, "update", lambda *args, **kwargs: (moves.append("teacher"), update(*args, **kwargs)))
@@ -121,5 +120,5 @@ def check_accumulation(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPat
     training.trainer.callbacks.append(losses)
     training.fit()
     assert len(losses.values) == 4
-    expected = [*range(len(objectives))] + ["teacher"] * (model.teacher is not None)
+    expected = [*range(len(states))] + ["teacher"] * (model.teacher is not None)
     assert sorted(map(str, moves)) == sorted(map(str, expected * 2))

@@ -10,8 +10,8 @@ import torch.multiprocessing as mp
 from contract import build, fixed_batch
 from shrinking import RECIPES, name_of
 
+from glpretrain.memory import states_of
 from glpretrain.methods.base import Method
-from glpretrain.objectives.base import Objective
 from glpretrain.types import Batch
 
 ITEMS = 8
@@ -30,10 +30,10 @@ def _step(model: Method, batch: Batch, average) -> Result:
     terms = model.losses(batch, 0.5)
     sum(model.weights[name] * value for name, value in terms.items()).backward()
     gradients = {name: average(p.grad) for name, p in model.named_parameters() if p.grad is not None}
-    for module in model.modules():
-        if isinstance(module, Objective):
-            module.advance()
-    state = {name: value for name, value in model.named_buffers() if "objective" in name and not name.endswith("pending")}
+    for state in states_of(model):
+        state.advance()
+    own = {id(buffer) for state in states_of(model) for buffer in state.buffers()}
+    state = {name: value for name, value in model.named_buffers() if id(value) in own and not name.endswith("pending")}
     return {"terms": {name: average(value.detach()) for name, value in terms.items()}, "gradients": gradients, "state": state}
 
 
