@@ -6,24 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glpretrain import keys as rng
 from glpretrain.distributed import all_reduce_mean
 
+_HALLUCINATION = 0x4A11  # seed of the strengths: no draw of the data's
 
-def _linear(in_dim: int, out_dim: int) -> nn.Linear:
+
+def _linear(in_dim: int, out_dim: int, *, bias: bool = True) -> nn.Linear:
     """A linear layer initialised as the ViT family does: truncated normal of 0.02, zero bias."""
-    layer = nn.Linear(in_dim, out_dim)
+    layer = nn.Linear(in_dim, out_dim, bias=bias)
     nn.init.trunc_normal_(layer.weight, std=0.02)
-    nn.init.zeros_(layer.bias)
+    if bias:
+        nn.init.zeros_(layer.bias)
     return layer
 
 
-def _mlp(in_dim: int, *, hidden_dim: int, out_dim: int, num_layers: int) -> nn.Sequential:
+def _mlp(in_dim: int, *, hidden_dim: int, out_dim: int, num_layers: int, bias: bool = True) -> nn.Sequential:
     if num_layers < 1:
         raise ValueError(f"num_layers: a head has at least 1 layer, not {num_layers}")
     widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(itertools.pairwise(widths)):
-        layers += [nn.GELU()] * (i > 0) + [_linear(a, b)]
+        layers += [nn.GELU()] * (i > 0) + [_linear(a, b, bias=bias)]
     return nn.Sequential(*layers)
 
 
@@ -35,18 +39,94 @@ class ProjectionHead(nn.Module):
         hidden_dim: of the MLP.
         bottleneck_dim: width of the result.
         num_layers: of the MLP.
+        bias: of its layers (Mugs has none before its contrasts).
 
     Raises:
         ValueError: no layer at all.
     """
 
-    def __init__(self, in_dim: int, *, hidden_dim: int = 2048, bottleneck_dim: int = 256, num_layers: int = 3) -> None:
+    def __init__(self, in_dim: int, *, hidden_dim: int = 2048, bottleneck_dim: int = 256, num_layers: int = 3, bias: bool = True) -> None:
         super().__init__()
-        self.mlp = _mlp(in_dim, hidden_dim=hidden_dim, out_dim=bottleneck_dim, num_layers=num_layers)
+        self.mlp = _mlp(in_dim, hidden_dim=hidden_dim, out_dim=bottleneck_dim, num_layers=num_layers, bias=bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Float[... D] to Float[... bottleneck_dim], float32 rows of length one."""
         return F.normalize(self.mlp(features).float(), dim=-1)
+
+
+class Predictor(nn.Module):
+    """What the student has behind its projection and the teacher has not: Linear, GELU, Linear, no bias (Mugs src/model.py).
+
+    Keeps torch's own initialisation, as the official code does (its truncated normal runs before the predictor exists).
+
+    Args:
+        dim: width of the projection, and of the result.
+        hidden_dim: between the layers.
+    """
+
+    def __init__(self, dim: int, *, hidden_dim: int = 4096) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden_dim, bias=False), nn.GELU(), nn.Linear(hidden_dim, dim, bias=False))
+
+    def forward(self, projections: Tensor) -> Tensor:
+        """Float[... D] to Float[... D], float32 rows of length one."""
+        return F.normalize(self.mlp(projections).float(), dim=-1)
+
+
+class Hallucinator(nn.Module):
+    """More positives, made in feature space: a query pushed away from its key, then an MLP (Wu et al., "Hallucination Improves the
+    Performance of Unsupervised Visual Representation Learning", arXiv 2307.12168; models/builder/generator.py of the official code
+    jingwu6/Hallucination-improves-the-performance-of-unsupervised-visual-representation-learning @ bba551f).
+
+    e = (1 + s) q - s k; hallucinated = W3 relu(W2 relu(W1 [q; e] + b1) + b2) + b3. Its key is the query's own. The inner width is twice
+    the query's, as in every official setting. What is ours: queries and keys are given with length one (the official MoCo mixes a
+    query of any length with a key of length one), and keys do not enter a queue twice.
+
+    Args:
+        dim: width D of queries and keys.
+        largest: strengths s are drawn from U(0, `largest`).
+
+    Raises:
+        ValueError: `largest` is not above 0.
+    """
+
+    def __init__(self, dim: int, *, largest: float = 0.1) -> None:
+        super().__init__()
+        if largest <= 0.0:
+            raise ValueError(f"hallucinate: the largest strength is above 0, not {largest}")
+        self.largest = largest
+        self.mlp = nn.Sequential(nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, queries: Tensor, keys: Tensor, *, strengths: Tensor) -> Tensor:
+        """One more query for every query.
+
+        Args:
+            queries: Float[... B D].
+            keys: Float[... B D], broadcast against the queries.
+            strengths: Float[B].
+
+        Returns:
+            Float[... B D], not normalised.
+        """
+        strengths = strengths.unsqueeze(-1)
+        pushed = (1.0 + strengths) * queries - strengths * keys
+        return self.mlp(torch.cat([queries.expand_as(pushed), pushed], dim=-1))
+
+    def positives(self, queries: Tensor, keys: Tensor, *, index: Tensor, progress: float) -> Tensor:
+        """`forward` between unit rows, with one strength per item and step (officially one per batch, which its layout would change).
+
+        Args:
+            queries: Float[... B D].
+            keys: Float[... B D], broadcast against the queries.
+            index: Int[B], dataset index.
+            progress: of the run.
+
+        Returns:
+            Float[... B D], float32 rows of length one.
+        """
+        item_keys = rng.make(seed=_HALLUCINATION, epoch=round(progress * 2**40), index=index)
+        unit = F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)
+        return F.normalize(self(*unit, strengths=self.largest * rng.uniform(item_keys)).float(), dim=-1)
 
 
 class Prototypes(nn.Module):

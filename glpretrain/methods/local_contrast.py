@@ -10,7 +10,7 @@ Reference code: none.
 from torch import Tensor
 
 from glpretrain.encoders.base import Encoder
-from glpretrain.heads import ContrastHead, ProjectionHead
+from glpretrain.heads import ContrastHead, Hallucinator, ProjectionHead
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE
 from glpretrain.types import Batch
@@ -25,6 +25,7 @@ class LocalContrast(Method):
         projection_dim: of both heads' outputs.
         temp: of both losses.
         max_distance: between matched patch centres, in patches of the other view.
+        hallucinate: largest strength of hallucinated positives of `cls` (`Hallucinator`; the paper's is 0.1); 0 makes none.
         **kwargs: see `Method`.
     """
 
@@ -39,6 +40,7 @@ class LocalContrast(Method):
         projection_dim: int = 256,
         temp: float = 0.2,
         max_distance: float = 0.75,
+        hallucinate: float = 0.0,
         **kwargs,  # noqa: ANN003
     ) -> None:
         heads = {
@@ -46,6 +48,7 @@ class LocalContrast(Method):
             "patch": ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=projection_dim, num_layers=2),
         }
         super().__init__(Branch(encoder, heads), **kwargs)
+        self.hallucinator = Hallucinator(projection_dim, largest=hallucinate) if hallucinate != 0.0 else None
         self.cls_objective = InfoNCE(temp=temp)
         self.patch_objective = PatchInfoNCE(temp=temp, max_distance=max_distance)
 
@@ -59,7 +62,12 @@ class LocalContrast(Method):
         first, second = (self.student.heads["cls"](cls) for cls in output.cls.unflatten(0, (num_global, num_items)))
         patches = self.student.heads["patch"](output.patches).unflatten(0, (num_global, num_items))  # [2 B N D]
         boxes = batch.boxes
-        cls = self.cls_objective(queries=first, keys=second) + self.cls_objective(queries=second, keys=first)
+        cls = 0.0
+        for queries, keys in ((first, second), (second, first)):
+            more = None
+            if self.hallucinator is not None:
+                more = self.hallucinator.positives(queries, keys, index=batch.index, progress=progress)
+            cls = cls + self.cls_objective(queries=queries, keys=keys, hallucinated=more)
         patch = sum(
             self.patch_objective(queries=patches[a], keys=patches[b], query_boxes=boxes[a], key_boxes=boxes[b], grid=grid)
             for a, b in ((0, 1), (1, 0))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from glpretrain.encoders.base import Encoder
-from glpretrain.heads import ContrastHead, PixelHead, ProjectionHead, Prototypes
+from glpretrain.heads import ContrastHead, Hallucinator, PixelHead, ProjectionHead, Prototypes
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.contrastive import InfoNCE
 from glpretrain.objectives.distillation import PatchDistillation
@@ -35,6 +35,7 @@ class MMC(Method):
         contrast_hidden_dim: of the contrast head's MLP.
         contrast_dim: of the contrast head's output.
         contrast_temp: of the contrast.
+        hallucinate: largest strength of hallucinated positives of the contrast (`Hallucinator`; the paper's is 0.1); 0 makes none.
         pixel_layers: hidden layers of the pixel head.
         student_temp: of the student's assignments.
         teacher_temp: of the targets, over progress.
@@ -59,6 +60,7 @@ class MMC(Method):
         contrast_hidden_dim: int = 4096,
         contrast_dim: int = 256,
         contrast_temp: float = 0.2,
+        hallucinate: float = 0.0,
         pixel_layers: int = 3,
         student_temp: float = 0.1,
         teacher_temp: Schedule = Schedule(0.07, warmup=0.3, warmup_start=0.04, shape="constant"),  # noqa: B008
@@ -79,6 +81,7 @@ class MMC(Method):
         }
         super().__init__(Branch(encoder, heads), momentum=momentum, **kwargs)
         self.teacher_temp = teacher_temp
+        self.hallucinator = Hallucinator(contrast_dim, largest=hallucinate) if hallucinate != 0.0 else None
         self.pixel_objective = CorruptedPixels()
         self.patch_objective = PatchDistillation(num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum)
         self.contrast_objective = InfoNCE(temp=contrast_temp)
@@ -118,10 +121,15 @@ class MMC(Method):
                 mask=everything,
                 teacher_temp=self.teacher_temp(progress),
             ),
-            "contrast": 2.0 * torch.stack([self.contrast_objective(queries=queries[v], keys=keys[g]) for v, g in pairs]).mean(),
+            "contrast": 2.0
+            * torch.stack([self._contrast(queries[v], keys[g], index=batch.index, progress=progress) for v, g in pairs]).mean(),
         }
         self.patch_objective.update(teacher_logits=teacher_logits)
         return terms
+
+    def _contrast(self, queries: Tensor, keys: Tensor, *, index: Tensor, progress: float) -> Tensor:
+        more = None if self.hallucinator is None else self.hallucinator.positives(queries, keys, index=index, progress=progress)
+        return self.contrast_objective(queries=queries, keys=keys, hallucinated=more)
 
     @staticmethod
     def _project(branch: Branch, cls: Tensor, num_views: int) -> list[Tensor]:
