@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from glpretrain.encoders.base import Encoder
 
 
-def parameter_groups(encoder: Encoder, others: Iterable[tuple[str, Tensor]], *, layer_decay: float = 1.0) -> list[dict]:
+def parameter_groups(
+    encoder: Encoder, others: Iterable[tuple[str, Tensor]], *, layer_decay: float = 1.0, patch_lr: float = 1.0
+) -> list[dict]:
     """Groups for an optimizer; each carries `lr_scale` and `decays`, which the schedules are multiplied with.
 
     DINO's rule (utils.py, get_params_groups): biases and parameters with one axis do not decay, everything else does.
@@ -17,16 +19,17 @@ def parameter_groups(encoder: Encoder, others: Iterable[tuple[str, Tensor]], *, 
         encoder: its parameters learn at `layer_decay` ** (layers above them).
         others: (name, parameter) of heads and decoders, at full rate.
         layer_decay: in (0, 1]; 1 gives every layer the same rate.
+        patch_lr: one more factor on the rate of the patch embedding.
 
     Raises:
-        ValueError: `layer_decay` outside (0, 1].
+        ValueError: `layer_decay` or `patch_lr` outside (0, 1], or a `patch_lr` for an encoder without a patch embedding.
     """
-    return _grouped([*_trunk(encoder, layer_decay=layer_decay), *((name, parameter, 1.0) for name, parameter in others)])
+    return _grouped([*_trunk(encoder, layer_decay=layer_decay, patch_lr=patch_lr), *((name, parameter, 1.0) for name, parameter in others)])
 
 
-def trunk_groups(encoder: Encoder, *, layer_decay: float) -> list[dict]:
+def trunk_groups(encoder: Encoder, *, layer_decay: float, patch_lr: float = 1.0) -> list[dict]:
     """As `parameter_groups`, of the encoder alone."""
-    return _grouped(_trunk(encoder, layer_decay=layer_decay))
+    return _grouped(_trunk(encoder, layer_decay=layer_decay, patch_lr=patch_lr))
 
 
 def head_groups(others: Iterable[tuple[str, Tensor]]) -> list[dict]:
@@ -34,12 +37,18 @@ def head_groups(others: Iterable[tuple[str, Tensor]]) -> list[dict]:
     return _grouped((name, parameter, 1.0) for name, parameter in others)
 
 
-def _trunk(encoder: Encoder, *, layer_decay: float) -> list[tuple[str, Tensor, float]]:
+def _trunk(encoder: Encoder, *, layer_decay: float, patch_lr: float) -> list[tuple[str, Tensor, float]]:
     """Name, parameter, factor on the rate."""
-    if not 0.0 < layer_decay <= 1.0:
-        raise ValueError(f"layer_decay: accepted are values in (0, 1], not {layer_decay}")
+    for argument, value in (("layer_decay", layer_decay), ("patch_lr", patch_lr)):
+        if not 0.0 < value <= 1.0:
+            raise ValueError(f"{argument}: accepted are values in (0, 1], not {value}")
+    named = list(encoder.named_parameters())
+    patch = {name for name, _ in named if encoder.embeds_patches(name)}
+    if patch_lr != 1.0 and not patch:
+        raise ValueError(f"patch_lr={patch_lr} would be ignored: {encoder.card.encoder} has no patch embedding; leave it out")
     top = encoder.num_layers + 1
-    return [(name, parameter, layer_decay ** (top - encoder.layer_of(name))) for name, parameter in encoder.named_parameters()]
+    scales = {name: layer_decay ** (top - encoder.layer_of(name)) * (patch_lr if name in patch else 1.0) for name, _ in named}
+    return [(name, parameter, scales[name]) for name, parameter in named]
 
 
 def _grouped(scaled: Iterable[tuple[str, Tensor, float]]) -> list[dict]:

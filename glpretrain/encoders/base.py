@@ -125,6 +125,10 @@ class Encoder(nn.Module, ABC):
     def layer_of(self, name: str) -> int:
         """Depth of the named parameter: 0 for the embedding, `num_layers` + 1 for what follows the last block."""
 
+    def embeds_patches(self, name: str) -> bool:
+        """Does the named parameter belong to the patch embedding, which some methods train more slowly than the rest?"""
+        return False
+
     @abstractmethod
     def backbone_state(self) -> dict[str, Tensor]:
         """Weights in the layout of the wrapped library model (timm's names), without what only pretraining needs (mask token)."""
@@ -177,8 +181,9 @@ def encode_list(
         hidden = [masks[position] for position in positions if masks[position] is not None]
         joined = encode(torch.cat([items[position] for position in positions]), mask=torch.cat(hidden) if hidden else None)
         sizes = [len(items[position]) for position in positions]
-        parts = zip(positions, joined.cls.split(sizes), joined.patches.split(sizes), strict=True)
-        outputs.update({position: EncoderOutput(cls=cls, patches=patches) for position, cls, patches in parts})
+        pooled = [None] * len(sizes) if joined.pooled is None else joined.pooled.split(sizes)
+        parts = zip(positions, joined.cls.split(sizes), joined.patches.split(sizes), pooled, strict=True)
+        outputs.update({position: EncoderOutput(*fields) for position, *fields in parts})
     return [outputs[position] for position in range(len(items))]
 
 

@@ -219,9 +219,10 @@ class ViT(Encoder):
             tokens = model.norm_pre(tokens)
         for block, args in zip(model.blocks, block_args, strict=True):
             tokens = block(tokens, **args)
+        pooled = tokens.mean(dim=1)
         tokens = model.norm(tokens)
         patches = tokens[:, prefix:]
-        return EncoderOutput(cls=patches.mean(dim=1) if model.cls_token is None else tokens[:, 0], patches=patches)
+        return EncoderOutput(cls=patches.mean(dim=1) if model.cls_token is None else tokens[:, 0], patches=patches, pooled=pooled)
 
     def _hide(self, tokens: Tensor, *, mask: Tensor, count: int) -> Tensor:
         if self.mask_token is None:
@@ -284,6 +285,10 @@ class ViT(Encoder):
         if found := re.match(r"model\.blocks\.(\d+)\.", name):
             return int(found[1]) + 1
         return self.num_layers + 1 if name.startswith(("model.norm.", "mask_token")) else 0
+
+    def embeds_patches(self, name: str) -> bool:
+        """The projection of pixels, not the tokens and positions that join it."""
+        return name.startswith("model.patch_embed.")
 
     def backbone_state(self) -> dict[str, Tensor]:
         """timm's state dict."""

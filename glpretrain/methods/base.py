@@ -11,11 +11,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from glpretrain.continuation import LAYER_DECAY, Continuation, HeadWarmup
 from glpretrain.distributed import all_reduce_sum, world_size
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.transfer import Transfer, copy_backbone
+from glpretrain.memory import broadcast_states, states_of
 from glpretrain.objectives.base import Objective
 from glpretrain.optim import clip_per_parameter, head_groups, parameter_groups, trunk_groups
 from glpretrain.schedule import Schedule
@@ -53,7 +55,8 @@ class Method(pl.LightningModule, ABC):
         momentum: of the teacher; None trains without a teacher.
         betas: of AdamW.
         layer_decay: factor on the rate from one layer to the one below; None is 1, and 0.75 behind `continue_from`.
-        clip: largest L2 norm of each single parameter's gradient; None leaves gradients alone.
+        patch_lr: one more factor on the rate of the patch embedding (0.2 in Mugs and DINOv2).
+        clip: largest L2 norm of each single parameter's gradient, over progress where it is a schedule; None leaves gradients alone.
         freeze_prototypes: share of the run in which prototype directions do not move (DINO: the first epoch).
         continuation: when the trunk joins in; only behind `continue_from`, where None is the default one.
 
@@ -76,7 +79,8 @@ class Method(pl.LightningModule, ABC):
         momentum: Schedule | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         layer_decay: float | None = None,
-        clip: float | None = 3.0,
+        patch_lr: float = 1.0,
+        clip: float | Schedule | None = 3.0,
         freeze_prototypes: float = 0.0,
         continuation: Continuation | None = None,
     ) -> None:
@@ -86,7 +90,8 @@ class Method(pl.LightningModule, ABC):
             raise ValueError(f"weights: {type(self).__name__} has the terms {sorted(self.terms)}, not {sorted(weights)}")
         self.weights = weights
         self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
-        self.betas, self.layer_decay, self.clip, self.freeze_prototypes = betas, layer_decay, clip, freeze_prototypes
+        self.betas, self.layer_decay, self.patch_lr = betas, layer_decay, patch_lr
+        self.clip, self.freeze_prototypes = clip, freeze_prototypes
         self.continuation = continuation
         self.student = student
         self.teacher = EMATeacher(student) if momentum is not None else None
@@ -110,6 +115,10 @@ class Method(pl.LightningModule, ABC):
         """
         if self.continuation is not None and self.head_warmup is None:
             raise ValueError("model.init_args.continuation would be ignored: the run starts from random weights; give init_from")
+        # Queues and memories can be larger than the model: DistributedDataParallel would send them around before every step.
+        states = {id(buffer) for state in states_of(self) for buffer in state.buffers()}
+        ignored = [name for name, buffer in self.named_buffers() if id(buffer) in states]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, ignored)
         if self.trainer.datamodule is None:  # a loader of the user's own, who makes the batches too
             return
         name, made = type(self).__name__, self.trainer.datamodule.optional_fields
@@ -194,14 +203,20 @@ class Method(pl.LightningModule, ABC):
         own = {id(parameter) for parameter in self.encoder.parameters()}
         others = [(name, parameter) for name, parameter in self.named_parameters() if id(parameter) not in own]
         if self.head_warmup is None:
-            groups = parameter_groups(self.encoder, others, layer_decay=1.0 if self.layer_decay is None else self.layer_decay)
+            decay = 1.0 if self.layer_decay is None else self.layer_decay
+            groups = parameter_groups(self.encoder, others, layer_decay=decay, patch_lr=self.patch_lr)
         else:
-            trunk = trunk_groups(self.encoder, layer_decay=LAYER_DECAY if self.layer_decay is None else self.layer_decay)
+            decay = LAYER_DECAY if self.layer_decay is None else self.layer_decay
+            trunk = trunk_groups(self.encoder, layer_decay=decay, patch_lr=self.patch_lr)
             groups = [{**group, "trunk": True} for group in trunk] + [{**group, "trunk": False} for group in head_groups(others)]
         return torch.optim.AdamW(groups, lr=self.lr(0.0), betas=self.betas, weight_decay=0.0)
 
     def on_train_start(self) -> None:
-        """Where the run ends must be known: every schedule needs it."""
+        """Where the run ends must be known: every schedule needs it. And all processes must start with equal states.
+
+        From here on these stay equal, since every process writes what was gathered from all of them.
+        """
+        broadcast_states(self)
         if self.trainer.estimated_stepping_batches == float("inf"):
             raise ValueError("trainer: give max_steps or max_epochs; the schedules need to know where the run ends")
 
@@ -231,7 +246,9 @@ class Method(pl.LightningModule, ABC):
         if self.head_warmup is not None:
             self.head_warmup.drop_gradients(self.encoder)
         if self.clip is not None:
-            clip_per_parameter(self.student.parameters(), max_norm=self.clip)
+            # All that learn: predictors and decoders stand beside the student where the teacher has none.
+            max_norm = self.clip(self.progress()) if isinstance(self.clip, Schedule) else self.clip
+            clip_per_parameter(self.parameters(), max_norm=max_norm)
 
     def optimizer_step(self, *args, **kwargs) -> None:  # noqa: ANN002, ANN003  Lightning's signature, passed on untouched
         """Teacher, centres and queues move right after the optimizer: once per step, however many micro-batches it took.
@@ -241,9 +258,8 @@ class Method(pl.LightningModule, ABC):
         super().optimizer_step(*args, **kwargs)
         if self.teacher is not None:
             self.teacher.update(self.student, momentum=self.momentum(self.progress()))
-        for module in self.modules():
-            if isinstance(module, Objective):
-                module.advance()
+        for state in states_of(self):
+            state.advance()
         if self.head_warmup is not None:
             self.head_warmup.advance(**self._position())
 
