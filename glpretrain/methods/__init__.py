@@ -5,5 +5,6 @@ from glpretrain.methods.ibot import IBOT
 from glpretrain.methods.local_contrast import LocalContrast
 from glpretrain.methods.mae import MAE
 from glpretrain.methods.mmc import MMC
+from glpretrain.methods.mugs import Mugs
 
-__all__ = ["DINO", "IBOT", "MAE", "MMC", "LocalContrast"]
+__all__ = ["DINO", "IBOT", "MAE", "MMC", "LocalContrast", "Mugs"]

@@ -1,0 +1,155 @@
+"""Mugs: what an item is, which items are near it, which group they form: three granularities, one trunk.
+
+Idea: the student agrees with its momentum teacher on three things. Instance: `cls` of a crop is told apart from a queue of
+earlier items (InfoNCE). Local group: a relation block lets the crop's pooled tokens look at their nearest neighbours in a memory
+of earlier items, and what comes out is told apart in the same way. Group: `cls` is assigned to prototypes as in DINO. The student
+has crops of its own, half of them strongly augmented; only items whose global crops were not enter its memory.
+Paper: Zhou et al., "Mugs: A Multi-Granular Self-Supervised Learning Framework", arXiv 2203.14415.
+Reference code: sail-sg/mugs @ 10ab634 (main.py, src/loss.py, src/model.py, src/vision_transformer.py). Kept from it although one
+would not guess it: neighbours are sought with the mean of all tokens before the final norm, and found among means of patches after
+it; the k-NN memory of the student and that of the teacher are two; crop i of the student is never compared with crop i of the
+teacher, though they are different crops.
+Known differences: memories fill every row (the official pointer moves on twice per write and skips half of them, see
+`FeatureQueue.advance_twice`); one buffer per memory where the official code keeps three equal ones; weights multiply the terms (there
+they only switch them on; 1/3 each is the same); the mean over terms also without local views, where the official code divides by
+zero; temperature follows progress step by step, not epoch by epoch; no batch norm in heads, an official option that is off.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.relation import RelationBlock
+from glpretrain.heads import Hallucinator, Predictor, ProjectionHead, Prototypes
+from glpretrain.memory import FeatureQueue
+from glpretrain.methods.base import Branch, Method
+from glpretrain.objectives.contrastive import QueueInfoNCE
+from glpretrain.objectives.distillation import ViewDistillation
+from glpretrain.schedule import Schedule
+from glpretrain.types import Batch, EncoderOutput
+
+
+class Mugs(Method):
+    """Instance, local-group and group discrimination.
+
+    Args:
+        encoder: a plain ViT.
+        queue_size: rows of each of the two queues of negatives.
+        memory_size: rows of each of the two memories that neighbours come from.
+        num_neighbours: k.
+        projection_dim: of the instance and the local-group head.
+        predictor_dim: hidden width of the student's predictors.
+        contrast_temp: of both contrasts.
+        num_prototypes: K, of the group head.
+        hidden_dim: of all projections.
+        bottleneck_dim: of the group head's projection.
+        num_layers: of all projections.
+        train_gain: learn one gain per prototype (the official `norm_last_layer` false).
+        student_temp: of the student's assignment.
+        teacher_temp: of the targets, over progress.
+        centre_momentum: of the centre.
+        hallucinate: largest strength of hallucinated positives of the instance term (`Hallucinator`); 0 makes none.
+        momentum: of the teacher.
+        weights: of the terms; a third each when left out.
+        **kwargs: see `Method`.
+
+    Raises:
+        ValueError: the encoder is no plain ViT, or there are more neighbours than rows.
+    """
+
+    terms = ("instance", "local_group", "group")
+    num_global_views = 2
+    takes = ("local_views", "student_views")
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        queue_size: int = 65536,
+        memory_size: int = 65536,
+        num_neighbours: int = 8,
+        projection_dim: int = 256,
+        predictor_dim: int = 4096,
+        contrast_temp: float = 0.2,
+        num_prototypes: int = 65536,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        num_layers: int = 3,
+        train_gain: bool = False,
+        student_temp: float = 0.1,
+        teacher_temp: Schedule = Schedule(0.07, warmup=0.0375, warmup_start=0.04, shape="constant"),  # noqa: B008
+        centre_momentum: float = 0.9,
+        hallucinate: float = 0.0,
+        momentum: Schedule = Schedule(0.996, 1.0),  # noqa: B008
+        weights: dict[str, float] | None = None,
+        **kwargs,  # noqa: ANN003
+    ) -> None:
+        if not 1 <= num_neighbours <= memory_size:
+            raise ValueError(f"Mugs: num_neighbours is {num_neighbours}; accepted: 1 to memory_size, which is {memory_size}")
+        width = encoder.embed_dim
+
+        def projection() -> ProjectionHead:
+            return ProjectionHead(width, hidden_dim=hidden_dim, bottleneck_dim=projection_dim, num_layers=num_layers, bias=False)
+
+        heads = {
+            "relation": RelationBlock(encoder),
+            "instance": projection(),
+            "local_group": projection(),
+            "group": nn.Sequential(
+                ProjectionHead(width, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=num_layers),
+                Prototypes(bottleneck_dim, num_prototypes=num_prototypes, train_gain=train_gain),
+            ),
+        }
+        weights = dict.fromkeys(self.terms, 1.0 / 3.0) if weights is None else weights
+        super().__init__(Branch(encoder, heads), weights=weights, momentum=momentum, **kwargs)
+        self.predictors = nn.ModuleDict({name: Predictor(projection_dim, hidden_dim=predictor_dim) for name in ("instance", "local_group")})
+        self.hallucinator = Hallucinator(projection_dim, largest=hallucinate) if hallucinate != 0.0 else None
+        self.num_neighbours = num_neighbours
+        self.teacher_temp = teacher_temp
+        self.student_memory = FeatureQueue(memory_size, width)
+        self.teacher_memory = FeatureQueue(memory_size, width)
+        self.instance_objective = QueueInfoNCE(dim=projection_dim, queue_size=queue_size, temp=contrast_temp)
+        self.local_group_objective = QueueInfoNCE(dim=projection_dim, queue_size=queue_size, temp=contrast_temp)
+        self.group_objective = ViewDistillation(
+            num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum, balanced=True
+        )
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`instance` and `local_group` against their queues, `group` assignments; then queues, memories and centre take the batch in."""
+        num_global, num_items = batch.global_views.shape[:2]
+        own = batch.global_views if batch.student_views is None else batch.student_views
+        views = [v.flatten(0, 1) for v in (own, batch.local_views) if v is not None]
+        with torch.no_grad():
+            seen = self.teacher.branch.encoder(batch.global_views.flatten(0, 1))
+            keys, key_groups, teacher_logits = self._heads(self.teacher.branch, [seen], self.teacher_memory, num_items)
+        outputs = self.student.encoder(views)
+        projections, groups, student_logits = self._heads(self.student, outputs, self.student_memory, num_items)
+        queries = self.predictors["instance"](projections)  # [V B projection_dim]
+        hallucinated = None
+        if self.hallucinator is not None:  # for every pair of a key view and a query view
+            hallucinated = self.hallucinator.positives(queries.unsqueeze(0), keys.unsqueeze(1), index=batch.index, progress=progress)
+        terms = {
+            "instance": self.instance_objective(queries=queries, keys=keys, hallucinated=hallucinated),
+            "local_group": self.local_group_objective(queries=self.predictors["local_group"](groups), keys=key_groups),
+            "group": self.group_objective(
+                student_logits=student_logits, teacher_logits=teacher_logits, teacher_temp=self.teacher_temp(progress)
+            ),
+        }
+        self.instance_objective.update(keys=keys)
+        self.local_group_objective.update(keys=key_groups)
+        self.group_objective.update(teacher_logits=teacher_logits)
+        # The first global view of every item; the teacher's is never strongly augmented.
+        mean_patches = [output.patches.mean(dim=1).unflatten(0, (num_global, num_items))[:1] for output in (outputs[0], seen)]
+        self.student_memory.update(mean_patches[0], chosen=batch.weak)
+        self.teacher_memory.update(mean_patches[1])
+        return terms
+
+    def _heads(self, branch: Branch, outputs: list[EncoderOutput], memory: FeatureQueue, num_items: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Float[V B projection_dim] of instances, the same of local groups, Float[V B K]: teacher and student up to the predictors."""
+        cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
+        pooled = torch.cat([output.pooled for output in outputs])  # [(V B) D]
+        neighbours = memory.neighbours(pooled, count=self.num_neighbours)  # [(V B) k D]
+        related = branch.heads["relation"](pooled, neighbours, encoder=branch.encoder)  # [(V B) D]
+        projections = (branch.heads["instance"](cls), branch.heads["local_group"](related), branch.heads["group"](cls))
+        instance, local_group, logits = (rows.unflatten(0, (-1, num_items)) for rows in projections)
+        return instance, local_group, logits
