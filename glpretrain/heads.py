@@ -75,8 +75,8 @@ class Predictor(nn.Module):
 
 class Hallucinator(nn.Module):
     """More positives, made in feature space: a query pushed away from its key, then an MLP (Wu et al., "Hallucination Improves the
-    Performance of Unsupervised Visual Representation Learning", arXiv 2307.12168; models/builder/generator.py of the official code
-    jingwu6/Hallucination-improves-the-performance-of-unsupervised-visual-representation-learning @ bba551f).
+    Performance of Unsupervised Visual Representation Learning", arXiv 2307.12168; models/generator.py of the official code
+    jingwu6/Hallucination-improves-the-performance-of-unsupervised-visual-representation-learning @ c50c6dd).
 
     e = (1 + s) q - s k; hallucinated = W3 relu(W2 relu(W1 [q; e] + b1) + b2) + b3. Its key is the query's own. The inner width is twice
     the query's, as in every official setting. What is ours: queries and keys are given with length one (the official MoCo mixes a

@@ -104,7 +104,9 @@ class FeatureQueue(State):
         """
         # In float32: with half the bits the eighth and the ninth neighbour are often equal.
         with torch.autocast(device_type=queries.device.type, enabled=False):
-            cosine = F.linear(F.normalize(queries.float(), dim=-1), F.normalize(self.rows, dim=-1))  # [B K]
+            # Lengths divide the products and not the rows: a normalised copy of a large memory would cost more than the search.
+            lengths = torch.linalg.vector_norm(self.rows, dim=-1).clamp_min_(1e-12)  # [K]
+            cosine = F.linear(F.normalize(queries.float(), dim=-1), self.rows).div_(lengths)  # [B K]
         return self.rows[cosine.topk(count, dim=-1).indices]
 
 

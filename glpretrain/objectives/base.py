@@ -38,7 +38,7 @@ def mean_over_pairs(values: Tensor, *, balanced: bool) -> Tensor:
     num_global, num_views = values.shape
     same = torch.eye(num_global, num_views, device=values.device, dtype=torch.bool)
     values = values.masked_fill(same, 0.0)
-    if not balanced or num_views == num_global:
+    if not balanced or num_global in (1, num_views):  # one kind of pair only
         return values.sum() / (num_global * num_views - num_global)
     mine, local = values[:, :num_global], values[:, num_global:]
     return 0.5 * mine.sum() / (num_global * (num_global - 1)) + 0.5 * local.mean()
