@@ -31,6 +31,8 @@ def require_rgb(spec: ViewSpec, *, channels: int) -> None:
     """
     if channels == 3:
         return
+    if spec.strong is not None:
+        raise ValueError(f"views: strong needs RGB items, but these have {channels} channels; leave strong out")
     needs = {"saturation": spec.saturation, "hue": spec.hue, "grayscale_prob": spec.grayscale_prob}
     for name, value in needs.items():
         if value > 0:

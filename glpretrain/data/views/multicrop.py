@@ -6,6 +6,7 @@ for the device. Left out: masks over tokens (`masking`), reading files (`data`).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,11 +15,15 @@ from torch import Tensor, nn
 from glpretrain import keys as rng
 from glpretrain.data.views.boxes import random_boxes
 from glpretrain.data.views.colour import augment, require_rgb
+from glpretrain.data.views.erasing import erase, rectangles
+from glpretrain.data.views.randaugment import rand_augment
 from glpretrain.data.views.resample import crop, crop_nearest
-from glpretrain.data.views.spec import ViewSpec
+from glpretrain.data.views.selection import apply_where
+from glpretrain.data.views.spec import Strong, ViewSpec
 
-_BOX, _COLOUR = range(2)
-_LOCAL = 1 << 16  # numbers of local views start here: one more global view leaves the locals as they were
+_BOX, _COLOUR, _STRONG, _RAND_AUGMENT, _ERASE = range(5)
+# Where the numbers of views of each kind start: one more global view leaves the locals as they were.
+_LOCAL, _STUDENT, _ALL_STUDENT_VIEWS = (kind << 16 for kind in range(1, 4))
 
 
 class Views(NamedTuple):
@@ -26,8 +31,10 @@ class Views(NamedTuple):
 
     global_views: Tensor  # Float[G B C h w]  normalised
     local_views: Tensor | None  # Float[L B C h w]
+    student_views: Tensor | None  # Float[S B C h w]  of the size of the globals
+    weak: Tensor | None  # Bool[B]           True: the student views of this item were weakly augmented
     regions: Tensor | None  # Int[G B h w]      the region map, cut as the global views
-    boxes: Tensor  # Float[V B 5]      x0 y0 x1 y1 in the item's unit square, flip (0 or 1)
+    boxes: Tensor  # Float[V B 5]      of globals and locals: x0 y0 x1 y1 in the item's unit square, flip (0 or 1)
 
 
 def _check_sizes(name: str, specs: Sequence[ViewSpec]) -> None:
@@ -49,19 +56,31 @@ class MultiCrop(nn.Module):
     Args:
         global_views: settings of the global views, in order.
         local_views: settings of the local views, in order.
+        student_views: settings of the student's own views of the global size, in order, for methods whose teacher sees the
+            global ones. One draw per item decides whether all of them are strongly augmented or none.
 
     Raises:
-        ValueError: no global view, or globals (or locals) of different sizes.
+        ValueError: no global view, globals (or locals) of different sizes, or student views of another size than the globals or
+            with different `strong`.
     """
 
-    def __init__(self, global_views: list[ViewSpec], local_views: list[ViewSpec] | None = None) -> None:
+    def __init__(
+        self, global_views: list[ViewSpec], local_views: list[ViewSpec] | None = None, student_views: list[ViewSpec] | None = None
+    ) -> None:
         super().__init__()
         if not global_views:
             raise ValueError("MultiCrop: global_views is empty; give at least one ViewSpec")
         _check_sizes("global_views", global_views)
         _check_sizes("local_views", local_views or [])
+        _check_sizes("global_views and student_views", [*global_views, *(student_views or [])])
+        strong = [spec.strong for spec in student_views or []]
+        if any(setting != strong[0] for setting in strong):
+            raise ValueError(
+                f"MultiCrop: student_views have strong {strong}; one draw decides for all of them, so give all of them the same"
+            )
         self.global_views = tuple(global_views)
         self.local_views = tuple(local_views or ())
+        self.student_views = tuple(student_views or ())
 
     @property
     def num_global_views(self) -> int:
@@ -72,6 +91,11 @@ class MultiCrop(nn.Module):
     def num_local_views(self) -> int:
         """L."""
         return sum(spec.count for spec in self.local_views)
+
+    @property
+    def num_student_views(self) -> int:
+        """S."""
+        return sum(spec.count for spec in self.student_views)
 
     @torch.no_grad()
     def forward(
@@ -106,7 +130,7 @@ class MultiCrop(nn.Module):
                 raise ValueError(f"views: {name} has {len(values)} numbers, but the items have {C} channels")
         if regions is not None and regions.shape != (B, H, W):
             raise ValueError(f"views: regions are {tuple(regions.shape)}, but the items are {(B, H, W)}; one id per pixel")
-        for spec in (*self.global_views, *self.local_views):
+        for spec in (*self.global_views, *self.local_views, *self.student_views):
             require_rgb(spec, channels=C)
 
         # Under autocast the matrix products would run in half precision and lose more than the 8 bits of the input hold. The
@@ -115,29 +139,88 @@ class MultiCrop(nn.Module):
             source = images.to(torch.float32)
             if images.dtype == torch.uint8:
                 source = source / 255.0
-            views, boxes = self._make(self.global_views, source, first=0, aspect=aspect, keys=keys)
+            make = partial(self._make, source=source, aspect=aspect, keys=keys, mean=mean)
+            views, boxes = make(self.global_views, first=0)
             global_views = _normalise(views, mean=mean, std=std)
-            local_views = None
+            local_views = student_views = weak = None
             cut = None
             if regions is not None:
                 cut = torch.stack([crop_nearest(regions, boxes=box, size=self.global_views[0].shape) for box in boxes])
             if self.local_views:
-                views, local_boxes = self._make(self.local_views, source, first=_LOCAL, aspect=aspect, keys=keys)
+                views, local_boxes = make(self.local_views, first=_LOCAL)
                 local_views = _normalise(views, mean=mean, std=std)
                 boxes = torch.cat((boxes, local_boxes))
-        return Views(global_views=global_views, local_views=local_views, regions=cut, boxes=boxes)
+            if self.student_views:
+                due = _is_strong(rng.fold(keys, _ALL_STUDENT_VIEWS), self.student_views[0].strong)
+                student_views = _normalise(make(self.student_views, first=_STUDENT, due=due)[0], mean=mean, std=std)
+                weak = ~due
+        return Views(global_views=global_views, local_views=local_views, student_views=student_views, weak=weak, regions=cut, boxes=boxes)
 
     @staticmethod
-    def _make(specs: Sequence[ViewSpec], source: Tensor, *, first: int, aspect: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Float[V B C h w] in [0, 1] and Float[V B 5]."""
+    def _make(
+        specs: Sequence[ViewSpec],
+        *,
+        source: Tensor,
+        first: int,
+        aspect: Tensor,
+        keys: Tensor,
+        mean: Sequence[float],
+        due: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Float[V B C h w] in [0, 1] (erased pixels beside it) and Float[V B 5].
+
+        Strongly augmented are the items Bool[B] of `due`; where it is left out each view draws for itself.
+        """
         all_views, all_boxes = [], []
         for spec in specs:
             view_keys = torch.stack([rng.fold(keys, first + number) for number in range(spec.count)])  # [V B]
             first += spec.count
             boxes = random_boxes(rng.fold(view_keys, _BOX), aspect=aspect, scale=spec.scale, ratio=spec.ratio, flip=spec.flip)  # [V B 5]
-            cut = [crop(source, boxes=box, size=spec.shape, interpolation=spec.interpolation) for box in boxes]
-            views = torch.cat(cut).clamp_(0.0, 1.0)  # [(V B) C h w]; bicubic overshoots
-            views = augment(views, spec=spec, keys=rng.fold(view_keys, _COLOUR).flatten())
+            if spec.strong is None:
+                views = _cut(source, spec=spec, boxes=boxes)  # [(V B) C h w]
+                views = augment(views, spec=spec, keys=rng.fold(view_keys, _COLOUR).flatten())
+            else:
+                strong = _is_strong(rng.fold(view_keys, _STRONG), spec.strong) if due is None else due.expand(view_keys.shape)
+                views = _weak_or_strong(source, spec=spec, boxes=boxes, keys=view_keys, due=strong, aspect=aspect, mean=mean)
             all_views.append(views.unflatten(0, boxes.shape[:2]))
             all_boxes.append(boxes)
         return torch.cat(all_views), torch.cat(all_boxes)
+
+
+def _is_strong(keys: Tensor, strong: Strong | None) -> Tensor:
+    """Bool[*S] for keys Int[*S]."""
+    return rng.uniform(keys) < (0.0 if strong is None else strong.prob)
+
+
+def _cut(source: Tensor, *, spec: ViewSpec, boxes: Tensor) -> Tensor:
+    """Float[(V B) C h w]."""
+    cut = [crop(source, boxes=box, size=spec.shape, interpolation=spec.interpolation) for box in boxes]
+    return torch.cat(cut).clamp_(0.0, 1.0)  # bicubic overshoots
+
+
+def _flip(images: Tensor, flipped: Tensor) -> Tensor:
+    return torch.where(flipped.view(-1, 1, 1, 1), images.flip(3), images)
+
+
+def _weak_or_strong(
+    source: Tensor, *, spec: ViewSpec, boxes: Tensor, keys: Tensor, due: Tensor, aspect: Tensor, mean: Sequence[float]
+) -> Tensor:
+    """Float[(V B) C h w] for keys Int[V B], strongly augmented where Bool[V B] is due."""
+
+    def change(items: Tensor, *, keys: Tensor, aspect: Tensor, flipped: Tensor) -> Tensor:
+        # Flipped before: a shear moves the far edge most, and that may be either. Flipped back, since the crop does it for all.
+        items = rand_augment(_flip(items, flipped), keys=keys, aspect=aspect, strong=spec.strong, mean=mean)
+        return _flip(items, flipped)
+
+    cut = []
+    for box, key, strong in zip(boxes, rng.fold(keys, _RAND_AUGMENT), due, strict=True):  # view by view: whole items are large
+        per_item = {"keys": key, "aspect": aspect, "flipped": box[:, 4] > 0.5}
+        items = apply_where(source, where=strong, change=change, per_item=per_item)
+        cut.append(_cut(items, spec=spec, boxes=box.unsqueeze(0)))
+    views = torch.cat(cut)  # [(V B) C h w]
+
+    strong = due.flatten()
+    colour_keys, erase_keys = rng.fold(keys, _COLOUR).flatten(), rng.fold(keys, _ERASE).flatten()
+    views = apply_where(views, where=~strong, change=partial(augment, spec=spec), per_item={"keys": colour_keys})
+    rectangle = rectangles(erase_keys, size=spec.shape, prob=spec.strong.erase_prob)
+    return apply_where(views, where=strong & (rectangle[:, 2] > 0), change=erase, per_item={"keys": erase_keys, "box": rectangle})

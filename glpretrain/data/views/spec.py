@@ -3,11 +3,51 @@
 from dataclasses import dataclass
 from typing import Literal
 
+NUM_OPERATIONS = 15  # of RandAugment, `randaugment.OPERATIONS`
+MAX_MAGNITUDE = 10.0  # timm's levels end here
+
 
 def _check_range(name: str, value: tuple[float, float], *, low: float, high: float | None) -> None:
     if len(value) != 2 or not low < value[0] <= value[1] or (high is not None and value[1] > high):
         accepted = f"in ({low}, {high}]" if high is not None else f"above {low}"
         raise ValueError(f"ViewSpec: {name} is a (smallest, largest) pair {accepted}, not {tuple(value)}")
+
+
+@dataclass(frozen=True)
+class Strong:
+    """Strong augmentation in place of a view's colours: RandAugment on the whole item, then the crop, then random erasing.
+
+    The defaults are timm's `rand-m9-mstd0.5-inc1` and `RandomErasing(0.25, mode="pixel")`, as DeiT and Mugs have them.
+
+    Args:
+        prob: probability that a view is strongly augmented, and not weakly with the colours of its `ViewSpec`.
+        num_ops: different operations per view, of fifteen.
+        magnitude: mean of an operation's magnitude; 10 is the strongest.
+        magnitude_std: its standard deviation; what falls outside [0, 10] is moved to the end.
+        op_prob: probability that a chosen operation is applied.
+        erase_prob: probability that a rectangle becomes noise.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    prob: float = 0.5
+    num_ops: int = 2
+    magnitude: float = 9.0
+    magnitude_std: float = 0.5
+    op_prob: float = 0.5
+    erase_prob: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name, value in {"prob": self.prob, "op_prob": self.op_prob, "erase_prob": self.erase_prob}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"Strong: {name} lies in [0, 1], not {value}")
+        if not 0 <= self.num_ops <= NUM_OPERATIONS:
+            raise ValueError(f"Strong: num_ops lies in [0, {NUM_OPERATIONS}], not {self.num_ops}")
+        if not 0 <= self.magnitude <= MAX_MAGNITUDE:
+            raise ValueError(f"Strong: magnitude lies in [0, {MAX_MAGNITUDE:g}], not {self.magnitude}")
+        if self.magnitude_std < 0:
+            raise ValueError(f"Strong: magnitude_std is at least 0, not {self.magnitude_std}")
 
 
 @dataclass(frozen=True)
@@ -34,6 +74,7 @@ class ViewSpec:
         solarize_prob: probability that values at or above the threshold are inverted.
         solarize_threshold: of values in [0, 1].
         interpolation: of the crop, antialiased.
+        strong: how often and how the view is strongly augmented, then without the colours above; needs RGB.
 
     Raises:
         ValueError: a value outside its range.
@@ -55,6 +96,7 @@ class ViewSpec:
     solarize_prob: float = 0.0
     solarize_threshold: float = 0.5
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    strong: Strong | None = None
 
     def __post_init__(self) -> None:
         sides = [self.size] if isinstance(self.size, int) else list(self.size)
