@@ -40,7 +40,7 @@ def shrunk(path: Path, folder: Path) -> Path:
         data["corruption"]["init_args"]["align"] = patch
     data |= {"source": {"class_path": "glpretrain.data.Scenes", "init_args": {"length": 12, "size": 6 * patch}}, "batch_size": 4}
     data["image_size"] = 7 * patch
-    for kind, side in (("global_views", 6), ("local_views", 3)):
+    for kind, side in (("global_views", 6), ("student_views", 6), ("local_views", 3)):
         for view in data["views"]["init_args"].get(kind) or []:
             view["size"] = side * patch
     recipe["trainer"] |= {"max_steps": 2, "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}

@@ -65,6 +65,8 @@ def batch(*, mask: bool, corrupted: bool) -> Batch:
         mask=hidden if mask else None,
         corrupted_views=-views if corrupted else None,
         corruption=corruption if corrupted else None,
+        student_views=None,
+        weak=None,
         regions=None,
         boxes=None,
         index=torch.arange(5),

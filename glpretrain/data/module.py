@@ -122,6 +122,7 @@ class DataModule(LightningDataModule):
         """The fields of `Batch` that this one makes although not every method needs them."""
         made = {
             "local_views": self.views.num_local_views > 0,
+            "student_views": self.views.num_student_views > 0,
             "mask": self.mask is not None,
             "corrupted_views": self.corruption is not None,
         }
@@ -206,6 +207,8 @@ class DataModule(LightningDataModule):
             mask=mask,
             corrupted_views=corrupted,
             corruption=corruption,
+            student_views=views.student_views,
+            weak=views.weak,
             regions=None if views.regions is None else _region_of_tokens(views.regions, grid=grid),
             boxes=views.boxes,
             index=raw.index,

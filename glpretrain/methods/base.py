@@ -27,6 +27,7 @@ from glpretrain.types import Batch
 # Optional fields of a batch, the setting that makes each, and an example for a message.
 _SETTINGS = {
     "local_views": ("data.views.local_views", "[{size: 96, scale: [0.05, 0.4], count: 8}]"),
+    "student_views": ("data.views.student_views", "[{size: 224, scale: [0.25, 1.0], count: 2}]"),
     "mask": ("data.mask", "glpretrain.masking.BlockMask"),
     "corrupted_views": ("data.corruption", "glpretrain.masking.GroupCorruption"),
 }

@@ -19,10 +19,10 @@ Result = dict[str, dict[str, torch.Tensor]]
 
 
 def _share(batch: Batch, rank: int, world_size: int) -> Batch:
-    """This process's contiguous part; views come first in every field but the index."""
+    """This process's contiguous part; views come first in every field but two."""
     parts = {}
     for name, value in batch._asdict().items():
-        parts[name] = None if value is None else value.chunk(world_size, dim=0 if name == "index" else 1)[rank]
+        parts[name] = None if value is None else value.chunk(world_size, dim=0 if name in ("index", "weak") else 1)[rank]
     return Batch(**parts)
 
 
