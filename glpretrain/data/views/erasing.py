@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from glpretrain import keys as rng
+from glpretrain.data.views.selection import apply_where
 
 AREA = (0.02, 1 / 3)  # share of the view
 ASPECT = (0.3, 1 / 0.3)  # height / width
 _TRIES = 10
 _RECTANGLE, _NOISE = range(2)
+_BITS = 24  # of a uniform number
 
 
 def rectangles(keys: Tensor, *, size: tuple[int, int], prob: float) -> Tensor:
@@ -48,21 +50,40 @@ def rectangles(keys: Tensor, *, size: tuple[int, int], prob: float) -> Tensor:
     return torch.where((chance < prob) & fits.any(dim=1, keepdim=True), box, 0)
 
 
-def erase(images: Tensor, *, keys: Tensor, box: Tensor) -> Tensor:
-    """Fill each item's rectangle with noise of its own.
+def _noise(keys: Tensor, *, count: int) -> Tensor:
+    """Float[B count], standard normal.
 
-    Args:
-        images: Float[B C H W].
-        keys: Int[B].
-        box: Int[B 4] from `rectangles`.
-
-    Returns:
-        Float[B C H W].
+    Both halves of a random number and both results of Box-Muller: a view holds 150,000 values, and this is 4 times cheaper than
+    `keys.normal`.
     """
+    numbers = rng.bits(keys, -(-count // 2))
+    first, second = ((numbers >> shift) & ((1 << _BITS) - 1) for shift in (64 - _BITS, 64 - 2 * _BITS))
+    radius = torch.sqrt(-2.0 * torch.log1p(first.to(torch.float32) * -(2.0**-_BITS)))
+    angle = second.to(torch.float32) * (2.0 * torch.pi * 2.0**-_BITS)
+    return torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)[..., :count]
+
+
+def _fill(images: Tensor, *, keys: Tensor, box: Tensor) -> Tensor:
     H, W = images.shape[-2:]
     top, left, bottom, right = box.view(-1, 4, 1, 1).unbind(1)  # each [B 1 1]
     row = torch.arange(H, device=images.device).view(H, 1)
     column = torch.arange(W, device=images.device)
     inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)  # [B H W]
-    noise = rng.normal(rng.fold(keys, _NOISE), *images.shape[1:])
+    noise = _noise(rng.fold(keys, _NOISE), count=images[0].numel()).view_as(images)
     return torch.where(inside.unsqueeze(1), noise, images)
+
+
+def erase(images: Tensor, *, keys: Tensor, due: Tensor, prob: float) -> Tensor:
+    """Erase a rectangle of some views.
+
+    Args:
+        images: Float[B C H W] in [0, 1].
+        keys: Int[B].
+        due: Bool[B], which may lose one at all.
+        prob: that such a view does.
+
+    Returns:
+        Float[B C H W], noise is not bounded.
+    """
+    box = rectangles(keys, size=(images.shape[2], images.shape[3]), prob=prob)
+    return apply_where(images, where=due & (box[:, 2] > 0), change=_fill, per_item={"keys": keys, "box": box})

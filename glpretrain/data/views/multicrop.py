@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from glpretrain import keys as rng
 from glpretrain.data.views.boxes import random_boxes
 from glpretrain.data.views.colour import augment, require_rgb
-from glpretrain.data.views.erasing import erase, rectangles
+from glpretrain.data.views.erasing import erase
 from glpretrain.data.views.randaugment import rand_augment
 from glpretrain.data.views.resample import crop, crop_nearest
 from glpretrain.data.views.selection import apply_where
@@ -198,29 +198,17 @@ def _cut(source: Tensor, *, spec: ViewSpec, boxes: Tensor) -> Tensor:
     return torch.cat(cut).clamp_(0.0, 1.0)  # bicubic overshoots
 
 
-def _flip(images: Tensor, flipped: Tensor) -> Tensor:
-    return torch.where(flipped.view(-1, 1, 1, 1), images.flip(3), images)
-
-
 def _weak_or_strong(
     source: Tensor, *, spec: ViewSpec, boxes: Tensor, keys: Tensor, due: Tensor, aspect: Tensor, mean: Sequence[float]
 ) -> Tensor:
     """Float[(V B) C h w] for keys Int[V B], strongly augmented where Bool[V B] is due."""
 
-    def change(items: Tensor, *, keys: Tensor, aspect: Tensor, flipped: Tensor) -> Tensor:
-        # Flipped before: a shear moves the far edge most, and that may be either. Flipped back, since the crop does it for all.
-        items = rand_augment(_flip(items, flipped), keys=keys, aspect=aspect, strong=spec.strong, mean=mean)
-        return _flip(items, flipped)
-
+    strong = spec.strong
     cut = []
-    for box, key, strong in zip(boxes, rng.fold(keys, _RAND_AUGMENT), due, strict=True):  # view by view: whole items are large
-        per_item = {"keys": key, "aspect": aspect, "flipped": box[:, 4] > 0.5}
-        items = apply_where(source, where=strong, change=change, per_item=per_item)
+    for box, key, where in zip(boxes, rng.fold(keys, _RAND_AUGMENT), due, strict=True):  # view by view: whole items are large
+        items = rand_augment(source, keys=key, due=where, aspect=aspect, flipped=box[:, 4] > 0.5, strong=strong, mean=mean)
         cut.append(_cut(items, spec=spec, boxes=box.unsqueeze(0)))
     views = torch.cat(cut)  # [(V B) C h w]
-
-    strong = due.flatten()
     colour_keys, erase_keys = rng.fold(keys, _COLOUR).flatten(), rng.fold(keys, _ERASE).flatten()
-    views = apply_where(views, where=~strong, change=partial(augment, spec=spec), per_item={"keys": colour_keys})
-    rectangle = rectangles(erase_keys, size=spec.shape, prob=spec.strong.erase_prob)
-    return apply_where(views, where=strong & (rectangle[:, 2] > 0), change=erase, per_item={"keys": erase_keys, "box": rectangle})
+    views = apply_where(views, where=~due.flatten(), change=partial(augment, spec=spec), per_item={"keys": colour_keys})
+    return erase(views, keys=erase_keys, due=due.flatten(), prob=strong.erase_prob)

@@ -212,13 +212,31 @@ def draw(keys: Tensor, *, strong: Strong) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(applied, operations, -1), magnitude, rng.uniform(rng.fold(keys, _SIGN), strong.num_ops) < 0.5
 
 
-def rand_augment(images: Tensor, *, keys: Tensor, aspect: Tensor, strong: Strong, mean: Sequence[float]) -> Tensor:
-    """Augment whole items, before their crop.
+def _augment(images: Tensor, *, keys: Tensor, aspect: Tensor, flipped: Tensor, strong: Strong, fill: Sequence[int]) -> Tensor:
+    levels = _flip((255.0 * images).add_(0.5).to(torch.uint8), flipped=flipped)
+    operations, magnitudes, negative = draw(keys, strong=strong)
+    for step in range(strong.num_ops):
+        drawn = {"operation": operations[:, step], "magnitude": magnitudes[:, step], "negative": negative[:, step]}
+        levels = apply(levels, **drawn, aspect=aspect, fill=fill)
+    return _flip(levels, flipped=flipped).to(torch.float32) / 255.0
+
+
+def _flip(images: Tensor, *, flipped: Tensor) -> Tensor:
+    return apply_where(images, where=flipped, change=lambda rows: rows.flip(3), per_item={})
+
+
+def rand_augment(
+    images: Tensor, *, keys: Tensor, due: Tensor, aspect: Tensor, flipped: Tensor, strong: Strong, mean: Sequence[float]
+) -> Tensor:
+    """Augment some whole items, before their crop.
 
     Args:
         images: Float[B 3 H W] in [0, 1], worked on as 8-bit values.
         keys: Int[B].
+        due: Bool[B], the others stay as they are.
         aspect: Float[B], true width / height.
+        flipped: Bool[B], True: the crop will flip the item. Operations see it flipped, since a shear moves one edge most; it is
+            handed back as it came.
         strong: how many operations, how often and how strong.
         mean: per channel, of items in [0, 1]; fills what comes into the picture from outside.
 
@@ -226,10 +244,5 @@ def rand_augment(images: Tensor, *, keys: Tensor, aspect: Tensor, strong: Strong
         Float[B 3 H W] in [0, 1].
     """
     fill = [min(255, round(255 * value)) for value in mean]
-    levels = (255.0 * images).add_(0.5).to(torch.uint8)
-    operations, magnitudes, negative = draw(keys, strong=strong)
-    for step in range(strong.num_ops):
-        levels = apply(
-            levels, operation=operations[:, step], magnitude=magnitudes[:, step], negative=negative[:, step], aspect=aspect, fill=fill
-        )
-    return levels.to(torch.float32) / 255.0
+    per_item = {"keys": keys, "aspect": aspect, "flipped": flipped}
+    return apply_where(images, where=due, change=partial(_augment, strong=strong, fill=fill), per_item=per_item)
