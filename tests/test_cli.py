@@ -232,19 +232,26 @@ def test_an_interrupt_reaches_the_caller_and_leaves_the_next_one_possible(mae: P
     assert not (training.folder / "results.json").exists()
 
 
-def test_two_processes_share_a_run_folder_and_have_the_losses_of_one(mae: Path) -> None:
+@pytest.mark.parametrize("name", ["mae", pytest.param("mugs", marks=pytest.mark.slow)])  # without state; with queues and memories
+def test_two_processes_share_a_run_folder_and_have_the_losses_of_one(name: str, mae: Path, tmp_path: Path) -> None:
+    recipe = mae if name == "mae" else shrunk(ROOT / f"{name}.yaml", tmp_path)
     for processes, batch_size in ((1, 4), (2, 2)):
         count = ["--trainer.devices", str(processes), "--data.batch_size", str(batch_size), "--runs", str(processes)]
         options = ["--trainer.strategy", "ddp", "--trainer.accelerator", "cpu", "--evaluate", "false", "--trainer.log_every_n_steps", "1"]
-        command = [sys.executable, "-m", "glpretrain.cli", "fit", "--config", str(mae), *options, *count]
+        command = [sys.executable, "-m", "glpretrain.cli", "fit", "--config", str(recipe), *options, *count]
         subprocess.run(command, check=True, timeout=300, env=os.environ | {"WANDB_MODE": "disabled"})
-    folders = [path for processes in "12" for path in Path(processes, "mae").iterdir() if path.name != "latest"]
+    folders = [path for processes in "12" for path in Path(processes, name).iterdir() if path.name != "latest"]
     one, two = ([float(row["train/loss"]) for row in csv.DictReader((path / "metrics.csv").open())] for path in folders)
     assert len(one) == 2
     assert two == pytest.approx(one, rel=1e-5)  # float32 sums in another order
     results = json.loads((folders[1] / "results.json").read_text())
     assert results["devices"] == 2
     assert results["images_seen"] == 2 * 4
+    states = [torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for path in folders]
+    held = [key for key in states[0] if key.endswith((".rows", ".place"))]
+    assert len(held) == (8 if name == "mugs" else 0)
+    for key in held:
+        torch.testing.assert_close(states[1][key], states[0][key], rtol=1e-4, atol=1e-5, msg=key)
 
 
 def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:
