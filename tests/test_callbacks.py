@@ -158,6 +158,16 @@ def test_grid_without_masks_has_only_views() -> None:
     assert list(columns(batch(mask=False, corrupted=False), encoder(), num_items=3))[:2] == ["global 1", "global 2"]
 
 
+def test_grid_marks_strongly_augmented_student_views() -> None:
+    plain = batch(mask=False, corrupted=False)
+    own = plain._replace(student_views=plain.global_views, weak=torch.tensor([True, False, True, True, False]))
+    shown = columns(own, encoder(), num_items=2)
+    assert list(shown)[:5] == ["global 1", "global 2", "student 1", "student 2", "local 1"]
+    assert torch.equal(shown["student 2"][0], shown["global 2"][0])
+    assert torch.equal(shown["student 2"][1, :-1], shown["global 2"][1, :-1])
+    assert (shown["student 2"][1, -1] == torch.tensor([1.0, 0.0, 0.0])).all()
+
+
 def test_unnormalised_pixels_are_those_of_the_file() -> None:
     card = encoder().card
     pixels = torch.linspace(0, 1, 2 * 3 * 16 * 24).reshape(2, 3, 16, 24)

@@ -18,7 +18,8 @@ _DIMMED = 0.2  # what is left of a hidden pixel's brightness
 
 
 class LogViews(pl.Callback):
-    """Saves a grid of the first batch's views: one row per item; its global views, what is hidden of them, corrupted and local views.
+    """Saves a grid of the first batch's views: one row per item; its global views, what is hidden of them, corrupted views,
+    the student's own with a red line below the strongly augmented ones, and local views.
 
     Args:
         path: of the PNG.
@@ -55,6 +56,9 @@ def columns(batch: Batch, encoder: Encoder, *, num_items: int) -> dict[str, Tens
         if batch.corrupted_views is not None:
             shown[f"replaced {g + 1}"] = _dim(picture, batch.corruption[g, :num_items])
             shown[f"corrupted {g + 1}"] = unnormalise(batch.corrupted_views[g, :num_items], encoder.card)
+    if batch.student_views is not None:
+        for number, view in enumerate(batch.student_views[:, :num_items]):
+            shown[f"student {number + 1}"] = _underline(unnormalise(view, encoder.card), ~batch.weak[:num_items])
     if batch.local_views is not None:
         for number, view in enumerate(batch.local_views[:, :num_items]):
             shown[f"local {number + 1}"] = unnormalise(view, encoder.card)
@@ -71,6 +75,13 @@ def unnormalise(items: Tensor, card: EncoderCard) -> Tensor:
 def _dim(picture: Tensor, hidden: Tensor) -> Tensor:
     """Darken the pixels of Bool[B H W]."""
     return torch.where(hidden.cpu()[..., None], picture * _DIMMED, picture)
+
+
+def _underline(picture: Tensor, where: Tensor) -> Tensor:
+    """A red line at the lower edge of the items Bool[B]."""
+    marked = picture.clone()
+    marked[where.cpu(), -max(1, picture.shape[1] // 24) :] = torch.tensor([1.0, 0.0, 0.0])
+    return marked
 
 
 def grid_figure(shown: dict[str, Tensor]) -> Figure:
