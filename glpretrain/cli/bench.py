@@ -30,7 +30,7 @@ def views(recipe: str, *, batch_size: int | None = None) -> None:
     image_size = data.get("image_size") or default_image_size(multicrop.global_views[0].shape)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     costs = bench_views(batch_size=batch_size, image_size=image_size, multicrop=multicrop, device=device)
-    num_views = multicrop.num_global_views + multicrop.num_local_views
+    num_views = multicrop.num_global_views + multicrop.num_local_views + multicrop.num_student_views
     table = Table(title=f"{recipe}: {batch_size} items of {image_size} px, {num_views} views each, on {device}", title_justify="left")
     for column in ("operation", "ms", "share", "torchvision, image by image, ms"):
         table.add_column(column, justify="left" if column == "operation" else "right")

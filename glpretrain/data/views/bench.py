@@ -14,20 +14,23 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from glpretrain import keys as rng
 from glpretrain.data.views.boxes import random_boxes
 from glpretrain.data.views.colour import augment
+from glpretrain.data.views.erasing import erase
 from glpretrain.data.views.multicrop import MultiCrop
+from glpretrain.data.views.randaugment import rand_augment
 from glpretrain.data.views.resample import crop
+from glpretrain.data.views.selection import apply_where
 from glpretrain.data.views.spec import ViewSpec
 
 _REFERENCE_IMAGES = 8  # torchvision is timed on so many; its cost grows with their number
 
 
-_CROP = "crop, resize, flip"
+_CROP, _RAND_AUGMENT, _ERASING = "crop, resize, flip", "RandAugment", "erasing"
 _PARTS_OF_JITTER = ("brightness", "contrast", "saturation", "hue")
 
 
@@ -56,6 +59,13 @@ def _cut(items: Tensor, *, spec: ViewSpec, keys: Tensor, aspect: Tensor) -> Tens
     source = items.to(torch.float32) / 255.0
     boxes = random_boxes(keys, aspect=aspect, scale=spec.scale, ratio=spec.ratio, flip=spec.flip)
     return torch.cat([crop(source, boxes=box, size=spec.shape, interpolation=spec.interpolation) for box in boxes]).clamp_(0.0, 1.0)
+
+
+def _rand_augmented(items: Tensor, *, spec: ViewSpec, keys: Tensor, strong: Tensor, aspect: Tensor) -> None:
+    """Whole items, once for each view of keys Int[V B]; Bool[V B] are strong."""
+    source = items.to(torch.float32) / 255.0
+    for key, due in zip(keys, strong, strict=True):
+        rand_augment(source, keys=key, due=due, aspect=aspect, flipped=key % 2 == 0, strong=spec.strong, mean=(0.5,) * 3)
 
 
 def _torchvision_cut(image: Tensor, *, spec: ViewSpec) -> Tensor:
@@ -122,7 +132,8 @@ def bench_views(
 
     Returns:
         One row per operation, then "everything". The parts do not add up to it: run alone, an operation runs without the
-        others' help or hindrance, and the rows of the jitter are also in its row as a whole.
+        others' help or hindrance, and the rows of the jitter are also in its row as a whole. Where views are strongly augmented by
+        chance, each operation has its share of the items to do.
 
     Raises:
         ValueError: a number below 1.
@@ -140,19 +151,37 @@ def bench_views(
 
     ours: defaultdict[str, float] = defaultdict(float)
     theirs: defaultdict[str, float] = defaultdict(float)
-    for spec in (*multicrop.global_views, *multicrop.local_views):
+    for spec in (*multicrop.global_views, *multicrop.local_views, *multicrop.student_views):
         view_keys = torch.stack([rng.fold(keys, number) for number in range(spec.count)])  # [V B]
         cut = partial(_cut, items, spec=spec, keys=view_keys, aspect=aspect)
         ours[_CROP] += _median_milliseconds(cut, device=device, repeats=repeats)
         theirs[_CROP] += view_keys.numel() * _torchvision_milliseconds(partial(_torchvision_cut, spec=spec), images=few, repeats=repeats)
         views = cut()
+        prob = 0.0 if spec.strong is None else spec.strong.prob
+        strong = rng.uniform(view_keys) < prob  # [V B]
         small = torch.stack([_torchvision_cut(image, spec=spec) for image in few])
         for name, variant in _variants(spec).items():
             colours = partial(augment, views, spec=variant, keys=view_keys.flatten())
+            if spec.strong is not None:
+                change, per_item = partial(augment, spec=variant), {"keys": view_keys.flatten()}
+                colours = partial(apply_where, views, where=~strong.flatten(), change=change, per_item=per_item)
             ours[name] += _median_milliseconds(colours, device=device, repeats=repeats)
             share = max(variant.grayscale_prob, variant.blur_prob, variant.solarize_prob) or variant.jitter_prob
             per_image = _torchvision_milliseconds(partial(_torchvision_colour, spec=variant), images=small, repeats=repeats)
-            theirs[name] += share * view_keys.numel() * per_image
+            theirs[name] += (1.0 - prob) * share * view_keys.numel() * per_image
+        if spec.strong is not None:
+            magnitude = round(spec.strong.magnitude)
+            references = {
+                _RAND_AUGMENT: (v2.RandAugment(spec.strong.num_ops, magnitude, num_magnitude_bins=11), few, spec.strong.op_prob),
+                _ERASING: (v2.RandomErasing(1.0), small, spec.strong.erase_prob),
+            }
+            for name, (action, images, share) in references.items():
+                per_image = _torchvision_milliseconds(action, images=images, repeats=repeats)
+                theirs[name] += prob * share * view_keys.numel() * per_image
+            whole_items = partial(_rand_augmented, items, spec=spec, keys=view_keys, strong=strong, aspect=aspect)
+            ours[_RAND_AUGMENT] += _median_milliseconds(whole_items, device=device, repeats=repeats)
+            erased = partial(erase, views, keys=view_keys.flatten(), due=strong.flatten(), prob=spec.strong.erase_prob)
+            ours[_ERASING] += _median_milliseconds(erased, device=device, repeats=repeats)
 
     whole = partial(multicrop, items, aspect=aspect, keys=keys, mean=(0.5,) * 3, std=(0.25,) * 3)
     total = _median_milliseconds(whole, device=device, repeats=repeats)
