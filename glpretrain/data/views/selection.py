@@ -25,5 +25,5 @@ def apply_where(images: Tensor, *, where: Tensor, change: Callable[..., Tensor],
     rows = where.nonzero().squeeze(1)
     if len(rows) == 0:
         return images
-    changed = change(images[rows], **{name: values[rows] for name, values in per_item.items()})
+    changed = change(images.index_select(0, rows), **{name: values[rows] for name, values in per_item.items()})
     return changed if len(rows) == len(images) else images.index_copy(0, rows, changed)
