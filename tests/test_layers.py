@@ -38,6 +38,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "wandb": ("callbacks/",),
     "jsonargparse": ("cli/",),
     "onnxruntime": ("exports/",),
+    "openslide": ("data/tiles/",),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

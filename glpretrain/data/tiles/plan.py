@@ -1,0 +1,177 @@
+"""Which tiles a slide gives: level, grid, and the share of tissue under each. Reading their pixels at full detail is `cutting`.
+
+A tile covers `size * mpp` microns. It is read from the coarsest level that is at least as fine as `mpp` and resampled; a level within
+2 % of `mpp` is taken pixel by pixel. Only whole tiles are cut: what is left over at the right and lower edge is not padded.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from glpretrain.data.tiles.slide import Slide
+from glpretrain.data.tiles.tissue import find_tissue
+
+_THUMBNAIL = 2048  # pixels of its longer side at most
+_BLOCK = 2048  # pixels of a level that are held at a time while the thumbnail is made
+_NATIVE = 0.02
+_NEIGHBOURHOOD = 8  # tiles: near ones are cut one after the other, so that a native tile is decoded once
+
+
+class Settings(NamedTuple):
+    """What decides how slides are cut; one folder holds tiles of one kind."""
+
+    size: int = 224  # pixels of a tile's side
+    mpp: float = 0.5  # microns along one pixel of a tile
+    overlap: int = 0  # pixels that neighbours share
+    min_tissue: float = 0.5  # least share of tissue
+    format: Literal["jpg", "png"] = "jpg"
+    quality: int = 90  # of JPEG
+    per_shard: int = 2048  # tiles
+    mpp_of_slide: float | None = None  # microns along a pixel of level 0, for slides that do not say
+
+    def checked(self) -> "Settings":
+        """These settings, when each is in range.
+
+        Raises:
+            ValueError: one is not.
+        """
+        accepted = {
+            "size": (self.size >= 16, "at least 16 pixels"),
+            "mpp": (0.05 <= self.mpp <= 100, "0.05 to 100 microns per pixel"),
+            "overlap": (0 <= self.overlap < self.size, f"0 to {self.size - 1}, less than size"),
+            "min_tissue": (0 <= self.min_tissue <= 1, "a share in [0, 1]"),
+            "format": (self.format in ("jpg", "png"), "jpg or png"),
+            "quality": (1 <= self.quality <= 100, "1 to 100"),
+            "per_shard": (self.per_shard >= 1, "at least 1 tile"),
+            "mpp_of_slide": (self.mpp_of_slide is None or 0.05 <= self.mpp_of_slide <= 20, "0.05 to 20 microns per pixel"),
+        }
+        for name, (good, values) in accepted.items():
+            if not good:
+                raise ValueError(f"{name}: {self._asdict()[name]}; accepted: {values}")
+        return self
+
+
+class Plan(NamedTuple):
+    """The tiles of one slide, in the order in which they are cut."""
+
+    level: int  # index into the slide's levels
+    slide_mpp: float  # microns along one pixel of level 0
+    span: float  # pixels of the level along a tile's side
+    native: bool  # whether a tile's pixels are the level's own
+    corners: np.ndarray  # Float[N 2]  x, y of the upper left corner, in pixels of the level
+    tissue: np.ndarray  # Float[N]  share of tissue
+
+    @property
+    def num_tiles(self) -> int:
+        return len(self.tissue)
+
+
+class Overview(NamedTuple):
+    """The slide as a whole."""
+
+    thumbnail: np.ndarray  # UInt8[H W 3]
+    mask: np.ndarray  # Bool[H W]  tissue
+    factor: int  # pixels of level 0 along one of its own
+
+
+def plan_tiles(slide: Slide, settings: Settings) -> tuple[Plan, Overview]:
+    """Choose the tiles of a slide.
+
+    Raises:
+        ValueError: the slide does not say its microns per pixel and the settings do not either, or it is coarser than the tiles.
+        UnreadableSlideError: the slide is damaged.
+    """
+    slide_mpp = slide.mpp if slide.mpp is not None else settings.mpp_of_slide
+    if slide_mpp is None:
+        raise ValueError(f"{slide.path}: the file does not say how many microns a pixel has; give mpp_of_slide (0.25 at 40x, say)")
+    if slide_mpp > settings.mpp * (1 + _NATIVE):
+        raise ValueError(f"{slide.path}: mpp {settings.mpp} is finer than the slide's {slide_mpp:.3g}; accepted: at least that")
+    level = _level_for(slide, wanted=settings.mpp / slide_mpp)
+    scale = settings.mpp / (slide_mpp * slide.levels[level].downsample)  # pixels of the level along one of a tile
+    native = abs(scale - 1) <= _NATIVE
+    scale = 1.0 if native else scale
+    span, stride = settings.size * scale, (settings.size - settings.overlap) * scale
+    columns, rows = (_whole(side, span=span, stride=stride) for side in slide.levels[level][:2])
+    overview = _overview(slide, slide_mpp=slide_mpp)
+    row, column = (axis.ravel() for axis in np.mgrid[:rows, :columns])
+    near = np.lexsort((column, row, column // _NEIGHBOURHOOD, row // _NEIGHBOURHOOD))
+    corners = np.stack([column, row], axis=1)[near] * stride  # [N 2]
+    tissue = _share(overview, corners * slide.levels[level].downsample, side=span * slide.levels[level].downsample)
+    # A tile without any tissue is never one, whatever the least share.
+    kept = (tissue >= settings.min_tissue) & (tissue > 0)
+    return Plan(level, slide_mpp, span, native, corners[kept], tissue[kept]), overview
+
+
+def _level_for(slide: Slide, *, wanted: float) -> int:
+    """The coarsest level whose downsampling does not exceed the wanted one."""
+    return max(index for index, level in enumerate(slide.levels) if level.downsample <= wanted * (1 + _NATIVE) or index == 0)
+
+
+def _whole(side: int, *, span: float, stride: float) -> int:
+    """How many tiles fit; a last one that a rounding error would push out counts."""
+    return max(0, math.floor((side - span) / stride + 1e-6) + 1)
+
+
+def _overview(slide: Slide, *, slide_mpp: float) -> Overview:
+    width, height, _ = slide.levels[0]
+    factor = max(1, math.ceil(max(width, height) / _THUMBNAIL))
+    thumbnail = _thumbnail(slide, factor=factor)
+    return Overview(thumbnail, find_tissue(thumbnail, mpp=slide_mpp * factor).mask, factor)
+
+
+def _thumbnail(slide: Slide, *, factor: int) -> np.ndarray:
+    """UInt8[H W 3], each pixel the mean of `factor` x `factor` of level 0, made block by block: a slide may have one level only."""
+    level = _level_for(slide, wanted=factor)
+    ratio = factor / slide.levels[level].downsample  # pixels of the level along one of the thumbnail
+    width, height = (max(1, side // factor) for side in slide.levels[0][:2])
+    thumbnail = np.empty((height, width, 3), dtype=np.uint8)
+    step = max(1, int(_BLOCK / ratio))
+    for top in range(0, height, step):
+        for left in range(0, width, step):
+            size = (min(step, width - left), min(step, height - top))
+            corner, span = (left * ratio, top * ratio), (size[0] * ratio, size[1] * ratio)
+            block = read_resampled(slide, level, corner=corner, span=span, size=size, filter=Image.Resampling.BOX)
+            thumbnail[top : top + size[1], left : left + size[0]] = block
+    return thumbnail
+
+
+def read_resampled(
+    slide: Slide, level: int, *, corner: tuple[float, float], span: tuple[float, float], size: tuple[int, int], filter: Image.Resampling
+) -> np.ndarray:
+    """A region with fractional borders, brought to a size.
+
+    Args:
+        slide: where it is.
+        level: index into its levels.
+        corner: x, y in pixels of the level.
+        span: width and height in pixels of the level.
+        size: width and height in pixels of the result.
+        filter: Pillow's, antialiased.
+
+    Returns:
+        UInt8[H W 3].
+    """
+    limits = slide.levels[level][:2]
+    first = [min(math.floor(start + 1e-6), limit - 1) for start, limit in zip(corner, limits, strict=True)]
+    last = [
+        min(max(math.ceil(start + length - 1e-6), begin + 1), limit)
+        for start, length, begin, limit in zip(corner, span, first, limits, strict=True)
+    ]
+    region = slide.read(level, x=first[0], y=first[1], width=last[0] - first[0], height=last[1] - first[1])
+    low = [max(0.0, start - begin) for start, begin in zip(corner, first, strict=True)]
+    high = [min(start + length, end) - begin for start, length, begin, end in zip(corner, span, first, last, strict=True)]
+    return np.asarray(Image.fromarray(region).resize(size, filter, box=(*low, *high)))
+
+
+def _share(overview: Overview, corners: np.ndarray, *, side: float) -> np.ndarray:
+    """Share of tissue, Float[N], under squares whose corners, Float[N 2], and side are in pixels of level 0."""
+    height, width = overview.mask.shape
+    sums = np.zeros((height + 1, width + 1), dtype=np.int64)
+    sums[1:, 1:] = overview.mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    limits = np.array([width, height])
+    first = np.clip(np.rint(corners / overview.factor).astype(np.int64), 0, limits - 1)  # [N 2]
+    last = np.clip(np.rint((corners + side) / overview.factor).astype(np.int64), first + 1, limits)  # [N 2]
+    (x0, y0), (x1, y1) = first.T, last.T
+    return (sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]) / ((x1 - x0) * (y1 - y0))
