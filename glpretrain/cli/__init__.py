@@ -42,7 +42,7 @@ def _pretrain(arguments: Sequence[str]) -> None:
         "`glpretrain fit --help` lists what there is.",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a name below recipes/ (mmc, paper/...) or the path of a yaml file")
-    parser.add_argument("--data", metavar="DIR", help="train on this folder of images instead of the recipe's data")
+    parser.add_argument("--data", metavar="DIR", help="train on this folder of images, tiles or tar shards instead of the recipe's data")
     parser.add_argument("--masks", metavar="DIR", help="score segmentation on this folder: images/ beside masks/")
     parser.add_argument("--init_from", metavar="PATH", help="go on from this backbone instead of random weights")
     known, overrides = parser.parse_known_args(arguments)
@@ -172,12 +172,44 @@ def _bench(arguments: Sequence[str]) -> None:
     views(known.recipe, batch_size=known.batch_size)
 
 
+def _tiles(arguments: Sequence[str]) -> None:
+    """cut whole-slide images into tissue tiles, in tar shards to train on"""
+    parser = _parser(
+        "tiles",
+        "Cut the tissue of whole-slide images into tiles of one size and one resolution, packed in tar shards with an index.",
+        "  glpretrain tiles slides/ --out tiles/ --workers 8                             224 px at 0.5 microns per pixel (20x)\n"
+        "  glpretrain tiles a.svs b.ndpi --out tiles/ --size 256 --mpp 1.0 --overlap 32\n"
+        "  glpretrain pretrain dino --data tiles/\n"
+        "Look at DIR/overviews/: each slide with its tissue outlined and its tiles drawn. The same command goes on where a run was\n"
+        "stopped; a slide that is damaged is reported and left out. Slides of slides/<class>/ keep their class.\n"
+        "Reads what OpenSlide reads (pip install 'glpretrain[slides]') and other TIFF, tiled or in strips, 8-bit RGB.",
+    )
+    parser.add_argument("slides", metavar="SLIDE", nargs="+", help="a file, or a folder that is searched for slides")
+    parser.add_argument("--out", metavar="DIR", required=True, help="a new folder, or one of an earlier run with the same settings")
+    parser.add_argument("--size", metavar="PIXELS", type=int, default=224, help="side of a tile (%(default)s)")
+    parser.add_argument("--mpp", type=float, default=0.5, help="microns per pixel of a tile: 0.5 is about 20x (%(default)s)")
+    parser.add_argument("--overlap", metavar="PIXELS", type=int, default=0, help="that neighbouring tiles share (%(default)s)")
+    parser.add_argument("--min_tissue", metavar="SHARE", type=float, default=0.5, help="least share of tissue in a tile (%(default)s)")
+    parser.add_argument("--format", choices=["jpg", "png"], default="jpg", help="of the tiles (%(default)s)")
+    parser.add_argument("--quality", type=int, default=90, help="of JPEG, 1 to 100 (%(default)s)")
+    parser.add_argument("--per_shard", metavar="TILES", type=int, default=2048, help="in one tar file at most (%(default)s)")
+    parser.add_argument("--mpp_of_slide", metavar="MPP", type=float, help="microns per pixel of slides that do not say (0.25 at 40x)")
+    parser.add_argument("--workers", metavar="N", type=int, help="processes (as many as there are cores, at most 8)")
+    known = parser.parse_args(arguments)
+    from glpretrain.cli.tiles import tiles
+    from glpretrain.data.tiles import Settings
+
+    settings = Settings(**{name: value for name, value in vars(known).items() if name in Settings._fields})
+    tiles(known.slides, out=known.out, settings=settings, workers=known.workers)
+
+
 _VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": _pretrain,
     "fit": _fit,
     "evaluate": _evaluate,
     "export": _export,
     "inspect": _inspect,
+    "tiles": _tiles,
     "bench": _bench,
 }
 

@@ -23,6 +23,7 @@ from rich.table import Table
 from glpretrain import __version__
 from glpretrain.backbones import load_backbone
 from glpretrain.data.base import Source
+from glpretrain.data.folders import source_for
 from glpretrain.data.images import mask_folders
 from glpretrain.data.module import DataModule
 from glpretrain.encoders import Encoder
@@ -52,7 +53,8 @@ def score(
         config: yaml with `sources` and `evaluators` (recipes/eval/); None for the default evaluators on a run's sources.
         recipe: without `config`: name or path of the recipe whose sources are used; when left out the config.yaml of the run that
             the backbone lies in, else the quick start.
-        data: class folders, divided into train/ and val/ or not; instead of the train and test sources.
+        data: class folders, divided into train/ and val/ or not, or tiles or tar shards with classes; instead of the train and test
+            sources.
         masks: images/ beside masks/, or such in train/ beside val/ (or test/); instead of the masked sources.
         videos: with `config`: a folder as `VideoFolder` takes it; instead of the videos.
         overrides: of `config`, values by dotted name, such as {"evaluators.knn.init_args.k": [5]}.
@@ -173,7 +175,7 @@ def _of_recipe(path: Path, *, channels: int, data: str | Path | None, masks: str
     """The default evaluators on a training recipe's data, with folders in place of its sources as `pretrain` puts them."""
     values = yaml.safe_load(path.read_text())["data"]
     if data is not None:
-        values |= {"source": _folder(data, "ImageFolder", channels=channels), "labelled": None, "labelled_test": None}
+        values |= {"source": _folder(data, source_for(data), channels=channels), "labelled": None, "labelled_test": None}
     if masks is not None:
         values["masked"] = _folder(masks, "MaskedFolder", channels=channels)
     module = _instantiated(DataModule, values)
@@ -220,7 +222,7 @@ def _of_config(
     # Made once and shared, so that items are decoded once however many evaluators look at them.
     sources: dict[str, object] = {role: _named(entry, f"{path}: sources.{role}") for role, entry in entries.items()}
     if data is not None:
-        folder = _named(_folder(data, "ImageFolder", channels=channels), "--data")
+        folder = _named(_folder(data, source_for(data), channels=channels), "--data")
         _require_classes(folder, data)
         sources["train"], sources["test"] = DataModule.divided(folder)
     if videos is not None:

@@ -31,6 +31,7 @@ from glpretrain.backbones import export
 from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
 from glpretrain.cli.accepted import accepted_names
 from glpretrain.cli.init_from import InitFrom, Origin
+from glpretrain.data.folders import source_for
 from glpretrain.data.module import DataModule
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, find_recipe, new_folder, recipe_name, write_json
@@ -259,7 +260,7 @@ def pretrain(
 
     Args:
         recipe: name or path.
-        data: folder of images, instead of the recipe's source.
+        data: folder of images or of tiles, or tar shards; instead of the recipe's source.
         masks: folder of images with masks, instead of the recipe's.
         init_from: backbone to go on from, as `glpretrain.load_backbone` takes it.
         overrides: further arguments of `glpretrain fit`.
@@ -269,7 +270,7 @@ def pretrain(
         raise ValueError(f"{name} says how a backbone is scored, not trained; use it as in: glpretrain evaluate BACKBONE --config {name}")
     arguments = ["--config", str(path)]
     if data is not None:
-        arguments += ["--data.source", "glpretrain.data.ImageFolder", "--data.source.init_args.root", data]
+        arguments += ["--data.source", f"glpretrain.data.{source_for(data)}", "--data.source.init_args.root", data]
         arguments += ["--data.labelled_test", "null", "--data.labelled", "null"]  # scores on the same folder where it has classes
     if masks is not None:
         arguments += ["--data.masked", "glpretrain.data.MaskedFolder", "--data.masked.init_args.root", masks]
@@ -293,7 +294,7 @@ def fit(
 
     Args:
         recipe: name below recipes/ or path of a yaml file.
-        data: folder of images, instead of the recipe's source.
+        data: folder of images or of tiles, or tar shards; instead of the recipe's source.
         masks: folder of images with masks, instead of the recipe's.
         init_from: backbone to go on from, as `glpretrain.load_backbone` takes it.
         max_steps: optimizer steps, instead of the recipe's.
