@@ -22,7 +22,7 @@ from glpretrain.data.tiles.slide import Level, Slide, UnreadableSlideError, plau
 
 _CACHE_BYTES = 64 << 20
 _LARGEST_SEGMENT = 128 << 20  # bytes of one decoded tile or strip; a larger one could not be read in bounded memory
-_MICRONS = {"INCH": 25400.0, "CENTIMETER": 10000.0, "MILLIMETER": 1000.0, "MICROMETER": 1.0}
+_MICRONS = {2: 25400.0, 3: 10000.0, 4: 1000.0, 5: 1.0}  # of TIFF's units: inch, centimetre, millimetre, micrometre
 _OME_MICRONS = {"nm": 1e-3, "\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "mm": 1e3}
 _RGB, _YCBCR, _JPEG, _CONTIGUOUS = 2, 6, 7, 1
 _SAME_ASPECT = 0.02  # a thumbnail of the slide has its aspect, a photograph of its label has not
@@ -73,7 +73,9 @@ class TiffSlide(Slide):
 
     def _check(self, page: tifffile.TiffPage) -> None:
         if not _is_read(page):
-            found = f"{page.samplesperpixel} samples of {page.dtype}, {page.photometric.name}, planes {page.planarconfig.name}"
+            found = (
+                f"{page.samplesperpixel} samples of {page.dtype}, photometric {page.photometric}, planar configuration {page.planarconfig}"
+            )
             raise UnreadableSlideError(f"{self._path}: {found}; accepted: 8-bit RGB with interleaved samples")
         if (size := math.prod(page.chunks)) > _LARGEST_SEGMENT:
             kind = "tile" if page.is_tiled else "strip"
@@ -94,7 +96,7 @@ class TiffSlide(Slide):
         page = self._pages[0]
         if page.is_svs and (said := re.search(r"MPP\s*=\s*([0-9.]+)", page.description)):
             return plausible_mpp(float(said[1]), float(said[1]))
-        unit = _MICRONS.get(getattr(page.resolutionunit, "name", ""))
+        unit = _MICRONS.get(int(page.resolutionunit))
         if unit is None or min(page.resolution) <= 0:
             return None
         return plausible_mpp(unit / page.resolution[0], unit / page.resolution[1])
