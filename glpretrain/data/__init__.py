@@ -1,5 +1,5 @@
-"""Sources of items. `glpretrain.data.module` (Lightning), `glpretrain.data.views` (kornia) and `glpretrain.data.tiles` (slides) are imported
-by their own names, so reading images needs none of them."""
+"""Sources of items. `glpretrain.data.module` (Lightning), `glpretrain.data.views` (kornia) and `glpretrain.data.tiles` (slides) are
+imported by their own names, so reading images needs none of them."""
 
 from glpretrain.data.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.images import ImageFolder, ImageList, MaskedFolder

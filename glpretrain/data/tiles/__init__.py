@@ -2,7 +2,7 @@
 
 from glpretrain.data.tiles.cutting import Summary, cut_slides
 from glpretrain.data.tiles.opening import find_slides, open_slide
-from glpretrain.data.tiles.plan import Settings
+from glpretrain.data.tiles.plan import Settings, thumbnail_of
 from glpretrain.data.tiles.slide import Level, Slide, UnreadableSlideError
 from glpretrain.data.tiles.source import TileFolder
 from glpretrain.data.tiles.synthetic import write_synthetic_slide
@@ -17,5 +17,6 @@ __all__ = [
     "cut_slides",
     "find_slides",
     "open_slide",
+    "thumbnail_of",
     "write_synthetic_slide",
 ]

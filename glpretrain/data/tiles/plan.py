@@ -117,12 +117,20 @@ def _whole(side: int, *, span: float, stride: float) -> int:
 def _overview(slide: Slide, *, slide_mpp: float) -> Overview:
     width, height, _ = slide.levels[0]
     factor = max(1, math.ceil(max(width, height) / _THUMBNAIL))
-    thumbnail = _thumbnail(slide, factor=factor)
+    thumbnail = thumbnail_of(slide, factor=factor)
     return Overview(thumbnail, find_tissue(thumbnail, mpp=slide_mpp * factor).mask, factor)
 
 
-def _thumbnail(slide: Slide, *, factor: int) -> np.ndarray:
-    """UInt8[H W 3], each pixel the mean of `factor` x `factor` of level 0, made block by block: a slide may have one level only."""
+def thumbnail_of(slide: Slide, *, factor: int) -> np.ndarray:
+    """The slide made small, block by block: it may have one level only.
+
+    Args:
+        slide: any.
+        factor: pixels of level 0 along one of the result.
+
+    Returns:
+        UInt8[H W 3].
+    """
     level = _level_for(slide, wanted=factor)
     ratio = factor / slide.levels[level].downsample  # pixels of the level along one of the thumbnail
     width, height = (max(1, side // factor) for side in slide.levels[0][:2])

@@ -1,0 +1,108 @@
+"""Tiles as a source: labels from folders, slides kept apart, and training, scoring and shards by the plain `--data DIR`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from shrinking import ROOT, shrunk
+
+import glpretrain
+from glpretrain.cli.scoring import score
+from glpretrain.data import TarShards, UnreadableItemError
+from glpretrain.data.folders import source_for
+from glpretrain.data.tiles import Settings, TileFolder, cut_slides, write_synthetic_slide
+from glpretrain.encoders import ViT
+
+OSCC = Path(__file__).parents[3] / "shared" / "data" / "pathology_oscc"
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six slides of two classes in tiles."""
+    folder = tmp_path_factory.mktemp("cut")
+    for number in range(6):
+        path = folder / "slides" / ("calm", "crowded")[number % 2] / f"{number}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_synthetic_slide(path, width=640, height=512, seed=number, lesion=0.7 * (number % 2), levels=(1, 4))
+    cut_slides([folder / "slides"], out=folder / "tiles", settings=Settings(size=64, min_tissue=0.9, per_shard=20), workers=1)
+    return folder / "tiles"
+
+
+def test_slides_and_classes(cut: Path) -> None:
+    source = TileFolder(cut)
+    assert source.slides == [f"calm/{number}" for number in (0, 2, 4)] + [f"crowded/{number}" for number in (1, 3, 5)]
+    assert source.name == "tiles" and list(source.classes) == ["calm", "crowded"]
+    for slide in source.slides:
+        tiles = source.tiles_of(slide)
+        assert len(tiles) > 5 and {source[int(tile)].label for tile in tiles[:3]} == {("calm", "crowded").index(slide.split("/")[0])}
+    assert list(TileFolder(cut, labels="slides").classes) == source.slides
+    assert TileFolder(cut, labels="slides")[len(source) - 1].label == 5
+    assert not TileFolder(cut, labels="none").classes and TileFolder(cut, labels="none").division() is None
+    assert TileFolder(cut, channels=1)[0].image.shape == (1, 64, 64)
+    assert source.tissue.min() >= 0.9 and source.corners.shape == (len(source), 2) and set(source.sides.tolist()) == {64}
+    with pytest.raises(ValueError, match="there is no 'x' in"):
+        source.tiles_of("x")
+    with pytest.raises(IndexError):
+        source[len(source)]
+
+
+def test_no_slide_is_in_both_parts(cut: Path) -> None:
+    source = TileFolder(cut)
+    train, test = source.division()
+    slides = [{source.slides[source.slide_of[index]] for index in part.indices} for part in (train, test)]
+    assert slides == [{"calm/0", "calm/2", "crowded/1", "crowded/3"}, {"calm/4", "crowded/5"}]
+    assert len(train) + len(test) == len(source)
+
+
+def test_a_damaged_shard_is_named(cut: Path, tmp_path: Path) -> None:
+    slide = tmp_path / "a.tif"
+    write_synthetic_slide(slide, width=400, height=400, levels=(1,))
+    cut_slides([slide], out=tmp_path / "tiles", settings=Settings(size=64))
+    shard = tmp_path / "tiles" / "shards" / "a-00000.tar"
+    content = bytearray(shard.read_bytes())
+    content[512:700] = bytes(188)
+    shard.write_bytes(content)
+    source = TileFolder(tmp_path / "tiles")
+    with pytest.raises(UnreadableItemError, match=r"a-00000\.tar, tile 0"):
+        source[0]
+    assert source[1].image.shape == (3, 64, 64)
+    with pytest.raises(ValueError, match="is no folder that `glpretrain tiles` wrote"):
+        TileFolder(tmp_path)
+
+
+def test_the_folder_says_what_reads_it(cut: Path, tmp_path: Path) -> None:
+    assert source_for(cut) == "tiles.TileFolder"
+    assert source_for(cut / "shards" / "calm") == source_for(cut / "shards" / "calm" / "0-00000.tar") == "TarShards"
+    assert source_for(tmp_path) == "ImageFolder" == source_for(tmp_path / "missing")
+
+
+def test_training_takes_the_folder_as_it_is(cut: Path, tmp_path: Path) -> None:
+    recipe = shrunk(ROOT / "dino.yaml", tmp_path)
+    run = glpretrain.fit(str(recipe), data=cut, max_steps=2, runs=tmp_path / "runs")
+    assert run.results["data"] == "tiles" and run.results["steps"] == 2
+    assert run.results["measured_on"]["knn"] == "tiles"
+    shards = glpretrain.fit(
+        str(recipe), data=cut / "shards" / "calm", max_steps=1, runs=tmp_path / "runs", overrides=["--evaluate", "false"]
+    )
+    assert shards.results["data"] == "calm" and len(TarShards(cut)) == len(TileFolder(cut))
+
+
+def backbone() -> ViT:
+    torch.manual_seed(0)
+    return ViT("vit_tiny_patch16_224", img_size=48, patch_size=8, embed_dim=24, depth=2, num_heads=3, source="a test").eval()
+
+
+def test_tiles_are_scored_by_their_slides_folders(cut: Path) -> None:
+    lines = score(backbone(), config="eval/pathology", data=cut)
+    assert {line["evaluator"] for line in lines} == {"knn", "linear", "retrieval"}
+    assert {line["measured_on"] for line in lines} == {"tiles"}
+    assert {line["n"] for line in lines if line["evaluator"] == "knn"} == {len(TileFolder(cut).division()[1])}
+    assert next(line["value"] for line in lines if line["evaluator"] == "linear") > 70  # crowded nuclei are darker
+
+
+@pytest.mark.skipif(not OSCC.is_dir(), reason=f"no tiles in {OSCC}")
+def test_real_tiles_by_class_are_scored() -> None:
+    lines = score(backbone(), config="eval/pathology", data=OSCC)
+    assert {line["evaluator"] for line in lines} == {"knn", "linear", "retrieval"}
+    assert all(line["measured_on"] == "pathology_oscc" and 0 < line["ci"] < 20 for line in lines)
+    assert next(line["n"] for line in lines if line["evaluator"] == "knn") == 179
