@@ -24,6 +24,7 @@ SMALL: dict[str, dict[str, int | list[str]]] = {
     "04_prompt_segmentation": {"max_steps": 3, "num_images": 24, "overrides": FEW},
     "05_compare_backbones": {"max_steps": 3, "overrides": FEW},
     "06_your_own_data": {"max_steps": 3, "num_photos": 60},
+    "07_slides": {"num_slides": 6, "width": 640, "height": 512, "max_steps": 2, "epochs": 3},
 }
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
