@@ -17,7 +17,8 @@ ALLOWED: dict[str, set[str]] = {
     "teacher": BOTTOM,
     "encoders": BOTTOM,
     "objectives": BOTTOM | {"memory"},
-    "data": BOTTOM | {"masking"},
+    "slides": BOTTOM,
+    "data": BOTTOM | {"masking", "slides"},
     "evaluate": BOTTOM | {"encoders", "data"},
     "methods": BOTTOM | {"memory", "heads", "optim", "continuation", "teacher", "encoders", "objectives", "masking"},
     "backbones": BOTTOM | {"encoders"},
@@ -26,7 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "callbacks": BOTTOM | {"objectives", "encoders", "data", "evaluate", "backbones", "inspect"},
     "runs": BOTTOM | {"encoders", "backbones"},
     "cli": BOTTOM
-    | {"masking", "encoders", "objectives", "data", "evaluate", "methods", "backbones", "exports", "inspect", "callbacks", "runs"},
+    | {"masking", "encoders", "objectives", "slides", "data", "evaluate", "methods", "backbones", "exports", "inspect", "callbacks"}
+    | {"runs"},
     "": {"cli", "runs", "backbones"},  # glpretrain/__init__.py, lazily
 }
 HOMES: dict[str, tuple[str, ...]] = {
@@ -38,7 +40,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "wandb": ("callbacks/",),
     "jsonargparse": ("cli/",),
     "onnxruntime": ("exports/",),
-    "openslide": ("data/tiles/",),
+    "openslide": ("slides/",),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,19 +1,19 @@
 """`glpretrain tiles`: what is going on while slides are cut, and what came of them.
 
-Left out: cutting (`glpretrain.data.tiles`).
+Left out: cutting (`glpretrain.slides`).
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import closing
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from glpretrain.data.loading import usable_cores
-from glpretrain.data.tiles.cutting import SlideBegun, SlideDone, SlideFailed, Summary, TilesCut, cutting, summary_of
-from glpretrain.data.tiles.folder import SlideRecord
-from glpretrain.data.tiles.opening import find_slides
-from glpretrain.data.tiles.plan import Settings
+from glpretrain.slides.cutting import SlideBegun, SlideDone, SlideFailed, Summary, TilesCut, cutting, summary_of
+from glpretrain.slides.folder import SlideRecord
+from glpretrain.slides.opening import find_slides
+from glpretrain.slides.settings import Settings
 
 _MOST_WORKERS = 8  # more than a disk keeps busy, unless somebody says so
 
@@ -31,7 +31,7 @@ def tiles(slides: Sequence[str], *, out: str, settings: Settings, workers: int |
         ValueError: not one slide succeeded, or see `cut_slides`.
     """
     found = find_slides(slides)
-    workers = min(usable_cores(), _MOST_WORKERS) if workers is None else workers
+    workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS) if workers is None else workers
     console = Console(highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tiles"), TimeElapsedColumn())
     events = []

@@ -1,10 +1,11 @@
-"""Sources of items. `glpretrain.data.module` (Lightning), `glpretrain.data.views` (kornia) and `glpretrain.data.tiles` (slides) are
-imported by their own names, so reading images needs none of them."""
+"""Sources of items. `glpretrain.data.module` (Lightning) and `glpretrain.data.views` (kornia) are imported by their own names,
+so reading images needs neither."""
 
 from glpretrain.data.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.images import ImageFolder, ImageList, MaskedFolder
 from glpretrain.data.scenes import Scenes
 from glpretrain.data.shards import HuggingFaceImages, TarShards
+from glpretrain.data.tiles import TileFolder
 from glpretrain.data.videos import SceneVideos, Video, VideoFolder, VideoSource
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Source",
     "Subset",
     "TarShards",
+    "TileFolder",
     "UnreadableItemError",
     "Video",
     "VideoFolder",

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from glpretrain.data.tiles.folder import SETTINGS
+from glpretrain.slides.folder import SETTINGS
 
 
 def source_for(root: str | Path) -> str:
-    """Name of the class below `glpretrain.data`: `tiles.TileFolder` for what `glpretrain tiles` wrote, `TarShards` for a .tar file or a
+    """Name of the class in `glpretrain.data`: `TileFolder` for what `glpretrain tiles` wrote, `TarShards` for a .tar file or a
     folder with some at its top, else `ImageFolder`, which says what is wrong with anything else."""
     folder = Path(root).expanduser()
     if (folder / SETTINGS).is_file():
-        return "tiles.TileFolder"
+        return "TileFolder"
     return "TarShards" if folder.is_file() or any(folder.glob("*.tar")) else "ImageFolder"

@@ -8,10 +8,12 @@ from shrinking import ROOT, shrunk
 
 import glpretrain
 from glpretrain.cli.scoring import score
-from glpretrain.data import TarShards, UnreadableItemError
+from glpretrain.data import TarShards, TileFolder, UnreadableItemError
 from glpretrain.data.folders import source_for
-from glpretrain.data.tiles import Settings, TileFolder, cut_slides, write_synthetic_slide
 from glpretrain.encoders import ViT
+from glpretrain.slides.cutting import cut_slides
+from glpretrain.slides.settings import Settings
+from glpretrain.slides.synthetic import write_synthetic_slide
 
 OSCC = Path(__file__).parents[3] / "shared" / "data" / "pathology_oscc"
 
@@ -71,7 +73,7 @@ def test_a_damaged_shard_is_named(cut: Path, tmp_path: Path) -> None:
 
 
 def test_the_folder_says_what_reads_it(cut: Path, tmp_path: Path) -> None:
-    assert source_for(cut) == "tiles.TileFolder"
+    assert source_for(cut) == "TileFolder"
     assert source_for(cut / "shards" / "calm") == source_for(cut / "shards" / "calm" / "0-00000.tar") == "TarShards"
     assert source_for(tmp_path) == "ImageFolder" == source_for(tmp_path / "missing")
 

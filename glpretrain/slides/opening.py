@@ -7,9 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from glpretrain.data.tiles.slide import Slide, UnreadableSlideError
-from glpretrain.data.tiles.tiff import TiffSlide
-from glpretrain.data.tiles.vendor import OpenSlideSlide, load_openslide
+from glpretrain.slides.slide import Slide, UnreadableSlideError
+from glpretrain.slides.tiff import TiffSlide
+from glpretrain.slides.vendor import OpenSlideSlide, load_openslide
 
 _TIFF_ENDINGS = (".tif", ".tiff", ".btf", ".tf8")
 _VENDOR_ENDINGS = (".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from glpretrain.data.tiles.slide import Level, Slide, UnreadableSlideError, plausible_mpp
+from glpretrain.slides.slide import Level, Slide, UnreadableSlideError, plausible_mpp
 
 _CACHE_BYTES = 64 << 20  # decoded native tiles that neighbouring regions share
 

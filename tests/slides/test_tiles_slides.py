@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import tifffile
 
-from glpretrain.data.tiles import UnreadableSlideError, find_slides, open_slide, write_synthetic_slide
-from glpretrain.data.tiles.tiff import TiffSlide
-from glpretrain.data.tiles.vendor import OpenSlideSlide
+from glpretrain.slides.opening import find_slides, open_slide
+from glpretrain.slides.slide import UnreadableSlideError
+from glpretrain.slides.synthetic import write_synthetic_slide
+from glpretrain.slides.tiff import TiffSlide
+from glpretrain.slides.vendor import OpenSlideSlide
 
 SVS = Path(__file__).parents[3] / "shared" / "data" / "pathology_wsi_cmu1small" / "CMU-1-Small-Region.svs"
 
@@ -91,7 +93,7 @@ def test_what_is_no_slide_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     tifffile.imwrite(tmp_path / "e.tif", picture(64, 64)[..., 0], photometric="minisblack", rowsperstrip=8)
     assert "1 samples of uint8, photometric 1" in refusal("e.tif")
     tifffile.imwrite(tmp_path / "f.tif", picture(64, 64), photometric="rgb", rowsperstrip=64)
-    monkeypatch.setattr("glpretrain.data.tiles.tiff._LARGEST_SEGMENT", 1 << 10)
+    monkeypatch.setattr("glpretrain.slides.tiff._LARGEST_SEGMENT", 1 << 10)
     assert "one strip decodes to" in refusal("f.tif")
 
 

@@ -1,9 +1,12 @@
-"""What tests of tiles share: comparing folders, and the memory of a process with all that it started."""
+"""What tests of tiles share, without torch: comparing folders, the memory of a process with all that it started, a task."""
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
 from subprocess import Popen
+from typing import NamedTuple
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -55,3 +58,16 @@ def proportional(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
+
+
+class Job(NamedTuple):
+    """What a worker is asked to do in a test."""
+
+    number: int
+
+    def run(self) -> int:
+        if self.number == 2:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.number == 3:
+            raise ValueError("three")
+        return self.number * 10

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from glpretrain.data.tiles.plan import Settings
+from glpretrain.slides.settings import Settings
 
 PART = ".part"  # ending of what is not complete yet
 _BLOCK = 512  # bytes: tar's unit

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from glpretrain.data.tiles.plan import Overview
+from glpretrain.slides.plan import Overview
 
 _OUTLINE, _GRID, _TINT = (0, 140, 60), (20, 20, 20), (255, 215, 0)
 _TINT_SHARE = 0.12

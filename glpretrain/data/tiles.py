@@ -11,7 +11,7 @@ from PIL import Image
 
 from glpretrain.data.base import Item, Source, Subset, UnreadableItemError, checked_index
 from glpretrain.data.images import DAMAGE, from_pil
-from glpretrain.data.tiles.folder import INDEX, SETTINGS
+from glpretrain.slides.folder import INDEX, SETTINGS
 
 _TEST_SHARE = 0.2
 

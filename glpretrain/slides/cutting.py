@@ -12,13 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from glpretrain.data.tiles.folder import SlideRecord, TilesFolder, digest_of
-from glpretrain.data.tiles.opening import check_readers, find_slides, open_slide
-from glpretrain.data.tiles.overview import draw_overview
-from glpretrain.data.tiles.plan import Plan, Settings, plan_tiles, read_resampled
-from glpretrain.data.tiles.shard import TileEntry, encoded_image, write_shard, write_whole
-from glpretrain.data.tiles.slide import Slide
-from glpretrain.data.tiles.workers import Workers
+from glpretrain.slides.folder import SlideRecord, TilesFolder, digest_of
+from glpretrain.slides.opening import check_readers, find_slides, open_slide
+from glpretrain.slides.overview import draw_overview
+from glpretrain.slides.plan import Plan, plan_tiles, read_resampled
+from glpretrain.slides.settings import Settings
+from glpretrain.slides.shard import TileEntry, encoded_image, write_shard, write_whole
+from glpretrain.slides.slide import Slide
+from glpretrain.slides.workers import Workers
 
 
 class SlideBegun(NamedTuple):

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from glpretrain.data.tiles.plan import Settings
-from glpretrain.data.tiles.shard import PART, Beside, index_of, write_whole
+from glpretrain.slides.settings import Settings
+from glpretrain.slides.shard import PART, Beside, index_of, write_whole
 
 SETTINGS, INDEX = "tiles.json", "index.jsonl"
 _VERSION = 1  # of what the same settings cut; another one is another setting

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from glpretrain.data.tiles.tissue import find_tissue
+from glpretrain.slides.tissue import find_tissue
 
 GLASS, PINK, VIOLET = (243, 241, 244), (226, 150, 186), (110, 70, 150)
 

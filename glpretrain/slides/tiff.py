@@ -17,9 +17,10 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from glpretrain.data.images import DAMAGE
-from glpretrain.data.tiles.slide import Level, Slide, UnreadableSlideError, plausible_mpp
+from glpretrain.slides.slide import Level, Slide, UnreadableSlideError, plausible_mpp
 
+# A damaged file shows as any of these, in tifffile, in its decoders (those of imagecodecs raise RuntimeError) or in Pillow.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, RuntimeError, tifffile.TiffFileError)
 _CACHE_BYTES = 64 << 20
 _LARGEST_SEGMENT = 128 << 20  # bytes of one decoded tile or strip; a larger one could not be read in bounded memory
 _MICRONS = {2: 25400.0, 3: 10000.0, 4: 1000.0, 5: 1.0}  # of TIFF's units: inch, centimetre, millimetre, micrometre
@@ -44,11 +45,11 @@ class TiffSlide(Slide):
         self._path = Path(path)
         try:
             self._file = tifffile.TiffFile(self._path)
-        except (*DAMAGE, tifffile.TiffFileError, KeyError, IndexError) as error:
+        except _DAMAGE as error:
             raise UnreadableSlideError(f"{path}: {error}") from error
         try:
             self._pages = self._pyramid()
-        except (*DAMAGE, tifffile.TiffFileError, KeyError, IndexError) as error:
+        except _DAMAGE as error:
             self._file.close()
             raise error if isinstance(error, UnreadableSlideError) else UnreadableSlideError(f"{path}: {error}") from error
         width = self._pages[0].imagewidth
@@ -131,7 +132,7 @@ class TiffSlide(Slide):
             if len(data) < page.databytecounts[index]:
                 raise ValueError("the file ends inside it")
             segment = _jpeg(data, page) if page.compression == _JPEG else page.decode(data, index)[0][0]
-        except (*DAMAGE, tifffile.TiffFileError, RuntimeError) as error:  # the decoders of imagecodecs raise RuntimeError
+        except _DAMAGE as error:
             raise UnreadableSlideError(f"{self._path}: {'tile' if page.is_tiled else 'strip'} {index} of level {level}: {error}") from error
         segment = segment[..., :3]
         self._segments[level, index] = segment
