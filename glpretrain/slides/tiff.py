@@ -6,9 +6,11 @@ separate planes, other bit depths, palettes.
 """
 
 import io
+import lzma
 import math
 import re
 import xml.etree.ElementTree
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +22,18 @@ from PIL import Image
 from glpretrain.slides.slide import Level, Slide, UnreadableSlideError, plausible_mpp
 
 # A damaged file shows as any of these, in tifffile, in its decoders (those of imagecodecs raise RuntimeError) or in Pillow.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, RuntimeError, tifffile.TiffFileError)
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    RuntimeError,
+    tifffile.TiffFileError,
+    zlib.error,
+    lzma.LZMAError,
+)
 _CACHE_BYTES = 64 << 20
 _LARGEST_SEGMENT = 128 << 20  # bytes of one decoded tile or strip; a larger one could not be read in bounded memory
 _MICRONS = {2: 25400.0, 3: 10000.0, 4: 1000.0, 5: 1.0}  # of TIFF's units: inch, centimetre, millimetre, micrometre
