@@ -1,4 +1,4 @@
-"""The three collectives that objectives need. With one process each is the identity, so no caller asks how many there are."""
+"""The few collectives that objectives need. With one process each is the identity, so no caller asks how many there are."""
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,15 @@ def all_reduce_sum(value: Tensor) -> Tensor:
     total = value.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def all_reduce_max(value: Tensor) -> Tensor:
+    """Float[*S]: largest over processes, without gradient; `value` itself is left alone."""
+    if world_size() == 1:
+        return value.detach()
+    largest = value.detach().clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
 
 
 class _AllReduceMean(torch.autograd.Function):

@@ -78,10 +78,6 @@ class BlockMask(Mask):
         ValueError: no range, or one that is not 0 <= low <= high <= 1.
     """
 
-    _LOG_ASPECT = math.log(1.0 / 0.3)
-    _MAX_REFUSED = 10
-    _CHECK_EVERY = 16  # rectangles between two looks at whether all are done: on a GPU each look waits for the device
-
     def __init__(self, ratios: Sequence[tuple[float, float]]) -> None:
         if not ratios:
             raise ValueError("BlockMask: ratios is empty; give at least one range (low, high)")
@@ -92,45 +88,93 @@ class BlockMask(Mask):
 
     def __call__(self, keys: Tensor, grid: tuple[int, ...]) -> Tensor:
         """As `Mask`."""
-        if len(grid) != 2 or min(grid) < 2:
-            raise ValueError(f"BlockMask: grid {tuple(grid)} has no room for blocks; accepted are two axes of at least 2 tokens")
-        height, width = grid
-        rows = torch.arange(height, device=keys.device)
-        columns = torch.arange(width, device=keys.device)
-        wanted = self._draw_ratios(keys) * (height * width)  # [B]
-        least_area = (min(height, width) // 3) ** 2
-
-        hidden = torch.zeros(len(keys), height, width, dtype=torch.bool, device=keys.device)
-        num_hidden = torch.zeros_like(wanted)
-        refused = torch.zeros_like(keys)
-        for attempt in range((height * width + 1) * self._MAX_REFUSED):
-            step = attempt % self._CHECK_EVERY
-            if step == 0:
-                unfinished = (num_hidden < wanted) & (refused < self._MAX_REFUSED)
-                if not unfinished.any():
-                    break
-                draws = uniform(fold(keys, attempt + 1), self._CHECK_EVERY, 4)  # [B attempts 4]
-            missing = wanted - num_hidden
-            area = least_area + (missing - least_area) * draws[:, step, 0]
-            root_aspect = torch.exp((draws[:, step, 1] - 0.5) * self._LOG_ASPECT)  # half of the logarithm, so the square root
-            root_area = area.clamp(min=0.0).sqrt()
-            h, w = torch.round(root_area * root_aspect), torch.round(root_area / root_aspect)
-            top = torch.floor(draws[:, step, 2] * (height - h + 1))
-            left = torch.floor(draws[:, step, 3] * (width - w + 1))
-            block = _inside(rows, start=top, size=h).unsqueeze(2) & _inside(columns, start=left, size=w).unsqueeze(1)  # [B H W]
-            gain = (block & ~hidden).sum(dim=(1, 2))
-            unfinished = (missing > 0) & (refused < self._MAX_REFUSED)
-            accepted = unfinished & (h < height) & (w < width) & (gain > 0) & (gain <= missing)
-            hidden |= block & accepted.view(-1, 1, 1)
-            num_hidden += gain * accepted
-            refused = torch.where(accepted, 0, refused + unfinished)
-        return hidden.flatten(1)
+        _require_room(grid)
+        least_area = (min(grid) // 3) ** 2
+        return _cover_with_blocks(keys, grid, wanted=self._draw_ratios(keys) * math.prod(grid), least_area=least_area)
 
     def _draw_ratios(self, keys: Tensor) -> Tensor:
         ranges = torch.tensor(self.ratios, device=keys.device)
         draws = uniform(fold(keys, 0), 2)
         low, high = ranges[(draws[:, 0] * len(ranges)).long()].unbind(1)
         return low + (high - low) * draws[:, 1]
+
+
+class DINOv2Mask(Mask):
+    """Rectangles in a share of the views, until the ratio drawn for the view is reached (DINOv2's data/masking.py and collate.py).
+
+    Differs from `BlockMask` in what a rectangle may be: its area is uniform between 4 tokens and what is missing, at most half of the
+    grid, and r * N is rounded down. Ours: each view is hidden by its own draw; the official code takes exactly `prob` of a
+    batch's views and one ratio from each of as many equal parts of the range.
+
+    Args:
+        prob: chance that a view is masked at all.
+        ratio: smallest and largest r.
+
+    Raises:
+        ValueError: `prob` is no chance, or `ratio` not 0 <= low <= high <= 1.
+    """
+
+    _LEAST_AREA, _MAX_SHARE = 4, 0.5
+
+    def __init__(self, prob: float = 0.5, ratio: tuple[float, float] = (0.1, 0.5)) -> None:
+        low, high = ratio
+        if not 0.0 <= prob <= 1.0:
+            raise ValueError(f"DINOv2Mask: prob is a chance in [0, 1], not {prob}")
+        if not 0.0 <= low <= high <= 1.0:
+            raise ValueError(f"DINOv2Mask: ratio is ({low}, {high}); it needs 0 <= low <= high <= 1")
+        self.prob, self.ratio = prob, (float(low), float(high))
+
+    def __call__(self, keys: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """As `Mask`."""
+        _require_room(grid)
+        num_tokens, (low, high) = math.prod(grid), self.ratio
+        draws = uniform(fold(keys, 0), 2)
+        wanted = torch.floor((low + (high - low) * draws[:, 1]) * num_tokens) * (draws[:, 0] < self.prob)
+        return _cover_with_blocks(keys, grid, wanted=wanted, least_area=self._LEAST_AREA, most_area=self._MAX_SHARE * num_tokens)
+
+
+def _require_room(grid: tuple[int, ...]) -> None:
+    if len(grid) != 2 or min(grid) < 2:
+        raise ValueError(f"block mask: grid {tuple(grid)} has no room for blocks; accepted are two axes of at least 2 tokens")
+
+
+_LOG_ASPECT = math.log(1.0 / 0.3)
+_MAX_REFUSED = 10
+_CHECK_EVERY = 16  # rectangles between two looks at whether all are done: on a GPU each look waits for the device
+
+
+def _cover_with_blocks(keys: Tensor, grid: tuple[int, int], *, wanted: Tensor, least_area: float, most_area: float = math.inf) -> Tensor:
+    """Bool[B N]: rectangles until `wanted`, Float[B], tokens are hidden or ten in a row were refused; see `BlockMask`."""
+    height, width = grid
+    rows = torch.arange(height, device=keys.device)
+    columns = torch.arange(width, device=keys.device)
+
+    hidden = torch.zeros(len(keys), height, width, dtype=torch.bool, device=keys.device)
+    num_hidden = torch.zeros_like(wanted)
+    refused = torch.zeros_like(keys)
+    for attempt in range((height * width + 1) * _MAX_REFUSED):
+        step = attempt % _CHECK_EVERY
+        if step == 0:
+            unfinished = (num_hidden < wanted) & (refused < _MAX_REFUSED)
+            if not unfinished.any():
+                break
+            draws = uniform(fold(keys, attempt + 1), _CHECK_EVERY, 4)  # [B attempts 4]
+        missing = wanted - num_hidden
+        most = missing.clamp(max=most_area)
+        area = least_area + (most - least_area) * draws[:, step, 0]
+        root_aspect = torch.exp((draws[:, step, 1] - 0.5) * _LOG_ASPECT)  # half of the logarithm, so the square root
+        root_area = area.clamp(min=0.0).sqrt()
+        h, w = torch.round(root_area * root_aspect), torch.round(root_area / root_aspect)
+        top = torch.floor(draws[:, step, 2] * (height - h + 1))
+        left = torch.floor(draws[:, step, 3] * (width - w + 1))
+        block = _inside(rows, start=top, size=h).unsqueeze(2) & _inside(columns, start=left, size=w).unsqueeze(1)  # [B H W]
+        gain = (block & ~hidden).sum(dim=(1, 2))
+        unfinished = (missing > 0) & (refused < _MAX_REFUSED)
+        accepted = unfinished & (h < height) & (w < width) & (gain > 0) & (gain <= most)
+        hidden |= block & accepted.view(-1, 1, 1)
+        num_hidden += gain * accepted
+        refused = torch.where(accepted, 0, refused + unfinished)
+    return hidden.flatten(1)
 
 
 def kept(mask: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections.abc import Callable
 from importlib import import_module
 
 import pytorch_lightning as pl
@@ -30,10 +31,10 @@ def _listed(names: list[str]) -> str:
     return f"(accepted: {', '.join(names)})"
 
 
-def parameter_names(owner: type) -> list[str]:
-    """What a class can be given in a recipe; a method's are joined by those it forwards to `Method`."""
+def parameter_names(owner: Callable[..., object]) -> list[str]:
+    """What a class, or a function that makes one, can be given in a recipe; a method's are joined by those it forwards to `Method`."""
     names: list[str] = []
-    for one in (owner, Method) if issubclass(owner, Method) else (owner,):
+    for one in (owner, Method) if isinstance(owner, type) and issubclass(owner, Method) else (owner,):
         for name, parameter in inspect.signature(one).parameters.items():
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name not in (*names, "student"):
                 names.append(name)

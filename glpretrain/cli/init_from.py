@@ -12,8 +12,8 @@ import torch
 from jsonargparse import Namespace
 
 from glpretrain.backbones import load_backbone_with_report
+from glpretrain.encoders.fingerprint import fingerprint
 from glpretrain.encoders.transfer import Transfer
-from glpretrain.evaluate.cache import fingerprint
 from glpretrain.methods.base import Method
 
 # What a recipe declares of its encoder, also by leaving it out. Everything else (mean, std, licence) belongs to the weights.

@@ -5,18 +5,17 @@ and the precision; its folder by the encoder's weights and card. So a changed fi
 an interrupted evaluation goes on where it stopped, and evaluators that read the same items share one extraction.
 """
 
-import hashlib
 import json
 import logging
 import os
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.fingerprint import fingerprint
 from glpretrain.types import EncoderOutput
 
 _LOG = logging.getLogger(__name__)
@@ -26,25 +25,6 @@ _MEMORY_BYTES = 1 << 30
 def default_folder() -> Path:
     """`glpretrain/features` below the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "glpretrain" / "features"
-
-
-def fingerprint(encoder: Encoder) -> str:
-    """SHA-256 of the weights, with their names, and of the card: equal for an encoder and its export on any device."""
-    digest = hashlib.sha256()
-    card = encoder.card.to_json()
-    # A licence or a note about the source changes no feature.
-    for part in (card, card["arguments"]):
-        part.update(dict.fromkeys(("licence", "source"), ""))
-    digest.update(json.dumps(card, sort_keys=True).encode())
-    for name, tensor in sorted(encoder.backbone_state().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(bytes_of(tensor))
-    return digest.hexdigest()
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The numbers of a tensor, row by row."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 class FeatureCache:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from glpretrain import keys
 from glpretrain.data.base import Item, Source, UnreadableItemError
-from glpretrain.evaluate.cache import bytes_of
+from glpretrain.encoders.fingerprint import bytes_of
 
 _LOG = logging.getLogger(__name__)
 _CACHE_BYTES = 1 << 30  # larger sets are decoded anew for each run

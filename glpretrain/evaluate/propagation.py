@@ -36,8 +36,9 @@ from torch.nn import functional
 
 from glpretrain.data.videos import Video, VideoSource
 from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.fingerprint import bytes_of
 from glpretrain.evaluate.base import Evaluator, Result, Score
-from glpretrain.evaluate.cache import FeatureCache, bytes_of
+from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import encode_batch, evaluation_shape, tracked
 from glpretrain.evaluate.prompt_segmentation import mean_score
 from glpretrain.evaluate.video_metrics import object_ids, object_scores, scored_frames

@@ -21,7 +21,7 @@ from glpretrain.memory import broadcast_states, states_of
 from glpretrain.objectives.base import Objective
 from glpretrain.optim import clip_per_parameter, head_groups, parameter_groups, trunk_groups
 from glpretrain.schedule import Schedule
-from glpretrain.teacher import EMATeacher
+from glpretrain.teacher import EMATeacher, FrozenTeacher
 from glpretrain.types import Batch
 
 # Optional fields of a batch, the setting that makes each, and an example for a message.
@@ -65,7 +65,7 @@ class Method(pl.LightningModule, ABC):
         ValueError: the names in `weights` are not the method's terms.
     """
 
-    terms: ClassVar[tuple[str, ...]]
+    terms: tuple[str, ...]  # of the class, or of the instance, set before this constructor, where they depend on arguments
     needs: ClassVar[tuple[str, ...]] = ()  # fields of `Batch` that must be there
     takes: ClassVar[tuple[str, ...]] = ()  # fields of `Batch` that may be there
     num_global_views: ClassVar[int | None] = None  # None: any number
@@ -241,7 +241,7 @@ class Method(pl.LightningModule, ABC):
         if gradient_clip_val is not None:
             raise ValueError(f"trainer.gradient_clip_val={gradient_clip_val} would be ignored; set model.init_args.clip instead")
         if self.progress() < self.freeze_prototypes:
-            for name, parameter in self.student.heads.named_parameters():
+            for name, parameter in self.named_parameters():
                 if name.rpartition(".")[2] in ("directions", "gain"):
                     parameter.grad = None
         if self.head_warmup is not None:
@@ -275,13 +275,26 @@ class Method(pl.LightningModule, ABC):
         self._raise_if_not_finite()
         checkpoint["encoder_card"] = self.encoder.card.to_json()
         checkpoint["method"] = type(self).__name__
+        checkpoint["experts"] = self._experts()
+
+    def _experts(self) -> dict[str, str]:
+        """Fingerprint of every frozen teacher: their weights are not in the checkpoint."""
+        return {name: module.fingerprint for name, module in self.named_modules() if isinstance(module, FrozenTeacher)}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse another method's checkpoint before its keys are compared one by one."""
         written = checkpoint.get("method")
         if written != type(self).__name__:
             raise ValueError(f"checkpoint: it was written by {written}, this run is {type(self).__name__}; only the same method resumes")
+        self._refuse_other_experts(checkpoint.get("experts", {}))
         continued = any(name.startswith("head_warmup.") for name in checkpoint["state_dict"])
         if continued is (self.head_warmup is None):
             how = "with" if continued else "without"
             raise ValueError(f"checkpoint: it was written {how} init_from; only a run {how} it resumes")
+
+    def _refuse_other_experts(self, written: dict[str, str]) -> None:
+        own = self._experts()
+        for name in sorted(written.keys() | own.keys()):
+            before, now = (found.get(name, "none")[:12] for found in (written, own))
+            if before != now:
+                raise ValueError(f"checkpoint: its {name} has the weights {before}, this run's {now}; only the same experts resume")

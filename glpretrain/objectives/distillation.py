@@ -1,9 +1,9 @@
-"""Cross-entropy between a teacher's sharpened, centred assignment to prototypes and the student's (DINO, iBOT)."""
+"""Cross-entropy between a teacher's sharpened, balanced assignment to prototypes and the student's (DINO, iBOT, DINOv2)."""
 
 import torch
 from torch import Tensor
 
-from glpretrain.distributed import all_reduce_sum
+from glpretrain.distributed import all_reduce_max, all_reduce_sum
 from glpretrain.memory import State
 from glpretrain.objectives.base import Objective, mean_over_pairs
 
@@ -39,21 +39,64 @@ class Centre(State):
         self.pending.zero_()
 
 
-class Distillation(Objective):
-    """What both distillation objectives share: the temperatures and the centre."""
+@torch.no_grad()
+def sinkhorn_knopp(logits: Tensor, *, temp: float, num_iterations: int) -> Tensor:
+    """Assignments that share all prototypes out evenly over the rows of all processes (SwAV; DINOv2's dinov2/loss).
 
-    def __init__(self, *, num_prototypes: int, student_temp: float = 0.1, centre_momentum: float = 0.9) -> None:
+    exp(logits / temp), then in turn: every prototype gets the share 1 / K of the whole, every row the share 1 / rows. In logarithms,
+    because the official exponential overflows or leaves rows of zeros once learned gains spread the logits.
+
+    Args:
+        logits: Float[*S K]; processes may have different numbers of rows, or none.
+        temp: sharpness.
+        num_iterations: how often both are set right; the rows come last.
+
+    Returns:
+        Float[*S K], rows sum to one.
+    """
+    shares = logits.float().flatten(0, -2) / temp  # [rows K], logarithms
+    lowest = shares.new_full((1, shares.shape[1]), torch.finfo(shares.dtype).min)  # what a process without rows says
+    for _ in range(num_iterations):
+        largest = all_reduce_max(torch.cat([shares, lowest]).amax(dim=0))  # [K]
+        total = all_reduce_sum(torch.exp(shares - largest).sum(dim=0))  # [K]
+        shares = torch.log_softmax(shares - largest - total.log(), dim=1)
+    return shares.exp().unflatten(0, logits.shape[:-1])
+
+
+class Distillation(Objective):
+    """What both distillation objectives share: the temperatures, and how the teacher's assignments are balanced.
+
+    Args:
+        num_prototypes: K.
+        student_temp: of the student's assignment.
+        centre_momentum: of the running mean that is subtracted from the teacher's logits.
+        sinkhorn_iterations: balance by `sinkhorn_knopp` within the batch instead, without a centre.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_prototypes: int,
+        student_temp: float = 0.1,
+        centre_momentum: float = 0.9,
+        sinkhorn_iterations: int | None = None,
+    ) -> None:
         super().__init__()
+        if sinkhorn_iterations is not None and sinkhorn_iterations < 1:
+            raise ValueError(f"sinkhorn_iterations: at least 1, or null for a centre, not {sinkhorn_iterations}")
         self.student_temp = student_temp
-        self.centre_state = Centre(num_prototypes, momentum=centre_momentum)
+        self.sinkhorn_iterations = sinkhorn_iterations
+        self.centre_state = Centre(num_prototypes, momentum=centre_momentum) if sinkhorn_iterations is None else None
 
     @property
     def centre(self) -> Tensor:
-        """Float[K]."""
+        """Float[K]; there is none with `sinkhorn_iterations`."""
         return self.centre_state.value
 
     def targets(self, teacher_logits: Tensor, *, teacher_temp: float) -> Tensor:
         """Float[*S K]: the teacher's assignment, rows sum to one; float32 because exp of logits / 0.04 overflows in half."""
+        if self.sinkhorn_iterations is not None:
+            return sinkhorn_knopp(teacher_logits, temp=teacher_temp, num_iterations=self.sinkhorn_iterations)
         return torch.softmax((teacher_logits.detach().float() - self.centre) / teacher_temp, dim=-1)
 
     def entropy(self, teacher_logits: Tensor, *, teacher_temp: float) -> Tensor:
@@ -66,7 +109,8 @@ class Distillation(Objective):
 
     def update(self, *, teacher_logits: Tensor) -> None:
         """Take in one micro-batch's raw teacher logits, Float[*S K]; the centre moves in `advance`."""
-        self.centre_state.update(teacher_logits)
+        if self.centre_state is not None:
+            self.centre_state.update(teacher_logits)
 
 
 class ViewDistillation(Distillation):

@@ -18,7 +18,7 @@ import glpretrain
 from glpretrain.backbones import export
 from glpretrain.cli import main
 from glpretrain.encoders import ViT
-from glpretrain.evaluate.cache import fingerprint
+from glpretrain.encoders.fingerprint import fingerprint
 from glpretrain.methods.base import Method
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)

@@ -1,0 +1,173 @@
+"""GPFM: DINOv2, and at once a few frozen experts whose `cls` and patches the student must be able to give. Without experts, DINOv2.
+
+Idea: no expert is best everywhere, so one student learns from several and from its own moving copy. Between views and on hidden
+patches it plays DINO and iBOT, KoLeo keeps `cls` of a batch apart, and for each expert a small head turns the student's tokens into
+the expert's. The student's global views are masked throughout, the experts and the teacher see everything.
+Paper: Ma et al., "A generalizable pathology foundation model using a unified knowledge distillation pretraining framework", Nature
+Biomedical Engineering 2025; Oquab et al., "DINOv2: learning robust visual features without supervision", TMLR 2024.
+Reference code: birkhoffkiki/GPFM at 4f8be2b (pretrain/dinov2: train/ssl_meta_arch.py, kl_loss.py, fms.py), facebookresearch/dinov2 at
+b8931f7 (loss/, data/masking.py, data/collate.py).
+Known differences: an expert gets views in its own normalisation and size, the official ones those of the student; the patch centre is
+the mean over the hidden patches of all processes, the official one the mean of their means; neighbours for KoLeo come from all
+processes; every view is masked or not by its own draw, where the official code masks exactly half of a batch and spreads the ratios
+evenly over it; gradients are clipped parameter by parameter; no own rate for the patch embedding beyond `layer_decay`; dropped
+paths grow with depth (timm); the mask token has one axis here, so it does not decay.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from glpretrain.encoders.base import Encoder
+from glpretrain.heads import ProjectionHead, Prototypes
+from glpretrain.methods.base import Branch, Method
+from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
+from glpretrain.objectives.features import CosineDistance, FeatureDistance
+from glpretrain.objectives.regularization import KoLeo
+from glpretrain.schedule import Schedule
+from glpretrain.teacher import FrozenTeacher
+from glpretrain.types import Batch
+
+_KINDS = ("cls", "patch")
+
+
+class GPFM(Method):
+    """Self-distillation of views and hidden patches with KoLeo, and distillation from frozen experts.
+
+    The terms are `cls`, `patch`, `koleo`, and `<expert>_cls` and `<expert>_patch` of every expert; one that `weights` leaves out is
+    not computed, but each expert needs at least one.
+
+    Args:
+        encoder: one that can hide tokens.
+        experts: frozen teachers by name, see `glpretrain.backbones.load_expert`.
+        weights: of the terms; None is 0.1 for `koleo` and 1 for all others.
+        num_prototypes: K.
+        num_patch_prototypes: of a head of its own for patches; None shares that of `cls`.
+        hidden_dim: of the heads' MLPs.
+        bottleneck_dim: of the heads' outputs on the sphere.
+        num_layers: of the heads' MLPs.
+        expert_bottleneck_dim: of the experts' heads, whose MLP is one layer.
+        train_gain: learn one gain per prototype, as the official heads do.
+        student_temp: of the student's assignments.
+        teacher_temp: of the targets, over progress.
+        centre_momentum: of both centres.
+        sinkhorn_iterations: balance the targets by Sinkhorn-Knopp instead of a centre; the official number is 3.
+        momentum: of the teacher.
+        **kwargs: see `Method`.
+
+    Raises:
+        ValueError: an expert's name or the names in `weights` do not fit.
+    """
+
+    needs = ("mask",)
+    takes = ("local_views",)
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        experts: dict[str, FrozenTeacher] | None = None,
+        weights: dict[str, float] | None = None,
+        num_prototypes: int = 65536,
+        num_patch_prototypes: int | None = None,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        num_layers: int = 3,
+        expert_bottleneck_dim: int = 256,
+        train_gain: bool = True,
+        student_temp: float = 0.1,
+        teacher_temp: Schedule = Schedule(0.07, warmup=0.075, warmup_start=0.04, shape="constant"),  # noqa: B008
+        centre_momentum: float = 0.9,
+        sinkhorn_iterations: int | None = None,
+        momentum: Schedule = Schedule(0.992, 1.0),  # noqa: B008
+        **kwargs,  # noqa: ANN003
+    ) -> None:
+        experts = experts or {}
+        self.terms = _terms(experts, weights)
+        weights = {name: 0.1 if name == "koleo" else 1.0 for name in self.terms} if weights is None else weights
+
+        def head(count: int) -> nn.Sequential:
+            return nn.Sequential(
+                ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=num_layers),
+                Prototypes(bottleneck_dim, num_prototypes=count, train_gain=train_gain),
+            )
+
+        encoder.add_mask_token()
+        heads = {"cls": head(num_prototypes)}
+        if num_patch_prototypes is not None:
+            heads["patch"] = head(num_patch_prototypes)
+        super().__init__(Branch(encoder, heads), weights=weights, momentum=momentum, **kwargs)
+        self._patch_head = "cls" if num_patch_prototypes is None else "patch"
+        self.teacher_temp = teacher_temp
+        balance = {"student_temp": student_temp, "centre_momentum": centre_momentum, "sinkhorn_iterations": sinkhorn_iterations}
+        self.cls_objective = ViewDistillation(num_prototypes=num_prototypes, **balance)
+        self.patch_objective = PatchDistillation(num_prototypes=num_patch_prototypes or num_prototypes, **balance)
+        self.koleo_objective = KoLeo()
+        # Outside of the branch: they have no moving copy.
+        self.experts = nn.ModuleDict(experts)
+        self.expert_heads = nn.ModuleDict(
+            {
+                name: nn.Sequential(
+                    ProjectionHead(encoder.embed_dim, bottleneck_dim=expert_bottleneck_dim, num_layers=1),
+                    Prototypes(expert_bottleneck_dim, num_prototypes=expert.embed_dim, train_gain=True),
+                )
+                for name, expert in experts.items()
+            }
+        )
+        self.expert_cls_objective, self.expert_patch_objective = CosineDistance(), FeatureDistance()
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`cls`: every pair of a teacher view and another student view; `patch`: hidden patches; `koleo`: sum over global views."""
+        num_global, num_items = batch.global_views.shape[:2]
+        clean, hidden = batch.global_views.flatten(0, 1), batch.mask.flatten(0, 1)  # [(G B) C H W], [(G B) N]
+        with torch.no_grad():
+            seen = self.teacher.branch.encoder(clean)
+            teacher_cls = self.teacher.branch.heads["cls"](seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
+            teacher_patches = self.teacher.branch.heads[self._patch_head](seen.patches[hidden])  # [M K]
+        views, masks = [clean], [hidden]
+        if batch.local_views is not None:
+            views.append(batch.local_views.flatten(0, 1))
+            masks.append(None)
+        outputs = self.student.encoder(views, mask=masks)
+        cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
+        student_cls = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
+        student_patches = self.student.heads[self._patch_head](outputs[0].patches[hidden])  # [M K]
+        temp = self.teacher_temp(progress)
+        terms = {
+            "cls": self.cls_objective(student_logits=student_cls, teacher_logits=teacher_cls, teacher_temp=temp),
+            "patch": self.patch_objective(
+                student_logits=student_patches, teacher_logits=teacher_patches, mask=batch.mask, teacher_temp=temp
+            ),
+            # View by view: two views of one item are not to be kept apart.
+            "koleo": torch.stack([self.koleo_objective(features=view) for view in outputs[0].cls.chunk(num_global)]).sum(),
+        }
+        self.cls_objective.update(teacher_logits=teacher_cls)
+        self.patch_objective.update(teacher_logits=teacher_patches)
+        for name, expert in self.experts.items():
+            targets, head = expert(clean, card=self.encoder.card), self.expert_heads[name]
+            if f"{name}_cls" in self.terms:
+                terms[f"{name}_cls"] = self.expert_cls_objective(predictions=head(outputs[0].cls), targets=targets.cls)
+            if f"{name}_patch" in self.terms:
+                terms[f"{name}_patch"] = self.expert_patch_objective(
+                    predictions=head(outputs[0].patches),
+                    targets=targets.patches,
+                    grid=self.encoder.grid(clean.shape[1:]),
+                    target_grid=expert.grid,
+                )
+        return terms
+
+
+def _terms(experts: dict[str, FrozenTeacher], weights: dict[str, float] | None) -> tuple[str, ...]:
+    """Names of the terms that are computed.
+
+    Raises:
+        ValueError: an expert has no name that a module can have, or no term.
+    """
+    terms = ["cls", "patch", "koleo"]
+    for name in experts:
+        if not name.isidentifier() or name in dir(nn.ModuleDict):
+            raise ValueError(f"experts: {name!r} given; accepted: names of letters, digits and underscores, such as uni")
+        own = [f"{name}_{kind}" for kind in _KINDS if weights is None or f"{name}_{kind}" in weights]
+        if not own:
+            raise ValueError(f"weights: {name} has none; give {name}_cls, {name}_patch or both, or leave the expert out")
+        terms += own
+    return tuple(terms)

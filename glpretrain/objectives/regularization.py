@@ -1,0 +1,50 @@
+"""What keeps features apart without saying where they belong."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glpretrain.distributed import gather_with_grad, rank
+from glpretrain.objectives.base import Objective
+
+
+class KoLeo(Objective):
+    """Spreads features over the sphere: the Kozachenko-Leonenko estimate of entropy (DINOv2's dinov2/loss/koleo_loss.py).
+
+    mean over items i of -log |z_i - z_j(i)|, z of length one, j(i) the nearest other item. Smallest where all are equally far apart.
+
+    Our choices. The nearest is sought in all processes' items, where the official code looks at each process alone, so that the
+    value is that of the joined batch. Items closer than `least_distance` (duplicates, which no weights can tell apart) count as
+    that far and get no gradient: the derivative 1 / distance would overflow half precision.
+    """
+
+    def __init__(self, *, least_distance: float = 1e-4) -> None:
+        super().__init__()
+        if not 0.0 < least_distance < 1.0:
+            raise ValueError(f"least_distance: accepted are values in (0, 1), not {least_distance}")
+        self.least_distance = least_distance
+
+    def forward(self, *, features: Tensor) -> Tensor:
+        """Spread of one view's items.
+
+        Args:
+            features: Float[B D], of this process.
+
+        Returns:
+            Float[].
+
+        Raises:
+            ValueError: there is one item in all.
+        """
+        num_items, _ = features.shape
+        with torch.autocast(device_type=features.device.type, enabled=False):  # cosines near 1 need all 24 bits
+            rows = F.normalize(features.float(), eps=1e-8, dim=-1)
+            others = gather_with_grad(rows)  # [world*B D]
+            if len(others) < 2:
+                raise ValueError("KoLeo: one item has no neighbour; give a batch_size of at least 2, or the weight 0")
+            with torch.no_grad():
+                cosines = rows @ others.T
+                own = torch.arange(num_items, device=rows.device) + num_items * rank()
+                nearest = cosines.scatter(1, own.unsqueeze(1), -2.0).argmax(dim=1)
+            distances = F.pairwise_distance(rows, others[nearest], eps=1e-8)  # [B]
+        return -torch.log(distances.clamp(min=self.least_distance) + 1e-8).mean()
