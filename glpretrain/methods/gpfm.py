@@ -10,8 +10,8 @@ b8931f7 (loss/, data/masking.py, data/collate.py).
 Known differences: an expert gets views in its own normalisation and size, the official ones those of the student; the patch centre is
 the mean over the hidden patches of all processes, the official one the mean of their means; neighbours for KoLeo come from all
 processes; every view is masked or not by its own draw, where the official code masks exactly half of a batch and spreads the ratios
-evenly over it; gradients are clipped parameter by parameter; no own rate for the patch embedding beyond `layer_decay`; dropped
-paths grow with depth (timm); the mask token has one axis here, so it does not decay.
+evenly over it; gradients are clipped parameter by parameter; dropped paths grow with depth (timm); the mask token has one axis here,
+so it does not decay.
 """
 
 import torch

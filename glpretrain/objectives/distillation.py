@@ -123,11 +123,25 @@ class ViewDistillation(Distillation):
         num_prototypes: K.
         student_temp: of the student's assignments.
         centre_momentum: of the centre.
+        sinkhorn_iterations: see `Distillation`.
         balanced: pairs with a global and with a local student view count one half each (Mugs src/loss.py, ClusteringLoss).
     """
 
-    def __init__(self, *, num_prototypes: int, student_temp: float = 0.1, centre_momentum: float = 0.9, balanced: bool = False) -> None:
-        super().__init__(num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum)
+    def __init__(
+        self,
+        *,
+        num_prototypes: int,
+        student_temp: float = 0.1,
+        centre_momentum: float = 0.9,
+        sinkhorn_iterations: int | None = None,
+        balanced: bool = False,
+    ) -> None:
+        super().__init__(
+            num_prototypes=num_prototypes,
+            student_temp=student_temp,
+            centre_momentum=centre_momentum,
+            sinkhorn_iterations=sinkhorn_iterations,
+        )
         self.balanced = balanced
 
     def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
