@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     student_views: Tensor | None  # Float[G B *item]  the student's own crops of the global size; None: it sees the teacher's
     weak: Tensor | None  # Bool[B]           True: the student's own crops were weakly augmented
     regions: Tensor | None  # Int[G B N]        region id of each token, -1 where there is none
-    boxes: Tensor | None  # Float[V B 5]      each view's crop in the item's unit square (x0 y0 x1 y1) and its flip (0 or 1)
+    boxes: Tensor | None  # Float[V B 5]      each view's crop in the item's unit square (x0 y0 x1 y1), flip (0 or 1) + 2 * quarter turns
     index: Tensor  # Int[B]            dataset index
 
 

@@ -6,6 +6,7 @@ from glpretrain.data.images import ImageFolder, ImageList, MaskedFolder
 from glpretrain.data.scenes import Scenes
 from glpretrain.data.shards import HuggingFaceImages, TarShards
 from glpretrain.data.tiles import TileFolder
+from glpretrain.data.tissue import Tissue
 from glpretrain.data.videos import SceneVideos, Video, VideoFolder, VideoSource
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Subset",
     "TarShards",
     "TileFolder",
+    "Tissue",
     "UnreadableItemError",
     "Video",
     "VideoFolder",

@@ -103,20 +103,24 @@ def token_centres(boxes: Tensor, *, grid: tuple[int, int]) -> Tensor:
     """Where the centre of every token of a view lies in its item's unit square.
 
     Args:
-        boxes: Float[B 5], the view's crop (x0 y0 x1 y1) and whether it was flipped left to right.
+        boxes: Float[B 5], the view's crop (x0 y0 x1 y1), and 1 where it was flipped left to right + 2 * the quarter turns
+            counterclockwise after that.
         grid: tokens along height and width, N together.
 
     Returns:
         Float[B N 2], x and y.
     """
     height, width = grid
-    x0, y0, x1, y1, flip = boxes.unbind(dim=1)  # [B] each
-    along = (torch.arange(width, device=boxes.device) + 0.5) / width
-    down = (torch.arange(height, device=boxes.device) + 0.5) / height
-    along = torch.where(flip.bool().unsqueeze(1), 1.0 - along, along)  # [B width]
-    x = (x0.unsqueeze(1) + (x1 - x0).unsqueeze(1) * along).unsqueeze(1).expand(-1, height, -1)
-    y = (y0.unsqueeze(1) + (y1 - y0).unsqueeze(1) * down).unsqueeze(2).expand(-1, -1, width)
-    return torch.stack([x, y], dim=-1).flatten(1, 2)
+    x0, y0, x1, y1, orientation = (value.unsqueeze(1) for value in boxes.unbind(dim=1))  # [B 1] each
+    turns = torch.div(orientation, 2, rounding_mode="floor")
+    along = ((torch.arange(width, device=boxes.device) + 0.5) / width).repeat(height)  # [N]
+    down = ((torch.arange(height, device=boxes.device) + 0.5) / height).repeat_interleave(width)
+    # Turned back: one turn brought what was at (1 - down, along) to (along, down).
+    odd = turns % 2 == 1
+    along, down = torch.where(odd, 1.0 - down, along), torch.where(odd, along, down)  # [B N]
+    along, down = torch.where(turns >= 2, 1.0 - along, along), torch.where(turns >= 2, 1.0 - down, down)
+    along = torch.where(orientation % 2 == 1, 1.0 - along, along)
+    return torch.stack([x0 + (x1 - x0) * along, y0 + (y1 - y0) * down], dim=-1)
 
 
 class PatchInfoNCE(Objective):

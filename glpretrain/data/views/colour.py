@@ -15,12 +15,13 @@ from torch import Tensor
 from glpretrain import keys as rng
 from glpretrain.data.views.resample import separable
 from glpretrain.data.views.spec import ViewSpec
+from glpretrain.data.views.stain import jitter_stain
 
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 # Fixed places in the draws of one view's key: switching one operation off leaves the draws of the others alone.
 _JITTER, _GRAYSCALE, _BLUR, _SIGMA, _SOLARIZE = range(4, 9)
 _DRAWS = 9
-_ORDER = 1  # folded into the key for the order of the four jitter operations
+_ORDER, _STAIN = 1, 2  # folded into the key for the order of the four jitter operations, and for the dyes
 
 
 def require_rgb(spec: ViewSpec, *, channels: int) -> None:
@@ -33,7 +34,7 @@ def require_rgb(spec: ViewSpec, *, channels: int) -> None:
         return
     if spec.strong is not None:
         raise ValueError(f"views: strong needs RGB items, but these have {channels} channels; leave strong out")
-    needs = {"saturation": spec.saturation, "hue": spec.hue, "grayscale_prob": spec.grayscale_prob}
+    needs = {"stain": spec.stain, "saturation": spec.saturation, "hue": spec.hue, "grayscale_prob": spec.grayscale_prob}
     for name, value in needs.items():
         if value > 0:
             raise ValueError(f"views: {name}={value} needs RGB items, but these have {channels} channels; set {name} to 0")
@@ -174,7 +175,7 @@ def _jitter(images: Tensor, *, spec: ViewSpec, draws: Tensor, place: Tensor) -> 
 
 
 def augment(images: Tensor, *, spec: ViewSpec, keys: Tensor) -> Tensor:
-    """All colour operations of a view, in DINO's order: jitter, grayscale, blur, solarize.
+    """All colour operations of a view: stain, then in DINO's order jitter, grayscale, blur, solarize.
 
     Args:
         images: Float[B C H W] in [0, 1].
@@ -185,6 +186,8 @@ def augment(images: Tensor, *, spec: ViewSpec, keys: Tensor) -> Tensor:
         Float[B C H W] in [0, 1].
     """
     draws = rng.uniform(keys, _DRAWS)
+    if spec.stain > 0:
+        images = jitter_stain(images, strength=spec.stain, prob=spec.stain_prob, keys=rng.fold(keys, _STAIN))
     if spec.jitter_prob > 0:
         images = _jitter(images, spec=spec, draws=draws, place=rng.permutation(rng.fold(keys, _ORDER), 4))
     if spec.grayscale_prob > 0:

@@ -20,8 +20,9 @@ from glpretrain.data.views.randaugment import rand_augment
 from glpretrain.data.views.resample import crop, crop_nearest
 from glpretrain.data.views.selection import apply_where
 from glpretrain.data.views.spec import Strong, ViewSpec
+from glpretrain.data.views.stain import quarter_turns, turn
 
-_BOX, _COLOUR, _STRONG, _RAND_AUGMENT, _ERASE = range(5)
+_BOX, _COLOUR, _STRONG, _RAND_AUGMENT, _ERASE, _TURN = range(6)
 # Where the numbers of views of each kind start: one more global view leaves the locals as they were.
 _LOCAL, _STUDENT, _ALL_STUDENT_VIEWS = (kind << 16 for kind in range(1, 4))
 
@@ -34,7 +35,7 @@ class Views(NamedTuple):
     student_views: Tensor | None  # Float[S B C h w]  of the size of the globals
     weak: Tensor | None  # Bool[B]           True: the student views of this item were weakly augmented
     regions: Tensor | None  # Int[G B h w]      the region map, cut as the global views
-    boxes: Tensor  # Float[V B 5]      of globals and locals: x0 y0 x1 y1 in the item's unit square, flip (0 or 1)
+    boxes: Tensor  # Float[V B 5]      of globals and locals: x0 y0 x1 y1 in the item's unit square, flip (0 or 1) + 2 * quarter turns
 
 
 def _check_sizes(name: str, specs: Sequence[ViewSpec]) -> None:
@@ -145,7 +146,7 @@ class MultiCrop(nn.Module):
             local_views = student_views = weak = None
             cut = None
             if regions is not None:
-                cut = torch.stack([crop_nearest(regions, boxes=box, size=self.global_views[0].shape) for box in boxes])
+                cut = torch.stack([_regions_of(regions, boxes=box, size=self.global_views[0].shape) for box in boxes])
             if self.local_views:
                 views, local_boxes = make(self.local_views, first=_LOCAL)
                 local_views = _normalise(views, mean=mean, std=std)
@@ -176,6 +177,8 @@ class MultiCrop(nn.Module):
             view_keys = torch.stack([rng.fold(keys, first + number) for number in range(spec.count)])  # [V B]
             first += spec.count
             boxes = random_boxes(rng.fold(view_keys, _BOX), aspect=aspect, scale=spec.scale, ratio=spec.ratio, flip=spec.flip)  # [V B 5]
+            if spec.turn_prob > 0:
+                boxes[..., 4] += 2 * quarter_turns(rng.fold(view_keys, _TURN), prob=spec.turn_prob)
             if spec.strong is None:
                 views = _cut(source, spec=spec, boxes=boxes)  # [(V B) C h w]
                 views = augment(views, spec=spec, keys=rng.fold(view_keys, _COLOUR).flatten())
@@ -195,7 +198,8 @@ def _is_strong(keys: Tensor, strong: Strong | None) -> Tensor:
 def _cut(source: Tensor, *, spec: ViewSpec, boxes: Tensor) -> Tensor:
     """Float[(V B) C h w]."""
     cut = [crop(source, boxes=box, size=spec.shape, interpolation=spec.interpolation) for box in boxes]
-    return torch.cat(cut).clamp_(0.0, 1.0)  # bicubic overshoots
+    views = torch.cat(cut).clamp_(0.0, 1.0)  # bicubic overshoots
+    return turn(views, turns=_turns_of(boxes).flatten()) if spec.turn_prob > 0 else views
 
 
 def _weak_or_strong(
@@ -206,9 +210,20 @@ def _weak_or_strong(
     strong = spec.strong
     cut = []
     for box, key, where in zip(boxes, rng.fold(keys, _RAND_AUGMENT), due, strict=True):  # view by view: whole items are large
-        items = rand_augment(source, keys=key, due=where, aspect=aspect, flipped=box[:, 4] > 0.5, strong=strong, mean=mean)
+        items = rand_augment(source, keys=key, due=where, aspect=aspect, flipped=box[:, 4] % 2 > 0.5, strong=strong, mean=mean)
         cut.append(_cut(items, spec=spec, boxes=box.unsqueeze(0)))
     views = torch.cat(cut)  # [(V B) C h w]
     colour_keys, erase_keys = rng.fold(keys, _COLOUR).flatten(), rng.fold(keys, _ERASE).flatten()
     views = apply_where(views, where=~due.flatten(), change=partial(augment, spec=spec), per_item={"keys": colour_keys})
     return erase(views, keys=erase_keys, due=due.flatten(), prob=strong.erase_prob)
+
+
+def _turns_of(boxes: Tensor) -> Tensor:
+    """Int[*S] of boxes Float[*S 5]."""
+    return (boxes[..., 4] // 2).long()
+
+
+def _regions_of(regions: Tensor, *, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Int[B h w]: a region map cut, flipped and turned as a view."""
+    cut = crop_nearest(regions, boxes=boxes, size=size)
+    return turn(cut.unsqueeze(1), turns=_turns_of(boxes)).squeeze(1) if size[0] == size[1] else cut

@@ -90,7 +90,7 @@ def separable(images: Tensor, *, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def crop(images: Tensor, *, boxes: Tensor, size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]) -> Tensor:
-    """Crop, resize and flip. Bicubic may overshoot the range of the input, as torch's does.
+    """Crop, resize and flip; quarter turns are left to `stain.turn`. Bicubic may overshoot the range of the input, as torch's does.
 
     Args:
         images: Float[B C H W].
@@ -101,7 +101,8 @@ def crop(images: Tensor, *, boxes: Tensor, size: tuple[int, int], interpolation:
     Returns:
         Float[B C h w].
     """
-    x0, y0, x1, y1, flip = boxes.unbind(-1)
+    x0, y0, x1, y1, orientation = boxes.unbind(-1)
+    flip = orientation % 2
     rows = axis_weights(y0, y1, source=images.shape[-2], size=size[0], interpolation=interpolation)
     columns = axis_weights(x0, x1, source=images.shape[-1], size=size[1], interpolation=interpolation, flip=flip)
     return separable(images, rows=rows, columns=columns)
@@ -119,7 +120,8 @@ def crop_nearest(labels: Tensor, *, boxes: Tensor, size: tuple[int, int]) -> Ten
         Int[B h w].
     """
     B, H, W = labels.shape
-    x0, y0, x1, y1, flip = boxes.unbind(-1)
+    x0, y0, x1, y1, orientation = boxes.unbind(-1)
+    flip = orientation % 2
     rows = _centres(y0, y1, source=H, size=size[0], flip=None).to(torch.int64).clamp_(0, H - 1)
     columns = _centres(x0, x1, source=W, size=size[1], flip=flip).to(torch.int64).clamp_(0, W - 1)
     item = torch.arange(B, device=labels.device).view(B, 1, 1)

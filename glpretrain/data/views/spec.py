@@ -63,6 +63,9 @@ class ViewSpec:
         ratio: smallest and largest width / height of a crop, in the item's true proportions.
         count: how many such views.
         flip: probability of a horizontal flip.
+        turn_prob: probability of a turn by 90, 180 or 270 degrees, each as likely; 0.75 makes all four directions so. For squares.
+        stain: strength for stained tissue, of what is added to and multiplied with each dye; 0.05 is weak, 0.2 strong; needs RGB.
+        stain_prob: probability of it.
         brightness: strength.
         contrast: strength.
         saturation: strength; needs RGB.
@@ -85,6 +88,9 @@ class ViewSpec:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     count: int = 1
     flip: float = 0.5
+    turn_prob: float = 0.0
+    stain: float = 0.0
+    stain_prob: float = 0.8
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -107,12 +113,22 @@ class ViewSpec:
         _check_range("scale", self.scale, low=0, high=1)
         _check_range("ratio", self.ratio, low=0, high=None)
         _check_range("blur_sigma", self.blur_sigma, low=0, high=None)
-        strengths = {"brightness": self.brightness, "contrast": self.contrast, "saturation": self.saturation, "hue": self.hue}
+        if self.turn_prob > 0 and len(set(self.shape)) > 1:
+            raise ValueError(f"ViewSpec: turn_prob={self.turn_prob} needs a square view, not {self.size}")
+        strengths = {
+            "stain": self.stain,
+            "brightness": self.brightness,
+            "contrast": self.contrast,
+            "saturation": self.saturation,
+            "hue": self.hue,
+        }
         for name, value in strengths.items():
             if value < 0 or (name == "hue" and value > 0.5):
                 raise ValueError(f"ViewSpec: {name} is a strength {'in [0, 0.5]' if name == 'hue' else 'of at least 0'}, not {value}")
         shares = {
             "flip": self.flip,
+            "turn_prob": self.turn_prob,
+            "stain_prob": self.stain_prob,
             "jitter_prob": self.jitter_prob,
             "grayscale_prob": self.grayscale_prob,
             "blur_prob": self.blur_prob,
