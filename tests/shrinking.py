@@ -24,6 +24,28 @@ SMALL_WIDTHS = {
     "decoder_dim": 24,
     "decoder_depth": 1,
     "decoder_heads": 3,
+    "expert_bottleneck_dim": 8,
+    "num_relation_heads": 4,
+}
+SMALL_IF_GIVEN = {"num_patch_prototypes": 16}
+# Of another width, patch size, input size and normalisation than the student; as many tokens.
+TINY_EXPERT = {
+    "class_path": "glpretrain.teacher.FrozenTeacher",
+    "init_args": {
+        "encoder": {
+            "class_path": "glpretrain.encoders.ViT",
+            "init_args": {
+                "name": "vit_tiny_patch16_224",
+                "img_size": 96,
+                "patch_size": 16,
+                "embed_dim": 32,
+                "depth": 2,
+                "num_heads": 2,
+                "mean": [0.5, 0.4, 0.3],
+                "std": [0.2, 0.3, 0.25],
+            },
+        },
+    },
 }
 
 
@@ -31,14 +53,25 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).with_suffix("").as_posix()
 
 
+def without_files(settings: object) -> object:
+    """The settings with a tiny untrained expert wherever one would be read from a file."""
+    if not isinstance(settings, dict):
+        return settings
+    if settings.get("class_path") == "glpretrain.backbones.load_expert":
+        return TINY_EXPERT
+    return {name: without_files(value) for name, value in settings.items()}
+
+
 def shrunk(path: Path, folder: Path) -> Path:
     """The recipe with a tiny encoder, few prototypes, small views and embedded data; everything else as it stands."""
     recipe = yaml.safe_load(path.read_text())
+    recipe["model"] = without_files(recipe["model"])
     model, data = recipe["model"]["init_args"], recipe["data"]
     patch = 8
     model["encoder"]["init_args"] |= {"patch_size": patch, "embed_dim": 24, "depth": 1, "num_heads": 3, "img_size": 6 * patch}
     method = vars(glpretrain.methods)[recipe["model"]["class_path"].rpartition(".")[2]]
     model |= {name: value for name, value in SMALL_WIDTHS.items() if name in parameter_names(method)}
+    model |= {name: value for name, value in SMALL_IF_GIVEN.items() if model.get(name) is not None}
     if "align" in recipe["data"].get("corruption", {}).get("init_args", {}):
         data["corruption"]["init_args"]["align"] = patch
     data |= {"source": {"class_path": "glpretrain.data.Scenes", "init_args": {"length": 12, "size": 6 * patch}}, "batch_size": 4}

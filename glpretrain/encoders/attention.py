@@ -4,7 +4,9 @@ The block runs as it is; its call of `scaled_dot_product_attention` (or of `soft
 is watched, so queries and keys carry the norms, rotations and biases of the model at hand. Left out: drawing them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +58,66 @@ def attention_keys(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tenso
         return keys[:, :, encoder.num_prefix_tokens :].transpose(1, 2).flatten(2)  # [B N D]
 
     return _record(encoder, items, blocks=[block], keep=of_patches)[0]
+
+
+class AttentionInputs(NamedTuple):
+    """What one attention was computed from, patches only."""
+
+    queries: Tensor  # Float[B heads N d]
+    keys: Tensor  # Float[B heads N d]
+    values: Tensor  # Float[B heads N d]
+
+
+@contextmanager
+def attention_inputs(encoder: Encoder, *, block: int) -> Iterator[list[AttentionInputs]]:
+    """Within it, every forward pass of the encoder adds what one block's attention was computed from, with its gradient.
+
+    Args:
+        encoder: see `attention_keys`; training mode is welcome here.
+        block: see `attention_maps`.
+
+    Yields:
+        A list that grows by one with each pass.
+
+    Raises:
+        ValueError: the encoder is no ViT, or there is no such block.
+    """
+    if not isinstance(encoder, ViT):
+        raise ValueError(f"attention inputs: {encoder.card.arguments.get('name', encoder.card.encoder)} given; accepted: a ViT")
+    if not -encoder.num_layers <= block < encoder.num_layers:
+        raise ValueError(f"attention inputs: block={block}; accepted: {-encoder.num_layers} to {encoder.num_layers - 1}")
+    watch = _WatchInputs(num_prefix_tokens=encoder.num_prefix_tokens)
+    watched = encoder.model.blocks[block]
+    hooks = [watched.register_forward_pre_hook(watch.start), watched.register_forward_hook(watch.stop)]
+    try:
+        with watch:
+            yield watch.kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _WatchInputs(TorchFunctionMode):
+    """Keeps the arguments of every fused attention between `start` and `stop`."""
+
+    def __init__(self, *, num_prefix_tokens: int) -> None:
+        super().__init__()
+        self.kept: list[AttentionInputs] = []
+        self._num_prefix_tokens = num_prefix_tokens
+        self._inside = False
+
+    def start(self, module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Forward pre-hook."""
+        self._inside = True
+
+    def stop(self, module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """Forward hook."""
+        self._inside = False
+
+    def __torch_function__(self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping | None = None) -> object:
+        if self._inside and func is F.scaled_dot_product_attention:
+            self.kept.append(AttentionInputs(*(tensor[:, :, self._num_prefix_tokens :] for tensor in args[:3])))
+        return func(*args, **(kwargs or {}))
 
 
 def cls_attention(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tensor:

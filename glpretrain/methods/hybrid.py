@@ -1,0 +1,108 @@
+"""Hybrid Distillation: what a contrastive expert knows of an image as a whole, and how a masked-image one relates its tokens.
+
+Idea: a contrastive (or supervised) expert discriminates but its tokens become alike; one trained by masked image modelling keeps them
+diverse. The student matches the first in its final map of features and the second in the relations of tokens at a middle block.
+Paper: Shi et al., "Hybrid distillation: connecting masked autoencoders with contrastive learners", ICLR 2024.
+Reference code: none was published. Established by the abstract and the reviews: the two places of comparison, both weights 1.
+Ours: the map is whitened and compared by smooth L1 with a corner at 2 (feature distillation, Wei et al. 2022); relations are query to
+key and value to value as in TinyMIM, of the expert's block at three quarters of its depth and the student's last; instead of
+dropping redundant tokens step by step the student may see a random part of its tokens (`data.mask`), and both comparisons
+then run over that part, relations renormalised within it.
+"""
+
+import math
+
+from torch import Tensor, nn
+
+from glpretrain.encoders.attention import AttentionInputs, attention_inputs
+from glpretrain.encoders.base import Encoder
+from glpretrain.masking import kept
+from glpretrain.methods.base import Branch, Method
+from glpretrain.objectives.features import WhitenedFeatures
+from glpretrain.objectives.relation import TokenRelations
+from glpretrain.teacher import FrozenTeacher
+from glpretrain.types import Batch
+
+
+class HybridDistillation(Method):
+    """Final features of one expert, token relations of another.
+
+    Args:
+        encoder: a ViT.
+        contrastive: expert for the final map; its grid must be the student's.
+        masked: a ViT, expert for the relations; its grid must be the student's.
+        num_relation_heads: see `TokenRelations`.
+        masked_depth: which of the expert's blocks is compared, as a share of its depth.
+        student_depth: which of the student's.
+        corner: see `WhitenedFeatures`.
+        **kwargs: see `Method`.
+
+    Raises:
+        ValueError: a depth outside (0, 1].
+    """
+
+    terms = ("feature", "relation")
+    takes = ("mask",)
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        contrastive: FrozenTeacher,
+        masked: FrozenTeacher,
+        num_relation_heads: int = 12,
+        masked_depth: float = 0.75,
+        student_depth: float = 1.0,
+        corner: float = 2.0,
+        **kwargs,  # noqa: ANN003
+    ) -> None:
+        encoder.require_keep()
+        super().__init__(Branch(encoder, {"feature": nn.Linear(encoder.embed_dim, contrastive.embed_dim)}), **kwargs)
+        self.contrastive, self.masked = contrastive, masked
+        self.masked_block = _block_at(masked_depth, depth=masked.encoder.num_layers, name="masked_depth")
+        self.student_block = _block_at(student_depth, depth=encoder.num_layers, name="student_depth")
+        self.feature_objective = WhitenedFeatures(corner=corner)
+        self.relation_objective = TokenRelations(num_heads=num_relation_heads)
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`feature`: the final map; `relation`: of tokens at a middle block."""
+        views = batch.global_views.flatten(0, 1)  # [(G B) C H W]
+        keep = None if batch.mask is None else kept(batch.mask.flatten(0, 1))  # [(G B) M]
+        grid, card = self.encoder.grid(views.shape[1:]), self.encoder.card
+        for name, expert in (("contrastive", self.contrastive), ("masked", self.masked)):
+            if expert.grid != grid:
+                raise ValueError(f"{name}: its grid is {expert.grid}, the student's {grid}; set its size so that they are equal")
+        features = self.contrastive(views, card=card).patches
+        with attention_inputs(self.masked.encoder, block=self.masked_block) as theirs:
+            self.masked(views, card=card)
+        with attention_inputs(self.encoder, block=self.student_block) as ours:
+            output = self.student.encoder(views, keep=keep)
+        inputs = _only(theirs, "masked")
+        if keep is not None:
+            features = features.gather(1, keep.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+            places = keep[:, None, :, None]
+            inputs = AttentionInputs(*(x.gather(2, places.expand(-1, x.shape[1], -1, x.shape[3])) for x in inputs))
+        student = _only(ours, "encoder")
+        return {
+            "feature": self.feature_objective(predictions=self.student.heads["feature"](output.patches), targets=features),
+            "relation": self.relation_objective(
+                student_queries=student.queries,
+                student_keys=student.keys,
+                student_values=student.values,
+                expert_queries=inputs.queries,
+                expert_keys=inputs.keys,
+                expert_values=inputs.values,
+            ),
+        }
+
+
+def _only(seen: list[AttentionInputs], name: str) -> AttentionInputs:
+    if len(seen) != 1:
+        raise ValueError(f"{name}: its block ran {len(seen)} fused attentions; accepted: ViTs with one (timm's default, TIMM_FUSED_ATTN=1)")
+    return seen[0]
+
+
+def _block_at(share: float, *, depth: int, name: str) -> int:
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"{name}: accepted are shares in (0, 1], not {share}")
+    return math.ceil(share * depth) - 1
