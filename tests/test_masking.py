@@ -8,11 +8,11 @@ from golden import load, wave
 from torch import Tensor
 
 from glpretrain import keys
-from glpretrain.masking import BlockMask, GroupCorruption, Mask, RandomMask, kept
+from glpretrain.masking import BlockMask, DINOv2Mask, GroupCorruption, Mask, RandomMask, kept
 
-IBOT, GMML = load("ibot_masks"), load("gmml_masks")
+IBOT, GMML, DINOV2 = load("ibot_masks"), load("gmml_masks"), load("dinov2_masks")
 IBOT_RATIOS = ((0.0, 0.0), (0.1, 0.5))
-MASKS = [RandomMask(0.75), BlockMask(IBOT_RATIOS)]
+MASKS = [RandomMask(0.75), BlockMask(IBOT_RATIOS), DINOv2Mask()]
 
 
 def _keys(count: int) -> Tensor:
@@ -45,6 +45,26 @@ def test_block_masks_are_distributed_as_ibots(case: dict) -> None:
     _assert_same_mean((~mask).flatten(1).all(dim=1).float(), case["unmasked"], draws=case["draws"])
     _assert_same_mean((down + across).float(), case["adjacent_pairs"], draws=case["draws"])
     _assert_same_frequencies(mask.float(), case["frequency"], draws=case["draws"])
+
+
+@pytest.mark.parametrize("case", DINOV2["cases"], ids=lambda case: str(case["grid"]))
+def test_block_masks_are_distributed_as_dinov2s(case: dict) -> None:
+    mask = DINOv2Mask(prob=0.5, ratio=(0.1, 0.5))(_keys(3000), tuple(case["grid"])).unflatten(1, case["grid"])
+    down, across = (mask[:, 1:] & mask[:, :-1]).sum(dim=(1, 2)), (mask[:, :, 1:] & mask[:, :, :-1]).sum(dim=(1, 2))
+    share = mask.float().mean(dim=(1, 2))
+    _assert_same_mean(share, case["share"], draws=case["draws"])
+    _assert_same_mean(share[share > 0], case["share_of_masked"], draws=case["masked_draws"])
+    _assert_same_mean((share == 0).float(), case["unmasked"], draws=case["draws"])
+    _assert_same_mean((down + across).float(), case["adjacent_pairs"], draws=case["draws"])
+    _assert_same_frequencies(mask.float(), case["frequency"], draws=case["draws"])
+
+
+def test_a_dinov2_mask_hides_no_more_than_it_was_asked_for() -> None:
+    mask = DINOv2Mask(prob=1.0, ratio=(0.3, 0.3))(_keys(500), (7, 11))
+    assert int(mask.sum(dim=1).max()) == int(0.3 * 77) and (mask.sum(dim=1) > 0).all()
+    for settings, message in (({"prob": 1.5}, "prob is a chance"), ({"ratio": (0.5, 0.1)}, "0 <= low <= high <= 1")):
+        with pytest.raises(ValueError, match=message):
+            DINOv2Mask(**settings)
 
 
 @pytest.mark.parametrize("case", GMML["cases"], ids=lambda case: f"{case['size']} align {case['align']} ratio {case['ratio']}")

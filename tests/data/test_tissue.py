@@ -1,0 +1,57 @@
+"""Tissue: a pure function of the index, disjoint parts, masks and classes that agree, and no download."""
+
+import socket
+
+import pytest
+import torch
+from skimage.data import immunohistochemistry
+
+from glpretrain.data import Tissue
+from glpretrain.data.tissue import CLASSES, _part
+
+
+def test_a_tile_depends_on_seed_split_and_index_alone() -> None:
+    one, longer = Tissue(11, size=32), Tissue(1000, size=32)
+    assert torch.equal(one[7].image, longer[7].image) and torch.equal(one[7].instances, longer[7].instances)
+    others = [one[6], Tissue(11, size=32, seed=1)[7], Tissue(11, size=32, split="test")[7]]
+    assert not any(torch.equal(one[7].image, other.image) for other in others)
+    with pytest.raises(IndexError):
+        one[11]
+
+
+def test_parts_of_the_photograph_share_no_column_and_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", lambda *args, **options: pytest.fail("the network was used"))
+    _part.cache_clear()
+    train, test = (_part(split).image for split in ("train", "test"))
+    whole = torch.from_numpy(immunohistochemistry()).permute(2, 0, 1)
+    assert train.shape[2] + test.shape[2] < whole.shape[2]
+    assert torch.equal(train, whole[:, :, : train.shape[2]]) and torch.equal(test, whole[:, :, -test.shape[2] :])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_classes_say_how_much_of_a_tile_is_gland(split: str) -> None:
+    items = [Tissue(150, size=64, split=split)[index] for index in range(150)]
+    assert {item.label for item in items} == set(range(len(CLASSES)))
+    for item in items:
+        share = item.semantic.float().mean().item()
+        assert (item.label == 0) == (share < 0.15) and (item.label == 2) == (share > 0.75)
+        assert item.image.shape == (3, 64, 64) and item.image.dtype == torch.uint8
+        assert item.instances.shape == (64, 64) and (item.semantic[item.instances > 0] == 1).all()
+
+
+def test_both_parts_of_the_division_have_the_classes_and_glands_are_brown() -> None:
+    train, test = Tissue(5000).division()
+    assert (len(train), len(test)) == (2400, 1200) and train.classes == test.classes == CLASSES
+    items = [test[index] for index in range(60)]
+    pixels = torch.cat([item.image.flatten(1) for item in items], dim=1).float()
+    gland = torch.cat([item.semantic.flatten() for item in items]) == 1
+    red_over_blue = pixels[0] - pixels[2]
+    assert red_over_blue[gland].mean() > 60 and red_over_blue[~gland].mean() < 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"length": 0}, "length is 0"), ({"size": 8}, "size is 8"), ({"split": "val"}, "split is 'val'")]
+)
+def test_what_is_out_of_range_is_named(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tissue(**({"length": 3} | settings))
