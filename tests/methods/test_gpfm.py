@@ -137,3 +137,9 @@ def test_an_absent_expert_is_one_line_and_no_run_folder(tmp_path: Path, capsys: 
     line = capsys.readouterr().err.strip()
     assert "\n" not in line and f"load_expert: {tmp_path / 'nowhere'} does not exist" in line
     assert not runs.exists()
+
+
+def test_a_misspelled_setting_of_an_expert_is_answered_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    expert = "{e: {class_path: glpretrain.backbones.load_expert, init_args: {pth: nowhere}}}"
+    assert main(["pretrain", "gpfm", "--model.init_args.experts", expert]) != 0
+    assert "accepted: path, size, precision, random_weights" in capsys.readouterr().err
