@@ -51,7 +51,7 @@ def load_expert(
     if not Path(path).exists():
         raise ValueError(
             f"load_expert: {path} does not exist; accepted: a backbone that a run of this package exported, or a folder or file that you "
-            "downloaded; weights behind a licence (UNI, Phikon) come from their owners, their files go into this folder"
+            "downloaded; weights behind a licence (UNI, Phikon, CONCH) come from their owners, their files go into this folder"
         )
     with torch.random.fork_rng(devices=[]):  # here too: what is drawn is overwritten by the file
         encoder = load_backbone(path, which=which, format=format, name=name, num_heads=num_heads, mean=mean, std=std)

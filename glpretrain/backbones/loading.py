@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glpretrain.backbones.architecture import infer
+from glpretrain.backbones.coca import is_coca, read_coca
 from glpretrain.backbones.configured import read_huggingface_folder, read_timm_folder
 from glpretrain.backbones.files import read_json, read_pickle, read_safetensors
 from glpretrain.backbones.fitting import fit
@@ -37,7 +38,7 @@ def load_backbone(
 
     Args:
         x: a folder written by `export`, a checkpoint of a training run, a published checkpoint file (DINO, iBOT, Mugs, MAE, DINOv2,
-            DINOv3, MoCo v3, MSN, a timm state dict), a timm folder or a folder of a Hugging Face ViT.
+            DINOv3, MoCo v3, MSN, CONCH, a timm state dict), a timm folder or a folder of a Hugging Face ViT.
         which: side of a checkpoint that holds both; the teacher is the moving copy (MoCo v3's momentum encoder, MSN's target encoder).
         in_chans: channels other than the file's; an image whose channels are all equal keeps its features.
         img_size: height and width other than the file's; learned positions are resized once, as the format's own code does.
@@ -124,6 +125,10 @@ def _read_file(path: Path, *, which: Which, format: str | None, name: str | None
         _refuse({"format": format, "name": name, "num_heads": num_heads}, path=path)
         return read_own_checkpoint(content, which=which, path=str(path))
     found = unwrap(content, which=which, path=str(path))
+    if is_coca(found.state):
+        if format is not None:
+            raise ValueError(f"load_backbone: format={format!r} given; {path} is CONCH's, which has no other name")
+        return read_coca(in_single_precision(found.state), name=name, num_heads=num_heads, path=str(path), file=path.name)
     format = format or recognise(found, pickled=pickled, path=str(path))
     kind = FORMATS[format]
     raw = in_single_precision(found.state)

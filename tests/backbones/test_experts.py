@@ -48,7 +48,7 @@ def test_a_timm_model_is_left_untrained_only_when_asked(tmp_path: Path) -> None:
 
 
 def test_absent_weights_are_one_line_that_says_where_they_come_from() -> None:
-    with pytest.raises(ValueError, match=r"^load_expert: weights/uni does not exist; accepted: .*licence \(UNI, Phikon\).*") as caught:
+    with pytest.raises(ValueError, match=r"^load_expert: weights/uni does not exist; .*licence \(UNI, Phikon, CONCH\)") as caught:
         load_expert("weights/uni")
     assert "\n" not in str(caught.value)
 
