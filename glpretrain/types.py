@@ -30,6 +30,7 @@ class Batch(NamedTuple):
     global_views: Tensor  # Float[G B *item]  normalised
     local_views: Tensor | None  # Float[L B *item]
     mask: Tensor | None  # Bool[G B N]       True: hidden from the student
+    covered: Tensor | None  # Bool[G B N]       True: hidden as a part of the region that is hidden whole (region masks)
     corrupted_views: Tensor | None  # Float[G B *item]  the global views with groups of pixels replaced (GMML)
     corruption: Tensor | None  # Bool[G B H W]     True: pixel was replaced
     student_views: Tensor | None  # Float[G B *item]  the student's own crops of the global size; None: it sees the teacher's

@@ -63,6 +63,7 @@ def batch(*, mask: bool, corrupted: bool) -> Batch:
         global_views=views,
         local_views=views[:1, :, :, :8, :8].expand(3, -1, -1, -1, -1),
         mask=hidden if mask else None,
+        covered=None,
         corrupted_views=-views if corrupted else None,
         corruption=corruption if corrupted else None,
         student_views=None,

@@ -40,6 +40,11 @@ class Source(ABC):
         return False
 
     @property
+    def has_regions(self) -> bool:
+        """Whether items carry `regions`."""
+        return False
+
+    @property
     def mask_classes(self) -> Sequence[str]:
         """Names of what a pixel can show, where items carry `semantic`; empty where they do not."""
         return ()
@@ -84,6 +89,10 @@ class Subset(Source):
     @property
     def has_masks(self) -> bool:
         return self.source.has_masks
+
+    @property
+    def has_regions(self) -> bool:
+        return self.source.has_regions
 
     @property
     def mask_classes(self) -> Sequence[str]:

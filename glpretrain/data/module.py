@@ -20,7 +20,7 @@ from glpretrain.data.base import Source, Subset
 from glpretrain.data.loading import EpochOrder, RawBatch, RawItems, batches_of, default_image_size, usable_cores
 from glpretrain.data.scenes import Scenes
 from glpretrain.data.views import MultiCrop
-from glpretrain.masking import GroupCorruption, Mask
+from glpretrain.masking import GroupCorruption, Mask, RegionMask
 from glpretrain.types import Batch, EncoderCard
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class DataModule(LightningDataModule):
         views: how its items are cropped and coloured.
         batch_size: items per process.
         image_size: side that workers stretch items to; 1.15 times the global view when left out.
-        mask: hides tokens of the global views from the student.
+        mask: hides tokens of the global views from the student; a region mask needs a source with region maps.
         corruption: replaces groups of pixels of the global views.
         num_workers: worker processes; when left out none with the cache, otherwise one fewer than there are cores, at most 8.
         cache: keep the decoded items in memory; `auto` does so below 1.5 GB.
@@ -62,7 +62,8 @@ class DataModule(LightningDataModule):
         masked: source with instance masks for prompt segmentation.
 
     Raises:
-        ValueError: a size, share or count out of range, a labelled source without classes, or a masked one without masks.
+        ValueError: a size, share or count out of range, a labelled source without classes, a masked one without masks,
+            or a region mask without region maps.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class DataModule(LightningDataModule):
         *,
         batch_size: int,
         image_size: int | None = None,
-        mask: Mask | None = None,
+        mask: Mask | RegionMask | None = None,
         corruption: GroupCorruption | None = None,
         num_workers: int | None = None,
         cache: bool | Literal["auto"] = "auto",
@@ -98,6 +99,8 @@ class DataModule(LightningDataModule):
                 raise ValueError(f"DataModule: {argument} is {given.name!r}, which has no classes")
         if masked is not None and not masked.has_masks:
             raise ValueError(f"DataModule: masked is {masked.name!r}, which has no masks")
+        if isinstance(mask, RegionMask) and not source.has_regions:
+            raise ValueError(f"DataModule: mask {type(mask).__name__} needs region maps, which {source.name!r} has not; give a source of faces")
         self.source = source
         self.views = views
         self.batch_size = batch_size
@@ -124,6 +127,7 @@ class DataModule(LightningDataModule):
             "local_views": self.views.num_local_views > 0,
             "student_views": self.views.num_student_views > 0,
             "mask": self.mask is not None,
+            "covered": isinstance(self.mask, RegionMask) and self.mask.covers,
             "corrupted_views": self.corruption is not None,
         }
         return {name for name, there in made.items() if there}
@@ -192,10 +196,16 @@ class DataModule(LightningDataModule):
         views = self.views(raw.images, aspect=raw.aspect, keys=keys, mean=card.mean, std=card.std, regions=regions)
         G, B, *shape = views.global_views.shape
         grid = encoder.grid(shape)
-        mask = corrupted = corruption = None
+        mask = covered = corrupted = corruption = None
         if self.mask is not None:
             # One call for all views: what block-wise masks cost is the number of their attempts, not of their items.
-            mask = self.mask(_per_view(keys, _MASK, count=G).flatten(), grid).unflatten(0, (G, B))  # [G B N]
+            mask_keys = _per_view(keys, _MASK, count=G).flatten()  # [(G B)]
+            if isinstance(self.mask, RegionMask):
+                mask, covered = self.mask(mask_keys, grid, regions=views.regions.flatten(0, 1))
+                covered = None if covered is None else covered.unflatten(0, (G, B))  # [G B N]
+            else:
+                mask = self.mask(mask_keys, grid)
+            mask = mask.unflatten(0, (G, B))  # [G B N]
         if self.corruption is not None:
             # View by view: a corruption takes pixels from neighbours in the batch, which must be the same view.
             view_keys = _per_view(keys, _CORRUPTION, count=G)
@@ -205,6 +215,7 @@ class DataModule(LightningDataModule):
             global_views=views.global_views,
             local_views=views.local_views,
             mask=mask,
+            covered=covered,
             corrupted_views=corrupted,
             corruption=corruption,
             student_views=views.student_views,

@@ -29,6 +29,7 @@ _SETTINGS = {
     "local_views": ("data.views.local_views", "[{size: 96, scale: [0.05, 0.4], count: 8}]"),
     "student_views": ("data.views.student_views", "[{size: 224, scale: [0.25, 1.0], count: 2}]"),
     "mask": ("data.mask", "glpretrain.masking.BlockMask"),
+    "covered": ("data.mask", "glpretrain.masking.CRFRPMask"),
     "corrupted_views": ("data.corruption", "glpretrain.masking.GroupCorruption"),
 }
 
@@ -123,10 +124,11 @@ class Method(pl.LightningModule, ABC):
         if self.trainer.datamodule is None:  # a loader of the user's own, who makes the batches too
             return
         name, made = type(self).__name__, self.trainer.datamodule.optional_fields
+        used = {setting for field, (setting, _) in _SETTINGS.items() if field in self.needs + self.takes}
         for field, (setting, example) in _SETTINGS.items():
             if field in self.needs and field not in made:
                 raise ValueError(f"{name} needs {setting}: set it, for example to {example}")
-            if field in made and field not in self.needs + self.takes:
+            if field in made and setting not in used:
                 raise ValueError(f"{name} has no use for {setting}: leave it out")
         count = self.trainer.datamodule.views.num_global_views
         if self.num_global_views not in (None, count):
