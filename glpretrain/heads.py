@@ -1,4 +1,4 @@
-"""What stands behind an encoder during pretraining and is dropped afterwards: projections, prototypes, decoders."""
+"""What stands behind an encoder during pretraining and is dropped afterwards: projections and prototypes; see also `decoders`."""
 
 import itertools
 
@@ -211,67 +211,14 @@ class PixelHead(nn.Module):
         return self.layers(patches)
 
 
-def sincos_position(grid: tuple[int, int], dim: int) -> Tensor:
-    """Fixed two-dimensional sine-cosine position embedding, Float[N dim] (MAE util/pos_embed.py: half the width per axis).
+class LayerNormHead(nn.Sequential):
+    """BYOL's projector and predictor with layer norm in place of batch norm: Linear, LayerNorm, ReLU, Linear (FSFM models_fsfm.py).
 
-    Raises:
-        ValueError: `dim` is not a multiple of four.
-    """
-    if dim % 4:
-        raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, not {dim}")
-    frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-
-    def axis(position: Tensor) -> Tensor:
-        angle = position[:, None] * frequency
-        return torch.cat([angle.sin(), angle.cos()], dim=1)
-
-    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
-    return torch.cat([axis(columns.flatten()), axis(rows.flatten())], dim=1).float()
-
-
-class TokenDecoder(nn.Module):
-    """MAE's decoder: kept tokens and a mask token for the others, a few transformer blocks, pixels of every token.
-
-    Args:
-        in_dim: width D of the encoder.
-        patch_dim: numbers to predict per token.
-        embed_dim: the decoder's own width.
-        depth: blocks.
-        num_heads: per block.
+    Xavier-uniform weights and zero biases, as the official model ends up with.
     """
 
-    def __init__(self, in_dim: int, *, patch_dim: int, embed_dim: int = 512, depth: int = 8, num_heads: int = 16) -> None:
-        super().__init__()
-        self.embed = _linear(in_dim, embed_dim)
-        self.mask_token = nn.Parameter(torch.empty(embed_dim))
-        nn.init.normal_(self.mask_token, std=0.02)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                embed_dim, num_heads, dim_feedforward=4 * embed_dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(embed_dim)
-        self.predict = _linear(embed_dim, patch_dim)
-
-    def forward(self, cls: Tensor, patches: Tensor, *, keep: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Predict all tokens from the kept ones.
-
-        Args:
-            cls: Float[B D].
-            patches: Float[B M D], the kept tokens.
-            keep: Int[B M], where they belong.
-            grid: tokens along height and width, N together.
-
-        Returns:
-            Float[B N patch_dim].
-        """
-        num_items, _num_kept, _ = patches.shape
-        tokens = self.embed(torch.cat([cls.unsqueeze(1), patches], dim=1))  # [B 1+M E]
-        full = self.mask_token.to(tokens.dtype).expand(num_items, grid[0] * grid[1], -1)  # [B N E]
-        full = full.scatter(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]), tokens[:, 1:])
-        full = full + sincos_position(grid, tokens.shape[-1]).to(full)
-        tokens = torch.cat([tokens[:, :1], full], dim=1)  # [B 1+N E]
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.predict(self.norm(tokens[:, 1:]))
+    def __init__(self, in_dim: int, *, hidden_dim: int = 4096, out_dim: int = 256) -> None:
+        super().__init__(nn.Linear(in_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim))
+        for layer in (self[0], self[3]):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)

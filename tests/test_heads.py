@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glpretrain.heads import ContrastHead, PixelHead, ProjectionHead, Prototypes, SyncedBatchNorm, TokenDecoder, sincos_position
+from glpretrain.decoders import TokenDecoder, sincos_position
+from glpretrain.heads import ContrastHead, PixelHead, ProjectionHead, Prototypes, SyncedBatchNorm
 
 
 def wave(*shape: int, step: float = 0.37) -> torch.Tensor:

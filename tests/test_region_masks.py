@@ -168,7 +168,10 @@ def test_fasking_hides_parts_first() -> None:
         (lambda: CRFRPMask(1.0), "CRFRPMask: ratio is a share in [0, 1), not 1.0"),
         (lambda: CRFRPMask(region_per="face"), "CRFRPMask: region_per is 'batch' or 'item', not 'face'"),
         (lambda: FRPMask(0.9)(_keys(1), (2, 2), regions=_maps(1)), "FRPMask: ratio 0.9 keeps none of the 4 tokens of grid (2, 2)"),
-        (lambda: FRPMask()(_keys(1), (3, 4), regions=_maps(1)), "region mask: a map of 28 x 28 pixels does not divide into a grid of (3, 4)"),
+        (
+            lambda: FRPMask()(_keys(1), (3, 4), regions=_maps(1)),
+            "region mask: a map of 28 x 28 pixels does not divide into a grid of (3, 4)",
+        ),
     ],
 )
 def test_mistakes_are_named(make, message: str) -> None:

@@ -100,7 +100,9 @@ class DataModule(LightningDataModule):
         if masked is not None and not masked.has_masks:
             raise ValueError(f"DataModule: masked is {masked.name!r}, which has no masks")
         if isinstance(mask, RegionMask) and not source.has_regions:
-            raise ValueError(f"DataModule: mask {type(mask).__name__} needs region maps, which {source.name!r} has not; give a source of faces")
+            raise ValueError(
+                f"DataModule: mask {type(mask).__name__} needs region maps, which {source.name!r} has not; give a source of faces"
+            )
         self.source = source
         self.views = views
         self.batch_size = batch_size

@@ -133,7 +133,9 @@ class CRFRPMask(_CoveringMask):
 
     def _draw(self, keys: Tensor, touches: Tensor, *, num_hidden: int) -> Hidden:
         orders = [permutation(fold(keys, purpose), touches.shape[2]) for purpose in (_SHARE, _FILL)]
-        return cover_and_share(touches, covered=self._covered(keys, touches), share_order=orders[0], fill_order=orders[1], num_hidden=num_hidden)
+        return cover_and_share(
+            touches, covered=self._covered(keys, touches), share_order=orders[0], fill_order=orders[1], num_hidden=num_hidden
+        )
 
 
 class CRFRRMask(_CoveringMask):

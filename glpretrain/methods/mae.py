@@ -10,8 +10,8 @@ unless `clip` is null.
 
 from torch import Tensor
 
+from glpretrain.decoders import TokenDecoder
 from glpretrain.encoders.base import Encoder
-from glpretrain.heads import TokenDecoder
 from glpretrain.masking import kept
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.reconstruction import PatchPixels, patchify

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from glpretrain.distributed import all_reduce_mean
+from glpretrain.distributed import all_reduce_mean, all_reduce_sum, world_size
 from glpretrain.objectives.base import Objective
 
 
@@ -23,8 +23,8 @@ def unpatchify(patches: Tensor, *, patch_size: tuple[int, int], grid: tuple[int,
 class PatchPixels(Objective):
     """Squared error on hidden patches (MAE models_mae.py, forward_loss).
 
-    sum over hidden patches of mean over numbers of (prediction - target)^2, divided by how many are hidden; with `normalise`
-    each target patch is first given mean 0 and variance 1. Zero when every hidden patch is predicted.
+    sum over hidden patches of mean over numbers of (prediction - target)^2, divided by how many are hidden (in the mean over
+    processes); with `normalise` each target patch is first given mean 0 and variance 1. Zero when every hidden patch is predicted.
     """
 
     def __init__(self, *, normalise: bool = True) -> None:
@@ -48,7 +48,9 @@ class PatchPixels(Objective):
             variance, mean = torch.var_mean(targets, dim=-1, keepdim=True)
             targets = (targets - mean) * torch.rsqrt(variance + 1e-6)
         error = (predictions.float() - targets).square().mean(dim=-1)  # [B N]
-        return (error * mask).sum() / mask.sum()
+        # The mean over processes, as in `CorruptedPixels`. No hidden patch in any of them: nothing to predict, 0 and not 0 / 0.
+        count = all_reduce_sum(mask.sum().float()) / world_size()
+        return (error * mask).sum() / count.clamp(min=1.0 / world_size())
 
 
 class CorruptedPixels(Objective):

@@ -1,0 +1,107 @@
+"""FSFM: reconstruct a face of which one region is hidden whole, and recognise it from what is left.
+
+Idea: the mask knows the face (`masking.CRFRPMask`): one region is hidden whole and the same share of all others, so that filling in
+asks for what holds within regions and between them. Two reconstruction terms (all hidden patches; once more those of the covered
+region) and one term between branches: what is seen of the face must point where the momentum target points that sees all of it.
+Paper: Wang et al., "FSFM: a generalizable face security foundation model via self-supervised facial representation learning", CVPR 2025.
+Reference code: wolo-wolo/FSFM-CVPR25 at 986aaab (fsfm-3c/models_fsfm.py, util/loss_contrastive.py, pretrain/engine_pretrain.py).
+Known differences: the target moves once per optimizer step, officially once per micro-batch (`momentum` to the power of the
+micro-batches is the same pace); a covered region that no item of a batch has gives a term of 0, officially NaN and a skipped batch;
+the encoder's positions are timm's learned ones, officially fixed; gradients are clipped one by one, officially by their joint norm;
+the mask token has one axis here, so it does not decay; several views of an item count as several items.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from glpretrain.decoders import RepresentationDecoder, RestoredDecoder, with_mask_tokens
+from glpretrain.encoders.base import Encoder
+from glpretrain.heads import LayerNormHead
+from glpretrain.masking import kept
+from glpretrain.methods.base import Branch, Method
+from glpretrain.objectives.reconstruction import PatchPixels, patchify
+from glpretrain.objectives.similarity import NegativeCosine
+from glpretrain.schedule import Schedule
+from glpretrain.types import Batch
+
+
+class FSFM(Method):
+    """A masked autoencoder of faces with a momentum target.
+
+    Args:
+        encoder: one that can drop tokens.
+        decoder_dim: width of the pixel decoder.
+        decoder_depth: its blocks.
+        decoder_heads: its attention heads per block.
+        rep_depth: blocks of the decoder behind the projection.
+        rep_heads: its attention heads per block.
+        rep_positions: its positions, see `RepresentationDecoder`.
+        hidden_dim: of the projector and the predictor.
+        projection_dim: of their results.
+        normalise_pixels: give every target patch mean 0 and variance 1.
+        weights: of the terms.
+        momentum: of the target.
+        **kwargs: see `Method`.
+    """
+
+    terms = ("pixels", "region", "similarity")
+    needs = ("mask", "covered")
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        decoder_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        rep_depth: int = 2,
+        rep_heads: int = 16,
+        rep_positions: Literal["none", "sincos"] = "none",
+        hidden_dim: int = 4096,
+        projection_dim: int = 256,
+        normalise_pixels: bool = True,
+        weights: dict[str, float] | None = None,
+        momentum: Schedule = Schedule(0.996, 1.0),  # noqa: B008
+        **kwargs,  # noqa: ANN003
+    ) -> None:
+        encoder.require_keep()
+        width = encoder.embed_dim
+        channels, *_ = encoder.card.item_shape
+        rows, columns = self.patch_size = encoder.card.patch_size
+        heads = {
+            "rep": RepresentationDecoder(width, depth=rep_depth, num_heads=rep_heads, positions=rep_positions),
+            "projector": LayerNormHead(width, hidden_dim=hidden_dim, out_dim=projection_dim),
+        }
+        weights = {"pixels": 1.0, "region": 0.007, "similarity": 0.1} if weights is None else weights
+        super().__init__(Branch(encoder, heads), weights=weights, momentum=momentum, **kwargs)
+        self.decoder = RestoredDecoder(
+            width, patch_dim=rows * columns * channels, embed_dim=decoder_dim, depth=decoder_depth, num_heads=decoder_heads
+        )
+        self.predictor = LayerNormHead(projection_dim, hidden_dim=hidden_dim, out_dim=projection_dim)
+        self.pixel_objective = PatchPixels(normalise=normalise_pixels)
+        self.similarity_objective = NegativeCosine()
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`pixels` of hidden patches, `region` of those in the covered region, `similarity` to the target that sees everything."""
+        views = batch.global_views.flatten(0, 1)  # [(G B) C H W]
+        mask, covered = batch.mask.flatten(0, 1), batch.covered.flatten(0, 1)  # [(G B) N]
+        grid = self.encoder.grid(views.shape[1:])
+        with torch.no_grad():
+            seen = self.teacher.branch.encoder(views)
+            heads = self.teacher.branch.heads
+            keys = heads["projector"](heads["rep"](seen.cls, seen.patches, grid=grid))  # [(G B) projection_dim]
+        keep = kept(mask)  # [(G B) M]
+        output = self.student.encoder(views, keep=keep)
+        heads = self.student.heads
+        queries = self.predictor(heads["projector"](heads["rep"](output.cls, output.patches, grid=grid, keep=keep)))
+        tokens = torch.cat([output.cls.unsqueeze(1), output.patches], dim=1)  # [(G B) 1+M D]
+        tokens = with_mask_tokens(tokens, mask_token=heads["rep"].mask_token, keep=keep, num_tokens=mask.shape[1])  # [(G B) 1+N D]
+        predictions = self.decoder(tokens, grid=grid)
+        targets = patchify(views, patch_size=self.patch_size)
+        return {
+            "pixels": self.pixel_objective(predictions=predictions, targets=targets, mask=mask),
+            "region": self.pixel_objective(predictions=predictions, targets=targets, mask=covered),
+            "similarity": self.similarity_objective(queries=queries, keys=keys),
+        }
