@@ -203,6 +203,36 @@ def _tiles(arguments: Sequence[str]) -> None:
     tiles(known.slides, out=known.out, settings=settings, workers=known.workers)
 
 
+def _faces(arguments: Sequence[str]) -> None:
+    """make a folder of faces with region maps of pictures: detect, crop, resize, parse"""
+    parser = _parser(
+        "faces",
+        "Detect the face in every picture of a folder, crop it with a margin, resize it, and write it to OUT/images with a map of its\n"
+        "regions in OUT/regions: what glpretrain.data.Faces reads. An interrupted run goes on where it stopped; a picture that cannot be\n"
+        "used is skipped with a line.",
+        "parsers (where the maps come from):\n"
+        "  template  ellipses at the places of an upright frontal face; needs nothing\n"
+        "  maps      label maps that you have, in --maps, with the same relative paths; --table says whose labels they are\n"
+        "  facer     the package FACER, the official choice (pip install pyfacer; it fetches its own weights)\n"
+        "detectors: cascade (scikit-image's LBP cascade, frontal faces, nothing to fetch), none (pictures that are faces already)",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="pictures, flat or nested; relative paths, and so classes, are kept")
+    parser.add_argument("--out", metavar="DIR", required=True, help="new, or of an earlier run with the same settings")
+    parser.add_argument("--parser", choices=["template", "maps", "facer"], default="template", help="%(default)s when left out")
+    parser.add_argument("--maps", metavar="DIR", help="label maps (.png or .npy) for --parser maps")
+    parser.add_argument("--table", choices=["lapa", "celebamask", "bisenet", "fasseg"], help="labels of these maps (lapa)")
+    parser.add_argument("--detector", choices=["cascade", "none"], default="cascade", help="%(default)s when left out")
+    parser.add_argument("--size", type=int, default=224, help="side of a face in pixels (%(default)s)")
+    parser.add_argument("--margin", type=float, default=1.3, help="side of the crop over that of the face (%(default)s)")
+    parser.add_argument("--workers", type=int, help="processes (one per core, at most 8)")
+    known = parser.parse_args(arguments)
+    from glpretrain.cli.faces import faces
+
+    counts = faces(**vars(known))
+    total = counts["written"] + counts["there"]
+    print(f"{total} faces in {known.out} ({counts['there']} were there before), {counts['skipped']} skipped (see {known.out}/skipped.txt)")
+
+
 _VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": _pretrain,
     "fit": _fit,
@@ -211,6 +241,7 @@ _VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "inspect": _inspect,
     "tiles": _tiles,
     "bench": _bench,
+    "faces": _faces,
 }
 
 

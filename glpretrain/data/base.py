@@ -61,6 +61,11 @@ class Source(ABC):
             IndexError: `index` is outside range(len(self)).
         """
 
+    @property
+    def groups(self) -> Sequence[str]:
+        """Of each item, what it was taken from together with others, such as a video; empty where every item stands for itself."""
+        return ()
+
     def division(self) -> "tuple[Source, Source] | None":
         """The labelled (train, test) parts that this source itself defines, None where it defines none."""
         return None
@@ -97,6 +102,11 @@ class Subset(Source):
     @property
     def mask_classes(self) -> Sequence[str]:
         return self.source.mask_classes
+
+    @property
+    def groups(self) -> Sequence[str]:
+        groups = self.source.groups
+        return [groups[index] for index in self.indices] if groups else ()
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -21,6 +21,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".t
 # A damaged file shows as any of these: PIL's plugins raise SyntaxError and ValueError for broken headers, EOFError and OSError
 # for truncated data, and refuse what would decode to an absurd size.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_FRAME = "_frame_"
 _TEST_FOLDERS = ("val", "test")
 _MASK_FOLDERS = (("images", "masks"), ("JPEGImages", "Annotations"))
 
@@ -159,6 +160,17 @@ class ImageFolder(Source):
     def classes(self) -> Sequence[str]:
         return self._classes
 
+    @property
+    def paths(self) -> Sequence[Path]:
+        """Where each item is."""
+        return [path for path, _ in self._files]
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """Frames of a video: images of one folder below a class folder, or of one folder with equal names before `_frame_`."""
+        names = [_group_of(parts, depth=1 if self._classes else 0) for _, parts in self._files]
+        return names if len(set(names)) < len(names) else ()
+
     def __len__(self) -> int:
         return len(self._files)
 
@@ -175,6 +187,13 @@ class ImageFolder(Source):
         if train.classes != test.classes:
             raise ValueError(f"ImageFolder: {self.root} has classes {train.classes} to train and {test.classes} to test; they must agree")
         return train, test
+
+
+def _group_of(parts: tuple[str, ...], *, depth: int) -> str:
+    """The name of the video that the image at this relative path is from, or its own."""
+    *folders, name = parts
+    before, frame, _ = name.rpartition(_FRAME)
+    return "/".join(folders if len(folders) > depth and not frame else [*folders, before if frame else name])
 
 
 class ImageList(Source):
