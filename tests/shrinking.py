@@ -4,6 +4,7 @@ from pathlib import Path
 
 import yaml
 
+import glpretrain.masking
 import glpretrain.methods
 from glpretrain.cli.accepted import parameter_names
 from glpretrain.cli.training import Training
@@ -26,6 +27,8 @@ SMALL_WIDTHS = {
     "decoder_heads": 3,
     "expert_bottleneck_dim": 8,
     "num_relation_heads": 4,
+    "rep_depth": 1,
+    "rep_heads": 3,
 }
 SMALL_IF_GIVEN = {"num_patch_prototypes": 16}
 # Of another width, patch size, input size and normalisation than the student; as many tokens.
@@ -74,7 +77,9 @@ def shrunk(path: Path, folder: Path) -> Path:
     model |= {name: value for name, value in SMALL_IF_GIVEN.items() if model.get(name) is not None}
     if "align" in recipe["data"].get("corruption", {}).get("init_args", {}):
         data["corruption"]["init_args"]["align"] = patch
-    data |= {"source": {"class_path": "glpretrain.data.Scenes", "init_args": {"length": 12, "size": 6 * patch}}, "batch_size": 4}
+    mask = vars(glpretrain.masking)[data["mask"]["class_path"].rpartition(".")[2]] if "mask" in data else object
+    source = "LFWSubset" if issubclass(mask, glpretrain.masking.RegionMask) else "Scenes"  # the embedded one with region maps
+    data |= {"source": {"class_path": f"glpretrain.data.{source}", "init_args": {"length": 12, "size": 6 * patch}}, "batch_size": 4}
     data["image_size"] = 7 * patch
     for kind, side in (("global_views", 6), ("student_views", 6), ("local_views", 3)):
         for view in data["views"]["init_args"].get(kind) or []:

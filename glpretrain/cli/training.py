@@ -260,7 +260,7 @@ def pretrain(
 
     Args:
         recipe: name or path.
-        data: folder of images or of tiles, or tar shards; instead of the recipe's source.
+        data: folder of images, of faces with region maps or of tiles, or tar shards; instead of the recipe's source.
         masks: folder of images with masks, instead of the recipe's.
         init_from: backbone to go on from, as `glpretrain.load_backbone` takes it.
         overrides: further arguments of `glpretrain fit`.

@@ -4,7 +4,7 @@ from glpretrain.data.faces.detection import CascadeDetector, FaceDetector
 from glpretrain.data.faces.parsers import Box, FaceParser, FacerParser, MapParser, TemplateParser
 from glpretrain.data.faces.preparation import Outcome, Preparation
 from glpretrain.data.faces.regions import TABLES
-from glpretrain.data.faces.sources import Faces, LFWSubset
+from glpretrain.data.faces.sources import Faces, LFWSubset, holds_faces
 
 __all__ = [
     "TABLES",
@@ -19,4 +19,5 @@ __all__ = [
     "Outcome",
     "Preparation",
     "TemplateParser",
+    "holds_faces",
 ]

@@ -73,6 +73,11 @@ class Faces(Source):
         return self._images.division()
 
 
+def holds_faces(root: str | Path) -> bool:
+    """Is it a folder of faces with region maps, as `Faces` reads it?"""
+    return all((Path(root).expanduser() / name).is_dir() for name in ("images", "regions"))
+
+
 _NUM_FACES = 100  # the first half of the file are faces, the second are not
 _NUM_TRAIN = 80
 # Where the cascade's box would be in these crops: eyes at 0.34 of the height and mouth at 0.72, eyes at 0.26 and 0.61 of the width.
