@@ -2,7 +2,7 @@
 so reading images needs neither."""
 
 from glpretrain.data.base import Item, Source, Subset, UnreadableItemError
-from glpretrain.data.faces import Faces, LFWSubset
+from glpretrain.data.faces import Faces, FaceSwaps, LFWSubset
 from glpretrain.data.images import ImageFolder, ImageList, MaskedFolder
 from glpretrain.data.scenes import Scenes
 from glpretrain.data.shards import HuggingFaceImages, TarShards
@@ -11,6 +11,7 @@ from glpretrain.data.tissue import Tissue
 from glpretrain.data.videos import SceneVideos, Video, VideoFolder, VideoSource
 
 __all__ = [
+    "FaceSwaps",
     "Faces",
     "HuggingFaceImages",
     "ImageFolder",

@@ -7,6 +7,7 @@ from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.clustering import ClusterSegmentation
 from glpretrain.evaluate.discovery import ObjectDiscovery
 from glpretrain.evaluate.few_shot import FewShot
+from glpretrain.evaluate.forgery import ForgeryDetection
 from glpretrain.evaluate.health import Health
 from glpretrain.evaluate.in_context import InContextSegmentation
 from glpretrain.evaluate.knn import KNN
@@ -26,6 +27,7 @@ __all__ = [
     "Evaluator",
     "FeatureCache",
     "FewShot",
+    "ForgeryDetection",
     "Health",
     "InContextSegmentation",
     "LabelPropagation",

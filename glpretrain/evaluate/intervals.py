@@ -45,9 +45,18 @@ def bootstrap_interval(statistic: Callable[[Tensor], Tensor], parts: Tensor) -> 
     count = len(parts)
     if count < 2:
         return math.inf
+    values = statistic((drawn_counts(count).to(parts.dtype) @ parts.flatten(1)).unflatten(1, parts.shape[1:]))
+    return spread_interval(values)
+
+
+def drawn_counts(count: int) -> Tensor:
+    """Float[200 count]: how often each of `count` things is drawn when as many are drawn with replacement, 200 times."""
     draws = keys.integers(torch.tensor(_BOOTSTRAP_SEED), 0, count, _NUM_RESAMPLES, count)
-    weights = torch.zeros(_NUM_RESAMPLES, count).scatter_add_(1, draws, torch.ones(draws.shape))
-    values = statistic((weights.to(parts.dtype) @ parts.flatten(1)).unflatten(1, parts.shape[1:]))
+    return torch.zeros(_NUM_RESAMPLES, count).scatter_add_(1, draws, torch.ones(draws.shape))
+
+
+def spread_interval(values: Tensor) -> float:
+    """Half-width of the normal 95 % interval of a statistic from Float[R], what it was for each draw; NaN (not computable) is left out."""
     values = values[values.isfinite()]
     return math.inf if len(values) < 2 else Z95 * values.std().item()
 

@@ -96,54 +96,65 @@ class RegionMask(ABC):
         """Of Int[B] keys and Bool[B R N], which group of regions each token touches."""
 
 
-class _CoveringMask(RegionMask):
-    """One region whole, chosen uniformly among brows, eyes, nose, mouth, boundary of the face and hair.
+def _check_region_per(mask: RegionMask, region_per: str) -> None:
+    if region_per not in ("batch", "item"):
+        raise ValueError(f"{type(mask).__name__}: region_per is 'batch' or 'item', not {region_per!r}")
+
+
+def _covered(keys: Tensor, touches: Tensor, *, region_per: Literal["batch", "item"]) -> Tensor:
+    """Bool[B N]: tokens that touch the region that is hidden whole, uniformly brows, eyes, nose, mouth, boundary of the face or hair."""
+    key = fold(keys, _REGION)
+    if region_per == "batch":
+        # The sum over all items of all processes, modulo 2^64: no process decides, and the order of the items does not matter.
+        key = all_reduce_sum(key.sum()).expand_as(key)
+    region = integers(key, 0, _NUM_COVERED)  # [B]
+    return touches.gather(1, region.view(-1, 1, 1).expand(-1, 1, touches.shape[2]))[:, 0]
+
+
+class CRFRPMask(RegionMask):
+    """Cover a random facial region, then hide of every other region the same share (FSFM, CRFR-P).
+
+    With F the tokens that touch the covered region and q what is still to hide over what is left, round(q * size) tokens of each
+    other group are hidden, in the order of the groups and without the tokens of an earlier one; what rounding leaves over is hidden or
+    shown again at random, outside F. Where F alone is too large, a random part of it is shown and counts as covered no more.
 
     Args:
         ratio: share of hidden tokens.
-        region_per: `batch` draws one region for all items of a step, as the official code does (each of its processes draws its own; here
-            all processes share one), `item` one for each.
+        region_per: `batch` covers one region in all items of a step, as the official code does (each of its processes draws its own;
+            here all processes share one), `item` one in each.
     """
 
     covers = True
 
     def __init__(self, ratio: float = 0.75, *, region_per: Literal["batch", "item"] = "batch") -> None:
         super().__init__(ratio)
-        if region_per not in ("batch", "item"):
-            raise ValueError(f"{type(self).__name__}: region_per is 'batch' or 'item', not {region_per!r}")
+        _check_region_per(self, region_per)
         self.region_per = region_per
 
-    def _covered(self, keys: Tensor, touches: Tensor) -> Tensor:
-        """Bool[B N]."""
-        key = fold(keys, _REGION)
-        if self.region_per == "batch":
-            # The sum over all items of all processes, modulo 2^64: no process decides, and the order of the items does not matter.
-            key = all_reduce_sum(key.sum()).expand_as(key)
-        region = integers(key, 0, _NUM_COVERED)  # [B]
-        return touches.gather(1, region.view(-1, 1, 1).expand(-1, 1, touches.shape[2]))[:, 0]
+    def _draw(self, keys: Tensor, touches: Tensor, *, num_hidden: int) -> Hidden:
+        covered = _covered(keys, touches, region_per=self.region_per)
+        orders = [permutation(fold(keys, purpose), touches.shape[2]) for purpose in (_SHARE, _FILL)]
+        return cover_and_share(touches, covered=covered, share_order=orders[0], fill_order=orders[1], num_hidden=num_hidden)
 
 
-class CRFRPMask(_CoveringMask):
-    """Cover a random facial region, then hide of every other region the same share (FSFM, CRFR-P).
+class CRFRRMask(RegionMask):
+    """Cover a random facial region, then hide tokens anywhere else (CRFR-R; its code is not public, this is our reading of the name).
 
-    With F the tokens that touch the covered region and q what is still to hide over what is left, round(q * size) tokens of each
-    other group are hidden, in the order of the groups and without the tokens of an earlier one; what rounding leaves over is hidden or
-    shown again at random, outside F. Where F alone is too large, a random part of it is shown and counts as covered no more.
+    Args:
+        ratio: share of hidden tokens.
+        region_per: as in `CRFRPMask`.
     """
 
-    def _draw(self, keys: Tensor, touches: Tensor, *, num_hidden: int) -> Hidden:
-        orders = [permutation(fold(keys, purpose), touches.shape[2]) for purpose in (_SHARE, _FILL)]
-        return cover_and_share(
-            touches, covered=self._covered(keys, touches), share_order=orders[0], fill_order=orders[1], num_hidden=num_hidden
-        )
+    covers = True
 
-
-class CRFRRMask(_CoveringMask):
-    """Cover a random facial region, then hide tokens anywhere else (CRFR-R; its code is not public, this is our reading of the name)."""
+    def __init__(self, ratio: float = 0.75, *, region_per: Literal["batch", "item"] = "batch") -> None:
+        super().__init__(ratio)
+        _check_region_per(self, region_per)
+        self.region_per = region_per
 
     def _draw(self, keys: Tensor, touches: Tensor, *, num_hidden: int) -> Hidden:
+        covered = _covered(keys, touches, region_per=self.region_per)
         order = permutation(fold(keys, _FILL), touches.shape[2])
-        covered = self._covered(keys, touches)
         return cover_and_share(touches[:, :0], covered=covered, share_order=order, fill_order=order, num_hidden=num_hidden)
 
 

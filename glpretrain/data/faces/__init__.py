@@ -4,7 +4,7 @@ from glpretrain.data.faces.detection import CascadeDetector, FaceDetector
 from glpretrain.data.faces.parsers import Box, FaceParser, FacerParser, MapParser, TemplateParser
 from glpretrain.data.faces.preparation import Outcome, Preparation
 from glpretrain.data.faces.regions import TABLES
-from glpretrain.data.faces.sources import Faces, LFWSubset, holds_faces
+from glpretrain.data.faces.sources import Faces, FaceSwaps, LFWSubset, holds_faces
 
 __all__ = [
     "TABLES",
@@ -12,6 +12,7 @@ __all__ = [
     "CascadeDetector",
     "FaceDetector",
     "FaceParser",
+    "FaceSwaps",
     "FacerParser",
     "Faces",
     "LFWSubset",

@@ -13,6 +13,7 @@ from glpretrain.data.base import Item, Source, checked_index
 from glpretrain.data.faces.parsers import Box, TemplateParser
 from glpretrain.data.faces.regions import find_map, read_map, table_of
 from glpretrain.data.images import ImageFolder, existing_folder
+from glpretrain.masking import FACE_REGIONS
 
 
 class Faces(Source):
@@ -113,7 +114,7 @@ class LFWSubset(Source):
         self.size, self.split = size, split
         self._crops = crops[split]
         self._length = len(self._crops) if length is None else length
-        self._pixels = (torch.from_numpy(lfw_subset()) * 255.0).round().to(torch.uint8)  # [200 25 25]
+        self._pixels = _crops()
 
     @property
     def name(self) -> str:
@@ -132,14 +133,80 @@ class LFWSubset(Source):
 
     def __getitem__(self, index: int) -> Item:
         crop = self._crops[checked_index(index, len(self)) % len(self._crops)]
-        size = [self.size, self.size]
-        bicubic = functional.InterpolationMode.BICUBIC
-        image = functional.resize(self._pixels[crop].unsqueeze(0), size, interpolation=bicubic, antialias=True)
-        return Item(image=image.expand(3, -1, -1).contiguous(), label=int(crop >= _NUM_FACES), instances=None, regions=self._regions(image))
-
-    def _regions(self, image: Tensor) -> Tensor:
-        box = Box(*(round(part * self.size) for part in (_TOP, _LEFT, _HEIGHT, _WIDTH)))
-        return TemplateParser().parse(image, name=Path("lfw_subset"), crop=Box(0, 0, self.size, self.size), face=box)
+        image = _enlarged(self._pixels[crop], size=self.size)
+        return Item(image=image, label=int(crop >= _NUM_FACES), instances=None, regions=_template(image))
 
     def division(self) -> tuple[Source, Source]:
         return LFWSubset(size=self.size, split="train"), LFWSubset(size=self.size, split="test")
+
+
+class FaceSwaps(Source):
+    """Forgeries made of the faces of `LFWSubset`: real ones, and ones whose inner face is another's, as bright as what it covers.
+
+    What a detector of forgeries can be tried on with nothing to download. Small and few: a number of it says little about deepfakes.
+
+    Args:
+        size: side that crops are enlarged to, as RGB.
+        split: `train` are 80 faces, `test` 20 others, each once real and once as the ground of a forgery.
+        frames: of each face, every one moved a little; together they are a video (`groups`).
+
+    Raises:
+        ValueError: `size` or `frames` is too small, or there is no such split.
+    """
+
+    def __init__(self, *, size: int = 48, split: Literal["train", "test"] = "train", frames: int = 1) -> None:
+        if split not in ("train", "test"):
+            raise ValueError(f"FaceSwaps: split is {split!r}; expected 'train' or 'test'")
+        if size < 16 or frames < 1:
+            raise ValueError(f"FaceSwaps: size {size} and frames {frames}; expected at least 16 pixels and 1 frame")
+        self.size, self.split, self.frames = size, split, frames
+        self._faces = range(_NUM_TRAIN) if split == "train" else range(_NUM_TRAIN, _NUM_FACES)
+        self._pixels = _crops()
+
+    @property
+    def name(self) -> str:
+        return "face_swaps"
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return ("real", "fake")
+
+    @property
+    def groups(self) -> Sequence[str]:
+        return [f"{index // self.frames}" for index in range(len(self))] if self.frames > 1 else ()
+
+    def __len__(self) -> int:
+        return 2 * len(self._faces) * self.frames
+
+    def __getitem__(self, index: int) -> Item:
+        number, frame = divmod(checked_index(index, len(self)), self.frames)
+        place, label = divmod(number, 2)
+        face = self._pixels[self._faces[place]].float()
+        if label:
+            donor = self._pixels[self._faces[(place + 7) % len(self._faces)]].float()
+            regions = _template(face.expand(3, -1, -1))
+            inner = (regions >= FACE_REGIONS.index("right_brow")) & (regions <= FACE_REGIONS.index("lower_lip"))
+            rows, columns = (inner.any(dim=axis).nonzero() for axis in (1, 0))
+            inside = torch.zeros_like(inner)
+            inside[int(rows.min()) : int(rows.max()) + 1, int(columns.min()) : int(columns.max()) + 1] = True
+            face = torch.where(inside, donor - donor[inside].mean() + face[inside].mean(), face)
+        moved = face.roll((frame % 3, frame // 3 % 3), dims=(0, 1)).clamp(0, 255).round().to(torch.uint8)
+        return Item(image=_enlarged(moved, size=self.size), label=label, instances=None, regions=None)
+
+
+def _crops() -> Tensor:
+    """UInt8[200 25 25]."""
+    return (torch.from_numpy(lfw_subset()) * 255.0).round().to(torch.uint8)
+
+
+def _enlarged(crop: Tensor, *, size: int) -> Tensor:
+    """UInt8[h w] to UInt8[3 size size]."""
+    bicubic = functional.InterpolationMode.BICUBIC
+    return functional.resize(crop.unsqueeze(0), [size, size], interpolation=bicubic, antialias=True).expand(3, -1, -1).contiguous()
+
+
+def _template(image: Tensor) -> Tensor:
+    """Int[S S], the regions of a crop UInt8[3 S S]."""
+    size = image.shape[1]
+    box = Box(*(round(part * size) for part in (_TOP, _LEFT, _HEIGHT, _WIDTH)))
+    return TemplateParser().parse(image, name=Path("lfw_subset"), crop=Box(0, 0, size, size), face=box)

@@ -1,0 +1,102 @@
+"""Scores of a detector of two classes: area under the ROC curve, equal error rate, half total error rate, each for many weightings at once.
+
+A weighting counts every item as often as it was drawn, so intervals come from drawing videos (or items) with replacement. Left
+out: where the scores come from.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Detections(NamedTuple):
+    """What a detector said of items of two classes."""
+
+    scores: Tensor  # Float[B]  higher: more likely positive
+    positive: Tensor  # Bool[B]
+    groups: Tensor  # Int[B]  number of the video, from 0; of the item itself where every item stands for itself
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether some items belong together."""
+        return int(self.groups.max()) + 1 < len(self.groups)
+
+    def averaged(self) -> "Detections":
+        """One score per group, the mean of its items'.
+
+        Raises:
+            ValueError: a group has items of both classes.
+        """
+        count = int(self.groups.max()) + 1
+        sizes = torch.bincount(self.groups, minlength=count)
+        share = torch.bincount(self.groups, weights=self.positive.double(), minlength=count) / sizes
+        if ((share > 0) & (share < 1)).any():
+            raise ValueError("video-level scores: a video has items of both classes; every video needs one class")
+        means = torch.bincount(self.groups, weights=self.scores.double(), minlength=count) / sizes
+        return Detections(means, share > 0.5, torch.arange(count))
+
+
+def numbered(names: Sequence[str], *, count: int) -> Tensor:
+    """Int[B]: names as numbers from 0; without names every item has its own."""
+    if not names:
+        return torch.arange(count)
+    order = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([order[name] for name in names])
+
+
+def _curve(found: Detections, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """False and true positive rates from (0, 0) to (1, 1), Float[R T]: one point per distinct score, highest first."""
+    order = found.scores.argsort(descending=True, stable=True)
+    last = torch.ones(len(order), dtype=torch.bool)  # of equal scores
+    last[:-1] = found.scores[order].diff() != 0
+    ordered, positive = weights[:, order].double(), found.positive[order]
+    rates = []
+    for chosen in (~positive, positive):
+        counts = (ordered * chosen).cumsum(dim=1)
+        rates.append(torch.cat([torch.zeros(len(weights), 1), counts[:, last] / counts[:, -1:]], dim=1))
+    return rates[0], rates[1]
+
+
+def auc(found: Detections, weights: Tensor) -> Tensor:
+    """Area under the curve.
+
+    Args:
+        found: B items.
+        weights: Float[R B], how often each item counts.
+
+    Returns:
+        Float[R], NaN where a class is missing.
+    """
+    false, true = _curve(found, weights)
+    return torch.trapezoid(true, false, dim=1)
+
+
+def eer(found: Detections, weights: Tensor) -> Tensor:
+    """Where the two error rates are equal, between points of the curve along the straight line. Arguments as in `auc`."""
+    false, true = _curve(found, weights)
+    excess = 1.0 - true - false  # of misses over false alarms: from 1 down to -1
+    after = (excess <= 0.0).int().argmax(dim=1, keepdim=True).clamp(min=1)
+    before = after - 1
+    high, low = excess.gather(1, before), excess.gather(1, after)
+    way = torch.where(high > low, high / (high - low), 0.0)
+    rate = false.gather(1, before) + way * (false.gather(1, after) - false.gather(1, before))
+    return torch.where(excess.isnan().any(dim=1), torch.nan, rate[:, 0])
+
+
+def hter(found: Detections, weights: Tensor, *, threshold: float) -> Tensor:
+    """Mean of the rates of positives below the threshold and of negatives at or above it. Other arguments as in `auc`."""
+    said = found.scores >= threshold
+    errors = [(weights[:, chosen].double() * (said != found.positive)[chosen]).sum(dim=1) for chosen in (~found.positive, found.positive)]
+    sizes = [weights[:, chosen].double().sum(dim=1) for chosen in (~found.positive, found.positive)]
+    return 0.5 * (errors[0] / sizes[0] + errors[1] / sizes[1])
+
+
+def eer_threshold(found: Detections) -> float:
+    """The score from which on an item is called positive so that the two error rates differ least; half-way to the next lower score."""
+    levels = found.scores.double().unique()  # ascending
+    misses = torch.searchsorted(found.scores[found.positive].double().sort().values, levels) / found.positive.sum()
+    alarms = 1.0 - torch.searchsorted(found.scores[~found.positive].double().sort().values, levels) / (~found.positive).sum()
+    best = int((misses - alarms).abs().argmin())
+    return float(levels[best] if best == 0 else 0.5 * (levels[best] + levels[best - 1]))
