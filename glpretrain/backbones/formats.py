@@ -19,8 +19,15 @@ Which = Literal["teacher", "student"]
 _HEADS = {192: 3, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16}
 
 
-# Mean and std of DINOv3's models of satellite images, whose files are named after their data; all other formats use ImageNet's.
-SATELLITE = ([0.430, 0.411, 0.296], [0.213, 0.156, 0.143])
+Statistics = tuple[list[float], list[float]] | tuple[None, None]
+
+# Mean and std of DINOv3's models of satellite images, whose files are named after their data.
+SATELLITE: Statistics = ([0.430, 0.411, 0.296], [0.213, 0.156, 0.143])
+# Of FSFM's main data; models of other data have theirs in a text file beside the checkpoint.
+_VGGFACE2: Statistics = (
+    [0.5482207536697388, 0.42340534925460815, 0.3654651641845703],
+    [0.2789176106452942, 0.2438540756702423, 0.23493893444538116],
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class Format:
         pretraining: start of the names of what only pretraining needs (heads, decoders, mask tokens).
         rename: to timm's names; also drops what no longer has a place.
         heads: attention heads of the published widths.
+        statistics: mean and std of the data; None is ImageNet's.
     """
 
     title: str
@@ -40,6 +48,7 @@ class Format:
     pretraining: str
     rename: Callable[[State], State] = dict
     heads: dict[int, int] = field(default_factory=lambda: _HEADS)
+    statistics: Statistics = (None, None)
 
 
 def _rename_ibot(state: State) -> State:
@@ -97,6 +106,13 @@ FORMATS = {
     "ibot": Format("iBOT", "dino", r"head\.|masked_embed$", _rename_ibot),
     "mugs": Format("Mugs", "dino", r"(instance_|local_group_|group_)?head\.|relation_blocks\."),
     "mae": Format("MAE", "bicubic", r"decoder_|mask_token$"),
+    "fsfm": Format(
+        "FSFM",
+        "bicubic",
+        r"(rep_)?decoder_|mask_token$|projector\.|predictor\.",
+        heads=_HEADS | {384: 12},
+        statistics=_VGGFACE2,
+    ),
     "deit": Format("DeiT", "bicubic", r"head\."),  # also fine-tuned MAE, and MoCo v3 converted (which needs num_heads=12)
     "dinov2": Format("DINOv2", "dino", r"mask_token$|dino_head\.|ibot_head\.", _rename_dinov2),
     "dinov3": Format(
@@ -187,6 +203,7 @@ def recognise(found: Unwrapped, *, pickled: bool, path: str) -> str:
         raise ValueError(f"load_backbone: {path} is of no known format; it holds {listed(sorted(names))}{advice}")
     marks = (
         ("dinov3", {"storage_tokens", "rope_embed.periods"}),
+        ("fsfm", {"rep_decoder_embed.weight"}),  # its target network too, which has no other decoder
         ("mae", {"decoder_embed.weight"}),
         ("mugs", {"relation_blocks.0.norm1.weight"}),
         ("ibot", {"masked_embed"}),

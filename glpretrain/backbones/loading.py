@@ -37,7 +37,7 @@ def load_backbone(
     """A trained encoder in evaluation mode on the CPU; prints one line about what was loaded and logs every name.
 
     Args:
-        x: a folder written by `export`, a checkpoint of a training run, a published checkpoint file (DINO, iBOT, Mugs, MAE, DINOv2,
+        x: a folder written by `export`, a checkpoint of a training run, a published checkpoint file (DINO, iBOT, Mugs, MAE, FSFM, DINOv2,
             DINOv3, MoCo v3, MSN, CONCH, a timm state dict), a timm folder or a folder of a Hugging Face ViT.
         which: side of a checkpoint that holds both; the teacher is the moving copy (MoCo v3's momentum encoder, MSN's target encoder).
         in_chans: channels other than the file's; an image whose channels are all equal keeps its features.
@@ -137,7 +137,7 @@ def _read_file(path: Path, *, which: Which, format: str | None, name: str | None
         state, name=name, num_heads=num_heads, heads=kind.heads, periods=raw.get("rope_embed.periods"), path=str(path)
     )
     registers = "reg_token" in state
-    statistics = SATELLITE if format == "dinov3" and "sat493m" in path.name else (None, None)
+    statistics = SATELLITE if format == "dinov3" and "sat493m" in path.name else kind.statistics
     title = f"{kind.title} ({found.side})" if found.side else kind.title
     arguments |= {
         # DINOv2 resizes the positions of its models with registers as timm does.

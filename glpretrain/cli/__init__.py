@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 _TRACEBACK = "GLPRETRAIN_TRACEBACK"
-_PUBLISHED = "a published checkpoint (DINO, iBOT, Mugs, MAE, DINOv2, DINOv3, MoCo v3, MSN, timm, Hugging Face)"
+_PUBLISHED = "a published checkpoint (DINO, iBOT, Mugs, MAE, FSFM, DINOv2, DINOv3, MoCo v3, MSN, timm, Hugging Face)"
 # jsonargparse tries every member of a union and then repeats the whole value; the reason stands between.
 _PARSER_NOISE = ("Does not validate against any", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
 

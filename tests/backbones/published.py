@@ -14,6 +14,7 @@ NAMES = (
     "ibot",
     "mugs",
     "mae",
+    "fsfm",
     "dinov2",
     "dinov2_registers",
     "dinov2_gated",
@@ -63,7 +64,7 @@ def write(name, folder, *, weights=None):
 def _save(name: str, weights: dict[str, torch.Tensor], path: Path):
     if name in ("dino", "ibot", "mugs"):
         content = multicrop(weights, loss={"dino": "dino_loss", "ibot": "ibot_loss", "mugs": "student_mem"}[name])
-    elif name == "mae":
+    elif name in ("mae", "fsfm"):
         content = {"model": weights, "optimizer": {"state": {}}, "epoch": 799, "args": argparse.Namespace(lr=1e-3, output_dir="out")}
     elif name == "dinov2_gated":  # as its trainer writes the teacher
         content = {"teacher": {f"backbone.{key}": tensor for key, tensor in weights.items()} | {"dino_head.mlp.0.weight": torch.ones(2, 2)}}

@@ -21,6 +21,7 @@ TITLES = {
     "ibot": "iBOT (teacher)",
     "mugs": "Mugs (teacher)",
     "mae": "MAE",
+    "fsfm": "FSFM",
     "dinov2": "DINOv2",
     "dinov2_registers": "DINOv2",
     "dinov2_gated": "DINOv2 (teacher)",
@@ -116,7 +117,13 @@ def test_the_report_names_format_and_what_was_left_out(name, measured):
     report = measured[name].report
     assert report.title.startswith(f"{TITLES[name]} ")
     assert not (report.missing or report.unused or report.misshapen)
-    expected = {"mae": "decoder_embed.weight", "mugs": "relation_blocks.0.norm1.weight", "ibot": "masked_embed", "msn": "fc.fc1.weight"}
+    expected = {
+        "mae": "decoder_embed.weight",
+        "fsfm": "rep_decoder_embed.weight",
+        "mugs": "relation_blocks.0.norm1.weight",
+        "ibot": "masked_embed",
+        "msn": "fc.fc1.weight",
+    }
     if name in expected:
         assert expected[name] in report.left_out
     if name.startswith("dinov"):
@@ -128,7 +135,9 @@ def test_the_report_names_format_and_what_was_left_out(name, measured):
 def test_the_card_says_where_the_weights_come_from_and_how_items_are_normalised(measured):
     for name, found in measured.items():
         card = found.encoder.card
-        assert card.mean == pytest.approx((0.485, 0.456, 0.406)) and card.std == pytest.approx((0.229, 0.224, 0.225)), name
+        faces = (0.5482, 0.4234, 0.3655), (0.2789, 0.2439, 0.2349)
+        mean, std = faces if name == "fsfm" else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        assert card.mean == pytest.approx(mean, abs=1e-4) and card.std == pytest.approx(std, abs=1e-4), name
         assert name in card.source or "state.safetensors" in card.source
         assert card.patch_size == (8, 8)
     assert measured["dino"].encoder.card.source == "DINO (teacher), dino.pth"
@@ -209,3 +218,15 @@ def test_a_published_checkpoint_is_exported(tmp_path):
     again = load_backbone(export(load_backbone(path), tmp_path / "out", licence="CC-BY-NC-4.0"))
     assert (again.card.source, again.card.licence) == ("MAE, mae.pth", "CC-BY-NC-4.0")
     assert torch.equal(again(image((40, 40))).cls, load_backbone(path)(image((40, 40))).cls)
+
+
+def test_the_target_of_fsfm_is_recognised_and_its_narrow_model_has_twelve_heads(tmp_path):
+    """The official code writes the target to a file of its own: no pixel decoder, no predictor."""
+    weights = {name: value for name, value in weights_of("fsfm").items() if not name.startswith(("decoder_", "predictor."))}
+    torch.save({"model": weights, "epoch": 1}, tmp_path / "checkpoint-te.pth")
+    _, report = load_backbone_with_report(tmp_path / "checkpoint-te.pth")
+    assert report.title.startswith("FSFM ") and report.full_match
+    wide = {name: torch.zeros([384 if side == 192 else 1152 if side == 576 else 1536 if side == 768 else side for side in value.shape])
+            for name, value in weights.items()}  # fmt: skip
+    torch.save({"model": wide}, tmp_path / "small.pth")
+    assert load_backbone(tmp_path / "small.pth").card.arguments["num_heads"] == 12
