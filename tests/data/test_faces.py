@@ -1,7 +1,10 @@
 """Faces: maps in one set of ids, sources that name what is missing, parsers, detection, and a preparation that can be interrupted."""
 
 import shutil
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from skimage.data import astronaut
 from glpretrain.cli import main
 from glpretrain.cli.faces import faces
 from glpretrain.data import Faces, FaceSwaps, ImageFolder, LFWSubset, Subset, UnreadableItemError
-from glpretrain.data.faces import TABLES, Box, CascadeDetector, MapParser, Preparation, TemplateParser, folder_kind
+from glpretrain.data.faces import TABLES, Box, CascadeDetector, FacerParser, MapParser, Preparation, TemplateParser, folder_kind
 from glpretrain.data.faces.preparation import crop_box
 from glpretrain.data.faces.regions import read_map
 from glpretrain.data.module import DataModule
@@ -200,6 +203,36 @@ def test_the_template_follows_the_face_box() -> None:
     assert whole[0, 0] == ID["background"] and set(whole.unique().tolist()) == set(range(11))
     part = TemplateParser().parse(image, name=Path("a"), crop=Box(10, 15, 70, 80), face=Box(20, 30, 60, 60))
     assert torch.equal(part, Box(10, 15, 70, 80).of(whole))
+
+
+class _Facer(ModuleType):
+    """The package's functions, answering with two faces of which the second is surer, and with labels by column."""
+
+    def face_detector(self, name: str, device: str, threshold: float):
+        assert (name, threshold) == ("retinaface/mobilenet", 0.3)
+        rects = torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 1.0, 9.0, 9.0]])
+        return lambda images: {"rects": rects[: 2 * int(images.any())], "scores": torch.tensor([0.5, 0.9])}
+
+    def face_parser(self, name: str, device: str):
+        assert name == "farl/lapa/448"
+
+        def parse(images: torch.Tensor, found: dict[str, torch.Tensor]) -> dict:
+            assert found["rects"].tolist() == [[1.0, 1.0, 9.0, 9.0]]
+            labels = (torch.arange(images.shape[3]) % 11).expand(images.shape[2], -1)
+            return {"seg": {"logits": torch.nn.functional.one_hot(labels, 11).permute(2, 0, 1)[None]}}
+
+        return parse
+
+
+def test_facer_is_asked_for_the_surest_face_of_the_crop(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _Facer("facer")
+    module.__spec__ = ModuleSpec("facer", loader=None)
+    monkeypatch.setitem(sys.modules, "facer", module)
+    parser, crop = FacerParser(), Box(3, 5, 10, 12)
+    image = torch.ones(3, 30, 30, dtype=torch.uint8)
+    assert torch.equal(parser.parse(image, name=Path("a.png"), crop=crop, face=crop), (torch.arange(12) % 11).expand(10, -1))
+    with pytest.raises(UnreadableItemError, match=r"a.png: the parser finds no face in it"):
+        parser.parse(torch.zeros_like(image), name=Path("a.png"), crop=crop, face=crop)
 
 
 # Preparation -------------------------------------------------------------------------------------------------------------------------

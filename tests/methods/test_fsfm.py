@@ -1,12 +1,15 @@
 """FSFM against the official model with the same weights: terms, projections and gradients; and what the covered region adds."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from golden import assert_matches, load, noise, official_weights
+from shrinking import ROOT, shrunk
 from torch import Tensor
 
+from glpretrain.cli.training import Training
 from glpretrain.encoders import ViT
 from glpretrain.methods import FSFM
 from glpretrain.types import Batch
@@ -120,3 +123,30 @@ def test_positions_of_the_rep_decoder_are_an_option() -> None:
 
 def test_default_weights_are_the_official_ones() -> None:
     assert model().weights == {"pixels": 1.0, "region": 0.007, "similarity": 0.1}
+
+
+def test_masks_and_methods_that_do_not_fit_are_named_and_mae_takes_any(tmp_path: Path) -> None:
+    """MAE with the mask of FSFM is the comparison that the paper makes; FSFM has to know what is covered."""
+    mask = [
+        "--data.mask",
+        "glpretrain.masking.CRFRPMask",
+        "--data.source",
+        "glpretrain.data.LFWSubset",
+        "--data.source.init_args.size",
+        "48",
+    ]
+    options = [
+        "--trainer.logger",
+        "false",
+        "--evaluate",
+        "false",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
+    fitted = Training(["--config", str(shrunk(ROOT / "mae.yaml", tmp_path)), *mask, *options]).fit()
+    assert (fitted.folder / "backbone").is_dir()
+    wrong = ["--data.mask", "glpretrain.masking.FRPMask"]
+    with pytest.raises(ValueError, match=r"FSFM needs data.mask: set it, for example to glpretrain.masking.CRFRPMask"):
+        Training(["--config", str(shrunk(ROOT / "fsfm.yaml", tmp_path)), *wrong, *options]).fit()
