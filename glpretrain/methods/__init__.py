@@ -1,14 +1,13 @@
 """One file per method; recipes name the class."""
 
 from glpretrain.methods.dino import DINO
+from glpretrain.methods.fsfm import FSFM
 from glpretrain.methods.gpfm import GPFM
 from glpretrain.methods.hybrid import HybridDistillation
-from glpretrain.methods.fsfm import FSFM
 from glpretrain.methods.ibot import IBOT
 from glpretrain.methods.local_contrast import LocalContrast
 from glpretrain.methods.mae import MAE
 from glpretrain.methods.mmc import MMC
 from glpretrain.methods.mugs import Mugs
 
-__all__ = ["DINO", "GPFM", "IBOT", "MAE", "MMC", "HybridDistillation", "LocalContrast", "Mugs"]
-__all__ = ["DINO", "FSFM", "IBOT", "MAE", "MMC", "LocalContrast", "Mugs"]
+__all__ = ["DINO", "FSFM", "GPFM", "IBOT", "MAE", "MMC", "HybridDistillation", "LocalContrast", "Mugs"]
