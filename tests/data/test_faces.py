@@ -15,7 +15,7 @@ from skimage.data import astronaut
 from glpretrain.cli import main
 from glpretrain.cli.faces import faces
 from glpretrain.data import Faces, FaceSwaps, ImageFolder, LFWSubset, Subset, UnreadableItemError
-from glpretrain.data.faces import TABLES, Box, CascadeDetector, FacerParser, MapParser, Preparation, TemplateParser, folder_kind
+from glpretrain.data.faces import TABLES, Box, CascadeDetector, FacerParser, MapParser, Preparation, TemplateParser, holds_faces
 from glpretrain.data.faces.preparation import crop_box
 from glpretrain.data.faces.regions import read_map
 from glpretrain.data.module import DataModule
@@ -95,7 +95,7 @@ def test_faces_read_images_with_their_maps(prepared: Path) -> None:
     assert Subset(source, indices=[3, 0]).groups == ["real/b", "fake/a"]
     item = source[1]
     assert item.label == 0 and item.image.shape == (3, 20, 30) and torch.equal(item.regions, (torch.arange(30) // 3).expand(20, -1))
-    assert folder_kind(prepared) == "Faces" and folder_kind(prepared / "images") == "ImageFolder"
+    assert holds_faces(prepared) and not holds_faces(prepared / "images")
 
 
 def test_a_missing_map_is_an_error_that_names_the_file(prepared: Path) -> None:

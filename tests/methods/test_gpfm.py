@@ -34,7 +34,7 @@ def test_experts_see_every_global_view_once_unmasked_and_no_local_view(tmp_path:
         expert.register_forward_pre_hook(lambda module, args, name=name: seen[name].append(args[0]))
         expert.encoder.register_forward_pre_hook(lambda module, args, kwargs: pytest.fail("masked") if kwargs else None, with_kwargs=True)
     model.losses(batch, 0.5)
-    assert {name: len(views) for name, views in seen.items()} == {"contrast": 1, "pixels": 1}
+    assert {name: len(views) for name, views in seen.items()} == {"dino": 1, "contrast": 1}
     assert all(torch.equal(views[0], batch.global_views.flatten(0, 1)) for views in seen.values())
 
 
@@ -43,13 +43,13 @@ def test_terms_of_experts_compare_masked_students_with_clean_experts(tmp_path: P
     model, batch = training.model, fixed_batch(training)
     terms = model.losses(batch, 0.5)
     views, mask = batch.global_views.flatten(0, 1), batch.mask.flatten(0, 1)
-    student, expert, head = model.student.encoder(views, mask=mask), model.experts["pixels"], model.expert_heads["pixels"]
+    student, expert, head = model.student.encoder(views, mask=mask), model.experts["contrast"], model.expert_heads["contrast"]
     target = expert(views, card=model.encoder.card)
     cosine = torch.nn.functional.cosine_similarity
-    torch.testing.assert_close(terms["pixels_cls"], 1 - cosine(head(student.cls), target.cls, dim=-1).mean())
+    torch.testing.assert_close(terms["contrast_cls"], 1 - cosine(head(student.cls), target.cls, dim=-1).mean())
     patches, resized = head(student.patches), resize_tokens(target.patches, grid=expert.grid, new_grid=(6, 6))
     smooth = torch.nn.functional.smooth_l1_loss(patches, resized)
-    torch.testing.assert_close(terms["pixels_patch"], 0.9 * (1 - cosine(patches, resized, dim=-1).mean()) + 0.1 * smooth)
+    torch.testing.assert_close(terms["contrast_patch"], 0.9 * (1 - cosine(patches, resized, dim=-1).mean()) + 0.1 * smooth)
 
 
 def test_koleo_is_the_sum_over_the_students_masked_global_views(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_experts_and_their_heads_have_no_moving_copy_and_the_optimizer_holds_the
 @pytest.mark.parametrize(("share", "frozen"), [(1.0, True), (0.0, False)])
 def test_freezing_prototypes_freezes_the_experts_last_layers_too(share: float, frozen: bool, tmp_path: Path) -> None:
     training = build(RECIPE, tmp_path, "--model.init_args.freeze_prototypes", str(share))
-    last = training.model.expert_heads["contrast"][1].directions
+    last = training.model.expert_heads["dino"][1].directions
     before = last.detach().clone()
     training.fit()
     assert torch.equal(last, before) is frozen
@@ -114,25 +114,25 @@ def test_checkpoints_hold_fingerprints_of_experts_and_resume_with_the_same_only(
     checkpoint = torch.load(path, weights_only=False)
     assert not [name for name in checkpoint["state_dict"] if name.startswith("experts.")]
     experts = training.model.experts
-    assert checkpoint["experts"] == {f"experts.{name}": experts[name].fingerprint for name in ("contrast", "pixels")}
+    assert checkpoint["experts"] == {f"experts.{name}": experts[name].fingerprint for name in ("dino", "contrast")}
 
     other = json.loads(json.dumps(TINY_EXPERT))
     other["init_args"]["encoder"]["init_args"]["std"] = [0.3, 0.3, 0.3]
-    changed = build(RECIPE, tmp_path, "--model.init_args.experts", json.dumps({"contrast": TINY_EXPERT, "pixels": other})).model
+    changed = build(RECIPE, tmp_path, "--model.init_args.experts", json.dumps({"dino": TINY_EXPERT, "contrast": other})).model
     with pytest.raises(
-        ValueError, match=r"^checkpoint: its experts.pixels has the weights \w{12}, this run's \w{12}; only the same experts"
+        ValueError, match=r"^checkpoint: its experts.contrast has the weights \w{12}, this run's \w{12}; only the same experts"
     ):
         changed.on_load_checkpoint(checkpoint)
-    fewer = {"contrast": TINY_EXPERT}
-    weights = "{cls: 1.0, patch: 1.0, koleo: 0.1, contrast_cls: 1.0}"
+    fewer = {"dino": TINY_EXPERT}
+    weights = "{cls: 1.0, patch: 1.0, koleo: 0.1, dino_cls: 1.0}"
     options = ["--model.init_args.experts", json.dumps(fewer), "--model.init_args.weights", weights]
-    with pytest.raises(ValueError, match=r"its experts.pixels has the weights \w{12}, this run's none"):
+    with pytest.raises(ValueError, match=r"its experts.contrast has the weights \w{12}, this run's none"):
         build(RECIPE, tmp_path, *options).model.on_load_checkpoint(checkpoint)
 
 
 def test_an_absent_expert_is_one_line_and_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = tmp_path / "runs"
-    path = ["--model.init_args.experts.contrast.init_args.path", str(tmp_path / "nowhere")]
+    path = ["--model.init_args.experts.dino.init_args.path", str(tmp_path / "nowhere")]
     assert main(["pretrain", "gpfm", "--runs", str(runs), *path]) != 0
     line = capsys.readouterr().err.strip()
     assert "\n" not in line and f"load_expert: {tmp_path / 'nowhere'} does not exist" in line
