@@ -21,6 +21,7 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.heads import LayerNormHead
 from glpretrain.masking import kept
 from glpretrain.methods.base import Branch, Method
+from glpretrain.objectives.contrastive import InfoNCE
 from glpretrain.objectives.reconstruction import PatchPixels, patchify
 from glpretrain.objectives.similarity import NegativeCosine
 from glpretrain.schedule import Schedule
@@ -41,6 +42,8 @@ class FSFM(Method):
         hidden_dim: of the projector and the predictor.
         projection_dim: of their results.
         normalise_pixels: give every target patch mean 0 and variance 1.
+        similarity: what the term between branches is; None is `NegativeCosine`, the published choice. The official code also offers
+            `InfoNCE` (temp 0.1), which tells items apart.
         weights: of the terms.
         momentum: of the target.
         **kwargs: see `Method`.
@@ -62,6 +65,7 @@ class FSFM(Method):
         hidden_dim: int = 4096,
         projection_dim: int = 256,
         normalise_pixels: bool = True,
+        similarity: NegativeCosine | InfoNCE | None = None,
         weights: dict[str, float] | None = None,
         momentum: Schedule = Schedule(0.996, 1.0),  # noqa: B008
         **kwargs,  # noqa: ANN003
@@ -81,7 +85,7 @@ class FSFM(Method):
         )
         self.predictor = LayerNormHead(projection_dim, hidden_dim=hidden_dim, out_dim=projection_dim)
         self.pixel_objective = PatchPixels(normalise=normalise_pixels)
-        self.similarity_objective = NegativeCosine()
+        self.similarity_objective = NegativeCosine() if similarity is None else similarity
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`pixels` of hidden patches, `region` of those in the covered region, `similarity` to the target that sees everything."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from glpretrain.cli.training import Training
 from glpretrain.encoders import ViT
 from glpretrain.methods import FSFM
+from glpretrain.objectives.contrastive import InfoNCE
 from glpretrain.types import Batch
 
 GOLDEN = load("fsfm")
@@ -47,11 +48,11 @@ def ours(official: str) -> str:
     return name
 
 
-def model() -> FSFM:
+def model(similarity: InfoNCE | None = None) -> FSFM:
     """The official small model: weights of student and target by formula."""
     encoder = ViT("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3)
     widths = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "rep_depth": 1, "rep_heads": 3}
-    method = FSFM(encoder, **widths, hidden_dim=10, projection_dim=6)
+    method = FSFM(encoder, **widths, hidden_dim=10, projection_dim=6, similarity=similarity)
     weights = {ours(name): value for name, value in official_weights(GOLDEN["shapes"]).items()}
     for name, value in official_weights(GOLDEN["target_shapes"]).items():
         weights[ours(name.removeprefix("target.")).replace("student.", "teacher.branch.")] = value
@@ -92,6 +93,10 @@ def test_terms_and_gradients_are_the_official_ones(term: str) -> None:
     assert touched - fixed == {ours(official) for official in GOLDEN["gradients"][term]} - {
         ours(official) for official, (_, norm) in GOLDEN["gradients"][term].items() if norm == 0.0
     }
+
+
+def test_the_other_choice_of_similarity_is_the_official_one() -> None:
+    assert_matches(model(InfoNCE(temp=0.1)).losses(batch(), 0.5)["similarity"].detach(), GOLDEN["info_nce"])
 
 
 def test_the_target_gets_no_gradient_and_moves_towards_the_student() -> None:
