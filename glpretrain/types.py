@@ -47,11 +47,11 @@ class EncoderCard:
         encoder: name in the encoder registry.
         arguments: what the registered builder needs to make the same architecture again (plain JSON values).
         modality: kind of item.
-        item_shape: channels, height, width of the item that it was trained on.
-        patch_size: height and width of a token in pixels.
+        item_shape: of the item that it was trained on: channels, height and width of an image, (points, 3) of a cloud.
+        patch_size: inputs of a token along each axis: height and width in pixels, or the points of a group.
         embed_dim: width D of `cls` and `patches`.
-        mean: per channel, of items scaled to [0, 1].
-        std: per channel, of items scaled to [0, 1].
+        mean: per channel, of images scaled to [0, 1]; coordinates of points are taken as they are.
+        std: likewise.
         licence: of the weights, empty when the user has not said.
         source: where the weights come from (method, recipe, steps).
     """

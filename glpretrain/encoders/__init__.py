@@ -5,9 +5,10 @@ from timm.models import is_model_in_modules
 
 from glpretrain.encoders.base import Encoder, build, build_from, register
 from glpretrain.encoders.features import FEATURE_MAP_MODULES, FeatureMap
+from glpretrain.encoders.points import PointTransformer
 from glpretrain.encoders.vit import VIT_MODULES, ViT
 
-__all__ = ["Encoder", "FeatureMap", "ViT", "build", "build_from", "register", "timm_adapter"]
+__all__ = ["Encoder", "FeatureMap", "PointTransformer", "ViT", "build", "build_from", "register", "timm_adapter"]
 
 
 def timm_adapter(name: str) -> str:
