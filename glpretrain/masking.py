@@ -37,6 +37,26 @@ class Mask(ABC):
         """
 
 
+class Corruption(ABC):
+    """Replaces inputs (pixels, points) of a view in groups."""
+
+    @abstractmethod
+    def __call__(self, views: Tensor, keys: Tensor, *, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Corrupt one view of each item.
+
+        Args:
+            views: Float[B *item], normalised.
+            keys: Int[B].
+            grid: tokens along each axis.
+
+        Returns:
+            Float[B *item], the views with groups replaced, and Bool[B *inputs], True where an input was.
+
+        Raises:
+            ValueError: such views cannot be corrupted so.
+        """
+
+
 class RandomMask(Mask):
     """The same number of tokens hidden in every item, uniformly at random (MAE, sec. 3).
 
@@ -152,7 +172,7 @@ def kept(mask: Tensor) -> Tensor:
     return (~mask).nonzero()[:, 1].unflatten(0, (len(mask), int(low)))
 
 
-class GroupCorruption:
+class GroupCorruption(Corruption):
     """Replaces groups of pixels until a share of them is gone (GMML, Atito et al. 2022; the routine shared by the SiT and GMML code).
 
     Per item: with chance `replace_prob` the blocks come from another item, same place, with r = `replace_ratio`; else they
@@ -205,12 +225,13 @@ class GroupCorruption:
         self.replace_ratio = replace_ratio
         self.replace_prob = replace_prob
 
-    def __call__(self, views: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, views: Tensor, keys: Tensor, *, grid: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """Corrupt one view of each item.
 
         Args:
             views: Float[B C H W], normalised.
             keys: Int[B].
+            grid: tokens; pixels are replaced whatever they are, so it may be left out.
 
         Returns:
             Float[B C H W], the views with groups replaced, and Bool[B H W], True where a pixel was.

@@ -31,12 +31,13 @@ class Batch(NamedTuple):
     local_views: Tensor | None  # Float[L B *item]
     mask: Tensor | None  # Bool[G B N]       True: hidden from the student
     corrupted_views: Tensor | None  # Float[G B *item]  the global views with groups of pixels replaced (GMML)
-    corruption: Tensor | None  # Bool[G B H W]     True: pixel was replaced
+    corruption: Tensor | None  # Bool[G B H W]     True: pixel was replaced; Bool[G B P] of points
     student_views: Tensor | None  # Float[G B *item]  the student's own crops of the global size; None: it sees the teacher's
     weak: Tensor | None  # Bool[B]           True: the student's own crops were weakly augmented
     regions: Tensor | None  # Int[G B N]        region id of each token, -1 where there is none
     boxes: Tensor | None  # Float[V B 5]      each view's crop in the item's unit square (x0 y0 x1 y1) and its flip (0 or 1)
     index: Tensor  # Int[B]            dataset index
+    coarse_views: tuple[Tensor, ...] | None = None  # Float[V B *item] per lower resolution
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,11 @@ so reading images needs neither."""
 
 from glpretrain.data.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.images import ImageFolder, ImageList, MaskedFolder
+from glpretrain.data.point_datasets import ModelNet40, ScanObjectNN, ShapeNet55
+from glpretrain.data.point_folders import PointArrays, PointFolder
 from glpretrain.data.scenes import Scenes
 from glpretrain.data.shards import HuggingFaceImages, TarShards
+from glpretrain.data.solids import Solids
 from glpretrain.data.videos import SceneVideos, Video, VideoFolder, VideoSource
 
 __all__ = [
@@ -13,8 +16,14 @@ __all__ = [
     "ImageList",
     "Item",
     "MaskedFolder",
+    "ModelNet40",
+    "PointArrays",
+    "PointFolder",
+    "ScanObjectNN",
     "SceneVideos",
     "Scenes",
+    "ShapeNet55",
+    "Solids",
     "Source",
     "Subset",
     "TarShards",
