@@ -34,6 +34,7 @@ from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.data.module import DataModule
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, find_recipe, new_folder, recipe_name, write_json
+from glpretrain.types import EncoderCard
 
 _CHECKPOINT_EVERY = 1000  # steps; a run that is cut short loses no more
 _VERSIONS = ("torch", "torchvision", "pytorch-lightning", "timm", "kornia")
@@ -169,7 +170,7 @@ class Training(LightningCLI):
         start = "" if self.origin is None else f"init_from: {self.origin.name}: {self.origin.transfer}\n"
         trained = sum(parameter.numel() for parameter in self.model.student.parameters() if parameter.requires_grad)
         return (
-            f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {'x'.join(map(str, card.item_shape[1:]))}, "
+            f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {_size_of(card)}, "
             f"{trained / 1e6:.1f} M parameters with heads; {len(self.datamodule.source)} items of {self.datamodule.source.name}, "
             f"{self.datamodule.batch_size * self.trainer.world_size} a step\n"
             f"{start}run folder: {self.folder}"
@@ -199,6 +200,10 @@ class Training(LightningCLI):
             "device": torch.cuda.get_device_name() if self.trainer.strategy.root_device.type == "cuda" else "cpu",
             "versions": {"python": platform.python_version(), "glpretrain": __version__} | {name: version(name) for name in _VERSIONS},
         }
+
+
+def _size_of(card: EncoderCard) -> str:
+    return f"{card.item_shape[0]} points" if card.modality == "points" else "x".join(map(str, card.item_shape[1:]))
 
 
 def _is_first_process() -> bool:

@@ -1,10 +1,12 @@
 """One file per method; recipes name the class."""
 
+from glpretrain.methods.dcglr import DCGLR
 from glpretrain.methods.dino import DINO
 from glpretrain.methods.ibot import IBOT
 from glpretrain.methods.local_contrast import LocalContrast
 from glpretrain.methods.mae import MAE
 from glpretrain.methods.mmc import MMC
 from glpretrain.methods.mugs import Mugs
+from glpretrain.methods.point_mae import PointMAE
 
-__all__ = ["DINO", "IBOT", "MAE", "MMC", "LocalContrast", "Mugs"]
+__all__ = ["DCGLR", "DINO", "IBOT", "MAE", "MMC", "LocalContrast", "Mugs", "PointMAE"]
