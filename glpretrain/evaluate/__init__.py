@@ -12,11 +12,13 @@ from glpretrain.evaluate.in_context import InContextSegmentation
 from glpretrain.evaluate.knn import KNN
 from glpretrain.evaluate.linear import LinearProbe
 from glpretrain.evaluate.linear_segmentation import LinearSegmentation
+from glpretrain.evaluate.linear_svm import LinearSVM
 from glpretrain.evaluate.linear_sweep import LinearSweep
 from glpretrain.evaluate.pixels import Pixels
 from glpretrain.evaluate.prompt_segmentation import PromptSegmentation
 from glpretrain.evaluate.propagation import LabelPropagation
 from glpretrain.evaluate.retrieval import Retrieval
+from glpretrain.evaluate.shape_histogram import ShapeHistogram
 
 __all__ = [
     "KNN",
@@ -30,6 +32,7 @@ __all__ = [
     "InContextSegmentation",
     "LabelPropagation",
     "LinearProbe",
+    "LinearSVM",
     "LinearSegmentation",
     "LinearSweep",
     "ObjectDiscovery",
@@ -38,6 +41,7 @@ __all__ = [
     "Result",
     "Retrieval",
     "Score",
+    "ShapeHistogram",
     "default_evaluators",
 ]
 
@@ -58,6 +62,8 @@ def default_evaluators(labelled: tuple[Source, Source], masked: Source) -> dict[
     train, test = Pixels(labelled[0], max_items=_MAX_TRAIN), Pixels(labelled[1], max_items=_MAX_TEST)
     # A folder of a dozen photographs is still scored; the names of the scores say with which k.
     k = tuple(count for count in (10, 20) if count <= len(train)) or (1,)
+    if train.source.modality == "points":
+        return {"knn": KNN(train, test, k=k), "svm": LinearSVM(train, test)}
     return {
         "knn": KNN(train, test, k=k),
         "linear": LinearProbe(train, test),
