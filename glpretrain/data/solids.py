@@ -1,10 +1,10 @@
 """`Solids`: clouds of points on the surfaces of furniture, vessels and vehicles made of boxes, cones, ellipsoids and rings.
 
 Each cloud is a pure function of (seed, split, index). A class is one way to put primitives together; chance moves every proportion,
-turns the whole about its vertical axis and leaves out a few parts that may be missing. Parts have names that classes share (leg,
-handle, body), and every point says which part it lies on. Nothing to download.
+stretches the whole along its axes, turns it about the vertical one, cuts a side off and blurs the surface, as scans are cut and
+blurred. Parts have names that classes share (leg, handle, body), and every point says which part it lies on. Nothing to download.
 
-Left out: occlusion, scanner noise, and everything that is curved in more than one way.
+Left out: everything that is curved in more than one way.
 """
 
 import math
@@ -19,6 +19,9 @@ from glpretrain.data.base import Item, Source, checked_index
 from glpretrain.data.clouds import PointSource, cloud_item
 
 _NUM_DRAWS = 12  # of proportions, per solid
+_STRETCH = 1.6  # largest factor along an axis, the smallest is its inverse
+_CUT = 0.4  # largest share of the surface that is cut off by a plane
+_BLUR = 0.02  # standard deviation of the points about the surface, in radii of the whole
 _TRAIN, _TEST = 2400, 1200  # of `division`
 PARTS = ("top", "leg", "seat", "back", "base", "stem", "shade", "body", "handle", "neck", "bowl", "head", "wing", "tail", "tip")
 
@@ -278,18 +281,31 @@ class Solids(PointSource):
     def __getitem__(self, index: int) -> Item:
         checked_index(index, self.length)
         key = keys.make(seed=self.seed, epoch=("train", "test").index(self.split), index=torch.tensor(index))
-        label, turn, *proportions = keys.uniform(keys.fold(key, 0), 2 + _NUM_DRAWS).tolist()
+        label, turn, cut, *rest = keys.uniform(keys.fold(key, 0), 6 + _NUM_DRAWS).tolist()
         label = int(label * len(CLASSES))
-        pieces = _CLASSES[CLASSES[label]](proportions)
-        draws = keys.uniform(keys.fold(key, 1), self.num_points, 4).double().numpy()
-        areas = np.array([piece.area for piece in pieces])
-        chosen = np.searchsorted(np.cumsum(areas) / areas.sum(), draws[:, 0], side="right").clip(max=len(pieces) - 1)
-        points = np.empty((self.num_points, 3))
-        for number, piece in enumerate(pieces):
-            own = chosen == number
-            points[own] = piece.sample(draws[own, 1:]) + np.array(piece.centre)
+        pieces = _CLASSES[CLASSES[label]](rest[3:])
+        points, chosen = _surface(pieces, keys.uniform(keys.fold(key, 1), 2 * self.num_points, 4).double().numpy())
+        points *= np.exp(math.log(_STRETCH) * (2 * np.array(rest[:3]) - 1))
+        # What lies farthest in one direction is not seen; of the rest, which is in random order, the first points are taken.
+        direction = keys.normal(keys.fold(key, 2), 3).double().numpy()
+        depth = points @ direction
+        seen = np.flatnonzero(depth <= np.quantile(depth, 1 - _CUT * cut))[: self.num_points]
+        points, chosen = points[seen], chosen[seen]
         sine, cosine = math.sin(2 * math.pi * turn), math.cos(2 * math.pi * turn)
         points = points @ np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+        radius = np.linalg.norm(points - points.mean(axis=0), axis=1).max()
+        points += _BLUR * radius * keys.normal(keys.fold(key, 3), self.num_points, 3).double().numpy()
         semantic = torch.tensor([PARTS.index(piece.part) for piece in pieces])[torch.from_numpy(chosen)]  # [P]
         instances = 1 + semantic.unique(return_inverse=True)[1]
         return cloud_item(points, label=label, normalise=True, instances=instances, semantic=semantic)
+
+
+def _surface(pieces: Sequence[_Piece], draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points uniform on all pieces together, Float[P 3], and which of them each lies on, Int[P], from draws Float[P 4] in [0, 1)."""
+    edges = np.cumsum([piece.area for piece in pieces])
+    chosen = np.searchsorted(edges / edges[-1], draws[:, 0], side="right").clip(max=len(pieces) - 1)
+    points = np.empty((len(draws), 3))
+    for number, piece in enumerate(pieces):
+        own = chosen == number
+        points[own] = piece.sample(draws[own, 1:]) + np.array(piece.centre)
+    return points, chosen
