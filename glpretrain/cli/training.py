@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -31,6 +32,7 @@ from glpretrain.backbones import export
 from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
 from glpretrain.cli.accepted import accepted_names
 from glpretrain.cli.init_from import InitFrom, Origin
+from glpretrain.cli.own_data import own_source, source_arguments
 from glpretrain.data.module import DataModule
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, find_recipe, new_folder, recipe_name, write_json
@@ -264,7 +266,7 @@ def pretrain(
 
     Args:
         recipe: name or path.
-        data: folder of images, instead of the recipe's source.
+        data: folder of images (or of clouds, or a file of them), instead of the recipe's source.
         masks: folder of images with masks, instead of the recipe's.
         init_from: backbone to go on from, as `glpretrain.load_backbone` takes it.
         overrides: further arguments of `glpretrain fit`.
@@ -272,12 +274,12 @@ def pretrain(
     path = find_recipe(recipe)
     if (name := recipe_name(path)).startswith("eval/"):
         raise ValueError(f"{name} says how a backbone is scored, not trained; use it as in: glpretrain evaluate BACKBONE --config {name}")
-    arguments = ["--config", str(path)]
+    arguments, values = ["--config", str(path)], yaml.safe_load(path.read_text())
     if data is not None:
-        arguments += ["--data.source", "glpretrain.data.ImageFolder", "--data.source.init_args.root", data]
+        arguments += source_arguments("data.source", own_source(values, data, kind="ImageFolder"))
         arguments += ["--data.labelled_test", "null", "--data.labelled", "null"]  # scores on the same folder where it has classes
     if masks is not None:
-        arguments += ["--data.masked", "glpretrain.data.MaskedFolder", "--data.masked.init_args.root", masks]
+        arguments += source_arguments("data.masked", own_source(values, masks, kind="MaskedFolder"))
     if init_from is not None:
         arguments += ["--init_from", init_from]
     return train([*arguments, *overrides])
