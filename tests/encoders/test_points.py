@@ -8,6 +8,8 @@ from torch import Tensor
 from glpretrain.backbones.point_formats import read_point_checkpoint
 from glpretrain.clouds import farthest_points, take
 from glpretrain.encoders import PointTransformer, build
+from glpretrain.encoders.attention import cls_attention
+from glpretrain.encoders.layers import features_of_layers
 
 SMALL = {"num_points": 40, "points_per_token": 4, "group_size": 6, "embed_dim": 24, "depth": 2, "num_heads": 3}
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # float32 on both sides
@@ -177,3 +179,17 @@ def test_bad_items_are_named() -> None:
         encoder(cloud(2, 40), mask=torch.zeros(2, 10, dtype=torch.bool))
     with pytest.raises(ValueError, match="not both"):
         encoder(cloud(2, 40), mask=torch.zeros(2, 10, dtype=torch.bool), keep=torch.zeros(2, 1, dtype=torch.int64))
+
+
+@torch.no_grad()
+def test_earlier_layers_and_attention_of_the_class_token() -> None:
+    encoder, points = small("point_bert"), cloud(2, 40)
+    first, last = features_of_layers(encoder, points, layers=[0, -1])
+    assert torch.equal(last.cls, encoder(points).cls) and first.patches.shape == (2, 10, 24)
+    shallow = small("point_bert", depth=1)
+    shallow.load_backbone_state({name: tensor for name, tensor in encoder.backbone_state().items() if not name.startswith("blocks.1.")})
+    torch.testing.assert_close(first.cls, shallow(points).cls)
+    maps = cls_attention(encoder, points, block=0)
+    assert maps.shape == (2, 3, 10) and (maps > 0).all() and (maps.sum(dim=-1) < 1).all()  # the class token has the rest
+    with pytest.raises(ValueError, match="has no class token"):
+        cls_attention(small("point_mae"), points)
