@@ -7,16 +7,17 @@ arXiv 2202.04241. Only its abstract was available to us, and no code was publish
 Reference code: fukexue/POS-BERT at d922651 (pretrain.py, dataloader.py), by the same first author and a continuation of it. From there:
 the crops, the distillation over all pairs of a teacher view and another student view, temperatures, centre, head, and the
 N-pair contrast, which is dead code there.
-WHAT IS OURS: that the contrast is InfoNCE on the heads' bottlenecks by default, and its temperature and weight; that its negatives
-are the items of all processes; POS-BERT's masked tokens are left out, which are its own addition.
+WHAT IS OURS: that the contrast is InfoNCE behind a head of its own (SiT's, whose batch norms let it learn from the first step on;
+on the bottleneck of the distillation's head it stayed at chance for hundreds of steps), its temperature and weight, and that its
+negatives are the items of all processes. POS-BERT's masked tokens are left out, which are its own addition.
 Known differences: centres and temperatures as listed for DINO; the teacher's batch norms use the student's running statistics.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glpretrain.encoders.base import Encoder
-from glpretrain.heads import ProjectionHead, Prototypes
+from glpretrain.heads import ContrastHead, ProjectionHead, Prototypes
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.contrastive import InfoNCE
 from glpretrain.objectives.distillation import ViewDistillation
@@ -37,7 +38,10 @@ class DCGLR(Method):
         student_temp: of the student's assignments.
         teacher_temp: of the targets, over progress.
         centre_momentum: of the centre.
-        contrast: InfoNCE of bottlenecks, or NPair of the teacher's assignments with the student's logits; None is InfoNCE(temp=0.2).
+        contrast: InfoNCE behind a head of its own, or NPair of the teacher's assignments with the student's logits; None is
+            InfoNCE(temp=0.2).
+        contrast_hidden_dim: of the contrast head's MLP; without a meaning for NPair.
+        contrast_dim: of the contrast head's output.
         momentum: of the teacher.
         **kwargs: see `Method`.
     """
@@ -57,43 +61,53 @@ class DCGLR(Method):
         teacher_temp: Schedule = Schedule(0.04, warmup=0.0, shape="constant"),  # noqa: B008
         centre_momentum: float = 0.9,
         contrast: InfoNCE | NPair | None = None,
+        contrast_hidden_dim: int = 2048,
+        contrast_dim: int = 256,
         momentum: Schedule = Schedule(0.996, 1.0),  # noqa: B008
         **kwargs,  # noqa: ANN003
     ) -> None:
+        contrast = InfoNCE(temp=0.2) if contrast is None else contrast
         heads = {
-            "projection": ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=num_layers),
-            "prototypes": Prototypes(bottleneck_dim, num_prototypes=num_prototypes),
+            "cls": nn.Sequential(
+                ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=num_layers),
+                Prototypes(bottleneck_dim, num_prototypes=num_prototypes),
+            )
         }
+        if isinstance(contrast, InfoNCE):
+            heads["contrast"] = ContrastHead(encoder.embed_dim, hidden_dim=contrast_hidden_dim, out_dim=contrast_dim)
         super().__init__(Branch(encoder, heads), momentum=momentum, **kwargs)
         self.teacher_temp = teacher_temp
         self.objective = ViewDistillation(num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum)
-        self.contrast_objective = InfoNCE(temp=0.2) if contrast is None else contrast
+        self.contrast_objective = contrast
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`cls`: every pair of a teacher view and another student view; `contrast`: the same pairs, against the other items."""
         num_global, num_items = batch.global_views.shape[:2]
-        with torch.no_grad():
-            seen = self.teacher.branch.encoder(batch.global_views.flatten(0, 1))
-            teacher_projections, teacher_logits = self._project(self.teacher.branch, seen.cls, num_items)  # [G B P], [G B K]
         views = [batch.global_views, *([] if batch.local_views is None else [batch.local_views]), *(batch.coarse_views or ())]
+        with torch.no_grad():
+            teacher_cls = self.teacher.branch.encoder(batch.global_views.flatten(0, 1)).cls  # [(G B) D]
+            teacher_logits = self.teacher.branch.heads["cls"](teacher_cls).unflatten(0, (num_global, num_items))  # [G B K]
         cls = torch.cat([output.cls for output in self.student.encoder([view.flatten(0, 1) for view in views])])  # [(V B) D]
-        projections, logits = self._project(self.student, cls, num_items)  # [V B P], [V B K]
+        logits = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
         temp = self.teacher_temp(progress)
-        terms = {"cls": self.objective(student_logits=logits, teacher_logits=teacher_logits, teacher_temp=temp)}
-        if isinstance(self.contrast_objective, NPair):
-            # Every teacher view with every crop, itself included, as the reference code has it.
-            terms["contrast"] = self.contrast_objective(
-                assignments=self.objective.targets(teacher_logits, teacher_temp=temp), logits=logits
-            )
-        else:
-            pairs = [(v, g) for v in range(len(logits)) for g in range(num_global) if v != g]
-            contrasts = [self.contrast_objective(queries=projections[v], keys=teacher_projections[g]) for v, g in pairs]
-            terms["contrast"] = torch.stack(contrasts).mean()
+        terms = {
+            "cls": self.objective(student_logits=logits, teacher_logits=teacher_logits, teacher_temp=temp),
+            "contrast": self._contrast(
+                cls, teacher_cls, logits=logits, assignments=self.objective.targets(teacher_logits, teacher_temp=temp)
+            ),
+        }
         self.objective.update(teacher_logits=teacher_logits)
         return terms
 
-    @staticmethod
-    def _project(branch: Branch, cls: Tensor, num_items: int) -> tuple[Tensor, Tensor]:
-        """Bottlenecks Float[V B P] and logits Float[V B K] of Float[(V B) D]."""
-        projections = branch.heads["projection"](cls)
-        return projections.unflatten(0, (-1, num_items)), branch.heads["prototypes"](projections).unflatten(0, (-1, num_items))
+    def _contrast(self, cls: Tensor, teacher_cls: Tensor, *, logits: Tensor, assignments: Tensor) -> Tensor:
+        """Of Float[(V B) D] and Float[(G B) D], or of logits Float[V B K] and assignments Float[G B K]."""
+        if isinstance(self.contrast_objective, NPair):
+            # Every teacher view with every crop, itself included, as the reference code has it.
+            return self.contrast_objective(assignments=assignments, logits=logits)
+        num_views, num_items, _ = logits.shape
+        # The head's batch norms see one view at a time, so that no view's resolution gives it away.
+        queries = [self.student.heads["contrast"](view) for view in cls.unflatten(0, (num_views, num_items))]
+        with torch.no_grad():
+            keys = [self.teacher.branch.heads["contrast"](view) for view in teacher_cls.unflatten(0, (-1, num_items))]
+        pairs = [(v, g) for v in range(num_views) for g in range(len(keys)) if v != g]
+        return torch.stack([self.contrast_objective(queries=queries[v], keys=keys[g]) for v, g in pairs]).mean()
