@@ -32,12 +32,13 @@ class Batch(NamedTuple):
     mask: Tensor | None  # Bool[G B N]       True: hidden from the student
     covered: Tensor | None  # Bool[G B N]       True: hidden as a part of the region that is hidden whole (region masks)
     corrupted_views: Tensor | None  # Float[G B *item]  the global views with groups of pixels replaced (GMML)
-    corruption: Tensor | None  # Bool[G B H W]     True: pixel was replaced
+    corruption: Tensor | None  # Bool[G B H W]     True: pixel was replaced; Bool[G B P] of points
     student_views: Tensor | None  # Float[G B *item]  the student's own crops of the global size; None: it sees the teacher's
     weak: Tensor | None  # Bool[B]           True: the student's own crops were weakly augmented
     regions: Tensor | None  # Int[G B N]        region id of each token, -1 where there is none
     boxes: Tensor | None  # Float[V B 5]      each view's crop in the item's unit square (x0 y0 x1 y1), flip (0 or 1) + 2 * quarter turns
     index: Tensor  # Int[B]            dataset index
+    coarse_views: tuple[Tensor, ...] | None = None  # Float[V B *item] per lower resolution
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ class EncoderCard:
         encoder: name in the encoder registry.
         arguments: what the registered builder needs to make the same architecture again (plain JSON values).
         modality: kind of item.
-        item_shape: channels, height, width of the item that it was trained on.
-        patch_size: height and width of a token in pixels.
+        item_shape: of the item that it was trained on: channels, height and width of an image, (points, 3) of a cloud.
+        patch_size: inputs of a token along each axis: height and width in pixels, or the points of a group.
         embed_dim: width D of `cls` and `patches`.
-        mean: per channel, of items scaled to [0, 1].
-        std: per channel, of items scaled to [0, 1].
+        mean: per channel, of images scaled to [0, 1]; coordinates of points are taken as they are.
+        std: likewise.
         licence: of the weights, empty when the user has not said.
         source: where the weights come from (method, recipe, steps).
     """

@@ -65,25 +65,42 @@ def without_files(settings: object) -> object:
     return {name: without_files(value) for name, value in settings.items()}
 
 
+def _shrink_images(encoder: dict, data: dict) -> None:
+    patch = 8
+    encoder |= {"patch_size": patch, "embed_dim": 24, "depth": 1, "num_heads": 3, "img_size": 6 * patch}
+    if "align" in data.get("corruption", {}).get("init_args", {}):
+        data["corruption"]["init_args"]["align"] = patch
+    mask = vars(glpretrain.masking)[data["mask"]["class_path"].rpartition(".")[2]] if "mask" in data else object
+    source = "LFWSubset" if issubclass(mask, glpretrain.masking.RegionMask) else "Scenes"  # the embedded one with region maps
+    data["source"] = {"class_path": f"glpretrain.data.{source}", "init_args": {"length": 12, "size": 6 * patch}}
+    data["image_size"] = 7 * patch
+    for kind, side in (("global_views", 6), ("student_views", 6), ("local_views", 3)):
+        for view in data["views"]["init_args"].get(kind) or []:
+            view["size"] = side * patch
+
+
+def _shrink_points(encoder: dict, data: dict) -> None:
+    encoder |= {"embed_dim": 24, "depth": 1, "num_heads": 3, "tokens_dim": 8, "num_points": 48, "points_per_token": 6, "group_size": 8}
+    data["source"] = {"class_path": "glpretrain.data.Solids", "init_args": {"length": 12, "num_points": 64}}
+    data["image_size"] = 64
+    for kind, points in (("global_views", 48), ("local_views", 24), ("coarse_views", 16)):
+        for view in data["views"]["init_args"].get(kind) or []:
+            view["points"] = points
+
+
+_SHRINK = {"MultiCrop": _shrink_images, "PointCrops": _shrink_points}
+
+
 def shrunk(path: Path, folder: Path) -> Path:
     """The recipe with a tiny encoder, few prototypes, small views and embedded data; everything else as it stands."""
     recipe = yaml.safe_load(path.read_text())
     recipe["model"] = without_files(recipe["model"])
     model, data = recipe["model"]["init_args"], recipe["data"]
-    patch = 8
-    model["encoder"]["init_args"] |= {"patch_size": patch, "embed_dim": 24, "depth": 1, "num_heads": 3, "img_size": 6 * patch}
+    _SHRINK[data["views"]["class_path"].rpartition(".")[2]](model["encoder"]["init_args"], data)
     method = vars(glpretrain.methods)[recipe["model"]["class_path"].rpartition(".")[2]]
     model |= {name: value for name, value in SMALL_WIDTHS.items() if name in parameter_names(method)}
     model |= {name: value for name, value in SMALL_IF_GIVEN.items() if model.get(name) is not None}
-    if "align" in recipe["data"].get("corruption", {}).get("init_args", {}):
-        data["corruption"]["init_args"]["align"] = patch
-    mask = vars(glpretrain.masking)[data["mask"]["class_path"].rpartition(".")[2]] if "mask" in data else object
-    source = "LFWSubset" if issubclass(mask, glpretrain.masking.RegionMask) else "Scenes"  # the embedded one with region maps
-    data |= {"source": {"class_path": f"glpretrain.data.{source}", "init_args": {"length": 12, "size": 6 * patch}}, "batch_size": 4}
-    data["image_size"] = 7 * patch
-    for kind, side in (("global_views", 6), ("student_views", 6), ("local_views", 3)):
-        for view in data["views"]["init_args"].get(kind) or []:
-            view["size"] = side * patch
+    data["batch_size"] = 4
     recipe["trainer"] |= {"max_steps": 2, "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
     recipe["trainer"].pop("max_epochs", None)
     written = folder / path.name

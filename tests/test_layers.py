@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "glpretrain"
-BOTTOM = {"types", "keys", "schedule", "distributed"}
+BOTTOM = {"types", "keys", "schedule", "distributed", "clouds"}
 ALLOWED: dict[str, set[str]] = {
     **{name: set() for name in BOTTOM},
     "masking": BOTTOM,

@@ -15,6 +15,7 @@ from glpretrain.backbones.fitting import fit
 from glpretrain.backbones.folders import CARD, LIBRARY_CONFIG, is_own_checkpoint, read_own_checkpoint, read_own_folder
 from glpretrain.backbones.formats import FORMATS, SATELLITE, Which, in_single_precision, recognise, unwrap
 from glpretrain.backbones.imported import Imported
+from glpretrain.backbones.point_formats import read_point_checkpoint
 from glpretrain.backbones.report import LoadReport
 from glpretrain.encoders import Encoder
 
@@ -38,7 +39,8 @@ def load_backbone(
 
     Args:
         x: a folder written by `export`, a checkpoint of a training run, a published checkpoint file (DINO, iBOT, Mugs, MAE, FSFM, DINOv2,
-            DINOv3, MoCo v3, MSN, CONCH, a timm state dict), a timm folder or a folder of a Hugging Face ViT.
+            DINOv3, MoCo v3, MSN, CONCH, Point-MAE, Point-BERT, POS-BERT, a timm state dict), a timm folder or a folder of a Hugging Face
+            ViT.
         which: side of a checkpoint that holds both; the teacher is the moving copy (MoCo v3's momentum encoder, MSN's target encoder).
         in_chans: channels other than the file's; an image whose channels are all equal keeps its features.
         img_size: height and width other than the file's; learned positions are resized once, as the format's own code does.
@@ -124,6 +126,9 @@ def _read_file(path: Path, *, which: Which, format: str | None, name: str | None
     if is_own_checkpoint(content):
         _refuse({"format": format, "name": name, "num_heads": num_heads}, path=path)
         return read_own_checkpoint(content, which=which, path=str(path))
+    if (points := read_point_checkpoint(content, which=which, num_heads=num_heads, path=path.name)) is not None:
+        _refuse({"format": format, "name": name}, path=path)
+        return points
     found = unwrap(content, which=which, path=str(path))
     if is_coca(found.state):
         if format is not None:

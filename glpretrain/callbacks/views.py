@@ -1,6 +1,6 @@
 """A picture of the first batch as the method sees it: look at it before you wait for a run.
 
-Left out: pictures of features (`glpretrain.inspect`).
+Clouds of points are seen along an axis of theirs, nearer points brighter. Left out: pictures of features (`glpretrain.inspect`).
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
+from glpretrain.clouds import farthest_points, nearest_points, take
 from glpretrain.encoders.base import Encoder
 from glpretrain.types import Batch, EncoderCard
 
@@ -44,6 +45,8 @@ class LogViews(pl.Callback):
 
 def columns(batch: Batch, encoder: Encoder, *, num_items: int) -> dict[str, Tensor]:
     """The pictures of a batch by title, each Float[B H W 3] in [0, 1] with B at most `num_items`."""
+    if encoder.card.modality == "points":
+        return _cloud_columns(batch, encoder, num_items=num_items)
     shown: dict[str, Tensor] = {}
     for g, view in enumerate(batch.global_views[:, :num_items]):
         picture = unnormalise(view, encoder.card)
@@ -63,6 +66,47 @@ def columns(batch: Batch, encoder: Encoder, *, num_items: int) -> dict[str, Tens
         for number, view in enumerate(batch.local_views[:, :num_items]):
             shown[f"local {number + 1}"] = unnormalise(view, encoder.card)
     return shown
+
+
+def _cloud_columns(batch: Batch, encoder: Encoder, *, num_items: int) -> dict[str, Tensor]:
+    shown: dict[str, Tensor] = {}
+    for g, view in enumerate(batch.global_views[:, :num_items]):
+        shown[f"global {g + 1}"] = cloud_picture(view)
+        if batch.mask is not None:
+            (num_tokens,) = encoder.grid(view.shape[1:])
+            centres = take(view, farthest_points(view, count=num_tokens))
+            hidden = batch.mask[g, :num_items].gather(1, nearest_points(view, centres, count=1).squeeze(2))  # [B P]
+            shown[f"hidden {g + 1}"] = cloud_picture(view, dimmed=hidden)
+        if batch.corrupted_views is not None:
+            shown[f"replaced {g + 1}"] = cloud_picture(view, dimmed=batch.corruption[g, :num_items])
+            shown[f"corrupted {g + 1}"] = cloud_picture(batch.corrupted_views[g, :num_items])
+    others = [("local", batch.local_views), *((f"{len(views[0, 0])} points", views) for views in batch.coarse_views or ())]
+    for title, views in others:
+        for number, view in enumerate(() if views is None else views[:, :num_items]):
+            shown[f"{title} {number + 1}"] = cloud_picture(view)
+    return shown
+
+
+def cloud_picture(points: Tensor, *, dimmed: Tensor | None = None, size: int = 96, reach: float = 1.5) -> Tensor:
+    """Clouds seen along their second axis, the third one up; black ground, nearer points brighter.
+
+    Args:
+        points: Float[B P 3].
+        dimmed: Bool[B P], points that are drawn darker.
+        size: of the picture in pixels.
+        reach: coordinate at its edge.
+
+    Returns:
+        Float[B size size 3] in [0, 1].
+    """
+    points = points.float().cpu()
+    shade = 0.4 + 0.6 * ((reach - points[..., 1]) / (2 * reach)).clamp(0, 1)  # [B P]
+    if dimmed is not None:
+        shade = torch.where(dimmed.cpu(), _DIMMED * shade, shade)
+    column = ((points[..., 0] / reach + 1) / 2 * size).long().clamp(0, size - 1)
+    row = ((1 - points[..., 2] / reach) / 2 * size).long().clamp(0, size - 1)
+    picture = torch.zeros(len(points), size * size).scatter_reduce(1, row * size + column, shade, "amax")
+    return picture.unflatten(1, (size, size)).unsqueeze(-1).expand(-1, -1, -1, 3)
 
 
 def unnormalise(items: Tensor, card: EncoderCard) -> Tensor:

@@ -9,7 +9,6 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from glpretrain.data.loading import default_image_size
 from glpretrain.data.views import MultiCrop
 from glpretrain.data.views.bench import bench_views
 from glpretrain.runs import find_recipe
@@ -27,7 +26,7 @@ def views(recipe: str, *, batch_size: int | None = None) -> None:
     parser.add_argument("--views", type=MultiCrop)
     multicrop: MultiCrop = parser.instantiate(parser.parse_object({"views": data["views"]})).views
     batch_size = data["batch_size"] if batch_size is None else batch_size
-    image_size = data.get("image_size") or default_image_size(multicrop.global_views[0].shape)
+    image_size = data.get("image_size") or multicrop.default_size()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     costs = bench_views(batch_size=batch_size, image_size=image_size, multicrop=multicrop, device=device)
     num_views = multicrop.num_global_views + multicrop.num_local_views + multicrop.num_student_views

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from glpretrain.backbones import load_backbone
+from glpretrain.data.clouds import cloud_item, with_count
+from glpretrain.data.point_files import read_points
 from glpretrain.encoders import Encoder
-from glpretrain.inspect import untrained, write_report
+from glpretrain.inspect import untrained, write_cloud_report, write_report
 
 _EXPORTED = "backbone"  # what a run calls the folder of its encoder
 
@@ -28,7 +30,7 @@ def inspect(
 
     Args:
         backbones: exported folders, each PATH or NAME=PATH.
-        images: files.
+        images: files; of clouds or meshes where the backbones are for points.
         out: a new .html file.
         with_untrained: put the first backbone's architecture with fresh weights before the others.
         size: PIXELS or HEIGHTxWIDTH; None is each card's own.
@@ -49,7 +51,28 @@ def inspect(
         if "untrained" in encoders:
             raise ValueError("inspect: a backbone is called 'untrained' and --untrained adds another; choose another name")
         encoders = {"untrained": untrained(next(iter(encoders.values()))), **encoders}
+    if any(encoder.card.modality == "points" for encoder in encoders.values()):
+        return _of_clouds(encoders, images, out=out, size=sides, threshold=threshold, layers=blocks)
     return write_report(encoders, images, out=out, size=sides, threshold=threshold, layers=blocks)
+
+
+def _of_clouds(
+    encoders: dict[str, Encoder],
+    files: Sequence[Path],
+    *,
+    out: Path,
+    size: int | tuple[int, int] | None,
+    threshold: float,
+    layers: Literal["all", "last"] | list[int],
+) -> Path:
+    """The page of clouds; `size` is their number of points."""
+    if isinstance(size, tuple):
+        raise ValueError(f"inspect: --size {size[0]}x{size[1]}; accepted for clouds: a number of points")
+    count = next(iter(encoders.values())).card.item_shape[0] if size is None else size
+    clouds = {
+        path.name: with_count(cloud_item(read_points(path, num_points=count), label=-1, normalise=True), count).image for path in files
+    }
+    return write_cloud_report(encoders, clouds, out=out, threshold=threshold, layers=layers)
 
 
 def _name(given: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from glpretrain import __version__
 from glpretrain.backbones import load_backbone
+from glpretrain.cli.own_data import own_clouds
 from glpretrain.data.base import Source
 from glpretrain.data.folders import source_for
 from glpretrain.data.images import mask_folders
@@ -29,6 +30,7 @@ from glpretrain.data.module import DataModule
 from glpretrain.encoders import Encoder
 from glpretrain.evaluate import ROLES, Evaluator, FeatureCache, Pixels, Result, default_evaluators
 from glpretrain.runs import find_recipe
+from glpretrain.types import EncoderCard
 
 _DEFAULT_RECIPE = "mmc"
 
@@ -77,11 +79,11 @@ def score(
         raise ValueError(f"evaluate: videos {videos} need a config with an evaluator of videos; accepted: config eval/images, say")
     if config is None:
         path = find_recipe(recipe or _DEFAULT_RECIPE) if isinstance(backbone, Encoder) else _recipe_of(backbone, recipe)
-        evaluators = _of_recipe(path, channels=encoder.card.item_shape[0], data=data, masks=masks)
+        evaluators = _of_recipe(path, card=encoder.card, data=data, masks=masks)
     else:
         path = find_recipe(str(config))
         values = _overridden(yaml.safe_load(path.read_text()), overrides or {}, path)
-        evaluators = _of_config(path, values, channels=encoder.card.item_shape[0], data=data, masks=masks, videos=videos)
+        evaluators = _of_config(path, values, card=encoder.card, data=data, masks=masks, videos=videos)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
     features = FeatureCache(encoder, folder=cache)
@@ -167,17 +169,20 @@ def _recipe_of(backbone: str | Path, recipe: str | None) -> Path:
     return of_run if recipe is None and of_run.is_file() else find_recipe(recipe or _DEFAULT_RECIPE)
 
 
-def _folder(root: str | Path, kind: str, *, channels: int) -> dict:
-    return {"class_path": f"glpretrain.data.{kind}", "init_args": {"root": str(root), "channels": channels}}
+def _folder(root: str | Path, kind: str, *, card: EncoderCard) -> dict:
+    """A source of the user's own items: images of some kind, or clouds, which lie in a folder or in one file of arrays."""
+    if card.modality == "points":
+        return own_clouds(root)
+    return {"class_path": f"glpretrain.data.{kind}", "init_args": {"root": str(root), "channels": card.item_shape[0]}}
 
 
-def _of_recipe(path: Path, *, channels: int, data: str | Path | None, masks: str | Path | None) -> dict[str, Evaluator]:
+def _of_recipe(path: Path, *, card: EncoderCard, data: str | Path | None, masks: str | Path | None) -> dict[str, Evaluator]:
     """The default evaluators on a training recipe's data, with folders in place of its sources as `pretrain` puts them."""
     values = yaml.safe_load(path.read_text())["data"]
     if data is not None:
-        values |= {"source": _folder(data, source_for(data), channels=channels), "labelled": None, "labelled_test": None}
+        values |= {"source": _folder(data, source_for(data), card=card), "labelled": None, "labelled_test": None}
     if masks is not None:
-        values["masked"] = _folder(masks, "MaskedFolder", channels=channels)
+        values["masked"] = _folder(masks, "MaskedFolder", card=card)
     module = _instantiated(DataModule, values)
     if data is not None:
         _require_classes(module.source, data)
@@ -206,7 +211,7 @@ def _overridden(values: object, overrides: dict[str, object], path: Path) -> dic
 
 
 def _of_config(
-    path: Path, values: dict, *, channels: int, data: str | Path | None, masks: str | Path | None, videos: str | Path | None
+    path: Path, values: dict, *, card: EncoderCard, data: str | Path | None, masks: str | Path | None, videos: str | Path | None
 ) -> dict[str, Evaluator]:
     """The evaluators of a configuration; a constructor parameter that is named as a role gets that source.
 
@@ -218,15 +223,15 @@ def _of_config(
         raise ValueError(f"{path}: sources {sorted(unknown)}; accepted: {', '.join(ROLES)}")
     if masks is not None:
         entries = {role: entry for role, entry in entries.items() if role not in ("masked_train", "masked")}
-        entries |= {role: _masked(values["sources"].get(role), root, channels) for role, root in mask_folders(masks).items()}
+        entries |= {role: _masked(values["sources"].get(role), root, card) for role, root in _mask_folders(masks, card).items()}
     # Made once and shared, so that items are decoded once however many evaluators look at them.
     sources: dict[str, object] = {role: _named(entry, f"{path}: sources.{role}") for role, entry in entries.items()}
     if data is not None:
-        folder = _named(_folder(data, source_for(data), channels=channels), "--data")
+        folder = _named(_folder(data, source_for(data), card=card), "--data")
         _require_classes(folder, data)
         sources["train"], sources["test"] = DataModule.divided(folder)
     if videos is not None:
-        sources["videos"] = _named(_folder(videos, "VideoFolder", channels=channels), "--videos")
+        sources["videos"] = _named(_folder(videos, "VideoFolder", card=card), "--videos")
     sources = {role: Pixels(source) if isinstance(source, Source) else source for role, source in sources.items()}
     evaluators: dict[str, Evaluator] = {}
     for name, entry in values["evaluators"].items():
@@ -244,11 +249,16 @@ class SourceError(ValueError):
     """A source that an evaluator needs is not there, or is not what it needs."""
 
 
-def _masked(entry: dict | None, root: Path, channels: int) -> dict:
+def _masked(entry: dict | None, root: Path, card: EncoderCard) -> dict:
     """The folder in place of a source; what the configuration says of its own folder's masks (names, ignored value) stays."""
     if entry is not None and str(entry.get("class_path")).endswith(".MaskedFolder"):
         return {**entry, "init_args": {**entry.get("init_args", {}), "root": str(root)}}
-    return _folder(root, "MaskedFolder", channels=channels)
+    return _folder(root, "MaskedFolder", card=card)
+
+
+def _mask_folders(root: str | Path, card: EncoderCard) -> dict[str, Path]:
+    """Where the masks of each role are; clouds bring theirs in one file."""
+    return {"masked": Path(root)} if card.modality == "points" else mask_folders(root)
 
 
 def _require_classes(source: Source, folder: str | Path) -> None:

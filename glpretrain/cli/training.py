@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -31,10 +32,12 @@ from glpretrain.backbones import export
 from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
 from glpretrain.cli.accepted import accepted_names
 from glpretrain.cli.init_from import InitFrom, Origin
+from glpretrain.cli.own_data import own_source, source_arguments
 from glpretrain.data.folders import source_for
 from glpretrain.data.module import DataModule
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, find_recipe, new_folder, recipe_name, write_json
+from glpretrain.types import EncoderCard
 
 _CHECKPOINT_EVERY = 1000  # steps; a run that is cut short loses no more
 _VERSIONS = ("torch", "torchvision", "pytorch-lightning", "timm", "kornia")
@@ -170,7 +173,7 @@ class Training(LightningCLI):
         start = "" if self.origin is None else f"init_from: {self.origin.name}: {self.origin.transfer}\n"
         trained = sum(parameter.numel() for parameter in self.model.student.parameters() if parameter.requires_grad)
         return (
-            f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {'x'.join(map(str, card.item_shape[1:]))}, "
+            f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {_size_of(card)}, "
             f"{trained / 1e6:.1f} M parameters with heads; {len(self.datamodule.source)} items of {self.datamodule.source.name}, "
             f"{self.datamodule.batch_size * self.trainer.world_size} a step\n"
             f"{start}run folder: {self.folder}"
@@ -200,6 +203,10 @@ class Training(LightningCLI):
             "device": torch.cuda.get_device_name() if self.trainer.strategy.root_device.type == "cuda" else "cpu",
             "versions": {"python": platform.python_version(), "glpretrain": __version__} | {name: version(name) for name in _VERSIONS},
         }
+
+
+def _size_of(card: EncoderCard) -> str:
+    return f"{card.item_shape[0]} points" if card.modality == "points" else "x".join(map(str, card.item_shape[1:]))
 
 
 def _is_first_process() -> bool:
@@ -260,7 +267,8 @@ def pretrain(
 
     Args:
         recipe: name or path.
-        data: folder of images, of faces with region maps or of tiles, or tar shards; instead of the recipe's source.
+        data: folder of images, of faces with region maps, of tiles or of clouds, tar shards, or a file of clouds; instead of the
+            recipe's source.
         masks: folder of images with masks, instead of the recipe's.
         init_from: backbone to go on from, as `glpretrain.load_backbone` takes it.
         overrides: further arguments of `glpretrain fit`.
@@ -268,12 +276,12 @@ def pretrain(
     path = find_recipe(recipe)
     if (name := recipe_name(path)).startswith("eval/"):
         raise ValueError(f"{name} says how a backbone is scored, not trained; use it as in: glpretrain evaluate BACKBONE --config {name}")
-    arguments = ["--config", str(path)]
+    arguments, values = ["--config", str(path)], yaml.safe_load(path.read_text())
     if data is not None:
-        arguments += ["--data.source", f"glpretrain.data.{source_for(data)}", "--data.source.init_args.root", data]
+        arguments += source_arguments("data.source", own_source(values, data, kind=source_for(data)))
         arguments += ["--data.labelled_test", "null", "--data.labelled", "null"]  # scores on the same folder where it has classes
     if masks is not None:
-        arguments += ["--data.masked", "glpretrain.data.MaskedFolder", "--data.masked.init_args.root", masks]
+        arguments += source_arguments("data.masked", own_source(values, masks, kind="MaskedFolder"))
     if init_from is not None:
         arguments += ["--init_from", init_from]
     return train([*arguments, *overrides])

@@ -4,8 +4,11 @@ so reading images needs neither."""
 from glpretrain.data.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.faces import Faces, FaceSwaps, LFWSubset
 from glpretrain.data.images import ImageFolder, ImageList, MaskedFolder
+from glpretrain.data.point_datasets import ModelNet40, ScanObjectNN, ShapeNet55
+from glpretrain.data.point_folders import PointArrays, PointFolder
 from glpretrain.data.scenes import Scenes
 from glpretrain.data.shards import HuggingFaceImages, TarShards
+from glpretrain.data.solids import Solids
 from glpretrain.data.tiles import TileFolder
 from glpretrain.data.tissue import Tissue
 from glpretrain.data.videos import SceneVideos, Video, VideoFolder, VideoSource
@@ -19,8 +22,14 @@ __all__ = [
     "Item",
     "LFWSubset",
     "MaskedFolder",
+    "ModelNet40",
+    "PointArrays",
+    "PointFolder",
+    "ScanObjectNN",
     "SceneVideos",
     "Scenes",
+    "ShapeNet55",
+    "Solids",
     "Source",
     "Subset",
     "TarShards",

@@ -2,19 +2,27 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 
 class Item(NamedTuple):
-    """One decoded item at its own size."""
+    """One decoded item at its own size. What is said of pixels holds for the points of a cloud, as Int[P] in place of Int[H W]."""
 
-    image: Tensor  # UInt8[C H W]
+    image: Tensor  # UInt8[C H W], or Float[P 3] for a cloud of points
     label: int  # index into `Source.classes`, -1 where there is none
     instances: Tensor | None  # Int[H W]  0 ground, 1.. objects of this item, -1 to be ignored; None without masks
     regions: Tensor | None  # Int[H W]  region id per pixel (face parts), -1 where there is none; None without regions
     semantic: Tensor | None = None  # Int[H W]  index into `Source.mask_classes`, -1 to be ignored; None without such masks
+
+
+class FittedItem(NamedTuple):
+    """An item as a worker hands it over: of one size for all."""
+
+    image: Tensor  # UInt8[C S S], stretched to a square, or Float[S 3]
+    aspect: float  # true width / height
+    regions: Tensor | None  # Int16[S S]
 
 
 class UnreadableItemError(ValueError):
@@ -28,6 +36,11 @@ class Source(ABC):
     @abstractmethod
     def name(self) -> str:
         """Short name for tables: the folder's name, or `scenes`."""
+
+    @property
+    def modality(self) -> Literal["image", "points"]:
+        """Kind of item."""
+        return "image"
 
     @property
     def classes(self) -> Sequence[str]:
@@ -86,6 +99,10 @@ class Subset(Source):
     @property
     def name(self) -> str:
         return self.source.name
+
+    @property
+    def modality(self) -> Literal["image", "points"]:
+        return self.source.modality
 
     @property
     def classes(self) -> Sequence[str]:

@@ -1,21 +1,20 @@
-"""From a source to batches of equal uint8 squares: resizing, the order of an epoch, memory, and files that cannot be read.
+"""From a source to batches of items of one size: the order of an epoch, memory, and files that cannot be read.
 
-Runs in worker processes. Left out: views and masks, which are made on the device (`glpretrain.data.module`).
+Runs in worker processes. Left out: how an item is brought to that size (`views`), and views and masks, which are made on the device
+(`glpretrain.data.module`).
 """
 
-import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from rich.progress import track
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from glpretrain import keys
-from glpretrain.data.base import Source, UnreadableItemError
+from glpretrain.data.base import FittedItem, Item, Source, UnreadableItemError
 
 _ORDER = 0x0EDE  # what the key of an epoch's order is folded with
 _MAX_UNREADABLE_RUN = 50
@@ -25,7 +24,7 @@ _CHUNK = 64
 class RawBatch(NamedTuple):
     """What a worker hands over."""
 
-    images: Tensor  # UInt8[B C S S]  each item stretched to one square
+    images: Tensor  # UInt8[B C S S]  each item stretched to one square; or Float[B P 3], clouds of as many points
     aspect: Tensor  # Float[B]        true width / height
     index: Tensor  # Int[B]          dataset index of what is really there
     regions: Tensor | None  # Int16[B S S]
@@ -37,12 +36,12 @@ class RawItems(Dataset[RawBatch]):
 
     Args:
         source: of the items.
-        image_size: side S.
+        fit: brings an item to the size of all.
     """
 
-    def __init__(self, source: Source, *, image_size: int) -> None:
+    def __init__(self, source: Source, *, fit: Callable[[Item], FittedItem]) -> None:
         self.source = source
-        self.image_size = image_size
+        self.fit = fit
         self._memory: RawBatch | None = None
 
     def __len__(self) -> int:
@@ -78,9 +77,8 @@ class RawItems(Dataset[RawBatch]):
             except UnreadableItemError as error:
                 unreadable.append((position, str(error)))
                 continue
-            height, width = item.image.shape[1:]
-            regions = None if item.regions is None else _resized(item.regions[None], self.image_size, mode="nearest")[0].to(torch.int16)
-            return _resized(item.image, self.image_size, mode="bilinear"), width / height, position, regions
+            fitted = self.fit(item)
+            return fitted.image, fitted.aspect, position, fitted.regions
         raise ValueError(f"{self.source.name}: {len(unreadable)} items in a row cannot be read, the first: {unreadable[0][1]}")
 
     def bytes_in_memory(self) -> int:
@@ -111,15 +109,6 @@ class RawItems(Dataset[RawBatch]):
         )
         # An unreadable item is met again wherever it would have stood in for its predecessor.
         return sorted({entry for part in parts for entry in part.unreadable})
-
-
-def _resized(image: Tensor, size: int, *, mode: str) -> Tensor:
-    """[C S S] of [C H W], antialiased where the mode can be."""
-    if image.shape[1:] == (size, size):
-        return image
-    if mode == "nearest":
-        return interpolate(image[None].float(), size=(size, size), mode="nearest-exact")[0].to(image.dtype)
-    return interpolate(image[None], size=(size, size), mode=mode, antialias=True)[0]
 
 
 def batches_of(items: RawItems, order: Iterable[Sequence[int]], *, num_workers: int) -> DataLoader:
@@ -192,8 +181,3 @@ class EpochOrder(DistributedSampler):
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0))
-
-
-def default_image_size(view_shape: tuple[int, int]) -> int:
-    """Side S that leaves a crop of most of the item something to be scaled down from: 1.15 times the view, rounded up."""
-    return math.ceil(1.15 * max(view_shape))

@@ -1,12 +1,13 @@
 """The DataModule: batches for a method, views and masks made on the device that trains.
 
-Workers hand over uint8 squares (`glpretrain.data.loading`); everything random is a function of (seed, epoch, dataset index), so a
+Workers hand over items of one size (`glpretrain.data.loading`); everything random is a function of (seed, epoch, dataset index), so a
 resumed run or another number of processes sees the same. Left out: reading files (sources) and what is done to a view (`views`).
 """
 
 import logging
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -17,10 +18,9 @@ from torch.utils.data import DataLoader
 
 from glpretrain import keys as rng
 from glpretrain.data.base import Source, Subset
-from glpretrain.data.loading import EpochOrder, RawBatch, RawItems, batches_of, default_image_size, usable_cores
-from glpretrain.data.scenes import Scenes
-from glpretrain.data.views import MultiCrop
-from glpretrain.masking import GroupCorruption, Mask, RegionMask
+from glpretrain.data.loading import EpochOrder, RawBatch, RawItems, batches_of, usable_cores
+from glpretrain.data.views import ViewMaker
+from glpretrain.masking import Corruption, Mask, RegionMask
 from glpretrain.types import Batch, EncoderCard
 
 _log = logging.getLogger(__name__)
@@ -47,11 +47,11 @@ class DataModule(LightningDataModule):
 
     Args:
         source: what is trained on.
-        views: how its items are cropped and coloured.
+        views: how its items are cropped and changed.
         batch_size: items per process.
-        image_size: side that workers stretch items to; 1.15 times the global view when left out.
+        image_size: side that workers stretch images to, or points of a cloud that they hand over; the views' own when left out.
         mask: hides tokens of the global views from the student; a region mask needs a source with region maps.
-        corruption: replaces groups of pixels of the global views.
+        corruption: replaces groups of pixels (or points) of the global views.
         num_workers: worker processes; when left out none with the cache, otherwise one fewer than there are cores, at most 8.
         cache: keep the decoded items in memory; `auto` does so below 1.5 GB.
         seed: of order, views and masks.
@@ -62,19 +62,19 @@ class DataModule(LightningDataModule):
         masked: source with instance masks for prompt segmentation.
 
     Raises:
-        ValueError: a size, share or count out of range, a labelled source without classes, a masked one without masks,
-            or a region mask without region maps.
+        ValueError: a size, share or count out of range, views of another kind of item, a labelled source without classes, a masked one
+            without masks, or a region mask without region maps.
     """
 
     def __init__(
         self,
         source: Source,
-        views: MultiCrop,
+        views: ViewMaker,
         *,
         batch_size: int,
         image_size: int | None = None,
         mask: Mask | RegionMask | None = None,
-        corruption: GroupCorruption | None = None,
+        corruption: Corruption | None = None,
         num_workers: int | None = None,
         cache: bool | Literal["auto"] = "auto",
         seed: int = 0,
@@ -84,10 +84,11 @@ class DataModule(LightningDataModule):
         masked: Source | None = None,
     ) -> None:
         super().__init__()
-        view = views.global_views[0].shape
-        self.image_size = default_image_size(view) if image_size is None else image_size
-        if self.image_size < max(view):
-            raise ValueError(f"DataModule: image_size {image_size} is smaller than the global view of {view[0]} x {view[1]} pixels")
+        if source.modality != views.modality:
+            kind = type(views).__name__
+            raise ValueError(f"DataModule: source {source.name!r} has items of kind {source.modality}; {kind} accepts {views.modality}")
+        self.image_size = views.default_size() if image_size is None else image_size
+        views.require_size(self.image_size)
         if batch_size < 1:
             raise ValueError(f"DataModule: batch_size is {batch_size}; expected at least 1")
         if not 0.0 <= max_unreadable <= 1.0:
@@ -115,7 +116,7 @@ class DataModule(LightningDataModule):
         self.labelled = labelled
         self.labelled_test = labelled_test
         self.masked = masked
-        self._items = RawItems(source, image_size=self.image_size)
+        self._items = RawItems(source, fit=partial(views.fitted, size=self.image_size))
         self._in_memory = False
         self._resumed = (0, 0)
         self._items_seen = 0
@@ -128,6 +129,7 @@ class DataModule(LightningDataModule):
         made = {
             "local_views": self.views.num_local_views > 0,
             "student_views": self.views.num_student_views > 0,
+            "coarse_views": self.views.num_coarse_views > 0,
             "mask": self.mask is not None,
             "covered": isinstance(self.mask, RegionMask) and self.mask.covers,
             "corrupted_views": self.corruption is not None,
@@ -137,9 +139,11 @@ class DataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Fail now where a view does not divide into patches, or the source does not fill a batch."""
         encoder: Tokens = self.trainer.lightning_module.encoder
-        channels = encoder.card.item_shape[0]
-        for spec in (*self.views.global_views, *self.views.local_views):
-            encoder.grid((channels, *spec.shape))
+        if encoder.card.modality != self.views.modality:
+            kind, accepted = type(self.views).__name__, encoder.card.modality
+            raise ValueError(f"DataModule: views of {kind} are {self.views.modality}; encoder {encoder.card.encoder!r} accepts {accepted}")
+        for shape in self.views.shapes(len(encoder.card.mean)):
+            encoder.grid(shape)
         self._order()
         # Only the first process knows the run's folder when it starts; the others would list what they skip where they stand.
         self._run_folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir))
@@ -194,8 +198,7 @@ class DataModule(LightningDataModule):
         """
         card = encoder.card
         keys = rng.make(seed=self.seed, epoch=epoch, index=raw.index)  # [B]
-        regions = None if raw.regions is None else raw.regions.long()
-        views = self.views(raw.images, aspect=raw.aspect, keys=keys, mean=card.mean, std=card.std, regions=regions)
+        views = self.views.make(raw, keys=keys, card=card)
         G, B, *shape = views.global_views.shape
         grid = encoder.grid(shape)
         mask = covered = corrupted = corruption = None
@@ -211,8 +214,8 @@ class DataModule(LightningDataModule):
         if self.corruption is not None:
             # View by view: a corruption takes pixels from neighbours in the batch, which must be the same view.
             view_keys = _per_view(keys, _CORRUPTION, count=G)
-            pairs = [self.corruption(view, key) for view, key in zip(views.global_views, view_keys, strict=True)]
-            corrupted, corruption = (torch.stack(parts) for parts in zip(*pairs, strict=True))  # [G B C H W], [G B H W]
+            pairs = [self.corruption(view, key, grid=grid) for view, key in zip(views.global_views, view_keys, strict=True)]
+            corrupted, corruption = (torch.stack(parts) for parts in zip(*pairs, strict=True))  # [G B *item], [G B *inputs]
         return Batch(
             global_views=views.global_views,
             local_views=views.local_views,
@@ -225,6 +228,7 @@ class DataModule(LightningDataModule):
             regions=None if views.regions is None else _region_of_tokens(views.regions, grid=grid),
             boxes=views.boxes,
             index=raw.index,
+            coarse_views=views.coarse_views,
         )
 
     def state_dict(self) -> dict[str, int]:
@@ -277,7 +281,7 @@ class DataModule(LightningDataModule):
         """(train, test) for k-NN and linear probe.
 
         The given ones; else the division that the source itself has; else a fixed fifth of a source with classes is the test part;
-        else scenes.
+        else an embedded source (scenes, or solids for points).
 
         Raises:
             ValueError: scenes would be the only choice, but the items have not three channels.
@@ -286,7 +290,7 @@ class DataModule(LightningDataModule):
             return self.labelled, self.labelled_test
         source = self.source if self.labelled is None else self.labelled
         if not source.classes and source.division() is None:
-            return self._scenes("labelled").division()
+            return self._stand_in("labelled").division()
         return self.divided(source)
 
     @staticmethod
@@ -299,22 +303,23 @@ class DataModule(LightningDataModule):
         return Subset(source, indices=index[train].tolist()), Subset(source, indices=index[~train].tolist())
 
     def masked_source(self) -> Source:
-        """For prompt segmentation: the given one; else the source, or its test part, where it has masks; else scenes.
+        """For prompt segmentation: the given one; else the source, or its test part, where it has masks; else embedded.
 
         Raises:
             ValueError: scenes would be the only choice, but the items have not three channels.
         """
         if self.masked is not None:
             return self.masked
-        source = self.source if self.source.has_masks else self._scenes("masked")
+        source = self.source if self.source.has_masks else self._stand_in("masked")
         division = source.division()
         return source if division is None else division[1]
 
-    def _scenes(self, argument: str) -> Scenes:
-        channels = self.raw_batch([0]).images.shape[1]
-        if channels != 3:
-            raise ValueError(f"DataModule: {self.source.name} has {channels} channels and scenes have 3; give {argument}")
-        return Scenes(2400, size=self.image_size)
+    def _stand_in(self, argument: str) -> Source:
+        embedded = self.views.stand_in(self.image_size)
+        channels, accepted = (item.shape[self.views.channel_axis] for item in (self.raw_batch([0]).images[0], embedded[0].image))
+        if channels != accepted:
+            raise ValueError(f"DataModule: {self.source.name} has {channels} channels and {embedded.name} have {accepted}; give {argument}")
+        return embedded
 
 
 def _per_view(keys: Tensor, purpose: int, *, count: int) -> Tensor:

@@ -9,6 +9,9 @@ from glpretrain.encoders.pooled import PooledViT
 from glpretrain.encoders.vit import VIT_MODULES, ViT
 
 __all__ = ["Encoder", "FeatureMap", "PooledViT", "ViT", "build", "build_from", "register", "timm_adapter"]
+from glpretrain.encoders.points import PointTransformer
+
+__all__ = ["Encoder", "FeatureMap", "PointTransformer", "ViT", "build", "build_from", "register", "timm_adapter"]
 
 
 def timm_adapter(name: str) -> str:

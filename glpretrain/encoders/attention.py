@@ -4,6 +4,7 @@ The block runs as it is; its call of `scaled_dot_product_attention` (or of `soft
 is watched, so queries and keys carry the norms, rotations and biases of the model at hand. Left out: drawing them.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.points import PointTransformer
 from glpretrain.encoders.vit import ViT
 
 # From the weights of an attention, Float[B heads T T], and its keys, Float[B heads T d] or None where they are not seen, to what is kept.
@@ -24,8 +26,8 @@ def attention_maps(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tenso
     """How much every token attends to every other in one block, over prefix tokens (class, registers) and patches.
 
     Args:
-        encoder: a ViT; dropout must be off (call `eval()` first).
-        items: Float[B C H W].
+        encoder: a ViT or point transformer; dropout must be off (call `eval()` first).
+        items: Float[B *item].
         block: which one; negative numbers count from the last.
 
     Returns:
@@ -129,7 +131,7 @@ def cls_attention(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tensor
         block: see `attention_maps`.
 
     Returns:
-        Float[B heads h w] over the token grid.
+        Float[B heads *grid] over the tokens.
 
     Raises:
         ValueError: there is no class token, or see `attention_maps`.
@@ -146,25 +148,26 @@ def cls_attention_of_blocks(encoder: Encoder, items: Tensor, *, blocks: Sequence
         blocks: see `attention_maps`; each at most once.
 
     Returns:
-        Float[L B heads h w] over the token grid, L blocks in the order asked for.
+        Float[L B heads *grid] over the tokens, L blocks in the order asked for.
 
     Raises:
         ValueError: see `cls_attention`.
     """
-    rows, columns = encoder.grid(items.shape[1:])
+    grid = encoder.grid(items.shape[1:])
 
     def to_patches(maps: Tensor, keys: Tensor | None) -> Tensor:
-        return maps[:, :, 0, -rows * columns :].unflatten(-1, (rows, columns))  # [B heads h w]
+        return maps[:, :, 0, -math.prod(grid) :].unflatten(-1, grid)  # [B heads *grid]
 
-    if isinstance(encoder, ViT) and encoder.model.cls_token is None:
+    if isinstance(encoder, ViT | PointTransformer) and encoder.model.cls_token is None:
         raise ValueError(f"attention maps: {encoder.card.arguments['name']} has no class token; use attention_maps")
     return torch.stack(_record(encoder, items, blocks=blocks, keep=to_patches))
 
 
 def _record(encoder: Encoder, items: Tensor, *, blocks: Sequence[int], keep: _Keep) -> list[Tensor]:
     """What `keep` makes of the attention of each block; a whole map, T x T, is held for one block at a time."""
-    if not isinstance(encoder, ViT):
-        raise ValueError(f"attention maps: {encoder.card.arguments.get('name', encoder.card.encoder)} given; accepted: a ViT")
+    if not isinstance(encoder, ViT | PointTransformer):
+        given = encoder.card.arguments.get("name", encoder.card.encoder)
+        raise ValueError(f"attention maps: {given} given; accepted: a ViT or a PointTransformer")
     if encoder.training:
         raise ValueError("attention maps: the encoder is in training mode, dropout would blur the map; call eval() first")
     depth = encoder.num_layers

@@ -77,7 +77,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def grid(self, item_shape: Sequence[int]) -> tuple[int, ...]:
-        """Tokens along each axis for an item of this shape (channels first).
+        """Tokens along each axis for an item of this shape: channels, height and width of an image, (points, 3) of a cloud.
 
         Raises:
             ValueError: the shape does not divide into patches.
@@ -104,6 +104,24 @@ class Encoder(nn.Module, ABC):
         Raises:
             ValueError: both `mask` and `keep` are given, or the encoder cannot do what is asked.
         """
+
+    def contents(self, items: Tensor, *, corruption: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs behind every token, and which of them were replaced: what a loss on inputs compares, whatever an item is.
+
+        Args:
+            items: Float[B *item], of images here: a token's inputs are the pixels of its patch, row by row.
+            corruption: Bool[B *inputs], of images Bool[B H W], True: replaced.
+
+        Returns:
+            Float[B C N M], C numbers of each of M inputs, and Bool[B N M].
+        """
+
+        def cut(values: Tensor) -> Tensor:
+            height, width = self.card.patch_size
+            patches = values.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B C rows p columns q]
+            return patches.transpose(3, 4).flatten(4).flatten(2, 3)  # [B C N p*q]
+
+        return cut(items), cut(corruption.unsqueeze(1)).squeeze(1)
 
     @abstractmethod
     def add_mask_token(self) -> None:

@@ -1,4 +1,4 @@
-"""Features of earlier blocks of a ViT: their tokens under the final norm, as DINO's `get_intermediate_layers` gives them."""
+"""Features of earlier blocks of a transformer: their tokens under the final norm, as DINO's `get_intermediate_layers` gives them."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.points import PointTransformer
 from glpretrain.encoders.vit import ViT
 from glpretrain.types import EncoderOutput
 
@@ -14,7 +15,7 @@ def features_of_layers(encoder: Encoder, items: Tensor, *, layers: Sequence[int]
     """`encoder(items)` as if each of `layers` were the last block, in one pass.
 
     Args:
-        encoder: any for the last layer, a ViT for another one.
+        encoder: any for the last layer, a transformer for another one.
         items: Float[B *item].
         layers: which blocks; negative numbers count from the last.
 
@@ -48,12 +49,12 @@ def layer_number(encoder: Encoder, layer: int) -> int:
     depth = encoder.num_layers
     if not -depth <= layer < depth:
         raise ValueError(f"layer: {layer}; accepted: {-depth} to {depth - 1}")
-    if layer % depth != depth - 1 and not isinstance(encoder, ViT):
-        raise ValueError(f"layer: {layer} of {encoder.card.encoder}; accepted: -1; only a ViT has equal shapes at every layer")
+    if layer % depth != depth - 1 and not isinstance(encoder, ViT | PointTransformer):
+        raise ValueError(f"layer: {layer} of {encoder.card.encoder}; accepted: -1; only a transformer has equal shapes at every layer")
     return layer % depth
 
 
-def _under_norm(encoder: ViT, tokens: Tensor) -> EncoderOutput:
+def _under_norm(encoder: ViT | PointTransformer, tokens: Tensor) -> EncoderOutput:
     tokens = encoder.model.norm(tokens)  # [B R+N D]
     patches = tokens[:, encoder.num_prefix_tokens :]
     return EncoderOutput(cls=patches.mean(dim=1) if encoder.model.cls_token is None else tokens[:, 0], patches=patches)

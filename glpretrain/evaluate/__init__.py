@@ -6,6 +6,7 @@ from glpretrain.evaluate.base import ROLES, Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.clustering import ClusterSegmentation
 from glpretrain.evaluate.discovery import ObjectDiscovery
+from glpretrain.evaluate.episodes import Episodes
 from glpretrain.evaluate.few_shot import FewShot
 from glpretrain.evaluate.forgery import ForgeryDetection
 from glpretrain.evaluate.health import Health
@@ -13,17 +14,22 @@ from glpretrain.evaluate.in_context import InContextSegmentation
 from glpretrain.evaluate.knn import KNN
 from glpretrain.evaluate.linear import LinearProbe
 from glpretrain.evaluate.linear_segmentation import LinearSegmentation
+from glpretrain.evaluate.linear_svm import LinearSVM
 from glpretrain.evaluate.linear_sweep import LinearSweep
+from glpretrain.evaluate.part_segmentation import PartSegmentation
 from glpretrain.evaluate.pixels import Pixels
+from glpretrain.evaluate.point_prompts import PointPrompts
 from glpretrain.evaluate.prompt_segmentation import PromptSegmentation
 from glpretrain.evaluate.propagation import LabelPropagation
 from glpretrain.evaluate.retrieval import Retrieval
+from glpretrain.evaluate.shape_histogram import ShapeHistogram
 
 __all__ = [
     "KNN",
     "ROLES",
     "AttentionSegmentation",
     "ClusterSegmentation",
+    "Episodes",
     "Evaluator",
     "FeatureCache",
     "FewShot",
@@ -32,14 +38,18 @@ __all__ = [
     "InContextSegmentation",
     "LabelPropagation",
     "LinearProbe",
+    "LinearSVM",
     "LinearSegmentation",
     "LinearSweep",
     "ObjectDiscovery",
+    "PartSegmentation",
     "Pixels",
+    "PointPrompts",
     "PromptSegmentation",
     "Result",
     "Retrieval",
     "Score",
+    "ShapeHistogram",
     "default_evaluators",
 ]
 
@@ -55,11 +65,14 @@ def default_evaluators(labelled: tuple[Source, Source], masked: Source) -> dict[
         masked: items with instance masks.
 
     Returns:
-        "knn", "linear" and "prompt"; the first two share their decoded items.
+        "knn", "linear" ("svm" for points) and "prompt"; the first two share their decoded items.
     """
     train, test = Pixels(labelled[0], max_items=_MAX_TRAIN), Pixels(labelled[1], max_items=_MAX_TEST)
     # A folder of a dozen photographs is still scored; the names of the scores say with which k.
     k = tuple(count for count in (10, 20) if count <= len(train)) or (1,)
+    if train.source.modality == "points":
+        prompts = PointPrompts(Pixels(masked, max_items=_MAX_MASKED))
+        return {"knn": KNN(train, test, k=k), "svm": LinearSVM(train, test), "prompt": prompts}
     return {
         "knn": KNN(train, test, k=k),
         "linear": LinearProbe(train, test),

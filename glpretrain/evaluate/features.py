@@ -47,9 +47,30 @@ def evaluation_shape(encoder: Encoder, image_size: int | Sequence[int] | None) -
     return channels, height, width
 
 
+def fitted_shape(encoder: Encoder, image_size: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The shape that items are brought to: `evaluation_shape` of images, (points, 3) of clouds.
+
+    Args:
+        encoder: of any modality.
+        image_size: see `evaluation_shape`, or a number of points.
+
+    Raises:
+        ValueError: the encoder does not take such a size.
+    """
+    if encoder.card.modality != "points":
+        return evaluation_shape(encoder, image_size)
+    if image_size is not None and not isinstance(image_size, int):
+        raise ValueError(f"image_size: {image_size}; accepted for points: their number")
+    shape = (encoder.card.item_shape[0] if image_size is None else image_size, 3)
+    encoder.grid(shape)
+    return shape
+
+
 def normalised(images: Tensor, encoder: Encoder) -> Tensor:
-    """UInt8[B C H W] on any device to what the encoder takes, Float[B C H W] on its own device."""
+    """UInt8[B C H W] on any device to what the encoder takes, Float[B C H W] on its own device; clouds Float[B P 3] are as they are."""
     device = next(encoder.parameters(), torch.empty(0)).device
+    if encoder.card.modality == "points":
+        return images.to(device)
     mean = torch.tensor(encoder.card.mean, device=device)[:, None, None]  # [C 1 1]
     std = torch.tensor(encoder.card.std, device=device)[:, None, None]  # [C 1 1]
     return (images.to(device).float() / 255 - mean) / std
@@ -87,7 +108,7 @@ def encode(
         encoder: gets its training mode back, module by module.
         pixels: the items.
         fit: as in `Pixels.batches`.
-        image_size: side of the square that items are brought to, or height and width; None for the card's item shape.
+        image_size: side of the square that items are brought to, or height and width, or points of a cloud; None for the card's.
         layer: block whose features are taken, under the final norm; negative numbers count from the last.
         batch_size: items at a time.
         bf16: compute under bfloat16 autocast.
@@ -122,7 +143,7 @@ def encode_layers(
         Each batch with its features by layer.
     """
     assert cache is None or cache.encoder is encoder
-    shape = evaluation_shape(encoder, image_size)
+    shape = fitted_shape(encoder, image_size)
     num_batches = -(-len(pixels) // batch_size)
     batches = pixels.batches(shape, fit=fit, batch_size=batch_size)
     for batch in tracked(batches, total=num_batches, description=f"encoding {pixels.source.name}"):

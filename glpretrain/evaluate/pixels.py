@@ -5,6 +5,7 @@ Left out on purpose: augmentation (none in evaluation) and features.
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from glpretrain import keys
 from glpretrain.data.base import Item, Source, UnreadableItemError
+from glpretrain.data.clouds import with_count
 from glpretrain.encoders.fingerprint import bytes_of
 
 _LOG = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ _SUBSET_SEED = 20
 class PixelBatch(NamedTuple):
     """Items of one size."""
 
-    images: Tensor  # UInt8[B C H W]
+    images: Tensor  # UInt8[B C H W], or Float[B P 3]; masks of clouds are Int[B P]
     labels: Tensor  # Int[B]  -1 where there is none
     instances: Tensor | None  # Int[B H W]  as in `Item`
     semantic: Tensor | None  # Int[B H W]  as in `Item`
@@ -73,8 +75,8 @@ class Pixels:
         """Batches at one size, in the order of the source; an item that cannot be read is left out with a warning.
 
         Args:
-            item_shape: channels, height, width.
-            fit: "crop" keeps the aspect ratio and cuts the centre, "stretch" keeps the whole picture.
+            item_shape: channels, height, width; (points, 3) of clouds.
+            fit: "crop" keeps the aspect ratio and cuts the centre, "stretch" keeps the whole picture; clouds only lose or repeat points.
             batch_size: items at a time.
 
         Raises:
@@ -85,7 +87,7 @@ class Pixels:
             yield from self._cache[cache_key]
             return
         chunks = [self.indices[start : start + batch_size] for start in range(0, len(self), batch_size)]
-        keep = len(self) * item_shape[0] * item_shape[1] * item_shape[2] <= _CACHE_BYTES
+        keep = len(self) * math.prod(item_shape) <= _CACHE_BYTES
         kept: list[PixelBatch] = []
         readable = False
         for chunk in chunks:
@@ -125,6 +127,14 @@ class Pixels:
         for index in indices:
             item = self._item(index)
             if item is None:
+                continue
+            if item.image.dim() != len(item_shape):
+                kind = "images" if len(item_shape) == 3 else "clouds of points"
+                raise ValueError(
+                    f"source {self.source.name!r}: item {index} has shape {tuple(item.image.shape)}; the encoder accepts {kind}"
+                )
+            if len(item_shape) == 2:
+                items.append((index, with_count(item, item_shape[0])))
                 continue
             if item.image.shape[0] != item_shape[0]:
                 raise ValueError(

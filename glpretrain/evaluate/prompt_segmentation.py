@@ -179,34 +179,49 @@ class PromptSegmentation(Evaluator):
         return objects, pair_sample(similarity, torch.stack(insides), usable=usable, index=index)
 
     def _summary(self, objects: list[ObjectScore]) -> Result:
-        calibration = calibration_images(self.masked, share=self.calibration_share)
-        chosen = [score for score in objects if score.image in calibration]
-        scored = [score for score in objects if score.image not in calibration]
-        if not chosen or not scored:
-            raise ValueError(
-                f"source {self.masked.source.name!r}: {len(chosen)} objects to calibrate on and {len(scored)} to score, of at least "
-                f"{self.min_patches} patches each; both must be at least 1: give more images, a larger image_size or a smaller min_patches"
-            )
-        any_patch = torch.stack([score.any_patch for score in scored])  # [O T]
-        centre = torch.stack([score.centre for score in scored])  # [O T]
-        best = int(torch.stack([score.any_patch for score in chosen]).mean(dim=0).argmax())
-        best_centre = int(torch.stack([score.centre for score in chosen]).mean(dim=0).argmax())
-        per_object = {
-            "miou": any_patch[:, best],
-            "miou_centre": centre[:, best_centre],
-            "miou_fixed": any_patch[:, _FIXED],
-            "miou_oracle": any_patch.amax(dim=1),
-        }
-        scores = {name: mean_score(values) for name, values in per_object.items()}
-        labels = torch.tensor([score.label for score in scored])
-        of_class = {name: any_patch[labels == number, best] for number, name in enumerate(self.masked.source.mask_classes)}
-        by_class = {f"iou_{name}": mean_score(values) for name, values in of_class.items() if len(values)}
-        if by_class:
-            # Classes are few and fixed: the interval is that of the mean of their independent means.
-            spread = sum(score.ci**2 for score in by_class.values()) ** 0.5 / len(by_class)
-            mean = sum(score.value for score in by_class.values()) / len(by_class)
-            scores |= {"miou_classes": Score(mean, spread, len(scored)), **by_class}
-        return Result(scores, {"threshold": THRESHOLDS[best].item(), "threshold_centre": THRESHOLDS[best_centre].item()})
+        return prompt_result(objects, masked=self.masked, calibration_share=self.calibration_share, min_patches=self.min_patches)
+
+
+def prompt_result(objects: list[ObjectScore], *, masked: Pixels, calibration_share: float, min_patches: int) -> Result:
+    """Thresholds of the objects that calibrate, and with these the scores of the others.
+
+    Args:
+        objects: of all items.
+        masked: the items.
+        calibration_share: of the items.
+        min_patches: that an object has, for the message.
+
+    Raises:
+        ValueError: there is no object to calibrate on, or none to score.
+    """
+    calibration = calibration_images(masked, share=calibration_share)
+    chosen = [score for score in objects if score.image in calibration]
+    scored = [score for score in objects if score.image not in calibration]
+    if not chosen or not scored:
+        raise ValueError(
+            f"source {masked.source.name!r}: {len(chosen)} objects to calibrate on and {len(scored)} to score, of at least "
+            f"{min_patches} patches each; both must be at least 1: give more images, a larger image_size or a smaller min_patches"
+        )
+    any_patch = torch.stack([score.any_patch for score in scored])  # [O T]
+    centre = torch.stack([score.centre for score in scored])  # [O T]
+    best = int(torch.stack([score.any_patch for score in chosen]).mean(dim=0).argmax())
+    best_centre = int(torch.stack([score.centre for score in chosen]).mean(dim=0).argmax())
+    per_object = {
+        "miou": any_patch[:, best],
+        "miou_centre": centre[:, best_centre],
+        "miou_fixed": any_patch[:, _FIXED],
+        "miou_oracle": any_patch.amax(dim=1),
+    }
+    scores = {name: mean_score(values) for name, values in per_object.items()}
+    labels = torch.tensor([score.label for score in scored])
+    of_class = {name: any_patch[labels == number, best] for number, name in enumerate(masked.source.mask_classes)}
+    by_class = {f"iou_{name}": mean_score(values) for name, values in of_class.items() if len(values)}
+    if by_class:
+        # Classes are few and fixed: the interval is that of the mean of their independent means.
+        spread = sum(score.ci**2 for score in by_class.values()) ** 0.5 / len(by_class)
+        mean = sum(score.value for score in by_class.values()) / len(by_class)
+        scores |= {"miou_classes": Score(mean, spread, len(scored)), **by_class}
+    return Result(scores, {"threshold": THRESHOLDS[best].item(), "threshold_centre": THRESHOLDS[best_centre].item()})
 
 
 def masked_pixels(masked: Source | Pixels) -> Pixels:

@@ -105,6 +105,8 @@ class Retrieval(Evaluator):
         shown = keys.permutation(torch.tensor(_SHOWN_SEED), len(queries.labels))[:_SHOWN_QUERIES]
         queries = LocatedFeatures(*(part[shown] for part in queries))
         nearest = rank(queries, gallery, leave_one_out=self.train is None, num_nearest=_SHOWN_NEIGHBOURS).nearest  # [B M]
+        if encoder.card.modality != "image":
+            return {}
         shape = evaluation_shape(encoder, self.image_size)
         searched = self.test if self.train is None else self.train
         pictures = _pictures(self.test, queries.index, shape)

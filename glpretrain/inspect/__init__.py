@@ -3,8 +3,9 @@
 `glpretrain inspect` writes the page.
 """
 
+from glpretrain.inspect.cloud_report import write_cloud_report
 from glpretrain.inspect.figures import attention_figure, compare_figure, pca_figure, similarity_figure
 from glpretrain.inspect.maps import untrained
 from glpretrain.inspect.report import write_report
 
-__all__ = ["attention_figure", "compare_figure", "pca_figure", "similarity_figure", "untrained", "write_report"]
+__all__ = ["attention_figure", "compare_figure", "pca_figure", "similarity_figure", "untrained", "write_cloud_report", "write_report"]

@@ -64,32 +64,53 @@ def write_report(
     Raises:
         ValueError: `out` exists or is no .html file, a picture cannot be read, or an argument does not fit an encoder.
     """
-    out = Path(out)
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"inspect: out={out}; accepted: a new file that ends in .html")
-    if out.exists():
-        raise ValueError(f"inspect: {out} exists and nothing is overwritten; choose another --out")
+    out = checked_out(out)
     if not encoders or not images:
         raise ValueError(f"inspect: {len(encoders)} backbones and {len(images)} images given; accepted: at least one of each")
     if not -1 <= threshold <= 1:
         raise ValueError(f"inspect: threshold={threshold}; accepted: a cosine, -1 to 1")
     page = render(_page_data(encoders, [Path(image) for image in images], size=size, threshold=threshold, layers=layers))
+    return written(page, out=out)
+
+
+def checked_out(out: str | Path) -> Path:
+    """Where a page goes.
+
+    Raises:
+        ValueError: the file exists or is no .html file.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"inspect: out={out}; accepted: a new file that ends in .html")
+    if out.exists():
+        raise ValueError(f"inspect: {out} exists and nothing is overwritten; choose another --out")
+    return out
+
+
+def written(page: str, *, out: Path) -> Path:
+    """The file, once the page is in it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("x", encoding="ascii") as file:
         file.write(page)
     return out
 
 
-def render(data: Plain) -> str:
-    """The page around its data: one file, ASCII, that refers to nothing outside itself."""
+def render(data: Plain, *, page: str = "page.html", scripts: Sequence[str] = ("maps.js", "drawing.js", "page.js")) -> str:
+    """A page around its data: one file, ASCII, that refers to nothing outside itself.
+
+    Args:
+        data: what the page shows; `images` has the names for its title.
+        page: the frame, a file beside this one.
+        scripts: likewise, in their order.
+    """
     part = resources.files("glpretrain.inspect")
     names = ", ".join(str(image["name"]) for image in data["images"])
     # Inside a script element only `<` can end it or open a comment; as \u003c it is the same JSON.
-    return Template((part / "page.html").read_text()).substitute(
+    return Template((part / page).read_text()).substitute(
         title=html.escape(f"Inspection of {names}").encode("ascii", "xmlcharrefreplace").decode(),
         style=(part / "page.css").read_text(),
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-        script="\n".join((part / name).read_text() for name in ("maps.js", "drawing.js", "page.js")),
+        script="\n".join((part / name).read_text() for name in scripts),
     )
 
 
@@ -122,7 +143,7 @@ def _page_data(
         "threshold": threshold,
         "opacity": OPACITY,
         "dimmed": DIMMED,
-        "colours": _base64(np.rint(matplotlib.colormaps[COLOURS](np.arange(256))[:, :3] * 255).astype(np.uint8)),
+        "colours": base64_of(np.rint(matplotlib.colormaps[COLOURS](np.arange(256))[:, :3] * 255).astype(np.uint8)),
         "images": [
             {"name": path.name, "size": list(shape), "pictures": own} for path, shape, own in zip(images, sizes, pictures, strict=True)
         ],
@@ -154,8 +175,8 @@ def _view(encoder: Encoder, seen: Seen, *, layers: Layers) -> tuple[Plain, float
     features, error = compact(seen.patches)
     view: Plain = {
         "axes": features.shape[1],
-        "features": _base64(features.numpy().astype("<i2")),
-        "pca": _base64((patch_pca(seen) * 255).round().byte().numpy()),
+        "features": base64_of(features.numpy().astype("<i2")),
+        "pca": base64_of((patch_pca(seen) * 255).round().byte().numpy()),
     }
     try:
         maps = attention(encoder, seen, layers=layers)  # [L heads h w]
@@ -163,7 +184,7 @@ def _view(encoder: Encoder, seen: Seen, *, layers: Layers) -> tuple[Plain, float
         return view | {"attention": None, "reason": str(reason).removeprefix("attention maps: ")}, error
     peaks = maps.amax(dim=(-2, -1), keepdim=True)  # [L heads 1 1]
     shades = (maps / peaks.clamp(min=1e-12) * 255).round().byte()
-    return view | {"attention": _base64(shades.numpy()), "heads": maps.shape[1], "peaks": peaks.flatten().tolist()}, error
+    return view | {"attention": base64_of(shades.numpy()), "heads": maps.shape[1], "peaks": peaks.flatten().tolist()}, error
 
 
 def compact(patches: Tensor) -> tuple[Tensor, float]:
@@ -195,5 +216,6 @@ def _png(pixels: Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _base64(array: np.ndarray) -> str:
+def base64_of(array: np.ndarray) -> str:
+    """The bytes of an array, row by row, as text."""
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()

@@ -1,13 +1,15 @@
 """What is hidden from the student: masks over tokens, masks that know the regions of a face, groups of pixels."""
 
+from glpretrain.masking.corruption import Corruption, GroupCorruption
 from glpretrain.masking.regions import FACE_REGIONS, CRFRPMask, CRFRRMask, FaskingMask, FRPMask, Hidden, RegionMask
-from glpretrain.masking.tokens import BlockMask, DINOv2Mask, GroupCorruption, Mask, RandomMask, kept
+from glpretrain.masking.tokens import BlockMask, DINOv2Mask, Mask, RandomMask, kept
 
 __all__ = [
     "FACE_REGIONS",
     "BlockMask",
     "CRFRPMask",
     "CRFRRMask",
+    "Corruption",
     "DINOv2Mask",
     "FRPMask",
     "FaskingMask",

@@ -1,4 +1,4 @@
-"""What is hidden from the student: masks over the token grid, and groups of pixels replaced in the views (GMML).
+"""What is hidden from the student: masks over the token grid.
 
 Everything is drawn for the whole batch at once, on the device of the keys, and is a pure function of each item's key.
 Left out on purpose: what a hidden token becomes (the encoder knows its mask token) and what is asked of it (the objectives).
@@ -7,15 +7,11 @@ Left out on purpose: what a hidden token becomes (the encoder knows its mask tok
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import count
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from glpretrain.keys import fold, integers, normal, permutation, uniform
-
-_BLOCKS_PER_PASS = 62  # an int64 without its sign bit, and one value left to say that no block covers a cell
+from glpretrain.keys import fold, permutation, uniform
 
 
 class Mask(ABC):
@@ -167,7 +163,7 @@ def _cover_with_blocks(keys: Tensor, grid: tuple[int, int], *, wanted: Tensor, l
         h, w = torch.round(root_area * root_aspect), torch.round(root_area / root_aspect)
         top = torch.floor(draws[:, step, 2] * (height - h + 1))
         left = torch.floor(draws[:, step, 3] * (width - w + 1))
-        block = _inside(rows, start=top, size=h).unsqueeze(2) & _inside(columns, start=left, size=w).unsqueeze(1)  # [B H W]
+        block = inside(rows, start=top, size=h).unsqueeze(2) & inside(columns, start=left, size=w).unsqueeze(1)  # [B H W]
         gain = (block & ~hidden).sum(dim=(1, 2))
         unfinished = (missing > 0) & (refused < _MAX_REFUSED)
         accepted = unfinished & (h < height) & (w < width) & (gain > 0) & (gain <= most)
@@ -196,152 +192,7 @@ def kept(mask: Tensor) -> Tensor:
     return (~mask).nonzero()[:, 1].unflatten(0, (len(mask), int(low)))
 
 
-class GroupCorruption:
-    """Replaces groups of pixels until a share of them is gone (GMML, Atito et al. 2022; the routine shared by the SiT and GMML code).
-
-    Per item: with chance `replace_prob` the blocks come from another item, same place, with r = `replace_ratio`; else they
-    get `fill`, with r = `ratio`. The share to reach is uniform between min(0.5, r) and r. Blocks overlap freely, the union
-    counts, and the last one may overshoot. A block starts anywhere but in the last `align` rows and columns, its sides are uniform
-    in [align, max_side * side), cut at the border; starts are rounded down to multiples of `align`, sides to the nearest.
-
-    Our choices. The other item is the neighbour in the batch (position p ^ 1; the last of an odd batch takes its predecessor): batches
-    are shuffled, so a neighbour is as random as any, it is never the item itself (the reference code allows that), and it
-    stays the same when a batch is cut into contiguous even shares for several processes. A batch of one is its own neighbour: its
-    replaced pixels keep their values. Sizes that `align` does not divide are refused.
-
-    Args:
-        ratio: upper end of the share of pixels that get `fill`, in (0, 1).
-        align: 1, or the patch size to hide whole patches.
-        max_side: upper bound of a block's sides, as a share of the view's.
-        fill: zeros, the mean of a normalised view, or standard normal noise.
-        replace_ratio: upper end of the share of pixels taken from the neighbour, in (0, 1).
-        replace_prob: share of items that are corrupted with their neighbour's pixels.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    def __init__(
-        self,
-        ratio: float,
-        *,
-        align: int = 1,
-        max_side: float = 0.3,
-        fill: Literal["zeros", "noise"] = "zeros",
-        replace_ratio: float = 0.3,
-        replace_prob: float = 0.5,
-    ) -> None:
-        for name, value in {"ratio": ratio, "replace_ratio": replace_ratio}.items():
-            if not 0.0 < value < 1.0:
-                raise ValueError(f"GroupCorruption: {name} is a share in (0, 1), not {value}")
-        if align < 1:
-            raise ValueError(f"GroupCorruption: align is at least 1 pixel, not {align}")
-        if not 0.0 < max_side <= 1.0:
-            raise ValueError(f"GroupCorruption: max_side is a share in (0, 1], not {max_side}")
-        if fill not in ("zeros", "noise"):
-            raise ValueError(f"GroupCorruption: fill is 'zeros' or 'noise', not {fill!r}")
-        if not 0.0 <= replace_prob <= 1.0:
-            raise ValueError(f"GroupCorruption: replace_prob is a chance in [0, 1], not {replace_prob}")
-        self.ratio = ratio
-        self.align = align
-        self.max_side = max_side
-        self.fill = fill
-        self.replace_ratio = replace_ratio
-        self.replace_prob = replace_prob
-
-    def __call__(self, views: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Corrupt one view of each item.
-
-        Args:
-            views: Float[B C H W], normalised.
-            keys: Int[B].
-
-        Returns:
-            Float[B C H W], the views with groups replaced, and Bool[B H W], True where a pixel was.
-
-        Raises:
-            ValueError: `align` does not divide the size, or the blocks can never cover the share.
-        """
-        B, C, H, W = views.shape
-        replaced = uniform(fold(keys, 0)) < self.replace_prob  # [B]
-        ratio = torch.where(replaced, self.replace_ratio, self.ratio)
-        share = ratio - (ratio - ratio.clamp(max=0.5)) * uniform(fold(keys, 1))
-        cells = self._cover(fold(keys, 2), share=share, size=(H, W))
-        corruption = cells.repeat_interleave(self.align, dim=1).repeat_interleave(self.align, dim=2)  # [B H W]
-
-        position = torch.arange(B, device=keys.device)
-        neighbour = torch.where((position ^ 1) < B, position ^ 1, position - 1).clamp(min=0)
-        filling = views.new_zeros(()) if self.fill == "zeros" else normal(fold(keys, 3), C, H, W).to(views.dtype)
-        filling = torch.where(replaced.view(B, 1, 1, 1), views[neighbour], filling)
-        return torch.where(corruption.unsqueeze(1), filling, views), corruption
-
-    def _cover(self, keys: Tensor, *, share: Tensor, size: tuple[int, int]) -> Tensor:
-        """The union of the fewest blocks, in the order drawn, that reaches each item's share.
-
-        62 blocks are laid at once: block k is bit k of an integer per row and of one per column. The lowest bit that a cell's row and
-        column have in common names the first block on it, and the union of the first k blocks is all cells where that bit is below 2^k.
-
-        Args:
-            keys: Int[B].
-            share: Float[B], of the cells.
-            size: of the view in pixels.
-
-        Returns:
-            Bool[B H/align W/align].
-        """
-        self._require_reach(size)
-        grid = (size[0] // self.align, size[1] // self.align)
-        wanted = share * (grid[0] * grid[1])
-        hidden = torch.zeros(len(keys), *grid, dtype=torch.bool, device=keys.device)
-        for number in count():  # ends: a share within reach is reached sooner or later, nearly always in the first pass
-            key = fold(keys, number)
-            shared = self._block_bits(fold(key, 0), size[0]).unsqueeze(2) & self._block_bits(fold(key, 1), size[1]).unsqueeze(1)  # [B H W]
-            first = torch.where(hidden, 0, torch.where(shared == 0, 1 << _BLOCKS_PER_PASS, shared & -shared))
-            # Bisection for how many of the unions of the first 0, 1, ..., 62 blocks are too small; 63 when all are.
-            too_small = torch.zeros_like(keys)
-            for step in (32, 16, 8, 4, 2, 1):
-                union = (first < _power_of_two(too_small + step - 1)).sum(dim=(1, 2))
-                too_small += step * (union < wanted)
-            hidden = first < _power_of_two(too_small.clamp(max=_BLOCKS_PER_PASS))
-            if not (too_small > _BLOCKS_PER_PASS).any():
-                break
-        return hidden
-
-    def _block_bits(self, keys: Tensor, side: int) -> Tensor:
-        """Int[B side/align]: bit k is set where block k lies along this axis."""
-        start = integers(fold(keys, 0), 0, side - self.align, _BLOCKS_PER_PASS) // self.align
-        pixels = integers(fold(keys, 1), self.align, int(side * self.max_side), _BLOCKS_PER_PASS).minimum(side - start * self.align)
-        extent = torch.round(pixels / self.align)
-        lies = _inside(torch.arange(side // self.align, device=keys.device), start=start, size=extent)  # [B blocks side/align]
-        bits = 1 << torch.arange(_BLOCKS_PER_PASS, device=keys.device)
-        return torch.where(lies, bits.unsqueeze(1), 0).sum(dim=1)
-
-    def _require_reach(self, size: tuple[int, int]) -> None:
-        reach = 1.0
-        for side in size:
-            if side % self.align:
-                raise ValueError(f"GroupCorruption: align {self.align} does not divide a view of {size[0]} x {size[1]} pixels")
-            if int(side * self.max_side) <= self.align:
-                raise ValueError(
-                    f"GroupCorruption: max_side {self.max_side} of {side} pixels leaves no block; it must exceed align {self.align}"
-                )
-            largest = round((int(side * self.max_side) - 1) / self.align)
-            last_start = (side - self.align - 1) // self.align
-            reach *= min(1.0, (last_start + largest) * self.align / side)
-        ratio = max(self.ratio, self.replace_ratio)
-        if ratio > reach:
-            raise ValueError(
-                f"GroupCorruption: with align {self.align} and max_side {self.max_side} blocks reach {reach:.2f} of a view of "
-                f"{size[0]} x {size[1]} pixels, less than the ratio {ratio}; lower the ratio or align, or raise max_side"
-            )
-
-
-def _power_of_two(exponent: Tensor) -> Tensor:
-    """Int[B 1 1] of Int[B]."""
-    return (torch.ones_like(exponent) << exponent).view(-1, 1, 1)
-
-
-def _inside(position: Tensor, *, start: Tensor, size: Tensor) -> Tensor:
+def inside(position: Tensor, *, start: Tensor, size: Tensor) -> Tensor:
     """Bool[*S P]: whether each of the positions Int[P] is in [start, start + size), for start and size of shape [*S]."""
     start, size = start.unsqueeze(-1), size.unsqueeze(-1)
     return (position >= start) & (position < start + size)

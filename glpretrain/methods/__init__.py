@@ -1,5 +1,6 @@
 """One file per method; recipes name the class."""
 
+from glpretrain.methods.dcglr import DCGLR
 from glpretrain.methods.dino import DINO
 from glpretrain.methods.fsfm import FSFM
 from glpretrain.methods.gpfm import GPFM
@@ -9,5 +10,6 @@ from glpretrain.methods.local_contrast import LocalContrast
 from glpretrain.methods.mae import MAE
 from glpretrain.methods.mmc import MMC
 from glpretrain.methods.mugs import Mugs
+from glpretrain.methods.point_mae import PointMAE
 
-__all__ = ["DINO", "FSFM", "GPFM", "IBOT", "MAE", "MMC", "HybridDistillation", "LocalContrast", "Mugs"]
+__all__ = ["DCGLR", "DINO", "FSFM", "GPFM", "IBOT", "MAE", "MMC", "HybridDistillation", "LocalContrast", "Mugs", "PointMAE"]

@@ -28,6 +28,7 @@ from glpretrain.types import Batch
 _SETTINGS = {
     "local_views": ("data.views.local_views", "[{size: 96, scale: [0.05, 0.4], count: 8}]"),
     "student_views": ("data.views.student_views", "[{size: 224, scale: [0.25, 1.0], count: 2}]"),
+    "coarse_views": ("data.views.coarse_views", "[{points: 256, count: 2}], for clouds of points"),
     "mask": ("data.mask", "glpretrain.masking.BlockMask"),
     "covered": ("data.mask", "glpretrain.masking.CRFRPMask"),
     "corrupted_views": ("data.corruption", "glpretrain.masking.GroupCorruption"),

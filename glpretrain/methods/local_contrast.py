@@ -43,6 +43,10 @@ class LocalContrast(Method):
         hallucinate: float = 0.0,
         **kwargs,  # noqa: ANN003
     ) -> None:
+        if encoder.card.modality != "image":
+            raise ValueError(
+                f"LocalContrast: patches are matched by their crops' boxes, which {encoder.card.modality} have not; accepted: image"
+            )
         heads = {
             "cls": ContrastHead(encoder.embed_dim, hidden_dim=hidden_dim, out_dim=projection_dim),
             "patch": ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=projection_dim, num_layers=2),

@@ -44,6 +44,8 @@ class MAE(Method):
         **kwargs,  # noqa: ANN003
     ) -> None:
         encoder.require_keep()
+        if encoder.card.modality != "image":
+            raise ValueError(f"MAE: it predicts pixels, the encoder is for {encoder.card.modality}; use PointMAE for points")
         channels, *_ = encoder.card.item_shape
         rows, columns = self.patch_size = encoder.card.patch_size
         decoder = TokenDecoder(

@@ -6,9 +6,12 @@ assigns it in the clean view (M), and `cls` is contrasted between views (C).
 Paper: "MMC", arXiv 2308.11448. Only its abstract was available to us: it names the three ingredients and their purpose.
 EVERYTHING ELSE HERE IS OUR CHOICE, the smallest method that fits the abstract and the same group's published code: pixel
 head, corruption and contrast as in SiT (Sara-Ahmed/SiT @ 7f22e9c), distillation of all patches as in MC-SSL. Local views are
-optional: they are clean, as in MC-SSL, and their `cls` is contrasted with the teacher's global views.
+optional: they are clean, as in MC-SSL, and their `cls` is contrasted with the teacher's global views. Clouds of points go through
+the same three terms: what is predicted are the inputs behind each token, compared by an objective for sets (`CorruptedPoints`).
 Reference code: none for MMC.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +19,10 @@ from torch import Tensor, nn
 from glpretrain.encoders.base import Encoder
 from glpretrain.heads import ContrastHead, Hallucinator, PixelHead, ProjectionHead, Prototypes
 from glpretrain.methods.base import Branch, Method
+from glpretrain.objectives.base import Objective
 from glpretrain.objectives.contrastive import InfoNCE
 from glpretrain.objectives.distillation import PatchDistillation
-from glpretrain.objectives.reconstruction import CorruptedPixels, unpatchify
+from glpretrain.objectives.reconstruction import CorruptedPixels
 from glpretrain.schedule import Schedule
 from glpretrain.types import Batch
 
@@ -27,7 +31,7 @@ class MMC(Method):
     """Masked image modelling, momentum distillation of patches, contrast of `cls`.
 
     Args:
-        encoder: any with a patch grid.
+        encoder: any.
         num_prototypes: K, of the patches.
         hidden_dim: of the distillation head's MLP.
         bottleneck_dim: of the distillation head's output on the sphere.
@@ -37,6 +41,7 @@ class MMC(Method):
         contrast_temp: of the contrast.
         hallucinate: largest strength of hallucinated positives of the contrast (`Hallucinator`; the paper's is 0.1); 0 makes none.
         pixel_layers: hidden layers of the pixel head.
+        pixel_objective: compares predicted inputs with the clean ones; None is `CorruptedPixels`, for images.
         student_temp: of the student's assignments.
         teacher_temp: of the targets, over progress.
         centre_momentum: of the centre.
@@ -62,17 +67,16 @@ class MMC(Method):
         contrast_temp: float = 0.2,
         hallucinate: float = 0.0,
         pixel_layers: int = 3,
+        pixel_objective: Objective | None = None,
         student_temp: float = 0.1,
         teacher_temp: Schedule = Schedule(0.07, warmup=0.3, warmup_start=0.04, shape="constant"),  # noqa: B008
         centre_momentum: float = 0.9,
         momentum: Schedule = Schedule(0.996, 1.0),  # noqa: B008
         **kwargs,  # noqa: ANN003
     ) -> None:
-        width = encoder.embed_dim
-        channels, *_ = encoder.card.item_shape
-        rows, columns = encoder.card.patch_size
+        width, card = encoder.embed_dim, encoder.card
         heads = {
-            "pixels": PixelHead(width, patch_dim=rows * columns * channels, num_layers=pixel_layers),
+            "pixels": PixelHead(width, patch_dim=math.prod(card.patch_size) * len(card.mean), num_layers=pixel_layers),
             "patch": nn.Sequential(
                 ProjectionHead(width, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=num_layers),
                 Prototypes(bottleneck_dim, num_prototypes=num_prototypes),
@@ -82,7 +86,7 @@ class MMC(Method):
         super().__init__(Branch(encoder, heads), momentum=momentum, **kwargs)
         self.teacher_temp = teacher_temp
         self.hallucinator = Hallucinator(contrast_dim, largest=hallucinate) if hallucinate != 0.0 else None
-        self.pixel_objective = CorruptedPixels()
+        self.pixel_objective = CorruptedPixels() if pixel_objective is None else pixel_objective
         self.patch_objective = PatchDistillation(num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum)
         self.contrast_objective = InfoNCE(temp=contrast_temp)
 
@@ -94,7 +98,7 @@ class MMC(Method):
         num_global, num_items = batch.global_views.shape[:2]
         num_views = num_global + (0 if batch.local_views is None else len(batch.local_views))
         pairs = [(v, g) for v in range(num_views) for g in range(num_global) if v != g]  # student view, teacher view
-        clean = batch.global_views.flatten(0, 1)  # [(G B) C H W]
+        clean = batch.global_views.flatten(0, 1)  # [(G B) *item]
         with torch.no_grad():
             seen = self.teacher.branch.encoder(clean)
             teacher_logits = self.teacher.branch.heads["patch"](seen.patches)  # [(G B) N K]
@@ -103,18 +107,15 @@ class MMC(Method):
         if batch.local_views is not None:
             views.append(batch.local_views.flatten(0, 1))
         output, *local_outputs = self.student.encoder(views)
-        grid = self.encoder.grid(clean.shape[1:])
-        predictions = unpatchify(
-            self.student.heads["pixels"](output.patches),
-            patch_size=self.encoder.card.patch_size,
-            grid=grid,
-            num_channels=clean.shape[1],
-        )
+        num_tokens = output.patches.shape[1]
+        targets, replaced = self.encoder.contents(clean, corruption=batch.corruption.flatten(0, 1))  # [(G B) C N M], [(G B) N M]
+        # The head gives channel after channel for each input, as MAE does.
+        predictions = self.student.heads["pixels"](output.patches).unflatten(2, (-1, targets.shape[1])).permute(0, 3, 1, 2)
         student_logits = self.student.heads["patch"](output.patches)  # [(G B) N K]
         queries = self._project(self.student, torch.cat([output.cls, *(local.cls for local in local_outputs)]), num_views)
-        everything = torch.ones(num_global, num_items, grid[0] * grid[1], dtype=torch.bool, device=clean.device)
+        everything = torch.ones(num_global, num_items, num_tokens, dtype=torch.bool, device=clean.device)
         terms = {
-            "pixels": self.pixel_objective(predictions=predictions, targets=clean, corruption=batch.corruption.flatten(0, 1)),
+            "pixels": self.pixel_objective(predictions=predictions, targets=targets, corruption=replaced),
             "patch": self.patch_objective(
                 student_logits=student_logits.flatten(0, 1),
                 teacher_logits=teacher_logits.flatten(0, 1),

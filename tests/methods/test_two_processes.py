@@ -20,10 +20,13 @@ Result = dict[str, dict[str, torch.Tensor]]
 
 def _share(batch: Batch, rank: int, world_size: int) -> Batch:
     """This process's contiguous part; views come first in every field but two."""
-    parts = {}
-    for name, value in batch._asdict().items():
-        parts[name] = None if value is None else value.chunk(world_size, dim=0 if name in ("index", "weak") else 1)[rank]
-    return Batch(**parts)
+
+    def part(name: str, value):
+        if value is None or isinstance(value, tuple):
+            return value and tuple(part(name, one) for one in value)
+        return value.chunk(world_size, dim=0 if name in ("index", "weak") else 1)[rank]
+
+    return Batch(**{name: part(name, value) for name, value in batch._asdict().items()})
 
 
 def _step(model: Method, batch: Batch, average) -> Result:

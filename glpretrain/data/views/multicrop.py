@@ -5,14 +5,19 @@ one key per item (`glpretrain.keys`), so views do not depend on the batch, the p
 for the device. Left out: masks over tokens (`masking`), reading files (`data`).
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from glpretrain import keys as rng
+from glpretrain.data.base import FittedItem, Item, Source
+from glpretrain.data.loading import RawBatch
+from glpretrain.data.scenes import Scenes
+from glpretrain.data.views.base import ViewMaker, Views
 from glpretrain.data.views.boxes import random_boxes
 from glpretrain.data.views.colour import augment, require_rgb
 from glpretrain.data.views.erasing import erase
@@ -21,27 +26,26 @@ from glpretrain.data.views.resample import crop, crop_nearest
 from glpretrain.data.views.selection import apply_where
 from glpretrain.data.views.spec import Strong, ViewSpec
 from glpretrain.data.views.stain import quarter_turns, turn
+from glpretrain.types import EncoderCard
 
 _BOX, _COLOUR, _STRONG, _RAND_AUGMENT, _ERASE, _TURN = range(6)
 # Where the numbers of views of each kind start: one more global view leaves the locals as they were.
 _LOCAL, _STUDENT, _ALL_STUDENT_VIEWS = (kind << 16 for kind in range(1, 4))
 
 
-class Views(NamedTuple):
-    """Views of a batch of items, globals first where both share an axis."""
-
-    global_views: Tensor  # Float[G B C h w]  normalised
-    local_views: Tensor | None  # Float[L B C h w]
-    student_views: Tensor | None  # Float[S B C h w]  of the size of the globals
-    weak: Tensor | None  # Bool[B]           True: the student views of this item were weakly augmented
-    regions: Tensor | None  # Int[G B h w]      the region map, cut as the global views
-    boxes: Tensor  # Float[V B 5]      of globals and locals: x0 y0 x1 y1 in the item's unit square, flip (0 or 1) + 2 * quarter turns
-
-
 def _check_sizes(name: str, specs: Sequence[ViewSpec]) -> None:
     shapes = sorted({spec.shape for spec in specs})
     if len(shapes) > 1:
         raise ValueError(f"MultiCrop: {name} have sizes {shapes}; they are stacked, so give all of them one size")
+
+
+def _resized(image: Tensor, size: int, *, mode: str) -> Tensor:
+    """[C S S] of [C H W], antialiased where the mode can be."""
+    if image.shape[1:] == (size, size):
+        return image
+    if mode == "nearest":
+        return interpolate(image[None].float(), size=(size, size), mode="nearest-exact")[0].to(image.dtype)
+    return interpolate(image[None], size=(size, size), mode=mode, antialias=True)[0]
 
 
 def _normalise(views: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -51,8 +55,8 @@ def _normalise(views: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
     return views
 
 
-class MultiCrop(nn.Module):
-    """Crops, flips, colours and normalises. Holds no state and no randomness.
+class MultiCrop(ViewMaker):
+    """Crops, flips, colours and normalises images.
 
     Args:
         global_views: settings of the global views, in order.
@@ -64,6 +68,9 @@ class MultiCrop(nn.Module):
         ValueError: no global view, globals (or locals) of different sizes, or student views of another size than the globals or
             with different `strong`.
     """
+
+    modality = "image"
+    channel_axis = 0
 
     def __init__(
         self, global_views: list[ViewSpec], local_views: list[ViewSpec] | None = None, student_views: list[ViewSpec] | None = None
@@ -97,6 +104,35 @@ class MultiCrop(nn.Module):
     def num_student_views(self) -> int:
         """S."""
         return sum(spec.count for spec in self.student_views)
+
+    def shapes(self, num_channels: int) -> list[tuple[int, ...]]:
+        """Channels, height and width of every view."""
+        return [(num_channels, *spec.shape) for spec in (*self.global_views, *self.local_views)]
+
+    def default_size(self) -> int:
+        """Side that leaves a crop of most of the item something to be scaled down from: 1.15 times the view, rounded up."""
+        return math.ceil(1.15 * max(self.global_views[0].shape))
+
+    def require_size(self, size: int) -> None:
+        """A global view is never larger than the item."""
+        height, width = self.global_views[0].shape
+        if size < max(height, width):
+            raise ValueError(f"DataModule: image_size {size} is smaller than the global view of {height} x {width} pixels")
+
+    def fitted(self, item: Item, *, size: int) -> FittedItem:
+        """The item stretched to a square, with its true aspect."""
+        height, width = item.image.shape[1:]
+        regions = None if item.regions is None else _resized(item.regions[None], size, mode="nearest")[0].to(torch.int16)
+        return FittedItem(_resized(item.image, size, mode="bilinear"), width / height, regions)
+
+    def make(self, raw: RawBatch, *, keys: Tensor, card: EncoderCard) -> Views:
+        """`forward` on a batch as workers hand it over."""
+        regions = None if raw.regions is None else raw.regions.long()
+        return self(raw.images, aspect=raw.aspect, keys=keys, mean=card.mean, std=card.std, regions=regions)
+
+    def stand_in(self, size: int) -> Source:
+        """Scenes."""
+        return Scenes(2400, size=size)
 
     @torch.no_grad()
     def forward(

@@ -1,0 +1,270 @@
+"""Views of clouds of points on the device that holds the batch: spherical crops, rotation, scale, translation, jitter, dropout.
+
+The counterpart of `multicrop` and under its rules: all randomness comes from one key per item, nothing waits for the device, and there
+is a loop over views but none over clouds. The crops are those of POS-BERT (fukexue/POS-BERT at d922651, dataloader.py): the points
+nearest to a random one; where a crop has fewer points than the view, means of four neighbours are added. Known differences: what is
+placed and jittered are the points of the view, after the crop and not before, and a point whose neighbours are averaged twice gives
+the same mean twice.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from glpretrain import keys as rng
+from glpretrain.clouds import farthest_points, nearest_points, squared_distances, take
+from glpretrain.data.base import FittedItem, Item, Source
+from glpretrain.data.clouds import with_count
+from glpretrain.data.loading import RawBatch
+from glpretrain.data.solids import Solids
+from glpretrain.data.views.base import ViewMaker, Views
+from glpretrain.types import EncoderCard
+
+_CROP, _ROTATION, _SCALE, _TRANSLATION, _JITTER, _DROPOUT = range(6)
+_LOCAL, _COARSE = 1 << 16, 1 << 17  # numbers of these views start here: one more global view leaves the others as they were
+_AVERAGED = 4  # points in the mean that completes a crop
+_ORDER_BITS = 61
+
+
+@dataclass(frozen=True)
+class PointViewSpec:
+    """One view of a cloud, or `count` equal ones. What is left out is off.
+
+    Args:
+        points: P, of the view.
+        keep: smallest and largest share of the item's points that a crop covers.
+        count: how many such views.
+        sampling: of the view's points among those of the crop, by chance or each the farthest from all before.
+        rotation: about one axis, or about any.
+        scale: smallest and largest factor, drawn for every axis.
+        translation: largest shift along every axis.
+        jitter: standard deviation of the noise on coordinates.
+        jitter_limit: its largest absolute value.
+        dropout: largest share of points that fall onto the view's first; the share is drawn uniformly (PointNet++: 0.875).
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    points: int
+    keep: tuple[float, float] = (1.0, 1.0)
+    count: int = 1
+    sampling: Literal["random", "farthest"] = "random"
+    rotation: Literal["none", "x", "y", "z", "any"] = "none"
+    scale: tuple[float, float] = (1.0, 1.0)
+    translation: float = 0.0
+    jitter: float = 0.0
+    jitter_limit: float = 0.05
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.points < 1 or self.count < 1:
+            raise ValueError(f"PointViewSpec: points and count are at least 1, not {self.points} and {self.count}")
+        for name, value, high in (("keep", self.keep, 1.0), ("scale", self.scale, math.inf)):
+            if len(value) != 2 or not 0.0 < value[0] <= value[1] <= high:
+                raise ValueError(f"PointViewSpec: {name} is a (smallest, largest) pair above 0 and at most {high:g}, not {tuple(value)}")
+        if self.sampling not in ("random", "farthest"):
+            raise ValueError(f"PointViewSpec: sampling is 'random' or 'farthest', not {self.sampling!r}")
+        if self.rotation not in ("none", "x", "y", "z", "any"):
+            raise ValueError(f"PointViewSpec: rotation is none, x, y, z or any, not {self.rotation!r}")
+        for name, value in (("translation", self.translation), ("jitter", self.jitter), ("jitter_limit", self.jitter_limit)):
+            if value < 0.0:
+                raise ValueError(f"PointViewSpec: {name} is at least 0, not {value}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"PointViewSpec: dropout is a share in [0, 1), not {self.dropout}")
+
+
+class PointCrops(ViewMaker):
+    """Crops, turns, scales and shifts clouds of points.
+
+    Args:
+        global_views: settings of the global views, in order; all of one number of points.
+        local_views: settings of the local views, in order; all of one number of points.
+        coarse_views: settings of views at other resolutions; every entry may have its own number of points.
+
+    Raises:
+        ValueError: no global view, or views that are stacked have different numbers of points.
+    """
+
+    modality = "points"
+    channel_axis = -1
+
+    def __init__(
+        self,
+        global_views: list[PointViewSpec],
+        local_views: list[PointViewSpec] | None = None,
+        coarse_views: list[PointViewSpec] | None = None,
+    ) -> None:
+        super().__init__()
+        if not global_views:
+            raise ValueError("PointCrops: global_views is empty; give at least one PointViewSpec")
+        for name, specs in (("global_views", global_views), ("local_views", local_views or [])):
+            if len(numbers := sorted({spec.points for spec in specs})) > 1:
+                raise ValueError(f"PointCrops: {name} have {numbers} points; they are stacked, so give all of them one number")
+        self.global_views = tuple(global_views)
+        self.local_views = tuple(local_views or ())
+        self.coarse_views = tuple(coarse_views or ())
+
+    @property
+    def num_global_views(self) -> int:
+        """G."""
+        return sum(spec.count for spec in self.global_views)
+
+    @property
+    def num_local_views(self) -> int:
+        """L."""
+        return sum(spec.count for spec in self.local_views)
+
+    @property
+    def num_coarse_views(self) -> int:
+        """Of all lower resolutions together."""
+        return sum(spec.count for spec in self.coarse_views)
+
+    def shapes(self, num_channels: int) -> list[tuple[int, ...]]:
+        """Points and coordinates of every view."""
+        return [(spec.points, num_channels) for spec in (*self.global_views, *self.local_views, *self.coarse_views)]
+
+    def default_size(self) -> int:
+        """Points of the largest view."""
+        return max(spec.points for spec in (*self.global_views, *self.local_views, *self.coarse_views))
+
+    def require_size(self, size: int) -> None:
+        """Every crop has the four points whose mean completes it."""
+        for spec in (*self.global_views, *self.local_views, *self.coarse_views):
+            if math.ceil(spec.keep[0] * size) < _AVERAGED:
+                raise ValueError(
+                    f"DataModule: image_size {size} leaves fewer than {_AVERAGED} points in a crop of {spec.keep[0]}; raise one"
+                )
+
+    def fitted(self, item: Item, *, size: int) -> FittedItem:
+        """The item with exactly so many points."""
+        return FittedItem(with_count(item, size).image, 1.0, None)
+
+    def make(self, raw: RawBatch, *, keys: Tensor, card: EncoderCard) -> Views:
+        """See `forward`; coordinates are taken as they are, whatever the card."""
+        return self(raw.images, keys=keys)
+
+    def stand_in(self, size: int) -> Source:
+        """Solids."""
+        return Solids(2400, num_points=size)
+
+    @torch.no_grad()
+    def forward(self, points: Tensor, *, keys: Tensor) -> Views:
+        """Make the views of a batch.
+
+        Args:
+            points: Float[B P 3].
+            keys: Int[B], one key per item.
+
+        Returns:
+            Views in float32.
+        """
+        points = points.to(torch.float32)
+        views, first = {}, {"global": 0, "local": _LOCAL, "coarse": _COARSE}
+        for kind, specs in (("global", self.global_views), ("local", self.local_views), ("coarse", self.coarse_views)):
+            views[kind] = []
+            for spec in specs:
+                numbers = range(first[kind], first[kind] + spec.count)
+                views[kind].append(torch.stack([view_of(points, spec=spec, keys=rng.fold(keys, number)) for number in numbers]))
+                first[kind] += spec.count
+        return Views(
+            global_views=torch.cat(views["global"]),
+            local_views=torch.cat(views["local"]) if views["local"] else None,
+            student_views=None,
+            weak=None,
+            regions=None,
+            boxes=None,
+            coarse_views=tuple(views["coarse"]) or None,
+        )
+
+
+def view_of(points: Tensor, *, spec: PointViewSpec, keys: Tensor) -> Tensor:
+    """One view of every cloud.
+
+    Args:
+        points: Float[B P 3].
+        spec: what is drawn.
+        keys: Int[B].
+
+    Returns:
+        Float[B p 3], p points of the view in random order (or in farthest-point order from a random point on).
+    """
+    view = _cropped(points, spec=spec, keys=rng.fold(keys, _CROP))
+    if spec.rotation != "none":
+        rotation = rotations(rng.fold(keys, _ROTATION), axis=spec.rotation)
+        view = (rotation.unsqueeze(1) * view.unsqueeze(2)).sum(dim=3)  # no matrix product, which may run in half precision or TF32
+    if spec.scale != (1.0, 1.0):
+        low, high = spec.scale
+        view = view * (low + (high - low) * rng.uniform(rng.fold(keys, _SCALE), 1, 3))
+    if spec.translation > 0.0:
+        view = view + spec.translation * (2.0 * rng.uniform(rng.fold(keys, _TRANSLATION), 1, 3) - 1.0)
+    if spec.jitter > 0.0:
+        noise = spec.jitter * rng.normal(rng.fold(keys, _JITTER), *view.shape[1:])
+        view = view + noise.clamp(-spec.jitter_limit, spec.jitter_limit)
+    if spec.dropout > 0.0:
+        draws = rng.uniform(rng.fold(keys, _DROPOUT), view.shape[1] + 1)  # [B p+1]
+        fallen = draws[:, 1:] < spec.dropout * draws[:, :1]
+        view = torch.where(fallen.unsqueeze(2), view[:, :1], view)
+    return view
+
+
+def _cropped(points: Tensor, *, spec: PointViewSpec, keys: Tensor) -> Tensor:
+    """Float[B p 3]: points near a random one, as many as the view has."""
+    num_items, num_points, _ = points.shape
+    low, high = (math.ceil(share * num_points) for share in spec.keep)
+    inside = torch.ones(num_items, num_points, dtype=torch.bool, device=points.device)
+    count = torch.full((num_items,), num_points, device=points.device)  # of the points inside
+    if low < num_points:
+        centre = take(points, rng.integers(rng.fold(keys, 0), 0, num_points, 1))  # [B 1 3]
+        share = spec.keep[0] + (spec.keep[1] - spec.keep[0]) * rng.uniform(rng.fold(keys, 1))
+        count = torch.ceil(share * num_points).clamp(low, high).to(torch.int64)  # [B]
+        order = squared_distances(centre, points).squeeze(1).argsort(dim=1, stable=True)  # [B P]
+        inside = torch.zeros_like(inside).scatter(1, order, torch.arange(num_points, device=points.device) < count.unsqueeze(1))
+    # Points inside first, in random order: integers, since floats of 24 bits would tie.
+    draws = (rng.bits(rng.fold(keys, 2), num_points) & ((1 << _ORDER_BITS) - 1)) + (~inside).to(torch.int64) * (1 << _ORDER_BITS)
+    order = draws.argsort(dim=1)  # [B P]
+    if spec.sampling == "farthest" and spec.points < num_points:
+        ordered = take(points, order)
+        # Points outside stand on the first one: they are taken last.
+        alike = torch.where((torch.arange(num_points, device=points.device) < count.unsqueeze(1)).unsqueeze(2), ordered, ordered[:, :1])
+        return take(alike, farthest_points(alike, count=spec.points))
+    position = torch.arange(spec.points, device=points.device).expand(num_items, -1)  # [B p]
+    chosen = take(points, order.gather(1, position % count.unsqueeze(1)))  # [B p 3]
+    if spec.points > low:  # some crop may have too few points: its last ones become means of neighbours
+        late = chosen[:, low:]
+        among = torch.where(inside.unsqueeze(2), points, torch.inf)
+        means = take(points, nearest_points(late, among, count=_AVERAGED)).mean(dim=2)  # [B p-low 3]
+        added = (position[:, low:] >= count.unsqueeze(1)).unsqueeze(2)
+        chosen = torch.cat([chosen[:, :low], torch.where(added, means, late)], dim=1)
+    return chosen
+
+
+def rotations(keys: Tensor, *, axis: Literal["x", "y", "z", "any"]) -> Tensor:
+    """Uniformly random rotations, Float[B 3 3], about one axis or, with "any", over all of them."""
+    if axis == "any":
+        quaternion = torch.nn.functional.normalize(rng.normal(keys, 4), dim=1)
+    else:
+        half = torch.pi * rng.uniform(keys)
+        about = torch.zeros(len(keys), 3, device=keys.device)
+        about[:, "xyz".index(axis)] = half.sin()
+        quaternion = torch.cat([half.cos().unsqueeze(1), about], dim=1)
+    w, x, y, z = quaternion.unbind(dim=1)
+    return torch.stack(_rotation_rows(w, x, y, z), dim=1).unflatten(1, (3, 3))
+
+
+def _rotation_rows(w: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Sequence[Tensor]:
+    return (
+        1 - 2 * (y * y + z * z),
+        2 * (x * y - w * z),
+        2 * (x * z + w * y),
+        2 * (x * y + w * z),
+        1 - 2 * (x * x + z * z),
+        2 * (y * z - w * x),
+        2 * (x * z - w * y),
+        2 * (y * z + w * x),
+        1 - 2 * (x * x + y * y),
+    )

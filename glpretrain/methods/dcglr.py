@@ -1,0 +1,113 @@
+"""DCGLR: self-distillation between global and local crops of a shape, and a contrast between shapes that steadies the teacher.
+
+Idea: the teacher sees global crops, the student global and local ones and lower resolutions; distillation teaches the whole and what
+a part says about it, and a contrastive term keeps shapes apart, so that "the teacher network be better updated".
+Paper: Fu et al., "Distillation with contrast is all you need for self-supervised point cloud representation learning",
+arXiv 2202.04241. Only its abstract was available to us, and no code was published.
+Reference code: fukexue/POS-BERT at d922651 (pretrain.py, dataloader.py), by the same first author and a continuation of it. From there:
+the crops, the distillation over all pairs of a teacher view and another student view, temperatures, centre, head, and the
+N-pair contrast, which is dead code there.
+WHAT IS OURS: that the contrast is InfoNCE behind a head of its own (SiT's, whose batch norms let it learn from the first step on;
+on the bottleneck of the distillation's head it stayed at chance for hundreds of steps), its temperature and weight, and that its
+negatives are the items of all processes. POS-BERT's masked tokens are left out, which are its own addition.
+Known differences: centres and temperatures as listed for DINO; the teacher's batch norms use the student's running statistics.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from glpretrain.encoders.base import Encoder
+from glpretrain.heads import ContrastHead, ProjectionHead, Prototypes
+from glpretrain.methods.base import Branch, Method
+from glpretrain.objectives.contrastive import InfoNCE
+from glpretrain.objectives.distillation import ViewDistillation
+from glpretrain.objectives.npair import NPair
+from glpretrain.schedule import Schedule
+from glpretrain.types import Batch
+
+
+class DCGLR(Method):
+    """Distillation with contrast.
+
+    Args:
+        encoder: any; views of several sizes must be welcome.
+        num_prototypes: K.
+        hidden_dim: of the head's MLP.
+        bottleneck_dim: of the head's output on the sphere.
+        num_layers: of the head's MLP.
+        student_temp: of the student's assignments.
+        teacher_temp: of the targets, over progress.
+        centre_momentum: of the centre.
+        contrast: InfoNCE behind a head of its own, or NPair of the teacher's assignments with the student's logits; None is
+            InfoNCE(temp=0.2).
+        contrast_hidden_dim: of the contrast head's MLP; without a meaning for NPair.
+        contrast_dim: of the contrast head's output.
+        momentum: of the teacher.
+        **kwargs: see `Method`.
+    """
+
+    terms = ("cls", "contrast")
+    takes = ("local_views", "coarse_views")
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        num_prototypes: int = 512,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        num_layers: int = 3,
+        student_temp: float = 0.1,
+        teacher_temp: Schedule = Schedule(0.04, warmup=0.0, shape="constant"),  # noqa: B008
+        centre_momentum: float = 0.9,
+        contrast: InfoNCE | NPair | None = None,
+        contrast_hidden_dim: int = 2048,
+        contrast_dim: int = 256,
+        momentum: Schedule = Schedule(0.996, 1.0),  # noqa: B008
+        **kwargs,  # noqa: ANN003
+    ) -> None:
+        contrast = InfoNCE(temp=0.2) if contrast is None else contrast
+        heads = {
+            "cls": nn.Sequential(
+                ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=num_layers),
+                Prototypes(bottleneck_dim, num_prototypes=num_prototypes),
+            )
+        }
+        if isinstance(contrast, InfoNCE):
+            heads["contrast"] = ContrastHead(encoder.embed_dim, hidden_dim=contrast_hidden_dim, out_dim=contrast_dim)
+        super().__init__(Branch(encoder, heads), momentum=momentum, **kwargs)
+        self.teacher_temp = teacher_temp
+        self.objective = ViewDistillation(num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum)
+        self.contrast_objective = contrast
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`cls`: every pair of a teacher view and another student view; `contrast`: the same pairs, against the other items."""
+        num_global, num_items = batch.global_views.shape[:2]
+        views = [batch.global_views, *([] if batch.local_views is None else [batch.local_views]), *(batch.coarse_views or ())]
+        with torch.no_grad():
+            teacher_cls = self.teacher.branch.encoder(batch.global_views.flatten(0, 1)).cls  # [(G B) D]
+            teacher_logits = self.teacher.branch.heads["cls"](teacher_cls).unflatten(0, (num_global, num_items))  # [G B K]
+        cls = torch.cat([output.cls for output in self.student.encoder([view.flatten(0, 1) for view in views])])  # [(V B) D]
+        logits = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
+        temp = self.teacher_temp(progress)
+        terms = {
+            "cls": self.objective(student_logits=logits, teacher_logits=teacher_logits, teacher_temp=temp),
+            "contrast": self._contrast(
+                cls, teacher_cls, logits=logits, assignments=self.objective.targets(teacher_logits, teacher_temp=temp)
+            ),
+        }
+        self.objective.update(teacher_logits=teacher_logits)
+        return terms
+
+    def _contrast(self, cls: Tensor, teacher_cls: Tensor, *, logits: Tensor, assignments: Tensor) -> Tensor:
+        """Of Float[(V B) D] and Float[(G B) D], or of logits Float[V B K] and assignments Float[G B K]."""
+        if isinstance(self.contrast_objective, NPair):
+            # Every teacher view with every crop, itself included, as the reference code has it.
+            return self.contrast_objective(assignments=assignments, logits=logits)
+        num_views, num_items, _ = logits.shape
+        # The head's batch norms see one view at a time, so that no view's resolution gives it away.
+        queries = [self.student.heads["contrast"](view) for view in cls.unflatten(0, (num_views, num_items))]
+        with torch.no_grad():
+            keys = [self.teacher.branch.heads["contrast"](view) for view in teacher_cls.unflatten(0, (-1, num_items))]
+        pairs = [(v, g) for v in range(num_views) for g in range(len(keys)) if v != g]
+        return torch.stack([self.contrast_objective(queries=queries[v], keys=keys[g]) for v, g in pairs]).mean()

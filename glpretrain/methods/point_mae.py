@@ -1,0 +1,113 @@
+"""Point-MAE: encode four in ten groups of points, predict the points of the others.
+
+Idea: a cloud is cut into overlapping groups around centres; the encoder sees some of them, a small decoder is told where the hidden
+ones are and must say which points they hold, up to their order (Chamfer distance).
+Paper: Pang et al., "Masked autoencoders for point cloud self-supervised learning", ECCV 2022.
+Reference code: Pang-Yatian/Point-MAE at 7445a68 (models/Point_MAE.py, cfgs/pretrain.yaml).
+Known differences: several views of an item count as several items; pointnet2's sampler is replaced, see `encoders.points`; decay
+follows the rule of this package.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.points import PointTransformer, PositionedBlocks, position_layers, start_weights
+from glpretrain.masking import kept
+from glpretrain.methods.base import Branch, Method
+from glpretrain.objectives.base import Objective
+from glpretrain.objectives.chamfer import ChamferL2
+from glpretrain.types import Batch
+
+
+class GroupDecoder(nn.Module):
+    """Visible tokens and a mask token for every hidden group, each with the position of its centre, to the hidden groups' points.
+
+    Args:
+        dim: D, of the encoder and of the decoder.
+        depth: blocks.
+        num_heads: per block.
+        group_size: M, points to predict.
+        drop_path_rate: stochastic depth.
+    """
+
+    def __init__(self, dim: int, *, depth: int, num_heads: int, group_size: int, drop_path_rate: float = 0.0) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(dim))
+        self.position = position_layers(dim)
+        self.blocks = PositionedBlocks(dim, depth=depth, num_heads=num_heads, drop_path_rate=drop_path_rate)
+        self.norm = nn.LayerNorm(dim)
+        self.predict = nn.Linear(dim, 3 * group_size)
+        self.apply(start_weights)
+        for block in self.blocks:
+            for layer in block.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.xavier_uniform_(layer.weight)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, patches: Tensor, *, visible: Tensor, hidden: Tensor) -> Tensor:
+        """Predict groups relative to their centres.
+
+        Args:
+            patches: Float[B M D], visible tokens.
+            visible: Float[B M 3], their centres.
+            hidden: Float[B H 3], the other centres.
+
+        Returns:
+            Float[B H group_size 3].
+        """
+        num_items, num_hidden, _ = hidden.shape
+        tokens = torch.cat([patches, self.mask_token.to(patches.dtype).expand(num_items, num_hidden, -1)], dim=1)  # [B M+H D]
+        tokens = self.blocks(tokens, self.position(torch.cat([visible, hidden], dim=1)))
+        return self.predict(self.norm(tokens[:, -num_hidden:])).unflatten(2, (-1, 3))
+
+
+class PointMAE(Method):
+    """A masked autoencoder of groups of points.
+
+    Args:
+        encoder: a `PointTransformer`.
+        decoder_depth: blocks of the decoder.
+        decoder_heads: attention heads per block of the decoder.
+        decoder_drop_path_rate: stochastic depth of the decoder.
+        objective: between predicted and true groups; None is `ChamferL2`.
+        **kwargs: see `Method`.
+    """
+
+    terms = ("points",)
+    needs = ("mask",)
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        decoder_depth: int = 4,
+        decoder_heads: int = 6,
+        decoder_drop_path_rate: float = 0.0,
+        objective: Objective | None = None,
+        **kwargs,  # noqa: ANN003
+    ) -> None:
+        if not isinstance(encoder, PointTransformer):
+            raise ValueError(f"PointMAE: encoder {encoder.card.encoder} given; accepted: PointTransformer")
+        decoder = GroupDecoder(
+            encoder.embed_dim,
+            depth=decoder_depth,
+            num_heads=decoder_heads,
+            group_size=encoder.group_size,
+            drop_path_rate=decoder_drop_path_rate,
+        )
+        super().__init__(Branch(encoder, {"decoder": decoder}), **kwargs)
+        self.objective = ChamferL2() if objective is None else objective
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`points`: of hidden groups."""
+        views = batch.global_views.flatten(0, 1)  # [(G B) P 3]
+        mask = batch.mask.flatten(0, 1)  # [(G B) N]
+        keep = kept(mask)  # [(G B) M]
+        groups = self.encoder.group(views)
+        patches = self.student.encoder(views, keep=keep).patches
+        num_items = len(views)
+        predictions = self.student.heads["decoder"](
+            patches, visible=groups.centres[~mask].unflatten(0, (num_items, -1)), hidden=groups.centres[mask].unflatten(0, (num_items, -1))
+        )
+        return {"points": self.objective(predictions=predictions.flatten(0, 1), targets=groups.neighbours[mask])}

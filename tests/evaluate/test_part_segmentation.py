@@ -1,0 +1,177 @@
+"""Parts and prompts on clouds: features that know the parts score 100, noise scores chance, plain loops agree."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from evaluate_stubs import TableSource, noise
+from sklearn.metrics import jaccard_score
+from torch import Tensor
+from torch.nn import functional
+
+from glpretrain import keys
+from glpretrain.data.base import Item
+from glpretrain.encoders import PointTransformer
+from glpretrain.encoders.base import Encoder
+from glpretrain.evaluate import PartSegmentation, PointPrompts
+from glpretrain.evaluate.part_segmentation import instance_iou, part_shares
+from glpretrain.evaluate.pixels import PixelBatch
+from glpretrain.evaluate.point_prompts import careful_click, point_iou, share_of_cells
+from glpretrain.evaluate.point_tokens import at_points
+from glpretrain.types import EncoderCard, EncoderOutput
+
+NUM_PARTS, POINTS, TOKENS = 4, 96, 24
+SPACING = 10.0  # parts are blobs of radius 1 that far apart along x, so that no cell and no interpolation reaches into another
+
+
+class Clouds(TableSource):
+    """Items from a list, of points."""
+
+    modality = "points"
+
+
+def blobs(count: int, *, seed: int = 0) -> Clouds:
+    """Two of four parts per cloud; the class says which two."""
+    items = []
+    for position in range(count):
+        label = position % 3
+        parts = torch.tensor([label, label + 1])[torch.arange(POINTS) % 2]  # [P]
+        points = noise(torch.tensor([position]), POINTS, 3, seed=seed)[0]
+        points = functional.normalize(points, dim=1)
+        points[:, 0] += SPACING * parts
+        items.append(Item(points, label, 1 + parts - label, None, parts))
+    return Clouds(items, classes=["a", "b", "c"], mask_classes=[f"p{n}" for n in range(NUM_PARTS)])
+
+
+class StubPoints(PointTransformer):
+    """Tokens from a function of their centres, Float[B N 3] to Float[B N D]."""
+
+    def __init__(self, features: Callable[[Tensor], Tensor]) -> None:
+        Encoder.__init__(self)
+        self.features, self.group_size, self.points_per_token = features, 4, POINTS // TOKENS
+        self.probe = torch.nn.Linear(1, 1)
+
+    card = EncoderCard("StubPoints", {}, "points", (POINTS, 3), (4,), 8, (0.0,) * 3, (1.0,) * 3)
+    num_layers = 1
+
+    def forward(self, items: Tensor | Sequence[Tensor], *, mask=None, keep=None) -> EncoderOutput:
+        patches = self.features(self.group(items).centres)
+        return EncoderOutput(patches.mean(dim=1), patches)
+
+    def backbone_state(self) -> dict[str, Tensor]:
+        return {}
+
+
+def part_of(centres: Tensor) -> Tensor:
+    return (centres[..., 0] / SPACING).round().long()
+
+
+def oracle(centres: Tensor) -> Tensor:
+    return functional.one_hot(part_of(centres), 8).float()
+
+
+def random(centres: Tensor) -> Tensor:
+    key = (centres * 1e4).long().sum(dim=-1)
+    return keys.normal(keys.make(seed=5, epoch=0, index=key), 8)
+
+
+FAST = {"learning_rates": [0.3], "l2": [1e-5], "num_steps": 200}
+
+
+def test_tokens_that_know_their_part_score_100():
+    result = PartSegmentation(blobs(12), blobs(10, seed=1), num_steps=200).run(StubPoints(oracle))
+    for name in ("miou", "instance_miou", "accuracy", *(f"iou_p{n}" for n in range(NUM_PARTS))):
+        assert result.scores[name].value == pytest.approx(100), name
+    assert result.scores["miou"].n == 10 and set(result.chosen) == {"learning_rate", "l2"}
+    prompts = PointPrompts(blobs(16)).run(StubPoints(oracle)).scores
+    for name in ("miou", "miou_centre", "miou_fixed", "miou_oracle", "auc", "miou_classes"):
+        assert prompts[name].value == pytest.approx(100), name
+    assert prompts["miou"].n == 2 * 12  # two parts in each cloud that did not calibrate
+
+
+def test_noise_knows_nothing_of_parts():
+    scores = PartSegmentation(blobs(30), blobs(30, seed=1), **FAST).run(StubPoints(random)).scores
+    # Half of the points of a class lie on each of its two parts: a restricted answer is right on one half, with an IoU near a third.
+    assert 15 < scores["instance_miou"].value < 45 and scores["accuracy"].value < 45
+    prompts = PointPrompts(blobs(40)).run(StubPoints(random)).scores
+    # A part is half of the points: everything as the segment scores 50, a random half a third.
+    assert 25 < prompts["miou"].value < 55 and abs(prompts["auc"].value - 50) < max(2 * prompts["auc"].ci, 3)
+
+
+def test_results_repeat():
+    evaluator = PartSegmentation(blobs(9), blobs(6, seed=1), num_steps=50)
+    assert evaluator.run(StubPoints(random)) == evaluator.run(StubPoints(random))
+    prompts = PointPrompts(blobs(9))
+    assert prompts.run(StubPoints(random)) == prompts.run(StubPoints(random))
+
+
+def test_iou_at_every_threshold_is_scikit_learns():
+    similarity = torch.sin(torch.arange(60.0)).reshape(3, 20)
+    part = torch.arange(20) % 3 == 0
+    thresholds = torch.tensor([-0.5, 0.0, 0.7])
+    found = point_iou(similarity, part, thresholds=thresholds)
+    for row in range(3):
+        for column, threshold in enumerate(thresholds):
+            expected = jaccard_score(part.numpy(), (similarity[row] > threshold).numpy(), zero_division=0)
+            assert found[row, column].item() == pytest.approx(expected)
+
+
+def test_instance_iou_is_that_of_a_plain_loop():
+    logits = torch.sin(1.7 * torch.arange(3 * 11 * 4.0)).reshape(3, 11, 4)
+    truth = (torch.arange(33).reshape(3, 11) * 7 % 5) - 1  # -1 to 3
+    allowed = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 0]]).bool()
+    expected = []
+    for cloud in range(3):
+        known = truth[cloud] >= 0
+        predicted = logits[cloud].masked_fill(~allowed[cloud], -torch.inf).argmax(dim=-1)
+        ious = []
+        for part in allowed[cloud].nonzero()[:, 0].tolist():
+            a, b = (truth[cloud] == part) & known, (predicted == part) & known
+            union = (a | b).sum().item()
+            ious.append((a & b).sum().item() / union if union else 1.0)
+        expected.append(sum(ious) / len(ious))
+    torch.testing.assert_close(instance_iou(logits, truth, allowed=allowed), torch.tensor(expected))
+
+
+def test_shares_are_those_of_the_points_nearest_to_a_centre():
+    points = torch.tensor([[[0.0, 0, 0], [0.1, 0, 0], [5, 0, 0], [5.1, 0, 0], [5.2, 0, 0]]])
+    semantic = torch.tensor([[0, 1, 1, -1, 1]])
+    batch = PixelBatch(points, torch.tensor([0]), None, semantic, torch.tensor([0]), ("",))
+    found = part_shares(batch, torch.tensor([[[0.0, 0, 0], [5, 0, 0], [99, 0, 0]]]), num_parts=2)
+    torch.testing.assert_close(found, torch.tensor([[[0.5, 0.5], [0, 2 / 3], [0, 0]]]))
+    torch.testing.assert_close(share_of_cells(semantic[0] == 1, torch.tensor([0, 0, 1, 1, 1]), count=3), torch.tensor([0.5, 2 / 3, 0]))
+
+
+def test_scores_at_centres_are_kept_there():
+    centres = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]])
+    scores = torch.tensor([[[1.0], [2], [3], [4]]])
+    torch.testing.assert_close(at_points(scores, points=centres, centres=centres), scores, atol=1e-5, rtol=0)
+
+
+def test_a_careful_click_is_far_from_the_other_parts():
+    points = torch.tensor([[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [3, 0, 0]])
+    assert careful_click(points, torch.tensor([True, True, True, False])) == 0
+    assert careful_click(points, torch.ones(4, dtype=torch.bool)) in (1, 2)
+
+
+def test_pictures_are_made():
+    assert set(PartSegmentation(blobs(9), blobs(6, seed=1), **FAST).pictures(StubPoints(oracle))) == {"parts"}
+    assert set(PointPrompts(blobs(12)).pictures(StubPoints(oracle))) == {"similarity", "prompts"}
+
+
+def test_what_is_missing_is_named():
+    whole = blobs(6)
+    bare = Clouds([item._replace(instances=None, semantic=None) for item in whole.items], classes=["a", "b", "c"])
+    with pytest.raises(ValueError, match="has no masks"):
+        PointPrompts(bare)
+    with pytest.raises(ValueError, match="has no masks of classes"):
+        PartSegmentation(whole, bare)
+    unlabelled = Clouds([item._replace(label=-1) for item in whole.items], mask_classes=whole.mask_classes)
+    with pytest.raises(ValueError, match="has no labels; instance_miou needs"):
+        PartSegmentation(unlabelled, unlabelled, **FAST).run(StubPoints(oracle))
+    with pytest.raises(ValueError, match="min_tokens: 0"):
+        PointPrompts(whole, min_tokens=0)
+    with pytest.raises(ValueError, match="num_steps: 0"):
+        PartSegmentation(whole, whole, num_steps=0)
+    with pytest.raises(ValueError, match="are too few to choose among 4 candidates"):
+        PartSegmentation(blobs(2), whole).run(StubPoints(oracle))
