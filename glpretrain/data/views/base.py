@@ -18,9 +18,7 @@ class Views(NamedTuple):
     student_views: Tensor | None  # Float[S B *item]  of the size of the globals
     weak: Tensor | None  # Bool[B]           True: the student views of this item were weakly augmented
     regions: Tensor | None  # Int[G B h w]      the region map, cut as the global views
-    boxes: (
-        Tensor | None
-    )  # Float[V B 5]      of globals and locals: x0 y0 x1 y1 in the unit square, flip + 2 * quarter turns; None: no boxes
+    boxes: Tensor | None  # Float[V B 5]      x0 y0 x1 y1 in the item's unit square, flip + 2 * quarter turns; None: items have none
     coarse_views: tuple[Tensor, ...] | None = None  # Float[V B *item] per resolution
 
 
