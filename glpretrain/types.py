@@ -21,7 +21,6 @@ class EncoderOutput(NamedTuple):
 
     cls: Tensor  # Float[B D]    after the final norm; the mean of the patches where an encoder has no class token
     patches: Tensor  # Float[B N D]  after the final norm; M kept tokens instead of N when `keep` was given
-    pooled: Tensor | None = None  # Float[B D]  mean of all tokens, prefix ones too, before the final norm; None without such a norm
 
 
 class Batch(NamedTuple):

@@ -199,9 +199,8 @@ def encode_list(
         hidden = [masks[position] for position in positions if masks[position] is not None]
         joined = encode(torch.cat([items[position] for position in positions]), mask=torch.cat(hidden) if hidden else None)
         sizes = [len(items[position]) for position in positions]
-        pooled = [None] * len(sizes) if joined.pooled is None else joined.pooled.split(sizes)
-        parts = zip(positions, joined.cls.split(sizes), joined.patches.split(sizes), pooled, strict=True)
-        outputs.update({position: EncoderOutput(*fields) for position, *fields in parts})
+        parts = zip(positions, joined.cls.split(sizes), joined.patches.split(sizes), strict=True)
+        outputs.update({position: EncoderOutput(cls=cls, patches=patches) for position, cls, patches in parts})
     return [outputs[position] for position in range(len(items))]
 
 

@@ -1,6 +1,8 @@
 """A block over a feature and its neighbours: Mugs' relation block, used during pretraining and dropped with the heads."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -8,6 +10,22 @@ from torch import Tensor, nn
 
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.vit import ViT
+
+
+@contextmanager
+def pooled_tokens(encoder: ViT) -> Iterator[list[Tensor]]:
+    """Notes the mean of all tokens, class token too, in front of the final norm: what Mugs seeks neighbours with.
+
+    Yields:
+        A list that gets one Float[B D] per size of view, in the order in which the encoder meets the sizes: joined, they are the rows
+        of a list of views in which those of one size stand together.
+    """
+    pooled: list[Tensor] = []
+    hook = encoder.model.norm.register_forward_pre_hook(lambda module, args: pooled.append(args[0].mean(dim=1)))
+    try:
+        yield pooled
+    finally:
+        hook.remove()
 
 
 class RelationBlock(nn.Module):
@@ -40,7 +58,7 @@ class RelationBlock(nn.Module):
         """The feature after it has looked at its neighbours.
 
         Args:
-            pooled: Float[B D], `EncoderOutput.pooled`.
+            pooled: Float[B D], of `pooled_tokens`.
             neighbours: Float[B k D].
             encoder: whose final norm is used.
 

@@ -219,10 +219,9 @@ class ViT(Encoder):
             tokens = model.norm_pre(tokens)
         for block, args in zip(model.blocks, block_args, strict=True):
             tokens = block(tokens, **args)
-        pooled = tokens.mean(dim=1)
         tokens = model.norm(tokens)
         patches = tokens[:, prefix:]
-        return EncoderOutput(cls=patches.mean(dim=1) if model.cls_token is None else tokens[:, 0], patches=patches, pooled=pooled)
+        return EncoderOutput(cls=patches.mean(dim=1) if model.cls_token is None else tokens[:, 0], patches=patches)
 
     def _hide(self, tokens: Tensor, *, mask: Tensor, count: int) -> Tensor:
         if self.mask_token is None:

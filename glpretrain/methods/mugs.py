@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from glpretrain.encoders.base import Encoder
-from glpretrain.encoders.relation import RelationBlock
+from glpretrain.encoders.relation import RelationBlock, pooled_tokens
 from glpretrain.heads import Hallucinator, Predictor, ProjectionHead, Prototypes
 from glpretrain.memory import FeatureQueue
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.contrastive import QueueInfoNCE
 from glpretrain.objectives.distillation import ViewDistillation
 from glpretrain.schedule import Schedule
-from glpretrain.types import Batch, EncoderOutput
+from glpretrain.types import Batch
 
 
 class Mugs(Method):
@@ -120,10 +120,13 @@ class Mugs(Method):
         own = batch.global_views if batch.student_views is None else batch.student_views
         views = [v.flatten(0, 1) for v in (own, batch.local_views) if v is not None]
         with torch.no_grad():
-            seen = self.teacher.branch.encoder(batch.global_views.flatten(0, 1))
-            keys, key_groups, teacher_logits = self._heads(self.teacher.branch, [seen], self.teacher_memory, num_items)
-        outputs = self.student.encoder(views)
-        projections, groups, student_logits = self._heads(self.student, outputs, self.student_memory, num_items)
+            with pooled_tokens(self.teacher.branch.encoder) as pooled:
+                seen = self.teacher.branch.encoder(batch.global_views.flatten(0, 1))
+            keys, key_groups, teacher_logits = self._heads(self.teacher.branch, seen.cls, pooled[0], self.teacher_memory, num_items)
+        with pooled_tokens(self.encoder) as pooled:
+            outputs = self.encoder(views)
+        cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
+        projections, groups, student_logits = self._heads(self.student, cls, torch.cat(pooled), self.student_memory, num_items)
         queries = self.predictors["instance"](projections)  # [V B projection_dim]
         hallucinated = None
         if self.hallucinator is not None:  # for every pair of a key view and a query view
@@ -144,10 +147,8 @@ class Mugs(Method):
         self.teacher_memory.update(mean_patches[1])
         return terms
 
-    def _heads(self, branch: Branch, outputs: list[EncoderOutput], memory: FeatureQueue, num_items: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Float[V B projection_dim] of instances, the same of local groups, Float[V B K]: teacher and student up to the predictors."""
-        cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
-        pooled = torch.cat([output.pooled for output in outputs])  # [(V B) D]
+    def _heads(self, branch: Branch, cls: Tensor, pooled: Tensor, memory: FeatureQueue, num_items: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Up to the predictors, from Float[(V B) D] twice: Float[V B projection_dim] of instances and of local groups, Float[V B K]."""
         neighbours = memory.neighbours(pooled, count=self.num_neighbours)  # [(V B) k D]
         related = branch.heads["relation"](pooled, neighbours, encoder=branch.encoder)  # [(V B) D]
         projections = (branch.heads["instance"](cls), branch.heads["local_group"](related), branch.heads["group"](cls))

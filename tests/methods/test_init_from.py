@@ -15,9 +15,10 @@ from contract import Losses, build, check_resume
 from shrinking import RECIPES, ROOT, name_of, shrunk
 
 import glpretrain
+import glpretrain.encoders
 from glpretrain.backbones import export
 from glpretrain.cli import main
-from glpretrain.encoders import ViT
+from glpretrain.encoders import Encoder, ViT
 from glpretrain.encoders.fingerprint import fingerprint
 from glpretrain.methods.base import Method
 
@@ -25,18 +26,31 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 QUIET = ["--evaluate", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 
 
-def small(**changes) -> ViT:
-    sizes = {"img_size": 48, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3, "mean": MEAN, "std": STD, "licence": "ours"}
-    encoder = ViT("vit_tiny_patch16_224", **(sizes | changes))
-    with torch.no_grad():  # features that random weights do not have
+def moved(encoder: Encoder) -> Encoder:
+    """With features that random weights do not have."""
+    with torch.no_grad():
         for index, parameter in enumerate(encoder.parameters()):
             parameter.add_(0.1 * torch.sin(torch.arange(parameter.numel()).reshape(parameter.shape) * 0.7 + index))
     return encoder
 
 
+def small(**changes) -> ViT:
+    sizes = {"img_size": 48, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3, "mean": MEAN, "std": STD, "licence": "ours"}
+    return moved(ViT("vit_tiny_patch16_224", **(sizes | changes)))
+
+
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(small(), tmp_path_factory.mktemp("published") / "backbone", source="elsewhere")
+
+
+def backbone_for(recipe: Path, folder: Path) -> Path:
+    """An encoder as the shrunk recipe's own, with other statistics where the recipe names none."""
+    (folder / "made").mkdir()
+    entry = yaml.safe_load(shrunk(recipe, folder / "made").read_text())["model"]["init_args"]["encoder"]
+    kind = vars(glpretrain.encoders)[entry["class_path"].rpartition(".")[2]]
+    statistics = {"mean": MEAN, "std": STD} if kind is ViT else {}
+    return export(moved(kind(**(statistics | entry["init_args"]))), folder / "published", source="elsewhere")
 
 
 def settings(**values: float) -> list[str]:
@@ -78,13 +92,14 @@ class Watch(pl.Callback):
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
-def test_every_recipe_starts_there_and_freezes_its_trunk_first(recipe: Path, backbone: Path, tmp_path: Path) -> None:
+def test_every_recipe_starts_there_and_freezes_its_trunk_first(recipe: Path, tmp_path: Path) -> None:
+    backbone = backbone_for(recipe, tmp_path)
     options = ["--trainer.max_steps", "3", *settings(longest=0.5, ramp=0.0), "--model.init_args.lr.warmup", "0.0"]
     training = build(recipe, tmp_path, "--init_from", str(backbone), *options)
-    model, published = training.model, glpretrain.load_backbone(backbone).backbone_state()
-    assert equal(model.student.encoder.backbone_state(), published)
-    assert equal(model.backbone().backbone_state(), published)
-    assert model.encoder.card.mean == MEAN and model.encoder.card.std == STD
+    model, loaded = training.model, glpretrain.load_backbone(backbone)
+    assert equal(model.student.encoder.backbone_state(), loaded.backbone_state())
+    assert equal(model.backbone().backbone_state(), loaded.backbone_state())
+    assert model.encoder.card.mean == loaded.card.mean and model.encoder.card.std == loaded.card.std
     watch = Watch()
     training.trainer.callbacks.append(watch)
     run = training.fit()
