@@ -13,6 +13,7 @@ from torch.nn import functional
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
 
 from glpretrain.cli.scoring import _of_config
+from glpretrain.encoders import ViT
 from glpretrain.evaluate import Retrieval, retrieval
 from glpretrain.evaluate.features import encode
 from glpretrain.evaluate.retrieval import LocatedFeatures, rank
@@ -145,7 +146,14 @@ def test_picture_frames_the_nearest_in_green_and_red():
 
 
 def configured(path: Path):
-    return _of_config(path, yaml.safe_load(path.read_text()), channels=3, data=None, masks=None, videos=None)
+    return _of_config(
+        path,
+        yaml.safe_load(path.read_text()),
+        card=ViT("vit_tiny_patch16_224", embed_dim=24, depth=1, num_heads=3).card,
+        data=None,
+        masks=None,
+        videos=None,
+    )
 
 
 def test_a_configuration_without_a_gallery_searches_the_queries(tmp_path: Path):
