@@ -8,7 +8,8 @@ Reference code: wolo-wolo/FSFM-CVPR25 at 986aaab (fsfm-3c/models_fsfm.py, util/l
 Known differences: the target moves once per optimizer step, officially once per micro-batch (`momentum` to the power of the
 micro-batches is the same pace); a covered region that no item of a batch has gives a term of 0, officially NaN and a skipped batch;
 the encoder's positions are timm's learned ones, officially fixed; gradients are clipped one by one, officially by their joint norm;
-the mask token has one axis here, so it does not decay; several views of an item count as several items.
+the mask token has one axis here, so it does not decay; several views of an item count as several items; the exported encoder is the
+target's, as everywhere here, while the official code publishes both and fine-tunes the online one (`export --which student`).
 """
 
 from typing import Literal
