@@ -101,9 +101,7 @@ class ModelNet40(PointSource):
         points = _points(self._clouds[checked_index(index, len(self))], num_points=self.num_points)
         return cloud_item(points, label=self._labels[index], normalise=self.normalise)
 
-    def division(self) -> tuple[Source, Source] | None:
-        if self.split != "all":
-            return None
+    def division(self) -> tuple[Source, Source]:
         options = {"num_points": self.num_points, "normalise": self.normalise}
         return ModelNet40(self.root, split="train", **options), ModelNet40(self.root, split="test", **options)
 
@@ -148,9 +146,7 @@ class ShapeNet55(PointSource):
         path, label = self._files[checked_index(index, len(self))]
         return cloud_item(read_points(path, num_points=1), label=label, normalise=self.normalise)
 
-    def division(self) -> tuple[Source, Source] | None:
-        if self.split != "all":
-            return None
+    def division(self) -> tuple[Source, Source]:
         return ShapeNet55(self.root, split="train", normalise=self.normalise), ShapeNet55(self.root, split="test", normalise=self.normalise)
 
 
@@ -217,8 +213,6 @@ class ScanObjectNN(PointSource):
         instances = None if self.masks is None else torch.from_numpy((self.masks[index] >= 0).astype(np.int64))
         return cloud_item(self.points[index], label=int(self.labels[index]), normalise=self.normalise, instances=instances)
 
-    def division(self) -> tuple[Source, Source] | None:
-        if self.split != "all":
-            return None
+    def division(self) -> tuple[Source, Source]:
         options = {"variant": self.variant, "normalise": self.normalise}
         return ScanObjectNN(self.root, split="train", **options), ScanObjectNN(self.root, split="test", **options)

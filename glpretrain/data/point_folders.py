@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from glpretrain.data.base import Item, Source, Subset, checked_index
+from glpretrain.data.base import Item, Source, checked_index
 from glpretrain.data.clouds import PointSource, cloud_item
 from glpretrain.data.point_files import ARRAYS, MESHES, read_arrays, read_points
 
@@ -15,13 +15,13 @@ Split = Literal["train", "test", "all"]
 _TEST_NAMES = ("test", "val")
 
 
-def check_split(split: str, *, owner: str) -> None:
-    """Say what a split is called.
+def check_split(split: str | None, *, owner: str) -> None:
+    """Say what a split is called; None leaves it to the source.
 
     Raises:
         ValueError: it is called otherwise.
     """
-    if split not in ("train", "test", "all"):
+    if split not in ("train", "test", "all", None):
         raise ValueError(f"{owner}: split is {split!r}; expected 'train', 'test' or 'all'")
 
 
@@ -32,7 +32,7 @@ class PointFolder(PointSource):
 
     Args:
         root: the folder.
-        split: files of one part, where there are parts; all without.
+        split: part of a divided folder. Left out: `train` where there is `test` too, else everything.
         num_points: sampled on a mesh's surface.
         normalise: move a cloud to its mean and scale it into the unit sphere.
 
@@ -40,7 +40,7 @@ class PointFolder(PointSource):
         ValueError: there is no such folder, or no file in it, or parts are asked for that it has not.
     """
 
-    def __init__(self, root: str | Path, *, split: Split = "all", num_points: int = 2048, normalise: bool = True) -> None:
+    def __init__(self, root: str | Path, *, split: Split | None = None, num_points: int = 2048, normalise: bool = True) -> None:
         check_split(split, owner="PointFolder")
         self.root = Path(root)
         if not self.root.is_dir():
@@ -54,9 +54,11 @@ class PointFolder(PointSource):
         placed = [(path, *self._place(path)) for path in files]  # path, part, class
         self._parts = {part for _, part, _ in placed if part}
         self._classes = tuple(sorted({label for _, _, label in placed if label}))
-        if split != "all" and split not in self._parts:
+        if split not in ("all", None) and split not in self._parts:
             raise ValueError(f"PointFolder: {self.root} has no {split} part; it has {sorted(self._parts) or 'no parts'}")
-        self._files = [(path, label) for path, part, label in placed if split in ("all", part)]
+        self._divided = self._parts == {"train", "test"}
+        taken = split or ("train" if self._divided else "all")
+        self._files = [(path, label) for path, part, label in placed if taken in ("all", part)]
 
     def _place(self, path: Path) -> tuple[str, str]:
         """Part and class that the folders of a file name, empty where they name none."""
@@ -82,12 +84,10 @@ class PointFolder(PointSource):
         return cloud_item(read_points(path, num_points=self.num_points), label=number, normalise=self.normalise)
 
     def division(self) -> tuple[Source, Source] | None:
-        if self.split != "all" or self._parts != {"train", "test"} or not self._classes:
+        if not self._divided or not self._classes:
             return None
-        train, test = (
-            [number for number, (path, _) in enumerate(self._files) if self._place(path)[0] == part] for part in ("train", "test")
-        )
-        return Subset(self, indices=train), Subset(self, indices=test)
+        options = {"num_points": self.num_points, "normalise": self.normalise}
+        return PointFolder(self.root, split="train", **options), PointFolder(self.root, split="test", **options)
 
 
 class PointArrays(PointSource):
@@ -98,22 +98,23 @@ class PointArrays(PointSource):
 
     Args:
         path: of the file.
-        split: part of the file, where it has parts.
+        split: part of a divided file. Left out: `train` where there is `test` too, else everything.
         normalise: move a cloud to its mean and scale it into the unit sphere.
 
     Raises:
         ValueError: the file cannot be read or holds something else.
     """
 
-    def __init__(self, path: str | Path, *, split: Split = "all", normalise: bool = True) -> None:
+    def __init__(self, path: str | Path, *, split: Split | None = None, normalise: bool = True) -> None:
         check_split(split, owner="PointArrays")
         self.path = Path(path)
         self.split, self.normalise = split, normalise
         arrays = read_arrays(self.path)
         self._parts = [part for part in ("train", "test") if _find(arrays, "points", "data", prefix=f"{part}_") is not None]
-        if split != "all" and split not in self._parts:
+        if split not in ("all", None) and split not in self._parts:
             raise ValueError(f"PointArrays: {self.path} has no {split} part; it holds {sorted(arrays)}")
-        prefixes = [f"{part}_" for part in self._parts if split in ("all", part)] or [""]
+        taken = split or ("train" if self._parts == ["train", "test"] else "all")
+        prefixes = [f"{part}_" for part in self._parts if taken in ("all", part)] or [""]
         self.points = _joined(arrays, "points", "data", prefixes=prefixes)
         if self.points is None or self.points.ndim != 3 or self.points.shape[2] < 3:
             shape = None if self.points is None else self.points.shape
@@ -158,7 +159,7 @@ class PointArrays(PointSource):
         return cloud_item(self.points[index], label=label, normalise=self.normalise, instances=instances, semantic=semantic)
 
     def division(self) -> tuple[Source, Source] | None:
-        if self.split != "all" or self._parts != ["train", "test"] or self.labels is None:
+        if self._parts != ["train", "test"] or self.labels is None:
             return None
         train, test = (PointArrays(self.path, split=split, normalise=self.normalise) for split in ("train", "test"))
         return train, test

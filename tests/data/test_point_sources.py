@@ -85,11 +85,11 @@ def test_folders_of_classes_and_parts(pattern: str, tmp_path: Path) -> None:
             for n in range(2):
                 write(tmp_path / pattern.format(part=part, label=label, n=n))
     source = PointFolder(tmp_path)
-    assert list(source.classes) == ["chair", "mug"] and len(source) == 8 and source.modality == "points"
+    assert list(source.classes) == ["chair", "mug"] and len(source) == 4 and source.modality == "points"
     train, test = source.division()
     assert len(train) == len(test) == 4 and train.classes == source.classes
     assert sorted(train[i].label for i in range(4)) == [0, 0, 1, 1]
-    assert len(PointFolder(tmp_path, split="test")) == 4
+    assert len(PointFolder(tmp_path, split="test")) == 4 and len(PointFolder(tmp_path, split="all")) == 8
     assert source[0].image.shape == (20, 3) and source[0].image.norm(dim=1).max() == pytest.approx(1.0)
 
 
@@ -119,7 +119,7 @@ def test_stacks_with_labels_and_parts(tmp_path: Path) -> None:
     assert train[0].semantic.tolist() == [0, 0, 2, 2, -1, 2]
     instances = train[0].instances
     assert instances[4] == 0 and instances[0] == instances[1] != instances[2] == instances[3] and (instances[:4] > 0).all()
-    assert len(PointArrays(path)) == 7
+    assert len(PointArrays(path)) == 5 and len(PointArrays(path, split="all")) == 7
     np.savez(tmp_path / "bad.npz", points=clouds[0])
     with pytest.raises(ValueError, match=r"accepted: \(clouds, points, 3\)"):
         PointArrays(tmp_path / "bad.npz")
