@@ -14,7 +14,7 @@ from glpretrain.encoders.positions import resize_positions
 
 _POSITIONS = "pos_embed"
 # What a run chooses for itself, whatever the weights were trained with.
-_FREE = ("img_size", "drop_path_rate", "licence", "source")
+_FREE = ("img_size", "num_points", "drop_path_rate", "licence", "source")
 _TOLERANCE = 1e-5  # of the largest feature; the operations are the same, so all that is left is rounding
 
 
@@ -72,7 +72,7 @@ def _facts(encoder: Encoder) -> dict[str, str]:
     card = encoder.card
     return {
         "encoder": card.encoder,
-        "in_chans": str(card.item_shape[0]),
+        "in_chans": str(len(card.mean)),
         "patch_size": _by(card.patch_size),
         "embed_dim": str(encoder.embed_dim),
         "depth": str(encoder.num_layers),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from glpretrain.encoders import FeatureMap, ViT
+from glpretrain.encoders import FeatureMap, PointTransformer, ViT
 from glpretrain.encoders.transfer import copy_backbone
 
 
@@ -44,6 +44,19 @@ def test_the_position_grid_follows_the_image_size() -> None:
     # What timm does on the fly for a larger image is what was done here once and for all.
     items = image(1, 3, 48, 64)
     torch.testing.assert_close(target.eval()(items).patches, source.eval()(items).patches, rtol=0, atol=1e-5)
+
+
+def clouds(**changes) -> PointTransformer:
+    return PointTransformer("pos_bert_base", **{"num_points": 128, "embed_dim": 24, "depth": 2, "num_heads": 3, "tokens_dim": 8, **changes})
+
+
+def test_clouds_of_another_number_of_points_are_the_runs_own_choice() -> None:
+    source, target = clouds(), clouds(num_points=64)
+    copy_backbone(source, target=target)
+    items = image(2, 64, 3)
+    assert torch.equal(target.eval()(items).cls, source.eval()(items).cls)
+    with pytest.raises(ValueError, match=r"set the recipe's encoder to PointTransformer with group_size=16$"):
+        copy_backbone(clouds(group_size=16), target=clouds(num_points=64))
 
 
 def test_a_mask_token_and_the_modes_stay() -> None:
