@@ -143,18 +143,19 @@ class LinearSegmentation(Evaluator):
         device = next(encoder.parameters(), torch.empty(0)).device
         candidates = list(itertools.product(self.learning_rates, self.l2))
         chosen = candidates[self._choose(training, candidates, grid, device)] if len(candidates) > 1 else candidates[0]
-        heads = self._fit(training, [chosen], device)
+        heads = self._heads(training.patches.to(device), training.shares.to(device), [chosen])
 
         def predict(patches: Tensor, size: tuple[int, int]) -> Tensor:
             return best_class((patches - mean) / std @ heads.weight[0] + heads.bias[0], grid=grid, size=size)
 
         return predict, chosen
 
-    def _fit(self, training: _Training, candidates: Sequence[tuple[float, float]], device: torch.device) -> Heads:
+    def _heads(self, patches: Tensor, shares: Tensor, candidates: Sequence[tuple[float, float]]) -> Heads:
+        """Of Float[B N D] and Float[B N C], on their device: one layer for each learning rate and L2 strength."""
         learning_rates, l2 = zip(*candidates, strict=True)
         return fit_heads(
-            training.patches.flatten(0, 1).to(device),
-            training.shares.flatten(0, 1).to(device),
+            patches.flatten(0, 1),
+            shares.flatten(0, 1),
             learning_rates=learning_rates,
             l2=l2,
             num_steps=self.num_steps,
@@ -171,7 +172,8 @@ class LinearSegmentation(Evaluator):
                 f"l2 {list(self.l2)}; give one of each"
             )
         held_out = _Training(*(part[order[:num_held_out]] for part in training))
-        heads = self._fit(_Training(*(part[order[num_held_out:]] for part in training)), candidates, device)
+        fitted = order[num_held_out:]
+        heads = self._heads(training.patches[fitted].to(device), training.shares[fitted].to(device), candidates)
         num_classes = training.shares.shape[-1]
         rates: list[float] = []
         for weight, bias in zip(*heads, strict=True):

@@ -11,24 +11,22 @@ are not comparable with these numbers.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from glpretrain import keys
-from glpretrain.data.base import Source
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, Result
+from glpretrain.evaluate.base import Result
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.confusion import areas, confusion, mean_iou, segmentation_scores
 from glpretrain.evaluate.figures import class_colours, shown_positions
-from glpretrain.evaluate.linear_segmentation import fit_heads
+from glpretrain.evaluate.linear_segmentation import LinearSegmentation
 from glpretrain.evaluate.pixels import PixelBatch, Pixels
 from glpretrain.evaluate.point_tokens import at_points, cells, clouds_figure, part_colours, point_tokens
 from glpretrain.evaluate.prompt_segmentation import mean_score
-from glpretrain.evaluate.segmentation import FeatureOptions, class_pixels_pair
 
 _SPLIT_SEED = 110
 _MIN_STD = 1e-6  # a collapsed feature is not blown up beyond this
@@ -36,63 +34,17 @@ _Clouds = list[tuple[PixelBatch, Tensor, Tensor]]  # batches with tokens Float[B
 _Head = Callable[[Tensor], Tensor]  # Float[B N D] to Float[B N C]
 
 
-class PartSegmentation(Evaluator):
+class PartSegmentation(LinearSegmentation):
     """Parts by a linear layer on tokens: `miou`, `instance_miou`, `accuracy` of points, `iou_<part>`; chosen: `learning_rate` and `l2`.
 
-    Args:
-        masked_train: clouds with parts that it is fitted on.
-        masked: clouds that are scored.
-        learning_rates: candidates, of Adam; they fall to zero along a cosine.
-        l2: candidates; l2 / 2 times the sum of squared weights is added to the mean cross-entropy.
-        num_steps: of Adam.
-        tokens_per_step: tokens drawn for each.
-        held_out_ratio: share of the clouds of `masked_train` that chooses.
-        image_size: points of a cloud; None for the card's.
-        layer: block whose features are taken; negative numbers count from the last.
-        batch_size: clouds at a time.
-        bf16: encode under bfloat16 autocast.
-
-    Raises:
-        ValueError: masks hold no classes or different ones, or a number is out of range.
+    Arguments as of `LinearSegmentation`: `masked_train` and `masked` are clouds with parts, `image_size` is the number of their points.
     """
 
     headlines = ("miou", "instance_miou")
 
-    def __init__(
-        self,
-        masked_train: Source | Pixels,
-        masked: Source | Pixels,
-        *,
-        learning_rates: Sequence[float] = (0.03, 0.3),
-        l2: Sequence[float] = (1e-5, 1e-3),
-        num_steps: int = 1000,
-        tokens_per_step: int = 1024,
-        held_out_ratio: float = 0.2,
-        image_size: int | None = None,
-        layer: int = -1,
-        batch_size: int = 64,
-        bf16: bool = False,
-    ) -> None:
-        self.masked_train, self.masked = class_pixels_pair(masked_train, masked)
-        if not learning_rates or min(learning_rates) <= 0:
-            raise ValueError(f"learning_rates: {list(learning_rates)}; accepted: positive numbers")
-        if not l2 or min(l2) < 0:
-            raise ValueError(f"l2: {list(l2)}; accepted: numbers from 0")
-        if num_steps < 1 or tokens_per_step < 1:
-            raise ValueError(f"num_steps: {num_steps}, tokens_per_step: {tokens_per_step}; accepted: positive numbers")
-        if not 0 < held_out_ratio < 1:
-            raise ValueError(f"held_out_ratio: {held_out_ratio}; accepted: between 0 and 1")
-        self.learning_rates, self.l2 = tuple(learning_rates), tuple(l2)
-        self.num_steps, self.tokens_per_step, self.held_out_ratio = num_steps, tokens_per_step, held_out_ratio
-        self.image_size, self.layer, self.batch_size, self.bf16 = image_size, layer, batch_size, bf16
-
-    @property
-    def scored(self) -> Pixels:
-        return self.masked
-
     def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
         train = self._clouds(encoder, self.masked_train, cache)
-        head, (learning_rate, l2) = self._fitted(train)
+        head, (learning_rate, l2) = self._fitted_to(train)
         allowed = parts_of_classes(train, num_classes=len(self.masked.source.classes), num_parts=self.num_parts)
         per_cloud: list[Tensor] = []
         of_instances: list[Tensor] = []
@@ -110,7 +62,7 @@ class PartSegmentation(Evaluator):
 
     def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
         """`parts`: a few scored clouds, their parts and the prediction."""
-        head, _ = self._fitted(self._clouds(encoder, self.masked_train, cache))
+        head, _ = self._fitted_to(self._clouds(encoder, self.masked_train, cache))
         chosen = shown_positions(len(self.masked))
         colours = class_colours(self.num_parts)
         shown: list[Tensor] = []
@@ -131,14 +83,13 @@ class PartSegmentation(Evaluator):
         return len(self.masked.source.mask_classes)
 
     def _clouds(self, encoder: Encoder, pixels: Pixels, cache: FeatureCache | None) -> _Clouds:
-        options = FeatureOptions(self.image_size, self.layer, self.batch_size, self.bf16, cache)
-        clouds = list(point_tokens(encoder, pixels, options=options))
+        clouds = list(point_tokens(encoder, pixels, options=self._options(cache)))
         for batch, _, _ in clouds:
             if batch.semantic is None:
                 raise ValueError(f"source {pixels.source.name!r}: an item among {batch.index.tolist()} has no mask of classes")
         return clouds
 
-    def _fitted(self, train: _Clouds) -> tuple[_Head, tuple[float, float]]:
+    def _fitted_to(self, train: _Clouds) -> tuple[_Head, tuple[float, float]]:
         """The layer, and the learning rate and L2 strength behind it."""
         features = torch.cat([tokens for _, tokens, _ in train])  # [B N D]
         shares = torch.cat([part_shares(batch, centres, num_parts=self.num_parts) for batch, _, centres in train])  # [B N C]
@@ -163,17 +114,6 @@ class PartSegmentation(Evaluator):
             chosen = candidates[rates.index(max(rates))]
         (weight,), (bias,) = self._heads(features, shares, [chosen])
         return lambda tokens: (tokens - mean) / std @ weight + bias, chosen
-
-    def _heads(self, features: Tensor, shares: Tensor, candidates: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor]:
-        learning_rates, l2 = zip(*candidates, strict=True)
-        return fit_heads(
-            features.flatten(0, 1),
-            shares.flatten(0, 1),
-            learning_rates=learning_rates,
-            l2=l2,
-            num_steps=self.num_steps,
-            patches_per_step=self.tokens_per_step,
-        )
 
     def _areas(self, truth: Tensor, logits: Tensor) -> Tensor:
         """Int[B P] and Float[B P C] to Float64[B 3 C]."""

@@ -3,7 +3,7 @@
 The protocol is that of `prompt_segmentation` (after MMC), carried over to points:
 
 - features are the tokens after the final norm, L2-normalised; a token belongs to the points nearest to its centre, and is inside a
-  part when at least half of these are; parts with fewer than `min_tokens` inside are left out;
+  part when at least half of these are; parts with fewer than `min_patches` inside are left out;
 - prompt: every inside token in turn, scores averaged, or the token of the point that is farthest from all points of other parts
   ("a careful click"; of a shape with one part, from its mean place);
 - cosines are carried from centres to points by inverse squared distances to the nearest three; the segment is where they exceed the
@@ -21,31 +21,27 @@ from torch.nn import functional
 from glpretrain.clouds import squared_distances
 from glpretrain.data.base import Source
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, Result
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.figures import shown_positions
 from glpretrain.evaluate.pixels import Pixels
 from glpretrain.evaluate.point_tokens import at_points, cells, clouds_figure, point_tokens
-from glpretrain.evaluate.prompt_segmentation import THRESHOLDS, ObjectScore, calibration_images, masked_pixels, prompt_result
-from glpretrain.evaluate.segmentation import FeatureOptions
-from glpretrain.evaluate.similarity import PairSample, pair_sample, pair_scores, similarity_figure
+from glpretrain.evaluate.prompt_segmentation import THRESHOLDS, ObjectScore, PromptSegmentation, calibration_images
+from glpretrain.evaluate.similarity import PairSample, pair_sample
 
 
-class PointPrompts(Evaluator):
+class PointPrompts(PromptSegmentation):
     """How well the similarity to one token of a part segments the part; scores and choices as of `PromptSegmentation`.
 
     Args:
         masked: clouds with instances: which part of the shape each point lies on.
         image_size: points of a cloud; None for the card's.
         layer: block whose features are taken; negative numbers count from the last.
-        min_tokens: parts with fewer tokens inside are left out.
+        min_patches: parts with fewer tokens inside are left out; clouds have few.
         max_prompts: parts with more tokens inside are prompted with this many, evenly spaced.
         calibration_share: share of the clouds that choose the threshold.
         batch_size: clouds at a time.
         bf16: encode under bfloat16 autocast.
     """
-
-    headlines = ("miou", "auc")
 
     def __init__(
         self,
@@ -53,40 +49,22 @@ class PointPrompts(Evaluator):
         *,
         image_size: int | None = None,
         layer: int = -1,
-        min_tokens: int = 2,
+        min_patches: int = 2,
         max_prompts: int = 64,
         calibration_share: float = 0.25,
         batch_size: int = 64,
         bf16: bool = False,
     ) -> None:
-        self.masked = masked_pixels(masked)
-        if not 0 < calibration_share < 1:
-            raise ValueError(f"calibration_share: {calibration_share}; accepted: between 0 and 1")
-        if min_tokens < 1 or max_prompts < 1:
-            raise ValueError(f"min_tokens: {min_tokens}, max_prompts: {max_prompts}; accepted: positive numbers")
-        self.min_tokens, self.max_prompts, self.calibration_share = min_tokens, max_prompts, calibration_share
-        self.image_size, self.layer, self.batch_size, self.bf16 = image_size, layer, batch_size, bf16
-
-    @property
-    def scored(self) -> Pixels:
-        return self.masked
-
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
-        objects, pairs = self._measure(encoder, cache)
-        result = self._summary(objects)
-        return Result({**result.scores, **pair_scores(pairs)}, result.chosen)
-
-    def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
-        """`similarity`: distributions of cosines within and across parts; `prompts`: careful clicks at the calibrated threshold."""
-        objects, pairs = self._measure(encoder, cache)
-        threshold = self._summary(objects).chosen["threshold_centre"]
-        return {"similarity": similarity_figure(pairs), "prompts": self._prompts_figure(encoder, cache, objects, threshold=threshold)}
-
-    def _options(self, cache: FeatureCache | None) -> FeatureOptions:
-        return FeatureOptions(self.image_size, self.layer, self.batch_size, self.bf16, cache)
-
-    def _summary(self, objects: list[ObjectScore]) -> Result:
-        return prompt_result(objects, masked=self.masked, calibration_share=self.calibration_share, min_patches=self.min_tokens)
+        super().__init__(
+            masked,
+            image_size=image_size,
+            layer=layer,
+            min_patches=min_patches,
+            max_prompts=max_prompts,
+            calibration_share=calibration_share,
+            batch_size=batch_size,
+            bf16=bf16,
+        )
 
     def _measure(self, encoder: Encoder, cache: FeatureCache | None) -> tuple[list[ObjectScore], list[PairSample]]:
         objects: list[ObjectScore] = []
@@ -116,7 +94,7 @@ class PointPrompts(Evaluator):
             part = instances == identity  # [P]
             inside = share_of_cells(part, cell, count=len(centres)) >= 0.5  # [N]
             prompts = inside.nonzero()[:, 0]  # [M]
-            if len(prompts) < self.min_tokens:
+            if len(prompts) < self.min_patches:
                 continue
             insides.append(inside)
             if len(prompts) > self.max_prompts:

@@ -34,6 +34,7 @@ from glpretrain.evaluate.features import encode, evaluation_shape
 from glpretrain.evaluate.figures import prompts_figure, shown_positions
 from glpretrain.evaluate.intervals import mean_interval
 from glpretrain.evaluate.pixels import Pixels
+from glpretrain.evaluate.segmentation import FeatureOptions
 from glpretrain.evaluate.similarity import PairSample, pair_sample, pair_scores, similarity_figure
 
 # Thresholds are n / 100, so that 0 and 0.5 are exactly those numbers. Steps of 0.05 would be too coarse for an encoder whose
@@ -116,8 +117,7 @@ class PromptSegmentation(Evaluator):
         scored = sorted({score.image for score in objects} - calibration_images(self.masked, share=self.calibration_share))
         wanted = {scored[position] for position in shown_positions(len(scored))}
         images, prompts, maps, truths = [], [], [], []
-        options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
-        for batch, output in encode(encoder, self.masked, fit="stretch", **options):
+        for batch, output in encode(encoder, self.masked, fit="stretch", **self._options(cache)._asdict()):
             for position, index in enumerate(batch.index.tolist()):
                 if index not in wanted:
                     continue
@@ -136,8 +136,7 @@ class PromptSegmentation(Evaluator):
         height, width = encoder.grid(evaluation_shape(encoder, self.image_size))
         objects: list[ObjectScore] = []
         pairs: list[PairSample] = []
-        options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
-        for batch, output in encode(encoder, self.masked, fit="stretch", **options):
+        for batch, output in encode(encoder, self.masked, fit="stretch", **self._options(cache)._asdict()):
             if batch.instances is None:
                 raise ValueError(f"source {self.masked.source.name!r}: an item among {batch.index.tolist()} has no mask")
             patches = functional.normalize(output.patches, dim=-1)  # [B N D]
@@ -177,6 +176,9 @@ class PromptSegmentation(Evaluator):
             return [], []
         usable = (occupancy(known, grid) > 0.5).flatten()  # [N]
         return objects, pair_sample(similarity, torch.stack(insides), usable=usable, index=index)
+
+    def _options(self, cache: FeatureCache | None) -> FeatureOptions:
+        return FeatureOptions(self.image_size, self.layer, self.batch_size, self.bf16, cache)
 
     def _summary(self, objects: list[ObjectScore]) -> Result:
         return prompt_result(objects, masked=self.masked, calibration_share=self.calibration_share, min_patches=self.min_patches)

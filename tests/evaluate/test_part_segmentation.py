@@ -169,8 +169,8 @@ def test_what_is_missing_is_named():
     unlabelled = Clouds([item._replace(label=-1) for item in whole.items], mask_classes=whole.mask_classes)
     with pytest.raises(ValueError, match="has no labels; instance_miou needs"):
         PartSegmentation(unlabelled, unlabelled, **FAST).run(StubPoints(oracle))
-    with pytest.raises(ValueError, match="min_tokens: 0"):
-        PointPrompts(whole, min_tokens=0)
+    with pytest.raises(ValueError, match="min_patches: 0"):
+        PointPrompts(whole, min_patches=0)
     with pytest.raises(ValueError, match="num_steps: 0"):
         PartSegmentation(whole, whole, num_steps=0)
     with pytest.raises(ValueError, match="are too few to choose among 4 candidates"):
