@@ -5,6 +5,7 @@ from glpretrain.evaluate.attention_segmentation import AttentionSegmentation
 from glpretrain.evaluate.base import ROLES, Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.clustering import ClusterSegmentation
+from glpretrain.evaluate.cross_validation import CrossValidatedProbe
 from glpretrain.evaluate.discovery import ObjectDiscovery
 from glpretrain.evaluate.episodes import Episodes
 from glpretrain.evaluate.few_shot import FewShot
@@ -29,6 +30,7 @@ __all__ = [
     "ROLES",
     "AttentionSegmentation",
     "ClusterSegmentation",
+    "CrossValidatedProbe",
     "Episodes",
     "Evaluator",
     "FeatureCache",

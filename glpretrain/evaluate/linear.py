@@ -75,11 +75,16 @@ class LinearProbe(Evaluator):
     def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
         options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
         train, test = cls_features(encoder, self.train, **options), cls_features(encoder, self.test, **options)
+        predicted, chosen = self._predict(train, test.cls)
+        return Result({"accuracy": accuracy(predicted, test.labels)}, chosen={"inverse_l2": chosen})
+
+    def _predict(self, train: LabelledFeatures, queries: Tensor) -> tuple[Tensor, float]:
+        """Int[B], the classes of Float[B D], and the chosen strength."""
         mean, std = train.cls.mean(dim=0), train.cls.std(dim=0).clamp_min(_MIN_STD)
         train = LabelledFeatures((train.cls - mean) / std, train.labels)
         chosen = self._choose(train)
-        predicted = _fit(train, inverse_l2=chosen, max_iter=self.max_iter).predict(((test.cls - mean) / std).numpy())
-        return Result({"accuracy": accuracy(torch.from_numpy(predicted), test.labels)}, chosen={"inverse_l2": chosen})
+        probe = _fit(train, inverse_l2=chosen, max_iter=self.max_iter)
+        return torch.from_numpy(probe.predict(((queries - mean) / std).numpy())), chosen
 
     def _choose(self, train: LabelledFeatures) -> float:
         """The candidate with the best held-out accuracy, the strongest penalty on a tie."""

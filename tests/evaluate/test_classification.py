@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain.evaluate import KNN, LinearProbe, Pixels, default_evaluators
+from glpretrain import keys
+from glpretrain.evaluate import KNN, CrossValidatedProbe, LinearProbe, Pixels, default_evaluators
 from glpretrain.evaluate.features import LabelledFeatures, cls_features, encode, tracked
 from glpretrain.evaluate.intervals import mean_interval, rate_interval
 from glpretrain.evaluate.knn import knn_predict
@@ -93,6 +94,26 @@ def test_linear_probe_agrees_with_a_pipeline_of_scikit_learn():
     rate = reference.fit(fitted.cls.numpy(), fitted.labels.numpy()).score(queries.cls.numpy(), queries.labels.numpy())
     assert scores["accuracy"].value == pytest.approx(100 * rate, abs=0.7)  # two of 300 items: one takes n - 1 in the deviation, the other n
     assert 30 < scores["accuracy"].value < 100
+
+
+def test_cross_validation_scores_every_item_by_probes_that_did_not_see_it():
+    source = labelled(labels(60), num_classes=NUM_CLASSES)
+    encoder = StubEncoder(noisy)
+    found, chosen = CrossValidatedProbe(source, folds=4, inverse_l2=[0.1]).run(encoder)
+    cls, numbers = cls_features(encoder, Pixels(source))
+    right = torch.zeros(60, dtype=torch.bool)
+    order = keys.permutation(torch.tensor(120), 60)
+    for fold in range(4):
+        queries = order[fold::4]
+        others = torch.tensor([position for position in range(60) if position not in queries])
+        mean, std = cls[others].mean(dim=0), cls[others].std(dim=0)
+        probe = LogisticRegression(C=0.1, max_iter=500).fit(((cls[others] - mean) / std).numpy(), numbers[others].numpy())
+        right[queries] = torch.from_numpy(probe.predict(((cls[queries] - mean) / std).numpy())) == numbers[queries]
+    assert found["accuracy"].value == pytest.approx(100 * right.float().mean().item()) and found["accuracy"].n == 60
+    assert 20 < found["accuracy"].value < 100 and chosen == {"inverse_l2": pytest.approx(0.1)}
+    for folds, message in ((1, "at least 2"), (61, "at most the 60 labelled items")):
+        with pytest.raises(ValueError, match=f"folds: {folds}; accepted: {message}"):
+            CrossValidatedProbe(source, folds=folds).run(encoder)
 
 
 def test_interval_of_a_mean_is_the_textbook_one():
