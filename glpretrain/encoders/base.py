@@ -60,15 +60,17 @@ class Encoder(nn.Module, ABC):
     A registered builder takes `licence` and `source` beside its own arguments and puts both on the card.
     """
 
-    @property
-    @abstractmethod
-    def card(self) -> EncoderCard:
-        """What has to travel with the weights."""
+    _card: EncoderCard  # set by the builder
 
     @property
-    @abstractmethod
+    def card(self) -> EncoderCard:
+        """What has to travel with the weights."""
+        return self._card
+
+    @property
     def embed_dim(self) -> int:
         """Width D."""
+        return self.card.embed_dim
 
     @property
     @abstractmethod

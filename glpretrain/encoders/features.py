@@ -87,16 +87,6 @@ class FeatureMap(Encoder):
         self.grid((in_chans, height, width))
 
     @property
-    def card(self) -> EncoderCard:
-        """What has to travel with the weights."""
-        return self._card
-
-    @property
-    def embed_dim(self) -> int:
-        """Width D."""
-        return self.model.num_features
-
-    @property
     def num_layers(self) -> int:
         """Number of stages."""
         last_stage = self.model.feature_info[-1]["module"] + "."

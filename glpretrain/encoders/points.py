@@ -209,16 +209,6 @@ class PointTransformer(Encoder):
         self.grid((num_points, 3))
 
     @property
-    def card(self) -> EncoderCard:
-        """What has to travel with the weights."""
-        return self._card
-
-    @property
-    def embed_dim(self) -> int:
-        """Width D."""
-        return self._card.embed_dim
-
-    @property
     def num_layers(self) -> int:
         """Number of blocks."""
         return len(self.model.blocks)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from glpretrain.encoders.base import Encoder, load_strictly, register
 from glpretrain.encoders.timm_model import image_card
 from glpretrain.encoders.vit import ViT
-from glpretrain.types import EncoderCard, EncoderOutput
+from glpretrain.types import EncoderOutput
 
 
 class _Pool(nn.Module):
@@ -97,16 +97,6 @@ class PooledViT(Encoder):
             "source": source,
         }
         self._card = image_card("PooledViT", arguments, mean=mean, std=std, patch_size=self.trunk.card.patch_size, embed_dim=pool_dim)
-
-    @property
-    def card(self) -> EncoderCard:
-        """What has to travel with the weights."""
-        return self._card
-
-    @property
-    def embed_dim(self) -> int:
-        """Width D."""
-        return self._card.embed_dim
 
     @property
     def num_layers(self) -> int:

@@ -143,16 +143,6 @@ class ViT(Encoder):
         self.grid((in_chans, height, width))
 
     @property
-    def card(self) -> EncoderCard:
-        """What has to travel with the weights."""
-        return self._card
-
-    @property
-    def embed_dim(self) -> int:
-        """Width D."""
-        return self.model.embed_dim
-
-    @property
     def num_layers(self) -> int:
         """Number of blocks."""
         return len(self.model.blocks)
