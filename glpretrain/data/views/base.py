@@ -1,7 +1,7 @@
 """What every maker of views offers, whatever an item is: how a worker hands an item over, and views of a batch on the device."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -22,31 +22,45 @@ class Views(NamedTuple):
     coarse_views: tuple[Tensor, ...] | None = None  # Float[V B *item] per resolution
 
 
+class Counted(Protocol):
+    """Settings of one view."""
+
+    @property
+    def count(self) -> int:
+        """How many such views there are."""
+
+
 class ViewMaker(nn.Module, ABC):
     """Holds no state and no randomness: views are a function of items and keys."""
 
     modality: ClassVar[Literal["image", "points", "audio"]]
     channel_axis: ClassVar[int]  # of one item
 
-    @property
-    @abstractmethod
-    def num_global_views(self) -> int:
-        """G."""
+    # Settings of the views, each for `count` equal ones; a maker sets those that it has.
+    global_views: tuple[Counted, ...]
+    local_views: tuple[Counted, ...] = ()
+    student_views: tuple[Counted, ...] = ()
+    coarse_views: tuple[Counted, ...] = ()
 
     @property
-    @abstractmethod
+    def num_global_views(self) -> int:
+        """G."""
+        return sum(spec.count for spec in self.global_views)
+
+    @property
     def num_local_views(self) -> int:
         """L."""
+        return sum(spec.count for spec in self.local_views)
 
     @property
     def num_student_views(self) -> int:
         """S."""
-        return 0
+        return sum(spec.count for spec in self.student_views)
 
     @property
     def num_coarse_views(self) -> int:
         """Of all lower resolutions together."""
-        return 0
+        return sum(spec.count for spec in self.coarse_views)
 
     @abstractmethod
     def shapes(self, num_channels: int) -> list[tuple[int, ...]]:

@@ -90,21 +90,6 @@ class MultiCrop(ViewMaker):
         self.local_views = tuple(local_views or ())
         self.student_views = tuple(student_views or ())
 
-    @property
-    def num_global_views(self) -> int:
-        """G."""
-        return sum(spec.count for spec in self.global_views)
-
-    @property
-    def num_local_views(self) -> int:
-        """L."""
-        return sum(spec.count for spec in self.local_views)
-
-    @property
-    def num_student_views(self) -> int:
-        """S."""
-        return sum(spec.count for spec in self.student_views)
-
     def shapes(self, num_channels: int) -> list[tuple[int, ...]]:
         """Channels, height and width of every view."""
         return [(num_channels, *spec.shape) for spec in (*self.global_views, *self.local_views)]

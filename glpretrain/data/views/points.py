@@ -109,21 +109,6 @@ class PointCrops(ViewMaker):
         self.local_views = tuple(local_views or ())
         self.coarse_views = tuple(coarse_views or ())
 
-    @property
-    def num_global_views(self) -> int:
-        """G."""
-        return sum(spec.count for spec in self.global_views)
-
-    @property
-    def num_local_views(self) -> int:
-        """L."""
-        return sum(spec.count for spec in self.local_views)
-
-    @property
-    def num_coarse_views(self) -> int:
-        """Of all lower resolutions together."""
-        return sum(spec.count for spec in self.coarse_views)
-
     def shapes(self, num_channels: int) -> list[tuple[int, ...]]:
         """Points and coordinates of every view."""
         return [(spec.points, num_channels) for spec in (*self.global_views, *self.local_views, *self.coarse_views)]
