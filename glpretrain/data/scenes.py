@@ -18,6 +18,7 @@ import torch
 
 from glpretrain import keys
 from glpretrain.data.base import Item, Source, checked_index
+from glpretrain.data.made import MadeSource
 
 _OBJECTS = (1, 1, 2, 2, 3)  # how many a scene has, with equal chance each
 MAX_OBJECTS = max(_OBJECTS)
@@ -158,7 +159,7 @@ def _mix(*, contrast: float, chroma: float) -> np.ndarray:
     return np.float32(contrast) * (np.float32(chroma) * np.eye(3, dtype=np.float32) + np.float32((1 - chroma) / 3))
 
 
-class Scenes(Source):
+class Scenes(MadeSource):
     """One to three textured objects on a textured ground. The label is that of the largest object.
 
     Args:
@@ -172,14 +173,8 @@ class Scenes(Source):
     """
 
     def __init__(self, length: int, *, size: int | tuple[int, int] = 64, split: Literal["train", "test"] = "train", seed: int = 0) -> None:
-        self.length = length
+        super().__init__(length, split=split, seed=seed)
         self.size = (size, size) if isinstance(size, int) else tuple(size)
-        self.split = split
-        self.seed = seed
-        if length < 1:
-            raise ValueError(f"Scenes: length is {length}; expected at least 1")
-        if split not in ("train", "test"):
-            raise ValueError(f"Scenes: split is {split!r}; expected 'train' or 'test'")
         if min(self.size) < 16:
             raise ValueError(f"Scenes: size is {size}; expected at least 16 pixels a side")
 
@@ -192,33 +187,20 @@ class Scenes(Source):
         return CLASSES
 
     @property
-    def has_masks(self) -> bool:
-        return True
-
-    @property
     def mask_classes(self) -> Sequence[str]:
         return ("ground", *CLASSES)
 
-    def __len__(self) -> int:
-        return self.length
-
-    def division(self) -> tuple[Source, Source]:
-        train = Scenes(min(self.length, 2400), size=self.size, split="train", seed=self.seed)
-        return train, Scenes(1200, size=self.size, split="test", seed=self.seed)
+    def part(self, length: int, *, split: Literal["train", "test"]) -> Source:
+        return Scenes(length, size=self.size, split=split, seed=self.seed)
 
     def __getitem__(self, index: int) -> Item:
         checked_index(index, self.length)
-        draws = keys.uniform(scene_key(self.seed, self.split, index), MAX_OBJECTS + 1, NUM_DRAWS).tolist()
+        draws = keys.uniform(self.key(index), MAX_OBJECTS + 1, NUM_DRAWS).tolist()
         pixels, ids, labels = render(draws, self.size, self.split)
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [C H W]
         instances = torch.from_numpy(ids)
         semantic = torch.tensor([0, *(label + 1 for label in labels)])[instances]  # [H W]
         return Item(image=image, label=labels[-1], instances=instances, regions=None, semantic=semantic)
-
-
-def scene_key(seed: int, split: Literal["train", "test"], index: int) -> torch.Tensor:
-    """Key of everything that is drawn for one scene, Int[]."""
-    return keys.make(seed=seed, epoch=("train", "test").index(split), index=torch.tensor(index))
 
 
 def object_count(scene: Sequence[float]) -> int:

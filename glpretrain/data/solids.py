@@ -17,12 +17,12 @@ import torch
 from glpretrain import keys
 from glpretrain.data.base import Item, Source, checked_index
 from glpretrain.data.clouds import PointSource, cloud_item
+from glpretrain.data.made import MadeSource
 
 _NUM_DRAWS = 12  # of proportions, per solid
 _STRETCH = 1.6  # largest factor along an axis, the smallest is its inverse
 _CUT = 0.4  # largest share of the surface that is cut off by a plane
 _BLUR = 0.02  # standard deviation of the points about the surface, in radii of the whole
-_TRAIN, _TEST = 2400, 1200  # of `division`
 PARTS = ("top", "leg", "seat", "back", "base", "stem", "shade", "body", "handle", "neck", "bowl", "head", "wing", "tail", "tip")
 
 
@@ -230,7 +230,7 @@ _CLASSES: dict[str, Callable[[Sequence[float]], list[_Piece]]] = {
 CLASSES = tuple(_CLASSES)
 
 
-class Solids(PointSource):
+class Solids(MadeSource, PointSource):
     """Clouds of points on assembled solids, in the unit sphere. The label is how they are assembled, masks are the parts.
 
     Args:
@@ -244,16 +244,10 @@ class Solids(PointSource):
     """
 
     def __init__(self, length: int, *, num_points: int = 1024, split: Literal["train", "test"] = "train", seed: int = 0) -> None:
-        if length < 1:
-            raise ValueError(f"Solids: length is {length}; expected at least 1")
+        super().__init__(length, split=split, seed=seed)
         if num_points < 32:
             raise ValueError(f"Solids: num_points is {num_points}; expected at least 32")
-        if split not in ("train", "test"):
-            raise ValueError(f"Solids: split is {split!r}; expected 'train' or 'test'")
-        self.length = length
         self.num_points = num_points
-        self.split = split
-        self.seed = seed
 
     @property
     def name(self) -> str:
@@ -264,23 +258,15 @@ class Solids(PointSource):
         return CLASSES
 
     @property
-    def has_masks(self) -> bool:
-        return True
-
-    @property
     def mask_classes(self) -> Sequence[str]:
         return PARTS
 
-    def __len__(self) -> int:
-        return self.length
-
-    def division(self) -> tuple[Source, Source]:
-        train = Solids(min(self.length, _TRAIN), num_points=self.num_points, split="train", seed=self.seed)
-        return train, Solids(_TEST, num_points=self.num_points, split="test", seed=self.seed)
+    def part(self, length: int, *, split: Literal["train", "test"]) -> Source:
+        return Solids(length, num_points=self.num_points, split=split, seed=self.seed)
 
     def __getitem__(self, index: int) -> Item:
         checked_index(index, self.length)
-        key = keys.make(seed=self.seed, epoch=("train", "test").index(self.split), index=torch.tensor(index))
+        key = self.key(index)
         label, turn, cut, *rest = keys.uniform(keys.fold(key, 0), 6 + _NUM_DRAWS).tolist()
         label = int(label * len(CLASSES))
         pieces = _CLASSES[CLASSES[label]](rest[3:])

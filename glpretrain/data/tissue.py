@@ -20,6 +20,7 @@ from skimage.filters import threshold_otsu
 
 from glpretrain import keys
 from glpretrain.data.base import Item, Source, checked_index
+from glpretrain.data.made import MadeSource
 
 _TRAIN_SHARE, _GAP = 0.62, 0.03  # of the photograph's width, as for scenes
 _SMOOTHING = 4.0  # pixels; a nucleus is about 10 wide, so blue nuclei inside a gland belong to it
@@ -45,7 +46,7 @@ def _part(split: str) -> _Part:
     return _Part(image=torch.from_numpy(photo[:, columns]).permute(2, 0, 1).contiguous(), brown=brown[:, columns])
 
 
-class Tissue(Source):
+class Tissue(MadeSource):
     """Tiles of stained tissue with their glands.
 
     Args:
@@ -59,13 +60,10 @@ class Tissue(Source):
     """
 
     def __init__(self, length: int, *, size: int = 64, split: Literal["train", "test"] = "train", seed: int = 0) -> None:
-        if length < 1:
-            raise ValueError(f"Tissue: length is {length}; expected at least 1")
-        if split not in ("train", "test"):
-            raise ValueError(f"Tissue: split is {split!r}; expected 'train' or 'test'")
+        super().__init__(length, split=split, seed=seed)
         if not 16 <= size <= 160:
             raise ValueError(f"Tissue: size is {size}; expected 16 to 160 pixels, which every part of the photograph holds")
-        self.length, self.size, self.split, self.seed = length, size, split, seed
+        self.size = size
 
     @property
     def name(self) -> str:
@@ -76,24 +74,16 @@ class Tissue(Source):
         return CLASSES
 
     @property
-    def has_masks(self) -> bool:
-        return True
-
-    @property
     def mask_classes(self) -> Sequence[str]:
         return ("stroma", "gland")
 
-    def __len__(self) -> int:
-        return self.length
-
-    def division(self) -> tuple[Source, Source]:
-        train = Tissue(min(self.length, 2400), size=self.size, split="train", seed=self.seed)
-        return train, Tissue(1200, size=self.size, split="test", seed=self.seed)
+    def part(self, length: int, *, split: Literal["train", "test"]) -> Source:
+        return Tissue(length, size=self.size, split=split, seed=self.seed)
 
     def __getitem__(self, index: int) -> Item:
         checked_index(index, self.length)
         part = _part(self.split)
-        key = keys.make(seed=self.seed, epoch=("train", "test").index(self.split), index=torch.tensor(index))
+        key = self.key(index)
         top, left = (int(draw * (side - self.size + 1)) for draw, side in zip(keys.uniform(key, 2).tolist(), part.brown.shape, strict=True))
         place = np.s_[top : top + self.size, left : left + self.size]
         brown = part.brown[place]

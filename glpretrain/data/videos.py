@@ -17,7 +17,8 @@ from torch import Tensor
 from glpretrain import keys
 from glpretrain.data.base import UnreadableItemError, checked_index
 from glpretrain.data.images import decode, decode_mask, existing_folder, find_images
-from glpretrain.data.scenes import MAX_OBJECTS, NUM_DRAWS, Pose, object_count, render, scene_key
+from glpretrain.data.made import item_key
+from glpretrain.data.scenes import MAX_OBJECTS, NUM_DRAWS, Pose, object_count, render
 
 IGNORED, UNKNOWN = -1, -2  # in masks: a pixel that is neither ground nor object, and every pixel of a frame without a mask
 _OFFICIAL_LIST = Path("ImageSets", "2017", "val.txt")
@@ -240,7 +241,7 @@ class SceneVideos(VideoSource):
         return self.length
 
     def _decoded(self, index: int) -> Video:
-        key = scene_key(self.seed, self.split, index)
+        key = item_key(self.seed, self.split, index)
         scene, *objects = keys.uniform(key, 1 + MAX_OBJECTS, NUM_DRAWS).tolist()
         motions = keys.uniform(keys.fold(key, _MOTION), MAX_OBJECTS, _MOTION_DRAWS).tolist()
         count = object_count(scene)
