@@ -23,7 +23,7 @@ def backbone(path: str | Path, **options: str | int | bool | None) -> nn.Module:
     Raises:
         ValueError: see `glpretrain.load_backbone`.
     """
-    from glpretrain.backbones import load_backbone
+    from glpretrain.weights import load_backbone
 
     return load_backbone(path, **options)
 

@@ -8,7 +8,7 @@ __all__ = ["Run", "fit", "load_backbone", "score"]
 _HOMES = {
     "Run": "glpretrain.runs",
     "fit": "glpretrain.cli.training",
-    "load_backbone": "glpretrain.backbones",
+    "load_backbone": "glpretrain.weights",
     "score": "glpretrain.cli.scoring",
 }
 

@@ -103,7 +103,7 @@ class Run:
     @cached_property
     def backbone(self) -> "Encoder":
         """The exported encoder."""
-        from glpretrain.backbones import load_backbone
+        from glpretrain.weights import load_backbone
 
         return load_backbone(self.folder / "backbone")
 

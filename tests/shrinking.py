@@ -33,7 +33,7 @@ SMALL_WIDTHS = {
 SMALL_IF_GIVEN = {"num_patch_prototypes": 16}
 # Of another width, patch size, input size and normalisation than the student; as many tokens.
 TINY_EXPERT = {
-    "class_path": "glpretrain.teacher.FrozenTeacher",
+    "class_path": "glpretrain.training.teacher.FrozenTeacher",
     "init_args": {
         "encoder": {
             "class_path": "glpretrain.encoders.ViT",
@@ -60,7 +60,7 @@ def without_files(settings: object) -> object:
     """The settings with a tiny untrained expert wherever one would be read from a file."""
     if not isinstance(settings, dict):
         return settings
-    if settings.get("class_path") == "glpretrain.backbones.load_expert":
+    if settings.get("class_path") == "glpretrain.weights.load_expert":
         return TINY_EXPERT
     return {name: without_files(value) for name, value in settings.items()}
 

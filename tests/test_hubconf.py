@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from glpretrain.backbones import export
 from glpretrain.encoders import ViT
+from glpretrain.weights import export
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,31 +6,24 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "glpretrain"
-BOTTOM = {"types", "keys", "schedule", "distributed", "clouds"}
+_MODEL = {"core", "training", "encoders", "objectives", "masking"}
 ALLOWED: dict[str, set[str]] = {
-    **{name: set() for name in BOTTOM},
-    "masking": BOTTOM,
-    "memory": BOTTOM,
-    "heads": BOTTOM,
-    "decoders": BOTTOM,
-    "optim": BOTTOM | {"encoders"},
-    "continuation": BOTTOM | {"encoders", "objectives"},
-    "teacher": BOTTOM | {"encoders"},
-    "encoders": BOTTOM,
-    "objectives": BOTTOM | {"memory"},
-    "slides": BOTTOM,
-    "data": BOTTOM | {"masking", "slides"},
-    "evaluate": BOTTOM | {"encoders", "data"},
-    "methods": BOTTOM | {"memory", "heads", "decoders", "optim", "continuation", "teacher", "encoders", "objectives", "masking"},
-    "backbones": BOTTOM | {"encoders", "teacher"},
-    "exports": BOTTOM | {"encoders", "backbones"},
-    "inspect": BOTTOM | {"encoders", "backbones"},
-    "callbacks": BOTTOM | {"objectives", "encoders", "data", "evaluate", "backbones", "inspect"},
-    "runs": BOTTOM | {"encoders", "backbones"},
-    "cli": BOTTOM
-    | {"masking", "encoders", "objectives", "slides", "data", "evaluate", "methods", "backbones", "exports", "inspect", "callbacks"}
-    | {"runs"},
-    "": {"cli", "runs", "backbones"},  # glpretrain/__init__.py, lazily
+    "core": set(),
+    "masking": {"core"},
+    "encoders": {"core"},
+    "training": {"core", "encoders", "objectives"},
+    "objectives": {"core", "training"},
+    "methods": _MODEL,
+    "prepare.slides": {"core"},
+    "data": {"core", "masking", "prepare.slides"},
+    "prepare.faces": {"core", "masking", "data"},
+    "evaluate": {"core", "encoders", "data"},
+    "weights": {"core", "encoders", "training"},
+    "report": {"core", "encoders", "weights"},
+    "callbacks": {"core", "objectives", "encoders", "data", "evaluate", "weights", "report"},
+    "runs": {"core", "encoders", "weights"},
+    "cli": _MODEL | {"methods", "data", "prepare.slides", "prepare.faces", "evaluate", "weights", "report", "callbacks", "runs"},
+    "": {"cli", "runs", "weights"},  # glpretrain/__init__.py, lazily
 }
 HOMES: dict[str, tuple[str, ...]] = {
     "pytorch_lightning": ("methods/base.py", "data/module.py", "callbacks/", "cli/"),
@@ -40,8 +33,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "kornia": ("data/views/",),
     "wandb": ("callbacks/",),
     "jsonargparse": ("cli/",),
-    "onnxruntime": ("exports/",),
-    "openslide": ("slides/",),
+    "onnxruntime": ("weights/exports/",),
+    "openslide": ("prepare/slides/",),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -59,8 +52,14 @@ def imported(path: Path) -> set[str]:
 
 
 def layer(path: Path) -> str:
-    first = path.relative_to(PACKAGE).parts[0]
-    return "" if first == "__init__.py" else first.removesuffix(".py")
+    """The room of a file. `prepare` is two: slides are cut without the rest of the package, faces are read with it."""
+    return room(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def room(parts: tuple[str, ...]) -> str:
+    if parts[0] == "__init__":
+        return ""
+    return ".".join(parts[:2]) if parts[0] == "prepare" and parts[1:2] != ("__init__",) else parts[0]
 
 
 def short(path: Path) -> str:
@@ -68,13 +67,16 @@ def short(path: Path) -> str:
 
 
 def test_the_package_was_found() -> None:
-    assert {"types", "methods", "cli"} <= {layer(path) for path in FILES}
+    assert {"core", "methods", "cli"} <= {layer(path) for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=short)
 def test_imports_point_down_the_table(path: Path) -> None:
+    if layer(path) == "prepare":  # its docstring
+        assert not imported(path)
+        return
     assert layer(path) in ALLOWED, f"{layer(path)} is in no layer; add it to the table here and to ARCHITECTURE.md"
-    own = {name.split(".")[1] for name in imported(path) if name.startswith("glpretrain.")}
+    own = {room(tuple(name.split(".")[1:])) for name in imported(path) if name.startswith("glpretrain.")}
     forbidden = own - ALLOWED[layer(path)] - {layer(path), "__version__"}
     assert not forbidden, f"{short(path)} imports {sorted(forbidden)}; {layer(path)} may import {sorted(ALLOWED[layer(path)])}"
 

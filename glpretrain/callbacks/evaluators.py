@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from glpretrain.core.types import Batch
 from glpretrain.evaluate import Evaluator, FeatureCache, Result, default_evaluators
-from glpretrain.types import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from glpretrain.distributed import all_reduce_sum
+from glpretrain.core.distributed import all_reduce_sum
+from glpretrain.core.types import Batch
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
-from glpretrain.types import Batch
 
 
 class PrototypeUsage(pl.Callback):

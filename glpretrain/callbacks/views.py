@@ -1,6 +1,6 @@
 """A picture of the first batch as the method sees it: look at it before you wait for a run.
 
-Clouds of points are seen along an axis of theirs, nearer points brighter. Left out: pictures of features (`glpretrain.inspect`).
+Clouds of points are seen along an axis of theirs, nearer points brighter. Left out: pictures of features (`glpretrain.report`).
 """
 
 from pathlib import Path
@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from glpretrain.clouds import farthest_points, nearest_points, take
+from glpretrain.core.clouds import farthest_points, nearest_points, take
+from glpretrain.core.types import Batch, EncoderCard
 from glpretrain.encoders.base import Encoder
-from glpretrain.types import Batch, EncoderCard
 
 _DIMMED = 0.2  # what is left of a hidden pixel's brightness
 

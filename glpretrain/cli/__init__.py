@@ -118,8 +118,8 @@ def _export(arguments: Sequence[str]) -> None:
     parser.add_argument("--read_as", metavar="FORMAT", help="of a published file, where its contents do not tell (dino, mae, timm, ...)")
     parser.add_argument("--num_heads", type=int, help="attention heads, for a published file of an unpublished width")
     known = parser.parse_args(arguments)
-    from glpretrain.backbones import load_backbone
-    from glpretrain.exports import export_as
+    from glpretrain.weights import load_backbone
+    from glpretrain.weights.exports import export_as
 
     size = known.img_size[0] if known.img_size and len(known.img_size) == 1 else known.img_size
     options = {"format": known.format, "img_size": size, "any_size": known.any_size, "licence": known.licence}
@@ -197,7 +197,7 @@ def _tiles(arguments: Sequence[str]) -> None:
     parser.add_argument("--workers", metavar="N", type=int, help="processes (as many as there are cores, at most 8)")
     known = parser.parse_args(arguments)
     from glpretrain.cli.tiles import tiles
-    from glpretrain.slides.settings import Settings
+    from glpretrain.prepare.slides.settings import Settings
 
     settings = Settings(**{name: value for name, value in vars(known).items() if name in Settings._fields})
     tiles(known.slides, out=known.out, settings=settings, workers=known.workers)

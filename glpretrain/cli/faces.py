@@ -1,6 +1,6 @@
 """`glpretrain faces`: a bar while faces are prepared, a line for each picture without one, and a count at the end.
 
-Left out: what is done to a picture (`glpretrain.data.faces`).
+Left out: what is done to a picture (`glpretrain.prepare.faces`).
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from glpretrain.data.faces import CascadeDetector, FaceParser, FacerParser, MapParser, Preparation, TemplateParser
+from glpretrain.prepare.faces import CascadeDetector, FaceParser, FacerParser, MapParser, Preparation, TemplateParser
 
 PARSERS = ("template", "maps", "facer")
 DETECTORS = ("cascade", "none")

@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from jsonargparse import Namespace
 
-from glpretrain.backbones import load_backbone_with_report
 from glpretrain.encoders.fingerprint import fingerprint
 from glpretrain.encoders.transfer import Transfer
 from glpretrain.methods.base import Method
+from glpretrain.weights import load_backbone_with_report
 
 # What a recipe declares of its encoder, also by leaving it out. Everything else (mean, std, licence) belongs to the weights.
 _DECLARED = ("name", "img_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate", "source")

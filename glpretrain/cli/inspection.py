@@ -1,17 +1,17 @@
 """From the words of `glpretrain inspect` to a page: names of backbones, sizes, layers.
 
-Left out: the page (`glpretrain.inspect`).
+Left out: the page (`glpretrain.report`).
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from glpretrain.backbones import load_backbone
-from glpretrain.data.clouds import cloud_item, with_count
-from glpretrain.data.point_files import read_points
+from glpretrain.data.sources.clouds import cloud_item, with_count
+from glpretrain.data.sources.point_files import read_points
 from glpretrain.encoders import Encoder
-from glpretrain.inspect import untrained, write_cloud_report, write_report
+from glpretrain.report import untrained, write_cloud_report, write_report
+from glpretrain.weights import load_backbone
 
 _EXPORTED = "backbone"  # what a run calls the folder of its encoder
 

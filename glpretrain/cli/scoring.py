@@ -21,16 +21,16 @@ from rich.console import Console
 from rich.table import Table
 
 from glpretrain import __version__
-from glpretrain.backbones import load_backbone
 from glpretrain.cli.own_data import own_clouds
-from glpretrain.data.base import Source
-from glpretrain.data.folders import source_for
-from glpretrain.data.images import mask_folders
+from glpretrain.core.types import EncoderCard
 from glpretrain.data.module import DataModule
+from glpretrain.data.sources.base import Source
+from glpretrain.data.sources.folders import source_for
+from glpretrain.data.sources.images import mask_folders
 from glpretrain.encoders import Encoder
 from glpretrain.evaluate import ROLES, Evaluator, FeatureCache, Pixels, Result, default_evaluators
 from glpretrain.runs import find_recipe
-from glpretrain.types import EncoderCard
+from glpretrain.weights import load_backbone
 
 _DEFAULT_RECIPE = "mmc"
 

@@ -1,6 +1,6 @@
 """`glpretrain tiles`: what is going on while slides are cut, and what came of them.
 
-Left out: cutting (`glpretrain.slides`).
+Left out: cutting (`glpretrain.prepare.slides`).
 """
 
 import os
@@ -10,10 +10,10 @@ from contextlib import closing
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from glpretrain.slides.cutting import SlideBegun, SlideDone, SlideFailed, Summary, TilesCut, cutting, summary_of
-from glpretrain.slides.folder import SlideRecord
-from glpretrain.slides.opening import find_slides
-from glpretrain.slides.settings import Settings
+from glpretrain.prepare.slides.cutting import SlideBegun, SlideDone, SlideFailed, Summary, TilesCut, cutting, summary_of
+from glpretrain.prepare.slides.folder import SlideRecord
+from glpretrain.prepare.slides.opening import find_slides
+from glpretrain.prepare.slides.settings import Settings
 
 _MOST_WORKERS = 8  # more than a disk keeps busy, unless somebody says so
 

@@ -28,16 +28,16 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from glpretrain import __version__
-from glpretrain.backbones import export
 from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
 from glpretrain.cli.accepted import accepted_names
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.own_data import own_source, source_arguments
-from glpretrain.data.folders import source_for
+from glpretrain.core.types import EncoderCard
 from glpretrain.data.module import DataModule
+from glpretrain.data.sources.folders import source_for
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, find_recipe, new_folder, recipe_name, write_json
-from glpretrain.types import EncoderCard
+from glpretrain.weights import export
 
 _CHECKPOINT_EVERY = 1000  # steps; a run that is cut short loses no more
 _VERSIONS = ("torch", "torchvision", "pytorch-lightning", "timm", "kornia")

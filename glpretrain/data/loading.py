@@ -13,8 +13,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from glpretrain import keys
-from glpretrain.data.base import FittedItem, Item, Source, UnreadableItemError
+from glpretrain.core import keys
+from glpretrain.data.sources.base import FittedItem, Item, Source, UnreadableItemError
 
 _ORDER = 0x0EDE  # what the key of an epoch's order is folded with
 _MAX_UNREADABLE_RUN = 50
@@ -171,7 +171,7 @@ class EpochOrder(DistributedSampler):
         # Where the checkpoint was made after an epoch's last batch, Lightning asks for batches before it has raised its own
         # count of epochs: the later of the two is right.
         epoch, first = max(self._resumed, (self.epoch, 0))
-        key = keys.fold(keys.make(seed=self.seed, epoch=epoch, index=torch.tensor(self.length)), _ORDER)
+        key = keys.fold_in(keys.item_keys(seed=self.seed, epoch=epoch, index=torch.tensor(self.length)), _ORDER)
         order = keys.permutation(key, self.length)
         for batch in range(first, len(self)):
             start = (batch * self.num_replicas + self.rank) * self.batch_size

@@ -16,12 +16,12 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from glpretrain import keys as rng
-from glpretrain.data.base import Source, Subset
+from glpretrain.core import keys as rng
+from glpretrain.core.types import Batch, EncoderCard
 from glpretrain.data.loading import EpochOrder, RawBatch, RawItems, batches_of, usable_cores
+from glpretrain.data.sources.base import Source, Subset
 from glpretrain.data.views import ViewMaker
 from glpretrain.masking import Corruption, Mask, RegionMask
-from glpretrain.types import Batch, EncoderCard
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class DataModule(LightningDataModule):
             "student_views": self.views.num_student_views > 0,
             "coarse_views": self.views.num_coarse_views > 0,
             "mask": self.mask is not None,
-            "covered": isinstance(self.mask, RegionMask) and self.mask.covers,
+            "region_mask": isinstance(self.mask, RegionMask) and self.mask.has_region_mask,
             "corrupted_views": self.corruption is not None,
         }
         return {name for name, there in made.items() if there}
@@ -197,17 +197,17 @@ class DataModule(LightningDataModule):
             epoch: how often the data was passed over before.
         """
         card = encoder.card
-        keys = rng.make(seed=self.seed, epoch=epoch, index=raw.index)  # [B]
+        keys = rng.item_keys(seed=self.seed, epoch=epoch, index=raw.index)  # [B]
         views = self.views.make(raw, keys=keys, card=card)
         G, B, *shape = views.global_views.shape
         grid = encoder.grid(shape)
-        mask = covered = corrupted = corruption = None
+        mask = region_mask = corrupted = corruption = None
         if self.mask is not None:
             # One call for all views: what block-wise masks cost is the number of their attempts, not of their items.
             mask_keys = _per_view(keys, _MASK, count=G).flatten()  # [(G B)]
             if isinstance(self.mask, RegionMask):
-                mask, covered = self.mask(mask_keys, grid, regions=views.regions.flatten(0, 1))
-                covered = None if covered is None else covered.unflatten(0, (G, B))  # [G B N]
+                mask, region_mask = self.mask(mask_keys, grid, regions=views.regions.flatten(0, 1))
+                region_mask = None if region_mask is None else region_mask.unflatten(0, (G, B))  # [G B N]
             else:
                 mask = self.mask(mask_keys, grid)
             mask = mask.unflatten(0, (G, B))  # [G B N]
@@ -220,7 +220,7 @@ class DataModule(LightningDataModule):
             global_views=views.global_views,
             local_views=views.local_views,
             mask=mask,
-            covered=covered,
+            region_mask=region_mask,
             corrupted_views=corrupted,
             corruption=corruption,
             student_views=views.student_views,
@@ -289,17 +289,17 @@ class DataModule(LightningDataModule):
         if self.labelled is not None and self.labelled_test is not None:
             return self.labelled, self.labelled_test
         source = self.source if self.labelled is None else self.labelled
-        if not source.classes and source.division() is None:
-            return self._stand_in("labelled").division()
+        if not source.classes and source.train_test_split() is None:
+            return self._embedded_source("labelled").train_test_split()
         return self.divided(source)
 
     @staticmethod
     def divided(source: Source) -> tuple[Source, Source]:
         """(train, test) parts of a source with classes: its own division, else a fixed fifth of it is the test part."""
-        if (division := source.division()) is not None:
+        if (division := source.train_test_split()) is not None:
             return division
         index = torch.arange(len(source))
-        train = rng.uniform(rng.make(seed=0, epoch=0, index=index)) < _TRAIN_SHARE  # not of the run's seed: runs stay comparable
+        train = rng.uniform(rng.item_keys(seed=0, epoch=0, index=index)) < _TRAIN_SHARE  # not of the run's seed: runs stay comparable
         return Subset(source, indices=index[train].tolist()), Subset(source, indices=index[~train].tolist())
 
     def masked_source(self) -> Source:
@@ -310,12 +310,12 @@ class DataModule(LightningDataModule):
         """
         if self.masked is not None:
             return self.masked
-        source = self.source if self.source.has_masks else self._stand_in("masked")
-        division = source.division()
+        source = self.source if self.source.has_masks else self._embedded_source("masked")
+        division = source.train_test_split()
         return source if division is None else division[1]
 
-    def _stand_in(self, argument: str) -> Source:
-        embedded = self.views.stand_in(self.image_size)
+    def _embedded_source(self, argument: str) -> Source:
+        embedded = self.views.embedded_source(self.image_size)
         channels, accepted = (item.shape[self.views.channel_axis] for item in (self.raw_batch([0]).images[0], embedded[0].image))
         if channels != accepted:
             raise ValueError(f"DataModule: {self.source.name} has {channels} channels and {embedded.name} have {accepted}; give {argument}")
@@ -324,7 +324,7 @@ class DataModule(LightningDataModule):
 
 def _per_view(keys: Tensor, purpose: int, *, count: int) -> Tensor:
     """Int[G B]."""
-    return torch.stack([rng.fold(rng.fold(keys, purpose), number) for number in range(count)])
+    return torch.stack([rng.fold_in(rng.fold_in(keys, purpose), number) for number in range(count)])
 
 
 def _region_of_tokens(regions: Tensor, *, grid: tuple[int, ...]) -> Tensor:

@@ -4,7 +4,7 @@ from timm import is_model
 from timm.models import is_model_in_modules
 
 from glpretrain.encoders.base import Encoder, build, build_from, register
-from glpretrain.encoders.features import FEATURE_MAP_MODULES, FeatureMap
+from glpretrain.encoders.feature_maps import FEATURE_MAP_MODULES, FeatureMap
 from glpretrain.encoders.pooled import PooledViT
 from glpretrain.encoders.vit import VIT_MODULES, ViT
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from glpretrain.types import EncoderCard, EncoderOutput
+from glpretrain.core.types import EncoderCard, EncoderOutput
 
 _BUILDERS: dict[str, Callable[..., "Encoder"]] = {}
 
@@ -107,7 +107,7 @@ class Encoder(nn.Module, ABC):
             ValueError: both `mask` and `keep` are given, or the encoder cannot do what is asked.
         """
 
-    def contents(self, items: Tensor, *, corruption: Tensor) -> tuple[Tensor, Tensor]:
+    def token_inputs(self, items: Tensor, *, corruption: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs behind every token, and which of them were replaced: what a loss on inputs compares, whatever an item is.
 
         Args:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.points import PointTransformer
 from glpretrain.encoders.vit import ViT
-from glpretrain.types import EncoderOutput
 
 
 def features_of_layers(encoder: Encoder, items: Tensor, *, layers: Sequence[int]) -> list[EncoderOutput]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from glpretrain.clouds import farthest_points, nearest_points, take
-from glpretrain.distributed import all_reduce_mean, world_size
+from glpretrain.core.clouds import farthest_points, nearest_points, take
+from glpretrain.core.distributed import all_reduce_mean, world_size
 
 
 class Groups(NamedTuple):

@@ -17,9 +17,9 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, encode_list, load_strictly, register
 from glpretrain.encoders.point_tokens import Groups, MiniPointNet, RelativeFeatures, group_points
-from glpretrain.types import EncoderCard, EncoderOutput
 
 Positions = Literal["blocks", "none"]
 _POSITION_DIM = 128
@@ -284,7 +284,7 @@ class PointTransformer(Encoder):
         hidden = self.mask_token if self.mask_position is None else self.mask_token + self.mask_position(centres)
         return torch.where(mask.unsqueeze(-1), hidden.to(tokens.dtype), tokens)
 
-    def contents(self, items: Tensor, *, corruption: Tensor) -> tuple[Tensor, Tensor]:
+    def token_inputs(self, items: Tensor, *, corruption: Tensor) -> tuple[Tensor, Tensor]:
         """See `Encoder.contents`: a token's inputs are the points of its group, relative to the centre."""
         groups = self.group(items)
         replaced = corruption.gather(1, groups.neighbour_index.flatten(1)).unflatten(1, groups.neighbour_index.shape[1:])  # [B N M]

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder, load_strictly, register
 from glpretrain.encoders.timm_model import image_card
 from glpretrain.encoders.vit import ViT
-from glpretrain.types import EncoderOutput
 
 
 class _Pool(nn.Module):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from glpretrain.types import EncoderCard
+from glpretrain.core.types import EncoderCard
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The weights of one encoder into another that computes the same: to train on from where someone stopped.
 
 What is compared is what the two compute, not what they are called: a model of another name is welcome when its features are equal.
-Left out: reading files (`glpretrain.backbones`).
+Left out: reading files (`glpretrain.weights`).
 """
 
 from dataclasses import dataclass, replace

@@ -17,10 +17,10 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, encode_list, load_strictly, register
 from glpretrain.encoders.positions import POSITION_RESIZES, PositionResize, resize_positions
 from glpretrain.encoders.timm_model import image_card, pair, timm_config
-from glpretrain.types import EncoderCard, EncoderOutput
 
 # Modules of timm whose models are plain ViTs, and those among them whose relative positions are tied to one image size.
 VIT_MODULES = ("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "deit", "eva", "beit")

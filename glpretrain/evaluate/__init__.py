@@ -1,29 +1,29 @@
 """Scores of a frozen encoder. `default_evaluators` is what a training run reports before and after."""
 
-from glpretrain.data.base import Source
-from glpretrain.evaluate.attention_segmentation import AttentionSegmentation
+from glpretrain.data.sources.base import Source
 from glpretrain.evaluate.base import ROLES, Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.clustering import ClusterSegmentation
-from glpretrain.evaluate.cross_validation import CrossValidatedProbe
-from glpretrain.evaluate.discovery import ObjectDiscovery
-from glpretrain.evaluate.episodes import Episodes
-from glpretrain.evaluate.few_shot import FewShot
-from glpretrain.evaluate.forgery import ForgeryDetection
+from glpretrain.evaluate.cls.cross_validation import CrossValidatedProbe
+from glpretrain.evaluate.cls.few_shot import FewShot
+from glpretrain.evaluate.cls.knn import KNN
+from glpretrain.evaluate.cls.linear import LinearProbe
+from glpretrain.evaluate.cls.linear_sweep import LinearSweep
+from glpretrain.evaluate.cls.retrieval import Retrieval
+from glpretrain.evaluate.faces.forgery import ForgeryDetection
 from glpretrain.evaluate.health import Health
-from glpretrain.evaluate.in_context import InContextSegmentation
-from glpretrain.evaluate.knn import KNN
-from glpretrain.evaluate.linear import LinearProbe
-from glpretrain.evaluate.linear_segmentation import LinearSegmentation
-from glpretrain.evaluate.linear_svm import LinearSVM
-from glpretrain.evaluate.linear_sweep import LinearSweep
-from glpretrain.evaluate.part_segmentation import PartSegmentation
+from glpretrain.evaluate.patches.attention_segmentation import AttentionSegmentation
+from glpretrain.evaluate.patches.clustering import ClusterSegmentation
+from glpretrain.evaluate.patches.discovery import ObjectDiscovery
+from glpretrain.evaluate.patches.in_context import InContextSegmentation
+from glpretrain.evaluate.patches.linear_segmentation import LinearSegmentation
+from glpretrain.evaluate.patches.prompt_segmentation import PromptSegmentation
+from glpretrain.evaluate.patches.propagation import LabelPropagation
 from glpretrain.evaluate.pixels import Pixels
-from glpretrain.evaluate.point_prompts import PointPrompts
-from glpretrain.evaluate.prompt_segmentation import PromptSegmentation
-from glpretrain.evaluate.propagation import LabelPropagation
-from glpretrain.evaluate.retrieval import Retrieval
-from glpretrain.evaluate.shape_histogram import ShapeHistogram
+from glpretrain.evaluate.points.episodes import Episodes
+from glpretrain.evaluate.points.linear_svm import LinearSVM
+from glpretrain.evaluate.points.part_segmentation import PartSegmentation
+from glpretrain.evaluate.points.prompts import PointPrompts
+from glpretrain.evaluate.points.shape_histogram import ShapeHistogram
 
 __all__ = [
     "KNN",

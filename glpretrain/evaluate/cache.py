@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.fingerprint import fingerprint
-from glpretrain.types import EncoderOutput
 
 _LOG = logging.getLogger(__name__)
 _MEMORY_BYTES = 1 << 30

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.layers import features_of_layers, layer_number
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.pixels import PixelBatch, Pixels
-from glpretrain.types import EncoderOutput
 
 _PATIENCE = 2.0  # seconds without a progress bar
 

@@ -1,6 +1,6 @@
 """Pictures of dense predictions: class maps beside their truth, boxes, attention heads. Figures without pyplot, a handful of images each.
 
-Left out: similarity plots (`similarity`) and reports (`glpretrain.inspect`).
+Left out: similarity plots (`similarity`) and reports (`glpretrain.report`).
 """
 
 from collections.abc import Sequence

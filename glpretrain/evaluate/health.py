@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain import keys
-from glpretrain.data.base import Source
+from glpretrain.core import keys
+from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import encode, evaluation_shape
-from glpretrain.evaluate.intervals import Z95, jackknife_interval, mean_interval
+from glpretrain.evaluate.metrics.intervals import Z95, jackknife_interval, mean_interval
 from glpretrain.evaluate.pixels import Pixels
 
 _RANK_EPS = 1e-7  # the paper's

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain import keys
-from glpretrain.data.base import Item, Source, UnreadableItemError
-from glpretrain.data.clouds import with_count
+from glpretrain.core import keys
+from glpretrain.data.sources.base import Item, Source, UnreadableItemError
+from glpretrain.data.sources.clouds import with_count
 from glpretrain.encoders.fingerprint import bytes_of
 
 _LOG = logging.getLogger(__name__)

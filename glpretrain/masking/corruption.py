@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from glpretrain.keys import fold, integers, normal, uniform
+from glpretrain.core.keys import fold_in, integers, normal, uniform
 from glpretrain.masking.tokens import inside
 
 _BLOCKS_PER_PASS = 62  # an int64 without its sign bit, and one value left to say that no block covers a cell
@@ -104,15 +104,15 @@ class GroupCorruption(Corruption):
             ValueError: `align` does not divide the size, or the blocks can never cover the share.
         """
         B, C, H, W = views.shape
-        replaced = uniform(fold(keys, 0)) < self.replace_prob  # [B]
+        replaced = uniform(fold_in(keys, 0)) < self.replace_prob  # [B]
         ratio = torch.where(replaced, self.replace_ratio, self.ratio)
-        share = ratio - (ratio - ratio.clamp(max=0.5)) * uniform(fold(keys, 1))
-        cells = self._cover(fold(keys, 2), share=share, size=(H, W))
+        share = ratio - (ratio - ratio.clamp(max=0.5)) * uniform(fold_in(keys, 1))
+        cells = self._cover(fold_in(keys, 2), share=share, size=(H, W))
         corruption = cells.repeat_interleave(self.align, dim=1).repeat_interleave(self.align, dim=2)  # [B H W]
 
         position = torch.arange(B, device=keys.device)
         neighbour = torch.where((position ^ 1) < B, position ^ 1, position - 1).clamp(min=0)
-        filling = views.new_zeros(()) if self.fill == "zeros" else normal(fold(keys, 3), C, H, W).to(views.dtype)
+        filling = views.new_zeros(()) if self.fill == "zeros" else normal(fold_in(keys, 3), C, H, W).to(views.dtype)
         filling = torch.where(replaced.view(B, 1, 1, 1), views[neighbour], filling)
         return torch.where(corruption.unsqueeze(1), filling, views), corruption
 
@@ -135,8 +135,9 @@ class GroupCorruption(Corruption):
         wanted = share * (grid[0] * grid[1])
         hidden = torch.zeros(len(keys), *grid, dtype=torch.bool, device=keys.device)
         for number in count():  # ends: a share within reach is reached sooner or later, nearly always in the first pass
-            key = fold(keys, number)
-            shared = self._block_bits(fold(key, 0), size[0]).unsqueeze(2) & self._block_bits(fold(key, 1), size[1]).unsqueeze(1)  # [B H W]
+            key = fold_in(keys, number)
+            down, along = self._block_bits(fold_in(key, 0), size[0]), self._block_bits(fold_in(key, 1), size[1])
+            shared = down.unsqueeze(2) & along.unsqueeze(1)  # [B H W]
             first = torch.where(hidden, 0, torch.where(shared == 0, 1 << _BLOCKS_PER_PASS, shared & -shared))
             # Bisection for how many of the unions of the first 0, 1, ..., 62 blocks are too small; 63 when all are.
             too_small = torch.zeros_like(keys)
@@ -150,8 +151,8 @@ class GroupCorruption(Corruption):
 
     def _block_bits(self, keys: Tensor, side: int) -> Tensor:
         """Int[B side/align]: bit k is set where block k lies along this axis."""
-        start = integers(fold(keys, 0), 0, side - self.align, _BLOCKS_PER_PASS) // self.align
-        pixels = integers(fold(keys, 1), self.align, int(side * self.max_side), _BLOCKS_PER_PASS).minimum(side - start * self.align)
+        start = integers(fold_in(keys, 0), 0, side - self.align, _BLOCKS_PER_PASS) // self.align
+        pixels = integers(fold_in(keys, 1), self.align, int(side * self.max_side), _BLOCKS_PER_PASS).minimum(side - start * self.align)
         extent = torch.round(pixels / self.align)
         lies = inside(torch.arange(side // self.align, device=keys.device), start=start, size=extent)  # [B blocks side/align]
         bits = 1 << torch.arange(_BLOCKS_PER_PASS, device=keys.device)

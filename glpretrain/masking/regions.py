@@ -3,7 +3,7 @@
 A region map has an id per pixel, `FACE_REGIONS` names them; a token touches every region of which it holds a pixel. All masks of one
 kind hide the same number of tokens whatever the map, also where regions are missing or fill the frame. Drawn for the whole
 batch at once, on the device of the keys, without waiting for it. In shapes, R counts groups of regions. Left out:
-where maps come from (`glpretrain.data.faces`).
+where maps come from (`glpretrain.data.sources.faces`).
 """
 
 import math
@@ -14,8 +14,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from glpretrain.distributed import all_reduce_sum
-from glpretrain.keys import fold, integers, permutation
+from glpretrain.core.distributed import all_reduce_sum
+from glpretrain.core.keys import fold_in, integers, permutation
 
 # Ids of a region map: those of LaPa, which the official code's parser writes.
 FACE_REGIONS = (
@@ -53,7 +53,7 @@ class Hidden(NamedTuple):
     """What a region mask hides."""
 
     mask: Tensor  # Bool[B N]  True: hidden
-    covered: Tensor | None  # Bool[B N]  True: hidden as a part of the region that is hidden whole; None where there is no such region
+    region_mask: Tensor | None  # Bool[B N]  True: hidden as a part of the region that is hidden whole; None where there is no such region
 
 
 class RegionMask(ABC):
@@ -68,7 +68,7 @@ class RegionMask(ABC):
         ValueError: `ratio` is outside [0, 1).
     """
 
-    covers: ClassVar[bool]  # whether one region is hidden whole
+    has_region_mask: ClassVar[bool]  # whether one region is hidden whole
 
     def __init__(self, ratio: float = 0.75) -> None:
         if not 0.0 <= ratio < 1.0:
@@ -104,7 +104,7 @@ def _check_region_per(mask: RegionMask, region_per: str) -> None:
 
 def _covered(keys: Tensor, touches: Tensor, *, region_per: Literal["batch", "item"]) -> Tensor:
     """Bool[B N]: tokens that touch the region that is hidden whole, uniformly brows, eyes, nose, mouth, boundary of the face or hair."""
-    key = fold(keys, _REGION)
+    key = fold_in(keys, _REGION)
     if region_per == "batch":
         # The sum over all items of all processes, modulo 2^64: no process decides, and the order of the items does not matter.
         key = all_reduce_sum(key.sum()).expand_as(key)
@@ -125,7 +125,7 @@ class CRFRPMask(RegionMask):
             here all processes share one), `item` one in each.
     """
 
-    covers = True
+    has_region_mask = True
 
     def __init__(self, ratio: float = 0.75, *, region_per: Literal["batch", "item"] = "batch") -> None:
         super().__init__(ratio)
@@ -134,7 +134,7 @@ class CRFRPMask(RegionMask):
 
     def _draw(self, keys: Tensor, touches: Tensor, *, num_hidden: int) -> Hidden:
         covered = _covered(keys, touches, region_per=self.region_per)
-        orders = [permutation(fold(keys, purpose), touches.shape[2]) for purpose in (_SHARE, _FILL)]
+        orders = [permutation(fold_in(keys, purpose), touches.shape[2]) for purpose in (_SHARE, _FILL)]
         return cover_and_share(touches, covered=covered, share_order=orders[0], fill_order=orders[1], num_hidden=num_hidden)
 
 
@@ -146,7 +146,7 @@ class CRFRRMask(RegionMask):
         region_per: as in `CRFRPMask`.
     """
 
-    covers = True
+    has_region_mask = True
 
     def __init__(self, ratio: float = 0.75, *, region_per: Literal["batch", "item"] = "batch") -> None:
         super().__init__(ratio)
@@ -155,32 +155,32 @@ class CRFRRMask(RegionMask):
 
     def _draw(self, keys: Tensor, touches: Tensor, *, num_hidden: int) -> Hidden:
         covered = _covered(keys, touches, region_per=self.region_per)
-        order = permutation(fold(keys, _FILL), touches.shape[2])
+        order = permutation(fold_in(keys, _FILL), touches.shape[2])
         return cover_and_share(touches[:, :0], covered=covered, share_order=order, fill_order=order, num_hidden=num_hidden)
 
 
 class FRPMask(RegionMask):
     """The same share of every region (FRP, facial region proportional; our reading of the name): CRFR-P without a covered region."""
 
-    covers = False
+    has_region_mask = False
 
     def _draw(self, keys: Tensor, touches: Tensor, *, num_hidden: int) -> Hidden:
-        orders = [permutation(fold(keys, purpose), touches.shape[2]) for purpose in (_SHARE, _FILL)]
+        orders = [permutation(fold_in(keys, purpose), touches.shape[2]) for purpose in (_SHARE, _FILL)]
         nothing = torch.zeros_like(touches[:, 0])
         hidden = cover_and_share(touches, covered=nothing, share_order=orders[0], fill_order=orders[1], num_hidden=num_hidden)
-        return Hidden(mask=hidden.mask, covered=None)
+        return Hidden(mask=hidden.mask, region_mask=None)
 
 
 class FaskingMask(RegionMask):
     """Brows, eyes, nose, mouth and hair first, skin and background with what is left (after MARLIN's Fasking; our reading of Fasking-I)."""
 
-    covers = False
+    has_region_mask = False
 
     def _draw(self, keys: Tensor, touches: Tensor, *, num_hidden: int) -> Hidden:
-        order = permutation(fold(keys, _FILL), touches.shape[2])  # [B N]
+        order = permutation(fold_in(keys, _FILL), touches.shape[2])  # [B N]
         is_part = torch.stack([touches[:, group] for group in _PARTS]).any(dim=0).gather(1, order)  # [B N], in the random order
         place = torch.where(is_part, is_part.cumsum(dim=1), is_part.sum(dim=1, keepdim=True) + (~is_part).cumsum(dim=1))
-        return Hidden(mask=torch.zeros_like(is_part).scatter(1, order, place <= num_hidden), covered=None)
+        return Hidden(mask=torch.zeros_like(is_part).scatter(1, order, place <= num_hidden), region_mask=None)
 
 
 def touched(regions: Tensor, *, grid: tuple[int, ...]) -> Tensor:
@@ -243,4 +243,4 @@ def cover_and_share(touches: Tensor, *, covered: Tensor, share_order: Tensor, fi
     candidates = torch.where((surplus < 0).unsqueeze(1), ~mask, mask & ~protected).gather(1, fill_order)
     changed = candidates & (candidates.cumsum(dim=1, dtype=torch.int16) <= surplus.abs().unsqueeze(1))
     mask = mask ^ torch.zeros_like(mask).scatter(1, fill_order, changed)
-    return Hidden(mask=mask, covered=torch.where((missing > 0).unsqueeze(1), covered, mask))
+    return Hidden(mask=mask, region_mask=torch.where((missing > 0).unsqueeze(1), covered, mask))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from glpretrain.keys import fold, permutation, uniform
+from glpretrain.core.keys import fold_in, permutation, uniform
 
 
 class Mask(ABC):
@@ -90,7 +90,7 @@ class BlockMask(Mask):
 
     def _draw_ratios(self, keys: Tensor) -> Tensor:
         ranges = torch.tensor(self.ratios, device=keys.device)
-        draws = uniform(fold(keys, 0), 2)
+        draws = uniform(fold_in(keys, 0), 2)
         low, high = ranges[(draws[:, 0] * len(ranges)).long()].unbind(1)
         return low + (high - low) * draws[:, 1]
 
@@ -124,7 +124,7 @@ class DINOv2Mask(Mask):
         """As `Mask`."""
         _require_room(grid)
         num_tokens, (low, high) = math.prod(grid), self.ratio
-        draws = uniform(fold(keys, 0), 2)
+        draws = uniform(fold_in(keys, 0), 2)
         wanted = torch.floor((low + (high - low) * draws[:, 1]) * num_tokens) * (draws[:, 0] < self.prob)
         return _cover_with_blocks(keys, grid, wanted=wanted, least_area=self._LEAST_AREA, most_area=self._MAX_SHARE * num_tokens)
 
@@ -154,7 +154,7 @@ def _cover_with_blocks(keys: Tensor, grid: tuple[int, int], *, wanted: Tensor, l
             unfinished = (num_hidden < wanted) & (refused < _MAX_REFUSED)
             if not unfinished.any():
                 break
-            draws = uniform(fold(keys, attempt + 1), _CHECK_EVERY, 4)  # [B attempts 4]
+            draws = uniform(fold_in(keys, attempt + 1), _CHECK_EVERY, 4)  # [B attempts 4]
         missing = wanted - num_hidden
         most = missing.clamp(max=most_area)
         area = least_area + (most - least_area) * draws[:, step, 0]
@@ -173,7 +173,7 @@ def _cover_with_blocks(keys: Tensor, grid: tuple[int, int], *, wanted: Tensor, l
     return hidden.flatten(1)
 
 
-def kept(mask: Tensor) -> Tensor:
+def visible_indices(mask: Tensor) -> Tensor:
     """Indices of the tokens that are not hidden, in ascending order.
 
     Args:

@@ -13,16 +13,16 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from glpretrain.continuation import LAYER_DECAY, Continuation, HeadWarmup
-from glpretrain.distributed import all_reduce_sum, world_size
+from glpretrain.core.distributed import all_reduce_sum, world_size
+from glpretrain.core.schedule import Schedule
+from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.transfer import Transfer, copy_backbone
-from glpretrain.memory import broadcast_states, states_of
 from glpretrain.objectives.base import Objective
-from glpretrain.optim import clip_per_parameter, head_groups, parameter_groups, trunk_groups
-from glpretrain.schedule import Schedule
-from glpretrain.teacher import EMATeacher, FrozenTeacher
-from glpretrain.types import Batch
+from glpretrain.training.memory import broadcast_states, states_of
+from glpretrain.training.optim import clip_per_parameter, head_groups, parameter_groups, trunk_groups
+from glpretrain.training.teacher import EMATeacher, FrozenTeacher
+from glpretrain.training.warm_start import LAYER_DECAY, Continuation, HeadWarmup
 
 # Optional fields of a batch, the setting that makes each, and an example for a message.
 _SETTINGS = {
@@ -30,7 +30,7 @@ _SETTINGS = {
     "student_views": ("data.views.student_views", "[{size: 224, scale: [0.25, 1.0], count: 2}]"),
     "coarse_views": ("data.views.coarse_views", "[{points: 256, count: 2}], for clouds of points"),
     "mask": ("data.mask", "glpretrain.masking.BlockMask"),
-    "covered": ("data.mask", "glpretrain.masking.CRFRPMask"),
+    "region_mask": ("data.mask", "glpretrain.masking.CRFRPMask"),
     "corrupted_views": ("data.corruption", "glpretrain.masking.GroupCorruption"),
 }
 

@@ -16,14 +16,14 @@ Known differences: centres and temperatures as listed for DINO; the teacher's ba
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.schedule import Schedule
+from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
-from glpretrain.heads import ContrastHead, ProjectionHead, Prototypes
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.contrastive import InfoNCE
 from glpretrain.objectives.distillation import ViewDistillation
 from glpretrain.objectives.npair import NPair
-from glpretrain.schedule import Schedule
-from glpretrain.types import Batch
+from glpretrain.training.heads import ContrastHead, ProjectionHead, Prototypes
 
 
 class DCGLR(Method):

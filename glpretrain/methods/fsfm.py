@@ -17,16 +17,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from glpretrain.decoders import RepresentationDecoder, RestoredDecoder, with_mask_tokens
+from glpretrain.core.schedule import Schedule
+from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
-from glpretrain.heads import LayerNormHead
-from glpretrain.masking import kept
+from glpretrain.masking import visible_indices
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.contrastive import InfoNCE
 from glpretrain.objectives.reconstruction import PatchPixels, patchify
 from glpretrain.objectives.similarity import NegativeCosine
-from glpretrain.schedule import Schedule
-from glpretrain.types import Batch
+from glpretrain.training.decoders import RepresentationDecoder, RestoredDecoder, with_mask_tokens
+from glpretrain.training.heads import LayerNormHead
 
 
 class FSFM(Method):
@@ -51,7 +51,7 @@ class FSFM(Method):
     """
 
     terms = ("pixels", "region", "similarity")
-    needs = ("mask", "covered")
+    needs = ("mask", "region_mask")
 
     def __init__(
         self,
@@ -91,13 +91,13 @@ class FSFM(Method):
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`pixels` of hidden patches, `region` of those in the covered region, `similarity` to the target that sees everything."""
         views = batch.global_views.flatten(0, 1)  # [(G B) C H W]
-        mask, covered = batch.mask.flatten(0, 1), batch.covered.flatten(0, 1)  # [(G B) N]
+        mask, region_mask = batch.mask.flatten(0, 1), batch.region_mask.flatten(0, 1)  # [(G B) N]
         grid = self.encoder.grid(views.shape[1:])
         with torch.no_grad():
             seen = self.teacher.branch.encoder(views)
             heads = self.teacher.branch.heads
             keys = heads["projector"](heads["rep"](seen.cls, seen.patches, grid=grid))  # [(G B) projection_dim]
-        keep = kept(mask)  # [(G B) M]
+        keep = visible_indices(mask)  # [(G B) M]
         output = self.student.encoder(views, keep=keep)
         heads = self.student.heads
         queries = self.predictor(heads["projector"](heads["rep"](output.cls, output.patches, grid=grid, keep=keep)))
@@ -107,6 +107,6 @@ class FSFM(Method):
         targets = patchify(views, patch_size=self.patch_size)
         return {
             "pixels": self.pixel_objective(predictions=predictions, targets=targets, mask=mask),
-            "region": self.pixel_objective(predictions=predictions, targets=targets, mask=covered),
+            "region": self.pixel_objective(predictions=predictions, targets=targets, mask=region_mask),
             "similarity": self.similarity_objective(queries=queries, keys=keys),
         }

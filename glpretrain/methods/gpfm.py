@@ -17,15 +17,15 @@ so it does not decay.
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.schedule import Schedule
+from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
-from glpretrain.heads import ProjectionHead, Prototypes
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
-from glpretrain.objectives.features import CosineDistance, FeatureDistance
+from glpretrain.objectives.experts import CosineDistance, FeatureDistance
 from glpretrain.objectives.regularization import KoLeo
-from glpretrain.schedule import Schedule
-from glpretrain.teacher import FrozenTeacher
-from glpretrain.types import Batch
+from glpretrain.training.heads import ProjectionHead, Prototypes
+from glpretrain.training.teacher import FrozenTeacher
 
 _KINDS = ("cls", "patch")
 
@@ -38,7 +38,7 @@ class GPFM(Method):
 
     Args:
         encoder: one that can hide tokens.
-        experts: frozen teachers by name, see `glpretrain.backbones.load_expert`.
+        experts: frozen teachers by name, see `glpretrain.weights.load_expert`.
         weights: of the terms; None is 0.1 for `koleo` and 1 for all others.
         num_prototypes: K.
         num_patch_prototypes: of a head of its own for patches; None shares that of `cls`.

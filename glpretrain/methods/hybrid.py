@@ -14,14 +14,14 @@ import math
 
 from torch import Tensor, nn
 
+from glpretrain.core.types import Batch
 from glpretrain.encoders.attention import AttentionInputs, attention_inputs
 from glpretrain.encoders.base import Encoder
-from glpretrain.masking import kept
+from glpretrain.masking import visible_indices
 from glpretrain.methods.base import Branch, Method
-from glpretrain.objectives.features import WhitenedFeatures
+from glpretrain.objectives.experts import WhitenedFeatures
 from glpretrain.objectives.relation import TokenRelations
-from glpretrain.teacher import FrozenTeacher
-from glpretrain.types import Batch
+from glpretrain.training.teacher import FrozenTeacher
 
 
 class HybridDistillation(Method):
@@ -67,7 +67,7 @@ class HybridDistillation(Method):
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`feature`: the final map; `relation`: of tokens at a middle block."""
         views = batch.global_views.flatten(0, 1)  # [(G B) C H W]
-        keep = None if batch.mask is None else kept(batch.mask.flatten(0, 1))  # [(G B) M]
+        keep = None if batch.mask is None else visible_indices(batch.mask.flatten(0, 1))  # [(G B) M]
         grid, card = self.encoder.grid(views.shape[1:]), self.encoder.card
         for name, expert in (("contrastive", self.contrastive), ("masked", self.masked)):
             if expert.grid != grid:

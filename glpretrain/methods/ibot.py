@@ -12,12 +12,12 @@ listed for DINO.
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.schedule import Schedule
+from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
-from glpretrain.heads import ProjectionHead, Prototypes
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
-from glpretrain.schedule import Schedule
-from glpretrain.types import Batch
+from glpretrain.training.heads import ProjectionHead, Prototypes
 
 
 class IBOT(Method):

@@ -9,11 +9,11 @@ Reference code: none.
 
 from torch import Tensor
 
+from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
-from glpretrain.heads import ContrastHead, Hallucinator, ProjectionHead
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE
-from glpretrain.types import Batch
+from glpretrain.training.heads import ContrastHead, Hallucinator, ProjectionHead
 
 
 class LocalContrast(Method):

@@ -10,12 +10,12 @@ unless `clip` is null.
 
 from torch import Tensor
 
-from glpretrain.decoders import TokenDecoder
+from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
-from glpretrain.masking import kept
+from glpretrain.masking import visible_indices
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.reconstruction import PatchPixels, patchify
-from glpretrain.types import Batch
+from glpretrain.training.decoders import TokenDecoder
 
 
 class MAE(Method):
@@ -58,7 +58,7 @@ class MAE(Method):
         """`pixels`: of hidden patches."""
         views = batch.global_views.flatten(0, 1)  # [(G B) C H W]
         mask = batch.mask.flatten(0, 1)  # [(G B) N]
-        keep = kept(mask)  # [(G B) M]
+        keep = visible_indices(mask)  # [(G B) M]
         output = self.student.encoder(views, keep=keep)
         grid = self.encoder.grid(views.shape[1:])
         predictions = self.student.heads["decoder"](output.cls, output.patches, keep=keep, grid=grid)

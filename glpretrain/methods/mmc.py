@@ -16,15 +16,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.schedule import Schedule
+from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
-from glpretrain.heads import ContrastHead, Hallucinator, PixelHead, ProjectionHead, Prototypes
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.base import Objective
 from glpretrain.objectives.contrastive import InfoNCE
 from glpretrain.objectives.distillation import PatchDistillation
 from glpretrain.objectives.reconstruction import CorruptedPixels
-from glpretrain.schedule import Schedule
-from glpretrain.types import Batch
+from glpretrain.training.heads import ContrastHead, Hallucinator, PixelHead, ProjectionHead, Prototypes
 
 
 class MMC(Method):
@@ -108,7 +108,7 @@ class MMC(Method):
             views.append(batch.local_views.flatten(0, 1))
         output, *local_outputs = self.student.encoder(views)
         num_tokens = output.patches.shape[1]
-        targets, replaced = self.encoder.contents(clean, corruption=batch.corruption.flatten(0, 1))  # [(G B) C N M], [(G B) N M]
+        targets, replaced = self.encoder.token_inputs(clean, corruption=batch.corruption.flatten(0, 1))  # [(G B) C N M], [(G B) N M]
         # The head gives channel after channel for each input, as MAE does.
         predictions = self.student.heads["pixels"](output.patches).unflatten(2, (-1, targets.shape[1])).permute(0, 3, 1, 2)
         student_logits = self.student.heads["patch"](output.patches)  # [(G B) N K]

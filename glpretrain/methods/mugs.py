@@ -18,15 +18,15 @@ zero; temperature follows progress step by step, not epoch by epoch; no batch no
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.schedule import Schedule
+from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.relation import RelationBlock, pooled_tokens
-from glpretrain.heads import Hallucinator, Predictor, ProjectionHead, Prototypes
-from glpretrain.memory import FeatureQueue
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.contrastive import QueueInfoNCE
 from glpretrain.objectives.distillation import ViewDistillation
-from glpretrain.schedule import Schedule
-from glpretrain.types import Batch
+from glpretrain.training.heads import Hallucinator, Predictor, ProjectionHead, Prototypes
+from glpretrain.training.memory import FeatureQueue
 
 
 class Mugs(Method):

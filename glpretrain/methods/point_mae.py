@@ -11,13 +11,13 @@ follows the rule of this package.
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.points import PointTransformer, PositionedBlocks, position_layers, start_weights
-from glpretrain.masking import kept
+from glpretrain.masking import visible_indices
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.base import Objective
 from glpretrain.objectives.chamfer import ChamferL2
-from glpretrain.types import Batch
 
 
 class GroupDecoder(nn.Module):
@@ -103,7 +103,7 @@ class PointMAE(Method):
         """`points`: of hidden groups."""
         views = batch.global_views.flatten(0, 1)  # [(G B) P 3]
         mask = batch.mask.flatten(0, 1)  # [(G B) N]
-        keep = kept(mask)  # [(G B) M]
+        keep = visible_indices(mask)  # [(G B) M]
         groups = self.encoder.group(views)
         patches = self.student.encoder(views, keep=keep).patches
         num_items = len(views)

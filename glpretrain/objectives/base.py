@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from glpretrain.memory import states_of
+from glpretrain.training.memory import states_of
 
 
 class Objective(nn.Module, ABC):

@@ -7,8 +7,8 @@ Gradients flow through the nearest points and not through the choice of them, as
 import torch
 from torch import Tensor
 
-from glpretrain.clouds import squared_distances, take
-from glpretrain.distributed import all_reduce_mean
+from glpretrain.core.clouds import squared_distances, take
+from glpretrain.core.distributed import all_reduce_mean
 from glpretrain.objectives.base import Objective
 
 

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glpretrain.distributed import gather_with_grad, rank
-from glpretrain.memory import FeatureQueue
+from glpretrain.core.distributed import gather_with_grad, rank
 from glpretrain.objectives.base import Objective, mean_over_pairs
+from glpretrain.training.memory import FeatureQueue
 
 
 class InfoNCE(Objective):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from glpretrain.distributed import all_reduce_max, all_reduce_sum
-from glpretrain.memory import State
+from glpretrain.core.distributed import all_reduce_max, all_reduce_sum
 from glpretrain.objectives.base import Objective, mean_over_pairs
+from glpretrain.training.memory import State
 
 
 class Centre(State):

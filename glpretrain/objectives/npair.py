@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glpretrain.distributed import gather_with_grad, rank
+from glpretrain.core.distributed import gather_with_grad, rank
 from glpretrain.objectives.base import Objective
 
 

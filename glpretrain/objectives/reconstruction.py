@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from glpretrain.distributed import all_reduce_mean, all_reduce_sum, world_size
+from glpretrain.core.distributed import all_reduce_mean, all_reduce_sum, world_size
 from glpretrain.objectives.base import Objective
 
 

@@ -15,13 +15,14 @@ from skimage.data import astronaut
 from glpretrain.cli import main
 from glpretrain.cli.faces import faces
 from glpretrain.data import Faces, FaceSwaps, ImageFolder, LFWSubset, Subset, UnreadableItemError
-from glpretrain.data.faces import TABLES, Box, CascadeDetector, FacerParser, MapParser, Preparation, TemplateParser, holds_faces
-from glpretrain.data.faces.preparation import crop_box
-from glpretrain.data.faces.regions import read_map
 from glpretrain.data.module import DataModule
+from glpretrain.data.sources.face_regions import TABLES, read_map
+from glpretrain.data.sources.faces import holds_faces
 from glpretrain.data.views import MultiCrop, ViewSpec
 from glpretrain.encoders import ViT
 from glpretrain.masking import FACE_REGIONS, CRFRPMask, FRPMask, RandomMask
+from glpretrain.prepare.faces import Box, CascadeDetector, FacerParser, MapParser, Preparation, TemplateParser
+from glpretrain.prepare.faces.preparation import crop_box
 
 FASSEG = Path(__file__).parents[2] / "../shared/data/faces_parsing_fasseg"
 ID = {name: number for number, name in enumerate(FACE_REGIONS)}
@@ -139,12 +140,12 @@ def _batch(mask, **options):
 
 def test_a_batch_has_the_covered_tokens_where_its_mask_covers_some() -> None:
     data, batch = _batch(CRFRPMask())
-    assert batch.mask.shape == batch.covered.shape == (2, 4, 36) and (batch.mask.sum(dim=2) == 27).all()
-    assert not (batch.covered & ~batch.mask).any() and batch.covered.any()
-    assert data.optional_fields == {"mask", "covered"}
+    assert batch.mask.shape == batch.region_mask.shape == (2, 4, 36) and (batch.mask.sum(dim=2) == 27).all()
+    assert not (batch.region_mask & ~batch.mask).any() and batch.region_mask.any()
+    assert data.optional_fields == {"mask", "region_mask"}
     for mask in (FRPMask(), RandomMask(0.75)):
         data, batch = _batch(mask)
-        assert batch.covered is None and (batch.mask.sum(dim=2) == 27).all() and data.optional_fields == {"mask"}
+        assert batch.region_mask is None and (batch.mask.sum(dim=2) == 27).all() and data.optional_fields == {"mask"}
     with pytest.raises(ValueError, match="mask CRFRPMask needs region maps"):
         DataModule(FaceSwaps(), MultiCrop([ViewSpec(48, (0.6, 1.0))]), batch_size=4, mask=CRFRPMask())
 
@@ -153,7 +154,7 @@ def test_the_embedded_faces_are_divided_and_have_all_regions() -> None:
     source = LFWSubset(170, size=48)
     assert len(source) == 170 and source[165].image.shape == (3, 48, 48) and torch.equal(source[165].image, source[5].image)
     assert set(source[0].regions.unique().tolist()) == set(range(11))
-    train, test = source.division()
+    train, test = source.train_test_split()
     assert len(train) == 160 and len(test) == 40 and {test[index].label for index in range(40)} == {0, 1}
     seen = {tuple(train[index].image.flatten().tolist()) for index in range(160)}
     assert not any(tuple(test[index].image.flatten().tolist()) in seen for index in range(40))
@@ -331,4 +332,4 @@ def test_real_maps_make_exact_masks() -> None:
     data = DataModule(source, views, batch_size=8, mask=CRFRPMask(region_per="item"), cache=False)
     encoder = ViT("vit_tiny_patch16_224", embed_dim=24, depth=1, num_heads=3)
     batch = data.make_batch(data.raw_batch(range(0, len(source), 25)), encoder=encoder, epoch=0)
-    assert (batch.mask.sum(dim=2) == 147).all() and batch.covered.any(dim=2).float().mean() > 0.5
+    assert (batch.mask.sum(dim=2) == 147).all() and batch.region_mask.any(dim=2).float().mean() > 0.5

@@ -47,7 +47,7 @@ def test_a_divided_folder_offers_its_parts(tmp_path: Path) -> None:
                 picture(tmp_path / part / name / f"{number}.png")
     lengths = {split: len(ImageFolder(tmp_path, split=split)) for split in (None, "train", "val", "all")}
     assert lengths == {None: 6, "train": 6, "val": 4, "all": 10}
-    train, test = ImageFolder(tmp_path).division()
+    train, test = ImageFolder(tmp_path).train_test_split()
     assert (len(train), len(test)) == (6, 4) and train.classes == test.classes == ["cat", "dog"]
 
 
@@ -137,7 +137,7 @@ def test_masks_are_read_beside_their_images(tmp_path: Path) -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not beside this repository")
 def test_real_folders_have_the_documented_counts() -> None:
     flowers = ImageFolder(DATA / "classification_flowers")
-    assert [len(part) for part in flowers.division()] == [2932, 732]
+    assert [len(part) for part in flowers.train_test_split()] == [2932, 732]
     assert flowers.classes == ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
     videos = MaskedFolder(DATA / "segmentation_davis2016val")
     assert len(videos) == 500 and videos[3].instances.unique().tolist() == [0, 1]

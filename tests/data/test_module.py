@@ -9,12 +9,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.types import Batch, EncoderCard
 from glpretrain.data import Item, Scenes, Source, UnreadableItemError
 from glpretrain.data.loading import EpochOrder
 from glpretrain.data.module import DataModule
 from glpretrain.data.views import MultiCrop, ViewSpec
 from glpretrain.masking import GroupCorruption, RandomMask
-from glpretrain.types import Batch, EncoderCard
 
 PATCH = 4
 

@@ -10,8 +10,8 @@ import trimesh
 from golden import noise
 
 from glpretrain.data import ModelNet40, PointArrays, PointFolder, ScanObjectNN, ShapeNet55, Solids, UnreadableItemError
-from glpretrain.data.clouds import with_count
-from glpretrain.data.point_files import read_points, sampled_by_area
+from glpretrain.data.sources.clouds import with_count
+from glpretrain.data.sources.point_files import read_points, sampled_by_area
 
 CLOUD = noise(20, 3, name="file").numpy()
 
@@ -86,7 +86,7 @@ def test_folders_of_classes_and_parts(pattern: str, tmp_path: Path) -> None:
                 write(tmp_path / pattern.format(part=part, label=label, n=n))
     source = PointFolder(tmp_path)
     assert list(source.classes) == ["chair", "mug"] and len(source) == 4 and source.modality == "points"
-    train, test = source.division()
+    train, test = source.train_test_split()
     assert len(train) == len(test) == 4 and train.classes == source.classes
     assert sorted(train[i].label for i in range(4)) == [0, 0, 1, 1]
     assert len(PointFolder(tmp_path, split="test")) == 4 and len(PointFolder(tmp_path, split="all")) == 8
@@ -96,7 +96,7 @@ def test_folders_of_classes_and_parts(pattern: str, tmp_path: Path) -> None:
 def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
     write(tmp_path / "a.npy")
     source = PointFolder(tmp_path, normalise=False)
-    assert not source.classes and source[0].label == -1 and source.division() is None
+    assert not source.classes and source[0].label == -1 and source.train_test_split() is None
     torch.testing.assert_close(source[0].image, torch.from_numpy(CLOUD))
     with pytest.raises(ValueError, match="no train part"):
         PointFolder(tmp_path, split="train")
@@ -113,7 +113,7 @@ def test_stacks_with_labels_and_parts(tmp_path: Path) -> None:
     fields = {"train_points": clouds, "train_labels": np.array([0, 1, 1, 0, 1]), "train_parts": parts}
     fields |= {"test_points": clouds[:2], "test_labels": np.array([2, 0]), "test_parts": parts[:2]}
     np.savez(path, **fields, class_names=np.array(["a", "b", "c"]))
-    train, test = PointArrays(path).division()
+    train, test = PointArrays(path).train_test_split()
     assert len(train) == 5 and len(test) == 2 and list(train.classes) == list(test.classes) == ["a", "b", "c"]
     assert list(test.mask_classes) == ["0", "1", "2"] and test.has_masks
     assert train[0].semantic.tolist() == [0, 0, 2, 2, -1, 2]
@@ -140,7 +140,7 @@ def test_modelnet40_in_its_three_layouts(tmp_path: Path) -> None:
     for name in ("sofa/train/sofa_0002.off", "night_stand/train/night_stand_0001.off", "sofa/test/sofa_0003.off"):
         write(meshes / name)
     for root in (lists, stacks, meshes):
-        train, test = ModelNet40(root, split="all", num_points=30).division()
+        train, test = ModelNet40(root, split="all", num_points=30).train_test_split()
         assert list(train.classes) == list(test.classes) == ["night_stand", "sofa"]
         assert sorted(train[i].label for i in range(len(train))) == [0, 1] and [test[i].label for i in range(len(test))] == [1]
         assert train[0].image.shape[1] == 3
@@ -156,7 +156,7 @@ def test_shapenet55(tmp_path: Path) -> None:
     (tmp_path / "ShapeNet-55" / "test.txt").write_text("0269-bb.npy\n")
     source = ShapeNet55(tmp_path, split="all")
     assert [source[i].label for i in range(3)] == [0, 1, 0] and list(source.classes) == ["0269", "0437"]
-    assert [len(part) for part in source.division()] == [2, 1]
+    assert [len(part) for part in source.train_test_split()] == [2, 1]
     with pytest.raises(ValueError, match=r"train\.txt is missing"):
         ShapeNet55(tmp_path / "shapenet_pc")
 
@@ -168,7 +168,7 @@ def test_scanobjectnn(tmp_path: Path) -> None:
         with h5py.File(folder / f"{part}_objectdataset.h5", "w") as file:
             file["data"], file["label"] = np.stack([CLOUD] * count), np.arange(count)
             file["mask"] = np.tile(np.where(np.arange(20) < 5, -1, 2), (count, 1))
-    train, test = ScanObjectNN(tmp_path, split="all").division()
+    train, test = ScanObjectNN(tmp_path, split="all").train_test_split()
     assert len(train) == 3 and len(test) == 2 and test[1].label == 1 and len(test.classes) == 15
     assert train[0].instances.tolist() == [0] * 5 + [1] * 15
     with pytest.raises(ValueError, match=r"augmentedrot_scale75\.h5 cannot be read"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glpretrain.data import Scenes
-from glpretrain.data.scenes import CLASSES
+from glpretrain.data.sources.scenes import CLASSES
 
 
 def test_a_scene_depends_on_seed_split_and_index_alone() -> None:
@@ -74,7 +74,7 @@ def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_train_and_test_share_classes_but_no_texture() -> None:
-    train, test = Scenes(3000, size=32).division()
+    train, test = Scenes(3000, size=32).train_test_split()
     assert (train.split, test.split) == ("train", "test") and train.classes == test.classes
     assert len(train) <= 3000
 

@@ -9,11 +9,11 @@ from shrinking import ROOT, shrunk
 import glpretrain
 from glpretrain.cli.scoring import score
 from glpretrain.data import TarShards, TileFolder, UnreadableItemError
-from glpretrain.data.folders import source_for
+from glpretrain.data.sources.folders import source_for
 from glpretrain.encoders import ViT
-from glpretrain.slides.cutting import cut_slides
-from glpretrain.slides.settings import Settings
-from glpretrain.slides.synthetic import write_synthetic_slide
+from glpretrain.prepare.slides.cutting import cut_slides
+from glpretrain.prepare.slides.settings import Settings
+from glpretrain.prepare.slides.synthetic import write_synthetic_slide
 
 OSCC = Path(__file__).parents[3] / "shared" / "data" / "pathology_oscc"
 
@@ -39,7 +39,7 @@ def test_slides_and_classes(cut: Path) -> None:
         assert len(tiles) > 5 and {source[int(tile)].label for tile in tiles[:3]} == {("calm", "crowded").index(slide.split("/")[0])}
     assert list(TileFolder(cut, labels="slides").classes) == source.slides
     assert TileFolder(cut, labels="slides")[len(source) - 1].label == 5
-    assert not TileFolder(cut, labels="none").classes and TileFolder(cut, labels="none").division() is None
+    assert not TileFolder(cut, labels="none").classes and TileFolder(cut, labels="none").train_test_split() is None
     assert TileFolder(cut, channels=1)[0].image.shape == (1, 64, 64)
     assert source.tissue.min() >= 0.9 and source.corners.shape == (len(source), 2) and set(source.sides.tolist()) == {64}
     with pytest.raises(ValueError, match="there is no 'x' in"):
@@ -50,7 +50,7 @@ def test_slides_and_classes(cut: Path) -> None:
 
 def test_no_slide_is_in_both_parts(cut: Path) -> None:
     source = TileFolder(cut)
-    train, test = source.division()
+    train, test = source.train_test_split()
     slides = [{source.slides[source.slide_of[index]] for index in part.indices} for part in (train, test)]
     assert slides == [{"calm/0", "calm/2", "crowded/1", "crowded/3"}, {"calm/4", "crowded/5"}]
     assert len(train) + len(test) == len(source)
@@ -95,7 +95,7 @@ def test_tiles_are_scored_by_their_slides_folders(cut: Path) -> None:
     lines = score(backbone(), config="eval/pathology", data=cut)
     assert {line["evaluator"] for line in lines} == {"knn", "linear", "retrieval"}
     assert {line["measured_on"] for line in lines} == {"tiles"}
-    assert {line["n"] for line in lines if line["evaluator"] == "knn"} == {len(TileFolder(cut).division()[1])}
+    assert {line["n"] for line in lines if line["evaluator"] == "knn"} == {len(TileFolder(cut).train_test_split()[1])}
     assert next(line["value"] for line in lines if line["evaluator"] == "linear") > 70  # crowded nuclei are darker
 
 

@@ -7,7 +7,7 @@ import torch
 from skimage.data import immunohistochemistry
 
 from glpretrain.data import Tissue
-from glpretrain.data.tissue import CLASSES, _part
+from glpretrain.data.sources.tissue import CLASSES, _part
 
 
 def test_a_tile_depends_on_seed_split_and_index_alone() -> None:
@@ -40,7 +40,7 @@ def test_classes_say_how_much_of_a_tile_is_gland(split: str) -> None:
 
 
 def test_both_parts_of_the_division_have_the_classes_and_glands_are_brown() -> None:
-    train, test = Tissue(5000).division()
+    train, test = Tissue(5000).train_test_split()
     assert (len(train), len(test)) == (2400, 1200) and train.classes == test.classes == CLASSES
     items = [test[index] for index in range(60)]
     pixels = torch.cat([item.image.flatten(1) for item in items], dim=1).float()

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from glpretrain.data import SceneVideos, UnreadableItemError, VideoFolder
-from glpretrain.data.scenes import MAX_OBJECTS, NUM_DRAWS, Pose, render
-from glpretrain.data.videos import IGNORED, UNKNOWN
+from glpretrain.data.sources.scenes import MAX_OBJECTS, NUM_DRAWS, Pose, render
+from glpretrain.data.sources.videos import IGNORED, UNKNOWN
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 COUNT, HEIGHT, WIDTH = 5, 13, 17

@@ -10,7 +10,7 @@ from kornia.enhance import adjust_hue
 from scipy.stats import kstest
 from torchvision.transforms.v2 import functional as F
 
-from glpretrain import keys as rng
+from glpretrain.core import keys as rng
 from glpretrain.data.views import ViewSpec, colour
 from glpretrain.data.views.colour import augment, blend, gaussian_blur, require_rgb, shift_hue
 
@@ -81,7 +81,7 @@ def spec(**settings) -> ViewSpec:
     return ViewSpec(16, (0.5, 1.0), **settings)
 
 
-KEYS = rng.make(seed=0, epoch=0, index=torch.arange(4000))
+KEYS = rng.item_keys(seed=0, epoch=0, index=torch.arange(4000))
 
 
 def test_grayscale_and_solarize_agree_with_torchvision_and_hit_their_share():
@@ -139,7 +139,7 @@ def test_every_sample_jitters_in_its_own_order_and_all_orders_occur_alike():
     settings = spec(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.4, jitter_prob=1.0)
     result = augment(source, spec=settings, keys=KEYS)
     draws = rng.uniform(KEYS, colour._DRAWS)
-    place = rng.permutation(rng.fold(KEYS, colour._ORDER), 4)
+    place = rng.permutation(rng.fold_in(KEYS, colour._ORDER), 4)
     for i in range(100):
         factors = 0.2 + 1.6 * draws[i, :3]
         turns = (0.4 * (2 * draws[i, 3] - 1)).item()

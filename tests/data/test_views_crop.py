@@ -8,7 +8,7 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from glpretrain import keys as rng
+from glpretrain.core import keys as rng
 from glpretrain.data.views.boxes import random_boxes
 from glpretrain.data.views.resample import crop, crop_nearest
 
@@ -42,7 +42,7 @@ def measures(boxes: torch.Tensor, *, aspect: float) -> dict[str, torch.Tensor]:
 def test_boxes_are_distributed_as_torchvision_draws_them(height, width):
     aspect = width / height
     theirs = measures(torchvision_boxes(height, width, 3000), aspect=aspect)
-    keys = rng.make(seed=0, epoch=0, index=torch.arange(3000))
+    keys = rng.item_keys(seed=0, epoch=0, index=torch.arange(3000))
     boxes = random_boxes(keys, aspect=torch.full((3000,), aspect), scale=SCALE, ratio=RATIO, flip=0.3)
     for name, value in measures(boxes[:, :4], aspect=aspect).items():
         # Both on a grid of 1/500, coarser than their pixels: else their rounding spreads what is one value for us, such as the
@@ -53,7 +53,7 @@ def test_boxes_are_distributed_as_torchvision_draws_them(height, width):
 
 @pytest.mark.parametrize("aspect", [0.02, 50.0])
 def test_an_item_that_no_crop_fits_is_cut_in_its_centre(aspect):
-    keys = rng.make(seed=0, epoch=0, index=torch.arange(7))
+    keys = rng.item_keys(seed=0, epoch=0, index=torch.arange(7))
     boxes = random_boxes(keys, aspect=torch.full((7,), aspect), scale=(0.9, 1.0), ratio=RATIO, flip=0.0)
     x0, y0, x1, y1, _ = boxes.unbind(1)
     torch.testing.assert_close(x0 + x1, torch.ones(7))
@@ -63,7 +63,7 @@ def test_an_item_that_no_crop_fits_is_cut_in_its_centre(aspect):
 
 
 def test_boxes_lie_in_the_unit_square():
-    keys = rng.make(seed=1, epoch=0, index=torch.arange(5000))
+    keys = rng.item_keys(seed=1, epoch=0, index=torch.arange(5000))
     boxes = random_boxes(keys, aspect=torch.linspace(0.3, 3.0, 5000), scale=(0.01, 1.0), ratio=RATIO, flip=0.5)
     assert (boxes >= 0).all()
     assert (boxes <= 1).all()

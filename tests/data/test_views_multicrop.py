@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from glpretrain import keys as rng
+from glpretrain.core import keys as rng
 from glpretrain.data.views import MultiCrop, ViewSpec
 
 COLOURS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "grayscale_prob": 0.2}
@@ -31,7 +31,7 @@ def inputs(channels: int = 3) -> dict:
     return {
         "images": source,
         "aspect": torch.linspace(0.5, 2.0, B),
-        "keys": rng.make(seed=3, epoch=2, index=torch.arange(B)),
+        "keys": rng.item_keys(seed=3, epoch=2, index=torch.arange(B)),
     }
 
 

@@ -5,8 +5,8 @@ import torch
 from golden import noise
 from torch import Tensor
 
-from glpretrain import keys as rng
-from glpretrain.clouds import farthest_points, in_unit_sphere, take
+from glpretrain.core import keys as rng
+from glpretrain.core.clouds import farthest_points, in_unit_sphere, take
 from glpretrain.data import Scenes, Solids
 from glpretrain.data.module import DataModule
 from glpretrain.data.views import CollapsedGroups, MultiCrop, PointCrops, PointViewSpec, ViewSpec
@@ -17,7 +17,7 @@ CLOUDS = in_unit_sphere(noise(5, 200, 3, name="views"))
 
 
 def keys(count: int = 5, *, epoch: int = 0) -> Tensor:
-    return rng.make(seed=3, epoch=epoch, index=torch.arange(count))
+    return rng.item_keys(seed=3, epoch=epoch, index=torch.arange(count))
 
 
 def rows(cloud: Tensor) -> set[tuple]:

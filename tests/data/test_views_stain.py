@@ -5,13 +5,13 @@ import torch
 from scipy.stats import kstest
 from skimage.color import hed2rgb, rgb2hed
 
-from glpretrain import keys as rng
+from glpretrain.core import keys as rng
 from glpretrain.data.views import MultiCrop, ViewSpec
 from glpretrain.data.views.colour import augment
 from glpretrain.data.views.stain import jitter_stain, quarter_turns, restain, turn
 from glpretrain.objectives.contrastive import token_centres
 
-KEYS = rng.make(seed=0, epoch=0, index=torch.arange(4000))
+KEYS = rng.item_keys(seed=0, epoch=0, index=torch.arange(4000))
 
 
 def tissue(count: int) -> torch.Tensor:
@@ -52,7 +52,7 @@ def test_gains_are_uniform_and_hit_their_share() -> None:
     moved = (jitter_stain(grey, strength=0.2, prob=0.25, keys=KEYS) != grey).flatten(1).any(dim=1)
     assert abs(moved.float().mean().item() - 0.25) < 0.028  # four standard deviations
     changed = jitter_stain(grey, strength=0.2, prob=1.0, keys=KEYS)
-    draws = 0.4 * rng.uniform(rng.fold(KEYS, 1), 2, 3) - 0.2
+    draws = 0.4 * rng.uniform(rng.fold_in(KEYS, 1), 2, 3) - 0.2
     expected = restain(grey, gains=1 + draws[:, 0], offsets=draws[:, 1])
     torch.testing.assert_close(changed, expected)
     assert kstest((draws[:, 0, 1] / 0.4 + 0.5).double().numpy(), "uniform").pvalue > 1e-3

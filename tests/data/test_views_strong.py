@@ -20,13 +20,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from glpretrain import keys as rng
+from glpretrain.core import keys as rng
+from glpretrain.core.types import EncoderCard
 from glpretrain.data import Scenes
 from glpretrain.data.module import DataModule
 from glpretrain.data.views import MultiCrop, Strong, ViewSpec
 from glpretrain.data.views.erasing import AREA, ASPECT, erase, rectangles
 from glpretrain.data.views.randaugment import OPERATIONS, apply, draw, rand_augment
-from glpretrain.types import EncoderCard
 
 COLOURS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "grayscale_prob": 0.2}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -71,7 +71,7 @@ def ours(images: Tensor, name: str, *, magnitude: float, negative: bool = False,
 
 
 def keys(count: int) -> Tensor:
-    return rng.make(seed=3, epoch=2, index=torch.arange(count))
+    return rng.item_keys(seed=3, epoch=2, index=torch.arange(count))
 
 
 def assert_share(hits: Tensor, expected: float) -> None:
@@ -170,7 +170,7 @@ def test_magnitudes_signs_and_application_have_their_distribution() -> None:
 
 def test_a_flipped_item_is_augmented_flipped_and_handed_back_as_it_came() -> None:
     images = pictures().float() / 255
-    arguments = {"keys": keys(5), "due": torch.ones(5, dtype=torch.bool), "aspect": torch.ones(5)}
+    arguments = {"keys": keys(5), "selected": torch.ones(5, dtype=torch.bool), "aspect": torch.ones(5)}
     arguments |= {"strong": Strong(op_prob=1.0, num_ops=4), "mean": MEAN}
     flipped = rand_augment(images, flipped=torch.ones(5, dtype=torch.bool), **arguments)
     straight = rand_augment(images.flip(3), flipped=torch.zeros(5, dtype=torch.bool), **arguments)
@@ -250,7 +250,7 @@ def test_erased_area_and_ratio_are_distributed_as_timms() -> None:
 def test_erased_pixels_are_standard_normal_and_the_rest_stays() -> None:
     images = torch.full((300, 3, 20, 24), 0.5)
     item_keys = keys(300)
-    erased = erase(images, keys=item_keys, due=torch.arange(300) != 7, prob=1.0)
+    erased = erase(images, keys=item_keys, selected=torch.arange(300) != 7, prob=1.0)
     changed = erased != 0.5
     box = rectangles(item_keys, size=(20, 24), prob=1.0)
     sides = box[:, 2:] - box[:, :2]
@@ -353,9 +353,11 @@ def rand_augment_of(batch: dict, strong: Strong) -> Tensor:
     from glpretrain.data.views.multicrop import _RAND_AUGMENT
 
     everywhere = torch.ones(len(batch["keys"]), dtype=torch.bool)
-    view_keys = rng.fold(rng.fold(batch["keys"], 0), _RAND_AUGMENT)
+    view_keys = rng.fold_in(rng.fold_in(batch["keys"], 0), _RAND_AUGMENT)
     source = batch["images"].float() / 255
-    return rand_augment(source, keys=view_keys, due=everywhere, aspect=batch["aspect"], flipped=~everywhere, strong=strong, mean=(0.0,) * 3)
+    return rand_augment(
+        source, keys=view_keys, selected=everywhere, aspect=batch["aspect"], flipped=~everywhere, strong=strong, mean=(0.0,) * 3
+    )
 
 
 # Settings and the batch

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import ViT, build, register
 from glpretrain.encoders.base import encode_list
-from glpretrain.types import EncoderOutput
 
 
 def card():

@@ -5,11 +5,11 @@ import torch
 from golden import assert_matches, load, noise, official_weights
 from torch import Tensor
 
-from glpretrain.backbones.point_formats import read_point_checkpoint
-from glpretrain.clouds import farthest_points, take
+from glpretrain.core.clouds import farthest_points, take
 from glpretrain.encoders import PointTransformer, build
 from glpretrain.encoders.attention import cls_attention
 from glpretrain.encoders.layers import features_of_layers
+from glpretrain.weights.point_formats import read_point_checkpoint
 
 SMALL = {"num_points": 40, "points_per_token": 4, "group_size": 6, "embed_dim": 24, "depth": 2, "num_heads": 3}
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # float32 on both sides
@@ -141,7 +141,7 @@ def test_layers_of_parameters() -> None:
 def test_contents_are_the_groups_and_what_was_replaced_in_them() -> None:
     encoder, points = small(), cloud(2, 40)
     corruption = noise(2, 40, name="corruption") > 0.3
-    values, replaced = encoder.contents(points, corruption=corruption)
+    values, replaced = encoder.token_inputs(points, corruption=corruption)
     groups = encoder.group(points)
     assert values.shape == (2, 3, 10, 6) and replaced.shape == (2, 10, 6)
     torch.testing.assert_close(values.permute(0, 2, 3, 1) + groups.centres.unsqueeze(2), take(points, groups.neighbour_index))

@@ -7,9 +7,9 @@ import timm
 import torch
 from timm.models import is_model_in_modules
 
+from glpretrain.core.types import EncoderCard
 from glpretrain.encoders import ViT, build
 from glpretrain.encoders.vit import VIT_MODULES
-from glpretrain.types import EncoderCard
 
 REGISTERED = [name for name in timm.list_models() if is_model_in_modules(name, VIT_MODULES)]
 # Their heads differ from block to block, so timm builds them at their own depth only: billions of parameters for most.

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain import keys
-from glpretrain.data.base import Item, Source, UnreadableItemError
+from glpretrain.core import keys
+from glpretrain.core.types import EncoderCard, EncoderOutput
+from glpretrain.data.sources.base import Item, Source, UnreadableItemError
 from glpretrain.encoders.base import Encoder
-from glpretrain.types import EncoderCard, EncoderOutput
 
 
 class TableSource(Source):
@@ -148,7 +148,7 @@ def position_of(items: Tensor) -> Tensor:
 
 def noise(position: Tensor, *shape: int, seed: int) -> Tensor:
     """Float[B *shape]: standard normal, a function of the position alone."""
-    return keys.normal(keys.make(seed=seed, epoch=0, index=position), *shape)
+    return keys.normal(keys.item_keys(seed=seed, epoch=0, index=position), *shape)
 
 
 # What the tests of scores of `cls` share.

@@ -14,12 +14,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain import keys
+from glpretrain.core import keys
+from glpretrain.core.types import EncoderOutput
 from glpretrain.evaluate import KNN, CrossValidatedProbe, LinearProbe, Pixels, default_evaluators
+from glpretrain.evaluate.cls.knn import knn_predict
 from glpretrain.evaluate.features import LabelledFeatures, cls_features, encode, tracked
-from glpretrain.evaluate.intervals import mean_interval, rate_interval
-from glpretrain.evaluate.knn import knn_predict
-from glpretrain.types import EncoderOutput
+from glpretrain.evaluate.metrics.intervals import mean_interval, rate_interval
 
 
 @pytest.mark.parametrize("evaluator", [KNN, LinearProbe])
@@ -62,7 +62,7 @@ def test_many_voters_are_looked_at_in_smaller_chunks(monkeypatch):
     voters = LabelledFeatures(noise(torch.arange(211), 8, seed=9), torch.arange(211) % NUM_CLASSES)
     queries = noise(torch.arange(83), 8, seed=10)
     whole = knn_predict(voters, queries, k=(1, 7, 200), temp=0.07)
-    monkeypatch.setattr("glpretrain.evaluate.knn._TABLE_CELLS", 1000)
+    monkeypatch.setattr("glpretrain.evaluate.cls.knn._TABLE_CELLS", 1000)
     for some, all_at_once in zip(knn_predict(voters, queries, k=(1, 7, 200), temp=0.07), whole, strict=True):
         assert torch.equal(some, all_at_once)
 

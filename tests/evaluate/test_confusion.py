@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
-from glpretrain.evaluate.confusion import areas, class_iou, confusion, mean_iou, segmentation_scores
-from glpretrain.evaluate.segmentation import best_class, class_shares
+from glpretrain.evaluate.metrics.confusion import areas, class_iou, confusion, mean_iou, segmentation_scores
+from glpretrain.evaluate.patches.segmentation import best_class, class_shares
 
 NUM_CLASSES = 5
 NAMES = [f"c{n}" for n in range(NUM_CLASSES)]

@@ -11,10 +11,10 @@ from golden import load
 from torch import Tensor
 from torchvision.ops import box_iou as reference_iou
 
+from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import ViT
 from glpretrain.evaluate import ObjectDiscovery
-from glpretrain.evaluate.discovery import box_iou, lost_box, object_boxes
-from glpretrain.types import EncoderOutput
+from glpretrain.evaluate.patches.discovery import box_iou, lost_box, object_boxes
 
 SIZE, PATCH = 24, 2
 GRID = (SIZE // PATCH, SIZE // PATCH)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from glpretrain.evaluate import FewShot
+from glpretrain.evaluate.cls.few_shot import centred, centroid_predict, class_draws, draw_scores, logistic_predict
 from glpretrain.evaluate.features import LabelledFeatures, encode
-from glpretrain.evaluate.few_shot import centred, centroid_predict, class_draws, draw_scores, logistic_predict
 
 
 def few_shot(train: int, test: int, **options) -> FewShot:

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from glpretrain.data import FaceSwaps, ImageFolder, Source
 from glpretrain.evaluate import ForgeryDetection
-from glpretrain.evaluate.roc import Detections, auc, eer, eer_threshold, hter, numbered
+from glpretrain.evaluate.metrics.roc import Detections, auc, eer, eer_threshold, hter, numbered
 
 
 class Frames(TableSource):

@@ -11,11 +11,11 @@ from scipy.special import gammaln, iv
 from torch import Tensor
 from torch.nn import functional
 
+from glpretrain.core.types import EncoderOutput
 from glpretrain.evaluate import Health
 from glpretrain.evaluate.features import encode
 from glpretrain.evaluate.health import cosine_between, decay, effective_rank, half_distance, singular_values, uniformity
-from glpretrain.evaluate.intervals import jackknife_interval, mean_interval
-from glpretrain.types import EncoderOutput
+from glpretrain.evaluate.metrics.intervals import jackknife_interval, mean_interval
 
 GRID = (3, 5)
 

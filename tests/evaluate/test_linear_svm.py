@@ -14,7 +14,7 @@ from glpretrain.data import Solids
 from glpretrain.encoders import PointTransformer
 from glpretrain.evaluate import KNN, Episodes, LinearProbe, LinearSVM, Pixels, ShapeHistogram
 from glpretrain.evaluate.features import encode
-from glpretrain.evaluate.shape_histogram import distance_histograms
+from glpretrain.evaluate.points.shape_histogram import distance_histograms
 
 
 def svm(train: int, test: int, **options) -> LinearSVM:

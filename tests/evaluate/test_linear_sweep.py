@@ -11,12 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional
 
+from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import ViT
 from glpretrain.evaluate import FeatureCache, LinearSweep, Pixels
+from glpretrain.evaluate.cls.linear import held_out_split
+from glpretrain.evaluate.cls.linear_sweep import Heads, Kind, initial_heads, linear_input, train_heads, training_order
 from glpretrain.evaluate.features import LabelledFeatures, encode
-from glpretrain.evaluate.linear import held_out_split
-from glpretrain.evaluate.linear_sweep import Heads, Kind, initial_heads, linear_input, train_heads, training_order
-from glpretrain.types import EncoderOutput
 
 
 def sweep(train: int, test: int, **options) -> LinearSweep:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from glpretrain import keys
-from glpretrain.evaluate.multiple_instance import GatedAttention, fit_gated_attention
+from glpretrain.core import keys
+from glpretrain.evaluate.slides.multiple_instance import GatedAttention, fit_gated_attention
 
 D = 7
 
@@ -14,7 +14,7 @@ def bags_of(count: int, *, seed: int) -> tuple[list[torch.Tensor], list[int]]:
     """Bags of 11 to 17 rows; those of class 1 have two rows, numbers 3 and 4, that lie elsewhere."""
     bags, labels = [], []
     for number in range(count):
-        key = keys.fold(torch.tensor(seed), number)
+        key = keys.fold_in(torch.tensor(seed), number)
         bag = keys.normal(key, 11 + number % 7, D)
         if number % 2:
             bag[3:5] += torch.tensor([4.0, -4.0, 0.0, 0.0, 0.0, 0.0, 0.0])

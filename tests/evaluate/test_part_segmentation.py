@@ -9,16 +9,16 @@ from sklearn.metrics import jaccard_score
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain import keys
-from glpretrain.data.base import Item
+from glpretrain.core import keys
+from glpretrain.core.types import EncoderCard, EncoderOutput
+from glpretrain.data.sources.base import Item
 from glpretrain.encoders import PointTransformer
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate import PartSegmentation, PointPrompts
-from glpretrain.evaluate.part_segmentation import instance_iou, part_shares
 from glpretrain.evaluate.pixels import PixelBatch
-from glpretrain.evaluate.point_prompts import careful_click, point_iou, share_of_cells
-from glpretrain.evaluate.point_tokens import at_points
-from glpretrain.types import EncoderCard, EncoderOutput
+from glpretrain.evaluate.points.part_segmentation import instance_iou, part_shares
+from glpretrain.evaluate.points.prompts import careful_click, point_iou, share_of_cells
+from glpretrain.evaluate.points.tokens import at_points
 
 NUM_PARTS, POINTS, TOKENS = 4, 96, 24
 SPACING = 10.0  # parts are blobs of radius 1 that far apart along x, so that no cell and no interpolation reaches into another
@@ -72,7 +72,7 @@ def oracle(centres: Tensor) -> Tensor:
 
 def random(centres: Tensor) -> Tensor:
     key = (centres * 1e4).long().sum(dim=-1)
-    return keys.normal(keys.make(seed=5, epoch=0, index=key), 8)
+    return keys.normal(keys.item_keys(seed=5, epoch=0, index=key), 8)
 
 
 FAST = {"learning_rates": [0.3], "l2": [1e-5], "num_steps": 200}

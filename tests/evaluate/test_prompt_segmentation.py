@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics.functional.classification import binary_jaccard_index
 
+from glpretrain.core.types import EncoderOutput
 from glpretrain.evaluate import PromptSegmentation, Result
-from glpretrain.evaluate.intervals import mean_interval
-from glpretrain.evaluate.prompt_segmentation import THRESHOLDS, calibration_images, centre_patch, iou_at_thresholds, occupancy
-from glpretrain.evaluate.similarity import auc, histogram, histogram_auc, overlap
-from glpretrain.types import EncoderOutput
+from glpretrain.evaluate.metrics.intervals import mean_interval
+from glpretrain.evaluate.patches.prompt_segmentation import THRESHOLDS, calibration_images, centre_patch, iou_at_thresholds, occupancy
+from glpretrain.evaluate.patches.similarity import auc, histogram, histogram_auc, overlap
 
 SIZE, PATCH = 24, 2
 GRID = (SIZE // PATCH, SIZE // PATCH)

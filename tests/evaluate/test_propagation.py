@@ -14,13 +14,13 @@ from skimage.morphology import disk
 from torch import Tensor
 from torch.nn import functional
 
+from glpretrain.core.types import EncoderOutput
 from glpretrain.data import Scenes, SceneVideos, Video, VideoFolder, VideoSource
-from glpretrain.data.videos import IGNORED, UNKNOWN
+from glpretrain.data.sources.videos import IGNORED, UNKNOWN
 from glpretrain.encoders import ViT
 from glpretrain.evaluate import FeatureCache, LabelPropagation
-from glpretrain.evaluate.propagation import nearest, one_hot, propagate, scaled_size, segmentation
-from glpretrain.evaluate.video_metrics import boundary, boundary_similarity, object_scores, region_similarity
-from glpretrain.types import EncoderOutput
+from glpretrain.evaluate.metrics.video_metrics import boundary, boundary_similarity, object_scores, region_similarity
+from glpretrain.evaluate.patches.propagation import nearest, one_hot, propagate, scaled_size, segmentation
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 HEIGHT, WIDTH, PATCH, LENGTH = 24, 36, 4, 7

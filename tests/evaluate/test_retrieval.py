@@ -15,8 +15,8 @@ from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
 from glpretrain.cli.scoring import _of_config
 from glpretrain.encoders import ViT
 from glpretrain.evaluate import Retrieval, retrieval
+from glpretrain.evaluate.cls.retrieval import LocatedFeatures, rank
 from glpretrain.evaluate.features import encode
-from glpretrain.evaluate.retrieval import LocatedFeatures, rank
 
 
 def table(count: int, *, start: int = 0):

@@ -12,12 +12,12 @@ from sklearn.neighbors import KNeighborsRegressor
 from torch import Tensor
 from torch.nn import functional
 
+from glpretrain.core.types import EncoderOutput
 from glpretrain.data import MaskedFolder
 from glpretrain.evaluate import ClusterSegmentation, FeatureCache, InContextSegmentation, LinearSegmentation, Pixels
-from glpretrain.evaluate.clustering import matched
-from glpretrain.evaluate.in_context import attend
-from glpretrain.evaluate.linear_segmentation import fit_heads
-from glpretrain.types import EncoderOutput
+from glpretrain.evaluate.patches.clustering import matched
+from glpretrain.evaluate.patches.in_context import attend
+from glpretrain.evaluate.patches.linear_segmentation import fit_heads
 
 SIZE, PATCH, NUM_CLASSES = 24, 2, 4
 GRID = (SIZE // PATCH, SIZE // PATCH)

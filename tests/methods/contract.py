@@ -7,11 +7,11 @@ import pytorch_lightning as pl
 import torch
 from shrinking import shrunk
 
-from glpretrain.backbones import export, load_backbone
 from glpretrain.cli.training import Training
-from glpretrain.memory import states_of
+from glpretrain.core.types import Batch
 from glpretrain.methods.base import Method
-from glpretrain.types import Batch
+from glpretrain.training.memory import states_of
+from glpretrain.weights import export, load_backbone
 
 
 def build(recipe: Path, folder: Path, *arguments: str) -> Training:

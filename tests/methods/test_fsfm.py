@@ -10,10 +10,10 @@ from shrinking import ROOT, shrunk
 from torch import Tensor
 
 from glpretrain.cli.training import Training
+from glpretrain.core.types import Batch
 from glpretrain.encoders import ViT
 from glpretrain.methods import FSFM
 from glpretrain.objectives.contrastive import InfoNCE
-from glpretrain.types import Batch
 
 GOLDEN = load("fsfm")
 # Official names to ours; the first that fits is taken, and what fits none is the encoder's, in timm's names.
@@ -68,7 +68,7 @@ def batch() -> Batch:
     fields = dict.fromkeys(Batch._fields) | {
         "global_views": 1.7 * noise(1, 4, 3, 32, 32, name="images"),
         "mask": (rank < 12).unsqueeze(0),
-        "covered": (rank < torch.tensor([[3], [0], [5], [12]])).unsqueeze(0),
+        "region_mask": (rank < torch.tensor([[3], [0], [5], [12]])).unsqueeze(0),
         "index": torch.arange(4),
     }
     return Batch(**fields)
@@ -108,7 +108,7 @@ def test_the_target_gets_no_gradient_and_moves_towards_the_student() -> None:
 
 def test_a_region_that_no_item_has_costs_nothing() -> None:
     method, seen = model(), batch()
-    term = method.losses(seen._replace(covered=torch.zeros_like(seen.covered)), 0.5)["region"]
+    term = method.losses(seen._replace(covered=torch.zeros_like(seen.region_mask)), 0.5)["region"]
     assert term.item() == 0.0
     term.backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in method.parameters())

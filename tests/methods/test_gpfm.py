@@ -11,8 +11,8 @@ from shrinking import ROOT, TINY_EXPERT
 from glpretrain.cli import main
 from glpretrain.encoders import ViT
 from glpretrain.methods import GPFM
-from glpretrain.objectives.features import resize_tokens
-from glpretrain.teacher import FrozenTeacher
+from glpretrain.objectives.experts import resize_tokens
+from glpretrain.training.teacher import FrozenTeacher
 
 RECIPE = ROOT / "gpfm.yaml"
 
@@ -83,7 +83,7 @@ def test_names_that_do_not_fit_are_refused() -> None:
 def test_a_student_starts_alike_with_and_without_experts(tmp_path: Path) -> None:
     alone = ["--model.init_args.experts", "null", "--model.init_args.weights", "{cls: 1.0, patch: 1.0, koleo: 0.1}"]
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    expert = "{e: {class_path: glpretrain.backbones.load_expert, init_args: {path: vit_tiny_patch16_224, random_weights: true}}}"
+    expert = "{e: {class_path: glpretrain.weights.load_expert, init_args: {path: vit_tiny_patch16_224, random_weights: true}}}"
     both = ["--model.init_args.experts", expert, "--model.init_args.weights", "null"]
     states = [build(RECIPE, tmp_path / name, *options).model.student.state_dict() for name, options in (("a", alone), ("b", both))]
     assert states[0].keys() == states[1].keys() and all(torch.equal(value, states[1][name]) for name, value in states[0].items())
@@ -140,6 +140,6 @@ def test_an_absent_expert_is_one_line_and_no_run_folder(tmp_path: Path, capsys: 
 
 
 def test_a_misspelled_setting_of_an_expert_is_answered_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    expert = "{e: {class_path: glpretrain.backbones.load_expert, init_args: {pth: nowhere}}}"
+    expert = "{e: {class_path: glpretrain.weights.load_expert, init_args: {pth: nowhere}}}"
     assert main(["pretrain", "gpfm", "--model.init_args.experts", expert]) != 0
     assert "accepted: path, size, precision, random_weights" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from shrinking import ROOT
 from glpretrain.encoders import ViT
 from glpretrain.encoders.attention import attention_inputs
 from glpretrain.methods import HybridDistillation
-from glpretrain.teacher import FrozenTeacher
+from glpretrain.training.teacher import FrozenTeacher
 
 RECIPE = ROOT / "hybrid.yaml"
 

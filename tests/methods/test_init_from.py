@@ -16,11 +16,11 @@ from shrinking import RECIPES, ROOT, name_of, shrunk
 
 import glpretrain
 import glpretrain.encoders
-from glpretrain.backbones import export
 from glpretrain.cli import main
 from glpretrain.encoders import Encoder, ViT
 from glpretrain.encoders.fingerprint import fingerprint
 from glpretrain.methods.base import Method
+from glpretrain.weights import export
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 QUIET = ["--evaluate", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]

@@ -8,8 +8,8 @@ import torch
 from contract import build
 from shrinking import ROOT
 
+from glpretrain.core.schedule import Schedule
 from glpretrain.methods import DINO
-from glpretrain.schedule import Schedule
 
 
 @pytest.mark.parametrize(("share", "frozen"), [(1.0, True), (0.0, False)])

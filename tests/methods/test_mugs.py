@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from golden import load, noise, official_weights
 
-from glpretrain.backbones import export, load_backbone
+from glpretrain.core.schedule import Schedule
+from glpretrain.core.types import Batch
 from glpretrain.encoders import FeatureMap, ViT
-from glpretrain.memory import states_of
 from glpretrain.methods import Mugs
-from glpretrain.schedule import Schedule
-from glpretrain.types import Batch
+from glpretrain.training.memory import states_of
+from glpretrain.weights import export, load_backbone
 
 GOLDEN = load("mugs_model")
 

@@ -7,16 +7,16 @@ import torch
 from golden import assert_matches, load, noise, official_weights
 from torch import Tensor
 
-from glpretrain.backbones.point_formats import read_point_checkpoint
+from glpretrain.core.keys import make
+from glpretrain.core.types import Batch
 from glpretrain.data.views import CollapsedGroups
 from glpretrain.encoders import PointTransformer, ViT
-from glpretrain.keys import make
 from glpretrain.methods import DCGLR, MAE, MMC, LocalContrast, PointMAE
 from glpretrain.objectives.chamfer import ChamferL1, CorruptedPoints
 from glpretrain.objectives.contrastive import InfoNCE
 from glpretrain.objectives.npair import NPair
 from glpretrain.objectives.reconstruction import CorruptedPixels, unpatchify
-from glpretrain.types import Batch
+from glpretrain.weights.point_formats import read_point_checkpoint
 
 SMALL = {"num_points": 40, "points_per_token": 4, "group_size": 6, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
@@ -143,7 +143,7 @@ def test_pixels_by_token_are_the_pixels_of_the_image() -> None:
     encoder = ViT("vit_tiny_patch16_224", img_size=(24, 16), patch_size=8, embed_dim=12, depth=1, num_heads=2)
     images, corruption = noise(2, 3, 24, 16, name="images"), noise(2, 24, 16, name="corruption") > 0.2
     predictions = noise(2, 6, 8 * 8 * 3, name="predictions")
-    values, replaced = encoder.contents(images, corruption=corruption)
+    values, replaced = encoder.token_inputs(images, corruption=corruption)
     assert values.shape == (2, 3, 6, 64) and replaced.shape == (2, 6, 64)
     by_token = CorruptedPixels()(predictions=predictions.unflatten(2, (-1, 3)).permute(0, 3, 1, 2), targets=values, corruption=replaced)
     as_image = unpatchify(predictions, patch_size=(8, 8), grid=(3, 2), num_channels=3)

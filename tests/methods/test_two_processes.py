@@ -10,9 +10,9 @@ import torch.multiprocessing as mp
 from contract import build, fixed_batch
 from shrinking import RECIPES, name_of
 
-from glpretrain.memory import states_of
+from glpretrain.core.types import Batch
 from glpretrain.methods.base import Method
-from glpretrain.types import Batch
+from glpretrain.training.memory import states_of
 
 ITEMS = 8
 Result = dict[str, dict[str, torch.Tensor]]

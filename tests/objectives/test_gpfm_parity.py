@@ -5,7 +5,7 @@ import torch
 from golden import assert_matches, load, wave
 
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation, sinkhorn_knopp
-from glpretrain.objectives.features import CosineDistance, FeatureDistance
+from glpretrain.objectives.experts import CosineDistance, FeatureDistance
 from glpretrain.objectives.regularization import KoLeo
 
 EXPERTS, DINOV2 = load("gpfm_distillation")["cases"], load("dinov2_loss")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from golden import assert_matches, load, wave
 
-from glpretrain import keys
-from glpretrain.masking import RandomMask, kept
+from glpretrain.core import keys
+from glpretrain.masking import RandomMask, visible_indices
 from glpretrain.objectives.reconstruction import PatchPixels, patchify, unpatchify
 
 GOLDEN = load("mae")
@@ -22,7 +22,7 @@ def test_unpatchify_is_the_official_one() -> None:
 
 @pytest.mark.parametrize(("num_tokens", "ratio", "num_kept"), GOLDEN["kept_counts"])
 def test_random_mask_keeps_as_many_tokens_as_the_official_code(num_tokens: int, ratio: float, num_kept: int) -> None:
-    key = keys.make(seed=0, epoch=0, index=torch.arange(2))
+    key = keys.item_keys(seed=0, epoch=0, index=torch.arange(2))
     if num_kept == 0:
         with pytest.raises(ValueError, match="keeps none"):
             RandomMask(ratio)(key, (1, num_tokens))
@@ -32,7 +32,7 @@ def test_random_mask_keeps_as_many_tokens_as_the_official_code(num_tokens: int, 
 
 @pytest.mark.parametrize("case", GOLDEN["random_masking"], ids=lambda case: f"ratio {case['ratio']}")
 def test_kept_names_the_tokens_that_the_official_code_keeps(case: dict) -> None:
-    indices = kept(torch.tensor(case["mask"]).bool())
+    indices = visible_indices(torch.tensor(case["mask"]).bool())
     assert indices.tolist() == [sorted(row) for row in case["ids_keep"]]
 
 

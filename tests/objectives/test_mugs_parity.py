@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from golden import load, noise, official_weights
 from torch import Tensor
 
-from glpretrain.heads import Hallucinator
-from glpretrain.memory import FeatureQueue
 from glpretrain.objectives.contrastive import QueueInfoNCE
 from glpretrain.objectives.distillation import ViewDistillation
+from glpretrain.training.heads import Hallucinator
+from glpretrain.training.memory import FeatureQueue
 
 LOSS, MEMORY, HALLUCINATOR = load("mugs_loss")["settings"], load("mugs_memory")["settings"], load("hallucinator")["settings"]
 

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from golden import wave
 
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation, sinkhorn_knopp
-from glpretrain.objectives.features import CosineDistance, FeatureDistance, WhitenedFeatures, resize_tokens
+from glpretrain.objectives.experts import CosineDistance, FeatureDistance, WhitenedFeatures, resize_tokens
 from glpretrain.objectives.regularization import KoLeo
 from glpretrain.objectives.relation import TokenRelations
 

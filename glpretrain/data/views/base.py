@@ -5,9 +5,9 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from glpretrain.data.base import FittedItem, Item, Source
+from glpretrain.core.types import EncoderCard
 from glpretrain.data.loading import RawBatch
-from glpretrain.types import EncoderCard
+from glpretrain.data.sources.base import FittedItem, Item, Source
 
 
 class Views(NamedTuple):
@@ -93,5 +93,5 @@ class ViewMaker(nn.Module, ABC):
         """
 
     @abstractmethod
-    def stand_in(self, size: int) -> Source:
+    def embedded_source(self, size: int) -> Source:
         """An embedded source of such items, with labels and masks, to score on where the data has none."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from glpretrain import keys as rng
+from glpretrain.core import keys as rng
 from glpretrain.data.views.boxes import random_boxes
 from glpretrain.data.views.colour import augment
 from glpretrain.data.views.erasing import erase
@@ -64,8 +64,8 @@ def _cut(items: Tensor, *, spec: ViewSpec, keys: Tensor, aspect: Tensor) -> Tens
 def _rand_augmented(items: Tensor, *, spec: ViewSpec, keys: Tensor, strong: Tensor, aspect: Tensor) -> None:
     """Whole items, once for each view of keys Int[V B]; Bool[V B] are strong."""
     source = items.to(torch.float32) / 255.0
-    for key, due in zip(keys, strong, strict=True):
-        rand_augment(source, keys=key, due=due, aspect=aspect, flipped=key % 2 == 0, strong=spec.strong, mean=(0.5,) * 3)
+    for key, selected in zip(keys, strong, strict=True):
+        rand_augment(source, keys=key, selected=selected, aspect=aspect, flipped=key % 2 == 0, strong=spec.strong, mean=(0.5,) * 3)
 
 
 def _torchvision_cut(image: Tensor, *, spec: ViewSpec) -> Tensor:
@@ -147,12 +147,12 @@ def bench_views(
     few = items[:_REFERENCE_IMAGES]
     items = items.to(device)
     aspect = torch.ones(batch_size, device=device)
-    keys = rng.make(seed=0, epoch=0, index=torch.arange(batch_size, device=device))
+    keys = rng.item_keys(seed=0, epoch=0, index=torch.arange(batch_size, device=device))
 
     ours: defaultdict[str, float] = defaultdict(float)
     theirs: defaultdict[str, float] = defaultdict(float)
     for spec in (*multicrop.global_views, *multicrop.local_views, *multicrop.student_views):
-        view_keys = torch.stack([rng.fold(keys, number) for number in range(spec.count)])  # [V B]
+        view_keys = torch.stack([rng.fold_in(keys, number) for number in range(spec.count)])  # [V B]
         cut = partial(_cut, items, spec=spec, keys=view_keys, aspect=aspect)
         ours[_CROP] += _median_milliseconds(cut, device=device, repeats=repeats)
         theirs[_CROP] += view_keys.numel() * _torchvision_milliseconds(partial(_torchvision_cut, spec=spec), images=few, repeats=repeats)
@@ -180,7 +180,7 @@ def bench_views(
                 theirs[name] += prob * share * view_keys.numel() * per_image
             whole_items = partial(_rand_augmented, items, spec=spec, keys=view_keys, strong=strong, aspect=aspect)
             ours[_RAND_AUGMENT] += _median_milliseconds(whole_items, device=device, repeats=repeats)
-            erased = partial(erase, views, keys=view_keys.flatten(), due=strong.flatten(), prob=spec.strong.erase_prob)
+            erased = partial(erase, views, keys=view_keys.flatten(), selected=strong.flatten(), prob=spec.strong.erase_prob)
             ours[_ERASING] += _median_milliseconds(erased, device=device, repeats=repeats)
 
     whole = partial(multicrop, items, aspect=aspect, keys=keys, mean=(0.5,) * 3, std=(0.25,) * 3)

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from glpretrain import keys as rng
+from glpretrain.core import keys as rng
 
 _TRIES = 10
 

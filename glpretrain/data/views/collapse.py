@@ -9,8 +9,8 @@ work on points as they do on images. Ours; no paper.
 import torch
 from torch import Tensor
 
-from glpretrain.clouds import farthest_points, nearest_points, squared_distances, take
-from glpretrain.keys import fold, permutation, uniform
+from glpretrain.core.clouds import farthest_points, nearest_points, squared_distances, take
+from glpretrain.core.keys import fold_in, permutation, uniform
 from glpretrain.masking import Corruption
 
 
@@ -51,9 +51,9 @@ class CollapsedGroups(Corruption):
         centre_index = farthest_points(views, count=num_groups)  # [B N]
         centres = take(views, centre_index)  # [B N 3]
         low = min(0.5, self.ratio)
-        share = low + (self.ratio - low) * uniform(fold(keys, 0))
+        share = low + (self.ratio - low) * uniform(fold_in(keys, 0))
         count = torch.round(share * num_groups).clamp(min=1.0, max=num_groups - 1.0)  # [B]
-        seeds = permutation(fold(keys, 1), num_groups)[:, : self.num_blocks]  # [B S]
+        seeds = permutation(fold_in(keys, 1), num_groups)[:, : self.num_blocks]  # [B S]
         distance = squared_distances(centres, take(centres, seeds)).amin(dim=2)  # [B N]
         rank = distance.argsort(dim=1, stable=True).argsort(dim=1)  # [B N]
         hidden = rank < count.unsqueeze(1)

@@ -12,7 +12,7 @@ from kornia.enhance import solarize
 from kornia.filters import get_gaussian_kernel1d
 from torch import Tensor
 
-from glpretrain import keys as rng
+from glpretrain.core import keys as rng
 from glpretrain.data.views.resample import separable
 from glpretrain.data.views.spec import ViewSpec
 from glpretrain.data.views.stain import jitter_stain
@@ -146,8 +146,8 @@ def _blend_in_order(images: Tensor, *, factors: dict[int, Tensor], place: Tensor
     """The blends with these factors, each sample in the order of `place` (Int[B 4], a permutation)."""
     ranks = {a: sum((place[:, b] < place[:, a]).to(torch.int64) for b in factors) for a in factors}
     for step in range(len(factors)):
-        due = {a: torch.where(ranks[a] == step, factor, 1.0) for a, factor in factors.items()}
-        images = blend(images, brightness=due.get(_BRIGHTNESS), contrast=due.get(_CONTRAST), saturation=due.get(_SATURATION))
+        selected = {a: torch.where(ranks[a] == step, factor, 1.0) for a, factor in factors.items()}
+        images = blend(images, brightness=selected.get(_BRIGHTNESS), contrast=selected.get(_CONTRAST), saturation=selected.get(_SATURATION))
     return images
 
 
@@ -187,9 +187,9 @@ def augment(images: Tensor, *, spec: ViewSpec, keys: Tensor) -> Tensor:
     """
     draws = rng.uniform(keys, _DRAWS)
     if spec.stain > 0:
-        images = jitter_stain(images, strength=spec.stain, prob=spec.stain_prob, keys=rng.fold(keys, _STAIN))
+        images = jitter_stain(images, strength=spec.stain, prob=spec.stain_prob, keys=rng.fold_in(keys, _STAIN))
     if spec.jitter_prob > 0:
-        images = _jitter(images, spec=spec, draws=draws, place=rng.permutation(rng.fold(keys, _ORDER), 4))
+        images = _jitter(images, spec=spec, draws=draws, place=rng.permutation(rng.fold_in(keys, _ORDER), 4))
     if spec.grayscale_prob > 0:
         images = torch.where(_per_sample(draws[:, _GRAYSCALE] < spec.grayscale_prob), rgb_to_grayscale(images), images)
     if spec.blur_prob > 0:

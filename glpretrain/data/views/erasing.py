@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from glpretrain import keys as rng
+from glpretrain.core import keys as rng
 from glpretrain.data.views.selection import apply_where
 
 AREA = (0.02, 1 / 3)  # share of the view
@@ -35,7 +35,7 @@ def rectangles(keys: Tensor, *, size: tuple[int, int], prob: float) -> Tensor:
         Int[B 4]: top, left, bottom, right, the last two exclusive; all 0 where nothing is erased.
     """
     H, W = size
-    draws = rng.uniform(rng.fold(keys, _RECTANGLE), 2 * _TRIES + 3)
+    draws = rng.uniform(rng.fold_in(keys, _RECTANGLE), 2 * _TRIES + 3)
     area = H * W * (AREA[0] + (AREA[1] - AREA[0]) * draws[:, :_TRIES])
     low, high = (math.log(value) for value in ASPECT)
     aspect = torch.exp(low + (high - low) * draws[:, _TRIES : 2 * _TRIES])
@@ -69,21 +69,21 @@ def _fill(images: Tensor, *, keys: Tensor, box: Tensor) -> Tensor:
     row = torch.arange(H, device=images.device).view(H, 1)
     column = torch.arange(W, device=images.device)
     inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)  # [B H W]
-    noise = _noise(rng.fold(keys, _NOISE), count=images[0].numel()).view_as(images)
+    noise = _noise(rng.fold_in(keys, _NOISE), count=images[0].numel()).view_as(images)
     return torch.where(inside.unsqueeze(1), noise, images)
 
 
-def erase(images: Tensor, *, keys: Tensor, due: Tensor, prob: float) -> Tensor:
+def erase(images: Tensor, *, keys: Tensor, selected: Tensor, prob: float) -> Tensor:
     """Erase a rectangle of some views.
 
     Args:
         images: Float[B C H W] in [0, 1].
         keys: Int[B].
-        due: Bool[B], which may lose one at all.
+        selected: Bool[B], which may lose one at all.
         prob: that such a view does.
 
     Returns:
         Float[B C H W], noise is not bounded.
     """
     box = rectangles(keys, size=(images.shape[2], images.shape[3]), prob=prob)
-    return apply_where(images, where=due & (box[:, 2] > 0), change=_fill, per_item={"keys": keys, "box": box})
+    return apply_where(images, where=selected & (box[:, 2] > 0), change=_fill, per_item={"keys": keys, "box": box})

@@ -1,7 +1,7 @@
 """Multi-crop on the device that holds the batch: every view of every item in a few batched operations.
 
 The worker hands over items stretched to one square; crops are drawn in their true proportions. All randomness comes from
-one key per item (`glpretrain.keys`), so views do not depend on the batch, the process or the device. Nothing here waits
+one key per item (`glpretrain.core.keys`), so views do not depend on the batch, the process or the device. Nothing here waits
 for the device. Left out: masks over tokens (`masking`), reading files (`data`).
 """
 
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from glpretrain import keys as rng
-from glpretrain.data.base import FittedItem, Item, Source
+from glpretrain.core import keys as rng
+from glpretrain.core.types import EncoderCard
 from glpretrain.data.loading import RawBatch
-from glpretrain.data.scenes import Scenes
+from glpretrain.data.sources.base import FittedItem, Item, Source
+from glpretrain.data.sources.scenes import Scenes
 from glpretrain.data.views.base import ViewMaker, Views
 from glpretrain.data.views.boxes import random_boxes
 from glpretrain.data.views.colour import augment, require_rgb
@@ -26,7 +27,6 @@ from glpretrain.data.views.resample import crop, crop_nearest
 from glpretrain.data.views.selection import apply_where
 from glpretrain.data.views.spec import Strong, ViewSpec
 from glpretrain.data.views.stain import quarter_turns, turn
-from glpretrain.types import EncoderCard
 
 _BOX, _COLOUR, _STRONG, _RAND_AUGMENT, _ERASE, _TURN = range(6)
 # Where the numbers of views of each kind start: one more global view leaves the locals as they were.
@@ -115,7 +115,7 @@ class MultiCrop(ViewMaker):
         regions = None if raw.regions is None else raw.regions.long()
         return self(raw.images, aspect=raw.aspect, keys=keys, mean=card.mean, std=card.std, regions=regions)
 
-    def stand_in(self, size: int) -> Source:
+    def embedded_source(self, size: int) -> Source:
         """Scenes."""
         return Scenes(2400, size=size)
 
@@ -173,9 +173,9 @@ class MultiCrop(ViewMaker):
                 local_views = _normalise(views, mean=mean, std=std)
                 boxes = torch.cat((boxes, local_boxes))
             if self.student_views:
-                due = _is_strong(rng.fold(keys, _ALL_STUDENT_VIEWS), self.student_views[0].strong)
-                student_views = _normalise(make(self.student_views, first=_STUDENT, due=due)[0], mean=mean, std=std)
-                weak = ~due
+                selected = _is_strong(rng.fold_in(keys, _ALL_STUDENT_VIEWS), self.student_views[0].strong)
+                student_views = _normalise(make(self.student_views, first=_STUDENT, selected=selected)[0], mean=mean, std=std)
+                weak = ~selected
         return Views(global_views=global_views, local_views=local_views, student_views=student_views, weak=weak, regions=cut, boxes=boxes)
 
     @staticmethod
@@ -187,25 +187,25 @@ class MultiCrop(ViewMaker):
         aspect: Tensor,
         keys: Tensor,
         mean: Sequence[float],
-        due: Tensor | None = None,
+        selected: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Float[V B C h w] in [0, 1] (erased pixels beside it) and Float[V B 5].
 
-        Strongly augmented are the items Bool[B] of `due`; where it is left out each view draws for itself.
+        Strongly augmented are the items Bool[B] of `selected`; where it is left out each view draws for itself.
         """
         all_views, all_boxes = [], []
         for spec in specs:
-            view_keys = torch.stack([rng.fold(keys, first + number) for number in range(spec.count)])  # [V B]
+            view_keys = torch.stack([rng.fold_in(keys, first + number) for number in range(spec.count)])  # [V B]
             first += spec.count
-            boxes = random_boxes(rng.fold(view_keys, _BOX), aspect=aspect, scale=spec.scale, ratio=spec.ratio, flip=spec.flip)  # [V B 5]
+            boxes = random_boxes(rng.fold_in(view_keys, _BOX), aspect=aspect, scale=spec.scale, ratio=spec.ratio, flip=spec.flip)  # [V B 5]
             if spec.turn_prob > 0:
-                boxes[..., 4] += 2 * quarter_turns(rng.fold(view_keys, _TURN), prob=spec.turn_prob)
+                boxes[..., 4] += 2 * quarter_turns(rng.fold_in(view_keys, _TURN), prob=spec.turn_prob)
             if spec.strong is None:
                 views = _cut(source, spec=spec, boxes=boxes)  # [(V B) C h w]
-                views = augment(views, spec=spec, keys=rng.fold(view_keys, _COLOUR).flatten())
+                views = augment(views, spec=spec, keys=rng.fold_in(view_keys, _COLOUR).flatten())
             else:
-                strong = _is_strong(rng.fold(view_keys, _STRONG), spec.strong) if due is None else due.expand(view_keys.shape)
-                views = _weak_or_strong(source, spec=spec, boxes=boxes, keys=view_keys, due=strong, aspect=aspect, mean=mean)
+                strong = _is_strong(rng.fold_in(view_keys, _STRONG), spec.strong) if selected is None else selected.expand(view_keys.shape)
+                views = _weak_or_strong(source, spec=spec, boxes=boxes, keys=view_keys, selected=strong, aspect=aspect, mean=mean)
             all_views.append(views.unflatten(0, boxes.shape[:2]))
             all_boxes.append(boxes)
         return torch.cat(all_views), torch.cat(all_boxes)
@@ -224,19 +224,19 @@ def _cut(source: Tensor, *, spec: ViewSpec, boxes: Tensor) -> Tensor:
 
 
 def _weak_or_strong(
-    source: Tensor, *, spec: ViewSpec, boxes: Tensor, keys: Tensor, due: Tensor, aspect: Tensor, mean: Sequence[float]
+    source: Tensor, *, spec: ViewSpec, boxes: Tensor, keys: Tensor, selected: Tensor, aspect: Tensor, mean: Sequence[float]
 ) -> Tensor:
-    """Float[(V B) C h w] for keys Int[V B], strongly augmented where Bool[V B] is due."""
+    """Float[(V B) C h w] for keys Int[V B], strongly augmented where Bool[V B] is selected."""
 
     strong = spec.strong
     cut = []
-    for box, key, where in zip(boxes, rng.fold(keys, _RAND_AUGMENT), due, strict=True):  # view by view: whole items are large
-        items = rand_augment(source, keys=key, due=where, aspect=aspect, flipped=box[:, 4] % 2 > 0.5, strong=strong, mean=mean)
+    for box, key, where in zip(boxes, rng.fold_in(keys, _RAND_AUGMENT), selected, strict=True):  # view by view: whole items are large
+        items = rand_augment(source, keys=key, selected=where, aspect=aspect, flipped=box[:, 4] % 2 > 0.5, strong=strong, mean=mean)
         cut.append(_cut(items, spec=spec, boxes=box.unsqueeze(0)))
     views = torch.cat(cut)  # [(V B) C h w]
-    colour_keys, erase_keys = rng.fold(keys, _COLOUR).flatten(), rng.fold(keys, _ERASE).flatten()
-    views = apply_where(views, where=~due.flatten(), change=partial(augment, spec=spec), per_item={"keys": colour_keys})
-    return erase(views, keys=erase_keys, due=due.flatten(), prob=strong.erase_prob)
+    colour_keys, erase_keys = rng.fold_in(keys, _COLOUR).flatten(), rng.fold_in(keys, _ERASE).flatten()
+    views = apply_where(views, where=~selected.flatten(), change=partial(augment, spec=spec), per_item={"keys": colour_keys})
+    return erase(views, keys=erase_keys, selected=selected.flatten(), prob=strong.erase_prob)
 
 
 def _turns_of(boxes: Tensor) -> Tensor:

@@ -15,14 +15,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from glpretrain import keys as rng
-from glpretrain.clouds import farthest_points, nearest_points, squared_distances, take
-from glpretrain.data.base import FittedItem, Item, Source
-from glpretrain.data.clouds import with_count
+from glpretrain.core import keys as rng
+from glpretrain.core.clouds import farthest_points, nearest_points, squared_distances, take
+from glpretrain.core.types import EncoderCard
 from glpretrain.data.loading import RawBatch
-from glpretrain.data.solids import Solids
+from glpretrain.data.sources.base import FittedItem, Item, Source
+from glpretrain.data.sources.clouds import with_count
+from glpretrain.data.sources.solids import Solids
 from glpretrain.data.views.base import ViewMaker, Views
-from glpretrain.types import EncoderCard
 
 _CROP, _ROTATION, _SCALE, _TRANSLATION, _JITTER, _DROPOUT = range(6)
 _LOCAL, _COARSE = 1 << 16, 1 << 17  # numbers of these views start here: one more global view leaves the others as they were
@@ -133,7 +133,7 @@ class PointCrops(ViewMaker):
         """See `forward`; coordinates are taken as they are, whatever the card."""
         return self(raw.images, keys=keys)
 
-    def stand_in(self, size: int) -> Source:
+    def embedded_source(self, size: int) -> Source:
         """Solids."""
         return Solids(2400, num_points=size)
 
@@ -154,7 +154,7 @@ class PointCrops(ViewMaker):
             views[kind] = []
             for spec in specs:
                 numbers = range(first[kind], first[kind] + spec.count)
-                views[kind].append(torch.stack([view_of(points, spec=spec, keys=rng.fold(keys, number)) for number in numbers]))
+                views[kind].append(torch.stack([view_of(points, spec=spec, keys=rng.fold_in(keys, number)) for number in numbers]))
                 first[kind] += spec.count
         return Views(
             global_views=torch.cat(views["global"]),
@@ -178,20 +178,20 @@ def view_of(points: Tensor, *, spec: PointViewSpec, keys: Tensor) -> Tensor:
     Returns:
         Float[B p 3], p points of the view in random order (or in farthest-point order from a random point on).
     """
-    view = _cropped(points, spec=spec, keys=rng.fold(keys, _CROP))
+    view = _cropped(points, spec=spec, keys=rng.fold_in(keys, _CROP))
     if spec.rotation != "none":
-        rotation = rotations(rng.fold(keys, _ROTATION), axis=spec.rotation)
+        rotation = rotations(rng.fold_in(keys, _ROTATION), axis=spec.rotation)
         view = (rotation.unsqueeze(1) * view.unsqueeze(2)).sum(dim=3)  # no matrix product, which may run in half precision or TF32
     if spec.scale != (1.0, 1.0):
         low, high = spec.scale
-        view = view * (low + (high - low) * rng.uniform(rng.fold(keys, _SCALE), 1, 3))
+        view = view * (low + (high - low) * rng.uniform(rng.fold_in(keys, _SCALE), 1, 3))
     if spec.translation > 0.0:
-        view = view + spec.translation * (2.0 * rng.uniform(rng.fold(keys, _TRANSLATION), 1, 3) - 1.0)
+        view = view + spec.translation * (2.0 * rng.uniform(rng.fold_in(keys, _TRANSLATION), 1, 3) - 1.0)
     if spec.jitter > 0.0:
-        noise = spec.jitter * rng.normal(rng.fold(keys, _JITTER), *view.shape[1:])
+        noise = spec.jitter * rng.normal(rng.fold_in(keys, _JITTER), *view.shape[1:])
         view = view + noise.clamp(-spec.jitter_limit, spec.jitter_limit)
     if spec.dropout > 0.0:
-        draws = rng.uniform(rng.fold(keys, _DROPOUT), view.shape[1] + 1)  # [B p+1]
+        draws = rng.uniform(rng.fold_in(keys, _DROPOUT), view.shape[1] + 1)  # [B p+1]
         fallen = draws[:, 1:] < spec.dropout * draws[:, :1]
         view = torch.where(fallen.unsqueeze(2), view[:, :1], view)
     return view
@@ -204,13 +204,13 @@ def _cropped(points: Tensor, *, spec: PointViewSpec, keys: Tensor) -> Tensor:
     inside = torch.ones(num_items, num_points, dtype=torch.bool, device=points.device)
     count = torch.full((num_items,), num_points, device=points.device)  # of the points inside
     if low < num_points:
-        centre = take(points, rng.integers(rng.fold(keys, 0), 0, num_points, 1))  # [B 1 3]
-        share = spec.keep[0] + (spec.keep[1] - spec.keep[0]) * rng.uniform(rng.fold(keys, 1))
+        centre = take(points, rng.integers(rng.fold_in(keys, 0), 0, num_points, 1))  # [B 1 3]
+        share = spec.keep[0] + (spec.keep[1] - spec.keep[0]) * rng.uniform(rng.fold_in(keys, 1))
         count = torch.ceil(share * num_points).clamp(low, high).to(torch.int64)  # [B]
         order = squared_distances(centre, points).squeeze(1).argsort(dim=1, stable=True)  # [B P]
         inside = torch.zeros_like(inside).scatter(1, order, torch.arange(num_points, device=points.device) < count.unsqueeze(1))
     # Points inside first, in random order: integers, since floats of 24 bits would tie.
-    draws = (rng.bits(rng.fold(keys, 2), num_points) & ((1 << _ORDER_BITS) - 1)) + (~inside).to(torch.int64) * (1 << _ORDER_BITS)
+    draws = (rng.bits(rng.fold_in(keys, 2), num_points) & ((1 << _ORDER_BITS) - 1)) + (~inside).to(torch.int64) * (1 << _ORDER_BITS)
     order = draws.argsort(dim=1)  # [B P]
     if spec.sampling == "farthest" and spec.points < num_points:
         ordered = take(points, order)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from glpretrain import keys as rng
+from glpretrain.core import keys as rng
 from glpretrain.data.views.selection import apply_where
 from glpretrain.data.views.spec import MAX_MAGNITUDE, NUM_OPERATIONS, Strong
 
@@ -205,11 +205,11 @@ def draw(keys: Tensor, *, strong: Strong) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Int[B num_ops] index into `OPERATIONS`, -1 where nothing happens; Float[B num_ops] magnitudes; Bool[B num_ops] signs.
     """
-    operations = rng.permutation(rng.fold(keys, _ORDER), NUM_OPERATIONS)[:, : strong.num_ops]
-    applied = rng.uniform(rng.fold(keys, _APPLIED), strong.num_ops) < strong.op_prob
-    noise = rng.normal(rng.fold(keys, _MAGNITUDE), strong.num_ops)
+    operations = rng.permutation(rng.fold_in(keys, _ORDER), NUM_OPERATIONS)[:, : strong.num_ops]
+    applied = rng.uniform(rng.fold_in(keys, _APPLIED), strong.num_ops) < strong.op_prob
+    noise = rng.normal(rng.fold_in(keys, _MAGNITUDE), strong.num_ops)
     magnitude = (strong.magnitude + strong.magnitude_std * noise).clamp(0.0, MAX_MAGNITUDE)
-    return torch.where(applied, operations, -1), magnitude, rng.uniform(rng.fold(keys, _SIGN), strong.num_ops) < 0.5
+    return torch.where(applied, operations, -1), magnitude, rng.uniform(rng.fold_in(keys, _SIGN), strong.num_ops) < 0.5
 
 
 def _augment(images: Tensor, *, keys: Tensor, aspect: Tensor, flipped: Tensor, strong: Strong, fill: Sequence[int]) -> Tensor:
@@ -226,14 +226,14 @@ def _flip(images: Tensor, *, flipped: Tensor) -> Tensor:
 
 
 def rand_augment(
-    images: Tensor, *, keys: Tensor, due: Tensor, aspect: Tensor, flipped: Tensor, strong: Strong, mean: Sequence[float]
+    images: Tensor, *, keys: Tensor, selected: Tensor, aspect: Tensor, flipped: Tensor, strong: Strong, mean: Sequence[float]
 ) -> Tensor:
     """Augment some whole items, before their crop.
 
     Args:
         images: Float[B 3 H W] in [0, 1], worked on as 8-bit values.
         keys: Int[B].
-        due: Bool[B], the others stay as they are.
+        selected: Bool[B], the others stay as they are.
         aspect: Float[B], true width / height.
         flipped: Bool[B], True: the crop will flip the item. Operations see it flipped, since a shear moves one edge most; it is
             handed back as it came.
@@ -245,4 +245,4 @@ def rand_augment(
     """
     fill = [min(255, round(255 * value)) for value in mean]
     per_item = {"keys": keys, "aspect": aspect, "flipped": flipped}
-    return apply_where(images, where=due, change=partial(_augment, strong=strong, fill=fill), per_item=per_item)
+    return apply_where(images, where=selected, change=partial(_augment, strong=strong, fill=fill), per_item=per_item)

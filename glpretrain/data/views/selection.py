@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def apply_where(images: Tensor, *, where: Tensor, change: Callable[..., Tensor], per_item: dict[str, Tensor]) -> Tensor:
-    """Change the items that are due and leave the others as they are.
+    """Change the selected items and leave the others as they are.
 
     On a CPU only those are computed. Elsewhere all are, because picking them out would wait for the device.
 

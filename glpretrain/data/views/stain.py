@@ -7,7 +7,7 @@ deconvolution, Ruifrok and Johnston 2001; as an augmentation Tellez et al. 2018)
 import torch
 from torch import Tensor
 
-from glpretrain import keys as rng
+from glpretrain.core import keys as rng
 
 # Optical density of red, green and blue per unit of haematoxylin, eosin and DAB (Ruifrok and Johnston), and the inverse.
 _DYES = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
@@ -48,8 +48,8 @@ def jitter_stain(images: Tensor, *, strength: float, prob: float, keys: Tensor) 
     Returns:
         Float[B 3 H W] in [0, 1]; samples that are not selected come back as they were.
     """
-    draws = strength * (2.0 * rng.uniform(rng.fold(keys, _AMOUNTS), 2, 3) - 1.0)  # [B 2 3]
-    selected = rng.uniform(rng.fold(keys, _PROB)) < prob
+    draws = strength * (2.0 * rng.uniform(rng.fold_in(keys, _AMOUNTS), 2, 3) - 1.0)  # [B 2 3]
+    selected = rng.uniform(rng.fold_in(keys, _PROB)) < prob
     changed = restain(images, gains=1.0 + draws[:, 0], offsets=draws[:, 1])
     return torch.where(selected.view(-1, 1, 1, 1), changed, images)
 

@@ -1,0 +1,97 @@
+"""Randomness without state: every draw is a pure function of a key.
+
+A key is an int64 per item, made from (seed, epoch, dataset index) and folded with a number per purpose. The same item in
+the same epoch therefore gets the same crop, colours and mask whatever batch, process or device it lands in, and a resumed
+run needs nothing but the epoch to go on exactly. Integer arithmetic is exact, so CPU and GPU agree to the last bit.
+
+The mixer is the finaliser of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+"""
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift(bits: Tensor, count: int) -> Tensor:
+    """Logical right shift: torch shifts int64 arithmetically."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    bits = (bits ^ _shift(bits, 30)) * _signed(_MIX_1)
+    bits = (bits ^ _shift(bits, 27)) * _signed(_MIX_2)
+    return bits ^ _shift(bits, 31)
+
+
+def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
+    """A new, independent key.
+
+    Args:
+        key: Int[*S].
+        data: what the new key is for: an int, or Int broadcastable to [*S].
+
+    Returns:
+        Int[*S].
+    """
+    if isinstance(data, int):  # filled on the device: copying a number from the host would wait for the device
+        data = torch.full((), data, dtype=torch.int64, device=key.device)
+    return _mix(_mix(key + _signed(_GOLDEN)) ^ _mix(data * _signed(_GOLDEN) + _signed(_MIX_1)))
+
+
+def item_keys(*, seed: int, epoch: int, index: Tensor) -> Tensor:
+    """One key per item.
+
+    Args:
+        seed: of the run.
+        epoch: how often the data was passed over before.
+        index: Int[B], dataset index.
+
+    Returns:
+        Int[B].
+    """
+    start = torch.full_like(index, seed, dtype=torch.int64)
+    return fold_in(fold_in(start, epoch), index)
+
+
+def bits(key: Tensor, *shape: int) -> Tensor:
+    """Int[*S *shape]: 64 random bits for every element of `shape` under every key."""
+    count = 1
+    for size in shape:
+        count *= size
+    counter = torch.arange(count, device=key.device, dtype=torch.int64)
+    return fold_in(key.unsqueeze(-1).expand(*key.shape, count), counter).reshape(*key.shape, *shape)
+
+
+def uniform(key: Tensor, *shape: int) -> Tensor:
+    """Float[*S *shape], uniform on [0, 1) with 24 bits: the next float above the largest draw is 1."""
+    return _shift(bits(key, *shape), 40).to(torch.float32) * 2.0**-24
+
+
+def normal(key: Tensor, *shape: int) -> Tensor:
+    """Float[*S *shape], standard normal (Box-Muller)."""
+    pair = uniform(key, *shape, 2)
+    radius = torch.sqrt(-2.0 * torch.log1p(-pair[..., 0]))  # 1 - u is in (0, 1], so the logarithm is finite
+    return radius * torch.cos(2.0 * torch.pi * pair[..., 1])
+
+
+def integers(key: Tensor, low: Tensor | int, high: Tensor | int, *shape: int) -> Tensor:
+    """Int[*S *shape], uniform on {low, ..., high - 1}; bounds broadcast against the result.
+
+    The bias of reducing 24 random bits is below (high - low) / 2**24.
+    """
+    draw = uniform(key, *shape)
+    return (low + torch.floor(draw * (high - low))).to(torch.int64)
+
+
+def permutation(key: Tensor, count: int) -> Tensor:
+    """Int[*S count]: a uniformly random order of range(count) under every key."""
+    return _shift(bits(key, count), 1).argsort(dim=-1)

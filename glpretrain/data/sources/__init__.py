@@ -1,0 +1,1 @@
+"""Sources of items, one file per kind of file or of synthetic data; `glpretrain.data` exports them."""

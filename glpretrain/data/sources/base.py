@@ -1,0 +1,143 @@
+"""What every source of items offers. A source decodes; it draws no random number and applies no augmentation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+
+class Item(NamedTuple):
+    """One decoded item at its own size. What is said of pixels holds for the points of a cloud, as Int[P] in place of Int[H W]."""
+
+    image: Tensor  # UInt8[C H W], or Float[P 3] for a cloud of points
+    label: int  # index into `Source.classes`, -1 where there is none
+    instances: Tensor | None  # Int[H W]  0 ground, 1.. objects of this item, -1 to be ignored; None without masks
+    regions: Tensor | None  # Int[H W]  region id per pixel (face parts), -1 where there is none; None without regions
+    semantic: Tensor | None = None  # Int[H W]  index into `Source.mask_classes`, -1 to be ignored; None without such masks
+
+
+class FittedItem(NamedTuple):
+    """An item as a worker hands it over: of one size for all."""
+
+    image: Tensor  # UInt8[C S S], stretched to a square, or Float[S 3]
+    aspect: float  # true width / height
+    regions: Tensor | None  # Int16[S S]
+
+
+class UnreadableItemError(ValueError):
+    """An item that cannot be decoded; the message names the file and the reason."""
+
+
+class Source(ABC):
+    """A map from dataset index to item."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Short name for tables: the folder's name, or `scenes`."""
+
+    @property
+    def modality(self) -> Literal["image", "points"]:
+        """Kind of item."""
+        return "image"
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Class names, empty without labels."""
+        return ()
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether items carry `instances`."""
+        return False
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether items carry `regions`."""
+        return False
+
+    @property
+    def mask_classes(self) -> Sequence[str]:
+        """Names of what a pixel can show, where items carry `semantic`; empty where they do not."""
+        return ()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Item:
+        """Decode one item.
+
+        Raises:
+            UnreadableItemError: the file cannot be decoded.
+            IndexError: `index` is outside range(len(self)).
+        """
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """Of each item, what it was taken from together with others, such as a video; empty where every item stands for itself."""
+        return ()
+
+    def train_test_split(self) -> "tuple[Source, Source] | None":
+        """The labelled (train, test) parts that this source itself defines, None where it defines none."""
+        return None
+
+
+class Subset(Source):
+    """Some items of another source.
+
+    Args:
+        source: where the items are.
+        indices: Int sequence, dataset indices of `source`.
+    """
+
+    def __init__(self, source: Source, *, indices: Sequence[int]) -> None:
+        self.source = source
+        self.indices = list(indices)
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def modality(self) -> Literal["image", "points"]:
+        return self.source.modality
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.source.classes
+
+    @property
+    def has_masks(self) -> bool:
+        return self.source.has_masks
+
+    @property
+    def has_regions(self) -> bool:
+        return self.source.has_regions
+
+    @property
+    def mask_classes(self) -> Sequence[str]:
+        return self.source.mask_classes
+
+    @property
+    def groups(self) -> Sequence[str]:
+        groups = self.source.groups
+        return [groups[index] for index in self.indices] if groups else ()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.source[self.indices[checked_index(index, len(self))]]
+
+
+def checked_index(index: int, length: int) -> int:
+    """`index`, when it is one of range(length): a negative index counts from nowhere here.
+
+    Raises:
+        IndexError: it is not.
+    """
+    if not 0 <= index < length:
+        raise IndexError(f"index {index} is outside range({length})")
+    return index

@@ -1,0 +1,1 @@
+"""Evaluators of the class token: classification and retrieval from frozen features."""

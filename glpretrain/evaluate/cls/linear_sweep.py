@@ -1,0 +1,250 @@
+"""Linear probe by gradient steps: heads on several kinds of features and learning rates, trained side by side in one pass.
+
+Protocol: Oquab et al., "DINOv2: learning robust visual features without supervision", 2023, and dinov2/eval/linear.py of
+github.com/facebookresearch/dinov2 at b8931f7: `cls` of the last 1 or 4 blocks, with or without the mean patch of the last one; SGD
+with momentum 0.9 and no weight decay; rates scaled by items per step / 256 and lowered to zero along a cosine. Known differences:
+the best head is chosen on a held-out part of the training items and then trained anew on all of them, where DINOv2 chooses on the
+very items that it reports; heads of one kind start from the same weights; no augmentation, so features are computed once; its
+rates times ten, since a thousand steps are a twelfth of its 12,500. Left out on purpose: probes of patches (segmentation).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from glpretrain.core import keys
+from glpretrain.data.sources.base import Source
+from glpretrain.encoders.base import Encoder
+from glpretrain.evaluate.base import Evaluator, Result
+from glpretrain.evaluate.cache import FeatureCache
+from glpretrain.evaluate.cls.knn import accuracy, labelled_pair
+from glpretrain.evaluate.cls.linear import held_out_split
+from glpretrain.evaluate.features import LabelledFeatures, encode_layers
+from glpretrain.evaluate.pixels import Pixels
+
+_ORDER_SEED, _WEIGHT_SEED = 70, 71
+_SGD_MOMENTUM = 0.9
+_INITIAL_STD = 0.01
+_RATE_UNIT = 256  # items per step at which a learning rate is the one used
+DEFAULT_RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+class Heads(NamedTuple):
+    """Linear classifiers of one kind of features, one per learning rate: side by side, so that a step is two matrix products."""
+
+    weight: Tensor  # Float[D R classes]
+    bias: Tensor  # Float[R classes]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Float[B D] to Float[B R classes]."""
+        return torch.einsum("bd,drk->brk", features, self.weight) + self.bias
+
+    @property
+    def is_finite(self) -> Tensor:
+        """Bool[R]: no number of the head has grown without bound."""
+        return self.weight.isfinite().all(dim=2).all(dim=0) & self.bias.isfinite().all(dim=1)
+
+
+class Kind(NamedTuple):
+    """What a head sees: `cls` of the last blocks, and perhaps the mean patch of the last one."""
+
+    num_blocks: int
+    mean_patch: bool
+
+
+class LinearSweep(Evaluator):
+    """Accuracy of the best of many linear heads: `accuracy`; chosen: its `learning_rate`, `num_blocks` and `mean_patch` (0 or 1).
+
+    Args:
+        train: items that the heads are trained on.
+        test: items that are classified.
+        learning_rates: for 256 items per step, as DINOv2 gives them; the one used is scaled.
+        num_blocks: how many of the last blocks' `cls` a head sees; one kind of head for each, with and without the mean patch.
+        num_steps: of every head.
+        items_per_step: fewer where `train` is smaller.
+        held_out_ratio: share of `train` that chooses.
+        image_size: side of the square, or height and width; None for the card's item shape.
+        batch_size: items at a time in the encoder.
+        bf16: encode under bfloat16 autocast.
+    """
+
+    headlines = ("accuracy",)
+
+    def __init__(
+        self,
+        train: Source | Pixels,
+        test: Source | Pixels,
+        *,
+        learning_rates: Sequence[float] = DEFAULT_RATES,
+        num_blocks: Sequence[int] = (1, 4),
+        num_steps: int = 1000,
+        items_per_step: int = 128,
+        held_out_ratio: float = 0.2,
+        image_size: int | Sequence[int] | None = None,
+        batch_size: int = 64,
+        bf16: bool = False,
+    ) -> None:
+        self.train, self.test = labelled_pair(train, test)
+        if not learning_rates or min(learning_rates) <= 0:
+            raise ValueError(f"learning_rates: {list(learning_rates)}; accepted: positive numbers")
+        if not num_blocks or min(num_blocks) < 1:
+            raise ValueError(f"num_blocks: {list(num_blocks)}; accepted: numbers from 1 to the encoder's depth")
+        if num_steps < 1 or items_per_step < 1:
+            raise ValueError(f"num_steps: {num_steps}, items_per_step: {items_per_step}; accepted: positive numbers")
+        if not 0 < held_out_ratio < 1:
+            raise ValueError(f"held_out_ratio: {held_out_ratio}; accepted: between 0 and 1")
+        self.learning_rates, self.num_blocks = tuple(learning_rates), tuple(num_blocks)
+        self.num_steps, self.items_per_step, self.held_out_ratio = num_steps, items_per_step, held_out_ratio
+        self.image_size, self.batch_size, self.bf16 = image_size, batch_size, bf16
+
+    @property
+    def scored(self) -> Pixels:
+        return self.test
+
+    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
+        train = self._features(encoder, self.train, cache)
+        rates = self._held_out_rates(train)  # [kinds R]
+        # argmax takes the first of equals, in the order in which kinds and rates were given.
+        kind, rate = divmod(int(rates.argmax()), len(self.learning_rates))
+        chosen, learning_rate = list(train)[kind], self.learning_rates[rate]
+        heads = self._trained(train[chosen], (learning_rate,))
+        if not heads.is_finite.all():
+            raise ValueError(f"learning_rates: {list(self.learning_rates)}; the weights grew without bound; accepted: smaller ones")
+        test = self._features(encoder, self.test, cache)[chosen]
+        predicted = heads.logits(test.cls)[:, 0].argmax(dim=-1)
+        return Result(
+            {"accuracy": accuracy(predicted, test.labels)},
+            chosen={"learning_rate": learning_rate, "num_blocks": chosen.num_blocks, "mean_patch": float(chosen.mean_patch)},
+        )
+
+    def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
+        """`learning_rates`: held-out accuracy by learning rate, a line per kind of features."""
+        train = self._features(encoder, self.train, cache)
+        return {"learning_rates": _rates_figure(list(train), self.learning_rates, self._held_out_rates(train))}
+
+    def _held_out_rates(self, train: dict[Kind, LabelledFeatures]) -> Tensor:
+        """Float[kinds R]: share of held-out items that each head, trained on the others, gets right."""
+        count = len(next(iter(train.values())).labels)
+        held_out, fitted = held_out_split(count, ratio=self.held_out_ratio)
+        if len(held_out) == 0 or len(fitted) == 0:
+            raise ValueError(f"train: {count} labelled items are too few to hold {self.held_out_ratio} of them out")
+        rates = []
+        for features, labels in train.values():
+            heads = self._trained(LabelledFeatures(features[fitted], labels[fitted]), self.learning_rates)
+            predicted = heads.logits(features[held_out]).argmax(dim=-1)  # [M R]
+            rates.append((predicted == labels[held_out, None]).float().mean(dim=0) * heads.is_finite)
+        return torch.stack(rates)
+
+    def _trained(self, train: LabelledFeatures, learning_rates: Sequence[float]) -> Heads:
+        per_step = min(self.items_per_step, len(train.labels))
+        scaled = torch.tensor([rate * per_step / _RATE_UNIT for rate in learning_rates])
+        heads = initial_heads(train.cls.shape[1], num_heads=len(scaled), num_classes=len(self.train.source.classes))
+        order = training_order(len(train.labels), num_steps=self.num_steps, items_per_step=per_step)
+        return train_heads(heads, train, learning_rates=scaled, order=order)
+
+    def _features(self, encoder: Encoder, pixels: Pixels, cache: FeatureCache | None) -> dict[Kind, LabelledFeatures]:
+        """Every kind of features of the items that have a label."""
+        if max(self.num_blocks) > encoder.num_layers:
+            raise ValueError(f"num_blocks: {list(self.num_blocks)}; accepted: numbers from 1 to {encoder.num_layers}, the encoder's depth")
+        options = {"image_size": self.image_size, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
+        layers = {layer: layer == -1 for layer in range(-max(self.num_blocks), 0)}
+        rows: list[list[Tensor]] = []
+        for batch, outputs in encode_layers(encoder, pixels, fit="crop", layers=layers, **options):
+            there = batch.labels >= 0
+            rows.append(
+                [part[there] for part in (*(outputs[layer].cls for layer in layers), outputs[-1].patches.mean(dim=1), batch.labels)]
+            )
+        # `cls` of the last blocks, deepest last as in DINOv2.
+        *blocks, mean_patch, labels = (torch.cat(part) for part in zip(*rows, strict=True))
+        if len(labels) == 0:
+            raise ValueError(f"source {pixels.source.name!r}: no item has a label; this evaluator needs labels")
+        if not all(part.isfinite().all() for part in (*blocks, mean_patch)):
+            raise ValueError(f"source {pixels.source.name!r}: the encoder's features are not finite; nothing can be scored on them")
+        kinds = [Kind(num, pooled) for num in self.num_blocks for pooled in (False, True)]
+        return {kind: LabelledFeatures(linear_input(blocks, mean_patch, kind=kind), labels) for kind in kinds}
+
+
+def linear_input(blocks: Sequence[Tensor], mean_patch: Tensor, *, kind: Kind) -> Tensor:
+    """What a head of this kind sees.
+
+    Args:
+        blocks: Float[B D] each, `cls` of the last blocks, the last of them last.
+        mean_patch: Float[B D], of the last block.
+        kind: which of them.
+
+    Returns:
+        Float[B num_blocks*D], or D more.
+    """
+    return torch.cat([*blocks[-kind.num_blocks :], *([mean_patch] if kind.mean_patch else [])], dim=1)
+
+
+def initial_heads(in_dim: int, *, num_heads: int, num_classes: int) -> Heads:
+    """Equal heads, weights of standard deviation 0.01 and no bias."""
+    weight = _INITIAL_STD * keys.normal(torch.tensor(_WEIGHT_SEED), in_dim, num_classes)
+    return Heads(weight[:, None].repeat(1, num_heads, 1), torch.zeros(num_heads, num_classes))
+
+
+def training_order(count: int, *, num_steps: int, items_per_step: int) -> Tensor:
+    """Int[num_steps items_per_step]: which items a step sees; one fixed pseudo-random order of all items after another."""
+    num_epochs = math.ceil(num_steps * items_per_step / count)
+    epochs = [keys.permutation(keys.fold_in(torch.tensor(_ORDER_SEED), epoch), count) for epoch in range(num_epochs)]
+    return torch.cat(epochs)[: num_steps * items_per_step].unflatten(0, (num_steps, items_per_step))
+
+
+def train_heads(heads: Heads, train: LabelledFeatures, *, learning_rates: Tensor, order: Tensor) -> Heads:
+    """SGD with momentum 0.9 on the mean cross-entropy, every head by itself, the rates lowered to zero along a cosine.
+
+    Args:
+        heads: where they start.
+        train: Float[B D] and labels.
+        learning_rates: Float[R], of the first step.
+        order: Int[T M], the items of each step.
+
+    Returns:
+        The trained heads.
+    """
+    weight, bias = heads.weight.clone(), heads.bias.clone()
+    weight_velocity, bias_velocity = torch.zeros_like(weight), torch.zeros_like(bias)
+    for step, items in enumerate(order):
+        rates = learning_rates * (1 + math.cos(math.pi * step / len(order))) / 2  # [R]
+        features = train.cls[items]  # [M D]
+        # The gradient by hand: softmax minus the truth. autograd would keep what nobody needs.
+        error = Heads(weight, bias).logits(features).softmax(dim=-1)  # [M R classes]
+        error[torch.arange(len(items)), :, train.labels[items]] -= 1
+        error /= len(items)
+        weight_velocity.mul_(_SGD_MOMENTUM).add_(torch.einsum("bd,brk->drk", features, error))
+        bias_velocity.mul_(_SGD_MOMENTUM).add_(error.sum(dim=0))
+        weight -= rates[:, None] * weight_velocity
+        bias -= rates[:, None] * bias_velocity
+    return Heads(weight, bias)
+
+
+def _rates_figure(kinds: list[Kind], learning_rates: Sequence[float], held_out: Tensor) -> Figure:
+    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+    axis = figure.subplots()
+    order = sorted(range(len(learning_rates)), key=lambda position: learning_rates[position])
+    for kind, rates, colour in zip(kinds, held_out, _colours(len(kinds)), strict=True):
+        name = f"cls of the last {kind.num_blocks}" if kind.num_blocks > 1 else "cls"
+        label = f"{name} + mean patch" if kind.mean_patch else name
+        style = "--" if kind.mean_patch else "-"
+        shown = [100 * rates[position].item() for position in order]
+        axis.plot([learning_rates[position] for position in order], shown, style, color=colour, marker="o", markersize=3, label=label)
+    best = int(held_out.max(dim=0).values.argmax())
+    axis.axvline(learning_rates[best], color="0.75", linewidth=0.8, zorder=0)
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate for 256 items per step")
+    axis.set_ylabel("held-out accuracy in percent")
+    axis.set_title(f"best {100 * held_out.max():.1f} % at {learning_rates[best]:g}", fontsize=9, loc="left")
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _colours(count: int) -> list[str]:
+    """One per pair of kinds: those with and without the mean patch differ in their dashes."""
+    cycle = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+    return [cycle[position // 2 % len(cycle)] for position in range(count)]

@@ -1,0 +1,1 @@
+"""Metrics and their confidence intervals: numbers in, numbers out, without encoders or sources."""

@@ -1,0 +1,89 @@
+"""Pixels counted by true and by predicted class, and the scores that come of the counts: mIoU, accuracy, IoU of each class.
+
+Counts are summed over all images before anything is divided, as semantic segmentation is scored everywhere. A class that no pixel of
+the images shows has no IoU and is left out of the mean; whoever predicts it still loses the pixels to it.
+Left out: how a class was predicted.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from glpretrain.evaluate.base import Score
+from glpretrain.evaluate.metrics.intervals import bootstrap_interval
+
+
+def confusion(truth: Tensor, predicted: Tensor, *, num_classes: int, num_predicted: int) -> Tensor:
+    """How many pixels of each true class were called what, image by image.
+
+    Args:
+        truth: Int[B H W], -1 where a pixel does not count.
+        predicted: Int[B H W], from range(num_predicted).
+        num_classes: C.
+        num_predicted: P, which is C unless clusters are counted.
+
+    Returns:
+        Int[B C P].
+    """
+    image = torch.arange(len(truth))[:, None, None]
+    cell = (image * num_classes + truth) * num_predicted + predicted  # [B H W]
+    counts = cell[truth >= 0].bincount(minlength=len(truth) * num_classes * num_predicted)
+    return counts.unflatten(0, (len(truth), num_classes, num_predicted))
+
+
+def areas(counts: Tensor) -> Tensor:
+    """All that the scores need of a confusion, Int[*S C C]: pixels called rightly, true and predicted ones per class.
+
+    Returns:
+        Float64[*S 3 C].
+    """
+    return torch.stack([counts.diagonal(dim1=-2, dim2=-1), counts.sum(dim=-1), counts.sum(dim=-2)], dim=-2).double()
+
+
+def class_iou(summed: Tensor) -> Tensor:
+    """Intersection over union per class, Float64[*S 3 C] to Float64[*S C]; NaN for a class without a true pixel."""
+    right, true, predicted = summed.unbind(dim=-2)
+    return torch.where(true > 0, right / (true + predicted - right), torch.nan)
+
+
+def mean_iou(summed: Tensor) -> Tensor:
+    """Mean over the classes with a true pixel, Float64[*S 3 C] to Float64[*S]."""
+    return class_iou(summed).nanmean(dim=-1)
+
+
+def pixel_accuracy(summed: Tensor) -> Tensor:
+    """Share of the pixels that were called rightly, Float64[*S 3 C] to Float64[*S]."""
+    return summed[..., 0, :].sum(dim=-1) / summed[..., 1, :].sum(dim=-1)
+
+
+def segmentation_scores(per_image: Tensor, *, classes: Sequence[str]) -> dict[str, Score]:
+    """`miou`, `accuracy` and `iou_<class>` in percent; intervals by bootstrap over images, since pixels of one image are not independent.
+
+    Args:
+        per_image: Float64[B 3 C], `areas` of each image.
+        classes: their names.
+
+    Returns:
+        The scores; n counts images with a true pixel, for `iou_<class>` those that show the class.
+
+    Raises:
+        ValueError: no image has a pixel that counts.
+    """
+    per_image = per_image[per_image[:, 1].sum(dim=-1) > 0]
+    if len(per_image) == 0:
+        raise ValueError("no image has a pixel with a class; at least one is needed")
+    summed, count = per_image.sum(dim=0), len(per_image)
+    scores = {
+        "miou": Score(100 * mean_iou(summed).item(), 100 * bootstrap_interval(mean_iou, per_image), count),
+        "accuracy": Score(100 * pixel_accuracy(summed).item(), 100 * bootstrap_interval(pixel_accuracy, per_image), count),
+    }
+    for number, name in enumerate(classes):
+        of_class = per_image[:, :, number : number + 1]
+        showing = int((of_class[:, 1] > 0).sum())
+        if showing:
+            # Draws of the one image that shows a class would only tell how often others are taken for it.
+            interval = bootstrap_interval(mean_iou, of_class) if showing > 1 else math.inf
+            scores[f"iou_{name}"] = Score(100 * mean_iou(of_class.sum(dim=0)).item(), 100 * interval, showing)
+    return scores

@@ -1,0 +1,89 @@
+"""How well one mask agrees with another, in the two measures of DAVIS: J for the region and F for its boundary.
+
+Definitions of Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation" (CVPR 2016), as in
+github.com/davisvideochallenge/davis2017-evaluation. Left out: its recall and decay.
+"""
+
+import math
+
+import numpy as np
+import torch
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from glpretrain.data.sources.videos import IGNORED, UNKNOWN
+
+_BOUNDARY_SHARE = 0.008  # of the image's diagonal: how far apart two boundaries may be
+
+
+def object_ids(masks: Tensor) -> list[int]:
+    """Ids of what the first of the masks, Int[T H W], shows."""
+    return masks[0][masks[0] > 0].unique().tolist()
+
+
+def scored_frames(masks: Tensor) -> list[int]:
+    """Those of the masks, Int[T H W], that are known, without the first (it is given) and the last (the convention of DAVIS)."""
+    return [time for time in range(1, len(masks) - 1) if (masks[time] != UNKNOWN).any()]
+
+
+def object_scores(predictions: Tensor, masks: Tensor) -> Tensor:
+    """J and F of each object of the first mask, means over the scored frames.
+
+    Args:
+        predictions: Int[T H W], ids.
+        masks: Int[T H W], as in `Video`.
+
+    Returns:
+        Float[O 2]; NaN where no frame is scored.
+    """
+    scores = torch.empty(len(object_ids(masks)), len(scored_frames(masks)), 2, dtype=torch.float64)
+    for column, time in enumerate(scored_frames(masks)):
+        known = masks[time] != IGNORED
+        for row, identity in enumerate(object_ids(masks)):
+            pair = predictions[time] == identity, masks[time] == identity
+            scores[row, column, 0] = region_similarity(*pair, known=known)
+            scores[row, column, 1] = boundary_similarity(*pair, known=known)
+    return scores.mean(dim=1)
+
+
+def region_similarity(prediction: Tensor, truth: Tensor, *, known: Tensor) -> float:
+    """J: intersection over union, 1 where both are empty.
+
+    Args:
+        prediction: Bool[H W].
+        truth: Bool[H W].
+        known: Bool[H W], pixels that count.
+    """
+    union = int(((prediction | truth) & known).sum())
+    return int((prediction & truth & known).sum()) / union if union else 1.0
+
+
+def boundary_similarity(prediction: Tensor, truth: Tensor, *, known: Tensor) -> float:
+    """F: harmonic mean of the shares of either boundary that lie within 0.8 % of the diagonal, rounded up, of the other one.
+
+    A dilation by a disk and a look-up is the same as the distance to the nearest point of the other boundary; boundaries have few
+    points, so the distances are cheaper.
+
+    Args:
+        prediction: Bool[H W].
+        truth: Bool[H W].
+        known: Bool[H W]; what is not known is taken off both masks.
+
+    Returns:
+        1 where neither has a boundary, 0 where one has.
+    """
+    radius = math.ceil(_BOUNDARY_SHARE * math.hypot(*truth.shape))
+    points = [np.argwhere(boundary((mask & known).numpy())) for mask in (prediction, truth)]
+    if not len(points[0]) or not len(points[1]):
+        return float(len(points[0]) == len(points[1]))
+    # Distances are roots of whole numbers: this bound lies between the radius and the next one.
+    bound = math.sqrt(radius**2 + 0.5)
+    distances = [KDTree(other).query(own, distance_upper_bound=bound)[0] for own, other in (points, points[::-1])]
+    precision, recall = (float(np.isfinite(distance).mean()) for distance in distances)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def boundary(mask: np.ndarray) -> np.ndarray:
+    """Bool[H W]: pixels of Bool[H W] that differ from the one right of, below or diagonally below them; no picture's border."""
+    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+    return (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])

@@ -1,0 +1,1 @@
+"""Evaluators of patches and of attention: segmentation, object discovery, label propagation."""

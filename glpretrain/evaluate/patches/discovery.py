@@ -1,0 +1,180 @@
+"""Single-object discovery with LOST: one box per image from the similarities of its patches, without any label.
+
+Protocol: Simeoni et al., "Localizing objects with self-supervised transformers and no labels", BMVC 2021, and github.com/valeoai/LOST.
+The seed is the patch that is positively similar to the fewest others (objects cover less than the ground); of the k patches of lowest
+degree, those similar to the seed expand it; the object is the connected component, around the seed, of the patches that are similar to
+these on balance. CorLoc is the share of images whose box has an IoU of at least 0.5 with a true one (as in the official code; the
+paper says more than 0.5). Patches of equal degree are taken in their order, which the official code leaves to the sort. Images that
+show no object are left out.
+
+LOST reads the keys of the last attention of a ViT, as they are. For any encoder there are the patches after the final norm, less
+their mean over the image, which is ours: all patches of an image share a large part, every similarity is then positive, and the box
+would be the whole image. What that box scores is reported beside, since objects that fill the picture are met by it.
+Left out on purpose: several objects per image, and detectors trained on the boxes.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from scipy import ndimage
+from torch import Tensor
+
+from glpretrain.data.sources.base import Source
+from glpretrain.encoders.attention import attention_keys
+from glpretrain.encoders.base import Encoder
+from glpretrain.evaluate.base import Evaluator, Result, Score
+from glpretrain.evaluate.cache import FeatureCache
+from glpretrain.evaluate.features import encode, evaluating, evaluation_shape, normalised, tracked
+from glpretrain.evaluate.figures import boxes_figure, shown_positions
+from glpretrain.evaluate.metrics.intervals import rate_interval
+from glpretrain.evaluate.patches.prompt_segmentation import masked_pixels, mean_score
+from glpretrain.evaluate.patches.segmentation import checked_patches
+from glpretrain.evaluate.pixels import PixelBatch, Pixels
+
+
+class _Found(NamedTuple):
+    """The box of one image, as left, top, right, bottom in pixels, the last two exclusive."""
+
+    image: Tensor  # UInt8[C H W]
+    box: Tensor  # Int[4]
+    true: Tensor  # Int[M 4]
+    iou: float  # with the true box that it covers best
+
+
+class ObjectDiscovery(Evaluator):
+    """`corloc`: share of images whose box meets a true one, in percent; `iou`: mean IoU with the best-met one.
+
+    `corloc_whole`: what the box of the whole image would score, for comparison.
+
+    Args:
+        masked: images with masks of objects.
+        features: "patches" after the final norm, less their mean over the image, or "keys" of the layer's attention (LOST's own; a ViT
+            is needed, nothing is cached).
+        k_patches: how many patches of lowest degree may expand the seed; LOST's 100 is for grids of some 30 x 30.
+        image_size: side of the square, or height and width; None for the card's item shape.
+        layer: block whose features are taken; negative numbers count from the last.
+        batch_size: images at a time.
+
+    Raises:
+        ValueError: the source has no masks, or an argument is not what is accepted.
+    """
+
+    headlines = ("corloc", "corloc_whole")
+
+    def __init__(
+        self,
+        masked: Source | Pixels,
+        *,
+        features: Literal["patches", "keys"] = "patches",
+        k_patches: int = 100,
+        image_size: int | Sequence[int] | None = None,
+        layer: int = -1,
+        batch_size: int = 64,
+    ) -> None:
+        self.masked = masked_pixels(masked)
+        if features not in ("patches", "keys"):
+            raise ValueError(f"features: {features!r}; accepted: 'patches', 'keys'")
+        if k_patches < 1:
+            raise ValueError(f"k_patches: {k_patches}; accepted: a positive number")
+        self.features, self.k_patches = features, k_patches
+        self.image_size, self.layer, self.batch_size = image_size, layer, batch_size
+
+    @property
+    def scored(self) -> Pixels:
+        return self.masked
+
+    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
+        discovered = self._discover(encoder, cache)
+        iou = torch.tensor([found.iou for found in discovered], dtype=torch.float64)
+        height, width = discovered[0].image.shape[1:]
+        whole = torch.stack([box_iou(torch.tensor([0, 0, width, height]), found.true).max() for found in discovered])
+        return Result({"corloc": _hit_rate(iou), "iou": mean_score(iou), "corloc_whole": _hit_rate(whole)}, chosen={})
+
+    def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
+        """`boxes`: a few images with the box that was found and the true ones."""
+        found = self._discover(encoder, cache)
+        images, boxes, true, iou = zip(*(found[position] for position in shown_positions(len(found))), strict=True)
+        return {"boxes": boxes_figure(images, found=boxes, true=true, titles=[f"IoU {100 * value:.0f} %" for value in iou])}
+
+    def _discover(self, encoder: Encoder, cache: FeatureCache | None) -> list[_Found]:
+        shape = evaluation_shape(encoder, self.image_size)
+        grid = encoder.grid(shape)
+        step = torch.tensor([shape[2] / grid[1], shape[1] / grid[0]] * 2)
+        discovered: list[_Found] = []
+        for batch, patches in self._patches(encoder, shape, cache):
+            if batch.instances is None:
+                raise ValueError(f"source {self.masked.name!r}: an item among {batch.index.tolist()} has no mask")
+            patches = checked_patches(patches, count=grid[0] * grid[1], encoder=encoder, pixels=self.masked)
+            for image, instances, tokens in zip(batch.images, batch.instances, patches, strict=True):
+                true = object_boxes(instances)
+                if len(true):
+                    box = (lost_box(tokens, grid=grid, k_patches=self.k_patches) * step).round().long()
+                    discovered.append(_Found(image, box, true, box_iou(box, true).max().item()))
+        if not discovered:
+            raise ValueError(f"source {self.masked.name!r}: no image shows an object; at least one is needed")
+        return discovered
+
+    def _patches(self, encoder: Encoder, shape: tuple[int, int, int], cache: FeatureCache | None) -> Iterator[tuple[PixelBatch, Tensor]]:
+        """Each batch with Float[B N D]."""
+        if self.features == "patches":
+            options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "cache": cache}
+            for batch, output in encode(encoder, self.masked, fit="stretch", **options):
+                yield batch, output.patches - output.patches.mean(dim=1, keepdim=True)
+            return
+        batches = self.masked.batches(shape, fit="stretch", batch_size=self.batch_size)
+        total = -(-len(self.masked) // self.batch_size)
+        for batch in tracked(batches, total=total, description=f"keys on {self.masked.name}"):
+            with evaluating(encoder):
+                found = attention_keys(encoder, normalised(batch.images, encoder), block=self.layer).cpu()
+            yield batch, found
+
+
+def lost_box(patches: Tensor, *, grid: tuple[int, int], k_patches: int) -> Tensor:
+    """The box of LOST, in patches.
+
+    Args:
+        patches: Float[N D] of one image.
+        grid: patches along height and width.
+        k_patches: candidates for the expansion of the seed; all patches where there are fewer.
+
+    Returns:
+        Int[4]: left, top, right, bottom, the last two exclusive.
+    """
+    similarity = patches @ patches.T  # [N N]
+    positive = similarity > 0
+    degree = positive.sum(dim=1) - positive.diagonal().long()  # [N]
+    lowest = degree.argsort(stable=True)[:k_patches]
+    seed = int(lowest[0])
+    expansion = lowest[positive[seed, lowest]]
+    segment = similarity[expansion].sum(dim=0) > 0  # [N]
+    segment[seed] = True  # it is, unless its features are all zero
+    components, _ = ndimage.label(segment.unflatten(0, grid).numpy())
+    row, column = divmod(seed, grid[1])
+    return _box_of(torch.from_numpy(components == components[row, column]))
+
+
+def object_boxes(instances: Tensor) -> Tensor:
+    """The box of each object of Int[H W], Int[M 4]."""
+    boxes = [_box_of(instances == identity) for identity in instances[instances > 0].unique()]
+    return torch.stack(boxes) if boxes else torch.empty(0, 4, dtype=torch.int64)
+
+
+def box_iou(box: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of Int[4] with each of Int[M 4], Float64[M]."""
+    overlap = torch.minimum(box[2:], others[:, 2:]) - torch.maximum(box[:2], others[:, :2])  # [M 2]
+    shared = overlap.clamp_min(0).prod(dim=1).double()
+    return shared / ((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(dim=1) - shared)
+
+
+def _hit_rate(iou: Tensor) -> Score:
+    """How often Float64[B] is at least a half, in percent."""
+    rate, count = (iou >= 0.5).double().mean().item(), len(iou)
+    return Score(100 * rate, 100 * rate_interval(rate, count=count), count)
+
+
+def _box_of(mask: Tensor) -> Tensor:
+    """Int[4] of Bool[H W], not empty."""
+    rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
+    return torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])

@@ -1,0 +1,124 @@
+"""Intra- and inter-object similarity: how two distributions of cosines between patches differ, as numbers and as a plot.
+
+Left out on purpose: features and masks; `prompt_segmentation` brings those.
+"""
+
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from glpretrain.core import keys
+from glpretrain.evaluate.base import Score
+from glpretrain.evaluate.metrics.intervals import bootstrap_interval, mean_interval
+
+NUM_BINS = 200  # on [-1, 1]
+_MAX_PAIRS = 2000  # of each kind per image
+_PAIR_SEED = 50
+
+
+class PairSample(NamedTuple):
+    """Cosines of pairs of patches of one image."""
+
+    intra: Tensor  # Float[M]
+    inter: Tensor  # Float[M]
+
+
+def pair_sample(similarity: Tensor, insides: Tensor, *, usable: Tensor, index: int) -> list[PairSample]:
+    """At most 2,000 pairs of either kind.
+
+    Args:
+        similarity: Float[N N].
+        insides: Bool[M N], the patches inside each of M objects.
+        usable: Bool[N], patches that may be the outer one of an inter pair.
+        index: dataset index, the key of the draw.
+
+    Returns:
+        One sample, or none where a kind has no pair.
+    """
+    within = [similarity[inside][:, inside] for inside in insides]
+    intra = torch.cat([square[torch.ones_like(square, dtype=torch.bool).triu(1)] for square in within])  # each pair once, none with itself
+    inter = torch.cat([similarity[inside][:, ~inside & usable].flatten() for inside in insides])
+    if len(intra) == 0 or len(inter) == 0:
+        return []
+    key = keys.item_keys(seed=_PAIR_SEED, epoch=0, index=torch.tensor(index))
+    return [PairSample(_thinned(intra, keys.fold_in(key, 0)), _thinned(inter, keys.fold_in(key, 1)))]
+
+
+def _thinned(values: Tensor, key: Tensor) -> Tensor:
+    # With replacement: a permutation of every pair of a fine grid would cost more than the encoder.
+    return values if len(values) <= _MAX_PAIRS else values[keys.integers(key, 0, len(values), _MAX_PAIRS)]
+
+
+def pair_scores(samples: list[PairSample]) -> dict[str, Score]:
+    """`intra` and `inter` (mean cosines), `ovl` and `auc` (percent), with intervals over images.
+
+    Raises:
+        ValueError: there is no sample.
+    """
+    if not samples:
+        raise ValueError("no image has both an object and patches outside it; intra- and inter-object similarity need them")
+    intra = torch.cat([sample.intra for sample in samples])
+    inter = torch.cat([sample.inter for sample in samples])
+    histograms = torch.stack([torch.stack([histogram(sample.intra), histogram(sample.inter)]) for sample in samples])  # [B 2 bins]
+    count = len(samples)
+    overlap_interval = bootstrap_interval(lambda drawn: overlap(drawn[:, 0], drawn[:, 1]), histograms)
+    auc_interval = bootstrap_interval(lambda drawn: histogram_auc(drawn[:, 0], drawn[:, 1]), histograms)
+    return {
+        "intra": Score(intra.mean().item(), mean_interval(torch.stack([sample.intra.mean() for sample in samples])), count),
+        "inter": Score(inter.mean().item(), mean_interval(torch.stack([sample.inter.mean() for sample in samples])), count),
+        "ovl": Score(100 * overlap(histogram(intra), histogram(inter)).item(), 100 * overlap_interval, count),
+        "auc": Score(100 * auc(intra, inter), 100 * auc_interval, count),
+    }
+
+
+def similarity_figure(samples: list[PairSample]) -> Figure:
+    """The two distributions over each other, their overlap shaded."""
+    densities = [histogram(torch.cat(part)) for part in zip(*samples, strict=True)]
+    intra, inter = (density / density.sum() * NUM_BINS / 2 for density in densities)
+    centres = (torch.arange(NUM_BINS) + 0.5) * (2 / NUM_BINS) - 1
+    scores = pair_scores(samples)
+    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+    axis = figure.subplots()
+    for density, colour, name in ((intra, "#0072b2", "same object (intra)"), (inter, "#d55e00", "inside and outside (inter)")):
+        axis.step(centres, density, where="mid", color=colour, linewidth=1.4, label=name)
+    axis.fill_between(centres, torch.minimum(intra, inter), step="mid", color="0.75", label=f"overlap {scores['ovl'].value:.1f} %")
+    shown = centres[(intra + inter) > 0]
+    axis.set_xlim(shown.min().item() - 0.02, shown.max().item() + 0.02)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("cosine of two patches")
+    axis.set_ylabel("density")
+    axis.set_title(f"AUC {scores['auc'].value:.1f} %, {len(samples)} images", fontsize=9, loc="left")
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def histogram(values: Tensor) -> Tensor:
+    """Counts of cosines on 200 bins of [-1, 1]; rounding beyond the ends goes to the last bins. Float[200]."""
+    return values.clamp(-1, 1).histc(NUM_BINS, min=-1, max=1)
+
+
+def overlap(first: Tensor, second: Tensor) -> Tensor:
+    """Shared area of two histograms, each scaled to sum to 1: 1 for equal ones, 0 for disjoint ones. Float[*S 200] to Float[*S]."""
+    return torch.minimum(first / first.sum(-1, keepdim=True), second / second.sum(-1, keepdim=True)).sum(-1)
+
+
+def histogram_auc(positive: Tensor, negative: Tensor) -> Tensor:
+    """`auc` of binned values, those of one bin being ties. Float[*S 200] to Float[*S]."""
+    below = negative.cumsum(-1) - negative / 2
+    return (positive * below).sum(-1) / (positive.sum(-1) * negative.sum(-1))
+
+
+def auc(positive: Tensor, negative: Tensor) -> float:
+    """P(positive > negative) + P(equal) / 2, exact.
+
+    Args:
+        positive: Float[M].
+        negative: Float[N].
+    """
+    ordered = negative.sort().values
+    below = torch.searchsorted(ordered, positive, right=False)
+    not_above = torch.searchsorted(ordered, positive, right=True)
+    return (below + not_above).double().mean().item() / (2 * len(negative))

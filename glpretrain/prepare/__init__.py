@@ -1,0 +1,1 @@
+"""Commands that turn raw files into folders to train on: whole-slide images into tiles, photographs into faces."""

@@ -1,0 +1,158 @@
+"""Pictures to a folder of faces: detect, crop with a margin, resize, write the region map. In parallel, and what is there is kept.
+
+A picture that cannot be used costs a line, not the run. Left out: alignment (the official preparation has none either) and frames of
+videos, which have to be images already.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import functional
+
+from glpretrain.data.loading import usable_cores
+from glpretrain.data.sources.base import UnreadableItemError
+from glpretrain.data.sources.face_regions import resized_map
+from glpretrain.data.sources.images import decode, existing_folder, find_images
+from glpretrain.prepare.faces.detection import FaceDetector
+from glpretrain.prepare.faces.parsers import Box, FaceParser
+
+_SETTINGS = "faces.json"
+
+
+class Outcome(NamedTuple):
+    """What became of one picture."""
+
+    name: Path  # relative to the folder
+    reason: str  # why there is no face of it, empty where there is one
+    was_there: bool  # from an earlier run
+
+
+def crop_box(face: Box, *, margin: float, size: tuple[int, int]) -> Box:
+    """The square that is cut out: the longer side of the face times `margin`, about its centre, within the picture (as FaceForensics++).
+
+    Args:
+        face: where the face is.
+        margin: side of the square over that of the face.
+        size: height and width of the picture.
+    """
+    side = int(max(face.height, face.width) * margin)
+    top = max(face.top + face.height // 2 - side // 2, 0)
+    left = max(face.left + face.width // 2 - side // 2, 0)
+    side = min(side, size[1] - left, size[0] - top)
+    return Box(top, left, side, side)
+
+
+class _Pictures(Dataset[Outcome]):
+    """Asking for a picture writes its face."""
+
+    def __init__(self, folder: Path, out: Path, *, parser: FaceParser, detector: FaceDetector | None, size: int, margin: float) -> None:
+        self.folder, self.out = folder, out
+        self.parser, self.detector, self.size, self.margin = parser, detector, size, margin
+        self.names = [path.relative_to(folder) for path in find_images(folder)]
+        if not self.names:
+            raise ValueError(f"faces: no image in {folder}")
+        self.targets = [(out / "images" / name.with_suffix(".png"), out / "regions" / name.with_suffix(".png")) for name in self.names]
+        first: dict[Path, Path] = {}
+        for name, (image, _) in zip(self.names, self.targets, strict=True):
+            if (other := first.setdefault(image, name)) != name:
+                raise ValueError(f"faces: {other} and {name} would both become {image}; rename one of them")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Outcome:
+        name, (image_path, map_path) = self.names[index], self.targets[index]
+        if image_path.is_file() and map_path.is_file():
+            return Outcome(name, reason="", was_there=True)
+        try:
+            image, regions = self._face(name)
+        except ValueError as error:  # unreadable files and missing maps alike: each names what it is about
+            return Outcome(name, reason=str(error), was_there=False)
+        _write(regions.to(torch.uint8), map_path)
+        _write(image, image_path)  # last, so that an image is never without its map
+        return Outcome(name, reason="", was_there=False)
+
+    def _face(self, name: Path) -> tuple[Tensor, Tensor]:
+        """UInt8[3 h w] and Int[h w]."""
+        image = decode(self.folder / name, channels=3)
+        whole = Box(0, 0, *image.shape[1:])
+        face = whole if self.detector is None else self.detector.detect(image)
+        if face is None:
+            raise UnreadableItemError(f"{self.folder / name}: no face found")
+        crop = whole if self.detector is None else crop_box(face, margin=self.margin, size=(whole.height, whole.width))
+        regions = self.parser.parse(image, name=name, crop=crop, face=face)
+        scale = self.size / min(crop.height, crop.width)
+        size = [round(crop.height * scale), round(crop.width * scale)]
+        resized = functional.resize(crop.of(image), size, interpolation=functional.InterpolationMode.BICUBIC, antialias=True)
+        return resized, resized_map(regions, size=(size[0], size[1]))
+
+
+def _write(image: Tensor, path: Path) -> None:
+    """A PNG that is there whole or not at all; lossless, because traces of forgery are small."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    Image.fromarray((image if image.dim() == 2 else image.permute(1, 2, 0)).numpy()).save(part, format="PNG")
+    part.replace(path)
+
+
+def _unchanged(outcome: Outcome) -> Outcome:
+    return outcome
+
+
+class Preparation:
+    """A folder of pictures on its way to a folder of faces.
+
+    Args:
+        folder: pictures, flat or nested.
+        out: gets images/ and regions/ with the same relative paths; may be the result of an interrupted run with the same settings.
+        parser: makes the region maps.
+        detector: finds the faces; None takes every picture as a face, whole.
+        size: side of a face in pixels, the shorter one where a whole picture is not square.
+        margin: side of the crop over that of the face.
+        workers: processes; None is one per core, at most 8; 0 works in this one.
+
+    Raises:
+        ValueError: there is no image, two would get the same name, a number is out of range, or `out` was made with other settings.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        out: str | Path,
+        *,
+        parser: FaceParser,
+        detector: FaceDetector | None,
+        size: int = 224,
+        margin: float = 1.3,
+        workers: int | None = None,
+    ) -> None:
+        if size < 16:
+            raise ValueError(f"size: {size} given; accepted: at least 16 pixels")
+        if margin < 1.0:
+            raise ValueError(f"margin: {margin} given; accepted: at least 1, the face itself")
+        if workers is not None and workers < 0:
+            raise ValueError(f"workers: {workers} given; accepted: 0 or more")
+        self.out = Path(out)
+        self._pictures = _Pictures(existing_folder(folder, "faces"), self.out, parser=parser, detector=detector, size=size, margin=margin)
+        self._workers = min(usable_cores(), 8) if workers is None else workers
+        made_by = "whole image" if detector is None else type(detector).__name__
+        settings = {"parser": type(parser).__name__, "detector": made_by, "size": size, "margin": margin}
+        path = self.out / _SETTINGS
+        if path.is_file() and (before := json.loads(path.read_text())) != settings:
+            raise ValueError(f"out: {self.out} was made with {before}, not with {settings}; accepted: the same settings, or a new folder")
+        self.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def run(self) -> Iterator[Outcome]:
+        """Prepare every picture and say what became of it, in the order of their names."""
+        workers = min(self._workers, len(self))
+        yield from DataLoader(self._pictures, batch_size=None, collate_fn=_unchanged, num_workers=workers)

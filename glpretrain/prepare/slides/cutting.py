@@ -1,0 +1,286 @@
+"""Slides become shards of tiles: planned and cut in several processes, resumable after any end, the same bytes every time.
+
+A slide is one task that plans it and one per shard, so that few large slides keep all processes busy. What a task leaves is complete or
+absent, and depends on the slide and the settings alone; a run that was killed goes on with the shards that are missing.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from glpretrain.prepare.slides.folder import SlideRecord, TilesFolder, digest_of
+from glpretrain.prepare.slides.opening import check_readers, find_slides, open_slide
+from glpretrain.prepare.slides.overview import draw_overview
+from glpretrain.prepare.slides.plan import Plan, plan_tiles, read_resampled
+from glpretrain.prepare.slides.settings import Settings
+from glpretrain.prepare.slides.shard import TileEntry, encoded_image, write_shard, write_whole
+from glpretrain.prepare.slides.slide import Slide
+from glpretrain.prepare.slides.workers import Workers
+
+
+class SlideBegun(NamedTuple):
+    """A slide is planned."""
+
+    record: SlideRecord
+    tiles_there: int  # of an earlier run
+
+
+class TilesCut(NamedTuple):
+    """A shard is written."""
+
+    slide: str
+    tiles: int
+
+
+class SlideDone(NamedTuple):
+    """All tiles of a slide are there."""
+
+    record: SlideRecord
+    before: bool  # an earlier run had done it
+
+
+class SlideFailed(NamedTuple):
+    """A slide is left out."""
+
+    slide: str
+    reason: str
+
+
+class Summary(NamedTuple):
+    """What became of the slides."""
+
+    cut: list[SlideRecord]
+    before: list[SlideRecord]  # complete already
+    failed: dict[str, str]  # reason by slide
+
+    @property
+    def blank(self) -> list[SlideRecord]:
+        """Those without any tile."""
+        return [record for record in (*self.cut, *self.before) if record.tiles == 0]
+
+
+def cut_slides(slides: Sequence[str | Path], *, out: str | Path, settings: Settings | None = None, workers: int = 1) -> Summary:
+    """Cut the tissue of slides into tiles.
+
+    Args:
+        slides: files, and folders of them.
+        out: a new folder, or one of an earlier run with the same settings, which goes on.
+        settings: what a tile is; the defaults of `Settings` when left out.
+        workers: processes; with 1 this one does it.
+
+    Raises:
+        ImportError: a slide needs OpenSlide, which is not installed.
+        ValueError: no slide is there, or `out` holds something else or tiles of other settings.
+        OSError: nothing can be written.
+    """
+    events = cutting(find_slides(slides), out=out, settings=settings or Settings(), workers=workers)
+    return summary_of(list(events))
+
+
+def summary_of(events: Sequence[SlideBegun | TilesCut | SlideDone | SlideFailed]) -> Summary:
+    """What the events of a run come to."""
+    done = [event for event in events if isinstance(event, SlideDone)]
+    failed = {event.slide: event.reason for event in events if isinstance(event, SlideFailed)}
+    return Summary([event.record for event in done if not event.before], [event.record for event in done if event.before], failed)
+
+
+def cutting(
+    slides: Mapping[str, Path], *, out: str | Path, settings: Settings, workers: int
+) -> Iterator[SlideBegun | TilesCut | SlideDone | SlideFailed]:
+    """`cut_slides`, event by event. The index is written at the end, whatever ends it.
+
+    Args:
+        slides: files by name, as `find_slides` gives them. Other arguments as there.
+    """
+    if workers < 1:
+        raise ValueError(f"workers: {workers}; accepted: 1 or more processes")
+    check_readers(list(slides.values()))
+    folder = TilesFolder(out, settings=settings)
+    with folder.locked():
+        try:
+            yield from _Run(slides, folder=folder, workers=workers).events()
+        finally:
+            folder.write_index()
+
+
+class _PlanTask(NamedTuple):
+    slide: str
+    path: Path
+    folder: TilesFolder
+
+    def run(self) -> tuple[SlideRecord, Plan]:
+        """Plan a slide; draw it and write down that it is begun."""
+        settings = self.folder.settings
+        with open_slide(self.path) as slide:
+            plan, overview = plan_tiles(slide, settings)
+            record = self._record(slide, plan, tissue=float(overview.mask.mean()))
+        begun = self.folder.record(self.slide)
+        if begun is not None and begun != record:  # another file of this name; not complete, or this would not run
+            self.folder.forget(self.slide)
+        side = plan.span * record.downsample
+        picture = draw_overview(overview, corners=plan.corners * record.downsample, side=side, caption=_caption(record, settings))
+        write_whole(self.folder.overview(self.slide), encoded_image(picture, format="png"))
+        self.folder.write_record(record)
+        return record, plan
+
+    def _record(self, slide: Slide, plan: Plan, *, tissue: float) -> SlideRecord:
+        width, height, _ = slide.levels[0]
+        return SlideRecord(
+            slide=self.slide,
+            file=self.path.name,
+            file_bytes=self.path.stat().st_size,
+            file_digest=digest_of(self.path),
+            reader=slide.reader,
+            width=width,
+            height=height,
+            slide_mpp=plan.slide_mpp,
+            mpp_given=slide.mpp is None,
+            level=plan.level,
+            downsample=slide.levels[plan.level].downsample,
+            resampled=not plan.native,
+            tissue=round(tissue, 6),
+            tiles=plan.num_tiles,
+            shards=-(-plan.num_tiles // self.folder.settings.per_shard),
+            complete=False,
+        )
+
+
+def _caption(record: SlideRecord, settings: Settings) -> str:
+    return (
+        f"{record.slide}: {record.width} x {record.height} px at {record.slide_mpp:.3g} um/px, tissue {record.tissue:.0%}; "
+        f"{record.tiles} tiles of {settings.size} px at {settings.mpp:g} um/px"
+    )
+
+
+class _ShardTask(NamedTuple):
+    record: SlideRecord
+    path: Path
+    folder: TilesFolder
+    number: int
+    span: float
+    corners: np.ndarray  # Float[N 2]  pixels of the level
+    tissue: np.ndarray  # Float[N]
+
+    def run(self) -> None:
+        """Write one shard."""
+        with open_slide(self.path) as slide:
+            shard = self.folder.shard(self.record.slide, self.number)
+            write_shard(self.folder.shards, shard, self._tiles(slide, shard), settings=self.folder.settings)
+
+    def _tiles(self, slide: Slide, shard: str) -> Iterator[tuple[TileEntry, np.ndarray]]:
+        settings, record = self.folder.settings, self.record
+        mpp = self.span * record.slide_mpp * record.downsample / settings.size
+        for (x, y), tissue in zip(self.corners.tolist(), self.tissue.tolist(), strict=True):
+            if record.resampled:
+                size = (settings.size, settings.size)
+                pixels = read_resampled(
+                    slide, record.level, corner=(x, y), span=(self.span, self.span), size=size, filter=Image.Resampling.BICUBIC
+                )
+            else:
+                pixels = slide.read(record.level, x=int(x), y=int(y), width=settings.size, height=settings.size)
+            entry = TileEntry(
+                slide=record.slide,
+                level=record.level,
+                x=round(x * record.downsample),
+                y=round(y * record.downsample),
+                side=round(self.span * record.downsample),
+                mpp=round(mpp, 6),
+                tissue=round(tissue, 4),
+                shard=shard,
+                offset=0,
+                num_bytes=0,
+            )
+            yield entry, pixels
+
+
+class _Run:
+    """The slides of one call, and which of their tasks are not done.
+
+    Args:
+        slides: files by name.
+        folder: where the tiles go.
+        workers: processes.
+    """
+
+    def __init__(self, slides: Mapping[str, Path], *, folder: TilesFolder, workers: int) -> None:
+        self.folder = folder
+        self.num_workers = workers
+        self.ahead = deque(slides.items())
+        self.left: dict[str, list[_ShardTask]] = {}  # shards of the slides at work
+
+    def events(self) -> Iterator[SlideBegun | TilesCut | SlideDone | SlideFailed]:
+        with Workers(self.num_workers, preload=[__name__]) as self.workers:
+            yield from self._feed()
+            for outcome in self.workers.outcomes():
+                task = outcome.task
+                if isinstance(outcome.error, OSError):  # damage is a ValueError: this is the disk, and would hit all
+                    raise outcome.error
+                if isinstance(task, _PlanTask):
+                    yield from self._planned(task, outcome.value, outcome.error)
+                elif isinstance(task, _ShardTask):
+                    yield from self._written(task, outcome.error)
+                yield from self._feed()
+
+    def _feed(self) -> Iterator[SlideDone | SlideFailed]:
+        """Keep every worker busy with the next slides, without planning far ahead."""
+        while self.ahead and self.workers.has_room:
+            name, path = self.ahead.popleft()
+            record = self.folder.record(name)
+            if record is None or not record.complete:
+                self.workers.submit(_PlanTask(name, path, self.folder))
+            elif _is_same(path, record):
+                yield SlideDone(record, before=True)
+            else:
+                yield SlideFailed(name, f"{path}: not the file that {name!r} was cut from; accepted: another folder, or another name")
+
+    def _planned(
+        self, task: _PlanTask, value: tuple[SlideRecord, Plan] | None, error: Exception | None
+    ) -> Iterator[SlideBegun | SlideDone | SlideFailed]:
+        if error is not None:
+            yield self._failed(task.slide, task.path, error)
+            return
+        record, plan = value
+        per_shard = self.folder.settings.per_shard
+        missing = [number for number in range(record.shards) if not self.folder.has_shard(record.slide, number)]
+        self.left[record.slide] = []
+        for number in missing:
+            part = slice(number * per_shard, (number + 1) * per_shard)
+            shard = _ShardTask(record, task.path, self.folder, number, plan.span, plan.corners[part], plan.tissue[part])
+            self.left[record.slide].append(shard)
+            self.workers.submit(shard)
+        yield SlideBegun(record, record.tiles - sum(len(shard.tissue) for shard in self.left[record.slide]))
+        if not missing:
+            yield self._complete(record)
+
+    def _written(self, task: _ShardTask, error: Exception | None) -> Iterator[TilesCut | SlideDone | SlideFailed]:
+        slide = task.record.slide
+        if slide not in self.left:  # another shard of it has failed meanwhile
+            self.folder.forget_shard(slide, task.number)
+            return
+        if error is not None:
+            self.workers.withdraw(self.left.pop(slide))
+            yield self._failed(slide, task.path, error)
+            return
+        self.left[slide] = [shard for shard in self.left[slide] if shard is not task]
+        yield TilesCut(slide, len(task.tissue))
+        if not self.left[slide]:
+            yield self._complete(task.record)
+
+    def _complete(self, record: SlideRecord) -> SlideDone:
+        del self.left[record.slide]
+        record = record._replace(complete=True)
+        self.folder.write_record(record)
+        return SlideDone(record, before=False)
+
+    def _failed(self, slide: str, path: Path, error: Exception) -> SlideFailed:
+        self.folder.forget(slide)
+        reason = str(error) or type(error).__name__
+        return SlideFailed(slide, reason if str(path) in reason else f"{path}: {reason}")
+
+
+def _is_same(path: Path, record: SlideRecord) -> bool:
+    return (path.stat().st_size, digest_of(path)) == (record.file_bytes, record.file_digest)

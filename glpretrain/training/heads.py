@@ -1,0 +1,224 @@
+"""What stands behind an encoder during pretraining and is dropped afterwards: projections and prototypes; see also `decoders`."""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glpretrain.core import keys as rng
+from glpretrain.core.distributed import all_reduce_mean
+
+_HALLUCINATION = 0x4A11  # seed of the strengths: no draw of the data's
+
+
+def _linear(in_dim: int, out_dim: int, *, bias: bool = True) -> nn.Linear:
+    """A linear layer initialised as the ViT family does: truncated normal of 0.02, zero bias."""
+    layer = nn.Linear(in_dim, out_dim, bias=bias)
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _mlp(in_dim: int, *, hidden_dim: int, out_dim: int, num_layers: int, bias: bool = True) -> nn.Sequential:
+    if num_layers < 1:
+        raise ValueError(f"num_layers: a head has at least 1 layer, not {num_layers}")
+    widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+    layers: list[nn.Module] = []
+    for i, (a, b) in enumerate(itertools.pairwise(widths)):
+        layers += [nn.GELU()] * (i > 0) + [_linear(a, b, bias=bias)]
+    return nn.Sequential(*layers)
+
+
+class ProjectionHead(nn.Module):
+    """DINO's projection: an MLP with GELU onto the unit sphere (vision_transformer.py, DINOHead, without its last layer).
+
+    Args:
+        in_dim: width D of the features.
+        hidden_dim: of the MLP.
+        bottleneck_dim: width of the result.
+        num_layers: of the MLP.
+        bias: of its layers (Mugs has none before its contrasts).
+
+    Raises:
+        ValueError: no layer at all.
+    """
+
+    def __init__(self, in_dim: int, *, hidden_dim: int = 2048, bottleneck_dim: int = 256, num_layers: int = 3, bias: bool = True) -> None:
+        super().__init__()
+        self.mlp = _mlp(in_dim, hidden_dim=hidden_dim, out_dim=bottleneck_dim, num_layers=num_layers, bias=bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Float[... D] to Float[... bottleneck_dim], float32 rows of length one."""
+        return F.normalize(self.mlp(features).float(), dim=-1)
+
+
+class Predictor(nn.Module):
+    """What the student has behind its projection and the teacher has not: Linear, GELU, Linear, no bias (Mugs src/model.py).
+
+    Keeps torch's own initialisation, as the official code does (its truncated normal runs before the predictor exists).
+
+    Args:
+        dim: width of the projection, and of the result.
+        hidden_dim: between the layers.
+    """
+
+    def __init__(self, dim: int, *, hidden_dim: int = 4096) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden_dim, bias=False), nn.GELU(), nn.Linear(hidden_dim, dim, bias=False))
+
+    def forward(self, projections: Tensor) -> Tensor:
+        """Float[... D] to Float[... D], float32 rows of length one."""
+        return F.normalize(self.mlp(projections).float(), dim=-1)
+
+
+class Hallucinator(nn.Module):
+    """More positives, made in feature space: a query pushed away from its key, then an MLP (Wu et al., "Hallucination Improves the
+    Performance of Unsupervised Visual Representation Learning", arXiv 2307.12168; models/generator.py of the official code
+    jingwu6/Hallucination-improves-the-performance-of-unsupervised-visual-representation-learning @ c50c6dd).
+
+    e = (1 + s) q - s k; hallucinated = W3 relu(W2 relu(W1 [q; e] + b1) + b2) + b3. Its key is the query's own. The inner width is twice
+    the query's, as in every official setting. What is ours: queries and keys are given with length one (the official MoCo mixes a
+    query of any length with a key of length one), and keys do not enter a queue twice.
+
+    Args:
+        dim: width D of queries and keys.
+        largest: strengths s are drawn from U(0, `largest`).
+
+    Raises:
+        ValueError: `largest` is not above 0.
+    """
+
+    def __init__(self, dim: int, *, largest: float = 0.1) -> None:
+        super().__init__()
+        if largest <= 0.0:
+            raise ValueError(f"hallucinate: the largest strength is above 0, not {largest}")
+        self.largest = largest
+        self.mlp = nn.Sequential(nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, queries: Tensor, keys: Tensor, *, strengths: Tensor) -> Tensor:
+        """One more query for every query.
+
+        Args:
+            queries: Float[... B D].
+            keys: Float[... B D], broadcast against the queries.
+            strengths: Float[B].
+
+        Returns:
+            Float[... B D], not normalised.
+        """
+        strengths = strengths.unsqueeze(-1)
+        pushed = (1.0 + strengths) * queries - strengths * keys
+        return self.mlp(torch.cat([queries.expand_as(pushed), pushed], dim=-1))
+
+    def positives(self, queries: Tensor, keys: Tensor, *, index: Tensor, progress: float) -> Tensor:
+        """`forward` between unit rows, with one strength per item and step (officially one per batch, which its layout would change).
+
+        Args:
+            queries: Float[... B D].
+            keys: Float[... B D], broadcast against the queries.
+            index: Int[B], dataset index.
+            progress: of the run.
+
+        Returns:
+            Float[... B D], float32 rows of length one.
+        """
+        item_keys = rng.item_keys(seed=_HALLUCINATION, epoch=round(progress * 2**40), index=index)
+        unit = F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)
+        return F.normalize(self(*unit, strengths=self.largest * rng.uniform(item_keys)).float(), dim=-1)
+
+
+class Prototypes(nn.Module):
+    """Cosine to K learned directions, times a gain (DINOHead's weight-normed last layer).
+
+    Args:
+        in_dim: width of the projection.
+        num_prototypes: K.
+        train_gain: learn one gain per prototype. DINO's `norm_last_layer` is the opposite; only ViT-S profits from training it.
+    """
+
+    def __init__(self, in_dim: int, *, num_prototypes: int, train_gain: bool = False) -> None:
+        super().__init__()
+        self.directions = nn.Parameter(torch.empty(num_prototypes, in_dim))
+        # Rows of length 0.577 whatever the width, as in the official layer (torch's default for a linear layer). AdamW's step
+        # does not grow with a row, so longer rows would turn more slowly.
+        nn.init.uniform_(self.directions, -(in_dim**-0.5), in_dim**-0.5)
+        self.gain = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=train_gain)
+
+    def forward(self, projections: Tensor) -> Tensor:
+        """Float[... in_dim] to Float[... K]."""
+        # In float32: a cosine in bf16 is off by up to 0.004, a tenth of the teacher's temperature.
+        with torch.autocast(device_type=projections.device.type, enabled=False):
+            return F.linear(projections.float(), self.gain * F.normalize(self.directions, dim=1))
+
+
+class SyncedBatchNorm(nn.Module):
+    """Batch norm over the rows of all processes, always with the statistics of the batch at hand.
+
+    torch's SyncBatchNorm refuses CPU tensors. No running statistics are kept: the head is not used for inference, and a
+    momentum teacher normalises its own batch (as in SiT, where the teacher's batch norms run in training mode).
+    """
+
+    def __init__(self, dim: int, *, affine: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if affine else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Float[B D] to Float[B D], float32."""
+        features = features.float()
+        mean = all_reduce_mean(features.mean(dim=0))  # [D]
+        centred = features - mean
+        variance = all_reduce_mean(centred.square().mean(dim=0))  # [D]
+        normed = centred * torch.rsqrt(variance + self.eps)
+        return normed if self.weight is None else normed * self.weight + self.bias
+
+
+class ContrastHead(nn.Sequential):
+    """SiT's projector: Linear, BN, ReLU, Linear, BN, GELU, Linear, BN without affine (SiT vision_transformer.py)."""
+
+    def __init__(self, in_dim: int, *, hidden_dim: int = 4096, out_dim: int = 256) -> None:
+        super().__init__(
+            _linear(in_dim, hidden_dim),
+            SyncedBatchNorm(hidden_dim),
+            nn.ReLU(),
+            _linear(hidden_dim, hidden_dim),
+            SyncedBatchNorm(hidden_dim),
+            nn.GELU(),
+            _linear(hidden_dim, out_dim),
+            SyncedBatchNorm(out_dim, affine=False),
+        )
+
+
+class PixelHead(nn.Module):
+    """Every token's pixels from that token alone (GMML, SiT, MC-SSL): `num_layers` x (Linear, GELU), then a linear map.
+
+    The official transposed convolution with kernel = stride = patch is this linear map; the order of its outputs is MAE's
+    (row, column, channel), see `objectives.reconstruction.unpatchify`.
+    """
+
+    def __init__(self, in_dim: int, *, patch_dim: int, num_layers: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(num_layers):
+            layers += [_linear(in_dim, in_dim), nn.GELU()]
+        self.layers = nn.Sequential(*layers, _linear(in_dim, patch_dim))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Float[B N D] to Float[B N patch_dim]."""
+        return self.layers(patches)
+
+
+class LayerNormHead(nn.Sequential):
+    """BYOL's projector and predictor with layer norm in place of batch norm: Linear, LayerNorm, ReLU, Linear (FSFM models_fsfm.py).
+
+    Xavier-uniform weights and zero biases, as the official model ends up with.
+    """
+
+    def __init__(self, in_dim: int, *, hidden_dim: int = 4096, out_dim: int = 256) -> None:
+        super().__init__(nn.Linear(in_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim))
+        for layer in (self[0], self[3]):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,150 @@
+"""Encoders as programs that need neither this package nor timm: torch.export (.pt2) and ONNX.
+
+Input `images`, Float[B C H W], normalised with the card's mean and std; outputs `cls`, Float[B D], and `patches`, Float[B N D].
+The number of items is free; height and width are those of the card unless `any_size` is asked for.
+Left out: normalisation inside the program, since a caller that resizes on its own also normalises; mean and std are in the file's
+metadata and in the card beside it.
+"""
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from glpretrain.core.types import EncoderOutput
+from glpretrain.encoders import Encoder
+from glpretrain.weights.exports.base import CARD, Written, check_images, difference, write_card
+
+_TORCH_FILE, _ONNX_FILE = "encoder.pt2", "encoder.onnx"
+_INPUTS, _OUTPUTS = ["images"], ["cls", "patches"]
+_ONNX_PACKAGES = ("onnx", "onnxscript")
+# Protocol buffers end at 2 GiB; larger weights go to a file of their own.
+_LARGEST_ONNX_FILE = 2_000_000_000
+
+
+class _Features(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Float[B C H W] to Float[B D] and Float[B N D]."""
+        output = self.encoder(images)
+        return output.cls, output.patches
+
+
+def _free_axes(encoder: Encoder, *, any_size: bool) -> tuple[dict[int, Dim]]:
+    axes = {0: Dim("batch", min=1)}
+    if any_size:  # two rows and two columns at least: an axis of length one is a constant to the tracer
+        height, width = encoder.card.patch_size
+        axes |= {2: height * Dim("rows", min=2), 3: width * Dim("columns", min=2)}
+    return (axes,)
+
+
+def _one_size(encoder: Encoder, reason: str) -> ValueError:
+    name = encoder.card.arguments["name"]
+    return ValueError(f"export: any_size given; {name} can be traced at one size only ({reason}): leave it out")
+
+
+def _trace(encoder: Encoder, *, any_size: bool) -> ExportedProgram:
+    # Tracing windows of unknown number does not end.
+    if any_size and "strict_img_size" in encoder.library_config(encoder.card).get("model_args", {}):
+        raise _one_size(encoder, "its windows are laid out for it")
+    # Two items, since one would be taken for a constant.
+    example = torch.zeros(2, *encoder.card.item_shape)
+    with torch.no_grad():
+        try:
+            program = torch.export.export(_Features(encoder), (example,), dynamic_shapes=_free_axes(encoder, any_size=any_size))
+            if any_size:  # a size that the model remembered outside its tensors shows only when another one comes
+                program.module()(_larger(example, encoder))
+        except (AssertionError, RuntimeError) as error:
+            if not any_size:
+                raise
+            raise _one_size(encoder, str(error).strip().splitlines()[0]) from error
+    return program
+
+
+def _larger(images: Tensor, encoder: Encoder) -> Tensor:
+    """The same images with two more rows and one more column of tokens, Float[B C H+2p W+p]."""
+    height, width = encoder.card.patch_size
+    return nn.functional.pad(images, (0, width, 0, 2 * height), mode="circular")
+
+
+def _checks(encoder: Encoder, *, any_size: bool) -> Iterator[Tensor]:
+    for images in check_images(encoder):
+        yield images
+        if any_size:
+            yield _larger(images, encoder)
+
+
+def write_torch(encoder: Encoder, folder: Path, *, any_size: bool = False) -> Written:
+    """`encoder.pt2`, opened by `torch.export.load(file).module()`; the card is inside it too.
+
+    Args:
+        encoder: from `prepare`.
+        folder: new.
+        any_size: height and width are free, from two rows and columns of tokens on.
+
+    Raises:
+        ValueError: any_size is asked for and the model takes one size when traced.
+    """
+    program = _trace(encoder, any_size=any_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / _TORCH_FILE
+    torch.export.save(program, file, extra_files={CARD: json.dumps(encoder.card.to_json())})
+    write_card(encoder, folder)
+    again = torch.export.load(file).module()
+    with torch.no_grad():
+        worst = max(difference(EncoderOutput(*again(images)), encoder(images)) for images in _checks(encoder, any_size=any_size))
+    return Written(file, worst, "open with torch.export.load(FILE).module(), which gives (cls, patches)")
+
+
+def write_onnx(encoder: Encoder, folder: Path, *, any_size: bool = False) -> Written:
+    """`encoder.onnx`, run in onnxruntime where that is installed; mean, std and the card are in its metadata.
+
+    Args:
+        encoder: from `prepare`.
+        folder: new.
+        any_size: height and width are free, from two rows and columns of tokens on.
+
+    Raises:
+        ValueError: onnx or onnxscript is not installed, or see `write_torch`.
+    """
+    if missing := [name for name in _ONNX_PACKAGES if find_spec(name) is None]:
+        raise ValueError(f"export: format='onnx' needs {' and '.join(missing)}: pip install 'glpretrain[onnx]'")
+    # Decomposed first: the converter's own fused attention refuses the attention biases of BEiT and its kin.
+    program = torch.onnx.export(
+        _trace(encoder, any_size=any_size).run_decompositions(),
+        dynamo=True,
+        verbose=False,
+        input_names=_INPUTS,
+        output_names=_OUTPUTS,
+        dynamic_shapes=_free_axes(encoder, any_size=any_size),
+    )
+    card = encoder.card.to_json()
+    program.model.metadata_props.update({name: json.dumps(card[name]) for name in ("mean", "std", "licence", "source")})
+    program.model.metadata_props["card"] = json.dumps(card)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / _ONNX_FILE
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in encoder.backbone_state().values())
+    program.save(file, external_data=weights > _LARGEST_ONNX_FILE)
+    write_card(encoder, folder)
+    if find_spec("onnxruntime") is None:
+        return Written(file, None, "onnxruntime is not installed, so the file was not run: pip install 'glpretrain[onnx]'")
+    return Written(file, _difference_in_onnxruntime(encoder, file, any_size=any_size))
+
+
+def _difference_in_onnxruntime(encoder: Encoder, file: Path, *, any_size: bool) -> float:
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(file, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for images in _checks(encoder, any_size=any_size):
+        output = EncoderOutput(*map(torch.from_numpy, session.run(_OUTPUTS, {_INPUTS[0]: images.numpy()})))
+        with torch.no_grad():
+            worst = max(worst, difference(output, encoder(images)))
+    return worst

@@ -1,0 +1,166 @@
+"""`glpretrain evaluate --config`: configurations of recipes/eval run, take folders and overrides, and lose nothing to one refusal."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from shrinking import EVALUATIONS, name_of
+
+import glpretrain
+from glpretrain.cli import main
+from glpretrain.cli.scoring import score, values_by_name
+from glpretrain.data import Scenes
+from glpretrain.encoders import ViT
+from glpretrain.evaluate import ROLES
+from glpretrain.runs import find_recipe
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+CAMVID = SHARED / "segmentation_camvid"
+
+
+def encoder() -> ViT:
+    return ViT("vit_tiny_patch16_224", img_size=48, patch_size=8, embed_dim=24, depth=2, num_heads=3, source="a test").eval()
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two evaluators on few scenes."""
+    monkeypatch.chdir(tmp_path)
+    scenes = {"train": (40, "train"), "test": (20, "test"), "masked": (16, "test")}
+    sources = {
+        role: {"class_path": "glpretrain.data.Scenes", "init_args": {"length": length, "size": 48, "split": split}}
+        for role, (length, split) in scenes.items()
+    }
+    evaluators = {
+        "knn": {"class_path": "glpretrain.evaluate.KNN", "init_args": {"k": [1, 5]}},
+        "prompt": {"class_path": "glpretrain.evaluate.PromptSegmentation"},
+    }
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump({"sources": sources, "evaluators": evaluators}))
+    return path
+
+
+def write_masked(folder: Path, count: int) -> None:
+    scenes = Scenes(count, size=48)
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for index in range(count):
+        item = scenes[index]
+        Image.fromarray(item.image.permute(1, 2, 0).numpy()).save(folder / "images" / f"{index}.png")
+        Image.fromarray(item.instances.byte().numpy()).save(folder / "masks" / f"{index}.png")
+
+
+def test_there_are_configurations() -> None:
+    assert {"eval/images", "eval/street_scenes"} <= {name_of(path) for path in EVALUATIONS}
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=name_of)
+def test_configuration_says_how_it_is_run_and_names_roles(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("#") and any("Command:" in line and name_of(path) in line for line in text.splitlines() if line.startswith("#"))
+    assert find_recipe(name_of(path)).resolve() == path
+    values = yaml.safe_load(text)
+    assert set(values) == {"sources", "evaluators"} and set(values["sources"]) <= set(ROLES)
+
+
+def test_lines_carry_all_that_a_score_rests_on(small: Path) -> None:
+    lines = score(encoder(), config=small, out=Path("out.jsonl"), pictures=Path("drawn"))
+    assert [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()] == json.loads(json.dumps(lines))
+    first = lines[0]
+    assert first["evaluator"] == "knn" and first["score"] == "accuracy" and first["n"] == 20 and first["ci"] > 0
+    assert list(first["protocol"]["k"]) == [1, 5] and first["protocol"]["class"] == "KNN"
+    assert first["measured_on"] == "scenes" and len(first["fingerprint"]) == len(first["weights"]) == 64
+    assert first["card"]["source"] == first["backbone"] == "a test"
+    assert {line["evaluator"] for line in lines} == {"knn", "prompt"}
+    assert Path("drawn/prompt_similarity.png").stat().st_size > 5_000
+    assert lines[-1]["chosen"].keys() == {"threshold", "threshold_centre"}
+
+
+def test_scores_are_the_same_with_and_without_features_on_disk(small: Path) -> None:
+    model = encoder()
+    first, second, third = (score(model, config=small, cache=cache) for cache in (None, Path("cache"), Path("cache")))
+    values = [[(line["value"], line["ci"]) for line in lines] for lines in (first, second, third)]
+    assert values[0] == values[1] == values[2]
+
+
+def test_overrides_reach_sources_and_evaluators(small: Path) -> None:
+    given = ["--evaluators.knn.init_args.k", "[3]", "--sources.test.init_args.length=7", "--evaluators.prompt.init_args.min_patches", "5"]
+    lines = score(encoder(), config=small, overrides=values_by_name(given))
+    assert lines[0]["n"] == 7 and list(lines[0]["protocol"]["k"]) == [3]
+    assert lines[-1]["protocol"]["min_patches"] == 5
+    with pytest.raises(ValueError, match=r"there is no evaluators.nearest.init_args.k; accepted in place of 'nearest': .*knn"):
+        score(encoder(), config=small, overrides={"evaluators.nearest.init_args.k": [3]})
+    with pytest.raises(ValueError, match="--k: accepted are"):
+        values_by_name(["--k", "3"])
+
+
+def test_folders_take_the_place_of_sources(small: Path) -> None:
+    write_masked(Path("annotated"), 9)
+    lines = score(encoder(), config=small, masks="annotated")
+    assert {line["evaluator"]: line["measured_on"] for line in lines} == {"knn": "scenes", "prompt": "annotated"}
+
+
+def test_masks_without_classes_cost_only_the_scores_that_need_them(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = yaml.safe_load(small.read_text())
+    values["sources"]["masked_train"] = values["sources"]["masked"]
+    values["evaluators"]["linear_segmentation"] = {"class_path": "glpretrain.evaluate.LinearSegmentation"}
+    values["evaluators"]["clustering"] = {"class_path": "glpretrain.evaluate.ClusterSegmentation"}
+    small.write_text(yaml.safe_dump(values))
+    write_masked(Path("annotated"), 9)
+    lines = score(encoder(), config=small, masks="annotated")
+    assert {line["evaluator"] for line in lines} == {"knn", "prompt"}
+    said = capsys.readouterr().err
+    assert "linear_segmentation: LinearSegmentation needs the sources ['masked_train']" in said
+    assert "clustering: source 'annotated' has no masks of classes" in said
+
+
+def test_divided_masks_give_both_sources_and_keep_what_is_said_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "val"):
+        write_masked(tmp_path / "street" / part, 9)
+    lines = score(encoder(), config="eval/street_scenes", masks="street", overrides={"sources.masked.init_args.offset": 0})
+    assert {line["measured_on"] for line in lines} == {"street/val"}
+    assert "iou_building" in {line["score"] for line in lines}  # value 1 of the masks, as the configuration names it
+
+
+def test_what_cannot_be_scored_is_named_and_costs_no_other_score(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = score(encoder(), config=small, overrides={"evaluators.prompt.init_args.image_size": 50})
+    assert {line["evaluator"] for line in lines} == {"knn"}
+    assert "left out: prompt: vit_tiny_patch16_224: height 50" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"no score could be computed; knn: .*; prompt: "):
+        score(encoder(), config=small, overrides={f"evaluators.{name}.init_args.image_size": 50 for name in ("knn", "prompt")})
+
+
+def test_mistakes_in_a_configuration_cost_one_line(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refusal(values: dict) -> str:
+        small.write_text(yaml.safe_dump(values))
+        with pytest.raises(ValueError) as caught:
+            score(encoder(), config=small)
+        return str(caught.value)
+
+    good = yaml.safe_load(small.read_text())
+    assert "accepted are `sources` and `evaluators`" in refusal({"evaluators": {}})
+    assert "sources ['lessons']; accepted: train" in refusal({**good, "sources": {"lessons": {}}})
+    assert "KNN needs the sources ['test', 'train']" in refusal({**good, "sources": {"masked": good["sources"]["masked"]}})
+    unknown = refusal({**good, "evaluators": {"knn": {"class_path": "glpretrain.evaluate.KNN", "init_args": {"neighbours": 3}}}})
+    assert "evaluators.knn: " in unknown and "neighbours" in unknown
+    assert "there is no class glpretrain.evaluate.NKK" in refusal(
+        {**good, "evaluators": {"knn": {"class_path": "glpretrain.evaluate.NKK"}}}
+    )
+    assert main(["evaluate", "nowhere", "--k", "3"]) == 2
+    assert "--k 3: accepted with --config only" in capsys.readouterr().err
+
+
+def test_score_is_offered_by_the_package() -> None:
+    assert glpretrain.score is score
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason=f"no street scenes in {SHARED}")
+def test_real_street_scenes_are_scored(tmp_path: Path) -> None:
+    overrides = {"evaluators.linear_segmentation.init_args.num_steps": 50}
+    lines = score(encoder(), config="eval/street_scenes", masks=CAMVID, overrides=overrides, out=tmp_path / "out.jsonl")
+    found = {(line["evaluator"], line["score"]): line for line in lines}
+    assert found["prompt", "miou"]["n"] > 200 and 10 < found["prompt", "miou"]["value"] < 60
+    assert {"iou_sky", "iou_road", "iou_building"} <= {name for _, name in found}

@@ -1,0 +1,55 @@
+"""Schedules against DINO's tables and MAE's rule."""
+
+import pytest
+from golden import load
+
+from glpretrain.core.schedule import Schedule
+
+DINO, MAE = load("dino_schedules"), load("mae_schedule")
+STEPS = 70
+WARMUP_STEPS = 14
+
+
+def test_learning_rate_after_the_warmup_is_dinos() -> None:
+    schedule = Schedule(5e-4, 1e-6, warmup=WARMUP_STEPS / STEPS)
+    values = [schedule(step / STEPS) for step in range(WARMUP_STEPS, STEPS)]
+    assert values == pytest.approx(DINO["lr"]["values"][WARMUP_STEPS:], rel=1e-9)  # 12 digits are stored
+
+
+def test_warmup_stays_within_one_of_dinos_increments() -> None:
+    """DINO reaches the base one step earlier (its linspace includes both ends), the only difference."""
+    schedule = Schedule(5e-4, 1e-6, warmup=WARMUP_STEPS / STEPS)
+    increment = 5e-4 / (WARMUP_STEPS - 1)
+    for step, reference in enumerate(DINO["lr"]["values"][:WARMUP_STEPS]):
+        assert reference - increment < schedule(step / STEPS) <= reference
+
+
+@pytest.mark.parametrize(("name", "schedule"), [("weight_decay", Schedule(0.04, 0.4)), ("momentum", Schedule(0.996, 1.0))])
+def test_schedules_without_warmup_are_dinos(name: str, schedule: Schedule) -> None:
+    assert [schedule(step / STEPS) for step in range(STEPS)] == pytest.approx(DINO[name]["values"], rel=1e-9)
+
+
+def test_learning_rate_with_its_warmup_is_maes() -> None:
+    schedule = Schedule(1e-3, 1e-6, warmup=3 / 11)
+    assert [schedule(i / 23) for i in range(23)] == pytest.approx(MAE["values"], rel=1e-9, abs=1e-15)
+
+
+def test_teacher_temperature_stays_within_one_step_of_dinos_table() -> None:
+    """DINO's table has one value per epoch and reaches the last in its sixth; ours moves with every step and reaches it after six."""
+    schedule = Schedule(0.07, warmup=0.6, warmup_start=0.04, shape="constant")
+    increment = 0.03 / 5
+    for epoch, reference in enumerate(DINO["teacher_temp"]):
+        for progress in (epoch / 10, (epoch + 0.999) / 10):
+            assert abs(schedule(progress) - reference) <= increment
+
+
+def test_ends_are_the_ends() -> None:
+    schedule = Schedule(1.0, 0.25, warmup=0.2, warmup_start=0.5, shape="linear")
+    assert (schedule(0.0), schedule(0.2), schedule(1.0)) == pytest.approx((0.5, 1.0, 0.25))
+    assert schedule(0.6) == pytest.approx(0.625)
+
+
+@pytest.mark.parametrize("arguments", [{"warmup": 1.0}, {"warmup": -0.1}, {"end": 0.5, "shape": "constant"}])
+def test_what_would_be_ignored_or_never_end_is_refused(arguments: dict) -> None:
+    with pytest.raises(ValueError, match="Schedule"):
+        Schedule(1.0, **arguments)

@@ -1,0 +1,217 @@
+"""Masks: their distribution is that of the official code, and an item's mask is the item's own."""
+
+import math
+
+import pytest
+import torch
+from golden import load, wave
+from torch import Tensor
+
+from glpretrain.core import keys
+from glpretrain.masking import BlockMask, DINOv2Mask, GroupCorruption, Mask, RandomMask, visible_indices
+
+IBOT, GMML, DINOV2 = load("ibot_masks"), load("gmml_masks"), load("dinov2_masks")
+IBOT_RATIOS = ((0.0, 0.0), (0.1, 0.5))
+MASKS = [RandomMask(0.75), BlockMask(IBOT_RATIOS), DINOv2Mask()]
+
+
+def _keys(count: int) -> Tensor:
+    return keys.item_keys(seed=0, epoch=0, index=torch.arange(count))
+
+
+def _assert_same_mean(samples: Tensor, reference: list[float], *, draws: int) -> None:
+    """Means at most 4.5 standard errors apart: a false alarm in about 10^5 comparisons, and none later, the keys being fixed."""
+    mean, deviation = reference
+    error = math.sqrt(deviation**2 / draws + float(samples.var()) / len(samples))
+    assert abs(float(samples.mean()) - mean) <= 4.5 * error + 1e-6, f"{float(samples.mean())} against {mean}, standard error {error}"
+
+
+def _assert_same_frequencies(samples: Tensor, reference: list[list[float]], *, draws: int) -> None:
+    """As above for every cell of a grid; p (1 - p) bounds the variance of a value in [0, 1], and one hit more or less is no evidence."""
+    ours, theirs = samples.mean(dim=0), torch.tensor(reference)
+    p = (ours * len(samples) + theirs * draws) / (len(samples) + draws)
+    error = (p * (1 - p) * (1 / len(samples) + 1 / draws)).sqrt() + 1 / draws
+    assert ((ours - theirs).abs() <= 4.5 * error).all(), f"{((ours - theirs) / error).abs().max()} standard errors"
+
+
+# Distributions ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", IBOT["cases"], ids=lambda case: f"{case['grid']} {case['pred_ratio']}")
+def test_block_masks_are_distributed_as_ibots(case: dict) -> None:
+    mask = BlockMask(case["ranges"])(_keys(1500), tuple(case["grid"])).unflatten(1, case["grid"])
+    down, across = (mask[:, 1:] & mask[:, :-1]).sum(dim=(1, 2)), (mask[:, :, 1:] & mask[:, :, :-1]).sum(dim=(1, 2))
+    _assert_same_mean(mask.float().mean(dim=(1, 2)), case["share"], draws=case["draws"])
+    _assert_same_mean((~mask).flatten(1).all(dim=1).float(), case["unmasked"], draws=case["draws"])
+    _assert_same_mean((down + across).float(), case["adjacent_pairs"], draws=case["draws"])
+    _assert_same_frequencies(mask.float(), case["frequency"], draws=case["draws"])
+
+
+@pytest.mark.parametrize("case", DINOV2["cases"], ids=lambda case: str(case["grid"]))
+def test_block_masks_are_distributed_as_dinov2s(case: dict) -> None:
+    mask = DINOv2Mask(prob=0.5, ratio=(0.1, 0.5))(_keys(3000), tuple(case["grid"])).unflatten(1, case["grid"])
+    down, across = (mask[:, 1:] & mask[:, :-1]).sum(dim=(1, 2)), (mask[:, :, 1:] & mask[:, :, :-1]).sum(dim=(1, 2))
+    share = mask.float().mean(dim=(1, 2))
+    _assert_same_mean(share, case["share"], draws=case["draws"])
+    _assert_same_mean(share[share > 0], case["share_of_masked"], draws=case["masked_draws"])
+    _assert_same_mean((share == 0).float(), case["unmasked"], draws=case["draws"])
+    _assert_same_mean((down + across).float(), case["adjacent_pairs"], draws=case["draws"])
+    _assert_same_frequencies(mask.float(), case["frequency"], draws=case["draws"])
+
+
+def test_a_dinov2_mask_hides_no_more_than_it_was_asked_for() -> None:
+    mask = DINOv2Mask(prob=1.0, ratio=(0.3, 0.3))(_keys(500), (7, 11))
+    assert int(mask.sum(dim=1).max()) == int(0.3 * 77) and (mask.sum(dim=1) > 0).all()
+    for settings, message in (({"prob": 1.5}, "prob is a chance"), ({"ratio": (0.5, 0.1)}, "0 <= low <= high <= 1")):
+        with pytest.raises(ValueError, match=message):
+            DINOv2Mask(**settings)
+
+
+@pytest.mark.parametrize("case", GMML["cases"], ids=lambda case: f"{case['size']} align {case['align']} ratio {case['ratio']}")
+def test_group_corruption_is_distributed_as_gmmls(case: dict) -> None:
+    count = 1500 if case["size"][0] < 224 else 150
+    corrupt = GroupCorruption(case["ratio"], align=case["align"], replace_prob=0.0)
+    corruption = corrupt(torch.ones(count, 1, *case["size"]), _keys(count))[1].float()
+    patches = corruption.unflatten(2, (-1, case["patch"])).unflatten(1, (-1, case["patch"])).mean(dim=(2, 4))
+    for name, values in {
+        "share": corruption.mean(dim=(1, 2)),
+        "touched": (patches > 0).float().mean(dim=(1, 2)),
+        "hidden": (patches == 1).float().mean(dim=(1, 2)),
+    }.items():
+        _assert_same_mean(values, case[name], draws=case["draws"])
+    _assert_same_frequencies(patches, case["frequency"], draws=case["draws"])
+
+
+def test_the_mix_of_fills_is_gmmls() -> None:
+    case = GMML["mixture"]
+    views = torch.arange(1.0, 2001.0).view(-1, 1, 1, 1).expand(-1, 1, *case["size"])
+    corrupted, corruption = GroupCorruption(case["ratio"], align=case["align"], replace_ratio=case["replace_ratio"])(views, _keys(2000))
+    replaced = ~((corrupted[:, 0] == 0) & corruption).flatten(1).any(dim=1)
+    _assert_same_mean(corruption.float().mean(dim=(1, 2)), case["share"], draws=case["draws"])
+    _assert_same_mean(replaced.float(), case["replaced"], draws=case["draws"])
+
+
+def test_random_mask_hides_every_token_equally_often() -> None:
+    mask = RandomMask(0.6)(_keys(3000), (3, 5))
+    assert (mask.sum(dim=1) == 9).all()
+    deviation = math.sqrt(0.6 * 0.4 / 3000)
+    assert ((mask.float().mean(dim=0) - 0.6).abs() < 4.5 * deviation).all()
+
+
+# An item's mask is its own --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: type(mask).__name__)
+@pytest.mark.parametrize("grid", [(6, 6), (7, 11)])
+def test_an_item_alone_gets_the_mask_it_gets_in_a_batch(mask: Mask, grid: tuple[int, int]) -> None:
+    together = mask(_keys(13), grid)
+    alone = torch.cat([mask(key, grid) for key in _keys(13).split(1)])
+    assert together.shape == (13, grid[0] * grid[1]) and torch.equal(together, alone)
+    assert len(together.unique(dim=0)) > 3  # half of the block masks are empty
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.97], ids=["one pass", "several passes"])
+def test_an_item_alone_gets_the_corruption_it_gets_in_a_batch(ratio: float) -> None:
+    corrupt = GroupCorruption(ratio, fill="noise", replace_prob=0.0)
+    views = wave(7, 2, 30, 20)
+    corrupted, corruption = corrupt(views, _keys(7))
+    alone = [corrupt(view, key) for view, key in zip(views.split(1), _keys(7).split(1), strict=True)]
+    assert torch.equal(corrupted, torch.cat([c for c, _ in alone])) and torch.equal(corruption, torch.cat([c for _, c in alone]))
+
+
+def test_contiguous_even_shares_of_a_batch_are_corrupted_as_the_whole() -> None:
+    corrupt, views, key = GroupCorruption(0.5), wave(8, 3, 20, 20), _keys(8)
+    whole = corrupt(views, key)
+    for begin in (0, 4):
+        share = corrupt(views[begin : begin + 4], key[begin : begin + 4])
+        assert torch.equal(share[0], whole[0][begin : begin + 4]) and torch.equal(share[1], whole[1][begin : begin + 4])
+
+
+# What is put in place of the pixels -----------------------------------------------------------------------------------------
+
+
+def test_replaced_pixels_are_the_neighbours_and_all_others_stay() -> None:
+    views = wave(5, 3, 20, 20)
+    corrupted, corruption = GroupCorruption(0.5, replace_prob=1.0)(views, _keys(5))
+    where = corruption.unsqueeze(1)
+    assert torch.equal(corrupted, torch.where(where, views[[1, 0, 3, 2, 3]], views))
+    assert (corruption.float().mean(dim=(1, 2)) >= 0.3).all() and corruption.float().mean() < 0.4  # replace_ratio, not ratio
+
+
+def test_zeros_are_zeros_and_noise_is_standard_normal() -> None:
+    views = 5.0 + wave(64, 3, 20, 20)
+    zeros, corruption = GroupCorruption(0.5, replace_prob=0.0)(views, _keys(64))
+    noise, same = GroupCorruption(0.5, replace_prob=0.0, fill="noise")(views, _keys(64))
+    where = corruption.unsqueeze(1).expand_as(views)
+    assert (
+        torch.equal(corruption, same) and torch.equal(zeros, torch.where(where, 0.0, views)) and torch.equal(noise[~where], views[~where])
+    )
+    values = noise[where]  # about 39,000: standard error 0.005 of the mean, 0.004 of the standard deviation
+    assert abs(float(values.mean())) < 0.025 and abs(float(values.std()) - 1.0) < 0.02
+
+
+@pytest.mark.parametrize("fill", ["zeros", "noise"])
+def test_corrupted_views_keep_their_type(fill: str) -> None:
+    assert GroupCorruption(0.5, fill=fill)(wave(2, 3, 20, 20).bfloat16(), _keys(2))[0].dtype == torch.bfloat16
+
+
+def test_aligned_corruption_hides_whole_patches() -> None:
+    corruption = GroupCorruption(0.5, align=8)(wave(5, 1, 48, 32), _keys(5))[1]
+    patches = corruption.float().unflatten(2, (-1, 8)).unflatten(1, (-1, 8)).mean(dim=(2, 4))
+    assert ((patches == 0) | (patches == 1)).all()
+
+
+def test_the_share_lies_between_its_bounds_or_overshoots_by_one_block() -> None:
+    share = GroupCorruption(0.95, replace_prob=0.0)(torch.ones(60, 1, 24, 24), _keys(60))[1].float().mean(dim=(1, 2))
+    assert share.min() >= 0.5 and share.max() <= 0.95 + 0.3**2 and share.max() > 0.9
+
+
+# Kept tokens and refusals -------------------------------------------------------------------------------------------------
+
+
+def test_kept_tokens_and_hidden_tokens_are_all_tokens() -> None:
+    mask = RandomMask(0.75)(_keys(3), (6, 6))
+    indices = visible_indices(mask)
+    assert indices.shape == (3, 9) and torch.equal(indices, indices.sort(dim=1).values)
+    assert torch.equal(mask.scatter(1, indices, True), torch.ones(3, 36, dtype=torch.bool)) and not mask.gather(1, indices).any()
+
+
+def test_rows_that_keep_different_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 to 2 tokens"):
+        visible_indices(torch.tensor([[True, False], [False, False]]))
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0])
+def test_random_ratio_outside_its_range_is_refused(ratio: float) -> None:
+    with pytest.raises(ValueError, match="ratio is a share"):
+        RandomMask(ratio)
+
+
+@pytest.mark.parametrize("ratios", [[], [(0.5, 0.1)], [(0.0, 1.5)]])
+def test_block_ratios_that_are_no_ranges_are_refused(ratios: list) -> None:
+    with pytest.raises(ValueError, match="BlockMask: ratios"):
+        BlockMask(ratios)
+
+
+@pytest.mark.parametrize("grid", [(6,), (1, 6), (6, 1), (2, 3, 4)])
+def test_block_mask_on_a_grid_without_room_is_refused(grid: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="no room for blocks"):
+        BlockMask(IBOT_RATIOS)(_keys(2), grid)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"ratio": 0.0}, {"ratio": 1.0}, {"replace_ratio": 1.2}, {"align": 0}, {"max_side": 0.0}, {"fill": "mean"}, {"replace_prob": 1.5}],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_corruption_argument_outside_its_range_is_refused(arguments: dict) -> None:
+    with pytest.raises(ValueError, match=f"GroupCorruption: {next(iter(arguments))}"):
+        GroupCorruption(**({"ratio": 0.5} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("align", "side", "message"), [(8, 20, "does not divide"), (16, 48, "leaves no block"), (8, 32, "blocks reach 0.56 of a view")]
+)
+def test_sizes_that_blocks_cannot_corrupt_are_refused(align: int, side: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GroupCorruption(0.7, align=align)(torch.ones(2, 3, side, side), _keys(2))

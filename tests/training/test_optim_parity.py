@@ -1,0 +1,61 @@
+"""Parameter groups and clipping against the official code of DINO and MAE."""
+
+import torch
+from golden import assert_matches, load, wave
+from torch import nn
+
+from glpretrain.encoders.vit import ViT
+from glpretrain.training.heads import ProjectionHead, Prototypes
+from glpretrain.training.optim import clip_per_parameter, parameter_groups
+
+GROUPS, LAYERS, CLIP = load("parameter_groups"), load("mae_layer_decay"), load("dino_clip")
+# Where the official module's names are ours.
+HEAD_NAMES = {"head.mlp.": "projection.mlp.", "head.last_layer.weight_v": "prototypes.directions"}
+
+
+def _encoder() -> ViT:
+    return ViT("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=12, depth=2, num_heads=2)
+
+
+def _our_name(name: str) -> str:
+    name = name.replace("backbone.", "model.")
+    for theirs, ours in HEAD_NAMES.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def test_the_same_parameters_decay_as_in_dino() -> None:
+    encoder = _encoder()
+    encoder.model.blocks[0].norm1.bias.requires_grad_(False)
+    heads = nn.ModuleDict(
+        {"projection": ProjectionHead(12, hidden_dim=11, bottleneck_dim=5), "prototypes": Prototypes(5, num_prototypes=7)}
+    )
+    names = {id(p): name for module in (encoder, heads) for name, p in module.named_parameters()}
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for group in parameter_groups(encoder, heads.named_parameters()):
+        assert group["lr_scale"] == 1.0
+        found[group["decays"]] |= {names[id(p)] for p in group["params"]}
+    assert found[True] == {_our_name(name) for name in GROUPS["decay"]}
+    assert found[False] == {_our_name(name) for name in GROUPS["no_decay"]}
+
+
+def test_layer_wise_rates_are_maes() -> None:
+    encoder = _encoder()
+    names = {id(p): name for name, p in encoder.named_parameters()}
+    found = {}
+    for group in parameter_groups(encoder, [], layer_decay=0.75):
+        found |= {names[id(p)]: group["lr_scale"] for p in group["params"]}
+    assert found == {f"model.{name}": scale for name, (scale, _) in LAYERS["parameters"].items()}
+
+
+def test_every_gradient_is_clipped_on_its_own_as_in_dino() -> None:
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in ((3, 5), (7,), (2, 2), (3,))]
+    gradients = [wave(3, 5, phase=0, scale=4.0), wave(7, phase=1, scale=1.5), wave(2, 2, phase=2, scale=0.5)]
+    for parameter, gradient in zip(parameters, gradients, strict=False):
+        parameter.grad = gradient.clone()
+    clip_per_parameter(parameters, max_norm=3.0)
+    assert parameters[3].grad is None
+    for parameter, expected in zip(parameters, CLIP["clipped"], strict=False):
+        assert_matches(parameter.grad, expected)
+    assert CLIP["norms"][0] > 3.0 > CLIP["norms"][1]  # one is scaled, one is left alone
+    assert torch.equal(parameters[2].grad, gradients[2])
