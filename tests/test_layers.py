@@ -10,19 +10,21 @@ _MODEL = {"core", "training", "encoders", "objectives", "masking"}
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
     "masking": {"core"},
+    "modalities": {"core"},
     "encoders": {"core"},
     "training": {"core", "encoders", "objectives"},
     "objectives": {"core", "training"},
-    "methods": _MODEL,
+    "methods": _MODEL | {"modalities"},
     "prepare.slides": {"core"},
-    "data": {"core", "masking", "prepare.slides"},
+    "data": {"core", "masking", "modalities", "prepare.slides"},
     "prepare.faces": {"core", "masking", "data"},
-    "evaluate": {"core", "encoders", "data"},
+    "evaluate": {"core", "modalities", "encoders", "data"},
     "weights": {"core", "encoders", "training"},
-    "report": {"core", "encoders", "weights"},
-    "callbacks": {"core", "objectives", "encoders", "data", "evaluate", "weights", "report"},
+    "report": {"core", "modalities", "encoders", "weights"},
+    "callbacks": {"core", "modalities", "objectives", "encoders", "data", "evaluate", "weights", "report"},
     "runs": {"core", "encoders", "weights"},
-    "cli": _MODEL | {"methods", "data", "prepare.slides", "prepare.faces", "evaluate", "weights", "report", "callbacks", "runs"},
+    "cli": _MODEL
+    | {"modalities", "methods", "data", "prepare.slides", "prepare.faces", "evaluate", "weights", "report", "callbacks", "runs"},
     "": {"cli", "runs", "weights"},  # glpretrain/__init__.py, lazily
 }
 HOMES: dict[str, tuple[str, ...]] = {

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from glpretrain.data.sources.clouds import cloud_item, with_count
+from glpretrain.data.sources.clouds import cloud_item
 from glpretrain.data.sources.point_files import read_points
 from glpretrain.encoders import Encoder
+from glpretrain.modalities.points import with_count
 from glpretrain.report import untrained, write_cloud_report, write_report
 from glpretrain.weights import load_backbone
 

@@ -11,9 +11,19 @@ Left out on purpose: a free-form field for extras. A method that needs something
 """
 
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
+
+
+class Item(NamedTuple):
+    """One decoded item at its own size. What is said of pixels holds for the points of a cloud, as Int[P] in place of Int[H W]."""
+
+    image: Tensor  # UInt8[C H W], or Float[P 3] for a cloud of points
+    label: int  # index into `Source.classes`, -1 where there is none
+    instances: Tensor | None  # Int[H W]  0 background, 1.. objects of this item, -1 to be ignored; None without masks
+    regions: Tensor | None  # Int[H W]  region id per pixel (face parts), -1 where there is none; None without regions
+    semantic: Tensor | None = None  # Int[H W]  index into `Source.mask_classes`, -1 to be ignored; None without such masks
 
 
 class EncoderOutput(NamedTuple):
@@ -47,7 +57,7 @@ class EncoderCard:
     Args:
         encoder: name in the encoder registry.
         arguments: what the registered builder needs to make the same architecture again (plain JSON values).
-        modality: kind of item.
+        modality: name of the kind of item, see `glpretrain.modalities`.
         item_shape: of the item that it was trained on: channels, height and width of an image, (points, 3) of a cloud.
         patch_size: inputs of a token along each axis: height and width in pixels, or the points of a group.
         embed_dim: width D of `cls` and `patches`.
@@ -59,7 +69,7 @@ class EncoderCard:
 
     encoder: str
     arguments: dict[str, str | int | float | bool | list[int] | list[float] | None]
-    modality: Literal["image", "points", "audio"]
+    modality: str
     item_shape: tuple[int, ...]
     patch_size: tuple[int, ...]
     embed_dim: int

@@ -10,8 +10,8 @@ import trimesh
 from golden import noise
 
 from glpretrain.data import ModelNet40, PointArrays, PointFolder, ScanObjectNN, ShapeNet55, Solids, UnreadableItemError
-from glpretrain.data.sources.clouds import with_count
 from glpretrain.data.sources.point_files import read_points, sampled_by_area
+from glpretrain.modalities.points import with_count
 
 CLOUD = noise(20, 3, name="file").numpy()
 

@@ -2,19 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-
-class Item(NamedTuple):
-    """One decoded item at its own size. What is said of pixels holds for the points of a cloud, as Int[P] in place of Int[H W]."""
-
-    image: Tensor  # UInt8[C H W], or Float[P 3] for a cloud of points
-    label: int  # index into `Source.classes`, -1 where there is none
-    instances: Tensor | None  # Int[H W]  0 ground, 1.. objects of this item, -1 to be ignored; None without masks
-    regions: Tensor | None  # Int[H W]  region id per pixel (face parts), -1 where there is none; None without regions
-    semantic: Tensor | None = None  # Int[H W]  index into `Source.mask_classes`, -1 to be ignored; None without such masks
+from glpretrain.core.types import Item
 
 
 class FittedItem(NamedTuple):
@@ -38,8 +30,8 @@ class Source(ABC):
         """Short name for tables: the folder's name, or `scenes`."""
 
     @property
-    def modality(self) -> Literal["image", "points"]:
-        """Kind of item."""
+    def modality(self) -> str:
+        """Name of the kind of item, see `glpretrain.modalities`."""
         return "image"
 
     @property
@@ -101,7 +93,7 @@ class Subset(Source):
         return self.source.name
 
     @property
-    def modality(self) -> Literal["image", "points"]:
+    def modality(self) -> str:
         return self.source.modality
 
     @property

@@ -20,9 +20,9 @@ from glpretrain.core.clouds import farthest_points, nearest_points, squared_dist
 from glpretrain.core.types import EncoderCard
 from glpretrain.data.loading import RawBatch
 from glpretrain.data.sources.base import FittedItem, Item, Source
-from glpretrain.data.sources.clouds import with_count
 from glpretrain.data.sources.solids import Solids
 from glpretrain.data.views.base import ViewMaker, Views
+from glpretrain.modalities.points import with_count
 
 _CROP, _ROTATION, _SCALE, _TRANSLATION, _JITTER, _DROPOUT = range(6)
 _LOCAL, _COARSE = 1 << 16, 1 << 17  # numbers of these views start here: one more global view leaves the others as they were
