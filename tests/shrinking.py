@@ -12,6 +12,10 @@ from glpretrain.cli.training import Training
 ROOT = Path(__file__).parents[1] / "recipes"
 EVALUATIONS = sorted((ROOT / "eval").glob("*.yaml"))
 RECIPES = sorted(set(ROOT.rglob("*.yaml")) - set(EVALUATIONS))
+# The contract of a method is checked on one recipe of each: on the one that is named like it, or else on its first quick one.
+ONE_PER_METHOD = sorted(
+    {yaml.safe_load(path.read_text())["model"]["class_path"]: path for path in reversed(RECIPES) if path.parent == ROOT}.values()
+)
 SMALL_WIDTHS = {
     "num_prototypes": 16,
     "hidden_dim": 16,
@@ -73,7 +77,7 @@ def _shrink_images(encoder: dict, data: dict) -> None:
     mask = vars(glpretrain.masking)[data["mask"]["class_path"].rpartition(".")[2]] if "mask" in data else object
     source = "LFWSubset" if issubclass(mask, glpretrain.masking.RegionMask) else "Scenes"  # the embedded one with region maps
     data["source"] = {"class_path": f"glpretrain.data.{source}", "init_args": {"length": 12, "size": 6 * patch}}
-    data["image_size"] = 7 * patch
+    data["item_size"] = 7 * patch
     for kind, side in (("global_views", 6), ("student_views", 6), ("local_views", 3)):
         for view in data["views"]["init_args"].get(kind) or []:
             view["size"] = side * patch
@@ -82,7 +86,7 @@ def _shrink_images(encoder: dict, data: dict) -> None:
 def _shrink_points(encoder: dict, data: dict) -> None:
     encoder |= {"embed_dim": 24, "depth": 1, "num_heads": 3, "tokens_dim": 8, "num_points": 48, "points_per_token": 6, "group_size": 8}
     data["source"] = {"class_path": "glpretrain.data.Solids", "init_args": {"length": 12, "num_points": 64}}
-    data["image_size"] = 64
+    data["item_size"] = 64
     for kind, points in (("global_views", 48), ("local_views", 24), ("coarse_views", 16)):
         for view in data["views"]["init_args"].get(kind) or []:
             view["points"] = points

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from glpretrain.core.types import Batch
+from glpretrain.core.batch import Batch
 from glpretrain.evaluate import Evaluator, FeatureCache, Result, default_evaluators
 
 if TYPE_CHECKING:

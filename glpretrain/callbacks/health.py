@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.batch import Batch
 from glpretrain.core.distributed import all_reduce_sum
-from glpretrain.core.types import Batch
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
 
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
 from glpretrain.callbacks.throughput import Throughput
-from glpretrain.core.types import Batch
+from glpretrain.core.batch import Batch
 
 _TERMINAL_SECONDS, _LOG_SECONDS = 1.0, 15.0
 

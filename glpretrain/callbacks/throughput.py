@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from glpretrain.callbacks.evaluators import RunEvaluators
-from glpretrain.core.types import Batch
+from glpretrain.core.batch import Batch
 
 
 class Throughput(pl.Callback):

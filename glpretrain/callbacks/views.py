@@ -11,11 +11,9 @@ from matplotlib.figure import Figure
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from glpretrain.core.clouds import farthest_points, nearest_points, take
-from glpretrain.core.types import Batch, EncoderCard
+from glpretrain import modalities
+from glpretrain.core.batch import Batch
 from glpretrain.encoders.base import Encoder
-
-_DIMMED = 0.2  # what is left of a hidden pixel's brightness
 
 
 class LogViews(pl.Callback):
@@ -44,81 +42,21 @@ class LogViews(pl.Callback):
 
 
 def columns(batch: Batch, encoder: Encoder, *, num_items: int) -> dict[str, Tensor]:
-    """The pictures of a batch by title, each Float[B H W 3] in [0, 1] with B at most `num_items`."""
-    if encoder.card.modality == "points":
-        return _cloud_columns(batch, encoder, num_items=num_items)
+    """The pictures of a batch by title, each Float[B h w 3] in [0, 1] with B at most `num_items`."""
+    modality, card = modalities.get(encoder.card.modality), encoder.card
     shown: dict[str, Tensor] = {}
-    for g, view in enumerate(batch.global_views[:, :num_items]):
-        picture = unnormalise(view, encoder.card)
-        shown[f"global {g + 1}"] = picture
-        if batch.mask is not None:
-            hidden = batch.mask[g, :num_items]  # [B N]
-            rows, columns = encoder.grid(view.shape[1:])
-            cells = hidden.unflatten(1, (rows, columns)).repeat_interleave(picture.shape[1] // rows, 1)
-            shown[f"hidden {g + 1}"] = _dim(picture, cells.repeat_interleave(picture.shape[2] // columns, 2))
-        if batch.corrupted_views is not None:
-            shown[f"replaced {g + 1}"] = _dim(picture, batch.corruption[g, :num_items])
-            shown[f"corrupted {g + 1}"] = unnormalise(batch.corrupted_views[g, :num_items], encoder.card)
-    if batch.student_views is not None:
-        for number, view in enumerate(batch.student_views[:, :num_items]):
-            shown[f"student {number + 1}"] = _underline(unnormalise(view, encoder.card), ~batch.weak[:num_items])
-    if batch.local_views is not None:
-        for number, view in enumerate(batch.local_views[:, :num_items]):
-            shown[f"local {number + 1}"] = unnormalise(view, encoder.card)
+    for name, group in batch.views.items():
+        for number, view in enumerate(group.items[:, :num_items]):
+            picture = modality.pictures(view, card=card)
+            title = f"{name} {number + 1}"
+            shown[title] = picture if group.strong is None else _underline(picture, group.strong[:num_items])
+            if group.mask is not None:
+                hidden = modality.inputs_of_tokens(group.mask[number, :num_items], view, grid=encoder.grid(view.shape[1:]))
+                shown[f"{title}, hidden"] = modality.pictures(view, card=card, dimmed=hidden)
+            if group.corrupted is not None and group.corruption is not None:
+                shown[f"{title}, replaced"] = modality.pictures(view, card=card, dimmed=group.corruption[number, :num_items])
+                shown[f"{title}, corrupted"] = modality.pictures(group.corrupted[number, :num_items], card=card)
     return shown
-
-
-def _cloud_columns(batch: Batch, encoder: Encoder, *, num_items: int) -> dict[str, Tensor]:
-    shown: dict[str, Tensor] = {}
-    for g, view in enumerate(batch.global_views[:, :num_items]):
-        shown[f"global {g + 1}"] = cloud_picture(view)
-        if batch.mask is not None:
-            (num_tokens,) = encoder.grid(view.shape[1:])
-            centres = take(view, farthest_points(view, count=num_tokens))
-            hidden = batch.mask[g, :num_items].gather(1, nearest_points(view, centres, count=1).squeeze(2))  # [B P]
-            shown[f"hidden {g + 1}"] = cloud_picture(view, dimmed=hidden)
-        if batch.corrupted_views is not None:
-            shown[f"replaced {g + 1}"] = cloud_picture(view, dimmed=batch.corruption[g, :num_items])
-            shown[f"corrupted {g + 1}"] = cloud_picture(batch.corrupted_views[g, :num_items])
-    others = [("local", batch.local_views), *((f"{len(views[0, 0])} points", views) for views in batch.coarse_views or ())]
-    for title, views in others:
-        for number, view in enumerate(() if views is None else views[:, :num_items]):
-            shown[f"{title} {number + 1}"] = cloud_picture(view)
-    return shown
-
-
-def cloud_picture(points: Tensor, *, dimmed: Tensor | None = None, size: int = 96, reach: float = 1.5) -> Tensor:
-    """Clouds seen along their second axis, the third one up; black ground, nearer points brighter.
-
-    Args:
-        points: Float[B P 3].
-        dimmed: Bool[B P], points that are drawn darker.
-        size: of the picture in pixels.
-        reach: coordinate at its edge.
-
-    Returns:
-        Float[B size size 3] in [0, 1].
-    """
-    points = points.float().cpu()
-    shade = 0.4 + 0.6 * ((reach - points[..., 1]) / (2 * reach)).clamp(0, 1)  # [B P]
-    if dimmed is not None:
-        shade = torch.where(dimmed.cpu(), _DIMMED * shade, shade)
-    column = ((points[..., 0] / reach + 1) / 2 * size).long().clamp(0, size - 1)
-    row = ((1 - points[..., 2] / reach) / 2 * size).long().clamp(0, size - 1)
-    picture = torch.zeros(len(points), size * size).scatter_reduce(1, row * size + column, shade, "amax")
-    return picture.unflatten(1, (size, size)).unsqueeze(-1).expand(-1, -1, -1, 3)
-
-
-def unnormalise(items: Tensor, card: EncoderCard) -> Tensor:
-    """Float[B C H W] as the encoder gets it, to Float[B H W 3] in [0, 1]; of more than three channels the first three."""
-    mean, std = (torch.tensor(values, device=items.device)[:, None, None] for values in (card.mean, card.std))
-    picture = (items.float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).cpu()  # [B H W C]
-    return picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1].expand(*picture.shape[:-1], 3)
-
-
-def _dim(picture: Tensor, hidden: Tensor) -> Tensor:
-    """Darken the pixels of Bool[B H W]."""
-    return torch.where(hidden.cpu()[..., None], picture * _DIMMED, picture)
 
 
 def _underline(picture: Tensor, where: Tensor) -> Tensor:

@@ -26,10 +26,10 @@ def views(recipe: str, *, batch_size: int | None = None) -> None:
     parser.add_argument("--views", type=MultiCrop)
     multicrop: MultiCrop = parser.instantiate(parser.parse_object({"views": data["views"]})).views
     batch_size = data["batch_size"] if batch_size is None else batch_size
-    image_size = data.get("image_size") or multicrop.default_size()
+    image_size = data.get("item_size") or multicrop.default_size()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     costs = bench_views(batch_size=batch_size, image_size=image_size, multicrop=multicrop, device=device)
-    num_views = multicrop.num_global_views + multicrop.num_local_views + multicrop.num_student_views
+    num_views = sum(count for count, _ in multicrop.groups(3).values())
     table = Table(title=f"{recipe}: {batch_size} items of {image_size} px, {num_views} views each, on {device}", title_justify="left")
     for column in ("operation", "ms", "share", "torchvision, image by image, ms"):
         table.add_column(column, justify="left" if column == "operation" else "right")

@@ -1,9 +1,10 @@
 """Where a run's trunk comes from when it does not start from random weights.
 
-Left out: reading files (`backbones`), what may differ (`encoders.transfer`), and how the run goes on (`continuation`).
+Left out: reading files (`backbones`), what may differ (`encoders.transfer`), and when the trunk learns (`training.warm_start`).
 """
 
 import inspect
+import math
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Literal
@@ -72,7 +73,7 @@ class Origin:
             ValueError: they do not fit the recipe's encoder.
         """
         try:
-            self.transfer = model.continue_from(self.backbone)
+            self.transfer = model.init_from(self.backbone)
         except ValueError as error:
             raise ValueError(f"init_from: {self.init_from.path}: {error}") from error
 
@@ -83,7 +84,8 @@ class Origin:
 
     def results(self, model: Method) -> dict[str, object]:
         """What results.json says about it."""
-        card, warmup = self.backbone.card, model.head_warmup
+        card, trunk = self.backbone.card, model.trunk
+        assert trunk is not None and self.transfer is not None
         return {
             **asdict(self.init_from),
             "sha256": self.sha256,
@@ -91,6 +93,6 @@ class Origin:
             "source": card.source,
             "tensors": self.transfer.num_tensors,
             "resized": {name: {"from": list(old), "to": list(new)} for name, (old, new) in self.transfer.resized.items()},
-            "continuation": asdict(warmup.settings),
-            "trunk_released_at_step": warmup.released,
+            "trunk": asdict(trunk.settings),
+            "trunk_released_at": None if math.isinf(trunk.released) else trunk.released,
         }

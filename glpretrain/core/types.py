@@ -1,13 +1,13 @@
-"""What the parts hand to one another, and the letters that name axes everywhere in the package.
+"""Items, what an encoder makes of them, the card that travels with weights, and the letters that name axes everywhere in the package.
 
 Axis legend (views come first, so a tensor of views is `V B ...`):
 
     B items            V views            G global views      L local views
     N tokens (patches, point groups)      M selected tokens
-    D embedding        K prototypes, or the width of a projection
+    A coordinates of a place in an item   D embedding         K prototypes, or the width of a projection
     C H W image        P points           F T spectrogram
 
-Left out on purpose: a free-form field for extras. A method that needs something new from the data adds a field here.
+Left out: what data hands to a method, which is `glpretrain.core.batch`.
 """
 
 from dataclasses import asdict, dataclass
@@ -31,23 +31,6 @@ class EncoderOutput(NamedTuple):
 
     cls: Tensor  # Float[B D]    after the final norm; the mean of the patches where an encoder has no class token
     patches: Tensor  # Float[B N D]  after the final norm; M kept tokens instead of N when `keep` was given
-
-
-class Batch(NamedTuple):
-    """All that a method ever sees of the data."""
-
-    global_views: Tensor  # Float[G B *item]  normalised
-    local_views: Tensor | None  # Float[L B *item]
-    mask: Tensor | None  # Bool[G B N]       True: hidden from the student
-    region_mask: Tensor | None  # Bool[G B N]       True: hidden as a part of the region that is hidden whole (region masks)
-    corrupted_views: Tensor | None  # Float[G B *item]  the global views with groups of pixels replaced (GMML)
-    corruption: Tensor | None  # Bool[G B H W]     True: pixel was replaced; Bool[G B P] of points
-    student_views: Tensor | None  # Float[G B *item]  the student's own crops of the global size; None: it sees the teacher's
-    weak: Tensor | None  # Bool[B]           True: the student's own crops were weakly augmented
-    regions: Tensor | None  # Int[G B N]        region id of each token, -1 where there is none
-    boxes: Tensor | None  # Float[V B 5]      each view's crop in the item's unit square (x0 y0 x1 y1), flip (0 or 1) + 2 * quarter turns
-    index: Tensor  # Int[B]            dataset index
-    coarse_views: tuple[Tensor, ...] | None = None  # Float[V B *item] per lower resolution
 
 
 @dataclass(frozen=True)

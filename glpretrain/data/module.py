@@ -1,26 +1,29 @@
 """The DataModule: batches for a method, views and masks made on the device that trains.
 
 Workers hand over items of one size (`glpretrain.data.loading`); everything random is a function of (seed, epoch, dataset index), so a
-resumed run or another number of processes sees the same. Left out: reading files (sources) and what is done to a view (`views`).
+resumed run or another number of processes sees the same. Left out: reading files (`sources`) and what is done to a view (`views`).
 """
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, cast
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from glpretrain import modalities
 from glpretrain.core import keys as rng
-from glpretrain.core.types import Batch, EncoderCard
-from glpretrain.data.loading import EpochOrder, RawBatch, RawItems, batches_of, usable_cores
+from glpretrain.core.batch import Batch, ViewGroup
+from glpretrain.data.loading import RawBatch, RawItems, batches_of, usable_cores
+from glpretrain.data.orders import EpochBatches, Order, Position, Shuffled
+from glpretrain.data.requirements import Consumer, Made, Tokens, check_uses
 from glpretrain.data.sources.base import Source, Subset
-from glpretrain.data.views import ViewMaker
+from glpretrain.data.views import ViewMaker, Views
 from glpretrain.masking import Corruption, Mask, RegionMask
 
 _log = logging.getLogger(__name__)
@@ -29,36 +32,28 @@ _MASK, _CORRUPTION = 0x3A5C, 0xC022  # what an item's key is folded with here; `
 _AUTO_CACHE_BYTES = 1_500_000_000
 _LEAST_SEEN = 500  # the share of unreadable items is taken of at least so many, or the first would stop a run
 _TRAIN_SHARE = 0.8
-
-
-class Tokens(Protocol):
-    """What data has to know of an encoder: every `Encoder` is one."""
-
-    @property
-    def card(self) -> EncoderCard:
-        """Mean, std and number of channels."""
-
-    def grid(self, item_shape: Sequence[int]) -> tuple[int, ...]:
-        """Tokens along each axis."""
+_EMBEDDED_ITEMS = 2400
 
 
 class DataModule(LightningDataModule):
     """Turns a source into `Batch`es for training, and names the sources that evaluators use.
 
     Args:
-        source: what is trained on.
-        views: how its items are cropped and changed.
+        source: source that the run trains on.
+        views: maker of the views of an item.
         batch_size: items per process.
-        image_size: side that workers stretch images to, or points of a cloud that they hand over; the views' own when left out.
-        mask: hides tokens of the global views from the student; a region mask needs a source with region maps.
-        corruption: replaces groups of pixels (or points) of the global views.
-        num_workers: worker processes; when left out none with the cache, otherwise one fewer than there are cores, at most 8.
+        item_size: size of the items that workers hand over: the side of the square that images are stretched to, or the number of points
+            of a cloud; when left out, the size that the views ask for.
+        mask: mask that hides tokens of the global views from the student; a region mask needs a source with region maps.
+        corruption: replacement of groups of pixels (or points) of the global views.
+        order: which items an epoch holds; when left out, all of them in random order.
+        num_workers: number of worker processes; when left out none with the cache, otherwise one fewer than there are cores, at most 8.
         cache: keep the decoded items in memory; `auto` does so below 1.5 GB.
-        seed: of order, views and masks.
+        seed: seed of order, views and masks.
         max_unreadable: share of items that may be unreadable before the run stops; of at least 500 items, so that one bad file
             in a small folder does not stop it.
         labelled: source with classes for k-NN and linear probe.
-        labelled_test: its held-out part.
+        labelled_test: held-out part of `labelled`.
         masked: source with instance masks for prompt segmentation.
 
     Raises:
@@ -72,9 +67,10 @@ class DataModule(LightningDataModule):
         views: ViewMaker,
         *,
         batch_size: int,
-        image_size: int | None = None,
+        item_size: int | None = None,
         mask: Mask | RegionMask | None = None,
         corruption: Corruption | None = None,
+        order: Order | None = None,
         num_workers: int | None = None,
         cache: bool | Literal["auto"] = "auto",
         seed: int = 0,
@@ -85,10 +81,12 @@ class DataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if source.modality != views.modality:
-            kind = type(views).__name__
-            raise ValueError(f"DataModule: source {source.name!r} has items of kind {source.modality}; {kind} accepts {views.modality}")
-        self.image_size = views.default_size() if image_size is None else image_size
-        views.require_size(self.image_size)
+            raise ValueError(
+                f"DataModule: source {source.name!r} has items of kind {source.modality}, but {type(views).__name__} makes views of kind"
+                f" {views.modality}; give views for {source.modality}"
+            )
+        self.item_size = views.default_size() if item_size is None else item_size
+        views.require_size(self.item_size)
         if batch_size < 1:
             raise ValueError(f"DataModule: batch_size is {batch_size}; expected at least 1")
         if not 0.0 <= max_unreadable <= 1.0:
@@ -102,13 +100,14 @@ class DataModule(LightningDataModule):
             raise ValueError(f"DataModule: masked is {masked.name!r}, which has no masks")
         if isinstance(mask, RegionMask) and not source.has_regions:
             raise ValueError(
-                f"DataModule: mask {type(mask).__name__} needs region maps, which {source.name!r} has not; give a source of faces"
+                f"DataModule: {type(mask).__name__} needs region maps, but source {source.name!r} has none; give a source of faces"
             )
         self.source = source
         self.views = views
         self.batch_size = batch_size
         self.mask = mask
         self.corruption = corruption
+        self.order = Shuffled() if order is None else order
         self.num_workers = num_workers
         self.cache = cache
         self.seed = seed
@@ -116,49 +115,62 @@ class DataModule(LightningDataModule):
         self.labelled = labelled
         self.labelled_test = labelled_test
         self.masked = masked
-        self._items = RawItems(source, fit=partial(views.fitted, size=self.image_size))
+        self._encoder: Tokens | None = None
+        self._items = RawItems(source, resize=partial(views.fitted, size=self.item_size))
         self._in_memory = False
-        self._resumed = (0, 0)
+        self._batches: EpochBatches | None = None
+        self._resumed = Position(0, 0)
+        self._epoch_start = 0  # batches done before the epoch at hand
         self._items_seen = 0
         self._unreadable: set[int] = set()
         self._run_folder = Path()
 
-    @property
-    def optional_fields(self) -> set[str]:
-        """The fields of `Batch` that this one makes although not every method needs them."""
-        made = {
-            "local_views": self.views.num_local_views > 0,
-            "student_views": self.views.num_student_views > 0,
-            "coarse_views": self.views.num_coarse_views > 0,
-            "mask": self.mask is not None,
-            "region_mask": isinstance(self.mask, RegionMask) and self.mask.has_region_mask,
-            "corrupted_views": self.corruption is not None,
-        }
-        return {name for name, there in made.items() if there}
+    def made(self, num_channels: int = 3) -> dict[str, Made]:
+        """The groups of views that a batch holds, with their parts."""
+        parts = {name: set[str]() for name in self.views.groups(num_channels)}
+        if self.mask is not None:
+            parts["global"].add("mask")
+            if isinstance(self.mask, RegionMask) and self.mask.has_region_mask:
+                parts["global"].add("region_mask")
+        if self.corruption is not None:
+            parts["global"] |= {"corrupted", "corruption"}
+        if "student" in parts:
+            parts["student"].add("strong")
+        return {name: Made(count, frozenset(parts[name])) for name, (count, _) in self.views.groups(num_channels).items()}
 
     def setup(self, stage: str) -> None:
-        """Fail now where a view does not divide into patches, or the source does not fill a batch."""
-        encoder: Tokens = self.trainer.lightning_module.encoder
+        """Fail now where data and method do not fit, a view does not divide into patches, or the source does not fill a batch."""
+        assert self.trainer is not None
+        method = self.trainer.lightning_module
+        if not isinstance(method, Consumer):
+            raise ValueError(
+                f"DataModule: {type(method).__name__} has no `encoder` or no `uses`; give a method of glpretrain.methods, or both"
+            )
+        self._encoder = encoder = method.encoder
         if encoder.card.modality != self.views.modality:
-            kind, accepted = type(self.views).__name__, encoder.card.modality
-            raise ValueError(f"DataModule: views of {kind} are {self.views.modality}; encoder {encoder.card.encoder!r} accepts {accepted}")
-        for shape in self.views.shapes(len(encoder.card.mean)):
+            raise ValueError(
+                f"DataModule: {type(self.views).__name__} makes views of kind {self.views.modality}, but encoder"
+                f" {encoder.card.encoder!r} needs {encoder.card.modality}; give views for {encoder.card.modality}"
+            )
+        num_channels = len(encoder.card.mean)
+        check_uses(type(method).__name__, method.uses, self.made(num_channels))
+        for _, shape in self.views.groups(num_channels).values():
             encoder.grid(shape)
-        self._order()
-        # Only the first process knows the run's folder when it starts; the others would list what they skip where they stand.
-        self._run_folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir))
-
-    def _order(self) -> EpochOrder:
-        return EpochOrder(
-            len(self.source),
+        self._batches = EpochBatches(
+            self.order,
+            length=len(self.source),
             batch_size=self.batch_size,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
             seed=self.seed,
+            on_epoch=self._begin_epoch,
         )
+        # Only the first process knows the run's folder when it starts; the others would list what they skip where they stand.
+        self._run_folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir))
 
     def train_dataloader(self) -> DataLoader:
         """Batches as workers hand them over; `on_after_batch_transfer` makes a `Batch` of each."""
+        assert self.trainer is not None and self._batches is not None
         if not self._in_memory and (self.cache is True or (self.cache == "auto" and self._items.bytes_in_memory() < _AUTO_CACHE_BYTES)):
             unreadable = self._items.keep_in_memory(num_workers=usable_cores(), show=self.trainer.is_global_zero)
             self._in_memory = True
@@ -168,10 +180,16 @@ class DataModule(LightningDataModule):
         num_workers = self.num_workers
         if num_workers is None:
             num_workers = 0 if self._in_memory else min(max(usable_cores() - 1, 1), 8)
-        order = self._order()
-        epoch, batches_done = self._resumed
-        order.resume(epoch=epoch, batches_done=batches_done)
-        return batches_of(self._items, order, num_workers=num_workers)
+        self._batches.resume(self._resumed)
+        return batches_of(self._items, self._batches, num_workers=num_workers)
+
+    def _begin_epoch(self, batches: EpochBatches) -> None:
+        """Tell Lightning how long the epoch is, which it would otherwise know of the first one only."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        limit = self.trainer.limit_train_batches
+        loop.max_batches = min(len(batches), limit) if isinstance(limit, int) else int(len(batches) * (limit or 1.0))
+        self._epoch_start = loop.epoch_loop.batch_progress.total.processed - batches.position.batches_done
 
     def raw_batch(self, indices: Sequence[int]) -> RawBatch:
         """Items as a worker would hand them over, for pictures, notebooks and tests."""
@@ -185,61 +203,60 @@ class DataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> Batch:
         """Make views, masks and corruption on the device."""
-        return self.make_batch(batch, encoder=self.trainer.lightning_module.encoder, epoch=self.trainer.current_epoch)
+        assert self.trainer is not None and self._encoder is not None and self._batches is not None
+        weight = self._batches.weights_of(batch.index)
+        return self.make_batch(batch, encoder=self._encoder, epoch=self.trainer.current_epoch)._replace(weight=weight)
 
     @torch.no_grad()
     def make_batch(self, raw: RawBatch, *, encoder: Tokens, epoch: int) -> Batch:
         """One `Batch` on the device of `raw`; needs no trainer.
 
         Args:
-            raw: from a worker or `raw_batch`.
-            encoder: its card names mean and std, and its grid is what is masked.
-            epoch: how often the data was passed over before.
+            raw: items from a worker or from `raw_batch`.
+            encoder: encoder whose card names mean and standard deviation, and whose tokens are masked.
+            epoch: how many epochs there were before.
         """
-        card = encoder.card
         keys = rng.item_keys(seed=self.seed, epoch=epoch, index=raw.index)  # [B]
-        views = self.views.make(raw, keys=keys, card=card)
-        G, B, *shape = views.global_views.shape
+        views = self.views.make(raw, keys=keys, card=encoder.card)
+        groups = dict(views.groups)
+        groups["global"] = self._hide(views, keys=keys, encoder=encoder)
+        return Batch(index=raw.index, views=groups, weight=torch.ones(len(raw.index), device=raw.index.device))
+
+    def _hide(self, views: Views, *, keys: Tensor, encoder: Tokens) -> ViewGroup:
+        """The global views with masks and corruption."""
+        group = views.groups["global"]
+        G, B, *shape = group.items.shape
         grid = encoder.grid(shape)
-        mask = region_mask = corrupted = corruption = None
         if self.mask is not None:
             # One call for all views: what block-wise masks cost is the number of their attempts, not of their items.
             mask_keys = _per_view(keys, _MASK, count=G).flatten()  # [(G B)]
+            region_mask = None
             if isinstance(self.mask, RegionMask):
+                assert views.regions is not None
                 mask, region_mask = self.mask(mask_keys, grid, regions=views.regions.flatten(0, 1))
                 region_mask = None if region_mask is None else region_mask.unflatten(0, (G, B))  # [G B N]
             else:
                 mask = self.mask(mask_keys, grid)
-            mask = mask.unflatten(0, (G, B))  # [G B N]
+            group = group._replace(mask=mask.unflatten(0, (G, B)), region_mask=region_mask)
         if self.corruption is not None:
             # View by view: a corruption takes pixels from neighbours in the batch, which must be the same view.
             view_keys = _per_view(keys, _CORRUPTION, count=G)
-            pairs = [self.corruption(view, key, grid=grid) for view, key in zip(views.global_views, view_keys, strict=True)]
+            pairs = [self.corruption(view, key, grid=grid) for view, key in zip(group.items, view_keys, strict=True)]
             corrupted, corruption = (torch.stack(parts) for parts in zip(*pairs, strict=True))  # [G B *item], [G B *inputs]
-        return Batch(
-            global_views=views.global_views,
-            local_views=views.local_views,
-            mask=mask,
-            region_mask=region_mask,
-            corrupted_views=corrupted,
-            corruption=corruption,
-            student_views=views.student_views,
-            weak=views.weak,
-            regions=None if views.regions is None else _region_of_tokens(views.regions, grid=grid),
-            boxes=views.boxes,
-            index=raw.index,
-            coarse_views=views.coarse_views,
-        )
+            group = group._replace(corrupted=corrupted, corruption=corruption)
+        return group
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, object]:
         """Where in the data the run is."""
+        assert self.trainer is not None and self._batches is not None
         # Batches whose step is done; Lightning's other counters may be one ahead in a checkpoint made during a step.
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        # Lightning's number knows of limit_train_batches, but is infinite before the loader is made.
-        epoch, batches_done = divmod(done, max(1, min(len(self._order()), self.trainer.num_training_batches)))
-        return {"epoch": epoch, "batches_done": batches_done, **self._identity()}
+        loop = self.trainer.fit_loop
+        epoch, done = self._batches.position.epoch, loop.epoch_loop.batch_progress.total.processed - self._epoch_start
+        if done >= loop.max_batches:
+            epoch, done = epoch + 1, 0
+        return {"epoch": epoch, "batches_done": done, "order": self.order.state_dict(), **self._identity()}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict) -> None:
         """Continue after the last batch of a checkpoint.
 
         Raises:
@@ -248,11 +265,13 @@ class DataModule(LightningDataModule):
         for name, value in self._identity().items():
             if state_dict[name] != value:
                 raise ValueError(f"resume: the checkpoint's run had {name} = {state_dict[name]}, this one has {value}; make them equal")
-        self._resumed = (state_dict["epoch"], state_dict["batches_done"])
+        self._resumed = Position(state_dict["epoch"], state_dict["batches_done"])
+        self.order.load_state_dict(state_dict["order"])
         # Lightning looks for the position in the loader, where it cannot be: workers fetch ahead of the steps.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
 
     def _identity(self) -> dict[str, int]:
+        assert self.trainer is not None
         return {"seed": self.seed, "num_items": len(self.source), "global_batch_size": self.batch_size * self.trainer.world_size}
 
     def _report(self, unreadable: Sequence[tuple[int, str]]) -> None:
@@ -278,58 +297,52 @@ class DataModule(LightningDataModule):
             )
 
     def labelled_sources(self) -> tuple[Source, Source]:
-        """(train, test) for k-NN and linear probe.
+        """(train, test) sources for k-NN and linear probe.
 
-        The given ones; else the division that the source itself has; else a fixed fifth of a source with classes is the test part;
-        else an embedded source (scenes, or solids for points).
+        These are the sources that were given; without them the split that the source itself defines; without one, a fixed fifth of a source
+        with classes is the test part; for a source without classes, an embedded source.
 
         Raises:
-            ValueError: scenes would be the only choice, but the items have not three channels.
+            ValueError: only an embedded source is left, but its items have another number of channels.
         """
         if self.labelled is not None and self.labelled_test is not None:
             return self.labelled, self.labelled_test
         source = self.source if self.labelled is None else self.labelled
         if not source.classes and source.train_test_split() is None:
-            return self._embedded_source("labelled").train_test_split()
+            source = self._embedded_source("labelled")
         return self.divided(source)
 
     @staticmethod
     def divided(source: Source) -> tuple[Source, Source]:
-        """(train, test) parts of a source with classes: its own division, else a fixed fifth of it is the test part."""
-        if (division := source.train_test_split()) is not None:
-            return division
+        """(train, test) parts of a source with classes: its own split, or else a fixed fifth of it is the test part."""
+        if (split := source.train_test_split()) is not None:
+            return split
         index = torch.arange(len(source))
         train = rng.uniform(rng.item_keys(seed=0, epoch=0, index=index)) < _TRAIN_SHARE  # not of the run's seed: runs stay comparable
         return Subset(source, indices=index[train].tolist()), Subset(source, indices=index[~train].tolist())
 
     def masked_source(self) -> Source:
-        """For prompt segmentation: the given one; else the source, or its test part, where it has masks; else embedded.
+        """Source for prompt segmentation: the one that was given; or the source, or its test part, where it has masks; or an embedded one.
 
         Raises:
-            ValueError: scenes would be the only choice, but the items have not three channels.
+            ValueError: only an embedded source is left, but its items have another number of channels.
         """
         if self.masked is not None:
             return self.masked
         source = self.source if self.source.has_masks else self._embedded_source("masked")
-        division = source.train_test_split()
-        return source if division is None else division[1]
+        split = source.train_test_split()
+        return source if split is None else split[1]
 
     def _embedded_source(self, argument: str) -> Source:
-        embedded = self.views.embedded_source(self.image_size)
-        channels, accepted = (item.shape[self.views.channel_axis] for item in (self.raw_batch([0]).images[0], embedded[0].image))
+        modality = modalities.get(self.views.modality)
+        make = cast(Callable[..., Source], modalities.resolve(modality.embedded_source))
+        embedded = make(_EMBEDDED_ITEMS, **{modality.embedded_size: self.item_size})
+        channels, accepted = (item.shape[modality.channel_axis] for item in (self.raw_batch([0]).items[0], embedded[0].image))
         if channels != accepted:
-            raise ValueError(f"DataModule: {self.source.name} has {channels} channels and {embedded.name} have {accepted}; give {argument}")
+            raise ValueError(f"DataModule: {self.source.name} has {channels} channels and {embedded.name} has {accepted}; give {argument}")
         return embedded
 
 
 def _per_view(keys: Tensor, purpose: int, *, count: int) -> Tensor:
     """Int[G B]."""
     return torch.stack([rng.fold_in(rng.fold_in(keys, purpose), number) for number in range(count)])
-
-
-def _region_of_tokens(regions: Tensor, *, grid: tuple[int, ...]) -> Tensor:
-    """Int[G B N]: the region at each token's centre."""
-    H, W = regions.shape[2:]
-    rows = ((torch.arange(grid[0], device=regions.device) + 0.5) * (H / grid[0])).long()
-    columns = ((torch.arange(grid[1], device=regions.device) + 0.5) * (W / grid[1])).long()
-    return regions[:, :, rows][..., columns].flatten(2)

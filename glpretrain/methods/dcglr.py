@@ -13,16 +13,18 @@ negatives are the items of all processes. POS-BERT's masked tokens are left out,
 Known differences: centres and temperatures as listed for DINO; the teacher's batch norms use the student's running statistics.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.schedule import Schedule
-from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
-from glpretrain.methods.base import Branch, Method
-from glpretrain.objectives.contrastive import InfoNCE
+from glpretrain.methods.base import Method
+from glpretrain.objectives.contrastive import InfoNCE, NPair
 from glpretrain.objectives.distillation import ViewDistillation
-from glpretrain.objectives.npair import NPair
+from glpretrain.training.branch import Branch
 from glpretrain.training.heads import ContrastHead, ProjectionHead, Prototypes
 
 
@@ -47,7 +49,7 @@ class DCGLR(Method):
     """
 
     terms = ("cls", "contrast")
-    takes = ("local_views", "coarse_views")
+    uses: ClassVar = {"global": Uses(), "local": Uses(required=False), "coarse_*": Uses(required=False)}
 
     def __init__(
         self,
@@ -82,12 +84,13 @@ class DCGLR(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`cls`: every pair of a teacher view and another student view; `contrast`: the same pairs, against the other items."""
-        num_global, num_items = batch.global_views.shape[:2]
-        views = [batch.global_views, *([] if batch.local_views is None else [batch.local_views]), *(batch.coarse_views or ())]
+        names = ["global", *(name for name in batch.views if name != "global")]
+        views = [batch.views[name].items for name in names]
+        num_global, num_items = views[0].shape[:2]
         with torch.no_grad():
-            teacher_cls = self.teacher.branch.encoder(batch.global_views.flatten(0, 1)).cls  # [(G B) D]
-            teacher_logits = self.teacher.branch.heads["cls"](teacher_cls).unflatten(0, (num_global, num_items))  # [G B K]
-        cls = torch.cat([output.cls for output in self.student.encoder([view.flatten(0, 1) for view in views])])  # [(V B) D]
+            teacher_cls = self.teacher_branch.encode(views[0].flatten(0, 1)).cls  # [(G B) D]
+            teacher_logits = self.teacher_branch.heads["cls"](teacher_cls).unflatten(0, (num_global, num_items))  # [G B K]
+        cls = torch.cat([output.cls for output in self.student.encode([view.flatten(0, 1) for view in views])])  # [(V B) D]
         logits = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
         temp = self.teacher_temp(progress)
         terms = {
@@ -108,6 +111,6 @@ class DCGLR(Method):
         # The head's batch norms see one view at a time, so that no view's resolution gives it away.
         queries = [self.student.heads["contrast"](view) for view in cls.unflatten(0, (num_views, num_items))]
         with torch.no_grad():
-            keys = [self.teacher.branch.heads["contrast"](view) for view in teacher_cls.unflatten(0, (-1, num_items))]
+            keys = [self.teacher_branch.heads["contrast"](view) for view in teacher_cls.unflatten(0, (-1, num_items))]
         pairs = [(v, g) for v in range(num_views) for g in range(len(keys)) if v != g]
-        return torch.stack([self.contrast_objective(queries=queries[v], keys=keys[g]) for v, g in pairs]).mean()
+        return torch.stack([self.contrast_objective(queries=queries[v], keys=keys[g]) for v, g in pairs]).mean(dim=0)

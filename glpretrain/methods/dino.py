@@ -8,14 +8,17 @@ Known differences: temperatures follow progress step by step, not epoch by epoch
 centre of accumulated micro-batches is the mean of all of them.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.schedule import Schedule
-from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
-from glpretrain.methods.base import Branch, Method
+from glpretrain.methods.base import Method
 from glpretrain.objectives.distillation import ViewDistillation
+from glpretrain.training.branch import Branch
 from glpretrain.training.heads import ProjectionHead, Prototypes
 
 
@@ -37,7 +40,7 @@ class DINO(Method):
     """
 
     terms = ("cls",)
-    takes = ("local_views",)
+    uses: ClassVar = {"global": Uses(), "local": Uses(required=False)}
 
     def __init__(
         self,
@@ -64,12 +67,12 @@ class DINO(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`cls`: every pair of a teacher view and another student view."""
-        num_global, num_items = batch.global_views.shape[:2]
+        groups = [batch.views[name].items for name in ("global", "local") if name in batch.views]
+        num_global, num_items = groups[0].shape[:2]
         with torch.no_grad():
-            seen = self.teacher.branch.encoder(batch.global_views.flatten(0, 1))
-            teacher_logits = self.teacher.branch.heads["cls"](seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
-        views = [v.flatten(0, 1) for v in (batch.global_views, batch.local_views) if v is not None]
-        cls = torch.cat([output.cls for output in self.student.encoder(views)])  # [(V B) D]
+            seen = self.teacher_branch.encode(groups[0].flatten(0, 1))
+            teacher_logits = self.teacher_branch.heads["cls"](seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
+        cls = torch.cat([output.cls for output in self.student.encode([views.flatten(0, 1) for views in groups])])  # [(V B) D]
         student_logits = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
         loss = self.objective(student_logits=student_logits, teacher_logits=teacher_logits, teacher_temp=self.teacher_temp(progress))
         self.objective.update(teacher_logits=teacher_logits)

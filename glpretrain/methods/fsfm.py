@@ -12,19 +12,19 @@ the mask token has one axis here, so it does not decay; several views of an item
 target's, as everywhere here, while the official code publishes both and fine-tunes the online one (`export --which student`).
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.schedule import Schedule
-from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
 from glpretrain.masking import visible_indices
-from glpretrain.methods.base import Branch, Method
-from glpretrain.objectives.contrastive import InfoNCE
+from glpretrain.methods.base import Method
+from glpretrain.objectives.contrastive import InfoNCE, NegativeCosine
 from glpretrain.objectives.reconstruction import PatchPixels, patchify
-from glpretrain.objectives.similarity import NegativeCosine
+from glpretrain.training.branch import Branch
 from glpretrain.training.decoders import RepresentationDecoder, RestoredDecoder, with_mask_tokens
 from glpretrain.training.heads import LayerNormHead
 
@@ -51,7 +51,7 @@ class FSFM(Method):
     """
 
     terms = ("pixels", "region", "similarity")
-    needs = ("mask", "region_mask")
+    uses: ClassVar = {"global": Uses(needs=("mask", "region_mask"))}
 
     def __init__(
         self,
@@ -90,23 +90,27 @@ class FSFM(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`pixels` of hidden patches, `region` of those in the covered region, `similarity` to the target that sees everything."""
-        views = batch.global_views.flatten(0, 1)  # [(G B) C H W]
-        mask, region_mask = batch.mask.flatten(0, 1), batch.region_mask.flatten(0, 1)  # [(G B) N]
+        group = batch.views["global"]
+        assert group.mask is not None and group.region_mask is not None
+        num_global = len(group.items)
+        views = group.items.flatten(0, 1)  # [(G B) C H W]
+        mask, region_mask = group.mask.flatten(0, 1), group.region_mask.flatten(0, 1)  # [(G B) N]
         grid = self.encoder.grid(views.shape[1:])
         with torch.no_grad():
-            seen = self.teacher.branch.encoder(views)
-            heads = self.teacher.branch.heads
+            seen = self.teacher_branch.encode(views)
+            heads = self.teacher_branch.heads
             keys = heads["projector"](heads["rep"](seen.cls, seen.patches, grid=grid))  # [(G B) projection_dim]
         keep = visible_indices(mask)  # [(G B) M]
-        output = self.student.encoder(views, keep=keep)
+        output = self.student.encode(views, keep=keep)
         heads = self.student.heads
         queries = self.predictor(heads["projector"](heads["rep"](output.cls, output.patches, grid=grid, keep=keep)))
         tokens = torch.cat([output.cls.unsqueeze(1), output.patches], dim=1)  # [(G B) 1+M D]
         tokens = with_mask_tokens(tokens, mask_token=heads["rep"].mask_token, keep=keep, num_tokens=mask.shape[1])  # [(G B) 1+N D]
         predictions = self.decoder(tokens, grid=grid)
         targets = patchify(views, patch_size=self.patch_size)
-        return {
+        terms = {
             "pixels": self.pixel_objective(predictions=predictions, targets=targets, mask=mask),
             "region": self.pixel_objective(predictions=predictions, targets=targets, mask=region_mask),
             "similarity": self.similarity_objective(queries=queries, keys=keys),
         }
+        return {name: value.unflatten(0, (num_global, -1)).mean(dim=0) for name, value in terms.items()}

@@ -14,16 +14,19 @@ evenly over it; gradients are clipped parameter by parameter; dropped paths grow
 so it does not decay.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.schedule import Schedule
-from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
-from glpretrain.methods.base import Branch, Method
+from glpretrain.methods.base import Method
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
 from glpretrain.objectives.experts import CosineDistance, FeatureDistance
 from glpretrain.objectives.regularization import KoLeo
+from glpretrain.training.branch import Branch
 from glpretrain.training.heads import ProjectionHead, Prototypes
 from glpretrain.training.teacher import FrozenTeacher
 
@@ -58,8 +61,7 @@ class GPFM(Method):
         ValueError: an expert's name or the names in `weights` do not fit.
     """
 
-    needs = ("mask",)
-    takes = ("local_views",)
+    uses: ClassVar = {"global": Uses(needs=("mask",)), "local": Uses(required=False)}
 
     def __init__(
         self,
@@ -117,17 +119,20 @@ class GPFM(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`cls`: every pair of a teacher view and another student view; `patch`: hidden patches; `koleo`: sum over global views."""
-        num_global, num_items = batch.global_views.shape[:2]
-        clean, hidden = batch.global_views.flatten(0, 1), batch.mask.flatten(0, 1)  # [(G B) C H W], [(G B) N]
+        group = batch.views["global"]
+        assert group.mask is not None
+        num_global, num_items = group.items.shape[:2]
+        clean, hidden = group.items.flatten(0, 1), group.mask.flatten(0, 1)  # [(G B) C H W], [(G B) N]
         with torch.no_grad():
-            seen = self.teacher.branch.encoder(clean)
-            teacher_cls = self.teacher.branch.heads["cls"](seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
-            teacher_patches = self.teacher.branch.heads[self._patch_head](seen.patches[hidden])  # [M K]
-        views, masks = [clean], [hidden]
-        if batch.local_views is not None:
-            views.append(batch.local_views.flatten(0, 1))
+            seen = self.teacher_branch.encode(clean)
+            teacher_cls = self.teacher_branch.heads["cls"](seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
+            teacher_patches = self.teacher_branch.heads[self._patch_head](seen.patches[hidden])  # [M K]
+        views: list[Tensor] = [clean]
+        masks: list[Tensor | None] = [hidden]
+        if "local" in batch.views:
+            views.append(batch.views["local"].items.flatten(0, 1))
             masks.append(None)
-        outputs = self.student.encoder(views, mask=masks)
+        outputs = self.student.encode(views, mask=masks)
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
         student_cls = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
         student_patches = self.student.heads[self._patch_head](outputs[0].patches[hidden])  # [M K]
@@ -135,7 +140,7 @@ class GPFM(Method):
         terms = {
             "cls": self.cls_objective(student_logits=student_cls, teacher_logits=teacher_cls, teacher_temp=temp),
             "patch": self.patch_objective(
-                student_logits=student_patches, teacher_logits=teacher_patches, mask=batch.mask, teacher_temp=temp
+                student_logits=student_patches, teacher_logits=teacher_patches, mask=group.mask, teacher_temp=temp
             ),
             # View by view: two views of one item are not to be kept apart.
             "koleo": torch.stack([self.koleo_objective(features=view) for view in outputs[0].cls.chunk(num_global)]).sum(),
@@ -144,15 +149,17 @@ class GPFM(Method):
         self.patch_objective.update(teacher_logits=teacher_patches)
         for name, expert in self.experts.items():
             targets, head = expert(clean, card=self.encoder.card), self.expert_heads[name]
+            found = {}
             if f"{name}_cls" in self.terms:
-                terms[f"{name}_cls"] = self.expert_cls_objective(predictions=head(outputs[0].cls), targets=targets.cls)
+                found["cls"] = self.expert_cls_objective(predictions=head(outputs[0].cls), targets=targets.cls)
             if f"{name}_patch" in self.terms:
-                terms[f"{name}_patch"] = self.expert_patch_objective(
+                found["patch"] = self.expert_patch_objective(
                     predictions=head(outputs[0].patches),
                     targets=targets.patches,
                     grid=self.encoder.grid(clean.shape[1:]),
                     target_grid=expert.grid,
                 )
+            terms |= {f"{name}_{kind}": value.unflatten(0, (num_global, -1)).mean(dim=0) for kind, value in found.items()}
         return terms
 
 

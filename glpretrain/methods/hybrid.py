@@ -11,16 +11,17 @@ then run over that part, relations renormalised within it.
 """
 
 import math
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from glpretrain.core.types import Batch
+from glpretrain.core.batch import Batch, Uses
 from glpretrain.encoders.attention import AttentionInputs, attention_inputs
 from glpretrain.encoders.base import Encoder
 from glpretrain.masking import visible_indices
-from glpretrain.methods.base import Branch, Method
-from glpretrain.objectives.experts import WhitenedFeatures
-from glpretrain.objectives.relation import TokenRelations
+from glpretrain.methods.base import Method
+from glpretrain.objectives.experts import TokenRelations, WhitenedFeatures
+from glpretrain.training.branch import Branch
 from glpretrain.training.teacher import FrozenTeacher
 
 
@@ -42,7 +43,7 @@ class HybridDistillation(Method):
     """
 
     terms = ("feature", "relation")
-    takes = ("mask",)
+    uses: ClassVar = {"global": Uses(takes=("mask",))}
 
     def __init__(
         self,
@@ -66,8 +67,10 @@ class HybridDistillation(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`feature`: the final map; `relation`: of tokens at a middle block."""
-        views = batch.global_views.flatten(0, 1)  # [(G B) C H W]
-        keep = None if batch.mask is None else visible_indices(batch.mask.flatten(0, 1))  # [(G B) M]
+        group = batch.views["global"]
+        num_global = len(group.items)
+        views = group.items.flatten(0, 1)  # [(G B) C H W]
+        keep = None if group.mask is None else visible_indices(group.mask.flatten(0, 1))  # [(G B) M]
         grid, card = self.encoder.grid(views.shape[1:]), self.encoder.card
         for name, expert in (("contrastive", self.contrastive), ("masked", self.masked)):
             if expert.grid != grid:
@@ -76,14 +79,14 @@ class HybridDistillation(Method):
         with attention_inputs(self.masked.encoder, block=self.masked_block) as theirs:
             self.masked(views, card=card)
         with attention_inputs(self.encoder, block=self.student_block) as ours:
-            output = self.student.encoder(views, keep=keep)
+            output = self.student.encode(views, keep=keep)
         inputs = _only(theirs, "masked")
         if keep is not None:
             features = features.gather(1, keep.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
             places = keep[:, None, :, None]
             inputs = AttentionInputs(*(x.gather(2, places.expand(-1, x.shape[1], -1, x.shape[3])) for x in inputs))
         student = _only(ours, "encoder")
-        return {
+        terms = {
             "feature": self.feature_objective(predictions=self.student.heads["feature"](output.patches), targets=features),
             "relation": self.relation_objective(
                 student_queries=student.queries,
@@ -94,6 +97,7 @@ class HybridDistillation(Method):
                 expert_values=inputs.values,
             ),
         }
+        return {name: value.unflatten(0, (num_global, -1)).mean(dim=0) for name, value in terms.items()}
 
 
 def _only(seen: list[AttentionInputs], name: str) -> AttentionInputs:

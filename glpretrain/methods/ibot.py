@@ -9,14 +9,17 @@ head runs on hidden patches only, which changes no number; the mask token has on
 listed for DINO.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.schedule import Schedule
-from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
-from glpretrain.methods.base import Branch, Method
+from glpretrain.methods.base import Method
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
+from glpretrain.training.branch import Branch
 from glpretrain.training.heads import ProjectionHead, Prototypes
 
 
@@ -39,8 +42,7 @@ class IBOT(Method):
     """
 
     terms = ("cls", "patch")
-    needs = ("mask",)
-    takes = ("local_views",)
+    uses: ClassVar = {"global": Uses(needs=("mask",)), "local": Uses(required=False)}
 
     def __init__(
         self,
@@ -71,19 +73,21 @@ class IBOT(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`cls`: as DINO, the student's global views masked; `patch`: hidden patches, same view, same position."""
-        num_global, num_items = batch.global_views.shape[:2]
-        clean = batch.global_views.flatten(0, 1)  # [(G B) C H W]
-        hidden = batch.mask.flatten(0, 1)  # [(G B) N]
+        group = batch.views["global"]
+        assert group.mask is not None
+        num_global, num_items = group.items.shape[:2]
+        clean, hidden = group.items.flatten(0, 1), group.mask.flatten(0, 1)  # [(G B) C H W], [(G B) N]
         with torch.no_grad():
-            seen = self.teacher.branch.encoder(clean)
-            teacher_head = self.teacher.branch.heads["shared"]
+            seen = self.teacher_branch.encode(clean)
+            teacher_head = self.teacher_branch.heads["shared"]
             teacher_cls = teacher_head(seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
             teacher_patches = teacher_head(seen.patches)  # [(G B) N K]: all of them, for the centre
-        views, masks = [clean], [hidden]
-        if batch.local_views is not None:
-            views.append(batch.local_views.flatten(0, 1))
+        views: list[Tensor] = [clean]
+        masks: list[Tensor | None] = [hidden]
+        if "local" in batch.views:
+            views.append(batch.views["local"].items.flatten(0, 1))
             masks.append(None)
-        outputs = self.student.encoder(views, mask=masks)
+        outputs = self.student.encode(views, mask=masks)
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
         selected = outputs[0].patches[hidden]  # [M D]
         logits = self.student.heads["shared"](torch.cat([cls, selected]))  # [(V B) + M, K]
@@ -97,7 +101,7 @@ class IBOT(Method):
             "patch": self.patch_objective(
                 student_logits=student_patches,
                 teacher_logits=teacher_patches[hidden],
-                mask=batch.mask,
+                mask=group.mask,
                 teacher_temp=self.patch_teacher_temp(progress),
             ),
         }

@@ -7,12 +7,17 @@ methods such as PixPro (Xie et al., CVPR 2021). What is ours: negatives of a pat
 Reference code: none.
 """
 
+from typing import ClassVar
+
+import torch
 from torch import Tensor
 
-from glpretrain.core.types import Batch
+from glpretrain import modalities
+from glpretrain.core.batch import Batch, Uses
 from glpretrain.encoders.base import Encoder
-from glpretrain.methods.base import Branch, Method
+from glpretrain.methods.base import Method
 from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE
+from glpretrain.training.branch import Branch
 from glpretrain.training.heads import ContrastHead, Hallucinator, ProjectionHead
 
 
@@ -30,7 +35,7 @@ class LocalContrast(Method):
     """
 
     terms = ("cls", "patch")
-    num_global_views = 2
+    uses: ClassVar = {"global": Uses(num_views=2)}
 
     def __init__(
         self,
@@ -43,9 +48,11 @@ class LocalContrast(Method):
         hallucinate: float = 0.0,
         **kwargs,  # noqa: ANN003
     ) -> None:
-        if encoder.card.modality != "image":
+        num_axes = modalities.get(encoder.card.modality).num_coordinates
+        if len(encoder.grid(encoder.card.item_shape)) != num_axes:
             raise ValueError(
-                f"LocalContrast: patches are matched by their crops' boxes, which {encoder.card.modality} have not; accepted: image"
+                f"LocalContrast: patches are matched by their places on a grid of {num_axes} axes, but the tokens of encoder"
+                f" {encoder.card.encoder} ({encoder.card.modality}) are on none; give an encoder of images"
             )
         heads = {
             "cls": ContrastHead(encoder.embed_dim, hidden_dim=hidden_dim, out_dim=projection_dim),
@@ -58,22 +65,24 @@ class LocalContrast(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`cls` and `patch`, each the mean of both directions between the first two global views."""
-        num_global, num_items = batch.global_views.shape[:2]
-        views = batch.global_views.flatten(0, 1)
-        output = self.student.encoder(views)
+        group = batch.views["global"]
+        assert group.frame is not None
+        frames = group.frame
+        num_global, num_items = group.items.shape[:2]
+        views = group.items.flatten(0, 1)
+        output = self.student.encode(views)
         grid = self.encoder.grid(views.shape[1:])
         # The head normalises over rows, view by view, so that the two directions see the same statistics.
         first, second = (self.student.heads["cls"](cls) for cls in output.cls.unflatten(0, (num_global, num_items)))
         patches = self.student.heads["patch"](output.patches).unflatten(0, (num_global, num_items))  # [2 B N D]
-        boxes = batch.boxes
-        cls = 0.0
+        cls = []
         for queries, keys in ((first, second), (second, first)):
             more = None
             if self.hallucinator is not None:
                 more = self.hallucinator.positives(queries, keys, index=batch.index, progress=progress)
-            cls = cls + self.cls_objective(queries=queries, keys=keys, hallucinated=more)
-        patch = sum(
-            self.patch_objective(queries=patches[a], keys=patches[b], query_boxes=boxes[a], key_boxes=boxes[b], grid=grid)
+            cls.append(self.cls_objective(queries=queries, keys=keys, hallucinated=more))
+        patch = [
+            self.patch_objective(queries=patches[a], keys=patches[b], query_frames=frames[a], key_frames=frames[b], grid=grid)
             for a, b in ((0, 1), (1, 0))
-        )
-        return {"cls": cls / 2, "patch": patch / 2}
+        ]
+        return {"cls": torch.stack(cls).mean(dim=0), "patch": torch.stack(patch).mean(dim=0)}

@@ -8,13 +8,16 @@ views of an item count as several items; the decoder's mask token has one axis h
 unless `clip` is null.
 """
 
+from typing import ClassVar
+
 from torch import Tensor
 
-from glpretrain.core.types import Batch
+from glpretrain.core.batch import Batch, Uses
 from glpretrain.encoders.base import Encoder
 from glpretrain.masking import visible_indices
-from glpretrain.methods.base import Branch, Method
+from glpretrain.methods.base import Method
 from glpretrain.objectives.reconstruction import PatchPixels, patchify
+from glpretrain.training.branch import Branch
 from glpretrain.training.decoders import TokenDecoder
 
 
@@ -31,7 +34,7 @@ class MAE(Method):
     """
 
     terms = ("pixels",)
-    needs = ("mask",)
+    uses: ClassVar = {"global": Uses(needs=("mask",))}
 
     def __init__(
         self,
@@ -56,11 +59,14 @@ class MAE(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`pixels`: of hidden patches."""
-        views = batch.global_views.flatten(0, 1)  # [(G B) C H W]
-        mask = batch.mask.flatten(0, 1)  # [(G B) N]
+        group = batch.views["global"]
+        assert group.mask is not None
+        num_global = len(group.items)
+        views, mask = group.items.flatten(0, 1), group.mask.flatten(0, 1)  # [(G B) C H W], [(G B) N]
         keep = visible_indices(mask)  # [(G B) M]
-        output = self.student.encoder(views, keep=keep)
+        output = self.student.encode(views, keep=keep)
         grid = self.encoder.grid(views.shape[1:])
         predictions = self.student.heads["decoder"](output.cls, output.patches, keep=keep, grid=grid)
         targets = patchify(views, patch_size=self.patch_size)
-        return {"pixels": self.objective(predictions=predictions, targets=targets, mask=mask)}
+        error = self.objective(predictions=predictions, targets=targets, mask=mask)  # [(G B)]
+        return {"pixels": error.unflatten(0, (num_global, -1)).mean(dim=0)}

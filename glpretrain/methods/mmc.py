@@ -12,18 +12,20 @@ Reference code: none for MMC.
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.schedule import Schedule
-from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
-from glpretrain.methods.base import Branch, Method
+from glpretrain.methods.base import Method
 from glpretrain.objectives.base import Objective
 from glpretrain.objectives.contrastive import InfoNCE
 from glpretrain.objectives.distillation import PatchDistillation
 from glpretrain.objectives.reconstruction import CorruptedPixels
+from glpretrain.training.branch import Branch
 from glpretrain.training.heads import ContrastHead, Hallucinator, PixelHead, ProjectionHead, Prototypes
 
 
@@ -50,9 +52,7 @@ class MMC(Method):
     """
 
     terms = ("pixels", "patch", "contrast")
-    num_global_views = 2
-    needs = ("corrupted_views",)
-    takes = ("local_views",)
+    uses: ClassVar = {"global": Uses(num_views=2, needs=("corrupted", "corruption")), "local": Uses(required=False)}
 
     def __init__(
         self,
@@ -95,35 +95,38 @@ class MMC(Method):
 
         The contrast is the mean over pairs times two: without local views that is SiT's sum of two directions.
         """
-        num_global, num_items = batch.global_views.shape[:2]
-        num_views = num_global + (0 if batch.local_views is None else len(batch.local_views))
+        group, local = batch.views["global"], batch.views.get("local")
+        assert group.corrupted is not None and group.corruption is not None
+        num_global, num_items = group.items.shape[:2]
+        num_views = num_global + (0 if local is None else len(local.items))
         pairs = [(v, g) for v in range(num_views) for g in range(num_global) if v != g]  # student view, teacher view
-        clean = batch.global_views.flatten(0, 1)  # [(G B) *item]
+        clean = group.items.flatten(0, 1)  # [(G B) *item]
         with torch.no_grad():
-            seen = self.teacher.branch.encoder(clean)
-            teacher_logits = self.teacher.branch.heads["patch"](seen.patches)  # [(G B) N K]
-            keys = self._project(self.teacher.branch, seen.cls, num_global)
-        views = [batch.corrupted_views.flatten(0, 1)]
-        if batch.local_views is not None:
-            views.append(batch.local_views.flatten(0, 1))
-        output, *local_outputs = self.student.encoder(views)
+            seen = self.teacher_branch.encode(clean)
+            teacher_logits = self.teacher_branch.heads["patch"](seen.patches)  # [(G B) N K]
+            keys = self._project(self.teacher_branch, seen.cls, num_global)
+        views = [group.corrupted.flatten(0, 1)]
+        if local is not None:
+            views.append(local.items.flatten(0, 1))
+        output, *local_outputs = self.student.encode(views)
         num_tokens = output.patches.shape[1]
-        targets, replaced = self.encoder.token_inputs(clean, corruption=batch.corruption.flatten(0, 1))  # [(G B) C N M], [(G B) N M]
+        targets, replaced = self.encoder.token_inputs(clean, corruption=group.corruption.flatten(0, 1))  # [(G B) C N M], [(G B) N M]
         # The head gives channel after channel for each input, as MAE does.
         predictions = self.student.heads["pixels"](output.patches).unflatten(2, (-1, targets.shape[1])).permute(0, 3, 1, 2)
         student_logits = self.student.heads["patch"](output.patches)  # [(G B) N K]
-        queries = self._project(self.student, torch.cat([output.cls, *(local.cls for local in local_outputs)]), num_views)
+        queries = self._project(self.student, torch.cat([output.cls, *(other.cls for other in local_outputs)]), num_views)
         everything = torch.ones(num_global, num_items, num_tokens, dtype=torch.bool, device=clean.device)
+        pixels = self.pixel_objective(predictions=predictions, targets=targets, corruption=replaced)  # [(G B)]
+        contrast = [self._contrast(queries[v], keys[g], index=batch.index, progress=progress) for v, g in pairs]
         terms = {
-            "pixels": self.pixel_objective(predictions=predictions, targets=targets, corruption=replaced),
+            "pixels": pixels.unflatten(0, (num_global, -1)).mean(dim=0),
             "patch": self.patch_objective(
                 student_logits=student_logits.flatten(0, 1),
                 teacher_logits=teacher_logits.flatten(0, 1),
                 mask=everything,
                 teacher_temp=self.teacher_temp(progress),
             ),
-            "contrast": 2.0
-            * torch.stack([self._contrast(queries[v], keys[g], index=batch.index, progress=progress) for v, g in pairs]).mean(),
+            "contrast": 2.0 * torch.stack(contrast).mean(dim=0),
         }
         self.patch_objective.update(teacher_logits=teacher_logits)
         return terms

@@ -15,16 +15,19 @@ they only switch them on; 1/3 each is the same); the mean over terms also withou
 zero; temperature follows progress step by step, not epoch by epoch; no batch norm in heads, an official option that is off.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.schedule import Schedule
-from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.relation import RelationBlock, pooled_tokens
-from glpretrain.methods.base import Branch, Method
+from glpretrain.methods.base import Method
 from glpretrain.objectives.contrastive import QueueInfoNCE
 from glpretrain.objectives.distillation import ViewDistillation
+from glpretrain.training.branch import Branch
 from glpretrain.training.heads import Hallucinator, Predictor, ProjectionHead, Prototypes
 from glpretrain.training.memory import FeatureQueue
 
@@ -58,8 +61,7 @@ class Mugs(Method):
     """
 
     terms = ("instance", "local_group", "group")
-    num_global_views = 2
-    takes = ("local_views", "student_views")
+    uses: ClassVar = {"global": Uses(num_views=2), "local": Uses(required=False), "student": Uses(required=False, takes=("strong",))}
 
     def __init__(
         self,
@@ -116,13 +118,15 @@ class Mugs(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`instance` and `local_group` against their queues, `group` assignments; then queues, memories and centre take the batch in."""
-        num_global, num_items = batch.global_views.shape[:2]
-        own = batch.global_views if batch.student_views is None else batch.student_views
-        views = [v.flatten(0, 1) for v in (own, batch.local_views) if v is not None]
+        clean = batch.views["global"].items
+        num_global, num_items = clean.shape[:2]
+        student = batch.views.get("student", batch.views["global"])
+        groups = [student, batch.views["local"]] if "local" in batch.views else [student]
+        views = [group.items.flatten(0, 1) for group in groups]
         with torch.no_grad():
-            with pooled_tokens(self.teacher.branch.encoder) as pooled:
-                seen = self.teacher.branch.encoder(batch.global_views.flatten(0, 1))
-            keys, key_groups, teacher_logits = self._heads(self.teacher.branch, seen.cls, pooled[0], self.teacher_memory, num_items)
+            with pooled_tokens(self.teacher_branch.encoder) as pooled:
+                seen = self.teacher_branch.encode(clean.flatten(0, 1))
+            keys, key_groups, teacher_logits = self._heads(self.teacher_branch, seen.cls, pooled[0], self.teacher_memory, num_items)
         with pooled_tokens(self.encoder) as pooled:
             outputs = self.encoder(views)
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
@@ -143,7 +147,7 @@ class Mugs(Method):
         self.group_objective.update(teacher_logits=teacher_logits)
         # The first global view of every item; the teacher's is never strongly augmented.
         mean_patches = [output.patches.mean(dim=1).unflatten(0, (num_global, num_items))[:1] for output in (outputs[0], seen)]
-        self.student_memory.update(mean_patches[0], chosen=batch.weak)
+        self.student_memory.update(mean_patches[0], chosen=None if student.strong is None else ~student.strong)
         self.teacher_memory.update(mean_patches[1])
         return terms
 

@@ -8,16 +8,19 @@ Known differences: several views of an item count as several items; pointnet2's 
 follows the rule of this package.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from glpretrain.core.types import Batch
+from glpretrain.core.batch import Batch, Uses
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.points import PointTransformer, PositionedBlocks, position_layers, start_weights
 from glpretrain.masking import visible_indices
-from glpretrain.methods.base import Branch, Method
+from glpretrain.methods.base import Method
 from glpretrain.objectives.base import Objective
 from glpretrain.objectives.chamfer import ChamferL2
+from glpretrain.training.branch import Branch
 
 
 class GroupDecoder(nn.Module):
@@ -75,7 +78,7 @@ class PointMAE(Method):
     """
 
     terms = ("points",)
-    needs = ("mask",)
+    uses: ClassVar = {"global": Uses(needs=("mask",))}
 
     def __init__(
         self,
@@ -101,13 +104,16 @@ class PointMAE(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`points`: of hidden groups."""
-        views = batch.global_views.flatten(0, 1)  # [(G B) P 3]
-        mask = batch.mask.flatten(0, 1)  # [(G B) N]
+        group = batch.views["global"]
+        assert group.mask is not None and isinstance(self.encoder, PointTransformer)
+        num_global = len(group.items)
+        views, mask = group.items.flatten(0, 1), group.mask.flatten(0, 1)  # [(G B) P 3], [(G B) N]
         keep = visible_indices(mask)  # [(G B) M]
         groups = self.encoder.group(views)
-        patches = self.student.encoder(views, keep=keep).patches
+        patches = self.student.encode(views, keep=keep).patches
         num_items = len(views)
         predictions = self.student.heads["decoder"](
             patches, visible=groups.centres[~mask].unflatten(0, (num_items, -1)), hidden=groups.centres[mask].unflatten(0, (num_items, -1))
         )
-        return {"points": self.objective(predictions=predictions.flatten(0, 1), targets=groups.neighbours[mask])}
+        distance = self.objective(predictions=predictions.flatten(0, 1), targets=groups.neighbours[mask])  # [(G B H)]
+        return {"points": distance.unflatten(0, (num_global, len(views) // num_global, -1)).mean(dim=(0, 2))}

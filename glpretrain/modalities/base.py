@@ -27,6 +27,7 @@ class Modality(ABC):
     num_coordinates: ClassVar[int]  # A: the length of a place within an item
     channel_axis: ClassVar[int]  # of one item
     embedded_source: ClassVar[str]  # a source with classes and masks that needs no files, to score on where the data has none
+    embedded_size: ClassVar[str]  # name of its argument for the size of items
     own_sources: ClassVar[tuple[str, ...]]  # sources of a user's folder or file; the first one whose `reads` says yes is taken
     masked_source: ClassVar[str]  # the source that reads a user's items with masks
     default_evaluators: ClassVar[dict[str, str]]  # evaluators that every run is scored with, by name

@@ -21,6 +21,7 @@ class Image(Modality):
     num_coordinates = 2
     channel_axis = 0
     embedded_source = "glpretrain.data.Scenes"
+    embedded_size = "size"
     own_sources = ("glpretrain.data.TileFolder", "glpretrain.data.Faces", "glpretrain.data.TarShards", "glpretrain.data.ImageFolder")
     masked_source = "glpretrain.data.MaskedFolder"
     default_evaluators: ClassVar[dict[str, str]] = {

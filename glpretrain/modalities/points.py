@@ -24,6 +24,7 @@ class Points(Modality):
     num_coordinates = 3
     channel_axis = -1
     embedded_source = "glpretrain.data.Solids"
+    embedded_size = "num_points"
     own_sources = ("glpretrain.data.PointArrays", "glpretrain.data.PointFolder")
     masked_source = "glpretrain.data.PointArrays"
     default_evaluators: ClassVar[dict[str, str]] = {

@@ -1,1 +1,30 @@
-"""Tensors in, one float32 scalar out."""
+"""Objectives: keyword tensors in, a float32 loss out, one number per item wherever that has a meaning."""
+
+from glpretrain.objectives.base import Objective
+from glpretrain.objectives.chamfer import ChamferL1, ChamferL2, CorruptedPoints
+from glpretrain.objectives.contrastive import InfoNCE, NegativeCosine, NPair, PatchInfoNCE, QueueInfoNCE
+from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
+from glpretrain.objectives.experts import CosineDistance, FeatureDistance, TokenRelations, WhitenedFeatures
+from glpretrain.objectives.reconstruction import CorruptedPixels, PatchPixels
+from glpretrain.objectives.regularization import KoLeo
+
+__all__ = [
+    "ChamferL1",
+    "ChamferL2",
+    "CorruptedPixels",
+    "CorruptedPoints",
+    "CosineDistance",
+    "FeatureDistance",
+    "InfoNCE",
+    "KoLeo",
+    "NPair",
+    "NegativeCosine",
+    "Objective",
+    "PatchDistillation",
+    "PatchInfoNCE",
+    "PatchPixels",
+    "QueueInfoNCE",
+    "TokenRelations",
+    "ViewDistillation",
+    "WhitenedFeatures",
+]

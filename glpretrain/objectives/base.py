@@ -1,6 +1,7 @@
-"""The contract of an objective."""
+"""The contract of an objective, and means over pairs of views."""
 
-from abc import ABC, abstractmethod
+from abc import ABC
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -9,36 +10,37 @@ from glpretrain.training.memory import states_of
 
 
 class Objective(nn.Module, ABC):
-    """Keyword tensors in, one float32 scalar out. Knows no trainer, step, schedule, teacher or weight.
+    """Keyword tensors in, a float32 loss out. Knows no trainer, step, schedule, teacher or weight.
+
+    The loss is Float[B], one number per item, where it is a mean over items: the method averages it, with the weights of the items. It is
+    Float[] where items cannot be told apart in it; the docstring of the objective says so.
 
     What an objective remembers (centre, queue) is a `State` of its own: `update` only gathers what a micro-batch has to say, and
     the method moves all states once per optimizer step. So accumulating micro-batches changes nothing.
     """
 
-    @abstractmethod
-    def forward(self) -> Tensor:
-        """Float[]; subclasses take their tensors as keywords."""
+    forward: Callable[..., Tensor]  # subclasses take their tensors as keywords
 
-    def advance(self) -> None:
+    def advance(self, progress: float = 0.0) -> None:
         """Move the objective's states by one optimizer step: what a method does for all its states together."""
         for state in states_of(self):
-            state.advance()
+            state.advance(progress)
 
 
 def mean_over_pairs(values: Tensor, *, balanced: bool) -> Tensor:
     """Mean over pairs of a teacher view g and a student view v != g; the student's first G views are the teacher's.
 
     Args:
-        values: Float[G V].
+        values: Float[G V *S].
         balanced: pairs with a global and pairs with a local student view count one half each (Mugs); otherwise all pairs count alike.
 
     Returns:
-        Float[].
+        Float[*S].
     """
-    num_global, num_views = values.shape
+    num_global, num_views, *rest = values.shape
     same = torch.eye(num_global, num_views, device=values.device, dtype=torch.bool)
-    values = values.masked_fill(same, 0.0)
+    values = values.masked_fill(same.view(num_global, num_views, *[1] * len(rest)), 0.0)
     if not balanced or num_global in (1, num_views):  # one kind of pair only
-        return values.sum() / (num_global * num_views - num_global)
-    mine, local = values[:, :num_global], values[:, num_global:]
-    return 0.5 * mine.sum() / (num_global * (num_global - 1)) + 0.5 * local.mean()
+        return values.sum(dim=(0, 1)) / (num_global * num_views - num_global)
+    among_globals, with_locals = values[:, :num_global], values[:, num_global:]
+    return 0.5 * among_globals.sum(dim=(0, 1)) / (num_global * (num_global - 1)) + 0.5 * with_locals.mean(dim=(0, 1))

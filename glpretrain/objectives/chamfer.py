@@ -40,10 +40,10 @@ class ChamferL2(Objective):
             targets: Float[B N 3].
 
         Returns:
-            Float[].
+            Float[B].
         """
         there, back = nearest_distances(predictions, targets)
-        return there.mean() + back.mean()
+        return there.mean(dim=1) + back.mean(dim=1)
 
 
 class ChamferL1(Objective):
@@ -57,10 +57,10 @@ class ChamferL1(Objective):
             targets: Float[B N 3].
 
         Returns:
-            Float[].
+            Float[B].
         """
         there, back = nearest_distances(predictions, targets)
-        return (there.sqrt().mean() + back.sqrt().mean()) / 2
+        return (there.sqrt().mean(dim=1) + back.sqrt().mean(dim=1)) / 2
 
 
 class CorruptedPoints(Objective):
@@ -75,13 +75,13 @@ class CorruptedPoints(Objective):
             corruption: Bool[B N M], True: replaced.
 
         Returns:
-            Float[].
+            Float[B], whose mean is the distance of a replaced group: an item with more of them weighs more.
         """
         _, _, *inputs = predictions.shape
         assert predictions.shape == targets.shape and list(corruption.shape[1:]) == inputs, f"{predictions.shape}, {corruption.shape}"
         sets = (values.permute(0, 2, 3, 1).flatten(0, 1) for values in (predictions, targets))  # [(B N) M 3]
         there, back = nearest_distances(*sets)
         replaced = corruption.any(dim=-1).flatten()  # [(B N)]
-        distance = (there.mean(dim=1) + back.mean(dim=1)) * replaced
+        distance = ((there.mean(dim=1) + back.mean(dim=1)) * replaced).unflatten(0, (len(predictions), -1)).sum(dim=1)  # [B]
         # As `CorruptedPixels`: the mean of the processes' losses is the loss of the joined batch, and 0 / 1 where nothing was replaced.
-        return distance.sum() / all_reduce_mean(replaced.sum().float()).clamp(min=1.0)
+        return distance * (len(predictions) / all_reduce_mean(replaced.sum().float()).clamp(min=1.0))

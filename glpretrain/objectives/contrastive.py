@@ -1,10 +1,14 @@
-"""InfoNCE between items, against a queue of earlier items, and between the patches of one item that show the same place."""
+"""Contrast between items, against a queue of earlier items, and between the patches of one item that show the same place."""
+
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from glpretrain.core.distributed import gather_with_grad, rank
+from glpretrain.core.frames import token_centres
 from glpretrain.objectives.base import Objective, mean_over_pairs
 from glpretrain.training.memory import FeatureQueue
 
@@ -31,7 +35,7 @@ class InfoNCE(Objective):
             hallucinated: Float[B D], one more query per item, which counts like the item's own.
 
         Returns:
-            Float[].
+            Float[B].
         """
         num_items, _ = queries.shape
         assert queries.shape == keys.shape, f"{tuple(queries.shape)} and {tuple(keys.shape)}"
@@ -41,7 +45,8 @@ class InfoNCE(Objective):
             assert hallucinated.shape == queries.shape, f"{tuple(hallucinated.shape)} and {tuple(queries.shape)}"
             queries, labels = torch.cat([queries, hallucinated]), labels.repeat(2)
         logits = torch.einsum("bd,kd->bk", F.normalize(queries.float(), dim=-1), keys) / self.temp
-        return 2.0 * self.temp * F.cross_entropy(logits, labels)
+        cross = F.cross_entropy(logits, labels, reduction="none")  # [B], or [2B] with the hallucinated ones behind
+        return 2.0 * self.temp * cross.unflatten(0, (-1, num_items)).mean(dim=0)
 
 
 class QueueInfoNCE(Objective):
@@ -73,7 +78,7 @@ class QueueInfoNCE(Objective):
             hallucinated: Float[G V B D], rows of length one: one more query per pair, which counts like the pair's own.
 
         Returns:
-            Float[].
+            Float[B].
         """
         _, num_items, dim = queries.shape
         _, *rest = keys.shape
@@ -92,35 +97,11 @@ class QueueInfoNCE(Objective):
 
     def _pairs(self, positives: Tensor, negatives: Tensor) -> Tensor:
         positives = positives / self.temp  # [G V B]
-        return mean_over_pairs((torch.logaddexp(positives, negatives) - positives).mean(dim=-1), balanced=True)
+        return mean_over_pairs(torch.logaddexp(positives, negatives) - positives, balanced=True)
 
     def update(self, *, keys: Tensor) -> None:
         """Take in one micro-batch's keys, Float[G B D]; the queue moves in `advance`."""
         self.queue.update(keys)
-
-
-def token_centres(boxes: Tensor, *, grid: tuple[int, int]) -> Tensor:
-    """Where the centre of every token of a view lies in its item's unit square.
-
-    Args:
-        boxes: Float[B 5], the view's crop (x0 y0 x1 y1), and 1 where it was flipped left to right + 2 * the quarter turns
-            counterclockwise after that.
-        grid: tokens along height and width, N together.
-
-    Returns:
-        Float[B N 2], x and y.
-    """
-    height, width = grid
-    x0, y0, x1, y1, orientation = (value.unsqueeze(1) for value in boxes.unbind(dim=1))  # [B 1] each
-    turns = torch.div(orientation, 2, rounding_mode="floor")
-    along = ((torch.arange(width, device=boxes.device) + 0.5) / width).repeat(height)  # [N]
-    down = ((torch.arange(height, device=boxes.device) + 0.5) / height).repeat_interleave(width)
-    # Turned back: one turn brought what was at (1 - down, along) to (along, down).
-    odd = turns % 2 == 1
-    along, down = torch.where(odd, 1.0 - down, along), torch.where(odd, along, down)  # [B N]
-    along, down = torch.where(turns >= 2, 1.0 - along, along), torch.where(turns >= 2, 1.0 - down, down)
-    along = torch.where(orientation % 2 == 1, 1.0 - along, along)
-    return torch.stack([x0 + (x1 - x0) * along, y0 + (y1 - y0) * down], dim=-1)
 
 
 class PatchInfoNCE(Objective):
@@ -139,41 +120,99 @@ class PatchInfoNCE(Objective):
         self.temp = temp
         self.max_distance = max_distance
 
-    def match(self, *, query_boxes: Tensor, key_boxes: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def match(self, *, query_frames: Tensor, key_frames: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The nearest key of every query, and whether it is near enough.
 
         Args:
-            query_boxes: Float[B 5].
-            key_boxes: Float[B 5].
-            grid: tokens along height and width of both views.
+            query_frames: Float[B A A+1].
+            key_frames: Float[B A A+1].
+            grid: tokens along each axis of both views.
 
         Returns:
             Int[B N] index of the key, Bool[B N].
         """
-        x0, y0, x1, y1, _ = key_boxes.unbind(dim=1)
-        side = torch.stack([(x1 - x0) / grid[1], (y1 - y0) / grid[0]], dim=-1)[:, None, :]  # [B 1 2]: one key patch
-        scaled = [token_centres(boxes, grid=grid) / side for boxes in (query_boxes, key_boxes)]
-        distance, nearest = torch.cdist(*scaled).min(dim=-1)
+        # Length of a key patch along each axis of the item: that of the view's unit steps, whichever axis of the item they go along.
+        side = torch.stack([(key_frames[..., axis] / count).abs() for axis, count in enumerate(grid)]).sum(dim=0)  # [B A]
+        scaled = [token_centres(frames, grid=grid) / side.unsqueeze(1) for frames in (query_frames, key_frames)]
+        distance, nearest = torch.cdist(scaled[0], scaled[1]).min(dim=-1)
         return nearest, distance <= self.max_distance
 
-    def forward(self, *, queries: Tensor, keys: Tensor, query_boxes: Tensor, key_boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, *, queries: Tensor, keys: Tensor, query_frames: Tensor, key_frames: Tensor, grid: Sequence[int]) -> Tensor:
         """Contrast in one direction: every patch of one view against the patches of the other.
 
         Args:
             queries: Float[B N D], patches of one view.
             keys: Float[B N D], patches of the other.
-            query_boxes: Float[B 5], where the first view came from.
-            key_boxes: Float[B 5], where the second came from.
-            grid: tokens along height and width, N together.
+            query_frames: Float[B A A+1], where the first view lies in the item.
+            key_frames: Float[B A A+1], where the second view lies.
+            grid: tokens along each axis of both views, N in all.
 
         Returns:
-            Float[].
+            Float[B].
         """
         num_items, num_tokens, _ = queries.shape
-        assert queries.shape == keys.shape and grid[0] * grid[1] == num_tokens, f"{queries.shape}, {keys.shape}, {grid}"
-        nearest, valid = self.match(query_boxes=query_boxes, key_boxes=key_boxes, grid=grid)
+        assert queries.shape == keys.shape and math.prod(grid) == num_tokens, f"{queries.shape}, {keys.shape}, {grid}"
+        nearest, valid = self.match(query_frames=query_frames, key_frames=key_frames, grid=grid)
         logits = torch.einsum("bnd,bmd->bnm", F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)) / self.temp
         cross = F.cross_entropy(logits.flatten(0, 1), nearest.flatten(), reduction="none").unflatten(0, (num_items, num_tokens))
         # Per item, then over items: every item weighs the same, which is what makes halves of a batch average to the whole.
-        per_item = (cross * valid).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
-        return 2.0 * self.temp * per_item.mean()
+        return 2.0 * self.temp * (cross * valid).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+
+
+class NPair(Objective):
+    """N-pair contrast between a teacher's assignments and a student's logits (PointGLR; dead code of POS-BERT).
+
+    For every item and crop: which of all items' crops, by the student's logits, fits the teacher's assignment of the item?
+    mean over teacher views g, crops v and items b of -log softmax_j(scale * <assignments[g, b], logits[v, j] / student_temp>)[b], as
+    POS-BERT's pretrain.py, get_npair_loss. Ours: the items of all processes are compared. Zero in the limit of assignments that only
+    their own item's logits fit.
+
+    Args:
+        scale: factor on the products.
+        student_temp: temperature of the logits.
+    """
+
+    def __init__(self, *, scale: float = 64.0, student_temp: float = 0.1) -> None:
+        super().__init__()
+        if scale <= 0.0 or student_temp <= 0.0:
+            raise ValueError(f"scale and student_temp: accepted are values above 0, not {scale} and {student_temp}")
+        self.scale, self.student_temp = scale, student_temp
+
+    def forward(self, *, assignments: Tensor, logits: Tensor) -> Tensor:
+        """Contrast of every teacher view with every crop.
+
+        Args:
+            assignments: Float[G B K], rows sum to one; no gradient flows into them.
+            logits: Float[V B K].
+
+        Returns:
+            Float[B].
+        """
+        _, num_items, num_prototypes = assignments.shape
+        _, *rest = logits.shape
+        assert rest == [num_items, num_prototypes], f"{tuple(assignments.shape)} and {tuple(logits.shape)}"
+        keys = gather_with_grad(logits.float().transpose(0, 1)) / self.student_temp  # [world*B V K]
+        scores = self.scale * torch.einsum("gbk,jvk->gvbj", assignments.detach().float(), keys)
+        own = torch.arange(num_items, device=scores.device)
+        return -torch.log_softmax(scores, dim=-1)[:, :, own, own + num_items * rank()].mean(dim=(0, 1))
+
+
+class NegativeCosine(Objective):
+    """-1/2 mean over items of cos(query_i, key_i), for one of SimSiam's two directions (FSFM util/loss_contrastive.py, SimSiamLoss).
+
+    Smallest, at -1/2, where every query points in the direction of its key.
+    """
+
+    def forward(self, *, queries: Tensor, keys: Tensor) -> Tensor:
+        """Compare row by row; gradients flow wherever they are asked for.
+
+        Args:
+            queries: Float[B D].
+            keys: Float[B D], in the same order.
+
+        Returns:
+            Float[B].
+        """
+        assert queries.shape == keys.shape and queries.dim() == 2, f"{tuple(queries.shape)} and {tuple(keys.shape)}"
+        # In float32: the mean of many cosines near 1 moves by less than half precision holds.
+        return -0.5 * F.cosine_similarity(queries.float(), keys.float(), dim=1)

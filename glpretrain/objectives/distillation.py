@@ -30,7 +30,7 @@ class Centre(State):
         self.pending += torch.cat([rows.sum(dim=0), count])
 
     @torch.no_grad()
-    def advance(self) -> None:
+    def advance(self, progress: float = 0.0) -> None:
         """centre = momentum * centre + (1 - momentum) * mean over all micro-batches and processes since the last call."""
         total = all_reduce_sum(self.pending)
         # Rows can be missing (no token was masked): the mean is then the centre itself, and it stays where it is.
@@ -153,13 +153,13 @@ class ViewDistillation(Distillation):
             teacher_temp: sharpness of the targets.
 
         Returns:
-            Float[].
+            Float[B].
         """
         _, num_items, num_prototypes = student_logits.shape
         _, *rest = teacher_logits.shape
         assert rest == [num_items, num_prototypes], f"student {tuple(student_logits.shape)}, teacher {tuple(teacher_logits.shape)}"
         targets = self.targets(teacher_logits, teacher_temp=teacher_temp)
-        cross = -torch.einsum("gbk,vbk->gv", targets, self.log_assignments(student_logits)) / num_items  # [G V]
+        cross = -torch.einsum("gbk,vbk->gvb", targets, self.log_assignments(student_logits))  # [G V B]
         return mean_over_pairs(cross, balanced=self.balanced)
 
 
@@ -180,11 +180,11 @@ class PatchDistillation(Distillation):
             teacher_temp: sharpness of the targets.
 
         Returns:
-            Float[].
+            Float[B].
         """
-        num_global, num_items, _ = mask.shape
         assert student_logits.shape == teacher_logits.shape, f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
         targets = self.targets(teacher_logits, teacher_temp=teacher_temp)
         cross = -torch.einsum("mk,mk->m", targets, self.log_assignments(student_logits))  # [M]
         share = mask / mask.sum(dim=-1, keepdim=True).clamp(min=1)  # [G B N]
-        return (cross * share[mask]).sum() / (num_global * num_items)
+        spread = torch.zeros(mask.shape, device=cross.device).masked_scatter(mask, cross)  # [G B N]
+        return (spread * share).sum(dim=-1).mean(dim=0)

@@ -1,5 +1,6 @@
-"""A student's features against those of an expert: directions of `cls`, and maps of tokens on another grid."""
+"""A student against an expert: directions of `cls`, maps of tokens on another grid, and how the tokens of an item relate to one another."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,10 +35,10 @@ class CosineDistance(Objective):
             targets: Float[B D], of the expert.
 
         Returns:
-            Float[].
+            Float[B].
         """
         assert predictions.shape == targets.shape, f"{tuple(predictions.shape)} and {tuple(targets.shape)}"
-        return 1.0 - F.cosine_similarity(predictions.float(), targets.detach().float(), dim=-1).mean()
+        return 1.0 - F.cosine_similarity(predictions.float(), targets.detach().float(), dim=-1)
 
 
 class FeatureDistance(Objective):
@@ -63,13 +64,14 @@ class FeatureDistance(Objective):
             target_grid: rows and columns of the expert, M in all.
 
         Returns:
-            Float[].
+            Float[B].
         """
         targets = resize_tokens(targets.detach().float(), grid=target_grid, new_grid=grid)
         assert predictions.shape == targets.shape, f"{tuple(predictions.shape)} and {tuple(targets.shape)}"
         predictions = predictions.float()
-        cosine = 1.0 - F.cosine_similarity(predictions, targets, dim=-1).mean()
-        return self.cosine_share * cosine + (1.0 - self.cosine_share) * F.smooth_l1_loss(predictions, targets)
+        cosine = 1.0 - F.cosine_similarity(predictions, targets, dim=-1).mean(dim=1)
+        distance = F.smooth_l1_loss(predictions, targets, reduction="none").mean(dim=(1, 2))
+        return self.cosine_share * cosine + (1.0 - self.cosine_share) * distance
 
 
 class WhitenedFeatures(Objective):
@@ -92,8 +94,75 @@ class WhitenedFeatures(Objective):
             targets: Float[B N D], of the expert.
 
         Returns:
-            Float[].
+            Float[B].
         """
         assert predictions.shape == targets.shape, f"{tuple(predictions.shape)} and {tuple(targets.shape)}"
         targets = F.layer_norm(targets.detach().float(), targets.shape[-1:])
-        return F.smooth_l1_loss(predictions.float(), targets, beta=self.corner)
+        return F.smooth_l1_loss(predictions.float(), targets, beta=self.corner, reduction="none").mean(dim=(1, 2))
+
+
+class TokenRelations(Objective):
+    """Divergence of two kinds of relations between tokens (TinyMIM, Ren et al. 2023: query to key, and value to value).
+
+    A relation is softmax over tokens m of <a_n, b_m> / sqrt(d). The loss is the sum over both kinds of the mean over items, heads
+    and tokens n of KL(expert's || student's). Zero when all relations are equal.
+
+    Our choice, after MiniLMv2 (Wang et al. 2021): the channels of all attention heads are cut anew into `num_heads`, so that experts
+    and students may have any number of heads and any width.
+
+    Args:
+        num_heads: of the relations; divides the widths of both.
+    """
+
+    def __init__(self, *, num_heads: int = 12) -> None:
+        super().__init__()
+        if num_heads < 1:
+            raise ValueError(f"num_heads: at least 1, not {num_heads}")
+        self.num_heads = num_heads
+
+    def log_relation(self, a: Tensor, b: Tensor) -> Tensor:
+        """Float[B R N N] of two Float[B heads N d]: logarithms of rows that sum to one, in float32.
+
+        Raises:
+            ValueError: `num_heads` does not divide the width.
+        """
+        width = a.shape[1] * a.shape[3]
+        if width % self.num_heads:
+            raise ValueError(f"relations: num_heads={self.num_heads} does not divide the {width} channels of an attention")
+        first, second = (x.float().transpose(1, 2).flatten(2).unflatten(2, (self.num_heads, -1)) for x in (a, b))  # [B N R d]
+        scores = torch.einsum("bnrd,bmrd->brnm", first, second) * first.shape[-1] ** -0.5
+        return torch.log_softmax(scores, dim=-1)
+
+    def forward(
+        self,
+        *,
+        student_queries: Tensor,
+        student_keys: Tensor,
+        student_values: Tensor,
+        expert_queries: Tensor,
+        expert_keys: Tensor,
+        expert_values: Tensor,
+    ) -> Tensor:
+        """Divergence of the relations of the same tokens.
+
+        Args:
+            student_queries: Float[B heads N d], as the keys and values.
+            student_keys: see above.
+            student_values: see above.
+            expert_queries: Float[B heads N d] with heads and d of the expert, as the keys and values.
+            expert_keys: see above.
+            expert_values: see above.
+
+        Returns:
+            Float[B].
+        """
+        assert student_queries.shape[::2] == expert_queries.shape[::2], f"{student_queries.shape} and {expert_queries.shape}"
+        pairs = (
+            ((student_queries, student_keys), (expert_queries, expert_keys)),
+            ((student_values, student_values), (expert_values, expert_values)),
+        )
+        total = student_queries.new_zeros(len(student_queries), dtype=torch.float32)
+        for student, expert in pairs:
+            ours, theirs = self.log_relation(*student), self.log_relation(*expert).detach()
+            total = total + (theirs.exp() * (theirs - ours)).sum(dim=-1).mean(dim=(1, 2))
+        return total

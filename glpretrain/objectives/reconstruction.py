@@ -40,7 +40,7 @@ class PatchPixels(Objective):
             mask: Bool[B N], True: hidden.
 
         Returns:
-            Float[].
+            Float[B], whose mean is the error of a hidden patch: an item with more hidden patches weighs more.
         """
         assert predictions.shape == targets.shape and predictions.shape[:2] == mask.shape, f"{predictions.shape}, {mask.shape}"
         targets = targets.float()
@@ -50,7 +50,7 @@ class PatchPixels(Objective):
         error = (predictions.float() - targets).square().mean(dim=-1)  # [B N]
         # The mean over processes, as in `CorruptedPixels`. No hidden patch in any of them: nothing to predict, 0 and not 0 / 0.
         count = all_reduce_sum(mask.sum().float()) / world_size()
-        return (error * mask).sum() / count.clamp(min=1.0 / world_size())
+        return (error * mask).sum(dim=1) * (len(mask) / count.clamp(min=1.0 / world_size()))
 
 
 class CorruptedPixels(Objective):
@@ -65,7 +65,7 @@ class CorruptedPixels(Objective):
             corruption: Bool[B H W], True: replaced.
 
         Returns:
-            Float[].
+            Float[B], whose mean is the error of a replaced pixel: an item with more replaced pixels weighs more.
         """
         _, num_channels, *size = predictions.shape
         assert predictions.shape == targets.shape and list(corruption.shape[1:]) == size, f"{predictions.shape}, {corruption.shape}"
@@ -73,4 +73,4 @@ class CorruptedPixels(Objective):
         # The count is averaged over processes, so that the mean of their losses is the loss of the joined batch.
         count = all_reduce_mean(corruption.sum().float()) * num_channels
         # A batch without a replaced pixel has nothing to predict: 0 / 1, not 0 / 0.
-        return error.sum() / count.clamp(min=1.0)
+        return error.flatten(1).sum(dim=1) * (len(error) / count.clamp(min=1.0))

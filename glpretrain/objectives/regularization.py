@@ -31,7 +31,7 @@ class KoLeo(Objective):
             features: Float[B D], of this process.
 
         Returns:
-            Float[].
+            Float[]: an item's nearest other item is pushed away by it too, so that the items cannot be weighted one by one.
 
         Raises:
             ValueError: there is one item in all.

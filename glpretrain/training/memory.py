@@ -20,8 +20,12 @@ class State(nn.Module, ABC):
     """
 
     @abstractmethod
-    def advance(self) -> None:
-        """Move by one optimizer step."""
+    def advance(self, progress: float = 0.0) -> None:
+        """Move by one optimizer step.
+
+        Args:
+            progress: share of the run that was done before this step, for states that move at certain shares of it.
+        """
 
 
 class FeatureQueue(State):
@@ -67,7 +71,7 @@ class FeatureQueue(State):
         self._pending.append(torch.cat([features.detach().float(), flags], dim=-1))
 
     @torch.no_grad()
-    def advance(self) -> None:
+    def advance(self, progress: float = 0.0) -> None:
         """Write what came in since the last call."""
         if not self._pending:
             return

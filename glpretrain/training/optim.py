@@ -1,19 +1,156 @@
-"""Which parameter decays, at which rate it learns, and how its gradient is clipped."""
+"""How a method is optimised: rates, decay, clipping, what does not learn yet. One object of settings, and the functions that apply it.
+
+Left out: the optimizer's loop (Lightning's) and the teacher's momentum (the method's).
+"""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
+from glpretrain.training.branch import Branch
+from glpretrain.training.heads import Prototypes
+
+# Of a run that starts from trained weights and says nothing else; the default of MAE's fine-tuning (main_finetune.py).
+_LAYER_DECAY_FROM_WEIGHTS = 0.75
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Bounds on gradients.
+
+    Args:
+        mode: what one L2 norm is taken over: every single `parameter` (DINO utils.py, clip_gradients), every `module` of the method, which
+            is the encoder and each head (DINOv2 train.py), or all gradients `joint` (MAE, FSFM).
+        max_norm: largest norm; over progress where it is a schedule.
+
+    Raises:
+        ValueError: a `max_norm` of 0 or below.
+    """
+
+    mode: Literal["parameter", "module", "joint"] = "parameter"
+    max_norm: float | Schedule = 3.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.max_norm, float | int) and self.max_norm <= 0.0:
+            raise ValueError(f"clip: max_norm is {self.max_norm}; accepted are values above 0, or a clip of null for none")
+
+
+@dataclass(frozen=True)
+class TrunkRelease:
+    """When the trunk of a run that starts from trained weights begins to learn.
+
+    Random heads send random gradients into the trunk. So the trunk can stay as it is for a share of the run; then its rate rises.
+
+    Args:
+        frozen: share of the run in which only the heads learn; 0 lets the trunk learn from the first step on.
+        ramp: share of the run in which the rate of the trunk rises to its full value.
+        tolerance: with a value, the trunk is released earlier than `frozen` says, as soon as the mean losses of two successive windows
+            differ by at most this share; None waits for `frozen`.
+        window: share of the run over which the loss is averaged for `tolerance`.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    frozen: float = 0.1
+    ramp: float = 0.05
+    tolerance: float | None = None
+    window: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name, value in (("frozen", self.frozen), ("ramp", self.ramp), ("window", self.window)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"trunk: {name} is a share of the run in [0, 1), not {value}")
+        if self.tolerance is not None and (self.tolerance <= 0.0 or self.window == 0.0):
+            raise ValueError(f"trunk: tolerance {self.tolerance} and window {self.window}; both are shares above 0")
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Settings of AdamW and of what surrounds it.
+
+    Args:
+        lr: learning rate; the one that is used, not a base that is scaled by the batch.
+        weight_decay: decay of parameters with more than one axis, except biases (DINO utils.py, get_params_groups).
+        betas: AdamW's two momenta.
+        layer_decay: factor on the rate from one layer of the encoder to the one below; None is 1, and 0.75 in a run that starts from
+            trained weights.
+        patch_lr: one more factor on the rate of the patch embedding (0.2 in Mugs and DINOv2).
+        clip: bounds on gradients; None leaves gradients alone.
+        freeze_prototypes: share of the run in which prototypes do not move (DINO: the first epoch).
+        trunk: when the trunk learns in a run that starts from trained weights, where None is the default release; a run from random
+            weights accepts None only.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    lr: Schedule = Schedule(5e-4, 1e-6, warmup=0.1)  # noqa: RUF009  frozen
+    weight_decay: Schedule = Schedule(0.04, 0.4)  # noqa: RUF009
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float | None = None
+    patch_lr: float = 1.0
+    clip: Clip | None = Clip()
+    freeze_prototypes: float = 0.0
+    trunk: TrunkRelease | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("layer_decay", self.layer_decay), ("patch_lr", self.patch_lr)):
+            if value is not None and not 0.0 < value <= 1.0:
+                raise ValueError(f"optimization: {name} is in (0, 1], not {value}")
+        if not 0.0 <= self.freeze_prototypes <= 1.0:
+            raise ValueError(f"optimization: freeze_prototypes is a share of the run in [0, 1], not {self.freeze_prototypes}")
+
+    def optimizer(self, encoder: Encoder, others: Iterable[tuple[str, nn.Parameter]], *, from_weights: bool) -> torch.optim.AdamW:
+        """AdamW over groups of parameters; `set_step` gives each its rate and decay before every step.
+
+        Args:
+            encoder: the trunk, whose layers learn at rates of their own.
+            others: (name, parameter) of heads and decoders, at full rate.
+            from_weights: the run starts from trained weights.
+        """
+        layer_decay = self.layer_decay if self.layer_decay is not None else _LAYER_DECAY_FROM_WEIGHTS if from_weights else 1.0
+        groups = parameter_groups(encoder, others, layer_decay=layer_decay, patch_lr=self.patch_lr)
+        return torch.optim.AdamW(groups, lr=self.lr(0.0), betas=self.betas, weight_decay=0.0)
+
+    def set_step(self, optimizer: torch.optim.Optimizer, progress: float, *, trunk_rate: float = 1.0) -> dict[str, float]:
+        """Set rates and decays for one step.
+
+        Args:
+            optimizer: the one that `optimizer` made.
+            progress: share of the run that is done.
+            trunk_rate: factor on the rates of the trunk.
+
+        Returns:
+            Rate and decay before the factors of groups, by name.
+        """
+        values = {"lr": self.lr(progress), "weight_decay": self.weight_decay(progress)}
+        for group in optimizer.param_groups:
+            group["lr"] = values["lr"] * group["lr_scale"] * (trunk_rate if group["is_trunk"] else 1.0)
+            group["weight_decay"] = values["weight_decay"] * group["decays"]
+        return values
+
+    def finish_gradients(self, method: nn.Module, progress: float) -> None:
+        """Drop the gradients of what does not learn yet, and clip the others; called once gradients are unscaled and complete."""
+        if progress < self.freeze_prototypes:
+            for module in method.modules():
+                if isinstance(module, Prototypes):
+                    for parameter in module.parameters():
+                        parameter.grad = None
+        if self.clip is not None:
+            max_norm = self.clip.max_norm(progress) if isinstance(self.clip.max_norm, Schedule) else self.clip.max_norm
+            clip_gradients(method, mode=self.clip.mode, max_norm=max_norm)
 
 
 def parameter_groups(
-    encoder: Encoder, others: Iterable[tuple[str, Tensor]], *, layer_decay: float = 1.0, patch_lr: float = 1.0
+    encoder: Encoder, others: Iterable[tuple[str, nn.Parameter]], *, layer_decay: float = 1.0, patch_lr: float = 1.0
 ) -> list[dict]:
-    """Groups for an optimizer; each carries `lr_scale` and `decays`, which the schedules are multiplied with.
-
-    DINO's rule (utils.py, get_params_groups): biases and parameters with one axis do not decay, everything else does.
+    """Groups for an optimizer; each carries `lr_scale` and `decays`, which the schedules are multiplied with, and `is_trunk`.
 
     Args:
         encoder: its parameters learn at `layer_decay` ** (layers above them).
@@ -22,52 +159,49 @@ def parameter_groups(
         patch_lr: one more factor on the rate of the patch embedding.
 
     Raises:
-        ValueError: `layer_decay` or `patch_lr` outside (0, 1], or a `patch_lr` for an encoder without a patch embedding.
+        ValueError: a `patch_lr` for an encoder without a patch embedding.
     """
-    return _grouped([*_trunk(encoder, layer_decay=layer_decay, patch_lr=patch_lr), *((name, parameter, 1.0) for name, parameter in others)])
-
-
-def trunk_groups(encoder: Encoder, *, layer_decay: float, patch_lr: float = 1.0) -> list[dict]:
-    """As `parameter_groups`, of the encoder alone."""
-    return _grouped(_trunk(encoder, layer_decay=layer_decay, patch_lr=patch_lr))
-
-
-def head_groups(others: Iterable[tuple[str, Tensor]]) -> list[dict]:
-    """As `parameter_groups`, of heads and decoders alone."""
-    return _grouped((name, parameter, 1.0) for name, parameter in others)
-
-
-def _trunk(encoder: Encoder, *, layer_decay: float, patch_lr: float) -> list[tuple[str, Tensor, float]]:
-    """Name, parameter, factor on the rate."""
-    for argument, value in (("layer_decay", layer_decay), ("patch_lr", patch_lr)):
-        if not 0.0 < value <= 1.0:
-            raise ValueError(f"{argument}: accepted are values in (0, 1], not {value}")
-    named = list(encoder.named_parameters())
-    patch = {name for name, _ in named if encoder.embeds_patches(name)}
-    if patch_lr != 1.0 and not patch:
+    trunk = list(encoder.named_parameters())
+    if patch_lr != 1.0 and not any(encoder.embeds_patches(name) for name, _ in trunk):
         raise ValueError(f"patch_lr={patch_lr} would be ignored: {encoder.card.encoder} has no patch embedding; leave it out")
     top = encoder.num_layers + 1
-    scales = {name: layer_decay ** (top - encoder.layer_of(name)) * (patch_lr if name in patch else 1.0) for name, _ in named}
-    return [(name, parameter, scales[name]) for name, parameter in named]
-
-
-def _grouped(scaled: Iterable[tuple[str, Tensor, float]]) -> list[dict]:
-    groups: dict[tuple[float, bool], list[Tensor]] = {}
-    for name, parameter, lr_scale in scaled:
+    scaled = [
+        (name, parameter, layer_decay ** (top - encoder.layer_of(name)) * (patch_lr if encoder.embeds_patches(name) else 1.0), True)
+        for name, parameter in trunk
+    ]
+    scaled += [(name, parameter, 1.0, False) for name, parameter in others]
+    groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
+    for name, parameter, lr_scale, is_trunk in scaled:
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and not name.endswith(".bias")
-            groups.setdefault((lr_scale, decays), []).append(parameter)
-    return [{"params": params, "lr_scale": scale, "decays": decays} for (scale, decays), params in groups.items()]
+            groups.setdefault((lr_scale, decays, is_trunk), []).append(parameter)
+    return [{"params": params, "lr_scale": scale, "decays": decays, "is_trunk": trunk} for (scale, decays, trunk), params in groups.items()]
 
 
 @torch.no_grad()
-def clip_per_parameter(parameters: Iterable[nn.Parameter], *, max_norm: float) -> None:
-    """Scale down every gradient whose own L2 norm exceeds `max_norm` (DINO utils.py, clip_gradients): not the global norm."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
+def clip_gradients(method: nn.Module, *, mode: Literal["parameter", "module", "joint"], max_norm: float) -> None:
+    """Scale down gradients whose L2 norm exceeds `max_norm`; see `Clip` for what a norm is taken over."""
+    if mode == "parameter":
+        gradients = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
+        if gradients:
+            factors = torch._foreach_add(torch._foreach_norm(gradients), 1e-6)
+            torch._foreach_reciprocal_(factors)
+            torch._foreach_mul_(factors, max_norm)
+            torch._foreach_clamp_max_(factors, 1.0)
+            torch._foreach_mul_(gradients, factors)
         return
-    factors = torch._foreach_add(torch._foreach_norm(gradients), 1e-6)
-    torch._foreach_reciprocal_(factors)
-    torch._foreach_mul_(factors, max_norm)
-    torch._foreach_clamp_max_(factors, 1.0)
-    torch._foreach_mul_(gradients, factors)
+    for parameters in _by_module(method) if mode == "module" else [list(method.parameters())]:
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def _by_module(method: nn.Module) -> list[list[nn.Parameter]]:
+    """Parameters of the encoder and of every head, decoder and predictor: the children of the method, branches and containers opened."""
+    found: list[list[nn.Parameter]] = []
+    waiting = list(method.children())
+    while waiting:
+        module = waiting.pop(0)
+        if isinstance(module, nn.ModuleDict | Branch):
+            waiting += list(module.children())
+        elif parameters := list(module.parameters()):
+            found.append(parameters)
+    return found

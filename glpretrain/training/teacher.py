@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.fingerprint import fingerprint
+from glpretrain.training.branch import Branch
 
 Precision = Literal["float32", "bfloat16", "float16"]
 _DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,7 +26,7 @@ class EMATeacher(nn.Module):
         branch: the student; copied, so what it has at this moment (mask token, heads) the teacher has too.
     """
 
-    def __init__(self, branch: nn.Module) -> None:
+    def __init__(self, branch: Branch) -> None:
         super().__init__()
         self.branch = copy.deepcopy(branch).requires_grad_(False).eval()
 

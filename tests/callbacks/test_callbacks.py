@@ -19,7 +19,7 @@ from glpretrain.callbacks.health import usage
 from glpretrain.callbacks.loggers import wandb_mode
 from glpretrain.callbacks.views import columns, grid_figure, unnormalise
 from glpretrain.cli.training import Training, pretrain
-from glpretrain.core.types import Batch
+from glpretrain.core.batch import Batch
 from glpretrain.data import Scenes
 from glpretrain.encoders import Encoder, ViT
 from glpretrain.evaluate import Evaluator, FeatureCache, Pixels, Result, Score

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from skimage.data import astronaut
+from view_parts import flips
 
 from glpretrain.cli import main
 from glpretrain.cli.faces import faces
@@ -122,31 +123,33 @@ def test_views_move_image_and_map_together() -> None:
             return super().__getitem__(index)._replace(image=(regions * 20).to(torch.uint8).repeat(3, 1, 1), regions=regions)
 
     views = MultiCrop([ViewSpec(48, (0.4, 1.0), count=2, interpolation="bilinear")])
-    raw = DataModule(Painted(40, size=96), views, batch_size=8, image_size=96, mask=CRFRPMask()).raw_batch(range(8))
+    raw = DataModule(Painted(40, size=96), views, batch_size=8, item_size=96, mask=CRFRPMask()).raw_batch(range(8))
     options = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "regions": raw.regions.long()}
-    made = views(raw.images, aspect=raw.aspect, keys=torch.arange(8), **options)
-    shown = (made.global_views[:, :, 0] * 255 / 20).round().long()  # [G B 48 48]
+    made = views(raw.items, aspect=raw.aspect, keys=torch.arange(8), **options)
+    shown = (made.groups["global"].items[:, :, 0] * 255 / 20).round().long()  # [G B 48 48]
     assert (shown == made.regions).float().mean() > 0.93  # all but the mixed pixels at edges
     assert (shown == made.regions.flip(3)).float().mean() < 0.85
-    assert made.boxes[..., 4].unique().numel() == 2  # some flipped, some not
+    assert flips(made.groups["global"].frame).unique().numel() == 2  # some flipped, some not
 
 
 def _batch(mask, **options):
     encoder = ViT("vit_tiny_patch16_224", img_size=48, patch_size=8, embed_dim=24, depth=1, num_heads=3)
     views = MultiCrop([ViewSpec(48, (0.6, 1.0), count=2)])
-    data = DataModule(LFWSubset(12, size=48), views, batch_size=4, image_size=56, mask=mask, **options)
+    data = DataModule(LFWSubset(12, size=48), views, batch_size=4, item_size=56, mask=mask, **options)
     return data, data.make_batch(data.raw_batch(range(4)), encoder=encoder, epoch=0)
 
 
 def test_a_batch_has_the_covered_tokens_where_its_mask_covers_some() -> None:
     data, batch = _batch(CRFRPMask())
-    assert batch.mask.shape == batch.region_mask.shape == (2, 4, 36) and (batch.mask.sum(dim=2) == 27).all()
-    assert not (batch.region_mask & ~batch.mask).any() and batch.region_mask.any()
-    assert data.optional_fields == {"mask", "region_mask"}
+    group = batch.views["global"]
+    assert group.mask.shape == group.region_mask.shape == (2, 4, 36) and (group.mask.sum(dim=2) == 27).all()
+    assert not (group.region_mask & ~group.mask).any() and group.region_mask.any()
+    assert data.made()["global"].parts == {"mask", "region_mask"}
     for mask in (FRPMask(), RandomMask(0.75)):
         data, batch = _batch(mask)
-        assert batch.region_mask is None and (batch.mask.sum(dim=2) == 27).all() and data.optional_fields == {"mask"}
-    with pytest.raises(ValueError, match="mask CRFRPMask needs region maps"):
+        group = batch.views["global"]
+        assert group.region_mask is None and (group.mask.sum(dim=2) == 27).all() and data.made()["global"].parts == {"mask"}
+    with pytest.raises(ValueError, match="CRFRPMask needs region maps"):
         DataModule(FaceSwaps(), MultiCrop([ViewSpec(48, (0.6, 1.0))]), batch_size=4, mask=CRFRPMask())
 
 
@@ -332,4 +335,4 @@ def test_real_maps_make_exact_masks() -> None:
     data = DataModule(source, views, batch_size=8, mask=CRFRPMask(region_per="item"), cache=False)
     encoder = ViT("vit_tiny_patch16_224", embed_dim=24, depth=1, num_heads=3)
     batch = data.make_batch(data.raw_batch(range(0, len(source), 25)), encoder=encoder, epoch=0)
-    assert (batch.mask.sum(dim=2) == 147).all() and batch.region_mask.any(dim=2).float().mean() > 0.5
+    assert (batch.views["global"].mask.sum(dim=2) == 147).all() and batch.views["global"].region_mask.any(dim=2).float().mean() > 0.5

@@ -9,10 +9,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from glpretrain.core.types import Batch, EncoderCard
+from glpretrain.core.batch import PARTS, Batch, Uses
+from glpretrain.core.types import EncoderCard
 from glpretrain.data import Item, Scenes, Source, UnreadableItemError
-from glpretrain.data.loading import EpochOrder
 from glpretrain.data.module import DataModule
+from glpretrain.data.orders import EpochBatches, Shuffled
 from glpretrain.data.views import MultiCrop, ViewSpec
 from glpretrain.masking import GroupCorruption, RandomMask
 
@@ -59,11 +60,12 @@ class Recorder(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = FakeEncoder()
+        self.uses = {"global": Uses(takes=PARTS), "local": Uses(required=False)}
         self.weight = nn.Parameter(torch.zeros(()))
         self.seen: list[tuple[list[int], float]] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.seen.append((batch.index.tolist(), float(batch.global_views.sum())))
+        self.seen.append((batch.index.tolist(), float(batch.views["global"].items.sum())))
         return self.weight * 0.0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -89,8 +91,8 @@ def trainer(folder: Path, **arguments) -> pl.Trainer:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_several_processes_see_the_batches_of_one(world_size: int) -> None:
-    whole = EpochOrder(47, batch_size=2 * world_size, rank=0, world_size=1, seed=5)
-    parts = [EpochOrder(47, batch_size=2, rank=rank, world_size=world_size, seed=5) for rank in range(world_size)]
+    whole = EpochBatches(Shuffled(), length=47, batch_size=2 * world_size, rank=0, world_size=1, seed=5)
+    parts = [EpochBatches(Shuffled(), length=47, batch_size=2, rank=rank, world_size=world_size, seed=5) for rank in range(world_size)]
     for order in (whole, *parts):
         order.set_epoch(3)
     joined = [list(chain(*batches)) for batches in zip(*parts, strict=True)]
@@ -99,7 +101,7 @@ def test_several_processes_see_the_batches_of_one(world_size: int) -> None:
 
 
 def test_each_epoch_has_its_own_order_of_all_items() -> None:
-    order = EpochOrder(21, batch_size=7, rank=0, world_size=1, seed=0)
+    order = EpochBatches(Shuffled(), length=21, batch_size=7, rank=0, world_size=1, seed=0)
     epochs = []
     for epoch in range(2):
         order.set_epoch(epoch)
@@ -110,7 +112,7 @@ def test_each_epoch_has_its_own_order_of_all_items() -> None:
 
 def test_too_few_items_are_refused_by_their_numbers() -> None:
     with pytest.raises(ValueError, match="5 items, fewer than one batch of 6"):
-        EpochOrder(5, batch_size=3, rank=0, world_size=2, seed=0)
+        EpochBatches(Shuffled(), length=5, batch_size=3, rank=0, world_size=2, seed=0)
 
 
 def test_a_batch_has_the_documented_shapes() -> None:
@@ -118,25 +120,27 @@ def test_a_batch_has_the_documented_shapes() -> None:
         Ramp(11, regions=True), views(local=True), batch_size=3, mask=RandomMask(0.5), corruption=GroupCorruption(0.4, max_side=0.5)
     )
     batch = data.make_batch(data.raw_batch([7, 2, 5]), encoder=FakeEncoder(), epoch=0)
-    assert batch.global_views.shape == (2, 3, 3, 16, 16)
-    assert batch.local_views.shape == (3, 3, 3, 8, 8)
-    assert batch.mask.shape == (2, 3, 16) and batch.mask.dtype == torch.bool
-    assert batch.corrupted_views.shape == (2, 3, 3, 16, 16)
-    assert batch.corruption.shape == (2, 3, 16, 16)
-    assert batch.regions.shape == (2, 3, 16) and set(batch.regions.unique().tolist()) <= {0, 1}
-    assert batch.boxes.shape == (5, 3, 5)
+    assert batch.views["global"].items.shape == (2, 3, 3, 16, 16)
+    assert batch.views["local"].items.shape == (3, 3, 3, 8, 8)
+    assert batch.views["global"].mask.shape == (2, 3, 16) and batch.views["global"].mask.dtype == torch.bool
+    assert batch.views["global"].corrupted.shape == (2, 3, 3, 16, 16)
+    assert batch.views["global"].corruption.shape == (2, 3, 16, 16)
+    assert batch.views["global"].frame.shape == (2, 3, 2, 3) and batch.views["local"].frame.shape == (3, 3, 2, 3)
+    assert batch.weight.tolist() == [1.0, 1.0, 1.0]
     assert batch.index.tolist() == [7, 2, 5]
-    assert not torch.equal(batch.mask[0], batch.mask[1])
+    assert not torch.equal(batch.views["global"].mask[0], batch.views["global"].mask[1])
 
 
 def test_an_item_gets_the_same_views_in_any_batch() -> None:
     data = DataModule(Ramp(11), views(), batch_size=3, mask=RandomMask(0.5))
     many = data.make_batch(data.raw_batch([7, 2, 5]), encoder=FakeEncoder(), epoch=1)
     one = data.make_batch(data.raw_batch([5]), encoder=FakeEncoder(), epoch=1)
-    torch.testing.assert_close(many.global_views[:, 2:], one.global_views, rtol=0, atol=1e-5)  # batched sums may differ by rounding
-    assert torch.equal(many.mask[:, 2:], one.mask)
+    torch.testing.assert_close(
+        many.views["global"].items[:, 2:], one.views["global"].items, rtol=0, atol=1e-5
+    )  # batched sums may differ by rounding
+    assert torch.equal(many.views["global"].mask[:, 2:], one.views["global"].mask)
     other = data.make_batch(data.raw_batch([5]), encoder=FakeEncoder(), epoch=2)
-    assert not torch.equal(one.boxes, other.boxes)
+    assert not torch.equal(one.views["global"].frame, other.views["global"].frame)
 
 
 # The end of an epoch is the hard case with workers, which fetch the next epoch before Lightning has counted the last.
@@ -213,13 +217,13 @@ def test_sources_for_evaluation_follow_the_documented_order() -> None:
     labelled.classes = ("a", "b")
     train, test = DataModule(Ramp(11), views(), batch_size=3, labelled=labelled).labelled_sources()
     assert len(train) + len(test) == 101 and not set(train.indices) & set(test.indices)
-    with pytest.raises(ValueError, match="4 channels and scenes have 3"):
+    with pytest.raises(ValueError, match="4 channels and scenes has 3"):
         DataModule(Ramp(11, channels=4), views(), batch_size=3).masked_source()
 
 
 def test_bad_settings_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="image_size 12 is smaller than the global view of 16 x 16"):
-        DataModule(Ramp(11), views(), batch_size=3, image_size=12)
+    with pytest.raises(ValueError, match="item_size 12 is smaller than the global view of 16 x 16"):
+        DataModule(Ramp(11), views(), batch_size=3, item_size=12)
     with pytest.raises(ValueError, match="max_unreadable is a share in \\[0, 1\\], not 3"):
         DataModule(Ramp(11), views(), batch_size=3, max_unreadable=3)
     with pytest.raises(ValueError, match="masked is 'ramp', which has no masks"):

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from view_parts import frames_of
 
 from glpretrain.core import keys as rng
 from glpretrain.data.views import MultiCrop, ViewSpec
@@ -41,20 +42,20 @@ def plain(size: int = 24, **settings) -> ViewSpec:
 
 def test_shapes_and_types_of_the_views():
     views = dino((24, 40))(**inputs(), mean=MEAN, std=STD, regions=torch.zeros(B, 32, 32, dtype=torch.int64))
-    assert views.global_views.shape == (2, B, 3, 24, 40)
-    assert views.local_views.shape == (3, B, 3, 16, 16)
+    assert views.groups["global"].items.shape == (2, B, 3, 24, 40)
+    assert views.groups["local"].items.shape == (3, B, 3, 16, 16)
     assert views.regions.shape == (2, B, 24, 40)
     assert views.regions.dtype == torch.int64
-    assert views.boxes.shape == (5, B, 5)
-    assert views.global_views.dtype == views.local_views.dtype == views.boxes.dtype == torch.float32
-    assert (dino().num_global_views, dino().num_local_views) == (2, 3)
+    assert frames_of(views).shape == (5, B, 2, 3)
+    assert views.groups["global"].items.dtype == views.groups["local"].items.dtype == frames_of(views).dtype == torch.float32
+    assert dino().groups(3) == {"global": (2, (3, 24, 24)), "local": (3, (3, 16, 16))}
 
 
 def test_without_locals_and_regions_there_are_none():
     views = MultiCrop([plain(count=2)])(**inputs(), mean=MEAN, std=STD)
-    assert views.local_views is None
+    assert "local" not in views.groups
     assert views.regions is None
-    assert views.boxes.shape == (2, B, 5)
+    assert frames_of(views).shape == (2, B, 2, 3)
 
 
 def test_views_of_a_sample_do_not_depend_on_its_batch():
@@ -62,10 +63,10 @@ def test_views_of_a_sample_do_not_depend_on_its_batch():
     whole = dino()(**batch, mean=MEAN, std=STD)
     for i in range(B):
         alone = dino()(**{name: value[i : i + 1] for name, value in batch.items()}, mean=MEAN, std=STD)
-        torch.testing.assert_close(alone.boxes, whole.boxes[:, i : i + 1], rtol=0, atol=0)
+        torch.testing.assert_close(frames_of(alone), frames_of(whole)[:, i : i + 1], rtol=0, atol=0)
         # A matrix product may add in another order for another batch size; divided by std that is 5e-7 of a level.
-        torch.testing.assert_close(alone.global_views, whole.global_views[:, i : i + 1], rtol=0, atol=2e-5)
-        torch.testing.assert_close(alone.local_views, whole.local_views[:, i : i + 1], rtol=0, atol=2e-5)
+        torch.testing.assert_close(alone.groups["global"].items, whole.groups["global"].items[:, i : i + 1], rtol=0, atol=2e-5)
+        torch.testing.assert_close(alone.groups["local"].items, whole.groups["local"].items[:, i : i + 1], rtol=0, atol=2e-5)
 
 
 def test_same_keys_give_the_same_views_and_other_keys_others():
@@ -73,40 +74,42 @@ def test_same_keys_give_the_same_views_and_other_keys_others():
     first = dino()(**batch, mean=MEAN, std=STD)
     torch.manual_seed(5)  # the global generator has no say
     again = dino()(**batch, mean=MEAN, std=STD)
-    assert torch.equal(first.global_views, again.global_views)
-    assert torch.equal(first.local_views, again.local_views)
+    assert torch.equal(first.groups["global"].items, again.groups["global"].items)
+    assert torch.equal(first.groups["local"].items, again.groups["local"].items)
     other = dino()(**{**batch, "keys": batch["keys"] + 1}, mean=MEAN, std=STD)
-    assert not (first.boxes[..., :4] == other.boxes[..., :4]).flatten(2).any(2).all()
+    assert not (frames_of(first)[..., 2] == frames_of(other)[..., 2]).flatten(2).any(2).all()
 
 
 def test_no_two_views_of_an_item_are_alike():
     views = MultiCrop([plain(count=3)], [plain(16, count=2)])(**inputs(), mean=MEAN, std=STD)
     for i in range(B):
-        assert len({tuple(box) for box in views.boxes[:, i, :4].tolist()}) == 5
+        assert len({tuple(frame) for frame in frames_of(views)[:, i].flatten(1).tolist()}) == 5
 
 
 def test_adding_a_view_leaves_the_others_as_they_were():
     batch = inputs()
     small = MultiCrop([plain(count=2)], [plain(16)])(**batch, mean=MEAN, std=STD)
     large = MultiCrop([plain(count=3)], [plain(16), plain(16)])(**batch, mean=MEAN, std=STD)
-    assert torch.equal(small.global_views, large.global_views[:2])
-    assert torch.equal(small.local_views, large.local_views[:1])
+    assert torch.equal(small.groups["global"].items, large.groups["global"].items[:2])
+    assert torch.equal(small.groups["local"].items, large.groups["local"].items[:1])
 
 
 def test_equal_views_are_the_same_written_once_or_twice():
     batch = inputs()
     counted = MultiCrop([plain(count=2, **COLOURS)])(**batch, mean=MEAN, std=STD)
     written = MultiCrop([plain(**COLOURS), plain(**COLOURS)])(**batch, mean=MEAN, std=STD)
-    torch.testing.assert_close(counted.global_views, written.global_views, rtol=0, atol=2e-5)  # as for another batch size
-    assert torch.equal(counted.boxes, written.boxes)
+    torch.testing.assert_close(
+        counted.groups["global"].items, written.groups["global"].items, rtol=0, atol=2e-5
+    )  # as for another batch size
+    assert torch.equal(frames_of(counted), frames_of(written))
 
 
 def test_each_view_has_its_own_settings():
     batch = inputs()
     alike = MultiCrop([plain(), plain()])(**batch, mean=(0.5,) * 3, std=(1.0,) * 3)
     unlike = MultiCrop([plain(), plain(solarize_prob=1.0, solarize_threshold=0.0)])(**batch, mean=(0.5,) * 3, std=(1.0,) * 3)
-    assert torch.equal(alike.global_views[0], unlike.global_views[0])
-    torch.testing.assert_close(alike.global_views[1], -unlike.global_views[1])  # 1 - x about a mean of one half
+    assert torch.equal(alike.groups["global"].items[0], unlike.groups["global"].items[0])
+    torch.testing.assert_close(alike.groups["global"].items[1], -unlike.groups["global"].items[1])  # 1 - x about a mean of one half
 
 
 def test_regions_move_with_the_image():
@@ -116,27 +119,27 @@ def test_regions_move_with_the_image():
     batch = {**inputs(), "images": regions.unsqueeze(1).expand(-1, 3, -1, -1).to(torch.uint8)}
     crops = MultiCrop([plain(64, count=2, interpolation="bilinear")])
     views = crops(**batch, mean=(0.0,) * 3, std=(1 / 255,) * 3, regions=regions)
-    same = (views.global_views[:, :, 0] - views.regions).abs() < 0.5
+    same = (views.groups["global"].items[:, :, 0] - views.regions).abs() < 0.5
     assert same.float().mean() > 0.75  # pixels at the edges of the squares are blends
-    for view, box in zip(views.regions.flatten(0, 1), views.boxes.flatten(0, 1), strict=True):
-        x0, y0, x1, y1, flip = box.tolist()
-        row, column = 20, 50
-        share = (column + 0.5) / 64
-        x = x0 + (x1 - x0) * (1 - share if flip else share)
-        y = y0 + (y1 - y0) * (row + 0.5) / 64
+    row, column = 20, 50
+    place = torch.tensor([(row + 0.5) / 64, (column + 0.5) / 64])
+    for view, frame in zip(views.regions.flatten(0, 1), frames_of(views).flatten(0, 1), strict=True):
+        y, x = (frame[:, :2] @ place + frame[:, 2]).tolist()
         assert view[row, column] == (math.floor(y * 4) * 4 + math.floor(x * 4)) * 16
 
 
 def test_bytes_and_floats_give_the_same_views():
     batch = inputs()
     as_floats = {**batch, "images": batch["images"].float() / 255}
-    assert torch.equal(dino()(**batch, mean=MEAN, std=STD).global_views, dino()(**as_floats, mean=MEAN, std=STD).global_views)
+    assert torch.equal(
+        dino()(**batch, mean=MEAN, std=STD).groups["global"].items, dino()(**as_floats, mean=MEAN, std=STD).groups["global"].items
+    )
 
 
 def test_normalisation_is_per_channel():
     batch = {**inputs(), "images": torch.tensor([0.25, 0.5, 0.75]).view(1, 3, 1, 1).expand(B, 3, 32, 32)}
     views = MultiCrop([plain()])(**batch, mean=(0.25, 0.25, 0.25), std=(1.0, 0.5, 0.25))
-    torch.testing.assert_close(views.global_views.mean(dim=(0, 1, 3, 4)), torch.tensor([0.0, 0.5, 2.0]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(views.groups["global"].items.mean(dim=(0, 1, 3, 4)), torch.tensor([0.0, 0.5, 2.0]), rtol=0, atol=1e-5)
 
 
 def test_autocast_does_not_reach_the_views():
@@ -144,7 +147,7 @@ def test_autocast_does_not_reach_the_views():
     outside = dino()(**batch, mean=MEAN, std=STD)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = dino()(**batch, mean=MEAN, std=STD)
-    assert torch.equal(outside.global_views, inside.global_views)
+    assert torch.equal(outside.groups["global"].items, inside.groups["global"].items)
 
 
 def test_nothing_waits_for_the_device():
@@ -153,7 +156,7 @@ def test_nothing_waits_for_the_device():
         batch = {name: mode.from_tensor(value) for name, value in inputs().items()}
         regions = torch.zeros(B, 32, 32, dtype=torch.int64)
         views = dino()(**batch, mean=MEAN, std=STD, regions=regions)
-    assert views.local_views.shape == (3, B, 3, 16, 16)
+    assert views.groups["local"].items.shape == (3, B, 3, 16, 16)
 
 
 def test_other_channels_are_refused_only_where_rgb_is_needed():
@@ -161,7 +164,7 @@ def test_other_channels_are_refused_only_where_rgb_is_needed():
     with pytest.raises(ValueError, match=r"saturation=0\.2 needs RGB items, but these have 5 channels; set saturation to 0"):
         dino()(**batch, mean=(0.5,) * 5, std=(0.2,) * 5)
     views = MultiCrop([plain(brightness=0.4, contrast=0.4, blur_prob=0.5)])(**batch, mean=(0.5,) * 5, std=(0.2,) * 5)
-    assert views.global_views.shape == (1, B, 5, 24, 24)
+    assert views.groups["global"].items.shape == (1, B, 5, 24, 24)
 
 
 def test_wrong_statistics_and_regions_are_refused():

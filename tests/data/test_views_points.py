@@ -7,6 +7,7 @@ from torch import Tensor
 
 from glpretrain.core import keys as rng
 from glpretrain.core.clouds import farthest_points, in_unit_sphere, take
+from glpretrain.core.frames import places
 from glpretrain.data import Scenes, Solids
 from glpretrain.data.module import DataModule
 from glpretrain.data.views import CollapsedGroups, MultiCrop, PointCrops, PointViewSpec, ViewSpec
@@ -31,22 +32,26 @@ def test_a_view_depends_on_its_items_key_only() -> None:
     crops = PointCrops([PointViewSpec(64, keep=(0.3, 0.8), count=2, **FULL)], [PointViewSpec(32, keep=(0.2, 0.4), count=3, **FULL)])
     whole = crops(CLOUDS, keys=keys())
     part = crops(CLOUDS[2:4], keys=keys()[2:4])
-    assert whole.global_views.shape == (2, 5, 64, 3) and whole.local_views.shape == (3, 5, 32, 3) and whole.boxes is None
-    assert torch.equal(whole.global_views[:, 2:4], part.global_views) and torch.equal(whole.local_views[:, 2:4], part.local_views)
-    assert not torch.equal(whole.global_views[0], whole.global_views[1])
-    assert not torch.equal(whole.global_views, crops(CLOUDS, keys=keys(epoch=1)).global_views)
+    assert whole.groups["global"].items.shape == (2, 5, 64, 3) and whole.groups["local"].items.shape == (3, 5, 32, 3)
+    assert torch.equal(whole.groups["global"].items[:, 2:4], part.groups["global"].items) and torch.equal(
+        whole.groups["local"].items[:, 2:4], part.groups["local"].items
+    )
+    assert not torch.equal(whole.groups["global"].items[0], whole.groups["global"].items[1])
+    assert not torch.equal(whole.groups["global"].items, crops(CLOUDS, keys=keys(epoch=1)).groups["global"].items)
 
 
 def test_one_more_view_leaves_the_others_as_they_were() -> None:
     local, coarse = [PointViewSpec(32, keep=(0.2, 0.4))], [PointViewSpec(16, sampling="farthest")]
     one = PointCrops([PointViewSpec(64)], local, coarse)(CLOUDS, keys=keys())
     two = PointCrops([PointViewSpec(64, count=2)], local, coarse)(CLOUDS, keys=keys())
-    assert torch.equal(one.global_views, two.global_views[:1]) and torch.equal(one.local_views, two.local_views)
-    assert torch.equal(one.coarse_views[0], two.coarse_views[0])
+    assert torch.equal(one.groups["global"].items, two.groups["global"].items[:1]) and torch.equal(
+        one.groups["local"].items, two.groups["local"].items
+    )
+    assert torch.equal(one.groups["coarse_16"].items, two.groups["coarse_16"].items)
 
 
 def test_a_crop_is_the_neighbourhood_of_one_of_its_points() -> None:
-    view = view_of(CLOUDS, spec=PointViewSpec(40, keep=(0.2, 0.2)), keys=keys())  # all 40 of 200 points
+    view = view_of(CLOUDS, spec=PointViewSpec(40, keep=(0.2, 0.2)), keys=keys())[0]  # all 40 of 200 points
     for cloud, crop in zip(CLOUDS, view, strict=True):
         assert rows(crop) <= rows(cloud) and len(rows(crop)) == 40
         spreads = [(cloud - point).norm(dim=1).argsort()[:40] for point in crop]
@@ -54,13 +59,13 @@ def test_a_crop_is_the_neighbourhood_of_one_of_its_points() -> None:
 
 
 def test_a_view_without_crop_is_a_random_part_without_repeats() -> None:
-    view = view_of(CLOUDS, spec=PointViewSpec(150), keys=keys())
+    view = view_of(CLOUDS, spec=PointViewSpec(150), keys=keys())[0]
     for cloud, part in zip(CLOUDS, view, strict=True):
         assert rows(part) <= rows(cloud) and len(rows(part)) == 150
 
 
 def test_a_crop_with_too_few_points_is_completed_by_means_of_four() -> None:
-    view = view_of(CLOUDS, spec=PointViewSpec(60, keep=(0.2, 0.2)), keys=keys())
+    view = view_of(CLOUDS, spec=PointViewSpec(60, keep=(0.2, 0.2)), keys=keys())[0]
     for cloud, part in zip(CLOUDS, view, strict=True):
         own = [tuple(row) in rows(cloud) for row in part.tolist()]
         assert all(own[:40]) and not any(own[40:])
@@ -72,7 +77,7 @@ def test_a_crop_with_too_few_points_is_completed_by_means_of_four() -> None:
 
 def test_shares_of_crops_fill_their_range() -> None:
     clouds = CLOUDS[:1].expand(200, -1, -1)
-    view = view_of(clouds, spec=PointViewSpec(200, keep=(0.3, 0.9)), keys=keys(200))
+    view = view_of(clouds, spec=PointViewSpec(200, keep=(0.3, 0.9)), keys=keys(200))[0]
     kept = torch.tensor([len(rows(part) & rows(CLOUDS[0])) for part in view]) / 200
     assert kept.min() >= 0.3 and kept.max() <= 0.91 and abs(kept.mean() - 0.6) < 0.05 and kept.std() > 0.1
 
@@ -82,9 +87,9 @@ def test_farthest_sampling_spreads_points() -> None:
         distance = torch.cdist(view, view) + 9.0 * torch.eye(view.shape[1])
         return distance.amin(dim=(1, 2))
 
-    spread, random = (view_of(CLOUDS, spec=PointViewSpec(20, sampling=name), keys=keys()) for name in ("farthest", "random"))
+    spread, random = (view_of(CLOUDS, spec=PointViewSpec(20, sampling=name), keys=keys())[0] for name in ("farthest", "random"))
     assert (closest(spread) > closest(random)).all()
-    inside = view_of(CLOUDS, spec=PointViewSpec(20, keep=(0.2, 0.2), sampling="farthest"), keys=keys())
+    inside = view_of(CLOUDS, spec=PointViewSpec(20, keep=(0.2, 0.2), sampling="farthest"), keys=keys())[0]
     for cloud, part in zip(CLOUDS, inside, strict=True):
         assert len(rows(part)) == 20 and rows(part) <= rows(cloud)
 
@@ -104,13 +109,13 @@ def test_rotations_are_rotations_and_leave_their_axis_alone(axis: str) -> None:
 
 def test_scale_translation_jitter_and_dropout_stay_in_their_ranges() -> None:
     ones = torch.ones(300, 50, 3)
-    scaled = view_of(ones, spec=PointViewSpec(50, scale=(0.5, 2.0)), keys=keys(300))
+    scaled = view_of(ones, spec=PointViewSpec(50, scale=(0.5, 2.0)), keys=keys(300))[0]
     assert scaled.min() >= 0.5 and scaled.max() <= 2.0 and (scaled == scaled[:, :1]).all() and scaled[:, 0].std(dim=0).min() > 0.3
-    moved = view_of(ones, spec=PointViewSpec(50, translation=0.2), keys=keys(300)) - 1.0
+    moved = view_of(ones, spec=PointViewSpec(50, translation=0.2), keys=keys(300))[0] - 1.0
     assert moved.abs().max() <= 0.2001 and (moved == moved[:, :1]).all() and moved[:, 0].std(dim=0).min() > 0.08
-    noisy = view_of(ones, spec=PointViewSpec(50, jitter=0.03, jitter_limit=0.05), keys=keys(300)) - 1.0
+    noisy = view_of(ones, spec=PointViewSpec(50, jitter=0.03, jitter_limit=0.05), keys=keys(300))[0] - 1.0
     assert noisy.abs().max() <= 0.0501 and abs(noisy.std() - 0.0265) < 0.001  # of a normal cut at 5/3 sigma, piled up there
-    dropped = view_of(CLOUDS[:1].expand(300, -1, -1), spec=PointViewSpec(200, dropout=0.8), keys=keys(300))
+    dropped = view_of(CLOUDS[:1].expand(300, -1, -1), spec=PointViewSpec(200, dropout=0.8), keys=keys(300))[0]
     share = (dropped == dropped[:, :1]).all(dim=2).float().mean(dim=1)
     assert abs(share.mean() - 0.4) < 0.05 and share.max() < 0.95
 
@@ -118,8 +123,17 @@ def test_scale_translation_jitter_and_dropout_stay_in_their_ranges() -> None:
 def test_coarse_views_have_their_own_numbers_of_points() -> None:
     crops = PointCrops([PointViewSpec(64)], None, [PointViewSpec(32, count=2, sampling="farthest"), PointViewSpec(8)])
     views = crops(CLOUDS, keys=keys())
-    assert [tuple(view.shape) for view in views.coarse_views] == [(2, 5, 32, 3), (1, 5, 8, 3)] and views.local_views is None
-    assert crops.num_coarse_views == 3 and crops.shapes(3) == [(64, 3), (32, 3), (8, 3)]
+    shapes = {name: tuple(group.items.shape) for name, group in views.groups.items()}
+    assert shapes == {"global": (1, 5, 64, 3), "coarse_32": (2, 5, 32, 3), "coarse_8": (1, 5, 8, 3)}
+    assert crops.groups(3) == {"global": (1, (64, 3)), "coarse_32": (2, (32, 3)), "coarse_8": (1, (8, 3))}
+
+
+def test_frames_take_points_of_a_view_back_to_the_cloud() -> None:
+    settings = {name: value for name, value in FULL.items() if name not in ("jitter", "dropout")}
+    view, frame = view_of(CLOUDS, spec=PointViewSpec(200, **settings), keys=keys())
+    back = places(frame, view)
+    for cloud, points in zip(CLOUDS, back, strict=True):  # all points, in another order
+        assert (torch.cdist(points, cloud, compute_mode="donot_use_mm_for_euclid_dist").amin(dim=1) < 1e-5).all()
 
 
 def test_collapsed_groups_keep_their_centres_and_lose_their_shape() -> None:
@@ -136,22 +150,23 @@ def test_collapsed_groups_keep_their_centres_and_lose_their_shape() -> None:
 
 def test_a_data_module_makes_batches_of_clouds() -> None:
     views = PointCrops([PointViewSpec(48, keep=(0.5, 0.9), count=2)], [PointViewSpec(32, keep=(0.2, 0.5))], [PointViewSpec(16)])
-    data = DataModule(Solids(12, num_points=80), views, batch_size=4, image_size=64, corruption=CollapsedGroups(0.5))
+    data = DataModule(Solids(12, num_points=80), views, batch_size=4, item_size=64, corruption=CollapsedGroups(0.5))
     encoder = PointTransformer("point_mae", num_points=48, group_size=8, embed_dim=12, depth=1, num_heads=2)
     batch = data.make_batch(data.raw_batch([3, 5]), encoder=encoder, epoch=0)
-    assert batch.global_views.shape == (2, 2, 48, 3) and batch.local_views.shape == (1, 2, 32, 3) and batch.boxes is None
-    assert batch.corrupted_views.shape == (2, 2, 48, 3) and batch.corruption.shape == (2, 2, 48)
-    assert data.optional_fields == {"local_views", "coarse_views", "corrupted_views"}
+    assert batch.views["global"].items.shape == (2, 2, 48, 3) and batch.views["local"].items.shape == (1, 2, 32, 3)
+    assert batch.views["global"].corrupted.shape == (2, 2, 48, 3) and batch.views["global"].corruption.shape == (2, 2, 48)
+    parts = {name: made.parts for name, made in data.made().items()}
+    assert parts == {"global": {"corrupted", "corruption"}, "local": set(), "coarse_16": set()}
     assert [source.name for source in data.labelled_sources()] == ["solids", "solids"] and data.masked_source().has_masks
 
 
 def test_views_of_another_kind_are_refused() -> None:
-    with pytest.raises(ValueError, match="source 'scenes' has items of kind image; PointCrops accepts points"):
+    with pytest.raises(ValueError, match="source 'scenes' has items of kind image, but PointCrops makes views of kind points"):
         DataModule(Scenes(4), PointCrops([PointViewSpec(32)]), batch_size=2)
-    with pytest.raises(ValueError, match="source 'solids' has items of kind points; MultiCrop accepts image"):
+    with pytest.raises(ValueError, match="source 'solids' has items of kind points, but MultiCrop makes views of kind image"):
         DataModule(Solids(4), MultiCrop([ViewSpec(32, scale=(0.5, 1.0))]), batch_size=2)
-    with pytest.raises(ValueError, match="image_size 10 leaves fewer than 4 points"):
-        DataModule(Solids(4), PointCrops([PointViewSpec(32, keep=(0.2, 0.5))]), batch_size=2, image_size=10)
+    with pytest.raises(ValueError, match="item_size 10 leaves fewer than 4 points"):
+        DataModule(Solids(4), PointCrops([PointViewSpec(32, keep=(0.2, 0.5))]), batch_size=2, item_size=10)
 
 
 @pytest.mark.parametrize(

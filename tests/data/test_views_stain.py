@@ -4,12 +4,13 @@ import pytest
 import torch
 from scipy.stats import kstest
 from skimage.color import hed2rgb, rgb2hed
+from view_parts import flips
 
 from glpretrain.core import keys as rng
+from glpretrain.core.frames import token_centres
 from glpretrain.data.views import MultiCrop, ViewSpec
 from glpretrain.data.views.colour import augment
 from glpretrain.data.views.stain import jitter_stain, quarter_turns, restain, turn
-from glpretrain.objectives.contrastive import token_centres
 
 KEYS = rng.item_keys(seed=0, epoch=0, index=torch.arange(4000))
 
@@ -83,18 +84,20 @@ def place_of(views: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_boxes_tell_where_tokens_of_turned_views_came_from(flip: float) -> None:
-    """The image says of every pixel where it is, so a view says where its tokens came from; the boxes must say the same."""
+def test_frames_tell_where_tokens_of_turned_views_came_from(flip: float) -> None:
+    """The image says of every pixel where it is, so a view says where its tokens came from; the frames must say the same."""
     ramp = (torch.arange(64) + 0.5) / 64
     image = torch.stack([ramp.expand(64, 64), ramp.view(-1, 1).expand(64, 64), torch.zeros(64, 64)]).expand(24, -1, -1, -1)
     crops = MultiCrop([ViewSpec(16, (0.3, 0.8), turn_prob=0.75, flip=flip, jitter_prob=0.0, interpolation="bilinear")])
     regions = (image[:, 0] * 4).long()
     views = crops(image, aspect=torch.ones(24), keys=KEYS[:24], mean=[0.0] * 3, std=[1.0] * 3, regions=regions)
-    boxes = views.boxes[0]
-    assert set((boxes[:, 4] // 2).tolist()) == {0.0, 1.0, 2.0, 3.0}
-    torch.testing.assert_close(place_of(views.global_views[0]), token_centres(boxes, grid=(4, 4)), rtol=0, atol=0.01)
+    frames = views.groups["global"].frame[0]  # [B 2 3]
+    assert (flips(frames) == bool(flip)).all()
+    assert len({tuple(frame) for frame in frames[..., :2].sign().flatten(1).tolist()}) == 4  # all quarter turns
+    centres = token_centres(frames, grid=(4, 4)).flip(-1)  # columns, rows
+    torch.testing.assert_close(place_of(views.groups["global"].items[0]), centres, rtol=0, atol=0.01)
     # Regions, strips of x here, are turned with the pixels.
-    strips = views.global_views[0][:, 0] * 4
+    strips = views.groups["global"].items[0][:, 0] * 4
     away = (strips - strips.round()).abs() > 0.1  # of the border between two
     assert torch.equal(views.regions[0][away], strips.long()[away])
 

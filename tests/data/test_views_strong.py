@@ -184,14 +184,15 @@ def test_as_many_views_are_strong_as_asked_and_each_local_draws_for_itself() -> 
     batch["images"] = torch.full((4000, 3, 8, 8), 128, dtype=torch.uint8)
     crops = MultiCrop([spec(8)], [spec(8, strong=strong, count=2)], [spec(8, strong=strong), spec(8, strong=strong)])
     views = crops(**batch, mean=(0.0,) * 3, std=(1.0,) * 3)
-    marked = (views.local_views.flatten(2) - 128 / 255).abs().amax(dim=2) > 1e-3  # [L B]
+    marked = (views.groups["local"].items.flatten(2) - 128 / 255).abs().amax(dim=2) > 1e-3  # [L B]
     for view in marked:
         assert_share(view, 0.3)
     assert_share(marked.all(dim=0), 0.09)
-    students = (views.student_views.flatten(2) - 128 / 255).abs().amax(dim=2) > 1e-3  # [S B]
+    students = (views.groups["student"].items.flatten(2) - 128 / 255).abs().amax(dim=2) > 1e-3  # [S B]
     assert torch.equal(students[0], students[1])
-    assert torch.equal(views.weak, ~students[0])
-    assert_share(~views.weak, 0.3)
+    strong = views.groups["student"].strong
+    assert torch.equal(strong, students[0])
+    assert_share(strong, 0.3)
     assert_share(students[0] & marked[0], 0.09)
 
 
@@ -269,8 +270,8 @@ def test_noise_is_normalised_with_the_view() -> None:
     views = MultiCrop([spec(strong=Strong(prob=1.0, num_ops=0, erase_prob=1.0))])(**inputs(), mean=(0.0,) * 3, std=(1.0,) * 3)
     scaled = MultiCrop([spec(strong=Strong(prob=1.0, num_ops=0, erase_prob=1.0))])(**inputs(), mean=MEAN, std=STD)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    torch.testing.assert_close(scaled.global_views, (views.global_views - mean) / std)
-    assert views.global_views.max() > 1.5 and views.global_views.min() < -0.5
+    torch.testing.assert_close(scaled.groups["global"].items, (views.groups["global"].items - mean) / std)
+    assert views.groups["global"].items.max() > 1.5 and views.groups["global"].items.min() < -0.5
 
 
 # The multi-crop
@@ -281,35 +282,38 @@ def test_student_views_change_no_other_view() -> None:
     crops = mugs()
     with_own = crops(**batch, mean=MEAN, std=STD)
     without = MultiCrop(list(crops.global_views), list(crops.local_views))(**batch, mean=MEAN, std=STD)
-    for name in ("global_views", "local_views", "boxes"):
-        assert torch.equal(getattr(with_own, name), getattr(without, name)), name
-    assert without.student_views is None and without.weak is None
-    assert with_own.student_views.shape == (2, 11, 3, 24, 24) and crops.num_student_views == 2
-    assert with_own.weak.shape == (11,) and with_own.weak.dtype == torch.bool
-    assert not torch.equal(with_own.student_views, with_own.global_views)
+    for name in ("global", "local"):
+        assert torch.equal(with_own.groups[name].items, without.groups[name].items), name
+        assert torch.equal(with_own.groups[name].frame, without.groups[name].frame), name
+    assert "student" not in without.groups
+    assert with_own.groups["student"].items.shape == (2, 11, 3, 24, 24) and crops.groups(3)["student"] == (2, (3, 24, 24))
+    assert with_own.groups["student"].strong.shape == (11,) and with_own.groups["student"].strong.dtype == torch.bool
+    assert not torch.equal(with_own.groups["student"].items, with_own.groups["global"].items)
 
 
 def test_weak_views_are_those_without_strong_and_strong_ones_are_not() -> None:
     batch = inputs(40)
     views = mugs()(**batch, mean=MEAN, std=STD)
     plain = mugs(None)(**batch, mean=MEAN, std=STD)
-    assert plain.weak.all()
-    assert 5 < views.weak.sum() < 35
+    views, plain = views.groups["student"], plain.groups["student"]
+    weak = ~views.strong
+    assert not plain.strong.any()
+    assert 5 < weak.sum() < 35
     # A matrix product may add in another order for another batch size; divided by std that is 5e-7 of a level.
-    torch.testing.assert_close(views.student_views[:, views.weak], plain.student_views[:, views.weak], rtol=0, atol=2e-5)
-    off = (views.student_views - plain.student_views)[:, ~views.weak].abs().flatten(2).amax(dim=2)
+    torch.testing.assert_close(views.items[:, weak], plain.items[:, weak], rtol=0, atol=2e-5)
+    off = (views.items - plain.items)[:, ~weak].abs().flatten(2).amax(dim=2)
     assert (off.amax(dim=0) > 1e-2).all()  # one view alone may be spared by all that is random
-    assert torch.equal(views.boxes, plain.boxes)
+    assert torch.equal(views.frame, plain.frame)
 
 
 def test_a_batch_in_two_halves_gives_the_same_views() -> None:
     batch = inputs(10)
     whole = mugs()(**batch, mean=MEAN, std=STD)
     halves = [mugs()(**{name: value[part] for name, value in batch.items()}, mean=MEAN, std=STD) for part in (slice(0, 4), slice(4, 10))]
-    for name in ("global_views", "local_views", "student_views"):
-        joined = torch.cat([getattr(half, name) for half in halves], dim=1)
-        torch.testing.assert_close(joined, getattr(whole, name), rtol=0, atol=2e-5)
-    assert torch.equal(torch.cat([half.weak for half in halves]), whole.weak)
+    for name in ("global", "local", "student"):
+        joined = torch.cat([half.groups[name].items for half in halves], dim=1)
+        torch.testing.assert_close(joined, whole.groups[name].items, rtol=0, atol=2e-5)
+    assert torch.equal(torch.cat([half.groups["student"].strong for half in halves]), whole.groups["student"].strong)
 
 
 def test_computing_all_items_gives_what_computing_the_due_ones_gives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,8 +326,8 @@ def test_computing_all_items_gives_what_computing_the_due_ones_gives(monkeypatch
     for module in ("multicrop", "randaugment", "erasing"):
         monkeypatch.setattr(f"glpretrain.data.views.{module}.apply_where", everywhere)
     computed = mugs()(**batch, mean=MEAN, std=STD)
-    for name in ("global_views", "local_views", "student_views"):
-        torch.testing.assert_close(getattr(computed, name), getattr(chosen, name), rtol=0, atol=2e-5)
+    for name in ("global", "local", "student"):
+        torch.testing.assert_close(computed.groups[name].items, chosen.groups[name].items, rtol=0, atol=2e-5)
 
 
 def test_nothing_waits_for_the_device() -> None:
@@ -335,8 +339,8 @@ def test_nothing_waits_for_the_device() -> None:
             "keys": torch.zeros(11, dtype=torch.int64, device="cuda"),
         }
         views = mugs()(**batch, mean=MEAN, std=STD)
-    assert views.student_views.shape == (2, 11, 3, 24, 24)
-    assert views.weak.device.type == "cuda"
+    assert views.groups["student"].items.shape == (2, 11, 3, 24, 24)
+    assert views.groups["student"].strong.device.type == "cuda"
 
 
 def test_a_strong_view_is_the_crop_of_the_augmented_item() -> None:
@@ -345,8 +349,8 @@ def test_a_strong_view_is_the_crop_of_the_augmented_item() -> None:
     views = MultiCrop([spec(32, strong=strong, flip=0.0)])(**batch, mean=(0.0,) * 3, std=(1.0,) * 3)
     items = {**batch, "images": rand_augment_of(batch, strong)}
     expected = MultiCrop([spec(32, flip=0.0)])(**items, mean=(0.0,) * 3, std=(1.0,) * 3)
-    assert torch.equal(views.boxes, expected.boxes)
-    torch.testing.assert_close(views.global_views, expected.global_views, rtol=0, atol=2e-5)
+    assert torch.equal(views.groups["global"].frame, expected.groups["global"].frame)
+    torch.testing.assert_close(views.groups["global"].items, expected.groups["global"].items, rtol=0, atol=2e-5)
 
 
 def rand_augment_of(batch: dict, strong: Strong) -> Tensor:
@@ -408,11 +412,9 @@ class FakeEncoder:
 def test_a_batch_holds_student_views_and_which_are_weak() -> None:
     data = DataModule(Scenes(12, size=28), mugs(), batch_size=7)
     batch = data.make_batch(data.raw_batch(range(7)), encoder=FakeEncoder(), epoch=0)
-    assert batch.student_views.shape == (2, 7, 3, 24, 24)
-    assert batch.weak.shape == (7,)
-    assert batch.boxes.shape == (5, 7, 5)  # of globals and locals only
-    assert data.optional_fields == {"local_views", "student_views"}
+    assert batch.views["student"].items.shape == (2, 7, 3, 24, 24)
+    assert batch.views["student"].strong.shape == (7,)
+    assert {name: made.parts for name, made in data.made().items()} == {"global": set(), "local": set(), "student": {"strong"}}
     plain = DataModule(Scenes(12, size=28), MultiCrop([spec()]), batch_size=7)
     batch = plain.make_batch(plain.raw_batch(range(7)), encoder=FakeEncoder(), epoch=0)
-    assert batch.student_views is None and batch.weak is None
-    assert plain.optional_fields == set()
+    assert set(batch.views) == set(plain.made()) == {"global"}

@@ -8,7 +8,7 @@ import torch
 from shrinking import shrunk
 
 from glpretrain.cli.training import Training
-from glpretrain.core.types import Batch
+from glpretrain.core.batch import Batch
 from glpretrain.methods.base import Method
 from glpretrain.training.memory import states_of
 from glpretrain.weights import export, load_backbone
@@ -38,17 +38,17 @@ class Losses(pl.Callback):
 
 
 def check_terms(model: Method, batch: Batch) -> None:
-    """Finite float32 scalars named in the weights, the same for the same batch."""
+    """Finite float32 numbers, one per item or one in all, named in the weights, the same for the same batch."""
     first, second = model.losses(batch, 0.5), model.losses(batch, 0.5)
     assert set(first) == set(model.weights)
     for name, value in first.items():
-        assert value.shape == () and value.dtype == torch.float32 and torch.isfinite(value), (name, value)
+        assert value.shape in ((), (len(batch.index),)) and value.dtype == torch.float32 and torch.isfinite(value).all(), (name, value)
         assert torch.equal(value, second[name]), name
 
 
 def check_gradients(model: Method, batch: Batch) -> None:
     """Every trainable parameter of the student has one, none of the teacher's."""
-    sum(model.losses(batch, 0.5).values()).backward()
+    sum(value.mean() for value in model.losses(batch, 0.5).values()).backward()
     for name, parameter in model.named_parameters():
         if name.startswith("teacher."):
             assert not parameter.requires_grad and parameter.grad is None, name
@@ -62,7 +62,7 @@ def check_overfits(model: Method, batch: Batch) -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     totals = []
     for _ in range(30):
-        total = sum(model.weights[name] * value for name, value in model.losses(batch, 0.5).items())
+        total = sum(model.weights[name] * value.mean() for name, value in model.losses(batch, 0.5).items())
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -99,7 +99,7 @@ def check_export(training: Training, folder: Path) -> None:
     """What is loaded from the export of a checkpoint gives the features of the trained backbone, bit for bit."""
     run = training.fit()
     export(load_backbone(run.folder / "checkpoints" / "last.ckpt"), folder / "exported")
-    items = fixed_batch(training).global_views[0]
+    items = fixed_batch(training).views["global"].items[0]
     expected = training.model.backbone().eval()(items)
     for place in (run.folder / "backbone", folder / "exported"):
         loaded = load_backbone(place)(items)
@@ -112,7 +112,7 @@ def check_accumulation(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPat
     model, moves = training.model, []
     states = states_of(model)
     for key, state in enumerate(states):
-        monkeypatch.setattr(state, "advance", lambda move=state.advance, key=key: (moves.append(key), move()))
+        monkeypatch.setattr(state, "advance", lambda progress, move=state.advance, key=key: (moves.append(key), move(progress)))
     if model.teacher is not None:
         update = model.teacher.update
         monkeypatch.setattr(model.teacher, "update", lambda *args, **kwargs: (moves.append("teacher"), update(*args, **kwargs)))

@@ -1,4 +1,4 @@
-"""The contract of a method, over every recipe found."""
+"""The contract of a method, on one recipe of every method."""
 
 from pathlib import Path
 
@@ -13,9 +13,15 @@ from contract import (
     check_terms,
     fixed_batch,
 )
-from shrinking import RECIPES, name_of
+from shrinking import ONE_PER_METHOD, name_of
 
-every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+import glpretrain.methods
+
+every_recipe = pytest.mark.parametrize("recipe", ONE_PER_METHOD, ids=name_of)
+
+
+def test_every_method_has_a_recipe() -> None:
+    assert len(ONE_PER_METHOD) == len(glpretrain.methods.__all__)
 
 
 @every_recipe

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from batches import batch_of, value_of
 from golden import assert_matches, load, noise, official_weights
 from shrinking import ROOT, shrunk
 from torch import Tensor
 
 from glpretrain.cli.training import Training
-from glpretrain.core.types import Batch
+from glpretrain.core.batch import Batch
 from glpretrain.encoders import ViT
 from glpretrain.methods import FSFM
 from glpretrain.objectives.contrastive import InfoNCE
@@ -65,19 +66,17 @@ def model(similarity: InfoNCE | None = None) -> FSFM:
 def batch() -> Batch:
     order = noise(4, 16, name="order").argsort(dim=1)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(16).expand(4, 16))
-    fields = dict.fromkeys(Batch._fields) | {
-        "global_views": 1.7 * noise(1, 4, 3, 32, 32, name="images"),
-        "mask": (rank < 12).unsqueeze(0),
-        "region_mask": (rank < torch.tensor([[3], [0], [5], [12]])).unsqueeze(0),
-        "index": torch.arange(4),
-    }
-    return Batch(**fields)
+    return batch_of(
+        1.7 * noise(1, 4, 3, 32, 32, name="images"),
+        mask=(rank < 12).unsqueeze(0),
+        region_mask=(rank < torch.tensor([[3], [0], [5], [12]])).unsqueeze(0),
+    )
 
 
 @pytest.mark.parametrize("term", FSFM.terms)
 def test_terms_and_gradients_are_the_official_ones(term: str) -> None:
     method = model()
-    value = method.losses(batch(), 0.5)[term]
+    value = value_of(method.losses(batch(), 0.5)[term])
     assert_matches(value.detach(), GOLDEN["losses"][term])
     value.backward()
     gradients: dict[str, Tensor | None] = {name: parameter.grad for name, parameter in method.named_parameters()}
@@ -96,19 +95,21 @@ def test_terms_and_gradients_are_the_official_ones(term: str) -> None:
 
 
 def test_the_other_choice_of_similarity_is_the_official_one() -> None:
-    assert_matches(model(InfoNCE(temp=0.1)).losses(batch(), 0.5)["similarity"].detach(), GOLDEN["info_nce"])
+    assert_matches(value_of(model(InfoNCE(temp=0.1)).losses(batch(), 0.5)["similarity"]).detach(), GOLDEN["info_nce"])
 
 
 def test_the_target_gets_no_gradient_and_moves_towards_the_student() -> None:
     method = model()
-    sum(method.losses(batch(), 0.5).values()).backward()
+    sum(value_of(term) for term in method.losses(batch(), 0.5).values()).backward()
     assert all(parameter.grad is None for parameter in method.teacher.parameters())
     assert {name.split(".")[1] for name, _ in method.teacher.branch.heads.named_parameters(prefix="heads")} == {"rep", "projector"}
 
 
 def test_a_region_that_no_item_has_costs_nothing() -> None:
     method, seen = model(), batch()
-    term = method.losses(seen._replace(covered=torch.zeros_like(seen.region_mask)), 0.5)["region"]
+    group = seen.views["global"]
+    nothing = group._replace(region_mask=torch.zeros_like(group.region_mask))
+    term = value_of(method.losses(seen._replace(views={"global": nothing}), 0.5)["region"])
     assert term.item() == 0.0
     term.backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in method.parameters())

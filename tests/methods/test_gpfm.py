@@ -28,34 +28,35 @@ def gpfm(**settings) -> GPFM:
 def test_experts_see_every_global_view_once_unmasked_and_no_local_view(tmp_path: Path) -> None:
     training = build(RECIPE, tmp_path)
     model, batch = training.model, fixed_batch(training)
-    assert batch.mask.any() and batch.local_views is not None
+    assert batch.views["global"].mask.any() and "local" in batch.views
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in model.experts}
     for name, expert in model.experts.items():
         expert.register_forward_pre_hook(lambda module, args, name=name: seen[name].append(args[0]))
         expert.encoder.register_forward_pre_hook(lambda module, args, kwargs: pytest.fail("masked") if kwargs else None, with_kwargs=True)
     model.losses(batch, 0.5)
     assert {name: len(views) for name, views in seen.items()} == {"dino": 1, "contrast": 1}
-    assert all(torch.equal(views[0], batch.global_views.flatten(0, 1)) for views in seen.values())
+    assert all(torch.equal(views[0], batch.views["global"].items.flatten(0, 1)) for views in seen.values())
 
 
 def test_terms_of_experts_compare_masked_students_with_clean_experts(tmp_path: Path) -> None:
     training = build(RECIPE, tmp_path)
     model, batch = training.model, fixed_batch(training)
     terms = model.losses(batch, 0.5)
-    views, mask = batch.global_views.flatten(0, 1), batch.mask.flatten(0, 1)
+    views, mask = batch.views["global"].items.flatten(0, 1), batch.views["global"].mask.flatten(0, 1)
     student, expert, head = model.student.encoder(views, mask=mask), model.experts["contrast"], model.expert_heads["contrast"]
     target = expert(views, card=model.encoder.card)
     cosine = torch.nn.functional.cosine_similarity
-    torch.testing.assert_close(terms["contrast_cls"], 1 - cosine(head(student.cls), target.cls, dim=-1).mean())
+    torch.testing.assert_close(terms["contrast_cls"].mean(), 1 - cosine(head(student.cls), target.cls, dim=-1).mean())
     patches, resized = head(student.patches), resize_tokens(target.patches, grid=expert.grid, new_grid=(6, 6))
     smooth = torch.nn.functional.smooth_l1_loss(patches, resized)
-    torch.testing.assert_close(terms["contrast_patch"], 0.9 * (1 - cosine(patches, resized, dim=-1).mean()) + 0.1 * smooth)
+    torch.testing.assert_close(terms["contrast_patch"].mean(), 0.9 * (1 - cosine(patches, resized, dim=-1).mean()) + 0.1 * smooth)
 
 
 def test_koleo_is_the_sum_over_the_students_masked_global_views(tmp_path: Path) -> None:
     training = build(ROOT / "dinov2.yaml", tmp_path)
     model, batch = training.model, fixed_batch(training)
-    views = [model.student.encoder(view, mask=mask).cls for view, mask in zip(batch.global_views, batch.mask, strict=True)]
+    group = batch.views["global"]
+    views = [model.student.encoder(view, mask=mask).cls for view, mask in zip(group.items, group.mask, strict=True)]
     expected = sum(model.koleo_objective(features=cls) for cls in views)
     torch.testing.assert_close(model.losses(batch, 0.5)["koleo"], expected)
 
@@ -100,7 +101,7 @@ def test_experts_and_their_heads_have_no_moving_copy_and_the_optimizer_holds_the
 
 @pytest.mark.parametrize(("share", "frozen"), [(1.0, True), (0.0, False)])
 def test_freezing_prototypes_freezes_the_experts_last_layers_too(share: float, frozen: bool, tmp_path: Path) -> None:
-    training = build(RECIPE, tmp_path, "--model.init_args.freeze_prototypes", str(share))
+    training = build(RECIPE, tmp_path, "--model.init_args.optimization.freeze_prototypes", str(share))
     last = training.model.expert_heads["dino"][1].directions
     before = last.detach().clone()
     training.fit()

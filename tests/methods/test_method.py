@@ -1,5 +1,6 @@
 """What the base writes once for all methods and no method's own test would notice."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from glpretrain.methods import DINO
 
 @pytest.mark.parametrize(("share", "frozen"), [(1.0, True), (0.0, False)])
 def test_prototypes_stay_for_the_share_of_the_run_that_freezes_them(share: float, frozen: bool, tmp_path: Path) -> None:
-    training = build(ROOT / "dino.yaml", tmp_path, "--model.init_args.freeze_prototypes", str(share))
+    training = build(ROOT / "dino.yaml", tmp_path, "--model.init_args.optimization.freeze_prototypes", str(share))
     projection, prototypes = training.model.student.heads["cls"]
     before = prototypes.directions.detach().clone(), projection.mlp[0].weight.detach().clone()
     training.fit()
@@ -39,7 +40,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step_and_term(tmp_path:
 def test_rate_decay_and_momentum_follow_their_schedules(tmp_path: Path) -> None:
     training = build(ROOT / "dino.yaml", tmp_path)
     model = training.model
-    model.lr, model.weight_decay = Schedule(0.4, 0.0, shape="linear"), Schedule(0.0, 0.8, shape="linear")
+    lr, weight_decay = Schedule(0.4, 0.0, shape="linear"), Schedule(0.0, 0.8, shape="linear")
+    model.optimization = replace(model.optimization, lr=lr, weight_decay=weight_decay)
     model.momentum = Schedule(0.0, 1.0, shape="linear")
     seen: list[tuple[float, set[float]]] = []
     equal: list[bool] = []
@@ -62,7 +64,7 @@ def test_rate_decay_and_momentum_follow_their_schedules(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "arguments", "message"),
     [
-        ("dino", ["--data.mask", "glpretrain.masking.RandomMask", "--data.mask.init_args.ratio", "0.5"], "DINO has no use for data.mask"),
+        ("dino", ["--data.mask", "glpretrain.masking.RandomMask", "--data.mask.init_args.ratio", "0.5"], "DINO does not use data.mask"),
         ("mae", ["--data.mask", "null"], "MAE needs data.mask"),
         ("mmc", ["--data.corruption", "null"], "MMC needs data.corruption"),
     ],
@@ -75,7 +77,7 @@ def test_data_and_method_must_fit(recipe: str, arguments: list[str], message: st
 
 def test_the_trainers_own_clipping_is_refused(tmp_path: Path) -> None:
     training = build(ROOT / "dino.yaml", tmp_path, "--trainer.gradient_clip_val", "1.0")
-    with pytest.raises(ValueError, match=r"set model\.init_args\.clip instead"):
+    with pytest.raises(ValueError, match=r"set model\.init_args\.optimization\.clip instead"):
         training.fit()
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from batches import batch_of, value_of
 from golden import load, noise, official_weights
 
+from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
-from glpretrain.core.types import Batch
 from glpretrain.encoders import FeatureMap, ViT
 from glpretrain.methods import Mugs
 from glpretrain.training.memory import states_of
@@ -77,9 +78,7 @@ def official_batch(step: int, *, weak: list[bool]) -> Batch:
     def views(letter: str, size: int) -> torch.Tensor:
         return torch.stack([noise(3, 3, size, size, name=f"{letter}{v}.{step}") for v in range(2)])
 
-    fields = dict.fromkeys(Batch._fields)
-    fields |= {"global_views": views("t", 224), "student_views": views("s", 224), "local_views": views("l", 96)}
-    return Batch(**{**fields, "weak": torch.tensor(weak), "index": torch.arange(3)})
+    return batch_of(views("t", 224), student_views=views("s", 224), local_views=views("l", 96), weak=torch.tensor(weak))
 
 
 def largest(pairs: list[tuple[torch.Tensor | float, list | float]]) -> float:
@@ -99,13 +98,13 @@ def test_five_steps_follow_the_official_student_teacher_and_memories(capsys: pyt
     method.student.heads["relation"].register_forward_hook(lambda module, args, output: related.append(output.detach()))
     for i, step in enumerate(GOLDEN["steps"]):
         batch = official_batch(i, weak=step["weak"])
-        batch.student_views.requires_grad_(), batch.local_views.requires_grad_()
+        batch.views["student"].items.requires_grad_(), batch.views["local"].items.requires_grad_()
         method.zero_grad()
         terms = method.losses(batch, i / 5)
-        sum(method.weights[name] * value for name, value in terms.items()).backward()
-        values += [(terms[name].detach(), step[name]) for name in terms]
+        sum(method.weights[name] * value_of(value) for name, value in terms.items()).backward()
+        values += [(value_of(terms[name]).detach(), step[name]) for name in terms]
         values.append((related.pop()[:6], step["relation"]))  # of the two global views
-        images = [*batch.student_views.grad, *batch.local_views.grad]
+        images = [*batch.views["student"].items.grad, *batch.views["local"].items.grad]
         if step["image_gradients"] is not None:
             gradients += [(image[..., ::29, ::31], expected) for image, expected in zip(images, step["image_gradients"], strict=True)]
         parameters = dict(method.named_parameters())
@@ -131,26 +130,26 @@ def test_five_steps_follow_the_official_student_teacher_and_memories(capsys: pyt
     assert found["gradients"] <= 2e-5
 
 
-def batch_of(items: list[int], *, weak: list[bool] | None = None) -> Batch:
+def batch_with(items: list[int], *, weak: list[bool] | None = None) -> Batch:
     def views(letter: str, count: int, size: int) -> torch.Tensor:
         return torch.stack([torch.stack([noise(3, size, size, name=f"{letter}{v}.{item}") for item in items]) for v in range(count)])
 
-    fields = dict.fromkeys(Batch._fields)
-    fields |= {"global_views": views("g", 2, 64), "student_views": views("s", 2, 64), "local_views": views("l", 2, 32)}
     flags = torch.tensor([item % 3 != 0 for item in items] if weak is None else weak)
-    return Batch(**{**fields, "weak": flags, "index": torch.tensor(items)})
+    return batch_of(
+        views("g", 2, 64), student_views=views("s", 2, 64), local_views=views("l", 2, 32), weak=flags, index=torch.tensor(items)
+    )
 
 
 def test_only_weakly_augmented_items_enter_the_student_memory() -> None:
     method = small()
     before = method.student_memory.rows.clone()
-    method.losses(batch_of([1, 2, 3], weak=[False, False, False]), 0.0)
+    method.losses(batch_with([1, 2, 3], weak=[False, False, False]), 0.0)
     method.student_memory.advance()
     assert torch.equal(method.student_memory.rows, before) and method.student_memory.place == 0
-    batch = batch_of([1, 2, 3], weak=[True, False, True])
+    batch = batch_with([1, 2, 3], weak=[True, False, True])
     method.losses(batch, 0.0)
     method.student_memory.advance(), method.teacher_memory.advance()
-    expected = method.student.encoder(batch.student_views[0]).patches.mean(dim=1)
+    expected = method.student.encoder(batch.views["student"].items[0]).patches.mean(dim=1)
     torch.testing.assert_close(method.student_memory.rows[:2], expected[[0, 2]].detach())
     assert method.student_memory.place == 2 and method.teacher_memory.place == 6  # the teacher's take all items, of both batches
 
@@ -158,13 +157,13 @@ def test_only_weakly_augmented_items_enter_the_student_memory() -> None:
 def test_two_micro_batches_are_one_batch() -> None:
     whole, halves = small(), small()
     halves.load_state_dict(whole.state_dict())
-    batches = [batch_of(items) for items in ([0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3], [4, 5, 6, 7])]
+    batches = [batch_with(items) for items in ([0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3], [4, 5, 6, 7])]
     one = whole.losses(batches[0], 0.3)
-    sum(one.values()).backward()
+    sum(value_of(value) for value in one.values()).backward()
     two = [halves.losses(batch, 0.3) for batch in batches[1:]]
-    (sum(sum(terms.values()) for terms in two) / 2).backward()
+    (sum(value_of(value) for terms in two for value in terms.values()) / 2).backward()
     for name, value in one.items():
-        torch.testing.assert_close((two[0][name] + two[1][name]) / 2, value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.cat([two[0][name], two[1][name]]), value, rtol=1e-5, atol=1e-6)
     for (name, mine), theirs in zip(whole.named_parameters(), halves.parameters(), strict=True):
         if mine.requires_grad:
             scale = mine.grad.abs().max().item()
@@ -177,10 +176,11 @@ def test_two_micro_batches_are_one_batch() -> None:
 
 
 def test_without_own_or_local_views_the_student_sees_the_teachers() -> None:
-    batch = batch_of([1, 2, 3])._replace(student_views=None, local_views=None, weak=None)
+    batch = batch_with([1, 2, 3])
+    batch = batch._replace(views={"global": batch.views["global"]})
     method = small()
     terms = method.losses(batch, 0.0)
-    assert all(torch.isfinite(value) for value in terms.values())
+    assert all(torch.isfinite(value).all() for value in terms.values())
     method.student_memory.advance()
     assert method.student_memory.place == 3
 
@@ -188,18 +188,18 @@ def test_without_own_or_local_views_the_student_sees_the_teachers() -> None:
 def test_hallucinated_positives_change_the_instance_term_only() -> None:
     plain, more = small(), small(hallucinate=0.1)
     more.load_state_dict(plain.state_dict(), strict=False)
-    batch = batch_of([1, 2, 3])
+    batch = batch_with([1, 2, 3])
     first, second, again = plain.losses(batch, 0.2), more.losses(batch, 0.2), more.losses(batch, 0.2)
-    assert first["instance"] != second["instance"] and torch.equal(second["instance"], again["instance"])
+    assert not torch.equal(first["instance"], second["instance"]) and torch.equal(second["instance"], again["instance"])
     assert torch.equal(first["local_group"], second["local_group"]) and torch.equal(first["group"], second["group"])
-    sum(second.values()).backward()
+    sum(value_of(value) for value in second.values()).backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in more.hallucinator.parameters())
 
 
 def test_what_is_exported_is_a_plain_vit(tmp_path: Path) -> None:
     method = small()
-    method.losses(batch_of([1, 2, 3]), 0.0)
-    items = batch_of([5]).global_views[0]
+    method.losses(batch_with([1, 2, 3]), 0.0)
+    items = batch_with([5]).views["global"].items[0]
     export(method.backbone(), tmp_path / "backbone")
     loaded = load_backbone(tmp_path / "backbone")
     assert not [name for name in loaded.state_dict() if "relation" in name]

@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from contract import build, fixed_batch
-from shrinking import RECIPES, name_of
+from shrinking import ONE_PER_METHOD, name_of
 
-from glpretrain.core.types import Batch
+from glpretrain.core.batch import Batch, ViewGroup
 from glpretrain.methods.base import Method
 from glpretrain.training.memory import states_of
 
@@ -19,18 +19,18 @@ Result = dict[str, dict[str, torch.Tensor]]
 
 
 def _share(batch: Batch, rank: int, world_size: int) -> Batch:
-    """This process's contiguous part; views come first in every field but two."""
+    """This process's contiguous part; views come first in every part of a group but `strong`."""
 
-    def part(name: str, value):
-        if value is None or isinstance(value, tuple):
-            return value and tuple(part(name, one) for one in value)
-        return value.chunk(world_size, dim=0 if name in ("index", "weak") else 1)[rank]
+    def part(group: ViewGroup) -> ViewGroup:
+        parts = {name: value for name, value in group._asdict().items() if value is not None}
+        return ViewGroup(**{name: value.chunk(world_size, dim=0 if name == "strong" else 1)[rank] for name, value in parts.items()})
 
-    return Batch(**{name: part(name, value) for name, value in batch._asdict().items()})
+    views = {name: part(group) for name, group in batch.views.items()}
+    return Batch(index=batch.index.chunk(world_size)[rank], views=views, weight=batch.weight.chunk(world_size)[rank])
 
 
 def _step(model: Method, batch: Batch, average) -> Result:
-    terms = model.losses(batch, 0.5)
+    terms = {name: value.mean() for name, value in model.losses(batch, 0.5).items()}
     sum(model.weights[name] * value for name, value in terms.items()).backward()
     gradients = {name: average(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     for state in states_of(model):
@@ -60,17 +60,17 @@ def _run(rank: int, recipes: list[Path], folder: Path, port: int) -> None:
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
-    """All recipes in one pair of processes: starting them takes longer than the step."""
+    """One recipe of every method in one pair of processes: starting them takes longer than the step."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "0").mkdir(), (folder / "1").mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_run, args=(RECIPES, folder, port), nprocs=2)
+    mp.spawn(_run, args=(ONE_PER_METHOD, folder, port), nprocs=2)
     return torch.load(folder / "two.pt")
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+@pytest.mark.parametrize("recipe", ONE_PER_METHOD, ids=name_of)
 def test_two_processes_equal_one(recipe: Path, of_two: dict[str, Result], tmp_path: Path) -> None:
     training = build(recipe, tmp_path)
     one = _step(training.model, fixed_batch(training, count=ITEMS), lambda value: value)

@@ -24,7 +24,7 @@ def test_loss_gradient_and_centre_follow_the_official_code_over_three_steps() ->
     objective = ViewDistillation(num_prototypes=7)
     for i, call in enumerate(CALLS):
         student, teacher = _student(i), _teacher(i)
-        loss = objective(student_logits=student, teacher_logits=teacher, teacher_temp=call["teacher_temp"])
+        loss = objective(student_logits=student, teacher_logits=teacher, teacher_temp=call["teacher_temp"]).mean()
         loss.backward()
         objective.update(teacher_logits=teacher)
         objective.advance()

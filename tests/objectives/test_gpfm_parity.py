@@ -20,9 +20,9 @@ def test_distances_to_an_expert_are_gpfms(case: int) -> None:
     tokens, target_tokens = grid[0] * grid[1], target_grid[0] * target_grid[1]
     patches = wave(items, tokens, width, phase=case, scale=0.8).requires_grad_()
     targets = wave(items, target_tokens, width, phase=10 + case, scale=1.7)
-    feature = FeatureDistance()(predictions=patches, targets=targets, grid=tuple(grid), target_grid=tuple(target_grid))
+    feature = FeatureDistance()(predictions=patches, targets=targets, grid=tuple(grid), target_grid=tuple(target_grid)).mean()
     cls = wave(items, width, phase=20 + case, scale=0.6).requires_grad_()
-    cosine = CosineDistance()(predictions=cls, targets=wave(items, width, phase=30 + case, scale=2.0))
+    cosine = CosineDistance()(predictions=cls, targets=wave(items, width, phase=30 + case, scale=2.0)).mean()
     (feature + cosine).backward()
     assert_matches(feature.detach(), expected["feature"])
     assert_matches(patches.grad, expected["feature_gradient"])
@@ -38,7 +38,7 @@ def test_cls_loss_is_dinov2s_with_its_eighteen_terms(kind: str) -> None:
         expected = call[kind]
         whole, local = wave(2, 3, 7, phase=i, scale=0.5).requires_grad_(), wave(4, 3, 7, phase=40 + i, scale=0.5).requires_grad_()
         teacher = wave(2, 3, 7, phase=10 + i, scale=0.6)
-        loss = objective(student_logits=torch.cat([whole, local]), teacher_logits=teacher, teacher_temp=call["teacher_temp"])
+        loss = objective(student_logits=torch.cat([whole, local]), teacher_logits=teacher, teacher_temp=call["teacher_temp"]).mean()
         loss.backward()
         assert_matches(objective.targets(teacher, teacher_temp=call["teacher_temp"]), expected["targets"])
         assert_matches(loss.detach(), expected["local"] + expected["global"])
@@ -58,7 +58,7 @@ def test_ten_student_views_make_eighteen_terms() -> None:
     targets, logs = objective.targets(teacher, teacher_temp=0.04), torch.log_softmax(student / 0.1, dim=-1)
     terms = [-(targets[g] * logs[v]).sum(-1).mean() for g in range(2) for v in range(10) if v != g]
     assert len(terms) == 18
-    loss = objective(student_logits=student, teacher_logits=teacher, teacher_temp=0.04)
+    loss = objective(student_logits=student, teacher_logits=teacher, teacher_temp=0.04).mean()
     torch.testing.assert_close(loss, torch.stack(terms).sum() / 18)
 
 
@@ -68,7 +68,7 @@ def test_patch_loss_is_dinov2s(kind: str) -> None:
     for i, call in enumerate(DINOV2["calls"]):
         expected = call[kind]
         student, teacher = wave(rows, 11, phase=20 + i, scale=0.5).requires_grad_(), wave(rows, 11, phase=30 + i, scale=0.6)
-        loss = objective(student_logits=student, teacher_logits=teacher, mask=MASK, teacher_temp=call["teacher_temp"])
+        loss = objective(student_logits=student, teacher_logits=teacher, mask=MASK, teacher_temp=call["teacher_temp"]).mean()
         loss.backward()
         assert_matches(objective.targets(teacher, teacher_temp=call["teacher_temp"]), expected["patch_targets"])
         assert_matches(loss.detach(), expected["patch"])

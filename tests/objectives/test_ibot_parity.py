@@ -18,7 +18,7 @@ def test_view_loss_follows_the_official_code_over_three_steps() -> None:
     objective = ViewDistillation(num_prototypes=7)
     for i, call in enumerate(CALLS):
         student, teacher = wave(5, 3, 7, phase=i, scale=0.5).requires_grad_(), wave(2, 3, 7, phase=10 + i, scale=0.6)
-        loss = objective(student_logits=student, teacher_logits=teacher, teacher_temp=call["cls_teacher_temp"])
+        loss = objective(student_logits=student, teacher_logits=teacher, teacher_temp=call["cls_teacher_temp"]).mean()
         loss.backward()
         objective.update(teacher_logits=teacher)
         objective.advance()
@@ -31,7 +31,8 @@ def test_patch_loss_follows_the_official_code_over_three_steps() -> None:
     objective = PatchDistillation(num_prototypes=11)
     for i, call in enumerate(CALLS):
         student, teacher = wave(2, 3, 5, 11, phase=20 + i, scale=0.5).requires_grad_(), wave(2, 3, 5, 11, phase=30 + i, scale=0.6)
-        loss = objective(student_logits=student[MASK], teacher_logits=teacher[MASK], mask=MASK, teacher_temp=call["patch_teacher_temp"])
+        logits = {"student_logits": student[MASK], "teacher_logits": teacher[MASK]}
+        loss = objective(**logits, mask=MASK, teacher_temp=call["patch_teacher_temp"]).mean()
         loss.backward()
         objective.update(teacher_logits=teacher)
         objective.advance()

@@ -41,7 +41,7 @@ def test_pixel_loss_and_gradient_are_the_official_ones(case: dict) -> None:
     mask = torch.tensor(GOLDEN["random_masking"][0]["mask"][:2]).bool()
     predictions = wave(2, 9, 12, phase=3.5).requires_grad_()
     targets = patchify(wave(2, 3, 6, 6, phase=0.5), patch_size=(2, 2))
-    loss = PatchPixels(normalise=case["norm_pix_loss"])(predictions=predictions, targets=targets, mask=mask)
+    loss = PatchPixels(normalise=case["norm_pix_loss"])(predictions=predictions, targets=targets, mask=mask).mean()
     loss.backward()
     assert_matches(loss.detach(), case["loss"])
     assert_matches(predictions.grad, case["gradient"])

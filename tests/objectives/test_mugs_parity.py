@@ -39,10 +39,10 @@ def test_losses_gradients_queue_and_centre_follow_the_official_code(number: int,
     for i, step in enumerate(setting["steps"]):
         queries = unit(noise(V, B, D, name=f"queries{number}.{i}")).requires_grad_()
         keys = unit(noise(G, B, D, name=f"keys{number}.{i}"))
-        loss = contrast(queries=queries, keys=keys)
+        loss = contrast(queries=queries, keys=keys).mean()
         student = (2 * noise(V, B, P, name=f"student{number}.{i}")).requires_grad_()
         teacher = noise(G, B, P, name=f"teacher{number}.{i}")
-        group_loss = group(student_logits=student, teacher_logits=teacher, teacher_temp=step["teacher_temp"])
+        group_loss = group(student_logits=student, teacher_logits=teacher, teacher_temp=step["teacher_temp"]).mean()
         (loss + group_loss).backward()
         contrast.update(keys=keys)
         group.update(teacher_logits=teacher)
@@ -91,7 +91,7 @@ def test_hallucinated_queries_give_the_official_loss_and_gradients(number: int, 
     own = F.normalize(queries, dim=-1)  # as MoCo does once more, behind the generator
     views = torch.stack([torch.zeros_like(own), own])  # one key view, and one query view that is not the key's own
     more = torch.stack([torch.zeros_like(own), F.normalize(output, dim=-1)]).unsqueeze(0)
-    loss = objective(queries=views, keys=keys.unsqueeze(0), hallucinated=more)
+    loss = objective(queries=views, keys=keys.unsqueeze(0), hallucinated=more).mean()
     loss.backward()
     layers = {"fc1": 0, "fc2": 2, "fc3": 4}
     pairs = [(output.detach(), setting["output"]), (loss.detach(), setting["loss"]), (queries.grad, setting["query_gradient"])]

@@ -11,9 +11,8 @@ import torch.multiprocessing as mp
 from golden import wave
 
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation, sinkhorn_knopp
-from glpretrain.objectives.experts import CosineDistance, FeatureDistance, WhitenedFeatures, resize_tokens
+from glpretrain.objectives.experts import CosineDistance, FeatureDistance, TokenRelations, WhitenedFeatures, resize_tokens
 from glpretrain.objectives.regularization import KoLeo
-from glpretrain.objectives.relation import TokenRelations
 
 B, N, D, K = 7, 6, 12, 5
 
@@ -92,7 +91,7 @@ def test_balancing_leaves_no_state_and_no_masked_token_is_no_loss() -> None:
     objective = PatchDistillation(num_prototypes=K, sinkhorn_iterations=3)
     assert not objective.state_dict()
     nothing = torch.zeros(0, K, requires_grad=True)
-    loss = objective(student_logits=nothing, teacher_logits=nothing, mask=torch.zeros(2, 3, N, dtype=torch.bool), teacher_temp=0.04)
+    loss = objective(student_logits=nothing, teacher_logits=nothing, mask=torch.zeros(2, 3, N, dtype=torch.bool), teacher_temp=0.04).mean()
     assert loss.item() == 0.0
     with pytest.raises(ValueError, match="sinkhorn_iterations: at least 1, or null for a centre, not 0"):
         ViewDistillation(num_prototypes=K, sinkhorn_iterations=0)
@@ -104,12 +103,12 @@ def test_balancing_leaves_no_state_and_no_masked_token_is_no_loss() -> None:
 def test_distances_to_an_expert_are_zero_for_equal_features_and_teach_the_student_only() -> None:
     targets = wave(B, N, D).requires_grad_()
     same = targets.detach().clone().requires_grad_()
-    loss = FeatureDistance()(predictions=same, targets=targets, grid=(2, 3), target_grid=(2, 3))
-    loss = loss + CosineDistance()(predictions=same[:, 0], targets=targets[:, 0])
+    loss = FeatureDistance()(predictions=same, targets=targets, grid=(2, 3), target_grid=(2, 3)).mean()
+    loss = loss + CosineDistance()(predictions=same[:, 0], targets=targets[:, 0]).mean()
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
     whitened = torch.nn.functional.layer_norm(targets.detach(), (D,)).requires_grad_()
-    assert float(WhitenedFeatures()(predictions=whitened, targets=targets).detach()) == 0.0
-    (loss + FeatureDistance()(predictions=same * 2, targets=targets, grid=(2, 3), target_grid=(2, 3))).backward()
+    assert (WhitenedFeatures()(predictions=whitened, targets=targets) == 0.0).all()
+    (loss + FeatureDistance()(predictions=same * 2, targets=targets, grid=(2, 3), target_grid=(2, 3)).mean()).backward()
     assert targets.grad is None and same.grad.abs().sum() > 0
 
 
@@ -133,16 +132,16 @@ def test_relations_do_not_depend_on_a_rotation_of_channels_within_a_head() -> No
     rotation, _ = torch.linalg.qr(wave(3, 3, phase=0.3))
     student = {f"student_{name}": value @ rotation for name, value in parts.items()}
     expert = {f"expert_{name}": value for name, value in parts.items()}
-    assert float(objective(**student, **expert)) == pytest.approx(0.0, abs=1e-6)
+    assert objective(**student, **expert).tolist() == pytest.approx([0.0] * B, abs=1e-6)
     moved = expert | {"expert_values": 2.0 * expert["expert_values"]}
-    assert objective(**student, **moved) > 1e-3
+    assert (objective(**student, **moved) > 1e-3).all()
 
 
 def test_relations_take_other_heads_and_widths_and_name_what_does_not_divide() -> None:
     objective = TokenRelations(num_heads=4)
     student = {f"student_{name}": wave(B, 3, N, 8, phase=i) for i, name in enumerate(("queries", "keys", "values"))}
     expert = {f"expert_{name}": wave(B, 2, N, 16, phase=i) for i, name in enumerate(("queries", "keys", "values"))}
-    assert torch.isfinite(objective(**student, **expert))
+    assert torch.isfinite(objective(**student, **expert)).all()
     with pytest.raises(ValueError, match="num_heads=5 does not divide the 24 channels"):
         TokenRelations(num_heads=5)(**student, **expert)
 

@@ -5,8 +5,9 @@ from golden import assert_matches, load, wave
 from torch import nn
 
 from glpretrain.encoders.vit import ViT
+from glpretrain.training.branch import Branch
 from glpretrain.training.heads import ProjectionHead, Prototypes
-from glpretrain.training.optim import clip_per_parameter, parameter_groups
+from glpretrain.training.optim import clip_gradients, parameter_groups
 
 GROUPS, LAYERS, CLIP = load("parameter_groups"), load("mae_layer_decay"), load("dino_clip")
 # Where the official module's names are ours.
@@ -53,9 +54,44 @@ def test_every_gradient_is_clipped_on_its_own_as_in_dino() -> None:
     gradients = [wave(3, 5, phase=0, scale=4.0), wave(7, phase=1, scale=1.5), wave(2, 2, phase=2, scale=0.5)]
     for parameter, gradient in zip(parameters, gradients, strict=False):
         parameter.grad = gradient.clone()
-    clip_per_parameter(parameters, max_norm=3.0)
+    clip_gradients(nn.ParameterList(parameters), mode="parameter", max_norm=3.0)
     assert parameters[3].grad is None
     for parameter, expected in zip(parameters, CLIP["clipped"], strict=False):
         assert_matches(parameter.grad, expected)
     assert CLIP["norms"][0] > 3.0 > CLIP["norms"][1]  # one is scaled, one is left alone
     assert torch.equal(parameters[2].grad, gradients[2])
+
+
+class Two(nn.Module):
+    """A student with two heads and a predictor beside it: four modules, each with gradients of one norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        heads = {"first": nn.Linear(3, 5, bias=False), "second": nn.Linear(3, 5, bias=False)}
+        self.student = Branch(_encoder(), heads)
+        self.predictors = nn.ModuleDict({"first": nn.Linear(2, 2)})
+        for scale, module in enumerate(self.modules_with_gradients(), start=1):
+            for parameter in module.parameters():
+                parameter.grad = scale * wave(*parameter.shape, scale=1.0)
+
+    def modules_with_gradients(self) -> list[nn.Module]:
+        return [self.student.encoder, *self.student.heads.values(), *self.predictors.values()]
+
+
+def norm_of(module: nn.Module) -> float:
+    return float(torch.cat([parameter.grad.flatten() for parameter in module.parameters()]).norm())
+
+
+def test_a_norm_may_be_taken_over_each_module_or_over_all_gradients() -> None:
+    """By module as DINOv2 (train.py clips the student's backbone and each head), jointly as MAE and FSFM."""
+    before = [norm_of(module) for module in Two().modules_with_gradients()]
+    by_module = Two()
+    clip_gradients(by_module, mode="module", max_norm=7.0)
+    after = [norm_of(module) for module in by_module.modules_with_gradients()]
+    torch.testing.assert_close(torch.tensor(after), torch.tensor([min(7.0, norm) for norm in before]), rtol=1e-4, atol=0.0)
+    assert min(before) < 7.0 < max(before)
+    jointly = Two()
+    clip_gradients(jointly, mode="joint", max_norm=7.0)
+    total = sum(norm**2 for norm in before) ** 0.5
+    after = [norm_of(module) for module in jointly.modules_with_gradients()]
+    torch.testing.assert_close(torch.tensor(after), torch.tensor([7.0 * norm / total for norm in before]), rtol=1e-4, atol=0.0)

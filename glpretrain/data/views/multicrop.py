@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from glpretrain.core import keys as rng
-from glpretrain.core.types import EncoderCard
+from glpretrain.core.batch import ViewGroup
+from glpretrain.core.frames import crop_frames
+from glpretrain.core.types import EncoderCard, Item
 from glpretrain.data.loading import RawBatch
-from glpretrain.data.sources.base import FittedItem, Item, Source
-from glpretrain.data.sources.scenes import Scenes
+from glpretrain.data.sources.base import FittedItem
 from glpretrain.data.views.base import ViewMaker, Views
 from glpretrain.data.views.boxes import random_boxes
 from glpretrain.data.views.colour import augment, require_rgb
@@ -70,7 +71,6 @@ class MultiCrop(ViewMaker):
     """
 
     modality = "image"
-    channel_axis = 0
 
     def __init__(
         self, global_views: list[ViewSpec], local_views: list[ViewSpec] | None = None, student_views: list[ViewSpec] | None = None
@@ -90,9 +90,10 @@ class MultiCrop(ViewMaker):
         self.local_views = tuple(local_views or ())
         self.student_views = tuple(student_views or ())
 
-    def shapes(self, num_channels: int) -> list[tuple[int, ...]]:
-        """Channels, height and width of every view."""
-        return [(num_channels, *spec.shape) for spec in (*self.global_views, *self.local_views)]
+    def groups(self, num_channels: int) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """`global`, and `local` and `student` where the recipe asks for them; channels, height and width of each."""
+        kinds = {"global": self.global_views, "local": self.local_views, "student": self.student_views}
+        return {name: (sum(spec.count for spec in specs), (num_channels, *specs[0].shape)) for name, specs in kinds.items() if specs}
 
     def default_size(self) -> int:
         """Side that leaves a crop of most of the item something to be scaled down from: 1.15 times the view, rounded up."""
@@ -102,7 +103,7 @@ class MultiCrop(ViewMaker):
         """A global view is never larger than the item."""
         height, width = self.global_views[0].shape
         if size < max(height, width):
-            raise ValueError(f"DataModule: image_size {size} is smaller than the global view of {height} x {width} pixels")
+            raise ValueError(f"DataModule: item_size {size} is smaller than the global view of {height} x {width} pixels")
 
     def fitted(self, item: Item, *, size: int) -> FittedItem:
         """The item stretched to a square, with its true aspect."""
@@ -113,11 +114,7 @@ class MultiCrop(ViewMaker):
     def make(self, raw: RawBatch, *, keys: Tensor, card: EncoderCard) -> Views:
         """`forward` on a batch as workers hand it over."""
         regions = None if raw.regions is None else raw.regions.long()
-        return self(raw.images, aspect=raw.aspect, keys=keys, mean=card.mean, std=card.std, regions=regions)
-
-    def embedded_source(self, size: int) -> Source:
-        """Scenes."""
-        return Scenes(2400, size=size)
+        return self(raw.items, aspect=raw.aspect, keys=keys, mean=card.mean, std=card.std, regions=regions)
 
     @torch.no_grad()
     def forward(
@@ -161,22 +158,19 @@ class MultiCrop(ViewMaker):
             source = images.to(torch.float32)
             if images.dtype == torch.uint8:
                 source = source / 255.0
-            make = partial(self._make, source=source, aspect=aspect, keys=keys, mean=mean)
-            views, boxes = make(self.global_views, first=0)
-            global_views = _normalise(views, mean=mean, std=std)
-            local_views = student_views = weak = None
+            make = partial(self._make, source=source, aspect=aspect, keys=keys, mean=mean, std=std)
+            groups = {}
+            groups["global"], boxes = make(self.global_views, first=0)
             cut = None
             if regions is not None:
                 cut = torch.stack([_regions_of(regions, boxes=box, size=self.global_views[0].shape) for box in boxes])
             if self.local_views:
-                views, local_boxes = make(self.local_views, first=_LOCAL)
-                local_views = _normalise(views, mean=mean, std=std)
-                boxes = torch.cat((boxes, local_boxes))
+                groups["local"], _ = make(self.local_views, first=_LOCAL)
             if self.student_views:
-                selected = _is_strong(rng.fold_in(keys, _ALL_STUDENT_VIEWS), self.student_views[0].strong)
-                student_views = _normalise(make(self.student_views, first=_STUDENT, selected=selected)[0], mean=mean, std=std)
-                weak = ~selected
-        return Views(global_views=global_views, local_views=local_views, student_views=student_views, weak=weak, regions=cut, boxes=boxes)
+                strong = _is_strong(rng.fold_in(keys, _ALL_STUDENT_VIEWS), self.student_views[0].strong)  # [B]
+                student, _ = make(self.student_views, first=_STUDENT, selected=strong)
+                groups["student"] = student._replace(strong=strong)
+        return Views(groups, regions=cut)
 
     @staticmethod
     def _make(
@@ -187,9 +181,10 @@ class MultiCrop(ViewMaker):
         aspect: Tensor,
         keys: Tensor,
         mean: Sequence[float],
+        std: Sequence[float],
         selected: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Float[V B C h w] in [0, 1] (erased pixels beside it) and Float[V B 5].
+    ) -> tuple[ViewGroup, Tensor]:
+        """A group of V views with their frames, and the packed boxes Float[V B 5].
 
         Strongly augmented are the items Bool[B] of `selected`; where it is left out each view draws for itself.
         """
@@ -208,7 +203,9 @@ class MultiCrop(ViewMaker):
                 views = _weak_or_strong(source, spec=spec, boxes=boxes, keys=view_keys, selected=strong, aspect=aspect, mean=mean)
             all_views.append(views.unflatten(0, boxes.shape[:2]))
             all_boxes.append(boxes)
-        return torch.cat(all_views), torch.cat(all_boxes)
+        boxes = torch.cat(all_boxes)
+        frame = crop_frames(boxes[..., :4], flip=boxes[..., 4] % 2 > 0.5, turns=_turns_of(boxes))
+        return ViewGroup(_normalise(torch.cat(all_views), mean=mean, std=std), frame=frame), boxes
 
 
 def _is_strong(keys: Tensor, strong: Strong | None) -> Tensor:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from glpretrain.core import keys as rng
+from glpretrain.core.batch import ViewGroup
 from glpretrain.core.clouds import farthest_points, nearest_points, squared_distances, take
-from glpretrain.core.types import EncoderCard
+from glpretrain.core.types import EncoderCard, Item
 from glpretrain.data.loading import RawBatch
-from glpretrain.data.sources.base import FittedItem, Item, Source
-from glpretrain.data.sources.solids import Solids
+from glpretrain.data.sources.base import FittedItem
 from glpretrain.data.views.base import ViewMaker, Views
 from glpretrain.modalities.points import with_count
 
@@ -91,7 +91,6 @@ class PointCrops(ViewMaker):
     """
 
     modality = "points"
-    channel_axis = -1
 
     def __init__(
         self,
@@ -109,9 +108,24 @@ class PointCrops(ViewMaker):
         self.local_views = tuple(local_views or ())
         self.coarse_views = tuple(coarse_views or ())
 
-    def shapes(self, num_channels: int) -> list[tuple[int, ...]]:
-        """Points and coordinates of every view."""
-        return [(spec.points, num_channels) for spec in (*self.global_views, *self.local_views, *self.coarse_views)]
+    def groups(self, num_channels: int) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """`global`, `local` and a `coarse_<points>` for every lower resolution; points and coordinates of each."""
+        return {
+            name: (sum(spec.count for _, spec in specs), (specs[0][1].points, num_channels)) for name, specs in self._numbered().items()
+        }
+
+    def _numbered(self) -> dict[str, list[tuple[int, PointViewSpec]]]:
+        """Settings by group, each with the number of its first view, by which its draws differ from those of other views."""
+        found: dict[str, list[tuple[int, PointViewSpec]]] = {}
+        for kind, first, specs in (
+            ("global", 0, self.global_views),
+            ("local", _LOCAL, self.local_views),
+            ("coarse", _COARSE, self.coarse_views),
+        ):
+            for spec in specs:
+                found.setdefault(f"coarse_{spec.points}" if kind == "coarse" else kind, []).append((first, spec))
+                first += spec.count
+        return found
 
     def default_size(self) -> int:
         """Points of the largest view."""
@@ -122,7 +136,7 @@ class PointCrops(ViewMaker):
         for spec in (*self.global_views, *self.local_views, *self.coarse_views):
             if math.ceil(spec.keep[0] * size) < _AVERAGED:
                 raise ValueError(
-                    f"DataModule: image_size {size} leaves fewer than {_AVERAGED} points in a crop of {spec.keep[0]}; raise one"
+                    f"DataModule: item_size {size} leaves fewer than {_AVERAGED} points in a crop of {spec.keep[0]}; raise one"
                 )
 
     def fitted(self, item: Item, *, size: int) -> FittedItem:
@@ -131,11 +145,7 @@ class PointCrops(ViewMaker):
 
     def make(self, raw: RawBatch, *, keys: Tensor, card: EncoderCard) -> Views:
         """See `forward`; coordinates are taken as they are, whatever the card."""
-        return self(raw.images, keys=keys)
-
-    def embedded_source(self, size: int) -> Source:
-        """Solids."""
-        return Solids(2400, num_points=size)
+        return self(raw.items, keys=keys)
 
     @torch.no_grad()
     def forward(self, points: Tensor, *, keys: Tensor) -> Views:
@@ -149,25 +159,17 @@ class PointCrops(ViewMaker):
             Views in float32.
         """
         points = points.to(torch.float32)
-        views, first = {}, {"global": 0, "local": _LOCAL, "coarse": _COARSE}
-        for kind, specs in (("global", self.global_views), ("local", self.local_views), ("coarse", self.coarse_views)):
-            views[kind] = []
-            for spec in specs:
-                numbers = range(first[kind], first[kind] + spec.count)
-                views[kind].append(torch.stack([view_of(points, spec=spec, keys=rng.fold_in(keys, number)) for number in numbers]))
-                first[kind] += spec.count
-        return Views(
-            global_views=torch.cat(views["global"]),
-            local_views=torch.cat(views["local"]) if views["local"] else None,
-            student_views=None,
-            weak=None,
-            regions=None,
-            boxes=None,
-            coarse_views=tuple(views["coarse"]) or None,
-        )
+        groups = {}
+        for name, specs in self._numbered().items():
+            made = [
+                view_of(points, spec=spec, keys=rng.fold_in(keys, first + number)) for first, spec in specs for number in range(spec.count)
+            ]
+            views, frames = zip(*made, strict=True)
+            groups[name] = ViewGroup(torch.stack(views), frame=torch.stack(frames))
+        return Views(groups)
 
 
-def view_of(points: Tensor, *, spec: PointViewSpec, keys: Tensor) -> Tensor:
+def view_of(points: Tensor, *, spec: PointViewSpec, keys: Tensor) -> tuple[Tensor, Tensor]:
     """One view of every cloud.
 
     Args:
@@ -176,17 +178,24 @@ def view_of(points: Tensor, *, spec: PointViewSpec, keys: Tensor) -> Tensor:
         keys: Int[B].
 
     Returns:
-        Float[B p 3], p points of the view in random order (or in farthest-point order from a random point on).
+        Float[B p 3], p points of the view in random order (or in farthest-point order from a random point on), and the frame
+        Float[B 3 4] that takes them back to the cloud, jitter and dropout aside.
     """
     view = _cropped(points, spec=spec, keys=rng.fold_in(keys, _CROP))
+    back = torch.eye(3, 4, device=view.device).repeat(len(view), 1, 1)  # [B 3 4]
     if spec.rotation != "none":
         rotation = rotations(rng.fold_in(keys, _ROTATION), axis=spec.rotation)
         view = (rotation.unsqueeze(1) * view.unsqueeze(2)).sum(dim=3)  # no matrix product, which may run in half precision or TF32
+        back[..., :3] = rotation.transpose(1, 2)
     if spec.scale != (1.0, 1.0):
         low, high = spec.scale
-        view = view * (low + (high - low) * rng.uniform(rng.fold_in(keys, _SCALE), 1, 3))
+        scale = low + (high - low) * rng.uniform(rng.fold_in(keys, _SCALE), 1, 3)  # [B 1 3]
+        view = view * scale
+        back[..., :3] = back[..., :3] / scale
     if spec.translation > 0.0:
-        view = view + spec.translation * (2.0 * rng.uniform(rng.fold_in(keys, _TRANSLATION), 1, 3) - 1.0)
+        shift = spec.translation * (2.0 * rng.uniform(rng.fold_in(keys, _TRANSLATION), 1, 3) - 1.0)  # [B 1 3]
+        view = view + shift
+        back[..., 3] = -(back[..., :3] * shift).sum(dim=2)
     if spec.jitter > 0.0:
         noise = spec.jitter * rng.normal(rng.fold_in(keys, _JITTER), *view.shape[1:])
         view = view + noise.clamp(-spec.jitter_limit, spec.jitter_limit)
@@ -194,7 +203,7 @@ def view_of(points: Tensor, *, spec: PointViewSpec, keys: Tensor) -> Tensor:
         draws = rng.uniform(rng.fold_in(keys, _DROPOUT), view.shape[1] + 1)  # [B p+1]
         fallen = draws[:, 1:] < spec.dropout * draws[:, :1]
         view = torch.where(fallen.unsqueeze(2), view[:, :1], view)
-    return view
+    return view, back
 
 
 def _cropped(points: Tensor, *, spec: PointViewSpec, keys: Tensor) -> Tensor:

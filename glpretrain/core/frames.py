@@ -1,0 +1,60 @@
+"""Where a view lies in its item: one affine map per view, whatever the number of axes.
+
+A frame Float[A A+1] takes a place in the view, with every coordinate in [0, 1] along an axis of the view's tensor, to a place in the
+item. Coordinates are in the order of the tensor's axes: row and column of an image. A crop scales and shifts, a flip has a negative
+scale, a quarter turn exchanges two axes; places of different views of one item can be compared once each went through its own frame.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def token_centres(frames: Tensor, *, grid: Sequence[int]) -> Tensor:
+    """Where the centre of every token of a view lies in the item.
+
+    Args:
+        frames: Float[*S A A+1].
+        grid: tokens along each of the A axes of the view, N in all.
+
+    Returns:
+        Float[*S N A].
+    """
+    along = [(torch.arange(count, device=frames.device) + 0.5) / count for count in grid]
+    centres = torch.stack(torch.meshgrid(*along, indexing="ij"), dim=-1).flatten(0, -2)  # [N A]
+    return places(frames, centres)
+
+
+def places(frames: Tensor, centres: Tensor) -> Tensor:
+    """Places in the item, Float[*S N A], of places in the view, Float[N A] or Float[*S N A], by frames Float[*S A A+1]."""
+    # No matrix product, which may run in half precision or TF32.
+    return (frames[..., None, :, :-1] * centres[..., None, :]).sum(dim=-1) + frames[..., None, :, -1]
+
+
+def crop_frames(boxes: Tensor, *, flip: Tensor, turns: Tensor) -> Tensor:
+    """Frames of crops of images.
+
+    Args:
+        boxes: Float[*S 4], x0 y0 x1 y1 in the item's unit square.
+        flip: Bool[*S], True: the crop was flipped left to right.
+        turns: Int[*S], quarter turns counterclockwise after the flip.
+
+    Returns:
+        Float[*S 2 3], rows and columns in this order.
+    """
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    left, width = torch.where(flip, x1, x0), torch.where(flip, x0 - x1, x1 - x0)
+    zero, height = torch.zeros_like(x0), y1 - y0
+    # One turn brought what was at (row a, column b) to (row 1 - b, column a); so a place of the view goes back to (column, 1 - row).
+    by_turns = torch.stack(
+        [
+            torch.stack([height, zero, y0, zero, width, left], dim=-1),
+            torch.stack([zero, height, y0, -width, zero, left + width], dim=-1),
+            torch.stack([-height, zero, y0 + height, zero, -width, left + width], dim=-1),
+            torch.stack([zero, -height, y0 + height, width, zero, left], dim=-1),
+        ],
+        dim=-2,
+    )  # [*S 4 6]
+    chosen = by_turns.gather(-2, (turns % 4)[..., None, None].expand(*turns.shape, 1, 6)).squeeze(-2)
+    return chosen.unflatten(-1, (2, 3))

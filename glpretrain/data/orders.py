@@ -1,0 +1,149 @@
+"""Which items the next epoch holds, in which order and with which weights; and the batches that each process takes of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
+
+from glpretrain.core import keys
+
+_ORDER = 0x0EDE  # what the key of an epoch's order is folded with
+
+
+class Epoch(NamedTuple):
+    """The items of one epoch."""
+
+    indices: Tensor  # Int[S]  dataset indices in the order in which they are seen; any number of them
+    weights: Tensor | None = None  # Float[S]  weights in the loss; None gives every item the weight 1
+
+
+class Order(nn.Module, ABC):
+    """Decides what each epoch holds.
+
+    An order draws from keys, so that the same (seed, epoch) gives the same items whatever ran before. One that also needs to remember
+    something (losses of items, say) keeps it in registered buffers, which are in every checkpoint; it must be equal in all processes.
+    """
+
+    @abstractmethod
+    def epoch(self, number: int, *, length: int, seed: int) -> Epoch:
+        """The items of an epoch.
+
+        Args:
+            number: how many epochs were there before.
+            length: number of items of the source.
+            seed: seed of the run.
+        """
+
+
+class Shuffled(Order):
+    """All items once, in an order that depends on the seed and the epoch only."""
+
+    def epoch(self, number: int, *, length: int, seed: int) -> Epoch:
+        """A permutation."""
+        key = keys.fold_in(keys.item_keys(seed=seed, epoch=number, index=torch.tensor(length)), _ORDER)
+        return Epoch(keys.permutation(key, length))
+
+
+class Position(NamedTuple):
+    """Where in the data a run is."""
+
+    epoch: int
+    batches_done: int  # of this epoch
+
+
+class EpochBatches(DistributedSampler):
+    """The batches of each epoch, as lists of dataset indices.
+
+    Global batch t is the t-th contiguous slice of the epoch's items, and rank r takes the slice's r-th part: two processes with B items
+    each see what one with 2B sees, in the same order. The last items that do not fill a global batch are left out.
+
+    A `DistributedSampler` by type only, which tells Lightning that the items are already divided between the processes.
+
+    Args:
+        order: which items an epoch holds.
+        length: number of items of the source.
+        batch_size: B, items per process.
+        rank: number of this process.
+        world_size: number of processes.
+        seed: seed of the run.
+        on_epoch: called with this object when an epoch begins, whose length may be another than that of the one before.
+
+    Raises:
+        ValueError: an epoch has fewer items than one global batch.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        *,
+        length: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        on_epoch: Callable[["EpochBatches"], None] | None = None,
+    ) -> None:
+        super().__init__(range(length), num_replicas=world_size, rank=rank, seed=seed)
+        self.order, self.length, self.batch_size = order, length, batch_size
+        self.on_epoch = on_epoch
+        self._resumed = Position(0, 0)
+        self._planned: tuple[int, Epoch] | None = None
+        self._plan(0)
+
+    def resume(self, position: Position) -> None:
+        """Begin at this position instead of with epoch 0."""
+        self._resumed = position
+        self._plan(position.epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before every epoch."""
+        super().set_epoch(epoch)
+        self._plan(self.position.epoch)
+        if self.on_epoch is not None:
+            self.on_epoch(self)
+
+    @property
+    def position(self) -> Position:
+        """Where the next iteration begins.
+
+        Where a checkpoint was made after the last batch of an epoch, Lightning asks for batches before it has raised its own count of
+        epochs: the later of the two is right.
+        """
+        return max(self._resumed, Position(self.epoch, 0))
+
+    def weights_of(self, index: Tensor) -> Tensor:
+        """Float[B]: weights of items Int[B] in the epoch at hand, 0 for items that it does not hold."""
+        assert self._planned is not None
+        _, planned = self._planned
+        if planned.weights is None:
+            return torch.ones(len(index), device=index.device)
+        table = torch.zeros(self.length)
+        table[planned.indices] = planned.weights
+        return table[index.cpu()].to(index.device)
+
+    def _plan(self, epoch: int) -> Epoch:
+        if self._planned is None or self._planned[0] != epoch:
+            planned = self.order.epoch(epoch, length=self.length, seed=self.seed)
+            together = self.batch_size * self.num_replicas
+            if len(planned.indices) < together:
+                raise ValueError(
+                    f"DataModule: an epoch has {len(planned.indices)} items, fewer than one batch of {together}"
+                    f" ({self.batch_size} in each of {self.num_replicas} processes); lower batch_size or give more items"
+                )
+            self._planned = epoch, planned
+        return self._planned[1]
+
+    def __len__(self) -> int:
+        """Batches of the whole epoch, also of one that was resumed: Lightning counts the ones done before."""
+        assert self._planned is not None
+        return len(self._planned[1].indices) // (self.batch_size * self.num_replicas)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, first = self.position
+        indices = self._plan(epoch).indices
+        for batch in range(first, len(self)):
+            start = (batch * self.num_replicas + self.rank) * self.batch_size
+            yield indices[start : start + self.batch_size].tolist()

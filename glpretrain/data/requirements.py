@@ -1,0 +1,104 @@
+"""Do data and method fit? What a method says that it uses is held against what the data makes, before the first step.
+
+Data that a method needs and that is not made is an error, and so is data that is made and that nobody uses: it would only cost time.
+"""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from glpretrain.core.batch import Uses
+from glpretrain.core.types import EncoderCard
+
+
+class Tokens(Protocol):
+    """What data has to know of an encoder: every `Encoder` is one."""
+
+    @property
+    def card(self) -> EncoderCard:
+        """Mean, standard deviation and number of channels."""
+        ...
+
+    def grid(self, item_shape: Sequence[int], /) -> tuple[int, ...]:
+        """Tokens along each axis."""
+        ...
+
+
+@runtime_checkable
+class Consumer(Protocol):
+    """What data has to know of a method: every `Method` is one."""
+
+    @property
+    def encoder(self) -> Tokens:
+        """The encoder whose tokens are masked and whose normalisation the views get."""
+        ...
+
+    @property
+    def uses(self) -> Mapping[str, Uses]:
+        """The groups of views that it uses."""
+        ...
+
+
+class Made(NamedTuple):
+    """What a data module makes of one group of views."""
+
+    num_views: int
+    parts: frozenset[str]
+
+
+class Setting(NamedTuple):
+    """Which setting makes a group or a part of one, for messages."""
+
+    name: str
+    example: str
+
+
+_MASKED, _CORRUPTED = "data.mask", "data.corruption"
+_SETTINGS: Mapping[str, Setting] = {
+    "global": Setting("data.views.global_views", "[{size: 224, scale: [0.25, 1.0], count: 2}]"),
+    "local": Setting("data.views.local_views", "[{size: 96, scale: [0.05, 0.4], count: 8}]"),
+    "student": Setting("data.views.student_views", "[{size: 224, scale: [0.25, 1.0], count: 2}]"),
+    "coarse_*": Setting("data.views.coarse_views", "[{points: 256, count: 2}], for clouds of points"),
+    "global.mask": Setting(_MASKED, "glpretrain.masking.BlockMask"),
+    "global.region_mask": Setting(_MASKED, "glpretrain.masking.CRFRPMask"),
+    "global.corrupted": Setting(_CORRUPTED, "glpretrain.masking.GroupCorruption"),
+    "global.corruption": Setting(_CORRUPTED, "glpretrain.masking.GroupCorruption"),
+    "student.strong": Setting("data.views.student_views", "[{size: 224, scale: [0.25, 1.0], count: 2}]"),
+}
+
+
+def check_uses(method: str, uses: Mapping[str, Uses], made: Mapping[str, Made]) -> None:
+    """Does the data make what the method uses, and nothing else?
+
+    Args:
+        method: name of the method, for messages.
+        uses: what the method uses, by the name of a group or by a pattern such as `coarse_*`.
+        made: what the data makes, by the name of a group.
+
+    Raises:
+        ValueError: names the setting to change.
+    """
+    for pattern, use in uses.items():
+        groups = {name: group for name, group in made.items() if fnmatchcase(name, pattern)}
+        missing = [pattern] if use.required and not groups else []
+        missing += [f"{pattern}.{part}" for group in groups.values() for part in use.needs if part not in group.parts]
+        for name in missing:
+            setting = _setting(name)
+            raise ValueError(f"{method} needs {setting.name}: set it, for example to {setting.example}")
+        for name, group in groups.items():
+            if use.num_views not in (None, group.num_views):
+                raise ValueError(f"{method} needs {use.num_views} {name} views, not {group.num_views}: set count in {_setting(name).name}")
+    for name, group in made.items():
+        users = [use for pattern, use in uses.items() if fnmatchcase(name, pattern)]
+        makers = {_setting(name).name, *(_setting(f"{name}.{part}").name for part in group.parts)}
+        # What one setting makes is used when any of it is: a region mask brings the mask of all hidden tokens along.
+        used = {_setting(name).name for _ in users}
+        used |= {_setting(f"{name}.{part}").name for use in users for part in (*use.needs, *use.takes)}
+        for setting in sorted(makers - used):
+            raise ValueError(f"{method} does not use {setting}: leave it out")
+
+
+def _setting(name: str) -> Setting:
+    """What makes a group, or a part of one as `group.part`; groups that only their maker knows are made by the views."""
+    found = [setting for pattern, setting in _SETTINGS.items() if fnmatchcase(name, pattern) and pattern.count(".") == name.count(".")]
+    return found[0] if found else Setting("data.views", f"views that make {name}")

@@ -1,0 +1,64 @@
+"""What a run refuses: a loss that is not finite, and a checkpoint of another method, of other experts or of another start."""
+
+import torch
+from torch import Tensor, nn
+
+from glpretrain.training.teacher import FrozenTeacher
+from glpretrain.training.warm_start import Trunk
+
+
+class FiniteTerms:
+    """The terms of the step before. Reading those of the step at hand would make the host wait for the device."""
+
+    def __init__(self) -> None:
+        self._terms: dict[str, Tensor] = {}
+
+    def keep(self, terms: dict[str, Tensor]) -> None:
+        """Keep the terms of a step, Float[] each, until the next check."""
+        self._terms = terms
+
+    def check(self, *, step: int) -> None:
+        """Look at what was kept, once.
+
+        Args:
+            step: number of optimizer steps that are done, for the message.
+
+        Raises:
+            ValueError: a term is not finite.
+        """
+        if not self._terms:
+            return
+        values = torch.stack(list(self._terms.values()))
+        if not bool(torch.isfinite(values).all()):
+            shown = ", ".join(f"{name} = {value:.4g}" for name, value in zip(self._terms, values.tolist(), strict=True))
+            raise ValueError(f"step {step}: the loss is not finite ({shown}); try a lower lr, or precision 32-true")
+        self._terms = {}
+
+
+def identity(method: nn.Module) -> dict[str, object]:
+    """What a checkpoint says of its run: the method, and the fingerprints of its experts, whose weights are not in it."""
+    experts = {name: module.fingerprint for name, module in method.named_modules() if isinstance(module, FrozenTeacher)}
+    return {"method": type(method).__name__, "experts": experts}
+
+
+def require_same_run(method: nn.Module, checkpoint: dict) -> None:
+    """Refuse a checkpoint that this run cannot continue, before its keys are compared one by one.
+
+    Raises:
+        ValueError: says how the checkpoint's run differs.
+    """
+    own = identity(method)
+    if checkpoint.get("method") != own["method"]:
+        raise ValueError(
+            f"checkpoint: it was written by {checkpoint.get('method')}, this run is {own['method']}; only the same method resumes"
+        )
+    written, present = checkpoint.get("experts", {}), own["experts"]
+    assert isinstance(written, dict) and isinstance(present, dict)
+    for name in sorted(written.keys() | present.keys()):
+        before, now = (found.get(name, "none")[:12] for found in (written, present))
+        if before != now:
+            raise ValueError(f"checkpoint: its {name} has the weights {before}, this run's {now}; only the same experts resume")
+    from_weights = any(name.startswith("trunk.") for name in checkpoint["state_dict"])
+    if from_weights is not any(isinstance(module, Trunk) for module in method.children()):
+        how = "with" if from_weights else "without"
+        raise ValueError(f"checkpoint: it was written {how} init_from; only a run {how} it resumes")
