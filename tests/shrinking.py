@@ -12,10 +12,15 @@ from glpretrain.cli.training import Training
 ROOT = Path(__file__).parents[1] / "recipes"
 EVALUATIONS = sorted((ROOT / "eval").glob("*.yaml"))
 RECIPES = sorted(set(ROOT.rglob("*.yaml")) - set(EVALUATIONS))
-# The contract of a method is checked on one recipe of each: on the one that is named like it, or else on its first quick one.
-ONE_PER_METHOD = sorted(
-    {yaml.safe_load(path.read_text())["model"]["class_path"]: path for path in reversed(RECIPES) if path.parent == ROOT}.values()
-)
+
+
+def _method_of(path: Path) -> str:
+    return yaml.safe_load(path.read_text())["model"]["class_path"].rpartition(".")[2]
+
+
+# The contract of a method is checked on one quick recipe of each: the one that is named like the method, or else the first.
+_QUICK = sorted((path for path in RECIPES if path.parent == ROOT), key=lambda path: path.stem == _method_of(path).lower())
+ONE_PER_METHOD = sorted({_method_of(path): path for path in _QUICK}.values())
 SMALL_WIDTHS = {
     "num_prototypes": 16,
     "hidden_dim": 16,
