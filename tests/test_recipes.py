@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from shrinking import RECIPES, built, name_of, shrunk
+from shrinking import EVALUATIONS, RECIPES, built, name_of, shrunk
 
 from glpretrain.cli.training import Training
 from glpretrain.runs import find_recipe, recipe_name
@@ -16,13 +16,29 @@ def test_there_are_recipes() -> None:
     assert any(name_of(path).startswith("paper/") for path in RECIPES)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def comments(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line.startswith("#")]
+
+
+@pytest.mark.parametrize("path", RECIPES + EVALUATIONS, ids=name_of)
 def test_recipe_says_how_it_is_run(path: Path) -> None:
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert header, "a recipe begins with a comment"
-    assert any("Command:" in line and name_of(path) in line for line in header)
+    assert any("Command:" in line and name_of(path) in line for line in comments(path))
     assert find_recipe(name_of(path)).resolve() == path
     assert recipe_name(path) == name_of(path)
+
+
+@pytest.mark.parametrize("path", RECIPES + EVALUATIONS, ids=name_of)
+def test_recipe_begins_with_a_short_header(path: Path) -> None:
+    header = comments(path)
+    assert path.read_text().splitlines()[: len(header)] == header, "comments stand before the settings"
+    assert len(header) <= 12, "what, command, needs, costs, result; the rest belongs in docs/measurements.md"
+    assert max(map(len, header)) <= 140
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe_says_what_it_needs_costs_and_gave(path: Path) -> None:
+    labels = {line.removeprefix("# ").split(":")[0] for line in comments(path)}
+    assert labels >= {"Needs", "Costs", "Measured"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
