@@ -34,7 +34,7 @@ class ViewGroup(NamedTuple):
 class Batch(NamedTuple):
     """All that a method ever sees of the data."""
 
-    index: Tensor  # Int[B]  dataset index
+    index: Tensor  # Int[B]  dataset index  # pyright: ignore[reportIncompatibleMethodOverride]  hides tuple.index
     views: dict[str, ViewGroup]
     weight: Tensor  # Float[B]  weight of every item in the loss, 1 where nothing else is said
 

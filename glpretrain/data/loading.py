@@ -25,7 +25,7 @@ class RawBatch(NamedTuple):
 
     items: Tensor  # UInt8[B C S S]  images, each stretched to one square; or Float[B P 3], clouds of one number of points
     aspect: Tensor  # Float[B]  true width / height
-    index: Tensor  # Int[B]  dataset index; that of the replacement where an item could not be read
+    index: Tensor  # Int[B]  dataset index of the item or its replacement  # pyright: ignore[reportIncompatibleMethodOverride]  hides tuple.index
     regions: Tensor | None  # Int16[B S S]
     unreadable: list[tuple[int, str]]  # dataset index and reason of every item that was replaced
 
@@ -116,7 +116,7 @@ def batches_of(items: RawItems, order: Iterable[Sequence[int]], *, num_workers: 
         items,
         sampler=order,
         batch_size=None,  # the order yields whole batches
-        collate_fn=_unchanged,  # the default would turn the tuples of `unreadable` into lists
+        collate_fn=_unchanged,  # pyright: ignore[reportArgumentType]  batches are made here already; the default would change tuples into lists
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -120,7 +120,7 @@ class DataModule(LightningDataModule):
         self._in_memory = False
         self._batches: EpochBatches | None = None
         self._resumed = Position(0, 0)
-        self._epoch_start = 0  # batches done before the epoch at hand
+        self._epoch_start, self._epoch_length = 0, 0  # batches before the epoch at hand, and in it
         self._items_seen = 0
         self._unreadable: set[int] = set()
         self._run_folder = Path()
@@ -188,8 +188,19 @@ class DataModule(LightningDataModule):
         assert self.trainer is not None
         loop = self.trainer.fit_loop
         limit = self.trainer.limit_train_batches
-        loop.max_batches = min(len(batches), limit) if isinstance(limit, int) else int(len(batches) * (limit or 1.0))
-        self._epoch_start = loop.epoch_loop.batch_progress.total.processed - batches.position.batches_done
+        self._epoch_length = min(len(batches), limit) if isinstance(limit, int) else int(len(batches) * (limit or 1.0))
+        if loop._combined_loader is not None:  # which would stop where the first epoch of this run did
+            loop._combined_loader.limits = [self._epoch_length]
+        loop.max_batches = self._epoch_length
+        if batches.position == self._resumed and self._resumed.batches_done == 0:
+            # A checkpoint from the end of an epoch, which Lightning recognises by that epoch's length; see `on_before_batch_transfer`.
+            loop.max_batches = loop.epoch_loop.batch_progress.current.ready or self._epoch_length
+        self._epoch_start = self._batches_processed() - batches.position.batches_done
+
+    def _batches_processed(self) -> int:
+        """Batches whose step is done; Lightning's other counters may be one ahead in a checkpoint made during a step."""
+        assert self.trainer is not None
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore[reportAttributeAccessIssue]  its stub
 
     def raw_batch(self, indices: Sequence[int]) -> RawBatch:
         """Items as a worker would hand them over, for pictures, notebooks and tests."""
@@ -197,6 +208,8 @@ class DataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> RawBatch:
         """Account for what the worker could not read."""
+        assert self.trainer is not None
+        self.trainer.fit_loop.max_batches = self._epoch_length
         self._items_seen += 0 if self._in_memory else len(batch.index)
         self._report(batch.unreadable)
         return batch
@@ -249,10 +262,8 @@ class DataModule(LightningDataModule):
     def state_dict(self) -> dict[str, object]:
         """Where in the data the run is."""
         assert self.trainer is not None and self._batches is not None
-        # Batches whose step is done; Lightning's other counters may be one ahead in a checkpoint made during a step.
-        loop = self.trainer.fit_loop
-        epoch, done = self._batches.position.epoch, loop.epoch_loop.batch_progress.total.processed - self._epoch_start
-        if done >= loop.max_batches:
+        epoch, done = self._batches.position.epoch, self._batches_processed() - self._epoch_start
+        if done >= self.trainer.fit_loop.max_batches:
             epoch, done = epoch + 1, 0
         return {"epoch": epoch, "batches_done": done, "order": self.order.state_dict(), **self._identity()}
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 from glpretrain.core import keys
 
@@ -45,6 +45,19 @@ class Shuffled(Order):
         """A permutation."""
         key = keys.fold_in(keys.item_keys(seed=seed, epoch=number, index=torch.tensor(length)), _ORDER)
         return Epoch(keys.permutation(key, length))
+
+
+class _Length(Dataset[int]):
+    """All that a `DistributedSampler` asks of its data."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> int:
+        return index
 
 
 class Position(NamedTuple):
@@ -86,7 +99,7 @@ class EpochBatches(DistributedSampler):
         seed: int,
         on_epoch: Callable[["EpochBatches"], None] | None = None,
     ) -> None:
-        super().__init__(range(length), num_replicas=world_size, rank=rank, seed=seed)
+        super().__init__(_Length(length), num_replicas=world_size, rank=rank, seed=seed)
         self.order, self.length, self.batch_size = order, length, batch_size
         self.on_epoch = on_epoch
         self._resumed = Position(0, 0)

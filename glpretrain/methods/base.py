@@ -113,7 +113,7 @@ class Method(pl.LightningModule, ABC):
         if self.trainer.max_steps > 0:
             return self.global_step / self.trainer.max_steps
         per_epoch = self.trainer.num_training_batches
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # pyright: ignore[reportAttributeAccessIssue]  its stub
         return (self.current_epoch * per_epoch + done) / ((self.trainer.max_epochs or 1) * per_epoch)
 
     def setup(self, stage: str) -> None:

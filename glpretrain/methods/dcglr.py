@@ -69,7 +69,7 @@ class DCGLR(Method):
         **kwargs,  # noqa: ANN003
     ) -> None:
         contrast = InfoNCE(temp=0.2) if contrast is None else contrast
-        heads = {
+        heads: dict[str, nn.Module] = {
             "cls": nn.Sequential(
                 ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=num_layers),
                 Prototypes(bottleneck_dim, num_prototypes=num_prototypes),

@@ -94,7 +94,7 @@ class GPFM(Method):
             )
 
         encoder.add_mask_token()
-        heads = {"cls": head(num_prototypes)}
+        heads: dict[str, nn.Module] = {"cls": head(num_prototypes)}
         if num_patch_prototypes is not None:
             heads["patch"] = head(num_patch_prototypes)
         super().__init__(Branch(encoder, heads), weights=weights, momentum=momentum, **kwargs)

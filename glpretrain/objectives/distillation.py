@@ -14,6 +14,9 @@ class Centre(State):
     Starts at zero. `centre` Float[K] is in the checkpoint; the sums of the micro-batches at hand are not.
     """
 
+    value: Tensor
+    pending: Tensor
+
     def __init__(self, num_prototypes: int, *, momentum: float) -> None:
         super().__init__()
         if not 0.0 <= momentum < 1.0:
@@ -91,6 +94,7 @@ class Distillation(Objective):
     @property
     def centre(self) -> Tensor:
         """Float[K]; there is none with `sinkhorn_iterations`."""
+        assert self.centre_state is not None, "Sinkhorn-Knopp needs no centre"
         return self.centre_state.value
 
     def targets(self, teacher_logits: Tensor, *, teacher_temp: float) -> Tensor:

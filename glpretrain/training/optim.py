@@ -184,11 +184,9 @@ def clip_gradients(method: nn.Module, *, mode: Literal["parameter", "module", "j
     if mode == "parameter":
         gradients = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
         if gradients:
-            factors = torch._foreach_add(torch._foreach_norm(gradients), 1e-6)
-            torch._foreach_reciprocal_(factors)
-            torch._foreach_mul_(factors, max_norm)
-            torch._foreach_clamp_max_(factors, 1.0)
-            torch._foreach_mul_(gradients, factors)
+            norms = torch.stack(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]  torch has no public name
+            factors = ((norms + 1e-6).reciprocal() * max_norm).clamp_max(1.0)
+            torch._foreach_mul_(gradients, list(factors.unbind()))  # pyright: ignore[reportPrivateImportUsage]
         return
     for parameters in _by_module(method) if mode == "module" else [list(method.parameters())]:
         nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -226,6 +226,7 @@ def _weak_or_strong(
     """Float[(V B) C h w] for keys Int[V B], strongly augmented where Bool[V B] is selected."""
 
     strong = spec.strong
+    assert strong is not None
     cut = []
     for box, key, where in zip(boxes, rng.fold_in(keys, _RAND_AUGMENT), selected, strict=True):  # view by view: whole items are large
         items = rand_augment(source, keys=key, selected=where, aspect=aspect, flipped=box[:, 4] % 2 > 0.5, strong=strong, mean=mean)

@@ -247,7 +247,7 @@ def rotations(keys: Tensor, *, axis: Literal["x", "y", "z", "any"]) -> Tensor:
         about[:, "xyz".index(axis)] = half.sin()
         quaternion = torch.cat([half.cos().unsqueeze(1), about], dim=1)
     w, x, y, z = quaternion.unbind(dim=1)
-    return torch.stack(_rotation_rows(w, x, y, z), dim=1).unflatten(1, (3, 3))
+    return torch.stack(list(_rotation_rows(w, x, y, z)), dim=1).unflatten(1, (3, 3))
 
 
 def _rotation_rows(w: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Sequence[Tensor]:
