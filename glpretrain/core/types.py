@@ -41,12 +41,12 @@ class EncoderCard:
         encoder: name in the encoder registry.
         arguments: what the registered builder needs to make the same architecture again (plain JSON values).
         modality: name of the kind of item, see `glpretrain.modalities`.
-        item_shape: of the item that it was trained on: channels, height and width of an image, (points, 3) of a cloud.
+        item_shape: shape of the items that the encoder was trained on: channels, height and width of an image, (points, 3) of a cloud.
         patch_size: inputs of a token along each axis: height and width in pixels, or the points of a group.
         embed_dim: width D of `cls` and `patches`.
-        mean: per channel, of images scaled to [0, 1]; coordinates of points are taken as they are.
-        std: likewise.
-        licence: of the weights, empty when the user has not said.
+        mean: mean per channel, of images scaled to [0, 1]; coordinates of points are taken as they are.
+        std: standard deviation per channel, of the same values.
+        licence: licence of the weights; empty where nobody has said.
         source: where the weights come from (method, recipe, steps).
     """
 

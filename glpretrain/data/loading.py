@@ -34,7 +34,7 @@ class RawItems(Dataset[RawBatch]):
     """Batches of a source's items by lists of indices. An unreadable item is replaced by the next readable one.
 
     Args:
-        source: of the items.
+        source: source of the items.
         resize: brings an item to the size of the batch.
     """
 

@@ -32,20 +32,20 @@ class DCGLR(Method):
     """Distillation with contrast.
 
     Args:
-        encoder: any; views of several sizes must be welcome.
-        num_prototypes: K.
-        hidden_dim: of the head's MLP.
-        bottleneck_dim: of the head's output on the sphere.
-        num_layers: of the head's MLP.
-        student_temp: of the student's assignments.
-        teacher_temp: of the targets, over progress.
-        centre_momentum: of the centre.
+        encoder: the trunk; one that takes views of several sizes.
+        num_prototypes: number of prototypes, K.
+        hidden_dim: hidden width of the head's MLP.
+        bottleneck_dim: width of the head's output, which is on the unit sphere.
+        num_layers: number of layers of the head's MLP.
+        student_temp: temperature of the student's assignments.
+        teacher_temp: temperature of the teacher's targets, over progress.
+        centre_momentum: momentum of the running centre of the teacher's logits.
         contrast: InfoNCE behind a head of its own, or NPair of the teacher's assignments with the student's logits; None is
             InfoNCE(temp=0.2).
-        contrast_hidden_dim: of the contrast head's MLP; without a meaning for NPair.
-        contrast_dim: of the contrast head's output.
-        momentum: of the teacher.
-        **kwargs: see `Method`.
+        contrast_hidden_dim: hidden width of the contrast head's MLP; without a meaning for NPair.
+        contrast_dim: width of the contrast head's output.
+        momentum: momentum of the teacher's moving average, over progress.
+        **kwargs: arguments of `Method`.
     """
 
     terms = ("cls", "contrast")

@@ -26,17 +26,17 @@ class DINO(Method):
     """Self-distillation between crops.
 
     Args:
-        encoder: any.
-        num_prototypes: K.
-        hidden_dim: of the head's MLP.
-        bottleneck_dim: of the head's output on the sphere.
-        num_layers: of the head's MLP.
-        train_gain: learn one gain per prototype (the official `norm_last_layer` false).
-        student_temp: of the student's assignment.
-        teacher_temp: of the targets, over progress.
-        centre_momentum: of the centre.
-        momentum: of the teacher.
-        **kwargs: see `Method`.
+        encoder: the trunk; any encoder.
+        num_prototypes: number of prototypes, K.
+        hidden_dim: hidden width of the head's MLP.
+        bottleneck_dim: width of the head's output, which is on the unit sphere.
+        num_layers: number of layers of the head's MLP.
+        train_gain: whether one gain per prototype is learned (the official `norm_last_layer` false).
+        student_temp: temperature of the student's assignment.
+        teacher_temp: temperature of the teacher's targets, over progress.
+        centre_momentum: momentum of the running centre of the teacher's logits.
+        momentum: momentum of the teacher's moving average, over progress.
+        **kwargs: arguments of `Method`.
     """
 
     terms = ("cls",)

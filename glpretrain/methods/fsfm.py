@@ -35,19 +35,19 @@ class FSFM(Method):
     Args:
         encoder: one that can drop tokens.
         decoder_dim: width of the pixel decoder.
-        decoder_depth: its blocks.
-        decoder_heads: its attention heads per block.
+        decoder_depth: number of blocks of the pixel decoder.
+        decoder_heads: attention heads in each block of the pixel decoder.
         rep_depth: blocks of the decoder behind the projection.
-        rep_heads: its attention heads per block.
-        rep_positions: its positions, see `RepresentationDecoder`.
-        hidden_dim: of the projector and the predictor.
-        projection_dim: of their results.
+        rep_heads: attention heads in each block of that decoder.
+        rep_positions: position embedding of that decoder, see `RepresentationDecoder`.
+        hidden_dim: hidden width of the projector and the predictor.
+        projection_dim: output width of the projector and the predictor.
         normalise_pixels: give every target patch mean 0 and variance 1.
         similarity: what the term between branches is; None is `NegativeCosine`, the published choice. The official code also offers
             `InfoNCE` (temp 0.1), which tells items apart.
-        weights: of the terms.
-        momentum: of the target.
-        **kwargs: see `Method`.
+        weights: weights of the terms.
+        momentum: momentum of the target's moving average, over progress.
+        **kwargs: arguments of `Method`.
     """
 
     terms = ("pixels", "region", "similarity")

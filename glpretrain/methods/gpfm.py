@@ -42,20 +42,20 @@ class GPFM(Method):
     Args:
         encoder: one that can hide tokens.
         experts: frozen teachers by name, see `glpretrain.weights.load_expert`.
-        weights: of the terms; None is 0.1 for `koleo` and 1 for all others.
-        num_prototypes: K.
-        num_patch_prototypes: of a head of its own for patches; None shares that of `cls`.
-        hidden_dim: of the heads' MLPs.
-        bottleneck_dim: of the heads' outputs on the sphere.
-        num_layers: of the heads' MLPs.
-        expert_bottleneck_dim: of the experts' heads, whose MLP is one layer.
-        train_gain: learn one gain per prototype, as the official heads do.
-        student_temp: of the student's assignments.
-        teacher_temp: of the targets, over progress.
-        centre_momentum: of both centres.
+        weights: weights of the terms; None is 0.1 for `koleo` and 1 for all others.
+        num_prototypes: number of prototypes, K.
+        num_patch_prototypes: number of prototypes of a head of its own for patches; None shares that of `cls`.
+        hidden_dim: hidden width of the heads' MLPs.
+        bottleneck_dim: width of the heads' outputs, which are on the unit sphere.
+        num_layers: number of layers of the heads' MLPs.
+        expert_bottleneck_dim: output width of the experts' heads, whose MLP is one layer.
+        train_gain: whether one gain per prototype is learned, as the official heads do.
+        student_temp: temperature of the student's assignments.
+        teacher_temp: temperature of the teacher's targets, over progress.
+        centre_momentum: momentum of the running centres of the teacher's logits.
         sinkhorn_iterations: balance the targets by Sinkhorn-Knopp instead of a centre; the official number is 3.
-        momentum: of the teacher.
-        **kwargs: see `Method`.
+        momentum: momentum of the teacher's moving average, over progress.
+        **kwargs: arguments of `Method`.
 
     Raises:
         ValueError: an expert's name or the names in `weights` do not fit.

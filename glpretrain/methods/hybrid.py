@@ -32,11 +32,11 @@ class HybridDistillation(Method):
         encoder: a ViT.
         contrastive: expert for the final map; its grid must be the student's.
         masked: a ViT, expert for the relations; its grid must be the student's.
-        num_relation_heads: see `TokenRelations`.
+        num_relation_heads: number of heads of the relations, see `TokenRelations`.
         masked_depth: which of the expert's blocks is compared, as a share of its depth.
         student_depth: which of the student's.
-        corner: see `WhitenedFeatures`.
-        **kwargs: see `Method`.
+        corner: corner of the smooth L1 distance, see `WhitenedFeatures`.
+        **kwargs: arguments of `Method`.
 
     Raises:
         ValueError: a depth outside (0, 1].

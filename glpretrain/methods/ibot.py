@@ -28,17 +28,17 @@ class IBOT(Method):
 
     Args:
         encoder: one that can hide tokens.
-        num_prototypes: K, of `cls` and patches.
-        hidden_dim: of the head's MLP.
-        bottleneck_dim: of the head's output on the sphere.
-        num_layers: of the head's MLP.
-        train_gain: learn one gain per prototype (the official `norm_last_layer` false).
-        student_temp: of the student's assignments.
-        cls_teacher_temp: of the targets for `cls`, over progress.
-        patch_teacher_temp: of the targets for patches, over progress.
-        centre_momentum: of both centres.
-        momentum: of the teacher.
-        **kwargs: see `Method`.
+        num_prototypes: number of prototypes, K, of `cls` and patches.
+        hidden_dim: hidden width of the head's MLP.
+        bottleneck_dim: width of the head's output, which is on the unit sphere.
+        num_layers: number of layers of the head's MLP.
+        train_gain: whether one gain per prototype is learned (the official `norm_last_layer` false).
+        student_temp: temperature of the student's assignments.
+        cls_teacher_temp: temperature of the teacher's targets for `cls`, over progress.
+        patch_teacher_temp: temperature of the teacher's targets for patches, over progress.
+        centre_momentum: momentum of the running centres of the teacher's logits.
+        momentum: momentum of the teacher's moving average, over progress.
+        **kwargs: arguments of `Method`.
     """
 
     terms = ("cls", "patch")

@@ -25,13 +25,13 @@ class LocalContrast(Method):
     """InfoNCE of `cls` between views and of patches that show the same place.
 
     Args:
-        encoder: any.
-        hidden_dim: of both heads' MLPs.
-        projection_dim: of both heads' outputs.
-        temp: of both losses.
+        encoder: the trunk; any encoder.
+        hidden_dim: hidden width of both heads' MLPs.
+        projection_dim: width of both heads' outputs.
+        temp: temperature of both losses.
         max_distance: between matched patch centres, in patches of the other view.
         hallucinate: largest strength of hallucinated positives of `cls` (`Hallucinator`; the paper's is 0.1); 0 makes none.
-        **kwargs: see `Method`.
+        **kwargs: arguments of `Method`.
     """
 
     terms = ("cls", "patch")

@@ -30,7 +30,7 @@ class MAE(Method):
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads per block of the decoder.
         normalise_pixels: give every target patch mean 0 and variance 1.
-        **kwargs: see `Method`.
+        **kwargs: arguments of `Method`.
     """
 
     terms = ("pixels",)

@@ -33,22 +33,22 @@ class MMC(Method):
     """Masked image modelling, momentum distillation of patches, contrast of `cls`.
 
     Args:
-        encoder: any.
-        num_prototypes: K, of the patches.
-        hidden_dim: of the distillation head's MLP.
-        bottleneck_dim: of the distillation head's output on the sphere.
-        num_layers: of the distillation head's MLP.
-        contrast_hidden_dim: of the contrast head's MLP.
-        contrast_dim: of the contrast head's output.
-        contrast_temp: of the contrast.
+        encoder: the trunk; any encoder.
+        num_prototypes: number of prototypes, K, of the patches.
+        hidden_dim: hidden width of the distillation head's MLP.
+        bottleneck_dim: width of the distillation head's output, which is on the unit sphere.
+        num_layers: number of layers of the distillation head's MLP.
+        contrast_hidden_dim: hidden width of the contrast head's MLP.
+        contrast_dim: width of the contrast head's output.
+        contrast_temp: temperature of the contrast.
         hallucinate: largest strength of hallucinated positives of the contrast (`Hallucinator`; the paper's is 0.1); 0 makes none.
         pixel_layers: hidden layers of the pixel head.
         pixel_objective: compares predicted inputs with the clean ones; None is `CorruptedPixels`, for images.
-        student_temp: of the student's assignments.
-        teacher_temp: of the targets, over progress.
-        centre_momentum: of the centre.
-        momentum: of the teacher.
-        **kwargs: see `Method`.
+        student_temp: temperature of the student's assignments.
+        teacher_temp: temperature of the teacher's targets, over progress.
+        centre_momentum: momentum of the running centre of the teacher's logits.
+        momentum: momentum of the teacher's moving average, over progress.
+        **kwargs: arguments of `Method`.
     """
 
     terms = ("pixels", "patch", "contrast")

@@ -40,21 +40,21 @@ class Mugs(Method):
         queue_size: rows of each of the two queues of negatives.
         memory_size: rows of each of the two memories that neighbours come from.
         num_neighbours: k.
-        projection_dim: of the instance and the local-group head.
+        projection_dim: output width of the instance and the local-group head.
         predictor_dim: hidden width of the student's predictors.
-        contrast_temp: of both contrasts.
-        num_prototypes: K, of the group head.
-        hidden_dim: of all projections.
-        bottleneck_dim: of the group head's projection.
-        num_layers: of all projections.
-        train_gain: learn one gain per prototype (the official `norm_last_layer` false).
-        student_temp: of the student's assignment.
-        teacher_temp: of the targets, over progress.
-        centre_momentum: of the centre.
+        contrast_temp: temperature of both contrasts.
+        num_prototypes: number of prototypes, K, of the group head.
+        hidden_dim: hidden width of all projections.
+        bottleneck_dim: output width of the group head's projection.
+        num_layers: number of layers of all projections.
+        train_gain: whether one gain per prototype is learned (the official `norm_last_layer` false).
+        student_temp: temperature of the student's assignment.
+        teacher_temp: temperature of the teacher's targets, over progress.
+        centre_momentum: momentum of the running centre of the teacher's logits.
         hallucinate: largest strength of hallucinated positives of the instance term (`Hallucinator`); 0 makes none.
-        momentum: of the teacher.
-        weights: of the terms; a third each when left out.
-        **kwargs: see `Method`.
+        momentum: momentum of the teacher's moving average, over progress.
+        weights: weights of the terms; a third each when left out.
+        **kwargs: arguments of `Method`.
 
     Raises:
         ValueError: the encoder is no plain ViT, or there are more neighbours than rows.

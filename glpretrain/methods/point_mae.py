@@ -74,7 +74,7 @@ class PointMAE(Method):
         decoder_heads: attention heads per block of the decoder.
         decoder_drop_path_rate: stochastic depth of the decoder.
         objective: between predicted and true groups; None is `ChamferL2`.
-        **kwargs: see `Method`.
+        **kwargs: arguments of `Method`.
     """
 
     terms = ("points",)

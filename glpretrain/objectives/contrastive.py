@@ -58,7 +58,7 @@ class QueueInfoNCE(Objective):
 
     Args:
         dim: width D.
-        queue_size: K.
+        queue_size: number of rows of the queue, K.
         temp: temperature.
     """
 

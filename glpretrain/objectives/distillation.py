@@ -70,9 +70,9 @@ class Distillation(Objective):
     """What both distillation objectives share: the temperatures, and how the teacher's assignments are balanced.
 
     Args:
-        num_prototypes: K.
-        student_temp: of the student's assignment.
-        centre_momentum: of the running mean that is subtracted from the teacher's logits.
+        num_prototypes: number of prototypes, K.
+        student_temp: temperature of the student's assignment.
+        centre_momentum: momentum of the running mean that is subtracted from the teacher's logits.
         sinkhorn_iterations: balance by `sinkhorn_knopp` within the batch instead, without a centre.
     """
 
@@ -124,10 +124,10 @@ class ViewDistillation(Distillation):
     The student's first G views are the teacher's. At its minimum, the teacher's entropy, the student agrees with it everywhere.
 
     Args:
-        num_prototypes: K.
-        student_temp: of the student's assignments.
-        centre_momentum: of the centre.
-        sinkhorn_iterations: see `Distillation`.
+        num_prototypes: number of prototypes, K.
+        student_temp: temperature of the student's assignments.
+        centre_momentum: momentum of the running centre of the teacher's logits.
+        sinkhorn_iterations: iterations of Sinkhorn-Knopp in place of the centre, see `Distillation`.
         balanced: pairs with a global and with a local student view count one half each (Mugs src/loss.py, ClusteringLoss).
     """
 

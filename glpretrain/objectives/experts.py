@@ -111,7 +111,7 @@ class TokenRelations(Objective):
     and students may have any number of heads and any width.
 
     Args:
-        num_heads: of the relations; divides the widths of both.
+        num_heads: number of heads of the relations; divides the widths of both.
     """
 
     def __init__(self, *, num_heads: int = 12) -> None:
@@ -146,12 +146,12 @@ class TokenRelations(Objective):
         """Divergence of the relations of the same tokens.
 
         Args:
-            student_queries: Float[B heads N d], as the keys and values.
-            student_keys: see above.
-            student_values: see above.
-            expert_queries: Float[B heads N d] with heads and d of the expert, as the keys and values.
-            expert_keys: see above.
-            expert_values: see above.
+            student_queries: Float[B heads N d], with the student's heads and width.
+            student_keys: Float[B heads N d].
+            student_values: Float[B heads N d].
+            expert_queries: Float[B heads N d] with the expert's heads and width.
+            expert_keys: Float[B heads N d].
+            expert_values: Float[B heads N d].
 
         Returns:
             Float[B].

@@ -38,12 +38,12 @@ class PointViewSpec:
         points: P, of the view.
         keep: smallest and largest share of the item's points that a crop covers.
         count: how many such views.
-        sampling: of the view's points among those of the crop, by chance or each the farthest from all before.
+        sampling: choice of the view's points among those of the crop, by chance or each the farthest from all before.
         rotation: about one axis, or about any.
         scale: smallest and largest factor, drawn for every axis.
         translation: largest shift along every axis.
         jitter: standard deviation of the noise on coordinates.
-        jitter_limit: its largest absolute value.
+        jitter_limit: largest absolute value of the jitter.
         dropout: largest share of points that fall onto the view's first; the share is drawn uniformly (PointNet++: 0.875).
 
     Raises:
