@@ -21,7 +21,7 @@ STAMP := $(VENV)/.glpretrain
 # Our own environment gets exactly the versions of constraints.txt; one that was there before keeps what it has.
 CONSTRAINTS := $(if $(filter-out .venv,$(wildcard $(VENV))),,--constraint constraints.txt)
 
-.PHONY: help setup lint test test-slow pretrain evaluate inspect bench notebooks clean
+.PHONY: help setup lint types test test-slow pretrain evaluate inspect bench notebooks clean
 
 help:  ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -50,6 +50,9 @@ $(STAMP): pyproject.toml constraints.txt
 lint: $(STAMP)  ## ruff: errors, imports, formatting
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
+
+types: $(STAMP)  ## pyright: no error in the package
+	"$(BIN)/pyright" --pythonpath "$(BIN)/python"
 
 # Tests are many small computations: one thread each is as fast, and two files run side by side.
 test: $(STAMP)  ## the tests, without those marked slow
