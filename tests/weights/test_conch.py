@@ -61,8 +61,8 @@ def test_every_parameter_learns_and_the_state_knows_no_mask_token() -> None:
 
 
 def test_what_does_not_fit_is_named(path: Path) -> None:
-    with pytest.raises(ValueError, match=r"format='timm' given; .* is CONCH's"):
-        load_backbone(path, format="timm")
+    with pytest.raises(ValueError, match=r"format='timm' given; .* \(CONCH\) accepts name, num_heads"):
+        load_backbone(path, format="timm", num_heads=3)
     with pytest.raises(ValueError, match="accepted: a ViT with a class token and no registers"):
         PooledViT("vit_small_patch14_reg4_dinov2", img_size=28, depth=1)
     with pytest.raises(ValueError, match="pool_dim=10 does not divide into pool_heads=8"):

@@ -122,7 +122,7 @@ def test_a_truncated_file_is_refused(tmp_path):
     weights = export(small(), tmp_path / "out") / "model.safetensors"
     for length in (0, 5, 5000):
         weights.write_bytes(weights.read_bytes()[:length])
-        with pytest.raises(ValueError, match=r"model\.safetensors is no complete safetensors file"):
+        with pytest.raises(ValueError, match=r"model\.safetensors is not a complete safetensors file"):
             load_backbone(tmp_path / "out")
 
 

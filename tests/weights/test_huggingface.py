@@ -20,9 +20,8 @@ from torch import nn
 
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import Encoder, FeatureMap, ViT
-from glpretrain.weights.exports import export_as
-from glpretrain.weights.exports.huggingface import write_huggingface
-from glpretrain.weights.exports.layouts import Features
+from glpretrain.weights import export_as
+from glpretrain.weights.exports.huggingface import Features, write_huggingface
 
 # Queries, keys and values by one product or by three, rotations by two formulas: float32 sums in other orders.
 TOLERANCE = 1e-5
@@ -144,7 +143,7 @@ def test_the_preprocessor_holds_size_mean_and_std(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], Encoder], str]] = {
-    "feature map": (lambda: FeatureMap("resnet18", img_size=64), "cannot hold resnet18: it is no plain ViT"),
+    "feature map": (lambda: FeatureMap("resnet18", img_size=64), "cannot hold resnet18: it is not a plain ViT"),
     "no class token": (ENCODERS["no class token, five channels"], "it has no class token"),
     "relative positions": (ENCODERS["relative"], "its positions are neither learned nor DINOv3's"),
     "other rotations": (lambda: small("vit_small_patch16_rope_mixed_224"), "its positions are neither learned nor DINOv3's"),

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 
 import glpretrain.weights.exports.programs as programs
 from glpretrain.cli import main
-from glpretrain.weights import load_backbone
-from glpretrain.weights.exports import FORMATS, export_as
+from glpretrain.weights import FORMATS, export_as, load_backbone
 
 # The same kernels in the same order: the difference is zero on one machine; others may sum otherwise.
 TORCH_TOLERANCE = 1e-5
