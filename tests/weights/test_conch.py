@@ -33,6 +33,7 @@ def test_pooled_features_are_the_official_ones_at_two_sizes(key: str, path: Path
 
 def test_a_patch_is_what_the_pool_gives_when_it_sees_nothing_else(path: Path) -> None:
     encoder = load_backbone(path, num_heads=3)
+    assert isinstance(encoder, PooledViT)
     tokens = image((40, 40)).reshape(1, 100, 48)[:, :7]
     together = encoder.ln_contrast(encoder.attn_pool_contrast(tokens)[1])
     alone = torch.stack([encoder.ln_contrast(encoder.attn_pool_contrast(tokens[:, i : i + 1])[0]) for i in range(7)], dim=1)

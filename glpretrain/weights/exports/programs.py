@@ -53,7 +53,8 @@ def _one_size(encoder: Encoder, reason: str) -> ValueError:
 
 def _trace(encoder: Encoder, *, any_size: bool) -> ExportedProgram:
     # Tracing does not end where the number of windows is unknown.
-    if any_size and "strict_img_size" in encoder.library_config(encoder.card).get("model_args", {}):
+    model_args = encoder.library_config(encoder.card).get("model_args")
+    if any_size and isinstance(model_args, dict) and "strict_img_size" in model_args:
         raise _one_size(encoder, "its windows are laid out for it")
     # Two items, because the tracer would take one for a constant.
     example = torch.zeros(2, *encoder.card.item_shape)
