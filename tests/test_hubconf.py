@@ -2,19 +2,24 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from glpretrain.encoders import ViT
+from glpretrain.encoders import Encoder, ViT
 from glpretrain.weights import export
 
 ROOT = Path(__file__).parents[1]
+HUB: Callable[..., object] = partial(torch.hub.load, str(ROOT), source="local")
 
 
-def load(*arguments: object, **options: object) -> torch.nn.Module:
-    return torch.hub.load(str(ROOT), *arguments, source="local", **options)
+def load(entry: str, *arguments: object, **options: object) -> Encoder:
+    encoder = HUB(entry, *arguments, **options)
+    assert isinstance(encoder, Encoder)
+    return encoder
 
 
 def tiny() -> ViT:

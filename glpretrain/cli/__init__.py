@@ -118,8 +118,7 @@ def _export(arguments: Sequence[str]) -> None:
     parser.add_argument("--read_as", metavar="FORMAT", help="of a published file, where its contents do not tell (dino, mae, timm, ...)")
     parser.add_argument("--num_heads", type=int, help="attention heads, for a published file of an unpublished width")
     known = parser.parse_args(arguments)
-    from glpretrain.weights import load_backbone
-    from glpretrain.weights.exports import export_as
+    from glpretrain.weights import export_as, load_backbone
 
     size = known.img_size[0] if known.img_size and len(known.img_size) == 1 else known.img_size
     options = {"format": known.format, "img_size": size, "any_size": known.any_size, "licence": known.licence}

@@ -10,10 +10,12 @@ Axis legend (views come first, so a tensor of views is `V B ...`):
 Left out: what data hands to a method, which is `glpretrain.core.batch`.
 """
 
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
+
+from glpretrain import __version__
 
 
 class Item(NamedTuple):
@@ -33,9 +35,21 @@ class EncoderOutput(NamedTuple):
     patches: Tensor  # Float[B N D]  after the final norm; M kept tokens instead of N when `keep` was given
 
 
+# What the fields of a card are in JSON, which makes lists of tuples.
+_JSON_TYPES = {
+    **dict.fromkeys(("encoder", "modality", "licence", "source"), (str,)),
+    **dict.fromkeys(("item_shape", "patch_size", "mean", "std"), (list, tuple)),
+    "arguments": (dict,),
+    "embed_dim": (int,),
+}
+
+
 @dataclass(frozen=True)
 class EncoderCard:
     """What must travel with the weights so that nobody has to guess.
+
+    A written card also says its format and the version of the package that wrote it. A new field comes with a default, so that cards of
+    older formats can still be read, and raises `format` by one. A card without a format is of format 1.
 
     Args:
         encoder: name in the encoder registry.
@@ -50,6 +64,8 @@ class EncoderCard:
         source: where the weights come from (method, recipe, steps).
     """
 
+    format: ClassVar[int] = 2
+
     encoder: str
     arguments: dict[str, str | int | float | bool | list[int] | list[float] | None]
     modality: str
@@ -63,19 +79,34 @@ class EncoderCard:
 
     def to_json(self) -> dict:
         """Plain values, ready for `json.dump`."""
-        return asdict(self)
+        return {"format": self.format, "written_by": f"glpretrain {__version__}", **asdict(self)}
 
     @classmethod
-    def from_json(cls, values: dict) -> "EncoderCard":
-        """Inverse of `to_json`.
+    def from_json(cls, values: object) -> "EncoderCard":
+        """Inverse of `to_json`. Fields that a card of an older format lacks get their defaults.
 
         Raises:
-            ValueError: a field is missing or unknown.
+            ValueError: the card is of a newer format, or a field is missing, unknown or of another type.
         """
-        names = set(cls.__dataclass_fields__)
-        if unknown := set(values) - names:
-            raise ValueError(f"encoder card: unknown fields {sorted(unknown)}; accepted: {sorted(names)}")
-        optional = {"licence", "source"}
-        if missing := names - set(values) - optional:
-            raise ValueError(f"encoder card: missing fields {sorted(missing)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        if not isinstance(values, dict):
+            raise ValueError(f"encoder card: a {type(values).__name__} given; accepted: a JSON object")
+        card: dict = {"format": 1, "written_by": "a newer version", **values}
+        format, writer = card.pop("format"), card.pop("written_by")
+        if type(format) is not int or format < 1:
+            raise ValueError(f"encoder card: format={format!r} given; accepted: 1 to {cls.format}")
+        if format > cls.format:
+            raise ValueError(
+                f"encoder card: format={format} given, written by {writer!r}; glpretrain {__version__} reads formats 1 to {cls.format}; "
+                "install the version that wrote the card or a newer one"
+            )
+        required = {field.name: field.default is MISSING and field.default_factory is MISSING for field in fields(cls)}
+        if unknown := sorted(map(str, card.keys() - required.keys())):
+            raise ValueError(f"encoder card: unknown fields {unknown}; accepted: {sorted(required)}")
+        if missing := sorted(name for name in required.keys() - card.keys() if required[name]):
+            raise ValueError(f"encoder card: missing fields {missing}")
+        for name, value in card.items():
+            if not isinstance(value, _JSON_TYPES[name]):
+                raise ValueError(f"encoder card: {name}={value!r} given; accepted: {_JSON_TYPES[name][0].__name__}")
+            if isinstance(value, list):
+                card[name] = tuple(value)
+        return cls(**card)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from glpretrain.encoders.base import Encoder
 def fingerprint(encoder: Encoder) -> str:
     """SHA-256 of the weights, with their names, and of the card: equal for an encoder and its export on any device."""
     digest = hashlib.sha256()
-    card = encoder.card.to_json()
+    card = asdict(encoder.card)
     # A licence or a note about the source changes no feature.
     for part in (card, card["arguments"]):
         part.update(dict.fromkeys(("licence", "source"), ""))

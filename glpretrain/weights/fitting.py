@@ -1,88 +1,76 @@
-"""Tensors into an encoder: for other channels, for another grid, and with an account of every name.
+"""Giving tensors to an encoder: for other channels, for another grid, and with an account of every name.
 
 Left out: where the tensors come from.
 """
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from glpretrain.encoders import Encoder, build_from
-from glpretrain.encoders.positions import resize_positions
+from glpretrain.encoders.positions import POSITION_RESIZES, resize_positions
 from glpretrain.encoders.timm_model import normalisation, pair
-from glpretrain.weights.files import listed
-from glpretrain.weights.imported import Arguments, LoadedWeights, State
-from glpretrain.weights.report import LoadReport
+from glpretrain.weights.files import State, listed, numbers
+from glpretrain.weights.report import Arguments, LoadedWeights, LoadOptions, LoadReport
 
 _STEM = "patch_embed.proj."
 Statistics = tuple[Sequence[float], Sequence[float]]
 
 
-def fit(
-    imported: LoadedWeights,
-    *,
-    in_chans: int | None,
-    img_size: int | Sequence[int] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    strict: bool,
-    path: str,
-) -> tuple[Encoder, LoadReport]:
+def fit(weights: LoadedWeights, options: LoadOptions, *, path: Path | str) -> tuple[Encoder, LoadReport]:
     """Build the encoder and give it the tensors.
 
     Args:
-        imported: what was read.
-        in_chans: other channels than the file's.
-        img_size: another height and width than the file's.
-        mean: per channel, instead of the format's.
-        std: likewise.
-        strict: raise unless the match is full.
-        path: for messages and the report.
+        weights: what was read.
+        options: options of `load_backbone`, of which in_chans, img_size, mean, std and strict count here.
+        path: where the weights were read, for messages and the report.
 
     Returns:
         The encoder in evaluation mode, and what became of every tensor.
 
     Raises:
-        ValueError: the match is not full, or the encoder takes no other channels or sizes.
+        ValueError: the match is not full, or the encoder cannot have other channels or sizes.
     """
-    arguments: Arguments = dict(imported.arguments)
-    if img_size is not None:
+    arguments: Arguments = dict(weights.arguments)
+    if (img_size := options.get("img_size")) is not None:
         if "img_size" not in arguments:
-            raise ValueError(f"load_backbone: img_size={img_size} given; {imported.encoder} has none")
+            raise ValueError(f"load_backbone: img_size={img_size} given; {weights.encoder} has none")
         arguments["img_size"] = list(pair(img_size))
-    channels = arguments.get("in_chans")
-    spread = in_chans is not None and in_chans != channels
-    if spread:
-        if imported.encoder != "ViT" or in_chans < 1:
-            raise ValueError(f"load_backbone: in_chans={in_chans} given for {imported.encoder}; accepted: at least 1, for a ViT")
-        old = normalisation(arguments.get("mean"), arguments.get("std"), in_chans=channels)
+    in_chans, channels, old = options.get("in_chans"), arguments.get("in_chans"), None
+    if in_chans is not None and in_chans != channels:
+        if weights.encoder != "ViT" or not isinstance(channels, int) or in_chans < 1:
+            raise ValueError(f"load_backbone: in_chans={in_chans} given for {weights.encoder}; accepted: at least 1, for a ViT")
+        mean, std = (numbers(arguments.get(name), name=name) for name in ("mean", "std"))
+        old = normalisation(mean, std, in_chans=channels)
         arguments |= {"in_chans": in_chans, "mean": [sum(old[0]) / channels] * in_chans, "std": [sum(old[1]) / channels] * in_chans}
-    arguments |= {key: list(values) for key, values in (("mean", mean), ("std", std)) if values is not None}
+    given = {"mean": options.get("mean"), "std": options.get("std")}
+    arguments |= {name: list(values) for name, values in given.items() if values is not None}
     try:
-        encoder = build_from(imported.encoder, arguments)
+        encoder = build_from(weights.encoder, arguments)
     except ValueError as error:
         raise ValueError(f"load_backbone: {path}: {error}") from error
     changed: State = {}
-    if spread:
-        changed |= spread_channels(imported.state, old=old, new=(encoder.card.mean, encoder.card.std), path=path)
-    if "pos_embed" in imported.state and arguments["img_size"] != imported.arguments["img_size"]:
-        changed |= _resize_grid(imported.state["pos_embed"], encoder, imported.arguments)
-    return encoder.eval(), _assign(encoder, imported, changed, strict=strict, path=path)
+    if old is not None:
+        changed |= _spread_channels(weights.state, old=old, new=(encoder.card.mean, encoder.card.std), path=path)
+    if "pos_embed" in weights.state and arguments.get("img_size") != weights.arguments.get("img_size"):
+        changed |= _resize_grid(weights.state["pos_embed"], encoder, weights.arguments)
+    return encoder.eval(), _assign(encoder, weights, changed, strict=options.get("strict", True), path=path)
 
 
-def spread_channels(state: State, *, old: Statistics, new: Statistics, path: str) -> State:
+def _spread_channels(state: State, *, old: Statistics, new: Statistics, path: Path | str) -> State:
     """The first layer for another number of channels: an image whose channels are all equal keeps its features.
 
-    Every new channel gets the sum of the old filters over the number of new channels. Filters see normalised pixels and the
+    Every new channel gets the sum of the old filters, divided by the number of new channels. Filters see normalised pixels and the
     statistics of the channels differ, so the sum is taken over filters of raw pixels and the rest goes into the bias.
 
     Args:
-        state: with timm's patch embedding.
-        old: mean and std of the channels that there are.
-        new: mean and std of those that there will be.
-        path: for messages.
+        state: tensors with timm's patch embedding.
+        old: mean and std of the channels in the file.
+        new: mean and std of the channels of the encoder.
+        path: where the weights were read, for messages.
 
     Returns:
         Weight and bias.
@@ -102,48 +90,45 @@ def spread_channels(state: State, *, old: Statistics, new: Statistics, path: str
 
 
 def _resize_grid(positions: Tensor, encoder: Encoder, arguments: Arguments) -> State:
-    """Learned positions for the encoder's own grid; nothing, and so a mismatch later, where they are not of the file's grid."""
-    rows, columns = (size // length for size, length in zip(pair(arguments["img_size"]), encoder.card.patch_size, strict=True))
+    """Learned positions for the encoder's own grid; nothing where they do not cover the file's grid, which then is a mismatch."""
+    sizes = numbers(arguments["img_size"], name="img_size") or []
+    rows, columns = (int(size) // length for size, length in zip(sizes, encoder.card.patch_size, strict=True))
     if positions.shape[1] < rows * columns:
         return {}
+    new_rows, new_columns = encoder.grid(encoder.card.item_shape)
     how = arguments.get("position_resize", "timm")
-    return {"pos_embed": resize_positions(positions, grid=(rows, columns), new_grid=encoder.grid(encoder.card.item_shape), how=how)}
+    assert how in POSITION_RESIZES  # or the encoder would have refused it
+    return {"pos_embed": resize_positions(positions, grid=(rows, columns), new_grid=(new_rows, new_columns), how=how)}
 
 
-def _assign(encoder: Encoder, imported: LoadedWeights, changed: State, *, strict: bool, path: str) -> LoadReport:
-    state = {**imported.state, **changed}
-    own = encoder.backbone_state()
+def _assign(encoder: Encoder, weights: LoadedWeights, changed: State, *, strict: bool, path: Path | str) -> LoadReport:
+    state, own = weights.state | changed, encoder.backbone_state()
     fitting = {name: tensor for name, tensor in state.items() if name in own and tensor.shape == own[name].shape}
     reshaped = sorted(changed.keys() & fitting.keys())
     without_place = sorted(state.keys() - own.keys())
-    left_out = [name for name in without_place if re.match(imported.pretraining, name)]
+    left_out = [name for name in without_place if re.match(weights.pretraining, name)]
     card = encoder.card
     width = f"{card.arguments.get('name', card.encoder)}, {card.embed_dim} wide, {encoder.num_layers} deep"
     report = LoadReport(
-        title=f"{imported.title} {path}",
+        title=f"{weights.title} {path}",
         architecture=f"{width}, items of {' x '.join(map(str, card.item_shape))}",
         matched=tuple(sorted(fitting.keys() - set(reshaped))),
-        reshaped=tuple(f"{name} {tuple(imported.state[name].shape)} to {tuple(state[name].shape)}" for name in reshaped),
+        reshaped=tuple(f"{name} {tuple(weights.state[name].shape)} to {tuple(state[name].shape)}" for name in reshaped),
         missing=tuple(sorted(own.keys() - state.keys())),
         shape_mismatch=tuple(
             f"{name} has shape {tuple(state[name].shape)}, accepted {tuple(own[name].shape)}"
             for name in sorted(own.keys() & state.keys() - fitting.keys())
         ),
         unused=tuple(name for name in without_place if name not in left_out),
-        left_out=(*imported.left_out, *left_out),
-        assumed=imported.assumed,
+        left_out=(*weights.left_out, *left_out),
+        assumed=weights.assumed,
     )
     if strict and not report.full_match:
-        problems = []
-        if report.missing:
-            problems.append(f"missing {listed(list(report.missing))}")
-        if report.unused:
-            problems.append(f"unknown {listed(list(report.unused))}")
-        if report.shape_mismatch:
-            problems.append(
-                "; ".join(report.shape_mismatch[:6])
-                + (f" and {len(report.shape_mismatch) - 6} more" if len(report.shape_mismatch) > 6 else "")
-            )
+        problems = [f"{kind} {listed(list(names))}" for kind, names in (("missing", report.missing), ("unknown", report.unused)) if names]
+        if more := len(report.shape_mismatch[6:]):
+            problems.append(f"{'; '.join(report.shape_mismatch[:6])} and {more} more")
+        else:
+            problems.extend(report.shape_mismatch)
         raise ValueError(
             f"load_backbone: {path}: weights do not fit {report.architecture}: {'; '.join(problems)}; strict=False leaves these fresh"
         )

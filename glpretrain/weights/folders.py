@@ -1,8 +1,8 @@
-"""This package's own files: an exported folder is written and read, a training checkpoint is read.
+"""This package's own files: an exported folder, which is written and read, and a training checkpoint, which is read.
 
-A folder holds `model.safetensors` (the wrapped library's own names), `card.json` (what `load_backbone` rebuilds the encoder from)
+A folder holds `model.safetensors` (under the wrapped library's own names), `card.json` (from which `load_backbone` rebuilds the encoder)
 and, for a timm model, the `config.json` with which `timm.create_model("local-dir:FOLDER", pretrained=True)` opens it too.
-Nothing is ever unpickled from a folder, and Lightning is not needed for either.
+Nothing in a folder is ever unpickled, and Lightning is not needed for either.
 """
 
 import json
@@ -15,23 +15,34 @@ from safetensors.torch import save_file
 from glpretrain.core.types import EncoderCard
 from glpretrain.encoders import Encoder, build
 from glpretrain.encoders.base import load_strictly
-from glpretrain.weights.files import is_state, listed, read_json, read_safetensors
-from glpretrain.weights.formats import Which
-from glpretrain.weights.imported import LoadedWeights, State
+from glpretrain.weights.files import State, is_state, listed, read_json, read_safetensors
+from glpretrain.weights.report import LoadedWeights, LoadOptions, Which
 
 WEIGHTS, CARD, LIBRARY_CONFIG = "model.safetensors", "card.json", "config.json"
-# Where a method keeps the encoder.
+# The names under which a method keeps its encoders.
 _ENCODER_PREFIXES: dict[Which, str] = {"teacher": "teacher.branch.encoder.", "student": "student.encoder."}
+
+
+def require_new(folder: Path) -> None:
+    """Make sure that nothing will be overwritten.
+
+    Raises:
+        ValueError: the folder has something in it already, or is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"export: {folder} is a file; accepted: a new or empty folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"export: {folder} is not empty and nothing is overwritten; accepted: a new or empty folder")
 
 
 def export(encoder: Encoder, folder: str | Path, *, licence: str | None = None, source: str | None = None) -> Path:
     """Write an encoder to a new folder.
 
     Args:
-        encoder: to write; the mask token stays behind.
-        folder: must not exist, or be empty.
-        licence: of the weights; the card's own when None.
-        source: where they come from; the card's own when None.
+        encoder: encoder to write; its mask token is left out.
+        folder: folder to write to, which must not exist or be empty.
+        licence: licence of the weights; None keeps the one on the card.
+        source: where the weights come from; None keeps what the card says.
 
     Returns:
         The folder.
@@ -40,26 +51,41 @@ def export(encoder: Encoder, folder: str | Path, *, licence: str | None = None, 
         ValueError: the folder has something in it already, or is a file.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"export: {folder} is a file; accepted: a new or empty folder")
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"export: {folder} is not empty and nothing is overwritten; accepted: a new or empty folder")
-    given = {name: value for name, value in (("licence", licence), ("source", source)) if value is not None}
-    card = replace(encoder.card, **given, arguments={**encoder.card.arguments, **given})
-    # safetensors refuses views of shared memory; a copy on the CPU shares with nothing.
-    weights = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in encoder.backbone_state().items()
-    }
+    require_new(folder)
+    card = described(encoder.card, licence=licence, source=source)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CARD).write_text(json.dumps(card.to_json(), indent=2) + "\n")
+    write_weights(encoder.backbone_state(), folder)
+    write_card(card, folder)
     if config := encoder.library_config(card):
-        (folder / LIBRARY_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        write_json(config, folder / LIBRARY_CONFIG)
     return folder
 
 
+def described(card: EncoderCard, *, licence: str | None, source: str | None) -> EncoderCard:
+    """The card with another licence or source, where one is given."""
+    words = {name: value for name, value in (("licence", licence), ("source", source)) if value is not None}
+    return replace(card, **words, arguments={**card.arguments, **words})
+
+
+def write_weights(state: State, folder: Path) -> None:
+    """Write model.safetensors."""
+    # A copy on the CPU, because safetensors refuses tensors that share memory.
+    copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    save_file(copies, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def write_card(card: EncoderCard, folder: Path) -> None:
+    """Write card.json."""
+    write_json(card.to_json(), folder / CARD)
+
+
+def write_json(values: dict, path: Path) -> None:
+    """Write a file that people can read."""
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
 def read_own_folder(folder: Path) -> LoadedWeights:
-    """What `export` wrote.
+    """A folder that `export` wrote.
 
     Raises:
         ValueError: a file is missing or broken.
@@ -73,31 +99,29 @@ def read_own_folder(folder: Path) -> LoadedWeights:
     return LoadedWeights("exported folder", card.encoder, dict(card.arguments), read_safetensors(folder / WEIGHTS))
 
 
-def is_own_checkpoint(content: object) -> bool:
-    """Whether a file was written by a training run of this package."""
-    return isinstance(content, dict) and {"encoder_card", "method", "global_step"} <= content.keys() and is_state(content.get("state_dict"))
-
-
-def read_own_checkpoint(content: dict, *, which: Which, path: str) -> LoadedWeights:
-    """One side of a training checkpoint; the student's where a method has no teacher.
+def read_own_checkpoint(content: object, options: LoadOptions, *, path: Path) -> LoadedWeights | None:
+    """One side of a checkpoint of a training run; None where the file was not written by a training run of this package.
 
     Args:
-        content: for which `is_own_checkpoint` holds.
-        which: side.
-        path: for messages.
+        content: what the file holds.
+        options: options of `load_backbone`; where the teacher is asked for and a method has none, the student's encoder is taken.
+        path: the file, for messages.
 
     Raises:
-        ValueError: it has no encoder, or one that does not fit its card.
+        ValueError: the checkpoint has no encoder, or one that does not fit its card.
     """
-    state: State = content["state_dict"]
-    sides = [which] if which == "student" else ["teacher", "student"]
-    for side in sides:
-        prefix = _ENCODER_PREFIXES[side]
-        if own := {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}:
-            break
-    else:
-        starts = " or ".join(_ENCODER_PREFIXES[side] for side in sides)
+    if not isinstance(content, dict) or not {"encoder_card", "method", "global_step"} <= content.keys():
+        return None
+    if not is_state(state := content.get("state_dict")):
+        return None
+    sides: tuple[Which, ...] = ("student",) if options.get("which") == "student" else ("teacher", "student")
+    prefixes = {side: _ENCODER_PREFIXES[side] for side in sides}
+    side = next((side for side, prefix in prefixes.items() if any(name.startswith(prefix) for name in state)), None)
+    if side is None:
+        starts = " or ".join(prefixes.values())
         raise ValueError(f"load_backbone: {path} has no encoder: no tensor starts with {starts}; found {listed(sorted(state))}")
+    prefix = prefixes[side]
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     try:
         encoder = build(EncoderCard.from_json(content["encoder_card"]))
         if "mask_token" in own:
@@ -106,5 +130,5 @@ def read_own_checkpoint(content: dict, *, which: Which, path: str) -> LoadedWeig
     except ValueError as error:
         raise ValueError(f"load_backbone: {path}: {error}") from error
     arguments = {**encoder.card.arguments, "source": f"{content['method']}, {content['global_step']} steps"}
-    left_out = tuple(sorted(name for name in state if not name.startswith(prefix))) + (("mask_token",) if "mask_token" in own else ())
+    left_out = (*sorted(name for name in state if not name.startswith(prefix)), *(["mask_token"] if "mask_token" in own else []))
     return LoadedWeights(f"checkpoint ({side})", encoder.card.encoder, arguments, encoder.backbone_state(), left_out=left_out)

@@ -1,142 +1,53 @@
-"""Published checkpoint files: which format a file is, which of its tensors are the encoder, and what those are called in timm.
+"""Published checkpoint files: finding the encoder in what a file holds, its format, and the arguments of `ViT` that fit its tensors.
 
-Left out: the architecture that the tensors imply (`architecture`), and folders with a configuration (`configured`).
+Left out: the names of each format (`names`), and folders whose configuration says all this (`published`).
 """
 
+import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from glpretrain.encoders.positions import PositionResize
-from glpretrain.weights.files import is_state, listed
-from glpretrain.weights.imported import State
+from glpretrain.weights.files import State, is_state, listed
+from glpretrain.weights.names import FILES
+from glpretrain.weights.report import Arguments, Which
 
-Which = Literal["teacher", "student"]
-_HEADS = {192: 3, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16}
+# By class token, number of registers, layer scale and gated MLP: the timm model that has just these, in any size.
+_MODELS = {
+    (True, 0, False, False): "vit_{size}_patch16_224",
+    (True, 0, True, False): "vit_{size}_patch14_dinov2",
+    (True, 4, True, False): "vit_{size}_patch14_reg4_dinov2",
+    (True, 0, True, True): "vit_giant_patch14_dinov2",
+    (True, 4, True, True): "vit_giant_patch14_reg4_dinov2",
+    (False, 0, False, False): "vit_base_patch16_gap_224",
+    (False, 4, True, False): "vit_medium_patch16_reg4_gap_256",
+}
+_SIZES = {384: "small", 768: "base", 1024: "large"}
 
-
-Statistics = tuple[list[float], list[float]] | tuple[None, None]
-
-# Mean and std of DINOv3's models of satellite images, whose files are named after their data.
-SATELLITE: Statistics = ([0.430, 0.411, 0.296], [0.213, 0.156, 0.143])
-# Of FSFM's main data; models of other data have theirs in a text file beside the checkpoint.
-_VGGFACE2: Statistics = (
-    [0.5482207536697388, 0.42340534925460815, 0.3654651641845703],
-    [0.2789176106452942, 0.2438540756702423, 0.23493893444538116],
+# Names that occur in the files of one format only, in the order in which they decide.
+_MARKS = (
+    ("dinov3", {"storage_tokens", "rope_embed.periods"}),
+    ("fsfm", {"rep_decoder_embed.weight"}),  # also in the file of its target network, which has no pixel decoder
+    ("mae", {"decoder_embed.weight"}),
+    ("mugs", {"relation_blocks.0.norm1.weight"}),
+    ("ibot", {"masked_embed"}),
+    ("timm", {"reg_token", "fc_norm.weight", "norm_pre.weight", "blocks.0.attn.q_bias", "blocks.0.attn.q_norm.weight"}),
+    ("dinov2", {"register_tokens", "mask_token", "blocks.0.0.norm1.weight"}),
+    ("ibot", {"blocks.0.gamma_1"}),
 )
 
 
 @dataclass(frozen=True)
-class Format:
-    """What cannot be read off the tensors.
-
-    Args:
-        title: as people write it.
-        position_resize: how its code takes an image of another size.
-        pretraining: start of the names of what only pretraining needs (heads, decoders, mask tokens).
-        rename: to timm's names; also drops what no longer has a place.
-        heads: attention heads of the published widths.
-        statistics: mean and std of the data; None is ImageNet's.
-    """
-
-    title: str
-    position_resize: PositionResize
-    pretraining: str
-    rename: Callable[[State], State] = dict
-    heads: dict[int, int] = field(default_factory=lambda: _HEADS)
-    statistics: Statistics = (None, None)
-
-
-def _rename_ibot(state: State) -> State:
-    return {re.sub(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma", name): tensor for name, tensor in state.items()}
-
-
-def _rename_dinov2(state: State) -> State:
-    renamed: State = {}
-    for name, tensor in state.items():
-        name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)  # training wraps blocks in chunks, and numbers them through
-        name = re.sub(r"\.mlp\.w12\.", ".mlp.fc1.", name)
-        name = re.sub(r"\.mlp\.w3\.", ".mlp.fc2.", name)
-        renamed["reg_token" if name == "register_tokens" else name] = tensor
-    return fold_class_position(renamed)
-
-
-def fold_class_position(state: State) -> State:
-    """With registers, timm adds positions to patches only: the class token's own is added to it for good."""
-    if {"reg_token", "cls_token", "pos_embed"} <= state.keys():
-        positions = state["pos_embed"]
-        state = {**state, "cls_token": state["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
-    return state
-
-
-def _rename_dinov3(state: State) -> State:
-    renamed: State = {}
-    for name, tensor in state.items():
-        if name.endswith(".attn.qkv.bias_mask"):
-            continue
-        if name.endswith(".attn.qkv.bias"):
-            mask = state.get(f"{name}_mask")
-            renamed |= split_bias(name.removesuffix("qkv.bias"), tensor if mask is None else tensor * mask.to(tensor.dtype))
-            continue
-        name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
-        for old, new in (("w1", "fc1_g"), ("w2", "fc1_x"), ("w3", "fc2")):
-            name = name.replace(f".mlp.{old}.", f".mlp.{new}.")
-        renamed["reg_token" if name == "storage_tokens" else name] = tensor
-    return renamed
-
-
-def split_bias(prefix: str, bias: Tensor) -> State:
-    """Biases of queries and values as timm's Eva keeps them.
-
-    Raises:
-        ValueError: there is a bias of keys: with rotary positions it matters, and Eva has none.
-    """
-    queries, keys, values = bias.chunk(3)
-    if not bias.isfinite().all() or keys.any():
-        raise ValueError(f"load_backbone: {prefix}qkv.bias is not finite or has a part for keys; accepted: queries and values only")
-    return {f"{prefix}q_bias": queries, f"{prefix}v_bias": values}
-
-
-FORMATS = {
-    "dino": Format("DINO", "dino", r"head\."),
-    "ibot": Format("iBOT", "dino", r"head\.|masked_embed$", _rename_ibot),
-    "mugs": Format("Mugs", "dino", r"(instance_|local_group_|group_)?head\.|relation_blocks\."),
-    "mae": Format("MAE", "bicubic", r"decoder_|mask_token$"),
-    "fsfm": Format(
-        "FSFM",
-        "bicubic",
-        r"(rep_)?decoder_|mask_token$|projector\.|predictor\.",
-        heads=_HEADS | {384: 12},
-        statistics=_VGGFACE2,
-    ),
-    "deit": Format("DeiT", "bicubic", r"head\."),  # also fine-tuned MAE, and MoCo v3 converted (which needs num_heads=12)
-    "dinov2": Format("DINOv2", "dino", r"mask_token$|dino_head\.|ibot_head\.", _rename_dinov2),
-    "dinov3": Format(
-        "DINOv3",
-        "timm",
-        r"mask_token$|dino_head\.|ibot_head\.|local_cls_norm\.|rope_embed\.",
-        _rename_dinov3,
-        {384: 6, 768: 12, 1024: 16, 1152: 18, 1280: 20, 1536: 24, 4096: 32},
-    ),
-    "mocov3": Format("MoCo v3", "bicubic", r"head\.", heads={384: 12, 768: 12}),
-    "msn": Format("MSN", "bicubic", r"(fc|pred)\."),
-    "timm": Format("timm", "timm", r"(head|head_dist|attn_pool|fc|classifier)\."),
-}
-
-
-@dataclass(frozen=True)
 class Unwrapped:
-    """The encoder's tensors under their own names, and what lay around them.
+    """The tensors of one encoder, taken out of a file.
 
     Args:
-        state: of the encoder.
+        state: tensors of the encoder under their published names.
         left_out: names of the other tensors.
-        hint: the format, where the wrapping already tells it.
-        side: teacher or student, where there were two or it says so.
+        hint: the format where the wrapping tells it; "model" where the file is wrapped like those of MAE and DeiT.
+        side: teacher or student where the file holds both or names one; otherwise empty.
     """
 
     state: State
@@ -145,34 +56,40 @@ class Unwrapped:
     side: str = ""
 
 
-def unwrap(content: object, *, which: Which, path: str) -> Unwrapped:
+def unwrap(content: object, *, which: Which, path: Path) -> Unwrapped:
     """Find the encoder in what a file holds.
 
     Raises:
-        ValueError: there is none that is known.
+        ValueError: the file holds no encoder in any known place, or not the side that is asked for.
     """
     if is_state(content):
         return _strip(content, which=which)
     if not isinstance(content, dict):
         raise ValueError(f"load_backbone: {path} holds a {type(content).__name__}; accepted: a dictionary of tensors, also within one")
     for teacher, student, hint in (("teacher", "student", None), ("target_encoder", "encoder", "msn")):
-        if is_state(content.get(teacher)) or is_state(content.get(student)):
-            key = teacher if which == "teacher" and is_state(content.get(teacher)) else student
-            if not is_state(content.get(key)):
-                raise ValueError(f"load_backbone: which={which!r} given; {path} holds {_keys(content)}")
-            around = {"dino_loss": "dino", "ibot_loss": "ibot", "student_mem": "mugs"}
-            hint = hint or next((value for mark, value in around.items() if mark in content), None)
-            found = _strip(content[key], which=which)
-            return Unwrapped(found.state, found.left_out, hint or found.hint, "student" if key == student else "teacher")
-    for key in ("model", "state_dict"):
-        if is_state(content.get(key)):
-            found = _strip(content[key], which=which)
-            return Unwrapped(found.state, found.left_out, found.hint or ("model" if key == "model" else None), found.side)
+        sides = {side: content[key] for side, key in (("teacher", teacher), ("student", student)) if is_state(content.get(key))}
+        if not sides:
+            continue
+        side = "teacher" if which == "teacher" and "teacher" in sides else "student"
+        if side not in sides:
+            raise ValueError(f"load_backbone: which={which!r} given; {path} holds {_keys(content)}")
+        beside = {"dino_loss": "dino", "ibot_loss": "ibot", "student_mem": "mugs"}
+        hint = hint or next((format for key, format in beside.items() if key in content), None)
+        found = _strip(sides[side], which=which)
+        return replace(found, hint=hint or found.hint, side=side)
+    for key, hint in (("model", "model"), ("state_dict", None)):
+        if is_state(state := content.get(key)):
+            found = _strip(state, which=which)
+            return replace(found, hint=found.hint or hint)
     raise ValueError(f"load_backbone: {path} is of no known format; it holds {_keys(content)}")
 
 
+def _keys(content: dict) -> str:
+    return listed(sorted(map(str, content)))
+
+
 def _strip(state: State, *, which: Which) -> Unwrapped:
-    """Take off what wrappers put before every name, and keep the part that is the encoder."""
+    """Remove what wrappers put before every name, and keep the tensors of the encoder."""
     for wrapper in ("module.", "_orig_mod."):
         state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
     moco = {"teacher": "momentum_encoder.", "student": "base_encoder."}
@@ -189,42 +106,142 @@ def _part(state: State, *, prefix: str, hint: str | None, side: str) -> Unwrappe
     return Unwrapped(own, tuple(sorted(name for name in state if not name.startswith(prefix))), hint, side)
 
 
-def recognise(found: Unwrapped, *, pickled: bool, path: str) -> str:
-    """The format of an encoder's tensors, by what only that format has.
+def recognise(found: Unwrapped, *, path: Path) -> str:
+    """The format of an encoder's tensors, a key of `names.FILES`, by the names that only this format has.
 
-    A plain ViT without any mark is DINO's, whose published files are pickles of just that; as a safetensors file it is timm's.
+    A plain ViT without any mark is taken for DINO's, whose published files are pickles of just that, and for timm's in a safetensors file.
 
     Raises:
-        ValueError: there is no patch embedding as all of these have it.
+        ValueError: there is no patch embedding under the name that all of these formats share.
     """
     names = found.state.keys()
     if "patch_embed.proj.weight" not in names or not any(re.match(r"blocks\.\d+\.", name) for name in names):
         advice = "; give the folder with its config.json" if any("embeddings.cls_token" in name for name in names) else ""
         raise ValueError(f"load_backbone: {path} is of no known format; it holds {listed(sorted(names))}{advice}")
-    marks = (
-        ("dinov3", {"storage_tokens", "rope_embed.periods"}),
-        ("fsfm", {"rep_decoder_embed.weight"}),  # its target network too, which has no other decoder
-        ("mae", {"decoder_embed.weight"}),
-        ("mugs", {"relation_blocks.0.norm1.weight"}),
-        ("ibot", {"masked_embed"}),
-        ("timm", {"reg_token", "fc_norm.weight", "norm_pre.weight", "blocks.0.attn.q_bias", "blocks.0.attn.q_norm.weight"}),
-        ("dinov2", {"register_tokens", "mask_token", "blocks.0.0.norm1.weight"}),
-        ("ibot", {"blocks.0.gamma_1"}),
-    )
-    if found.hint in FORMATS:
+    if found.hint in FILES:
         return found.hint
-    for name, any_of in marks:
-        if any_of & names:
-            return name
+    if marked := next((format for format, marks in _MARKS if marks & names), None):
+        return marked
     if found.hint == "model":
         return "deit" if "head.weight" in names else "mae"
-    return "timm" if "head.weight" in names or "blocks.0.ls1.gamma" in names or not pickled else "dino"
+    plain = "head.weight" not in names and "blocks.0.ls1.gamma" not in names
+    return "dino" if plain and path.suffix != ".safetensors" else "timm"
 
 
-def in_single_precision(state: State) -> State:
-    """Half-precision files as float32; integers as they are."""
-    return {name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+def infer(
+    state: State, *, name: str | None, num_heads: int | None, heads: dict[int, int], periods: Tensor | None, path: Path
+) -> tuple[Arguments, State, list[str]]:
+    """The arguments of `ViT` that fit these tensors, at the image size that they were trained on.
+
+    Args:
+        state: tensors under timm's names.
+        name: name of the timm model; None reads it off the tensors.
+        num_heads: number of attention heads; None takes it from `periods` or else from `heads`.
+        heads: number of attention heads of the published models by width.
+        periods: Float[P] of DINOv3's rotary positions; None where positions are learned.
+        path: file or folder, for messages.
+
+    Returns:
+        The arguments, the tensors (with zeros for the biases of queries, keys and values where a file does without them), and what had
+        to be assumed.
+
+    Raises:
+        ValueError: the tensors belong to no known architecture, or the number of heads is not known.
+    """
+    weight = state["patch_embed.proj.weight"]
+    if weight.dim() != 4 or weight.shape[2] != weight.shape[3]:
+        raise ValueError(f"load_backbone: {path}: patch_embed.proj.weight has shape {tuple(weight.shape)}; accepted: square patches")
+    embed_dim, in_chans, patch_size, _ = weight.shape
+    if num_heads is None and periods is not None:
+        num_heads = embed_dim // (4 * periods.numel())
+    num_heads, assumed = heads_of(embed_dim, num_heads=num_heads, published=heads, path=path)
+    depth = num_blocks(state)
+    if name is None:
+        name = _name(state, embed_dim=embed_dim, path=path)
+        if "dinov3" not in name and not any(key.endswith(".attn.qkv.bias") for key in state):
+            state = state | {f"blocks.{block}.attn.qkv.bias": weight.new_zeros(3 * embed_dim) for block in range(depth)}
+            assumed.append("zeros for the biases of queries, keys and values, which the file does without")
+    arguments: Arguments = {
+        "name": name,
+        "img_size": _img_size(state, patch_size=patch_size, path=path),
+        "patch_size": patch_size,
+        "in_chans": in_chans,
+        "embed_dim": embed_dim,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_ratio": _mlp_ratio(state, embed_dim=embed_dim),
+        "rope_periods": None if periods is None else periods.tolist(),
+    }
+    return arguments, state, assumed
 
 
-def _keys(content: dict) -> str:
-    return listed(sorted(map(str, content)))
+def heads_of(embed_dim: int, *, num_heads: int | None, published: dict[int, int], path: Path) -> tuple[int, list[str]]:
+    """The number of attention heads, which leaves no trace in any shape, and what had to be assumed.
+
+    Args:
+        embed_dim: width of the encoder.
+        num_heads: number that is known; None takes the published one.
+        published: number of heads of the published models by width.
+        path: file or folder, for messages.
+
+    Raises:
+        ValueError: the number is not known and no model of this width was published.
+    """
+    if num_heads is not None:
+        return num_heads, []
+    if embed_dim not in published:
+        raise ValueError(f"load_backbone: {path} is {embed_dim} wide, none of the published {sorted(published)}; give num_heads")
+    return published[embed_dim], [f"{published[embed_dim]} heads, as published at width {embed_dim}"]
+
+
+def num_blocks(state: State) -> int:
+    """Number of blocks whose tensors there are."""
+    return 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+
+
+def _name(state: State, *, embed_dim: int, path: Path) -> str:
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    if "blocks.0.gamma_1" in state and registers == 4 and "pos_embed" not in state:
+        bias = "_qkvb" if "blocks.0.attn.q_bias" in state else ""
+        gated = "blocks.0.mlp.fc1_g.weight" in state
+        return f"vit_small_plus_patch16_dinov3{bias}" if gated else f"vit_{_SIZES.get(embed_dim, 'base')}_patch16_dinov3{bias}"
+    traits = ("cls_token" in state, registers, "blocks.0.ls1.gamma" in state, is_gated(state))
+    if traits not in _MODELS or "blocks.0.gamma_1" in state:
+        raise ValueError(
+            f"load_backbone: {path}: no timm model is known with class token {traits[0]}, {registers} registers, layer scale {traits[2]}, "
+            f"gated MLP {traits[3]}; give name, the name of a ViT of timm"
+        )
+    return _MODELS[traits].format(size=_SIZES.get(embed_dim, "base"))
+
+
+def is_gated(state: State) -> bool:
+    """Whether both halves of a gated MLP (SwiGLU) lie in one tensor, judged by the first block."""
+    inner, outer = state.get("blocks.0.mlp.fc1.weight"), state.get("blocks.0.mlp.fc2.weight")
+    return inner is not None and outer is not None and inner.shape[0] == 2 * outer.shape[1]
+
+
+def _mlp_ratio(state: State, *, embed_dim: int) -> float | None:
+    for key in ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc1_g.weight"):
+        if key in state:
+            hidden = state[key].shape[0]
+            ratio = hidden / embed_dim
+            # timm rounds the product down.
+            return ratio if int(embed_dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+    return None
+
+
+def _img_size(state: State, *, patch_size: int, path: Path) -> list[int]:
+    """Height and width for the grid of learned positions; DINOv3's 14 x 14 patches where there are none.
+
+    Learned positions may or may not include the class token and the registers.
+    """
+    if "pos_embed" not in state:
+        return [14 * patch_size] * 2
+    count = state["pos_embed"].shape[1]
+    prefix = int("cls_token" in state)
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    # Models with registers usually give positions to patches only; the others give one to the class token too.
+    for tokens in (count, count - prefix - registers) if registers else (count - prefix, count):
+        if tokens > 0 and math.isqrt(tokens) ** 2 == tokens:
+            return [math.isqrt(tokens) * patch_size] * 2
+    raise ValueError(f"load_backbone: {path}: {count} positions in pos_embed; accepted: a square grid, with or without class token")

@@ -1,22 +1,68 @@
-"""What became of the tensors of a file, in one line and in full."""
+"""What the parts of loading hand to one another: the options of a call, the weights that were read, and the report of every tensor."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+from glpretrain.weights.files import State
+
+Which = Literal["teacher", "student"]
+Arguments = dict[str, str | int | float | bool | list[int] | list[float] | None]
+
+
+class LoadOptions(TypedDict, total=False):
+    """The keyword arguments of `load_backbone`, whose docstring explains them. Left out means None, "teacher" or True."""
+
+    which: Which
+    in_chans: int | None
+    img_size: int | Sequence[int] | None
+    strict: bool
+    format: str | None
+    name: str | None
+    num_heads: int | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """The weights of a backbone as they were read, under the names of the wrapped library.
+
+    Args:
+        title: name of the format as people write it.
+        encoder: name of the encoder in the registry.
+        arguments: arguments of the encoder's builder, for the channels and the size that the tensors were made for.
+        state: tensors under the names of the wrapped library.
+        pretraining: regular expression for the start of names that only pretraining or classification needs.
+        left_out: names that were left out before renaming.
+        assumed: what the file did not say and had to be assumed, in words.
+        hints: the options among format, name and num_heads that the reader of this format takes into account.
+    """
+
+    title: str
+    encoder: str
+    arguments: Arguments
+    state: State
+    pretraining: str = r"(?!)"
+    left_out: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """One loaded backbone.
+    """What became of every tensor of one loaded backbone.
 
     Args:
         title: the format and the file.
         architecture: the encoder in words.
-        matched: names that the encoder got as the file has them.
-        reshaped: names that it got for other channels or another grid, with both shapes.
-        missing: names that it has and the file has not.
-        shape_mismatch: names that the file has in another shape, with both shapes.
-        unused: names of the file that the encoder has no place for.
-        left_out: names of the file that only pretraining or classification needs.
-        assumed: what the file did not say.
+        matched: names of tensors that the encoder took over unchanged.
+        reshaped: names of tensors that were changed for other channels or another grid, with both shapes.
+        missing: names of tensors that the encoder needs and the file lacks.
+        shape_mismatch: names of tensors that the file holds in another shape, with both shapes.
+        unused: names of tensors of the file for which the encoder has no place.
+        left_out: names of tensors of the file that only pretraining or classification needs.
+        assumed: what the file did not say and had to be assumed, in words.
     """
 
     title: str
@@ -35,19 +81,19 @@ class LoadReport:
         return not (self.missing or self.shape_mismatch or self.unused)
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{len(names)} {kind}" for kind, names in self._kinds())
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in self._kinds().items())
         return f"{self.title} as {self.architecture}: {counts}" + "".join(f"; {text}" for text in self.assumed)
 
     def lines(self) -> list[str]:
-        """The names of every kind that has any, one line a kind."""
-        return [f"{kind}: {', '.join(names)}" for kind, names in self._kinds() if names]
+        """One line for every kind of tensor that occurs, with the names."""
+        return [f"{kind}: {', '.join(names)}" for kind, names in self._kinds().items() if names]
 
-    def _kinds(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        return (
-            ("matched", self.matched),
-            ("reshaped", self.reshaped),
-            ("missing", self.missing),
-            ("shape_mismatch", self.shape_mismatch),
-            ("unused", self.unused),
-            ("left out", self.left_out),
-        )
+    def _kinds(self) -> dict[str, tuple[str, ...]]:
+        return {
+            "matched": self.matched,
+            "reshaped": self.reshaped,
+            "missing": self.missing,
+            "shape_mismatch": self.shape_mismatch,
+            "unused": self.unused,
+            "left out": self.left_out,
+        }

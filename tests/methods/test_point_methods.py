@@ -1,6 +1,7 @@
 """Point-MAE against the official code, what DCGLR compares, and images and clouds through one MMC."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from glpretrain.methods import DCGLR, MAE, MMC, LocalContrast, PointMAE
 from glpretrain.objectives.chamfer import ChamferL1, CorruptedPoints
 from glpretrain.objectives.contrastive import InfoNCE, NPair
 from glpretrain.objectives.reconstruction import CorruptedPixels, unpatchify
-from glpretrain.weights.point_formats import read_point_checkpoint
+from glpretrain.weights.published import read_points
 
 SMALL = {"num_points": 40, "points_per_token": 4, "group_size": 6, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
@@ -32,7 +33,8 @@ def small(name: str = "pos_bert_base", **arguments) -> PointTransformer:
 def official_point_mae() -> tuple[PointMAE, dict]:
     reference = load("point_mae")
     state = official_weights(reference["shapes"])
-    imported = read_point_checkpoint({"base_model": state}, which="teacher", num_heads=3, path="")
+    imported = read_points({"base_model": state}, {"num_heads": 3}, path=Path("point_mae"))
+    assert imported is not None
     method = PointMAE(PointTransformer("point_mae", **SMALL), decoder_depth=1, decoder_heads=3)
     own = method.encoder.backbone_state()
     method.encoder.load_backbone_state({name: tensor for name, tensor in imported.state.items() if name in own})

@@ -1,19 +1,26 @@
 """Small encoders whose weights come from a formula, for every file of tests about exports."""
 
+from typing import TypeVar
+
 import torch
 from golden import wave
-from torch import Tensor
+from torch import Tensor, nn
 
 from glpretrain.core.types import EncoderOutput
-from glpretrain.encoders import Encoder, FeatureMap, ViT
+from glpretrain.encoders import FeatureMap, ViT, build_from
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def small(name: str, **changes: object) -> ViT:
     """A ViT of timm in small, filled by `fill`."""
-    return fill(ViT(name, **{"img_size": 48, "patch_size": 8, "embed_dim": 96, "depth": 2, "num_heads": 3, **changes}))
+    sizes = {"img_size": 48, "patch_size": 8, "embed_dim": 96, "depth": 2, "num_heads": 3}
+    encoder = build_from("ViT", {"name": name, **sizes, **changes})
+    assert isinstance(encoder, ViT)
+    return fill(encoder)
 
 
-def fill(encoder: Encoder) -> Encoder:
+def fill(encoder: _Module) -> _Module:
     """Parameter i, in the order of names, becomes wave(shape, phase=i, scale=0.2); one more for weights of norms and layer scales."""
     with torch.no_grad():
         for index, (name, parameter) in enumerate(sorted(encoder.named_parameters())):
@@ -28,10 +35,10 @@ def images(*shape: int) -> Tensor:
     return wave(*shape, phase=0.5)
 
 
-def difference(cls: Tensor, patches: Tensor, *, expected: EncoderOutput) -> float:
-    """Maximum absolute difference over both."""
-    assert cls.shape == expected.cls.shape and patches.shape == expected.patches.shape
-    return max((cls - expected.cls).abs().max().item(), (patches - expected.patches).abs().max().item())
+def difference(output: EncoderOutput, *, expected: EncoderOutput) -> float:
+    """Maximum absolute difference over cls and patches."""
+    assert output.cls.shape == expected.cls.shape and output.patches.shape == expected.patches.shape
+    return max((output.cls - expected.cls).abs().max().item(), (output.patches - expected.patches).abs().max().item())
 
 
 ENCODERS = {

@@ -50,6 +50,15 @@ def image(size):
     return 1.7 * noise(1, 3, height, width, name=f"image {height} {width}")
 
 
+def timm_features(model, items):
+    """What a model of timm itself computes."""
+    forward_features = model.forward_features
+    assert callable(forward_features)
+    features = forward_features(items)
+    assert isinstance(features, torch.Tensor)
+    return features
+
+
 def write(name, folder, *, weights=None):
     """Write the official weights of a format as its authors' code saves or publishes them, and return where."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Experts by where their weights are: any backbone, or a clear line."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,9 +57,9 @@ def test_absent_weights_are_one_line_that_says_where_they_come_from() -> None:
 def test_loading_an_expert_draws_nothing_from_the_students_generator(tmp_path: Path) -> None:
     folder = str(export(small(), tmp_path / "backbone"))
     load_backbone(folder)  # whatever is drawn once only
-    for options in ({"path": folder}, {"path": "vit_tiny_patch16_224", "random_weights": True}):
+    for load in (partial(load_expert, folder), partial(load_expert, "vit_tiny_patch16_224", random_weights=True)):
         torch.manual_seed(0)
         expected = torch.rand(3)
         torch.manual_seed(0)
-        load_expert(**options)
+        load()
         assert torch.equal(torch.rand(3), expected)

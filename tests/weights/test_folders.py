@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from published import timm_features
 from safetensors.torch import load_file, save_file
 
 from glpretrain.encoders import FeatureMap, ViT
@@ -63,10 +64,11 @@ def test_timm_opens_the_folder_and_gives_the_same_features(kind, tmp_path):
     model = timm.create_model(f"local-dir:{export(encoder, tmp_path / 'out')}", pretrained=True).eval()
     items = image(2, *encoder.card.item_shape)
     with torch.no_grad():
-        assert torch.equal(model.forward_features(items), encoder.model.forward_features(items))
-    assert tuple(model.pretrained_cfg["input_size"]) == encoder.card.item_shape
-    assert tuple(model.pretrained_cfg["mean"]) == encoder.card.mean
-    assert tuple(model.pretrained_cfg["std"]) == encoder.card.std
+        assert torch.equal(timm_features(model, items), timm_features(encoder.model, items))
+    config = vars(model)["pretrained_cfg"]
+    assert tuple(config["input_size"]) == encoder.card.item_shape
+    assert tuple(config["mean"]) == encoder.card.mean
+    assert tuple(config["std"]) == encoder.card.std
     assert model.num_classes == 0
 
 
@@ -122,7 +124,7 @@ def test_a_truncated_file_is_refused(tmp_path):
     weights = export(small(), tmp_path / "out") / "model.safetensors"
     for length in (0, 5, 5000):
         weights.write_bytes(weights.read_bytes()[:length])
-        with pytest.raises(ValueError, match=r"model\.safetensors is no complete safetensors file"):
+        with pytest.raises(ValueError, match=r"model\.safetensors is not a complete safetensors file"):
             load_backbone(tmp_path / "out")
 
 
@@ -217,8 +219,8 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 def test_loading_never_imports_lightning(tmp_path):
     folder = export(small(), tmp_path / "out")
     code = (
-        "import sys, glpretrain.weights as backbones\n"
-        f"encoder = backbones.load_backbone({str(folder)!r})\n"
+        "import sys, glpretrain.weights as weights\n"
+        f"encoder = weights.load_backbone({str(folder)!r})\n"
         "assert type(encoder).__name__ == 'ViT'\n"
         "heavy = [name for name in sys.modules if name.split('.')[0] in ('pytorch_lightning', 'lightning', 'kornia')]\n"
         "assert not heavy, heavy\n"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from glpretrain.encoders import PointTransformer
 from glpretrain.weights import export, load_backbone, load_backbone_with_report
+from glpretrain.weights.report import Which
 
 
 def written(folder: Path, content: object) -> Path:
@@ -56,7 +57,7 @@ def test_point_bert_brings_its_wider_projection(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("side", ["teacher", "student"])
-def test_both_sides_of_pos_bert(side: str, tmp_path: Path) -> None:
+def test_both_sides_of_pos_bert(side: Which, tmp_path: Path) -> None:
     teacher = weights("pos_bert", prefix="backbone.")
     student = {f"module.{name}": 2.0 * tensor for name, tensor in teacher.items()}
     path = written(tmp_path, {"teacher": {**teacher, "head.mlp.0.weight": noise(3, 24, name="h")}, "student": student})
@@ -80,5 +81,5 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         load_backbone(path)
     with pytest.raises(ValueError, match="which='student' given"):
         load_backbone(path, which="student", num_heads=3)
-    with pytest.raises(ValueError, match="name given"):
+    with pytest.raises(ValueError, match=r"name='vit_small_patch16_224' given; .* \(Point-MAE\) accepts num_heads"):
         load_backbone(path, name="vit_small_patch16_224", num_heads=3)

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from glpretrain.encoders import Encoder
-from glpretrain.weights.exports.base import Exported, Written, prepare, require_new, write_timm
+from glpretrain.weights.exports.base import Exported, Written, prepare, write_timm
 from glpretrain.weights.exports.huggingface import write_huggingface
 from glpretrain.weights.exports.programs import write_onnx, write_torch
+from glpretrain.weights.folders import require_new
 
 __all__ = ["FORMATS", "Exported", "export_as"]
 
-# Our own folder is the one that timm opens, so the two names mean the same.
+# timm opens our own folder, so the two names mean the same.
 _FOLDERS: dict[str, Callable[[Encoder, Path], Written]] = {
     "folder": write_timm,
     "timm": write_timm,
@@ -33,16 +34,16 @@ def export_as(
     """Write an encoder to a new folder and compare what was written with the encoder.
 
     Args:
-        encoder: to write; the mask token stays behind.
-        folder: must not exist, or be empty.
-        format: one of `FORMATS`; `folder` and `timm` are one and the same.
-        img_size: height and width that the written one is made for, positions resampled; the encoder's own when None.
-        any_size: a program (torch, onnx) that takes images of every size; where a model allows it.
-        licence: of the weights; the card's own when None.
-        source: where they come from; the card's own when None.
+        encoder: encoder to write; its mask token is left out.
+        folder: folder to write to, which must not exist or be empty.
+        format: one of `FORMATS`; "folder" and "timm" mean the same.
+        img_size: height and width that the written encoder is made for, with positions resized; None keeps the encoder's own.
+        any_size: whether a program (torch, onnx) should take images of every size, which not every model can.
+        licence: licence of the weights; None keeps the one on the card.
+        source: where the weights come from; None keeps what the card says.
 
     Returns:
-        What was written, with its size and the maximum absolute difference on a check batch.
+        What was written, with its size and the maximum absolute difference to the encoder on the check batches.
 
     Raises:
         ValueError: the folder has something in it, a package is not installed, or the format cannot hold this encoder.
@@ -50,7 +51,7 @@ def export_as(
     if format not in FORMATS:
         raise ValueError(f"export: format={format!r} given; accepted: {', '.join(FORMATS)}")
     if any_size and format not in _PROGRAMS:
-        raise ValueError(f"export: any_size given with format={format!r}; accepted: {', '.join(_PROGRAMS)}, folders are not tied to a size")
+        raise ValueError(f"export: any_size given with format={format!r}; accepted: {', '.join(_PROGRAMS)}; folders have no fixed size")
     folder = Path(folder)
     require_new(folder)
     prepared = prepare(encoder, img_size=img_size, licence=licence, source=source)

@@ -1,12 +1,10 @@
-"""What every format shares: the encoder at the wanted size, the check batches, and the folder that timm opens.
+"""What all formats share: the encoder at the wanted size, the check batches, and the folder that timm opens.
 
-Left out: training checkpoints and our own folder, which `glpretrain.weights` reads and writes.
+Left out: training checkpoints and the files of our own folder (`folders`).
 """
 
-import json
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,20 +12,22 @@ import torch
 from torch import Tensor
 
 from glpretrain.core.types import EncoderOutput
-from glpretrain.encoders import Encoder, ViT, build
-from glpretrain.weights import export, load_backbone
+from glpretrain.encoders import Encoder
+from glpretrain.encoders.timm_model import pair
+from glpretrain.weights.fitting import fit
+from glpretrain.weights.folders import described, export, read_own_folder
+from glpretrain.weights.report import LoadedWeights, LoadOptions
 
-CARD = "card.json"
-# A program traced with two items must not have frozen that number.
+# Several numbers of items, because a traced program must not have frozen the number that it was traced with.
 _CHECK_BATCHES = (1, 2, 5)
 
 
 class Written(NamedTuple):
-    """What a writer has to say about its files."""
+    """What the writer of a format reports about its files; see `Exported`."""
 
-    file: Path  # the one that others open
-    difference: float | None  # maximum absolute, to the encoder; None where nothing could run the file
-    note: str = ""  # what a user has to know
+    file: Path
+    difference: float | None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,13 @@ class Exported:
     """One finished export.
 
     Args:
-        folder: with the file, the card and what else belongs to the format.
-        format: as asked for.
-        megabytes: of all that is in the folder.
-        file: the one that others open.
-        difference: maximum absolute, of cls and patches to the encoder on a check batch; None where nothing could run the file.
-        note: what a user has to know, empty where there is nothing.
+        folder: folder with the file, the card and what else belongs to the format.
+        format: format that was asked for.
+        megabytes: size of everything in the folder.
+        file: file or folder that other tools open.
+        difference: maximum absolute difference of cls and patches to the encoder on the check batches; None where nothing could run the
+            file.
+        note: what a user has to know, often empty.
     """
 
     folder: Path
@@ -57,61 +58,31 @@ class Exported:
         return f"{line}\n{self.note}" if self.note else line
 
 
-def require_new(folder: Path) -> None:
-    """Say at once that nothing will be overwritten.
-
-    Raises:
-        ValueError: the folder has something in it already, or is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"export: {folder} is a file; accepted: a new or empty folder")
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"export: {folder} is not empty and nothing is overwritten; accepted: a new or empty folder")
-
-
 def prepare(
     encoder: Encoder, *, img_size: int | Sequence[int] | None = None, licence: str | None = None, source: str | None = None
 ) -> Encoder:
-    """The same encoder on the CPU, in evaluation mode, without mask token, at another size or with other words on its card.
+    """A copy of the encoder on the CPU, in evaluation mode, without mask token, perhaps at another size or with other words on its card.
 
     Args:
-        encoder: left as it is.
-        img_size: height and width; learned positions are resampled as the encoder does for views of that size.
+        encoder: encoder to copy; it stays as it is.
+        img_size: height and width; learned positions are resized as the encoder does it for views of that size.
         licence: see `export_as`.
         source: see `export_as`.
 
     Raises:
         ValueError: the size does not fit the encoder.
     """
-    words = {name: value for name, value in (("licence", licence), ("source", source)) if value is not None}
-    card = replace(encoder.card, arguments={**encoder.card.arguments, **words})
+    card = described(encoder.card, licence=licence, source=source)
+    options: LoadOptions = {}
+    if img_size is not None:
+        encoder.grid((card.item_shape[0], *pair(img_size)))  # says what does not fit
+        options["img_size"] = img_size
     state = {name: tensor.detach().cpu() for name, tensor in encoder.backbone_state().items()}
-    prepared = build(card).eval()
-    prepared.load_backbone_state(state)
-    if img_size is None:
-        return prepared
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    shape = (card.item_shape[0], height, width)
-    prepared.grid(shape)
-    if isinstance(prepared, ViT) and "pos_embed" in state:
-        state["pos_embed"] = _positions(prepared, shape)
-    resized = build(replace(card, arguments={**card.arguments, "img_size": [height, width]})).eval()
-    resized.load_backbone_state(state)
-    return resized
-
-
-def _positions(encoder: ViT, shape: tuple[int, int, int]) -> Tensor:
-    """`pos_embed` for items of another shape: what the encoder itself adds to them, Float[1 M D]."""
-    old, (rows, columns) = encoder.model.pos_embed, encoder.grid(shape)
-    count = old.shape[1] - math.prod(encoder.grid(encoder.card.item_shape))
-    with torch.no_grad():
-        # Tokens of zeros come out as the positions alone.
-        tokens, _ = encoder._add_positions(old.new_zeros(1, rows, columns, encoder.embed_dim))
-    return torch.cat((old[:, :count], tokens[:, encoder.num_prefix_tokens :]), dim=1)
+    return fit(LoadedWeights("encoder", card.encoder, card.arguments, state), options, path="to export")[0]
 
 
 def check_images(encoder: Encoder) -> Iterator[Tensor]:
-    """Float[B C H W] at the encoder's size for several B, by a formula, in the range of normalised pixels."""
+    """Float[B C H W] at the encoder's size for several B, made by a formula, in the range of normalised pixels."""
     for count in _CHECK_BATCHES:
         shape = (count, *encoder.card.item_shape)
         yield torch.sin(0.37 * torch.arange(torch.Size(shape).numel(), dtype=torch.float32)).reshape(shape)
@@ -125,14 +96,9 @@ def difference(output: EncoderOutput, expected: EncoderOutput) -> float:
     )
 
 
-def write_card(encoder: Encoder, folder: Path) -> None:
-    """Put card.json beside the file."""
-    (folder / CARD).write_text(json.dumps(encoder.card.to_json(), indent=2) + "\n")
-
-
 def write_timm(encoder: Encoder, folder: Path) -> Written:
     """Our own folder: weights under timm's names, the card, and the config.json with which timm's `local-dir:` opens it."""
-    again = load_backbone(export(encoder, folder))
+    again, _ = fit(read_own_folder(export(encoder, folder)), {}, path=folder)
     with torch.no_grad():
         worst = max(difference(again(images), encoder(images)) for images in check_images(encoder))
     return Written(folder, worst)

@@ -1,81 +1,98 @@
 """ViTs in the layout of Hugging Face transformers: ViTModel, Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel.
 
-Weights get the names under which such models are published, which old and new versions of transformers read alike. Before anything
-is written, what the class computes from the renamed weights (`layouts.Features`) is compared with the encoder; where they differ
-(another norm, activation or order), the export is refused. transformers itself is not needed.
+Weights get the names under which such models are published (`names.HUGGINGFACE`), which old and new versions of transformers read alike.
+Before anything is written, `Features` computes from the renamed weights what the class of transformers computes, and the result is
+compared with the encoder. Where they differ (another norm, activation or order), the export is refused. transformers itself is not
+needed.
 
-Known difference: ViTModel and Dinov2Model resample learned positions without antialiasing, the encoder (timm) with it, so their
-features agree at the exported size only. Dinov2WithRegistersModel and DINOv3ViTModel agree at every size.
+Known difference: ViTModel and Dinov2Model resize learned positions without antialiasing and the encoder (timm) with it, so their features
+agree at the exported size only. Dinov2WithRegistersModel and DINOv3ViTModel agree at every size.
 Left out: heads, and encoders without class token.
 """
 
-import json
 import math
 import re
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
-from safetensors.torch import save_file
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import Encoder, ViT
-from glpretrain.weights.exports.base import Written, check_images, difference, write_card
-from glpretrain.weights.exports.layouts import DINOV2, DINOV3, LAYOUTS, REGISTERS, VIT, Features, Layout
+from glpretrain.weights.exports.base import Written, check_images, difference
+from glpretrain.weights.files import State
+from glpretrain.weights.folders import LIBRARY_CONFIG, write_card, write_json, write_weights
+from glpretrain.weights.formats import is_gated
+from glpretrain.weights.names import DINOV2, DINOV2_REGISTERS, DINOV3, HUGGINGFACE, VIT, Layout
 
-_WEIGHTS, _CONFIG, _PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 _GELU = {"GELU()", "GELU(approximate='none')"}  # timm's own and torch's
 _SILU = {"SiLU()"}
-# Other orders of float32 sums over some hundred features of size one stay far below, another activation or norm is far above.
+# Another order of float32 sums over some hundred features of size one stays far below, another activation or norm is far above.
 _SAME = 1e-4
+
+
+@runtime_checkable
+class _Rotary(Protocol):
+    """timm's rotary positions of DINOv3."""
+
+    temperature: float
+    periods: Tensor
 
 
 def write_huggingface(encoder: Encoder, folder: Path) -> Written:
     """config.json, model.safetensors and preprocessor_config.json, for `transformers.AutoModel.from_pretrained(folder)`.
 
     Raises:
-        ValueError: no class of transformers computes what this encoder does; the message says what stands in the way.
+        ValueError: no class of transformers computes what this encoder does; the message says why.
     """
-    config, weights = convert(encoder)
-    layout, computed = LAYOUTS[config["model_type"]], Features(config, weights)
+    config, weights, layout = convert(encoder)
+    computed = Features(config, weights)
     with torch.no_grad():
         worst = max(difference(computed(images), encoder(images)) for images in check_images(encoder))
     if not worst < _SAME:
         raise _refusal(encoder, f"{layout.architecture} computes something else from its weights (difference {worst:.1e})")
     folder.mkdir(parents=True, exist_ok=True)
-    # safetensors refuses views of shared memory.
-    save_file(
-        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()},
-        folder / _WEIGHTS,
-        metadata={"format": "pt"},
-    )
-    for name, values in ((_CONFIG, config), (_PREPROCESSOR, _preprocessor(encoder))):
-        (folder / name).write_text(json.dumps(values, indent=2) + "\n")
-    write_card(encoder, folder)
+    write_weights(weights, folder)
+    write_json(config, folder / LIBRARY_CONFIG)
+    write_json(_preprocessor(encoder), folder / "preprocessor_config.json")
+    write_card(encoder.card, folder)
     note = f"open with transformers.AutoModel.from_pretrained(FOLDER): a {layout.architecture}"
     if layout.position_resize != encoder.card.arguments.get("position_resize", "timm"):
-        note += ", which resamples positions in its own way: for equal features at another size export with --img_size"
+        note += ", which resizes positions in its own way: for equal features at another size export with --img_size"
     return Written(folder, worst, note)
 
 
-def convert(encoder: Encoder) -> tuple[dict, dict[str, Tensor]]:
-    """The config of a class of transformers, and the weights under its names.
+def convert(encoder: Encoder) -> tuple[dict, State, Layout]:
+    """The config of a class of transformers, the weights under its names, and its layout.
 
     Raises:
         ValueError: no class has a place for some part of the encoder.
     """
     if not isinstance(encoder, ViT):
-        raise _refusal(encoder, "it is no plain ViT")
-    state = dict(encoder.backbone_state())
+        raise _refusal(encoder, "it is not a plain ViT")
+    state = encoder.backbone_state()
     if "cls_token" not in state:
         raise _refusal(encoder, "it has no class token")
     layout = _choose(encoder, state)
-    weights = _prefix(encoder, state, layout=layout) | _rename(encoder, state, layout=layout)
-    gated = _gated(encoder, weights, layout=layout)
+    packed = is_gated(state)
+    gated = packed or "blocks.0.mlp.fc1_g.weight" in state
+    weights, unknown = layout.from_timm(state, gated=gated)
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise _refusal(encoder, f"{layout.architecture} has no place for {', '.join(unknown[:3])}{more}")
+    modules, biased = ({name.removesuffix(leaf) for name in weights if name.endswith(leaf)} for leaf in (".weight", ".bias"))
+    if lacking := sorted(name for name in modules - biased if not name.endswith(layout.qkv)):
+        raise _refusal(encoder, f"{layout.architecture} needs a bias in {', '.join(lacking[:3])}")
+    if packed and "mlp.fc1" not in layout.gated:
+        raise _refusal(encoder, f"{layout.architecture} has no place for gates in mlp.fc1")
+    activations = {repr(module) for name, module in encoder.model.named_modules() if re.fullmatch(r"blocks\.\d+\.mlp\.act", name)}
+    if other := activations - (_SILU if gated else _GELU):
+        raise _refusal(encoder, f"{layout.architecture} has {'SiLU' if gated else 'GELU'} where it has {', '.join(sorted(other))}")
+    _place_tokens(encoder, weights, layout=layout)
     config = _config(encoder, weights, gated=gated, layout=layout)
-    if gated and layout in (DINOV2, REGISTERS):
-        gates = {"mlp.fc1": "mlp.weights_in", "mlp.fc2": "mlp.weights_out"}
-        weights = {re.sub(r"mlp\.fc[12]", lambda found: gates[found[0]], name): tensor for name, tensor in weights.items()}
-    return config, weights | _unused(weights, width=encoder.embed_dim, depth=encoder.num_layers, layout=layout)
+    return config, weights | _unused(encoder, weights, layout=layout), layout
 
 
 def _refusal(encoder: Encoder, why: str) -> ValueError:
@@ -85,104 +102,69 @@ def _refusal(encoder: Encoder, why: str) -> ValueError:
     )
 
 
-def _choose(encoder: ViT, state: dict[str, Tensor]) -> Layout:
+def _choose(encoder: ViT, state: State) -> Layout:
     if "pos_embed" not in state:
-        rope = dict(encoder.model.named_children()).get("rope")
-        if type(rope).__name__ != "RotaryEmbeddingDinoV3":
+        if type(dict(encoder.model.named_children()).get("rope")).__name__ != "RotaryEmbeddingDinoV3":
             raise _refusal(encoder, "its positions are neither learned nor DINOv3's")
         return DINOV3
-    layout = REGISTERS if "reg_token" in state else DINOV2 if "blocks.0.ls1.gamma" in state else VIT
+    layout = DINOV2_REGISTERS if "reg_token" in state else DINOV2 if "blocks.0.ls1.gamma" in state else VIT
     height, width = encoder.card.item_shape[1:]
     if layout is not VIT and height != width:
         raise _refusal(encoder, f"{layout.architecture} takes square positions only, these are for {height} x {width} pixels")
     return layout
 
 
-def _prefix(encoder: ViT, state: dict[str, Tensor], *, layout: Layout) -> dict[str, Tensor]:
-    """Takes tokens and positions out of `state`; the position of a register, which no class has, is added to its token."""
-    width = encoder.embed_dim
-    weights = {"embeddings.cls_token": state.pop("cls_token")}
-    if layout in (REGISTERS, DINOV3):
-        weights["embeddings.register_tokens"] = state.pop("reg_token") if "reg_token" in state else torch.zeros(1, 0, width)
-    if layout is DINOV3:
-        return weights
-    positions = state.pop("pos_embed")  # [1 R+N D], or [1 N D] where only patches have one
+def _place_tokens(encoder: ViT, weights: State, *, layout: Layout) -> None:
+    """Registers where a class has them, and a position for the class token and every patch but for no register.
+
+    The position of a register is added to its token.
+    """
+    names, zeros = layout.names, torch.zeros(1, 1, encoder.embed_dim)
+    if "reg_token" in names:
+        weights.setdefault(names["reg_token"], zeros[:, :0])
+    if "pos_embed" not in names:
+        return
+    positions = weights[names["pos_embed"]]  # [1 R+N D], or [1 N D] where only patches have one
     count = math.prod(encoder.grid(encoder.card.item_shape))
     of_prefix, of_patches = positions[:, :-count], positions[:, -count:]
-    of_cls = of_prefix[:, :1] if of_prefix.shape[1] else torch.zeros(1, 1, width)
-    if layout is REGISTERS and of_prefix.shape[1]:
-        weights["embeddings.register_tokens"] = weights["embeddings.register_tokens"] + of_prefix[:, 1:]
-    weights["embeddings.position_embeddings"] = torch.cat((of_cls, of_patches), dim=1)  # [1 1+N D]
-    return weights
+    if of_prefix.shape[1] and "reg_token" in names:
+        weights[names["reg_token"]] = weights[names["reg_token"]] + of_prefix[:, 1:]
+    weights[names["pos_embed"]] = torch.cat((of_prefix[:, :1] if of_prefix.shape[1] else zeros, of_patches), dim=1)  # [1 1+N D]
 
 
-def _rename(encoder: ViT, state: dict[str, Tensor], *, layout: Layout) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {}
-    unknown = []
-    for name, tensor in state.items():
-        block, stem, leaf = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+?)(\.weight|\.bias)?", name).groups(default="")
-        before = layout.block.format(block) if block else ""
-        if stem == "attn.qkv" and len(tensor) == 3 * encoder.embed_dim:
-            parts = zip(layout.qkv, tensor.tensor_split(3), strict=True)
-            weights |= {before + part + leaf: piece for part, piece in parts}
-        elif stem in layout.names:
-            weights[before + layout.names[stem] + leaf] = tensor
-        else:
-            unknown.append(name)
-    if unknown:
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        raise _refusal(encoder, f"{layout.architecture} has no place for {', '.join(unknown[:3])}{more}")
-    biased = {name.removesuffix(".bias") for name in weights if name.endswith(".bias")}
-    modules = {name.removesuffix(".weight") for name in weights if name.endswith(".weight")}
-    if lacking := sorted(name for name in modules - biased if not name.endswith(layout.qkv)):
-        raise _refusal(encoder, f"{layout.architecture} wants a bias in {', '.join(lacking[:3])}")
-    return weights
-
-
-def _gated(encoder: ViT, weights: dict[str, Tensor], *, layout: Layout) -> bool:
-    """Whether the MLPs are SwiGLU; anything but that or GELU is refused."""
-    before = layout.block.format(0)
-    wide, narrow = (weights[f"{before}{layout.names[name]}.weight"] for name in ("mlp.fc1", "mlp.fc2"))
-    packed = len(wide) == 2 * narrow.shape[1]
-    if packed and layout in (VIT, DINOV3):
-        raise _refusal(encoder, f"{layout.architecture} has no place for gates in mlp.fc1")
-    gated = packed or f"{before}mlp.gate_proj.weight" in weights
-    if other := {repr(block.mlp.act) for block in encoder.model.blocks} - (_SILU if gated else _GELU):
-        raise _refusal(encoder, f"{layout.architecture} has {'SiLU' if gated else 'GELU'} where it has {', '.join(sorted(other))}")
-    return gated
-
-
-def _config(encoder: ViT, weights: dict[str, Tensor], *, gated: bool, layout: Layout) -> dict:
+def _config(encoder: ViT, weights: State, *, gated: bool, layout: Layout) -> dict:
     card = encoder.card
     height, width = card.item_shape[1:]
     norms = {module.eps for module in encoder.model.modules() if isinstance(module, nn.LayerNorm)}
     if len(norms) != 1:
         raise _refusal(encoder, f"{layout.architecture} has one epsilon for all norms, it has {sorted(norms)}")
-    config = {
+    config: dict = {
         "architectures": [layout.architecture],
-        "model_type": layout.model_type,
+        "model_type": next(kind for kind, other in HUGGINGFACE.items() if other is layout),
         "hidden_size": encoder.embed_dim,
         "num_hidden_layers": encoder.num_layers,
-        "num_attention_heads": encoder.model.blocks[0].attn.num_heads,
-        "hidden_act": "silu" if gated and layout is DINOV3 else "gelu",  # DINOv2's gated class does not look at it
+        "num_attention_heads": encoder.model.get_submodule("blocks.0.attn").num_heads,
+        "hidden_act": "silu" if gated and layout is DINOV3 else "gelu",  # DINOv2's gated class does not read it
         "layer_norm_eps": norms.pop(),
         "image_size": height if height == width else [height, width],
         "patch_size": card.patch_size[0],
         "num_channels": card.item_shape[0],
         "torch_dtype": "float32",
     }
-    before = layout.block.format(0)
-    hidden = len(weights[f"{before}{layout.names['mlp.fc1']}.weight"])
+    before, names = layout.block.format(0), layout.names | (layout.gated if gated else {})
+    hidden = len(weights[f"{before}{names['mlp.fc1']}.weight"])
     query, key, value = (f"{before}{part}.bias" in weights for part in layout.qkv)
     if layout is VIT:
         return config | {"intermediate_size": hidden, "qkv_bias": query, "pooler_act": "linear", "pooler_output_size": encoder.embed_dim}
     if layout is DINOV3:
         biases = {"query_bias": query, "key_bias": key, "value_bias": value, "proj_bias": True, "mlp_bias": True}
-        theta, periods = encoder.model.rope.temperature, encoder.model.rope.periods
+        rope = encoder.model.get_submodule("rope")
+        assert isinstance(rope, _Rotary)
+        theta, periods = rope.temperature, rope.periods
         if not torch.allclose(periods, theta ** torch.linspace(0, 1, len(periods) + 1)[:-1], rtol=1e-5):
             raise _refusal(encoder, f"{layout.architecture} has rotary periods that are powers of {theta}, it has others")
-        rope = {"rope_theta": theta, "num_register_tokens": encoder.num_prefix_tokens - 1}
-        return config | biases | rope | {"intermediate_size": hidden, "use_gated_mlp": gated}
+        others = {"rope_theta": theta, "num_register_tokens": encoder.num_prefix_tokens - 1}
+        return config | biases | others | {"intermediate_size": hidden, "use_gated_mlp": gated}
     ratio = next((ratio for ratio in range(1, 17) if _hidden_features(encoder.embed_dim, ratio, gated=gated) == hidden), None)
     if ratio is None:
         raise _refusal(encoder, f"{layout.architecture} has MLPs that are whole multiples of {encoder.embed_dim} wide, not {hidden}")
@@ -191,7 +173,7 @@ def _config(encoder: ViT, weights: dict[str, Tensor], *, gated: bool, layout: La
 
 
 def _hidden_features(width: int, ratio: int, *, gated: bool) -> int:
-    """Rows of the first linear layer; a gated one of DINOv2 keeps two thirds, in eights, twice."""
+    """Rows of the first linear layer; DINOv2's gated one has two thirds, rounded up to a multiple of eight, for each half."""
     return 2 * ((int(width * ratio * 2 / 3) + 7) // 8 * 8) if gated else width * ratio
 
 
@@ -210,13 +192,93 @@ def _preprocessor(encoder: Encoder) -> dict:
     }
 
 
-def _unused(weights: dict[str, Tensor], *, width: int, depth: int, layout: Layout) -> dict[str, Tensor]:
-    """What a class cannot be told to leave out, so that nothing is random after loading."""
+def _unused(encoder: ViT, weights: State, *, layout: Layout) -> State:
+    """What a class has besides, so that nothing is random after loading."""
+    width = encoder.embed_dim
     if layout is VIT:  # its pooler, here one that hands on the class token
         return {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
-    blocks = [layout.block.format(block) for block in range(depth)]
-    scales = {f"{before}layer_scale{number}.lambda1": torch.ones(width) for before in blocks for number in (1, 2)}
-    unused = {name: tensor for name, tensor in scales.items() if name not in weights}
+    blocks = [layout.block.format(block) for block in range(encoder.num_layers)]
+    unused = {f"{before}{scale}": torch.ones(width) for before in blocks for scale in layout.scales if f"{before}{scale}" not in weights}
     if layout is not DINOV2:
-        unused["embeddings.mask_token"] = torch.zeros(1, width) if layout is REGISTERS else torch.zeros(1, 1, width)
+        unused["embeddings.mask_token"] = torch.zeros(1, width) if layout is DINOV2_REGISTERS else torch.zeros(1, 1, width)
     return unused
+
+
+class Features:
+    """What a class of transformers computes from its config and weights, for images of the size that it is made for.
+
+    Args:
+        config: content of config.json.
+        weights: tensors under the published names.
+    """
+
+    def __init__(self, config: dict, weights: State) -> None:
+        self._config, self._weights = config, weights
+        self._layout = HUGGINGFACE[config["model_type"]]
+        self._gated = bool(config.get("use_gated_mlp") or config.get("use_swiglu_ffn"))
+        self._names = self._layout.names | (self._layout.gated if self._gated else {})
+
+    def __call__(self, images: Tensor) -> EncoderOutput:
+        """Float[B C H W] at the size of the config."""
+        names, weights = self._names, self._weights
+        stem = names["patch_embed.proj"]
+        cells = F.conv2d(images, weights[f"{stem}.weight"], weights[f"{stem}.bias"], stride=self._config["patch_size"])  # [B D h w]
+        patches = cells.flatten(2).transpose(1, 2)  # [B N D]
+        cls, rope = weights[names["cls_token"]], None  # [1 1 D]
+        if "pos_embed" in names:
+            positions = weights[names["pos_embed"]]  # [1 1+N D]
+            cls, patches = cls + positions[:, :1], patches + positions[:, 1:]
+        else:
+            rope = self._rope(*cells.shape[2:])
+        prefix = [cls, weights[names["reg_token"]]] if "reg_token" in names else [cls]
+        tokens = torch.cat([*(token.expand(len(images), -1, -1) for token in prefix), patches], dim=1)  # [B T D]
+        for block in range(self._config["num_hidden_layers"]):
+            tokens = self._block(tokens, before=self._layout.block.format(block), rope=rope)
+        tokens = self._norm(tokens, names["norm"])
+        return EncoderOutput(cls=tokens[:, 0], patches=tokens[:, -patches.shape[1] :])
+
+    def _block(self, tokens: Tensor, *, before: str, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        names, heads = self._names, self._config["num_attention_heads"]
+        attention_scale, mlp_scale = [self._weights[before + scale] for scale in self._layout.scales] or (1.0, 1.0)
+        inner = self._norm(tokens, before + names["norm1"])
+        query, key, value = (self._linear(inner, before + part).unflatten(-1, (heads, -1)).transpose(1, 2) for part in self._layout.qkv)
+        if rope is not None:
+            query, key = _rotate(query, *rope), _rotate(key, *rope)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # [B T D]
+        tokens = tokens + attention_scale * self._linear(attended, before + names["attn.proj"])
+        return tokens + mlp_scale * self._mlp(self._norm(tokens, before + names["norm2"]), before=before)
+
+    def _mlp(self, inner: Tensor, *, before: str) -> Tensor:
+        names = self._names
+        if not self._gated:
+            hidden = F.gelu(self._linear(inner, before + names["mlp.fc1"]))
+        else:
+            if "mlp.fc1_g" in names:
+                gate, inner = (self._linear(inner, before + names[name]) for name in ("mlp.fc1_g", "mlp.fc1_x"))
+            else:
+                gate, inner = self._linear(inner, before + names["mlp.fc1"]).tensor_split(2, dim=-1)
+            hidden = F.silu(gate) * inner
+        return self._linear(hidden, before + names["mlp.fc2"])
+
+    def _linear(self, inner: Tensor, name: str) -> Tensor:
+        return F.linear(inner, self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
+
+    def _norm(self, inner: Tensor, name: str) -> Tensor:
+        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        return F.layer_norm(inner, weight.shape, weight, bias, self._config["layer_norm_eps"])
+
+    def _rope(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, Float[N D/heads] each: centres of cells in [-1, 1], one period per quarter of the head's channels."""
+        head_dim = self._config["hidden_size"] // self._config["num_attention_heads"]
+        periods = self._config["rope_theta"] ** torch.arange(0, 1, 4 / head_dim)
+        axes = [(torch.arange(length) + 0.5) / length * 2 - 1 for length in (rows, columns)]
+        centres = torch.cartesian_prod(*axes)  # [N 2]
+        angles = (2 * math.pi * centres.unsqueeze(-1) / periods).flatten(1).tile(2)  # [N D/heads]
+        return angles.cos(), angles.sin()
+
+
+def _rotate(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the patches, Float[B heads T D/heads] whose last N tokens they are."""
+    prefix, patches = tokens.split([tokens.shape[2] - len(cos), len(cos)], dim=2)
+    first, second = patches.tensor_split(2, dim=-1)
+    return torch.cat((prefix, patches * cos + torch.cat((-second, first), dim=-1) * sin), dim=2)

@@ -1,9 +1,9 @@
 """Encoders as programs that need neither this package nor timm: torch.export (.pt2) and ONNX.
 
 Input `images`, Float[B C H W], normalised with the card's mean and std; outputs `cls`, Float[B D], and `patches`, Float[B N D].
-The number of items is free; height and width are those of the card unless `any_size` is asked for.
-Left out: normalisation inside the program, since a caller that resizes on its own also normalises; mean and std are in the file's
-metadata and in the card beside it.
+The number of items is free. Height and width are those of the card unless `any_size` is asked for.
+Left out: normalisation inside the program, because a caller that resizes images also normalises them. Mean and std are in the metadata
+of the file and in the card beside it.
 """
 
 import json
@@ -17,12 +17,13 @@ from torch.export import Dim, ExportedProgram
 
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import Encoder
-from glpretrain.weights.exports.base import CARD, Written, check_images, difference, write_card
+from glpretrain.weights.exports.base import Written, check_images, difference
+from glpretrain.weights.folders import CARD, write_card
 
 _TORCH_FILE, _ONNX_FILE = "encoder.pt2", "encoder.onnx"
 _INPUTS, _OUTPUTS = ["images"], ["cls", "patches"]
 _ONNX_PACKAGES = ("onnx", "onnxscript")
-# Protocol buffers end at 2 GiB; larger weights go to a file of their own.
+# Protocol buffers hold at most 2 GiB, so larger weights go to a file of their own.
 _LARGEST_ONNX_FILE = 2_000_000_000
 
 
@@ -39,7 +40,7 @@ class _Features(nn.Module):
 
 def _free_axes(encoder: Encoder, *, any_size: bool) -> tuple[dict[int, Dim]]:
     axes = {0: Dim("batch", min=1)}
-    if any_size:  # two rows and two columns at least: an axis of length one is a constant to the tracer
+    if any_size:  # at least two rows and two columns, because the tracer takes an axis of length one for a constant
         height, width = encoder.card.patch_size
         axes |= {2: height * Dim("rows", min=2), 3: width * Dim("columns", min=2)}
     return (axes,)
@@ -47,19 +48,20 @@ def _free_axes(encoder: Encoder, *, any_size: bool) -> tuple[dict[int, Dim]]:
 
 def _one_size(encoder: Encoder, reason: str) -> ValueError:
     name = encoder.card.arguments["name"]
-    return ValueError(f"export: any_size given; {name} can be traced at one size only ({reason}): leave it out")
+    return ValueError(f"export: any_size given; {name} can be traced at one size only ({reason}); leave any_size out")
 
 
 def _trace(encoder: Encoder, *, any_size: bool) -> ExportedProgram:
-    # Tracing windows of unknown number does not end.
-    if any_size and "strict_img_size" in encoder.library_config(encoder.card).get("model_args", {}):
+    # Tracing does not end where the number of windows is unknown.
+    model_args = encoder.library_config(encoder.card).get("model_args")
+    if any_size and isinstance(model_args, dict) and "strict_img_size" in model_args:
         raise _one_size(encoder, "its windows are laid out for it")
-    # Two items, since one would be taken for a constant.
+    # Two items, because the tracer would take one for a constant.
     example = torch.zeros(2, *encoder.card.item_shape)
     with torch.no_grad():
         try:
             program = torch.export.export(_Features(encoder), (example,), dynamic_shapes=_free_axes(encoder, any_size=any_size))
-            if any_size:  # a size that the model remembered outside its tensors shows only when another one comes
+            if any_size:  # a size that the model keeps outside its tensors shows only when images of another size come
                 program.module()(_larger(example, encoder))
         except (AssertionError, RuntimeError) as error:
             if not any_size:
@@ -85,18 +87,18 @@ def write_torch(encoder: Encoder, folder: Path, *, any_size: bool = False) -> Wr
     """`encoder.pt2`, opened by `torch.export.load(file).module()`; the card is inside it too.
 
     Args:
-        encoder: from `prepare`.
-        folder: new.
-        any_size: height and width are free, from two rows and columns of tokens on.
+        encoder: encoder that `prepare` returned.
+        folder: folder to write to.
+        any_size: whether height and width are free, from two rows and two columns of tokens on.
 
     Raises:
-        ValueError: any_size is asked for and the model takes one size when traced.
+        ValueError: any_size is asked for and the traced model takes one size only.
     """
     program = _trace(encoder, any_size=any_size)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / _TORCH_FILE
     torch.export.save(program, file, extra_files={CARD: json.dumps(encoder.card.to_json())})
-    write_card(encoder, folder)
+    write_card(encoder.card, folder)
     again = torch.export.load(file).module()
     with torch.no_grad():
         worst = max(difference(EncoderOutput(*again(images)), encoder(images)) for images in _checks(encoder, any_size=any_size))
@@ -107,16 +109,16 @@ def write_onnx(encoder: Encoder, folder: Path, *, any_size: bool = False) -> Wri
     """`encoder.onnx`, run in onnxruntime where that is installed; mean, std and the card are in its metadata.
 
     Args:
-        encoder: from `prepare`.
-        folder: new.
-        any_size: height and width are free, from two rows and columns of tokens on.
+        encoder: encoder that `prepare` returned.
+        folder: folder to write to.
+        any_size: whether height and width are free, from two rows and two columns of tokens on.
 
     Raises:
         ValueError: onnx or onnxscript is not installed, or see `write_torch`.
     """
     if missing := [name for name in _ONNX_PACKAGES if find_spec(name) is None]:
         raise ValueError(f"export: format='onnx' needs {' and '.join(missing)}: pip install 'glpretrain[onnx]'")
-    # Decomposed first: the converter's own fused attention refuses the attention biases of BEiT and its kin.
+    # Decomposed first, because the converter's own fused attention refuses the attention biases of BEiT and related models.
     program = torch.onnx.export(
         _trace(encoder, any_size=any_size).run_decompositions(),
         dynamo=True,
@@ -125,6 +127,7 @@ def write_onnx(encoder: Encoder, folder: Path, *, any_size: bool = False) -> Wri
         output_names=_OUTPUTS,
         dynamic_shapes=_free_axes(encoder, any_size=any_size),
     )
+    assert program is not None  # it is for dynamo=True
     card = encoder.card.to_json()
     program.model.metadata_props.update({name: json.dumps(card[name]) for name in ("mean", "std", "licence", "source")})
     program.model.metadata_props["card"] = json.dumps(card)
@@ -132,7 +135,7 @@ def write_onnx(encoder: Encoder, folder: Path, *, any_size: bool = False) -> Wri
     file = folder / _ONNX_FILE
     weights = sum(tensor.numel() * tensor.element_size() for tensor in encoder.backbone_state().values())
     program.save(file, external_data=weights > _LARGEST_ONNX_FILE)
-    write_card(encoder, folder)
+    write_card(encoder.card, folder)
     if find_spec("onnxruntime") is None:
         return Written(file, None, "onnxruntime is not installed, so the file was not run: pip install 'glpretrain[onnx]'")
     return Written(file, _difference_in_onnxruntime(encoder, file, any_size=any_size))

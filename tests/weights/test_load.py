@@ -7,13 +7,14 @@ import pytest
 import timm
 import torch
 from golden import noise
-from published import image, multicrop, reference, weights_of, write
+from published import image, multicrop, reference, timm_features, weights_of, write
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 from glpretrain.cli import main
 from glpretrain.encoders import FeatureMap, ViT
 from glpretrain.weights import export, load_backbone, load_backbone_with_report
+from glpretrain.weights.report import Which
 
 
 def saved(content, path):
@@ -94,7 +95,7 @@ def test_a_file_cut_short_is_refused(name, tmp_path):
     whole = file.read_bytes()
     for length in (0, 7, 1000, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:length])
-        assert "cut short" in refusal(path) or "no complete safetensors file" in refusal(path)
+        assert "cut short" in refusal(path) or "not a complete safetensors file" in refusal(path)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -125,6 +126,7 @@ def test_an_unknown_format_is_refused(content, message, tmp_path):
 def test_settings_are_checked_and_never_ignored(tmp_path):
     path = write("dino", tmp_path)
     assert "which='both' given; accepted: teacher, student" in refusal(path, which="both")
+    assert "unknown arguments image_size given; accepted: which, in_chans, img_size," in refusal(path, image_size=32)
     assert "which='student' given" in refusal(write("mae", tmp_path), which="student")
     assert "format='DINO' given; accepted: dino, ibot," in refusal(path, format="DINO")
     assert "refuses to build vit_base_patch16_224" in refusal(path, num_heads=5)
@@ -132,7 +134,7 @@ def test_settings_are_checked_and_never_ignored(tmp_path):
     assert "nearest accepted: [56, 64]" in refusal(path, img_size=57)
     assert "in_chans=0 given for ViT; accepted: at least 1" in refusal(path, in_chans=0)
     folder = export(load_backbone(path), tmp_path / "out")
-    assert "format, num_heads given" in refusal(folder, format="dino", num_heads=3)
+    assert "format='dino', num_heads=3 given" in refusal(folder, format="dino", num_heads=3)
     assert load_backbone(path, mean=(0.1, 0.2, 0.3)).card.mean == (0.1, 0.2, 0.3)
 
 
@@ -175,8 +177,8 @@ def test_without_strictness_what_does_not_fit_stays_fresh_and_is_listed(tmp_path
     encoder, report = load_backbone_with_report(saved(weights, tmp_path / "file.pth"), strict=False)
     assert (report.missing, report.unused) == (("norm.bias",), ("extra",))
     assert report.shape_mismatch == ("norm.weight has shape (7,), accepted (192,)",) and not report.full_match
-    assert torch.equal(encoder.model.norm.weight, torch.ones(192))
-    assert torch.equal(encoder.model.cls_token, weights["cls_token"])
+    assert torch.equal(encoder.backbone_state()["norm.weight"], torch.ones(192))
+    assert torch.equal(encoder.backbone_state()["cls_token"], weights["cls_token"])
 
 
 def test_a_width_that_nobody_published_needs_its_heads(tmp_path):
@@ -190,7 +192,7 @@ def test_a_width_that_nobody_published_needs_its_heads(tmp_path):
 def test_queries_keys_and_values_without_bias_get_zeros(tmp_path):
     weights = {name: tensor for name, tensor in weights_of("dino").items() if not name.endswith("qkv.bias")}
     encoder, report = load_backbone_with_report(saved(weights, tmp_path / "file.pth"))
-    assert not encoder.model.blocks[1].attn.qkv.bias.any()
+    assert not encoder.backbone_state()["blocks.1.attn.qkv.bias"].any()
     assert any("zeros for the biases" in text for text in report.assumed)
 
 
@@ -199,7 +201,7 @@ def test_an_architecture_can_be_given_by_name(tmp_path):
     path = tmp_path / "deit3.safetensors"
     save_file(model.state_dict(), path)
     encoder = load_backbone(path, name="deit3_small_patch16_224")
-    assert torch.equal(encoder(image((32, 32))).cls, model.forward_features(image((32, 32)))[:, 0])
+    assert torch.equal(encoder(image((32, 32))).cls, timm_features(model, image((32, 32)))[:, 0])
 
 
 def test_a_timm_folder_of_a_convolutional_model(tmp_path):
@@ -207,13 +209,13 @@ def test_a_timm_folder_of_a_convolutional_model(tmp_path):
     save_for_hf(model, tmp_path / "folder", safe_serialization=True)
     encoder, report = load_backbone_with_report(tmp_path / "folder")
     assert isinstance(encoder, FeatureMap) and report.left_out == ("fc.bias", "fc.weight")
-    expected = model.forward_features(image((64, 64))).flatten(2).transpose(1, 2)
+    expected = timm_features(model, image((64, 64))).flatten(2).transpose(1, 2)
     assert torch.equal(encoder(image((64, 64))).patches, expected)
     assert "in_chans=1 given for FeatureMap" in refusal(tmp_path / "folder", in_chans=1)
 
 
 def test_one_line_is_printed_and_names_are_logged(tmp_path, capsys, caplog):
-    with caplog.at_level("INFO", logger="glpretrain.weights.loading"):
+    with caplog.at_level("INFO", logger="glpretrain.weights.load"):
         load_backbone(write("mae", tmp_path), in_chans=1)
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and out.startswith("MAE ") and "vit_base_patch16_224, 192 wide, 2 deep" in out
@@ -288,7 +290,8 @@ def test_either_side_of_a_checkpoint_of_a_training_run(tmp_path):
     state = {f"{prefix}{name}": tensor for prefix, side in sides.items() for name, tensor in side.state_dict().items()}
     content = {"encoder_card": encoder.card.to_json(), "state_dict": state, "method": "DINO", "global_step": 3}
     path = saved(content, tmp_path / "last.ckpt")
-    for which, prefix in (("student", "student.encoder."), ("teacher", "teacher.branch.encoder.")):
+    prefixes: dict[Which, str] = {"student": "student.encoder.", "teacher": "teacher.branch.encoder."}
+    for which, prefix in prefixes.items():
         loaded, report = load_backbone_with_report(path, which=which)
         assert torch.equal(loaded(image((24, 24))).patches, sides[prefix](image((24, 24))).patches)
         assert report.title.startswith(f"checkpoint ({which}) ") and "mask_token" in report.left_out

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 import glpretrain.weights.exports.programs as programs
 from glpretrain.cli import main
-from glpretrain.weights import load_backbone
-from glpretrain.weights.exports import FORMATS, export_as
+from glpretrain.core.types import EncoderOutput
+from glpretrain.weights import FORMATS, export_as, load_backbone
 
 # The same kernels in the same order: the difference is zero on one machine; others may sum otherwise.
 TORCH_TOLERANCE = 1e-5
@@ -30,10 +30,10 @@ def test_a_torch_program_gives_the_same_features(kind: str, tmp_path: Path) -> N
     for count in (1, 3, 4):
         items = images(count, *encoder.card.item_shape)
         with torch.no_grad():
-            worst = difference(*program(items), expected=encoder(items))
+            worst = difference(EncoderOutput(*program(items)), expected=encoder(items))
         print(f"torch, {kind}, {count} images: {worst:.1e}")
         assert worst <= TORCH_TOLERANCE
-    assert exported.difference <= TORCH_TOLERANCE
+    assert exported.difference is not None and exported.difference <= TORCH_TOLERANCE
 
 
 def test_a_torch_program_needs_neither_timm_nor_this_package(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_torch_program_needs_neither_timm_nor_this_package(tmp_path: Path) -> 
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     with torch.no_grad():
-        assert difference(*torch.load(tmp_path / "outputs.pt"), expected=encoder(items)) <= TORCH_TOLERANCE
+        assert difference(EncoderOutput(*torch.load(tmp_path / "outputs.pt")), expected=encoder(items)) <= TORCH_TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -75,10 +75,10 @@ def test_onnxruntime_gives_the_same_features(kind: str, tmp_path: Path) -> None:
         items = images(count, *encoder.card.item_shape)
         cls, patches = map(torch.from_numpy, session.run(None, {"images": items.numpy()}))
         with torch.no_grad():
-            worst = difference(cls, patches, expected=encoder(items))
+            worst = difference(EncoderOutput(cls, patches), expected=encoder(items))
         print(f"onnx, {kind}, {count} images: {worst:.1e}")
         assert worst <= ONNX_TOLERANCE
-    assert exported.difference <= ONNX_TOLERANCE
+    assert exported.difference is not None and exported.difference <= ONNX_TOLERANCE
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["mean"]) == list(encoder.card.mean)
     assert json.loads(metadata["std"]) == list(encoder.card.std)
@@ -91,7 +91,7 @@ def test_a_program_for_any_size_gives_the_same_features_at_every_size(tmp_path: 
     for height, width in ((48, 48), (32, 56), (96, 64), (16, 24)):
         items = images(3, 3, height, width)
         with torch.no_grad():
-            worst = difference(*program(items), expected=encoder(items))
+            worst = difference(EncoderOutput(*program(items)), expected=encoder(items))
         print(f"torch, any size, {height} x {width}: {worst:.1e}")
         assert worst <= TORCH_TOLERANCE
 
@@ -107,10 +107,11 @@ def test_onnxruntime_gives_the_same_features_at_every_size(tmp_path: Path) -> No
     for height, width in ((48, 48), (32, 56), (96, 64)):
         items = images(3, 3, height, width)
         with torch.no_grad():
-            worst = difference(*map(torch.from_numpy, session.run(None, {"images": items.numpy()})), expected=encoder(items))
+            output = EncoderOutput(*map(torch.from_numpy, session.run(None, {"images": items.numpy()})))
+            worst = difference(output, expected=encoder(items))
         print(f"onnx, any size, {height} x {width}: {worst:.1e}")
         assert worst <= ONNX_TOLERANCE
-    assert exported.difference <= ONNX_TOLERANCE
+    assert exported.difference is not None and exported.difference <= ONNX_TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_an_export_at_another_size_has_the_features_of_the_encoder_there(name: s
     assert again.card.item_shape == (3, height, width)
     items = images(2, 3, height, width)
     with torch.no_grad():
-        assert difference(*again(items), expected=encoder(items)) == 0.0
+        assert difference(again(items), expected=encoder(items)) == 0.0
 
 
 def test_a_size_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,246 @@
+"""Reading what others publish: folders of timm and Hugging Face, and checkpoint files of images and of point clouds.
+
+Left out: the names of the tensors (`names`), the format and the arguments of a plain file (`formats`), models of Hugging Face that are
+not plain ViTs, and configurations that no timm model can express (they are refused).
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from glpretrain.encoders import timm_adapter
+from glpretrain.encoders.timm_model import pair
+from glpretrain.weights.files import State, is_state, listed, numbers, read_json, read_weights
+from glpretrain.weights.formats import heads_of, infer, num_blocks, recognise, unwrap
+from glpretrain.weights.names import FILES, HUGGINGFACE, POINT_MAE, POS_BERT, SATELLITE
+from glpretrain.weights.report import Arguments, LoadedWeights, LoadOptions
+
+# What a timm configuration may say without consequence for an encoder, and what becomes an argument of the encoder.
+_TIMM_IGNORED = {"num_classes", "global_pool", "dynamic_img_size", "strict_img_size", "pretrained_strict"}
+_TIMM_TAKEN = {"img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate"}
+
+# CONCH is a model of images and texts (CoCa). Its image tower is a timm ViT with an attention pool behind it.
+_CONCH_KEPT = r"visual\.(trunk|attn_pool_contrast|ln_contrast)\."
+_CONCH_POOL_HEADS = 8
+_CONCH_STATISTICS = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])  # conch/open_clip_custom: OpenAI's
+
+# A tensor that only one of the two families of point tokens has, and what stands before the encoder's names: in the files of
+# Point-MAE, Point-BERT, a classifier and POS-BERT.
+_POINT_MARK, _POS_MARK = "encoder.first_conv.0.weight", "gather_local_0.conv1.weight"
+_POINT_PREFIXES = {
+    "teacher": ("MAE_encoder.", "transformer_k.", "transformer_q.", "backbone.", ""),
+    "student": ("transformer_q.", "backbone."),
+}
+
+
+def read_timm_folder(folder: Path) -> LoadedWeights:
+    """A folder that `timm.create_model("local-dir:FOLDER")` opens.
+
+    Raises:
+        ValueError: the model or one of its arguments has no counterpart in our encoders, or see `read_weights`.
+    """
+    config = read_json(folder / "config.json")
+    name = str(config["architecture"]).partition(".")[0]
+    encoder = timm_adapter(name)
+    given = config.get("model_args", {})
+    taken = _TIMM_TAKEN if encoder == "ViT" else {"img_size", "in_chans", "drop_path_rate"}
+    if unknown := sorted(set(given) - taken - _TIMM_IGNORED):
+        raise ValueError(f"load_backbone: {folder / 'config.json'}: model_args {unknown} given; accepted: {sorted(taken | _TIMM_IGNORED)}")
+    pretrained = config.get("pretrained_cfg", config)
+    channels, *size = pretrained.get("input_size", (3, 224, 224))
+    arguments: Arguments = {
+        "name": name,
+        "in_chans": channels,
+        "mean": numbers(pretrained.get("mean"), name="mean"),
+        "std": numbers(pretrained.get("std"), name="std"),
+        "licence": str(pretrained.get("license") or ""),
+        "source": f"timm folder {folder.name}",
+        **{key: value for key, value in given.items() if key in taken},
+        "img_size": list(pair(given.get("img_size", size))),
+    }
+    return LoadedWeights("timm folder", encoder, arguments, _in_single_precision(read_weights(folder)), FILES["timm"].pretraining)
+
+
+def read_huggingface_folder(folder: Path) -> LoadedWeights:
+    """A folder of a ViT, DINOv2, DINOv3, MAE or MSN that Hugging Face transformers wrote.
+
+    Raises:
+        ValueError: the folder holds another model or an option that no timm model has, or see `read_weights`.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    kind = str(config["model_type"])
+    if kind not in HUGGINGFACE:
+        raise ValueError(f"load_backbone: {path}: model_type={kind!r} given; accepted: {', '.join(HUGGINGFACE)}")
+    layout, gated = HUGGINGFACE[kind], bool(config.get("use_gated_mlp"))
+    activation, accepted = config.get("hidden_act", "gelu"), "silu" if gated else "gelu"
+    if activation != accepted:
+        raise ValueError(f"load_backbone: {path}: hidden_act={activation!r} given; accepted: {accepted}")
+    state = layout.to_timm(_in_single_precision(read_weights(folder)), gated=gated)
+    if "patch_embed.proj.weight" not in state:
+        raise ValueError(f"load_backbone: the weights in {folder} have no patch embedding of a {kind}")
+    heads, periods = config.get("num_attention_heads"), None
+    if kind == "dinov3_vit" and isinstance(heads, int):
+        # In float32, as their code computes it.
+        periods = float(config.get("rope_theta", 100.0)) ** torch.arange(0, 1, 4 * heads / state["cls_token"].shape[-1])
+    arguments, state, assumed = infer(state, name=None, num_heads=heads, heads={}, periods=periods, path=folder)
+    if "pos_embed" not in state and "image_size" in config:
+        arguments["img_size"] = list(pair(config["image_size"]))
+    preprocessing = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
+    arguments |= {
+        "position_resize": layout.position_resize,
+        "norm_eps": float(config.get("layer_norm_eps", 1e-6)),
+        "mean": numbers(preprocessing.get("image_mean"), name="image_mean"),
+        "std": numbers(preprocessing.get("image_std"), name="image_std"),
+        "source": f"Hugging Face folder {folder.name}",
+    }
+    return LoadedWeights(layout.title, "ViT", arguments, state, layout.pretraining, assumed=tuple(assumed))
+
+
+def read_published_file(content: object, options: LoadOptions, *, path: Path) -> LoadedWeights:
+    """A published checkpoint of an image encoder.
+
+    Args:
+        content: what the file holds.
+        options: options of `load_backbone`.
+        path: the file, for its name and for messages.
+
+    Raises:
+        ValueError: the format or the architecture is not known, see `unwrap`, `recognise` and `infer`.
+    """
+    found = unwrap(content, which=options.get("which", "teacher"), path=path)
+    state = _in_single_precision(found.state)
+    if "visual.attn_pool_contrast.query" in state and "visual.trunk.patch_embed.proj.weight" in state:
+        return _read_conch(state, options, path=path)
+    format = options.get("format") or recognise(found, path=path)
+    layout, periods = FILES[format], state.get("rope_embed.periods")
+    state = layout.to_timm(_split_biases(state) if format == "dinov3" else state)
+    arguments, state, assumed = infer(
+        state, name=options.get("name"), num_heads=options.get("num_heads"), heads=layout.heads, periods=periods, path=path
+    )
+    mean, std = SATELLITE if format == "dinov3" and "sat493m" in path.name else layout.statistics
+    title = f"{layout.title} ({found.side})" if found.side else layout.title
+    arguments |= {
+        # DINOv2 resizes the positions of its models with registers as timm does.
+        "position_resize": "timm" if format == "dinov2" and "reg_token" in state else layout.position_resize,
+        "mean": mean,
+        "std": std,
+        "source": f"{title}, {path.name}",
+    }
+    return LoadedWeights(
+        title, "ViT", arguments, state, layout.pretraining, found.left_out, tuple(assumed), ("format", "name", "num_heads")
+    )
+
+
+def _in_single_precision(state: State) -> State:
+    """Half-precision tensors as float32; integers as they are."""
+    return {name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def _split_biases(state: State) -> State:
+    """DINOv3's joint biases as timm's Eva keeps them: one for queries and one for values.
+
+    Raises:
+        ValueError: there is a bias of keys, which matters with rotary positions and for which Eva has no place.
+    """
+    split: State = {}
+    for name, tensor in state.items():
+        if name.endswith(".attn.qkv.bias"):
+            mask = state.get(f"{name}_mask")
+            queries, keys, values = (tensor if mask is None else tensor * mask.to(tensor.dtype)).tensor_split(3)
+            if not all(bias.isfinite().all() for bias in (queries, keys, values)) or keys.any():
+                raise ValueError(f"load_backbone: {name} is not finite or has a part for keys; accepted: queries and values only")
+            prefix = name.removesuffix("qkv.bias")
+            split |= {f"{prefix}q_bias": queries, f"{prefix}v_bias": values}
+        elif not name.endswith(".attn.qkv.bias_mask"):
+            split[name] = tensor
+    return split
+
+
+def _read_conch(state: State, options: LoadOptions, *, path: Path) -> LoadedWeights:
+    """The image tower; the text tower, the decoder and the pool that the decoder reads are left out."""
+    kept = {name.removeprefix("visual."): tensor for name, tensor in state.items() if re.match(_CONCH_KEPT, name)}
+    trunk = {name.removeprefix("trunk."): tensor for name, tensor in kept.items() if name.startswith("trunk.")}
+    heads = FILES["timm"].heads
+    found, _, assumed = infer(trunk, name=options.get("name"), num_heads=options.get("num_heads"), heads=heads, periods=None, path=path)
+    mean, std = _CONCH_STATISTICS
+    arguments = {name: value for name, value in found.items() if name != "rope_periods"} | {
+        "pool_dim": kept["attn_pool_contrast.query"].shape[1],
+        "pool_heads": _CONCH_POOL_HEADS,
+        "mean": mean,
+        "std": std,
+        "source": f"CONCH, {path.name}",
+    }
+    assumed = (*assumed, f"{_CONCH_POOL_HEADS} heads of the pool, as published")
+    left_out = tuple(sorted(name for name in state if not re.match(_CONCH_KEPT, name)))
+    return LoadedWeights("CONCH", "PooledViT", arguments, kept, left_out=left_out, assumed=assumed, hints=("name", "num_heads"))
+
+
+def read_points(content: object, options: LoadOptions, *, path: Path) -> LoadedWeights | None:
+    """A published point transformer: Point-MAE (pretrained or fine-tuned), Point-BERT or POS-BERT; None where the file holds none.
+
+    What no tensor says (points of a group, points per token, attention heads) is taken as published, and the report says so.
+
+    Args:
+        content: what the file holds.
+        options: options of `load_backbone`.
+        path: the file, for its name and for messages.
+
+    Raises:
+        ValueError: the file does not hold the side that is asked for, or the number of heads is not known.
+    """
+    if not isinstance(content, dict):
+        return None
+    places = ("base_model", "teacher", "student", "model", "state_dict")
+    states = {key: state for key, state in (*((key, content.get(key)) for key in places), ("", content)) if is_state(state)}
+    if not any(name.endswith((_POINT_MARK, _POS_MARK)) for state in states.values() for name in state):
+        return None
+    which = options.get("which", "teacher")
+    sides = {"teacher", "student"} & states.keys()
+    if sides and which not in sides:
+        raise ValueError(f"load_backbone: which={which!r} given; {path} holds {sorted(sides)}")
+    whole = states[which] if sides else next(iter(states.values()))
+    whole = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): tensor for name, tensor in whole.items()}
+    prefixes = _POINT_PREFIXES["teacher" if sides else which]
+    prefix = next((prefix for prefix in prefixes if {prefix + _POINT_MARK, prefix + _POS_MARK} & whole.keys()), None)
+    if prefix is None:
+        raise ValueError(f"load_backbone: which={which!r} given; {path} holds {listed(sorted(whole))}")
+    state = {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
+    left_out = tuple(sorted(name for name in whole if not name.startswith(prefix)))
+    side = f" ({which})" if sides or prefix.startswith("transformer_") else ""
+    return replace(_read_points(state, side=side, num_heads=options.get("num_heads"), path=path), left_out=left_out)
+
+
+def _read_points(state: State, *, side: str, num_heads: int | None, path: Path) -> LoadedWeights:
+    embed_dim = len(state["norm.weight"])
+    if _POS_MARK in state:
+        layout, title, name, points = POS_BERT, "POS-BERT", "pos_bert_large" if embed_dim > 192 else "pos_bert_base", 32
+    elif "reduce_dim.weight" in state:
+        layout, title, name, points = POINT_MAE, "Point-BERT", "point_bert", 16
+    else:
+        layout, title, name, points = POINT_MAE, "Point-MAE", "point_mae", 16
+    title += side
+    num_heads, assumed = heads_of(embed_dim, num_heads=num_heads, published=layout.heads, path=path)
+    assumed = (f"groups of 32 points and one token for {points}, as published", *assumed)
+    state = {name: _of_points(name, tensor) for name, tensor in _in_single_precision(layout.to_timm(state)).items()}
+    arguments: Arguments = {
+        "name": name,
+        "embed_dim": embed_dim,
+        "depth": num_blocks(state),
+        "num_heads": num_heads,
+        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
+        "tokens_dim": state["tokens.first.0.weight"].shape[0],
+        "class_token": "cls_token" in state,
+        "source": f"{title}, {path.name}",
+    }
+    return LoadedWeights(title, "PointTransformer", arguments, state, layout.pretraining, assumed=assumed, hints=("num_heads",))
+
+
+def _of_points(name: str, tensor: Tensor) -> Tensor:
+    """Convolutions over single points as linear layers, and POS-BERT's class token the way round that others have it."""
+    if name.startswith("tokens.") and tensor.dim() == 3:
+        return tensor.squeeze(2)
+    return tensor.transpose(1, 2) if name == "cls_token" and tensor.shape[2] == 1 else tensor
