@@ -1,6 +1,6 @@
 """The contract of an objective."""
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from glpretrain.training.memory import states_of
 
 
-class Objective(nn.Module, ABC):
+class Objective(nn.Module):
     """Keyword tensors in, one float32 scalar out. Knows no trainer, step, schedule, teacher or weight.
+
+    A subclass writes `forward`, which takes its own tensors as keywords, and returns Float[].
 
     What an objective remembers (centre, queue) is a `State` of its own: `update` only gathers what a micro-batch has to say, and
     the method moves all states once per optimizer step. So accumulating micro-batches changes nothing.
     """
 
-    @abstractmethod
-    def forward(self) -> Tensor:
-        """Float[]; subclasses take their tensors as keywords."""
+    forward: Callable[..., Tensor]
 
     def advance(self) -> None:
         """Move the objective's states by one optimizer step: what a method does for all its states together."""
