@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.patches import patchify
 from glpretrain.core.types import EncoderCard, EncoderOutput
 
 _BUILDERS: dict[str, Callable[..., "Encoder"]] = {}
@@ -118,12 +119,13 @@ class Encoder(nn.Module, ABC):
             Float[B C N M], C numbers of each of M inputs, and Bool[B N M].
         """
 
-        def cut(values: Tensor) -> Tensor:
-            height, width = self.card.patch_size
-            patches = values.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B C rows p columns q]
-            return patches.transpose(3, 4).flatten(4).flatten(2, 3)  # [B C N p*q]
+        height, width = self.card.patch_size
 
-        return cut(items), cut(corruption.unsqueeze(1)).squeeze(1)
+        def by_channel(values: Tensor) -> Tensor:
+            patches = patchify(values, patch_size=(height, width)).unflatten(2, (-1, values.shape[1]))  # [B N M C]
+            return patches.permute(0, 3, 1, 2).contiguous()  # [B C N M]
+
+        return by_channel(items), by_channel(corruption.unsqueeze(1)).squeeze(1)
 
     @abstractmethod
     def add_mask_token(self) -> None:

@@ -17,13 +17,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from glpretrain.core.patches import patchify
 from glpretrain.core.schedule import Schedule
 from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
 from glpretrain.masking import visible_indices
 from glpretrain.methods.base import Branch, Method
 from glpretrain.objectives.contrastive import InfoNCE
-from glpretrain.objectives.reconstruction import PatchPixels, patchify
+from glpretrain.objectives.reconstruction import PatchPixels
 from glpretrain.objectives.similarity import NegativeCosine
 from glpretrain.training.decoders import RepresentationDecoder, RestoredDecoder, with_mask_tokens
 from glpretrain.training.heads import LayerNormHead

@@ -10,11 +10,12 @@ unless `clip` is null.
 
 from torch import Tensor
 
+from glpretrain.core.patches import patchify
 from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
 from glpretrain.masking import visible_indices
 from glpretrain.methods.base import Branch, Method
-from glpretrain.objectives.reconstruction import PatchPixels, patchify
+from glpretrain.objectives.reconstruction import PatchPixels
 from glpretrain.training.decoders import TokenDecoder
 
 

@@ -196,7 +196,7 @@ class PixelHead(nn.Module):
     """Every token's pixels from that token alone (GMML, SiT, MC-SSL): `num_layers` x (Linear, GELU), then a linear map.
 
     The official transposed convolution with kernel = stride = patch is this linear map; the order of its outputs is MAE's
-    (row, column, channel), see `objectives.reconstruction.unpatchify`.
+    (row, column, channel), see `core.patches.unpatchify`.
     """
 
     def __init__(self, in_dim: int, *, patch_dim: int, num_layers: int = 3) -> None:

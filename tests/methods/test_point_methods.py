@@ -7,7 +7,8 @@ import torch
 from golden import assert_matches, load, noise, official_weights
 from torch import Tensor
 
-from glpretrain.core.keys import make
+from glpretrain.core.keys import item_keys
+from glpretrain.core.patches import unpatchify
 from glpretrain.core.types import Batch
 from glpretrain.data.views import CollapsedGroups
 from glpretrain.encoders import PointTransformer, ViT
@@ -15,7 +16,7 @@ from glpretrain.methods import DCGLR, MAE, MMC, LocalContrast, PointMAE
 from glpretrain.objectives.chamfer import ChamferL1, CorruptedPoints
 from glpretrain.objectives.contrastive import InfoNCE
 from glpretrain.objectives.npair import NPair
-from glpretrain.objectives.reconstruction import CorruptedPixels, unpatchify
+from glpretrain.objectives.reconstruction import CorruptedPixels
 from glpretrain.weights.point_formats import read_point_checkpoint
 
 SMALL = {"num_points": 40, "points_per_token": 4, "group_size": 6, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -131,7 +132,7 @@ def test_clouds_give_every_term_of_mmc_a_gradient() -> None:
     method = MMC(small("point_bert"), **sizes, pixel_layers=1, pixel_objective=CorruptedPoints())
     views = cloud(2, 5, 40)
     corrupted, corruption = zip(
-        *(CollapsedGroups(0.5)(v, make(seed=0, epoch=n, index=torch.arange(5)), grid=(10,)) for n, v in enumerate(views)), strict=True
+        *(CollapsedGroups(0.5)(v, item_keys(seed=0, epoch=n, index=torch.arange(5)), grid=(10,)) for n, v in enumerate(views)), strict=True
     )
     terms = method.losses(batch_of(views, corrupted_views=torch.stack(corrupted), corruption=torch.stack(corruption)), 0.5)
     for name, value in terms.items():

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from glpretrain.core.patches import patchify, unpatchify
 from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE, token_centres
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
-from glpretrain.objectives.reconstruction import CorruptedPixels, PatchPixels, patchify, unpatchify
+from glpretrain.objectives.reconstruction import CorruptedPixels, PatchPixels
 
 G, V, B, N, K, D = 2, 5, 3, 6, 7, 11
 
