@@ -16,7 +16,7 @@ from torch.nn import functional
 from glpretrain.core import keys
 from glpretrain.data.sources.base import Item, Source, UnreadableItemError
 from glpretrain.data.sources.clouds import with_count
-from glpretrain.encoders.fingerprint import bytes_of
+from glpretrain.encoders.base import bytes_of
 
 _LOG = logging.getLogger(__name__)
 _CACHE_BYTES = 1 << 30  # larger sets are decoded anew for each run

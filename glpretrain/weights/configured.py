@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from glpretrain.encoders import timm_adapter
-from glpretrain.encoders.positions import PositionResize
-from glpretrain.encoders.timm_model import pair
+from glpretrain.encoders.timm_model import PositionResize, pair
 from glpretrain.weights.architecture import infer
 from glpretrain.weights.files import read_json, read_weights
 from glpretrain.weights.formats import FORMATS, fold_class_position, in_single_precision

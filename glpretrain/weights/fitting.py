@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from glpretrain.encoders import Encoder, build_from
-from glpretrain.encoders.positions import resize_positions
-from glpretrain.encoders.timm_model import normalisation, pair
+from glpretrain.encoders.timm_model import normalisation, pair, resize_positions
 from glpretrain.weights.files import listed
 from glpretrain.weights.imported import Arguments, LoadedWeights, State
 from glpretrain.weights.report import LoadReport

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from glpretrain.encoders.positions import PositionResize
+from glpretrain.encoders.timm_model import PositionResize
 from glpretrain.weights.files import is_state, listed
 from glpretrain.weights.imported import State
 

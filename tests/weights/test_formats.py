@@ -170,7 +170,7 @@ def test_an_export_at_another_size_has_the_features_of_the_encoder_there(name: s
     assert again.card.item_shape == (3, height, width)
     items = images(2, 3, height, width)
     with torch.no_grad():
-        assert difference(*again(items), expected=encoder(items)) == 0.0
+        assert difference(*again(items)[:2], expected=encoder(items)) == 0.0
 
 
 def test_a_size_that_does_not_fit_is_refused(tmp_path: Path) -> None:

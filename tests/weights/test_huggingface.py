@@ -53,7 +53,7 @@ def test_the_class_has_the_features_of_the_encoder(kind: str, tmp_path: Path) ->
             outputs = [encoder(items)]
             if items.shape[1:] == encoder.card.item_shape:
                 outputs.append(computed(items))
-        for cls, patches in outputs:
+        for cls, patches, _ in outputs:
             pairs = {"cls": cls[0], "first_patch": patches[0, 0], "last_patch": patches[0, -1], "mean_patch": patches[0].mean(dim=0)}
             for name, tensor in pairs.items():
                 worst = (tensor.double() - torch.tensor(reference[name], dtype=torch.float64)).abs().max().item()
