@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from timm.layers.drop import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -117,6 +118,8 @@ class RelationBlock(nn.Module):
             start_weights(module)
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
+            elif isinstance(module, DropPath):  # with `drop_path_uniform`; otherwise the first block has none
+                module.drop_prob = 0.0
 
     def forward(self, pooled: Tensor, neighbours: Tensor, *, encoder: ViT) -> Tensor:
         """The feature after it has attended to its neighbours.

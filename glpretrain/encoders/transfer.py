@@ -15,7 +15,7 @@ from glpretrain.encoders.vit import ViT
 
 _POSITIONS = "pos_embed"
 # Arguments that a run chooses for itself, whatever the weights were trained with.
-_FREE = ("img_size", "num_points", "drop_path_rate", "licence", "source")
+_FREE = ("img_size", "num_points", "drop_path_rate", "drop_path_uniform", "licence", "source")
 _TOLERANCE = 1e-5  # as a share of the largest feature; the operations are the same, so only rounding differs
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 import torch
+from timm.layers.drop import DropPath
 from timm.layers.hybrid_embed import HybridEmbed
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
@@ -56,6 +57,9 @@ class ViT(Encoder):
         mlp_ratio: width of a block's hidden layer, divided by D (both halves of a gated one together, where timm packs them); None is
             timm's own.
         drop_path_rate: rate of stochastic depth in the last block; it grows evenly from 0 in the first one, as in DINO, iBOT and Mugs.
+        drop_path_uniform: give every block that same rate, as DINOv2 and GPFM do (`drop_path_uniform: true` in their
+            dinov2/configs/ssl_default_config.yaml, used in dinov2/models/vision_transformer.py). Above a rate of 0.1 their code drops an
+            exact share of the batch (dinov2/layers/block.py); here each item is drawn by itself.
         position_resize: how learned positions are resized to a view of another size, see `timm_model.PositionResize`.
         norm_eps: epsilon of every layer norm; None is timm's own.
         rope_periods: periods of DINOv3's rotary positions, one per frequency; None is timm's own (published files hold rounded ones).
@@ -65,7 +69,7 @@ class ViT(Encoder):
         source: source of the weights.
 
     Raises:
-        ValueError: `name` is no ViT of timm or a size does not fit another one.
+        ValueError: `name` is no ViT of timm, a size does not fit another one, or `drop_path_uniform` is set without a rate.
     """
 
     mask_token: nn.Parameter | None
@@ -82,6 +86,7 @@ class ViT(Encoder):
         num_heads: int | None = None,
         mlp_ratio: float | None = None,
         drop_path_rate: float = 0.0,
+        drop_path_uniform: bool = False,
         position_resize: PositionResize = "timm",
         norm_eps: float | None = None,
         rope_periods: Sequence[float] | None = None,
@@ -95,6 +100,8 @@ class ViT(Encoder):
         counts = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
         positive = {"mlp_ratio": mlp_ratio, "norm_eps": norm_eps}
         check_numbers("ViT", counts={**counts, "in_chans": in_chans}, positive=positive, drop_path_rate=drop_path_rate)
+        if drop_path_uniform and drop_path_rate == 0.0:
+            raise ValueError("ViT: drop_path_uniform=True given with drop_path_rate=0.0; set a rate above 0 or leave drop_path_uniform out")
         if position_resize not in POSITION_RESIZES:
             raise ValueError(f"ViT: position_resize={position_resize!r} given; accepted: {', '.join(POSITION_RESIZES)}")
         self._fixed_size = is_model_in_modules(name, _FIXED_SIZE_MODULES)
@@ -131,6 +138,8 @@ class ViT(Encoder):
                     module.eps = norm_eps
         if rope_periods is not None:
             _set_rope_periods(model, rope_periods, name=name)
+        if drop_path_uniform:
+            _set_drop_paths(model.blocks, rate=drop_path_rate)
         self.register_parameter("mask_token", None)
         assert isinstance(model.patch_embed, PatchEmbed | HybridEmbed)
         ratio = model.patch_embed.feat_ratio(as_scalar=False)
@@ -138,6 +147,8 @@ class ViT(Encoder):
         arguments = {
             "name": name,
             "drop_path_rate": drop_path_rate,
+            # Written only where it is set: cards of earlier versions, and the fingerprints made from them, stay the same.
+            **({"drop_path_uniform": True} if drop_path_uniform else {}),
             "position_resize": position_resize,
             "norm_eps": norm_eps,
             "rope_periods": None if rope_periods is None else list(rope_periods),
@@ -283,6 +294,14 @@ def _set_rope_periods(model: nn.Module, periods: Sequence[float], *, name: str) 
     if len(periods) != own.numel():
         raise ValueError(f"ViT: rope_periods has {len(periods)} values; accepted by {name}: {own.numel()}")
     own.copy_(torch.tensor(periods))
+
+
+def _set_drop_paths(blocks: nn.Module, *, rate: float) -> None:
+    """Give every residual branch of every block this rate: timm gives the first block none, and so no module that could drop."""
+    for module in list(blocks.modules()):
+        for name, _ in list(module.named_children()):
+            if name.startswith("drop_path"):
+                module.add_module(name, DropPath(rate))
 
 
 def _gather_rope(rope: Tensor, keep: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from timm.models import is_model_in_modules
 
 from glpretrain.core.types import EncoderCard
-from glpretrain.encoders import ViT, build
-from glpretrain.encoders.layers import features_of_layers
+from glpretrain.encoders import ViT, build, fingerprint
+from glpretrain.encoders.layers import RelationBlock, features_of_layers
 from glpretrain.encoders.vit import VIT_MODULES
 
 REGISTERED = [name for name in timm.list_models() if is_model_in_modules(name, VIT_MODULES)]
@@ -131,6 +131,52 @@ def test_a_depth_that_timm_refuses_is_a_value_error():
 def test_sizes_that_do_not_fit_fail_at_construction(name, changes, message):
     with pytest.raises(ValueError, match=message):
         small(name, **changes)
+
+
+DROPPING = [
+    ("vit_tiny_patch16_224", 2),
+    ("vit_small_patch16_18x2_224", 4),  # two attentions and two perceptrons in a block
+    ("vit_small_patch16_dinov3", 2),
+    ("eva02_tiny_patch14_224", 2),
+    ("beit_base_patch16_224", 2),
+    ("vit_relpos_small_patch16_224", 2),
+]
+
+
+def drop_rates(encoder):
+    """Rates of stochastic depth, block by block."""
+    return [[part.drop_prob for part in block.modules() if type(part).__name__ == "DropPath"] for block in encoder.model.blocks]
+
+
+@pytest.mark.parametrize(("name", "branches"), DROPPING)
+def test_a_uniform_drop_path_rate_is_that_of_every_block(name, branches):
+    uniform = small(name, embed_dim=48, depth=3, drop_path_rate=0.3, drop_path_uniform=True)
+    assert drop_rates(uniform) == [[0.3] * branches] * 3
+    growing = small(name, embed_dim=48, depth=3, drop_path_rate=0.3)
+    assert [sorted(set(rates)) for rates in drop_rates(growing)] == [[], pytest.approx([0.15]), pytest.approx([0.3])]
+    assert uniform.state_dict().keys() == growing.state_dict().keys()
+
+
+def test_a_uniform_drop_path_rate_drops_in_the_first_block_too():
+    uniform, growing = (wake(small(depth=1, drop_path_rate=0.9, drop_path_uniform=flag)).train() for flag in (True, False))
+    items = image(40, 3, 24, 40)
+    assert torch.equal(growing(items).cls, growing.eval()(items).cls)
+    torch.manual_seed(0)
+    assert not torch.equal(uniform(items).cls, uniform.eval()(items).cls)
+    relation = RelationBlock(uniform).train()
+    pooled, neighbours = image(40, 24), image(40, 3, 24)
+    assert torch.equal(relation(pooled, neighbours, encoder=uniform), relation.eval()(pooled, neighbours, encoder=uniform))
+
+
+def test_a_uniform_drop_path_rate_travels_in_the_card():
+    encoder = small(drop_path_rate=0.3, drop_path_uniform=True)
+    again = build(EncoderCard.from_json(json.loads(json.dumps(encoder.card.to_json()))))
+    assert drop_rates(again) == drop_rates(encoder) == [[0.3, 0.3]] * 2
+    again.load_backbone_state(encoder.backbone_state())
+    assert fingerprint(again) == fingerprint(encoder)
+    assert "drop_path_uniform" not in small(drop_path_rate=0.3).card.arguments  # cards written before the setting existed stay equal
+    with pytest.raises(ValueError, match=r"drop_path_uniform=True given with drop_path_rate=0.0; set a rate above 0"):
+        small(drop_path_uniform=True)
 
 
 def test_an_all_false_mask_changes_nothing():
