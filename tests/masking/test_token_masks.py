@@ -62,7 +62,7 @@ def test_block_masks_are_distributed_as_dinov2s(case: dict) -> None:
 def test_a_dinov2_mask_hides_no_more_than_it_was_asked_for() -> None:
     mask = DINOv2Mask(prob=1.0, ratio=(0.3, 0.3))(_keys(500), (7, 11))
     assert int(mask.sum(dim=1).max()) == int(0.3 * 77) and (mask.sum(dim=1) > 0).all()
-    for settings, message in (({"prob": 1.5}, "prob is a chance"), ({"ratio": (0.5, 0.1)}, "0 <= low <= high <= 1")):
+    for settings, message in (({"prob": 1.5}, "prob is a probability"), ({"ratio": (0.5, 0.1)}, "0 <= low <= high <= 1")):
         with pytest.raises(ValueError, match=message):
             DINOv2Mask(**settings)
 
