@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from jsonargparse import Namespace
 
-from glpretrain.encoders.fingerprint import fingerprint
+from glpretrain.encoders import fingerprint
 from glpretrain.encoders.transfer import Transfer
 from glpretrain.methods.base import Method
 from glpretrain.weights import load_backbone_with_report

@@ -1,38 +1,37 @@
-"""Clouds of points in plain PyTorch: which are farthest from one another, which are nearest to a place, and unit spheres.
+"""Clouds of points in plain PyTorch: farthest point sampling, nearest points, the unit sphere, and interpolation between points.
 
-Distances are sums of squared differences in one fixed order, and equal distances are decided by the lower index, so every function
-gives the same indices on a CPU and on a GPU. Left out: compiled kernels, and the matrix product that is faster but rounds.
+Distances are sums of squared differences in one fixed order, and of equally distant points the one with the lower index comes first, so
+every function gives the same indices on a CPU and on a GPU. Left out: compiled kernels, and the matrix product that is faster but rounds.
 """
+
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 
 def squared_distances(queries: Tensor, points: Tensor) -> Tensor:
-    """Float[*S Q 3] and Float[*S P 3] to Float[*S Q P]."""
-    total = None
-    for query, point in zip(queries.unbind(-1), points.unbind(-1), strict=True):
-        difference = query.unsqueeze(-1) - point.unsqueeze(-2)  # [*S Q P]
-        square = difference.mul_(difference)
-        total = square if total is None else total.add_(square)
-    return total
+    """Squared distance of every query, Float[*S Q 3], to every point, Float[*S P 3]: Float[*S Q P]."""
+    axes = zip(queries.unbind(-1), points.unbind(-1), strict=True)
+    differences = (query.unsqueeze(-1) - point.unsqueeze(-2) for query, point in axes)  # [*S Q P] each
+    return reduce(Tensor.add_, (difference.mul_(difference) for difference in differences))
 
 
 @torch.no_grad()
 def farthest_points(points: Tensor, *, count: int) -> Tensor:
-    """Farthest point sampling: the first point, then again and again the point farthest from all taken so far.
+    """Farthest point sampling: take the first point, then repeatedly the point that is farthest from all points taken so far.
 
-    The first n of a longer sample are the sample of n. One loop over the samples, for the whole batch at once.
+    The first n points of a longer sample are the sample of n. One loop over the samples serves the whole batch at once.
 
     Args:
         points: Float[B P 3].
-        count: N, at most P.
+        count: number of samples N, at most P.
 
     Returns:
-        Int[B N], indices in the order of being taken.
+        Int[B N], indices in the order in which the points are taken.
 
     Raises:
-        ValueError: fewer points than samples.
+        ValueError: there are fewer points than samples.
     """
     num_items, num_points, _ = points.shape
     if not 1 <= count <= num_points:
@@ -49,7 +48,7 @@ def farthest_points(points: Tensor, *, count: int) -> Tensor:
             torch.sub(plane, plane.gather(1, last), out=square)
             total.add_(square.mul_(square))
         torch.minimum(distance, total, out=distance)
-        # argmax, the lowest index at which the maximum stands, but several times faster on a CPU: 0 where it stands, P elsewhere.
+        # The lowest index of the maximum, as argmax but several times faster on a CPU: 0 + index at the maximum, P + index elsewhere.
         torch.sub(distance.amax(dim=1, keepdim=True), distance, out=total).sign_().mul_(num_points).add_(order)
         last = total.amin(dim=1, keepdim=True).to(torch.int64)
         taken[:, number : number + 1] = last
@@ -58,34 +57,34 @@ def farthest_points(points: Tensor, *, count: int) -> Tensor:
 
 @torch.no_grad()
 def nearest_points(queries: Tensor, points: Tensor, *, count: int) -> Tensor:
-    """The nearest points of every query, nearest first; of equally near ones the lower index.
+    """The nearest points of every query, nearest first; of equally near points the one with the lower index comes first.
 
     Args:
         queries: Float[B Q 3].
         points: Float[B P 3].
-        count: how many, at most P.
+        count: number of points for each query, at most P.
 
     Returns:
         Int[B Q count].
 
     Raises:
-        ValueError: fewer points than asked for.
+        ValueError: there are fewer points than `count`.
     """
     num_points = points.shape[1]
     if not 1 <= count <= num_points:
         raise ValueError(f"nearest points: count={count}; accepted: 1 to {num_points}, the points of a cloud")
     distance = squared_distances(queries.detach().float(), points.detach().float())  # [B Q P]
-    # The bits of floats that are not negative are in their order. With the index behind them no two are equal.
+    # The bits of non-negative floats, read as integers, have the order of the floats. With the index as lower bits, no two are equal.
     order = distance.view(torch.int32).to(torch.int64).bitwise_left_shift_(32).bitwise_or_(torch.arange(num_points, device=points.device))
     return order.topk(count, dim=-1, largest=False, sorted=True).values & 0xFFFFFFFF
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
-    """Rows by index.
+    """Rows of `values` by their index.
 
     Args:
         values: Float[B P C].
-        index: Int[B *S], into P.
+        index: Int[B *S], positions along the axis P.
 
     Returns:
         Float[B *S C].
@@ -95,22 +94,23 @@ def take(values: Tensor, index: Tensor) -> Tensor:
 
 
 def in_unit_sphere(points: Tensor) -> Tensor:
-    """Float[*S P 3] moved to its mean and scaled so that the farthest point is at distance one; a single place stays at the origin."""
+    """Float[*S P 3], moved so that the mean is the origin and scaled so that the farthest point has distance one; a cloud whose points are
+    all equal becomes zeros."""
     centred = points - points.mean(dim=-2, keepdim=True)
     radius = centred.square().sum(dim=-1).amax(dim=-1).sqrt()  # [*S]
     return centred / radius.clamp_min(1e-12)[..., None, None]
 
 
 def interpolation(queries: Tensor, points: Tensor, *, neighbours: int = 3) -> tuple[Tensor, Tensor]:
-    """From values at some points to values anywhere: PointNet++'s inverse squared distances to the nearest points.
+    """Weights for values at any place from values at some points: PointNet++'s inverse squared distances to the nearest points.
 
     Args:
-        queries: Float[B Q 3], where values are wanted.
-        points: Float[B P 3], where there are some.
-        neighbours: how many of them count, or all where there are fewer.
+        queries: Float[B Q 3], places where values are wanted.
+        points: Float[B P 3], places where values are known.
+        neighbours: number of nearest points n that count; all of them where there are fewer.
 
     Returns:
-        Int[B Q n], whose values count, and Float[B Q n], by how much; rows sum to one.
+        Int[B Q n], indices of the points that count, and Float[B Q n], their weights; rows sum to one.
     """
     index = nearest_points(queries, points, count=min(neighbours, points.shape[1]))  # [B Q n]
     distance = (take(points, index) - queries.unsqueeze(2)).square().sum(dim=-1)  # [B Q n]

@@ -1,12 +1,13 @@
-"""The few collectives that objectives need. With one process each is the identity, so no caller asks how many there are."""
+"""The few collectives that objectives need. With one process each is the identity, so no caller asks how many processes there are."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 
 def has_process_group() -> bool:
-    """Is there a process group? It may be one of a single process."""
+    """Whether there is a process group; it may consist of a single process."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -16,12 +17,12 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """This process's number, 0 without a process group."""
+    """Number of this process, 0 without a process group."""
     return dist.get_rank() if has_process_group() else 0
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """Float[*S]: sum over processes, without gradient; `value` itself is left alone."""
+    """Sum over processes, Float[*S], without gradient; `value` itself does not change."""
     if world_size() == 1:
         return value.detach()
     total = value.detach().clone()
@@ -30,7 +31,7 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 
 def all_reduce_max(value: Tensor) -> Tensor:
-    """Float[*S]: largest over processes, without gradient; `value` itself is left alone."""
+    """Maximum over processes, Float[*S], without gradient; `value` itself does not change."""
     if world_size() == 1:
         return value.detach()
     largest = value.detach().clone()
@@ -40,45 +41,45 @@ def all_reduce_max(value: Tensor) -> Tensor:
 
 class _AllReduceMean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx: FunctionCtx, value: Tensor) -> Tensor:
         total = value.clone()
         dist.all_reduce(total)
         return total / dist.get_world_size()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # noqa: ANN001
-        # Each process's loss depends on the mean; the gradients are summed, and 1 / world_size is the mean's own factor.
-        total = gradient.clone()
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
+        # The loss of every process depends on the mean: their gradients are summed, and 1 / world_size is the factor of the mean itself.
+        total = gradients[0].clone()
         dist.all_reduce(total)
         return total / dist.get_world_size()
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:
-    """Float[*S]: mean over processes, with gradient."""
+    """Mean over processes, Float[*S], with gradient."""
     return value if world_size() == 1 else _AllReduceMean.apply(value)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx: FunctionCtx, value: Tensor) -> Tensor:
         parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, value.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # noqa: ANN001
-        # Every process used these rows in its own loss: their gradients add up. DDP divides by world_size afterwards, which
-        # makes the whole the gradient of the mean of the processes' losses.
-        total = gradient.clone(memory_format=torch.contiguous_format)  # autograd may still need what it handed in
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
+        # Every process uses these rows in its own loss, so their gradients add up. DDP divides by world_size afterwards, which gives the
+        # gradient of the mean of the processes' losses.
+        total = gradients[0].clone(memory_format=torch.contiguous_format)  # autograd may still need the tensor itself
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def gather_with_grad(value: Tensor) -> Tensor:
-    """Rows of all processes in rank order, with gradient.
+    """Rows of all processes in the order of their ranks, with gradient.
 
     Args:
-        value: Float[B *S], the same B in every process.
+        value: Float[B *S]; B is the same in every process.
 
     Returns:
         Float[world_size*B *S].

@@ -1,11 +1,13 @@
-"""Randomness without state: every draw is a pure function of a key.
+"""Random numbers without state: every draw is a pure function of a key.
 
-A key is an int64 per item, made from (seed, epoch, dataset index) and folded with a number per purpose. The same item in
-the same epoch therefore gets the same crop, colours and mask whatever batch, process or device it lands in, and a resumed
-run needs nothing but the epoch to go on exactly. Integer arithmetic is exact, so CPU and GPU agree to the last bit.
+A key is one int64 per item, made from (seed, epoch, dataset index) and folded with a number for each purpose. So an item gets the same
+crop, colours and mask in the same epoch, in whatever batch, process or device it lands, and a resumed run needs only the epoch to go on
+exactly. Integer arithmetic is exact, so CPU and GPU agree to the last bit.
 
 The mixer is the finaliser of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ def _signed(value: int) -> int:
 
 
 def _shift(bits: Tensor, count: int) -> Tensor:
-    """Logical right shift: torch shifts int64 arithmetically."""
+    """Logical right shift; torch's own shift of int64 is arithmetic."""
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
@@ -33,16 +35,16 @@ def _mix(bits: Tensor) -> Tensor:
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
-    """A new, independent key.
+    """A new key, independent of the old one and of the keys for other purposes.
 
     Args:
         key: Int[*S].
-        data: what the new key is for: an int, or Int broadcastable to [*S].
+        data: number of the purpose of the new key: an int, or Int broadcastable to [*S].
 
     Returns:
         Int[*S].
     """
-    if isinstance(data, int):  # filled on the device: copying a number from the host would wait for the device
+    if isinstance(data, int):  # filled on the device, because a copy from the host would wait for the device
         data = torch.full((), data, dtype=torch.int64, device=key.device)
     return _mix(_mix(key + _signed(_GOLDEN)) ^ _mix(data * _signed(_GOLDEN) + _signed(_MIX_1)))
 
@@ -51,9 +53,9 @@ def item_keys(*, seed: int, epoch: int, index: Tensor) -> Tensor:
     """One key per item.
 
     Args:
-        seed: of the run.
-        epoch: how often the data was passed over before.
-        index: Int[B], dataset index.
+        seed: seed of the run.
+        epoch: number of completed passes over the data.
+        index: Int[B], dataset index of each item.
 
     Returns:
         Int[B].
@@ -64,15 +66,13 @@ def item_keys(*, seed: int, epoch: int, index: Tensor) -> Tensor:
 
 def bits(key: Tensor, *shape: int) -> Tensor:
     """Int[*S *shape]: 64 random bits for every element of `shape` under every key."""
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     counter = torch.arange(count, device=key.device, dtype=torch.int64)
     return fold_in(key.unsqueeze(-1).expand(*key.shape, count), counter).reshape(*key.shape, *shape)
 
 
 def uniform(key: Tensor, *shape: int) -> Tensor:
-    """Float[*S *shape], uniform on [0, 1) with 24 bits: the next float above the largest draw is 1."""
+    """Float[*S *shape], uniform on [0, 1) with 24 bits, so that the next float above the largest possible draw is 1."""
     return _shift(bits(key, *shape), 40).to(torch.float32) * 2.0**-24
 
 
@@ -84,14 +84,14 @@ def normal(key: Tensor, *shape: int) -> Tensor:
 
 
 def integers(key: Tensor, low: Tensor | int, high: Tensor | int, *shape: int) -> Tensor:
-    """Int[*S *shape], uniform on {low, ..., high - 1}; bounds broadcast against the result.
+    """Int[*S *shape], uniform on {low, ..., high - 1}; the bounds are broadcast against the result.
 
-    The bias of reducing 24 random bits is below (high - low) / 2**24.
+    Only 24 random bits are used; the bias that results is below (high - low) / 2**24.
     """
     draw = uniform(key, *shape)
     return (low + torch.floor(draw * (high - low))).to(torch.int64)
 
 
 def permutation(key: Tensor, count: int) -> Tensor:
-    """Int[*S count]: a uniformly random order of range(count) under every key."""
+    """Int[*S count]: a uniformly random order of 0, ..., count - 1 under every key."""
     return _shift(bits(key, count), 1).argsort(dim=-1)

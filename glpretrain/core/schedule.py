@@ -1,4 +1,4 @@
-"""A value as a pure function of training progress, so that resuming or changing the epoch length cannot move it."""
+"""A value as a pure function of training progress, so that neither resuming nor another epoch length changes it."""
 
 import math
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from `warmup_start` to `base`, then `base` to `end` along `shape`.
+    """A linear warm-up from `warmup_start` to `base`, then a curve from `base` to `end`.
 
-    Matches DINO's `cosine_scheduler` (utils.py) after the warm-up exactly. In its warm-up DINO divides by one step less than
-    the warm-up has (linspace with both ends), MAE by all of them (util/lr_sched.py); we do as MAE.
+    After the warm-up it equals DINO's `cosine_scheduler` (utils.py) exactly. For the warm-up, DINO divides by the number of warm-up steps
+    minus one (linspace with both ends) and MAE by their number (util/lr_sched.py); ours is MAE's.
 
     Args:
         base: value at the end of the warm-up.
-        end: value at progress 1; `base` when left out.
-        warmup: share of the run, in [0, 1).
+        end: value at progress 1; None stands for `base`.
+        warmup: length of the warm-up as a share of the run, in [0, 1).
         warmup_start: value at progress 0 when there is a warm-up.
-        shape: of the way from `base` to `end`; `step` jumps from `warmup_start` to `base` where the warm-up ends.
+        shape: shape of the curve from `base` to `end`; `step` stays at `warmup_start` and jumps to `base` where the warm-up ends.
 
     Raises:
-        ValueError: `warmup` outside [0, 1), or an `end` that the shape would ignore.
+        ValueError: `warmup` is outside [0, 1), or the shape would ignore `end`.
     """
 
     base: float
@@ -31,12 +31,12 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.warmup < 1.0:
-            raise ValueError(f"Schedule: warmup is a share of the run in [0, 1), not {self.warmup}")
+            raise ValueError(f"Schedule: warmup={self.warmup} given; it is a share of the run in [0, 1)")
         if self.shape in ("constant", "step") and self.end not in (None, self.base):
             raise ValueError(f"Schedule: shape {self.shape!r} would ignore end={self.end}; leave it out or choose cosine or linear")
 
     def __call__(self, progress: float) -> float:
-        """Value at `progress` = optimizer steps done / all of them, in [0, 1]."""
+        """Value at `progress`, the number of optimizer steps done divided by all of them, in [0, 1]."""
         if progress < self.warmup:
             if self.shape == "step":
                 return self.warmup_start

@@ -33,6 +33,7 @@ class EncoderOutput(NamedTuple):
 
     cls: Tensor  # Float[B D]    after the final norm; the mean of the patches where an encoder has no class token
     patches: Tensor  # Float[B N D]  after the final norm; M kept tokens instead of N when `keep` was given
+    registers: Tensor | None = None  # Float[B R D]  after the final norm: the other tokens (registers, distillation); None without any
 
 
 # What the fields of a card are in JSON, which makes lists of tuples.

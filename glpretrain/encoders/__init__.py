@@ -1,24 +1,33 @@
-"""Encoders: importing this package registers all of them, so that a card can be built."""
+"""Encoders. Importing this package registers all of them, so that a card can be built."""
 
 from timm import is_model
 from timm.models import is_model_in_modules
 
-from glpretrain.encoders.base import Encoder, build, build_from, register
+from glpretrain.encoders.base import Encoder, build, build_from, fingerprint, register
 from glpretrain.encoders.feature_maps import FEATURE_MAP_MODULES, FeatureMap
+from glpretrain.encoders.points import PointTransformer
 from glpretrain.encoders.pooled import PooledViT
 from glpretrain.encoders.vit import VIT_MODULES, ViT
 
-__all__ = ["Encoder", "FeatureMap", "PooledViT", "ViT", "build", "build_from", "register", "timm_adapter"]
-from glpretrain.encoders.points import PointTransformer
-
-__all__ = ["Encoder", "FeatureMap", "PointTransformer", "ViT", "build", "build_from", "register", "timm_adapter"]
+__all__ = [
+    "Encoder",
+    "FeatureMap",
+    "PointTransformer",
+    "PooledViT",
+    "ViT",
+    "build",
+    "build_from",
+    "fingerprint",
+    "register",
+    "timm_adapter",
+]
 
 
 def timm_adapter(name: str) -> str:
     """Registered name of the encoder that wraps this model of timm.
 
     Raises:
-        ValueError: none does.
+        ValueError: no encoder wraps it.
     """
     for encoder, modules in (("ViT", VIT_MODULES), ("FeatureMap", FEATURE_MAP_MODULES)):
         if is_model(name) and is_model_in_modules(name, modules):

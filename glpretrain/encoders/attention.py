@@ -1,7 +1,7 @@
-"""Attention maps of any block of a ViT: the exact softmax, whatever kernel computed the attention. And the keys behind it.
+"""Attention maps of any block of a transformer (the exact softmax, whatever kernel computed the attention), and the keys behind them.
 
-The block runs as it is; its call of `scaled_dot_product_attention` (or of `softmax`, where timm does without the fused kernel)
-is watched, so queries and keys carry the norms, rotations and biases of the model at hand. Left out: drawing them.
+The block runs as it is. Its call of `scaled_dot_product_attention` is watched (or of `softmax`, where timm does not use the fused kernel),
+so queries and keys carry the norms, rotations and biases of the model at hand. Left out: drawing the maps.
 """
 
 import math
@@ -18,32 +18,32 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.points import PointTransformer
 from glpretrain.encoders.vit import ViT
 
-# From the weights of an attention, Float[B heads T T], and its keys, Float[B heads T d] or None where they are not seen, to what is kept.
+# From the weights of an attention, Float[B heads T T], and its keys, Float[B heads T d] (None where they are not seen), to what is kept.
 _Keep = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def attention_maps(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tensor:
-    """How much every token attends to every other in one block, over prefix tokens (class, registers) and patches.
+    """How much every token of one block attends to every other, over prefix tokens (class token, registers) and patches.
 
     Args:
-        encoder: a ViT or point transformer; dropout must be off (call `eval()` first).
+        encoder: a ViT or point transformer in evaluation mode (call `eval()` first).
         items: Float[B *item].
-        block: which one; negative numbers count from the last.
+        block: number of the block; negative numbers count from the last.
 
     Returns:
         Float[B heads T T], T = prefix tokens + N, in float32 and without gradient; rows sum to one.
 
     Raises:
-        ValueError: the encoder is no ViT or is in training mode, or the block does not exist or has not exactly one attention.
+        ValueError: the encoder is of another kind or in training mode, there is no such block, or it does not have exactly one attention.
     """
     return _record(encoder, items, blocks=[block], keep=lambda maps, keys: maps)[0]
 
 
 def attention_keys(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tensor:
-    """The keys of every patch in one block, heads side by side; class token and registers are left out.
+    """The keys of every patch in one block, the heads side by side; class token and registers are left out.
 
     Args:
-        encoder: see `attention_maps`; its attention must run in the fused kernel, as it does unless timm is told otherwise.
+        encoder: see `attention_maps`; its attention must run in the fused kernel, which is timm's default.
         items: Float[B C H W].
         block: see `attention_maps`.
 
@@ -56,14 +56,15 @@ def attention_keys(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tenso
 
     def of_patches(maps: Tensor, keys: Tensor | None) -> Tensor:
         if keys is None:
-            raise ValueError(f"attention keys: {encoder.card.arguments['name']} does not run the fused kernel; set TIMM_FUSED_ATTN=1")
+            name = encoder.card.arguments["name"]
+            raise ValueError(f"attention keys: {name} does not run the fused kernel, which is needed; set TIMM_FUSED_ATTN=1")
         return keys[:, :, encoder.num_prefix_tokens :].transpose(1, 2).flatten(2)  # [B N D]
 
     return _record(encoder, items, blocks=[block], keep=of_patches)[0]
 
 
 class AttentionInputs(NamedTuple):
-    """What one attention was computed from, patches only."""
+    """Queries, keys and values of one attention, of the patches only."""
 
     queries: Tensor  # Float[B heads N d]
     keys: Tensor  # Float[B heads N d]
@@ -72,14 +73,14 @@ class AttentionInputs(NamedTuple):
 
 @contextmanager
 def attention_inputs(encoder: Encoder, *, block: int) -> Iterator[list[AttentionInputs]]:
-    """Within it, every forward pass of the encoder adds what one block's attention was computed from, with its gradient.
+    """Record queries, keys and values of one block, with their gradient, in every forward pass of the encoder inside this context.
 
     Args:
-        encoder: see `attention_keys`; training mode is welcome here.
+        encoder: a ViT whose attention runs in the fused kernel; it may be in training mode.
         block: see `attention_maps`.
 
     Yields:
-        A list that grows by one with each pass.
+        A list that grows by one entry with each pass.
 
     Raises:
         ValueError: the encoder is no ViT, or there is no such block.
@@ -126,7 +127,7 @@ def cls_attention(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tensor
     """How much the class token attends to every patch; registers are left out.
 
     Args:
-        encoder: see `attention_maps`; one with a class token.
+        encoder: see `attention_maps`; it needs a class token.
         items: Float[B C H W].
         block: see `attention_maps`.
 
@@ -145,10 +146,10 @@ def cls_attention_of_blocks(encoder: Encoder, items: Tensor, *, blocks: Sequence
     Args:
         encoder: see `cls_attention`.
         items: Float[B C H W].
-        blocks: see `attention_maps`; each at most once.
+        blocks: numbers of the blocks, see `attention_maps`; each block at most once.
 
     Returns:
-        Float[L B heads *grid] over the tokens, L blocks in the order asked for.
+        Float[L B heads *grid] over the tokens, L blocks in the order of `blocks`.
 
     Raises:
         ValueError: see `cls_attention`.
@@ -164,12 +165,12 @@ def cls_attention_of_blocks(encoder: Encoder, items: Tensor, *, blocks: Sequence
 
 
 def _record(encoder: Encoder, items: Tensor, *, blocks: Sequence[int], keep: _Keep) -> list[Tensor]:
-    """What `keep` makes of the attention of each block; a whole map, T x T, is held for one block at a time."""
+    """What `keep` returns for the attention of each block; the whole map, T x T, exists for one block at a time."""
     if not isinstance(encoder, ViT | PointTransformer):
         given = encoder.card.arguments.get("name", encoder.card.encoder)
         raise ValueError(f"attention maps: {given} given; accepted: a ViT or a PointTransformer")
     if encoder.training:
-        raise ValueError("attention maps: the encoder is in training mode, dropout would blur the map; call eval() first")
+        raise ValueError("attention maps: the encoder is in training mode, where dropout changes the map; call eval() first")
     depth = encoder.num_layers
     for block in blocks:
         if not -depth <= block < depth:
@@ -192,7 +193,7 @@ def _record(encoder: Encoder, items: Tensor, *, blocks: Sequence[int], keep: _Ke
 
 
 class _WatchAttention(TorchFunctionMode):
-    """Of every attention that a block computes between `start` and `stop`, keeps what `keep` makes of it."""
+    """Keeps what `keep` returns for every attention that a block computes between `start` and `stop`."""
 
     def __init__(self, keep: _Keep) -> None:
         super().__init__()
@@ -219,7 +220,7 @@ class _WatchAttention(TorchFunctionMode):
 
 
 def _key_of(query: Tensor, key: Tensor, *args: object, **kwargs: object) -> Tensor:
-    """The second argument of `scaled_dot_product_attention`, Float[B heads T d] in float32."""
+    """The keys, which are the second argument of `scaled_dot_product_attention`: Float[B heads T d] in float32."""
     return key.float()
 
 

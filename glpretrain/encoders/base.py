@@ -1,45 +1,52 @@
-"""The contract of an encoder, and the one registry: an exported backbone must be rebuilt from its card."""
+"""The contract of an encoder, the registry that rebuilds one from its card, and what all encoders share."""
 
+import hashlib
 import inspect
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core.patches import patchify
 from glpretrain.core.types import EncoderCard, EncoderOutput
+from glpretrain.encoders.sequences import encode_list
 
+_Builder = TypeVar("_Builder", bound=Callable[..., "Encoder"])
 _BUILDERS: dict[str, Callable[..., "Encoder"]] = {}
 
 
-def register(builder: Callable[..., "Encoder"]) -> Callable[..., "Encoder"]:
-    """Make a class (or function) buildable by its name from an `EncoderCard`.
+def register(builder: _Builder) -> _Builder:
+    """Register a class (or a function) under its name, so that `build` finds it.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is already registered.
     """
     name = builder.__name__
     if name in _BUILDERS:
-        raise ValueError(f"encoder registry: {name!r} is already registered")
+        raise ValueError(f"encoder registry: {name!r} is already registered; choose another name")
     _BUILDERS[name] = builder
     return builder
 
 
 def build(card: EncoderCard) -> "Encoder":
-    """The architecture of a card, with fresh weights.
+    """Build the architecture of a card, with fresh weights.
 
     Raises:
-        ValueError: no encoder of that name is registered, or it does not take the card's arguments.
+        ValueError: no encoder is registered under that name, or it does not accept the card's arguments.
     """
     return build_from(card.encoder, card.arguments)
 
 
 def build_from(name: str, arguments: Mapping[str, object]) -> "Encoder":
-    """`build` without the rest of a card.
+    """Build an encoder from the two fields of a card that describe its architecture.
 
     Args:
-        name: of a registered encoder.
-        arguments: of its builder.
+        name: name of a registered encoder.
+        arguments: arguments of its constructor.
 
     Raises:
         ValueError: see `build`.
@@ -55,37 +62,47 @@ def build_from(name: str, arguments: Mapping[str, object]) -> "Encoder":
 
 
 class Encoder(nn.Module, ABC):
-    """Items to one `cls` and N `patches` each. Construction reads no file and runs no forward pass.
+    """Turns each item into one `cls` and N `patches`. The constructor reads no file and runs no forward pass.
 
-    A registered builder takes `licence` and `source` beside its own arguments and puts both on the card.
+    A registered builder takes `licence` and `source` beside its own arguments and writes both on the card.
     """
 
     _card: EncoderCard  # set by the builder
 
     @property
     def card(self) -> EncoderCard:
-        """What has to travel with the weights."""
+        """What must travel with the weights."""
         return self._card
 
     @property
     def embed_dim(self) -> int:
-        """Width D."""
+        """Width D of the features."""
         return self.card.embed_dim
 
     @property
     @abstractmethod
     def num_layers(self) -> int:
-        """Blocks, for layer-wise learning rates."""
+        """Number of blocks, for learning rates that differ from layer to layer."""
 
     @abstractmethod
     def grid(self, item_shape: Sequence[int]) -> tuple[int, ...]:
-        """Tokens along each axis for an item of this shape: channels, height and width of an image, (points, 3) of a cloud.
+        """Number of tokens along each axis of an item.
+
+        Args:
+            item_shape: shape of the item: channels, height and width of an image, (points, 3) of a cloud.
 
         Raises:
             ValueError: the shape does not divide into patches.
         """
 
-    @abstractmethod
+    if TYPE_CHECKING:  # torch declares that calling a module returns anything
+
+        @overload
+        def __call__(self, items: Tensor, *, mask: Tensor | None = None, keep: Tensor | None = None) -> EncoderOutput: ...
+        @overload
+        def __call__(self, items: Sequence[Tensor], *, mask: Sequence[Tensor | None] | None = None) -> list[EncoderOutput]: ...
+        def __call__(self, items, *, mask=None, keep=None) -> EncoderOutput | list[EncoderOutput]: ...
+
     def forward(
         self,
         items: Tensor | Sequence[Tensor],
@@ -95,39 +112,60 @@ class Encoder(nn.Module, ABC):
     ) -> EncoderOutput | list[EncoderOutput]:
         """Encode one tensor of items, or a list of tensors whose sizes may differ.
 
+        In training mode, batch norm and stochastic depth see all tensors of one size in a list as one batch.
+
         Args:
-            items: Float[B *item], or a list of such.
-            mask: Bool[B N], True: replaced by the mask token; with a list of items, a list with None where nothing is hidden.
+            items: Float[B *item], or a list of such tensors.
+            mask: Bool[B N], True where the mask token replaces a token. With a list of items, a list that holds None where nothing is
+                hidden.
             keep: Int[B M], indices of the only patch tokens that are computed (MAE); `patches` is then Float[B M D], in that order.
 
         Returns:
             An `EncoderOutput` for a tensor, a list of them for a list.
 
         Raises:
-            ValueError: both `mask` and `keep` are given, or the encoder cannot do what is asked.
+            ValueError: both `mask` and `keep` are given, one has a wrong shape, or the encoder cannot hide or drop tokens.
         """
+        name = type(self).__name__
+        if mask is not None and keep is not None:
+            raise ValueError(f"{name}: mask and keep were both given; hide tokens or drop them, not both")
+        if keep is not None:
+            self.require_keep()
+        if not isinstance(items, Tensor):
+            if keep is not None:
+                raise ValueError(f"{name}: keep was given with a list of items; keep needs one tensor of items")
+            return encode_list(self._encode, items, mask=mask)
+        if not (mask is None or isinstance(mask, Tensor)):
+            raise ValueError(f"{name}: a list of masks was given with one tensor of items; give one mask")
+        if keep is not None and (keep.dim() != 2 or keep.shape[0] != items.shape[0]):
+            raise ValueError(f"{name}: keep has shape {tuple(keep.shape)}; accepted: ({items.shape[0]}, tokens to keep)")
+        return self._encode(items, mask=mask, keep=keep)
+
+    @abstractmethod
+    def _encode(self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None = None) -> EncoderOutput:
+        """`forward` of one tensor of items; `mask` and `keep` are not both given, and `keep` has B rows."""
 
     def token_inputs(self, items: Tensor, *, corruption: Tensor) -> tuple[Tensor, Tensor]:
-        """The inputs behind every token, and which of them were replaced: what a loss on inputs compares, whatever an item is.
+        """The inputs of every token, and which of them were replaced: what a loss on inputs compares, whatever an item is.
 
         Args:
-            items: Float[B *item], of images here: a token's inputs are the pixels of its patch, row by row.
-            corruption: Bool[B *inputs], of images Bool[B H W], True: replaced.
+            items: Float[B *item]; here images, where the inputs of a token are the pixels of its patch, row by row.
+            corruption: Bool[B *inputs], True where an input was replaced; Bool[B H W] of images.
 
         Returns:
             Float[B C N M], C numbers of each of M inputs, and Bool[B N M].
         """
+        height, width = self.card.patch_size
 
-        def cut(values: Tensor) -> Tensor:
-            height, width = self.card.patch_size
-            patches = values.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B C rows p columns q]
-            return patches.transpose(3, 4).flatten(4).flatten(2, 3)  # [B C N p*q]
+        def by_channel(values: Tensor) -> Tensor:
+            patches = patchify(values, patch_size=(height, width)).unflatten(2, (-1, values.shape[1]))  # [B N M C]
+            return patches.permute(0, 3, 1, 2).contiguous()  # [B C N M]
 
-        return cut(items), cut(corruption.unsqueeze(1)).squeeze(1)
+        return by_channel(items), by_channel(corruption.unsqueeze(1)).squeeze(1)
 
     @abstractmethod
     def add_mask_token(self) -> None:
-        """Make `mask` usable: adds the learned token (zero at the start). A method calls this before it copies the student.
+        """Add the learned mask token (zero at the start), which `mask` needs. A method calls this before it copies the student.
 
         Raises:
             ValueError: this encoder cannot hide tokens.
@@ -135,7 +173,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def require_keep(self) -> None:
-        """Say at construction that `keep` will be used.
+        """Check at construction that `keep` can be used.
 
         Raises:
             ValueError: this encoder cannot drop tokens.
@@ -146,71 +184,57 @@ class Encoder(nn.Module, ABC):
         """Depth of the named parameter: 0 for the embedding, `num_layers` + 1 for what follows the last block."""
 
     def embeds_patches(self, name: str) -> bool:
-        """Does the named parameter belong to the patch embedding, which some methods train more slowly than the rest?"""
+        """Whether the named parameter belongs to the patch embedding, which some methods train more slowly than the rest."""
         return False
 
     @abstractmethod
     def backbone_state(self) -> dict[str, Tensor]:
-        """Weights in the layout of the wrapped library model (timm's names), without what only pretraining needs (mask token)."""
+        """Weights under the names of the wrapped library model (timm's), without what only pretraining needs (the mask token)."""
 
     @abstractmethod
     def load_backbone_state(self, state: dict[str, Tensor]) -> None:
-        """Inverse of `backbone_state`, strict.
+        """Load what `backbone_state` returned; the names must be exactly the same.
 
         Raises:
-            ValueError: names every missing, extra and mis-shaped tensor.
+            ValueError: names every missing tensor, every unknown one and every tensor of a wrong shape.
         """
 
-    def library_config(self, card: EncoderCard) -> dict:
+    def library_config(self, card: EncoderCard) -> dict[str, object]:
         """The `config.json` with which the wrapped library opens an exported folder by itself; empty where it cannot.
 
         Args:
-            card: the one that is written beside it.
+            card: card that is written beside it.
         """
         return {}
 
 
-def encode_list(
-    encode: Callable[..., EncoderOutput], items: Sequence[Tensor], *, mask: Sequence[Tensor | None] | None
-) -> list[EncoderOutput]:
-    """Encode tensors of several sizes, those of one size in one go.
+def check_numbers(encoder: str, *, counts: Mapping[str, int | None], positive: Mapping[str, float | None], drop_path_rate: float) -> None:
+    """Check the numbers that a user gives to describe an architecture.
 
     Args:
-        encode: takes Float[B *item] and `mask`, Bool[B N] or None.
-        items: list of Float[B *item].
-        mask: None, or as long as `items`.
-
-    Returns:
-        One output per tensor, in the order of `items`.
+        encoder: name of the encoder, for messages.
+        counts: numbers that are at least 1, or None.
+        positive: numbers above 0, or None.
+        drop_path_rate: rate in [0, 1).
 
     Raises:
-        ValueError: `mask` is not a list as long as `items`.
+        ValueError: a number is out of its range.
     """
-    masks = [None] * len(items) if mask is None else list(mask)
-    if isinstance(mask, Tensor) or len(masks) != len(items):
-        given = "one tensor" if isinstance(mask, Tensor) else f"{len(masks)} masks"
-        raise ValueError(
-            f"encoder: {given} for a list of {len(items)} tensors of items; accepted: a list as long, None where nothing is hidden"
-        )
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for position, views in enumerate(items):
-        # Masked and unmasked views stay apart: only then is a view without a mask never asked for a mask token.
-        groups.setdefault((*views.shape[1:], masks[position] is not None), []).append(position)
-    outputs: dict[int, EncoderOutput] = {}
-    for positions in groups.values():
-        hidden = [masks[position] for position in positions if masks[position] is not None]
-        joined = encode(torch.cat([items[position] for position in positions]), mask=torch.cat(hidden) if hidden else None)
-        sizes = [len(items[position]) for position in positions]
-        parts = zip(positions, joined.cls.split(sizes), joined.patches.split(sizes), strict=True)
-        outputs.update({position: EncoderOutput(cls=cls, patches=patches) for position, cls, patches in parts})
-    return [outputs[position] for position in range(len(items))]
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{encoder}: {name}={value} given; accepted: at least 1")
+    for name, value in positive.items():
+        if value is not None and value <= 0.0:
+            raise ValueError(f"{encoder}: {name}={value} given; accepted: above 0")
+    if not 0.0 <= drop_path_rate < 1.0:
+        raise ValueError(f"{encoder}: drop_path_rate={drop_path_rate} given; accepted: [0, 1)")
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor]) -> None:
     """`load_state_dict` that accepts exactly the module's names and shapes.
 
     Raises:
-        ValueError: names every missing, extra and mis-shaped tensor.
+        ValueError: names every missing tensor, every unknown one and every tensor of a wrong shape.
     """
     own = module.state_dict()
     problems = []
@@ -224,3 +248,22 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor]) -> None:
     if problems:
         raise ValueError("weights do not fit the encoder: " + "; ".join(problems))
     module.load_state_dict(state)
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """SHA-256 of the weights, their names and the card: the same for an encoder and its export, on any device."""
+    digest = hashlib.sha256()
+    card = asdict(encoder.card)
+    # The licence and the source of the weights change no feature.
+    for part in (card, card["arguments"]):
+        part.update(dict.fromkeys(("licence", "source"), ""))
+    digest.update(json.dumps(card, sort_keys=True).encode())
+    for name, tensor in sorted(encoder.backbone_state().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's numbers, row by row."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,13 +1,22 @@
-"""Features of earlier blocks of a transformer: their tokens under the final norm, as DINO's `get_intermediate_layers` gives them."""
+"""Beyond the output of the last block: features of earlier blocks, the mean token before the final norm, and one block more (Mugs).
 
-from collections.abc import Sequence
+Features of an earlier block are its tokens under the final norm, as DINO's `get_intermediate_layers` gives them.
+"""
 
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from timm.layers.drop import DropPath
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
-from glpretrain.encoders.points import PointTransformer
+from glpretrain.encoders.points import PointTransformer, start_weights
+from glpretrain.encoders.sequences import split_tokens
 from glpretrain.encoders.vit import ViT
 
 
@@ -15,23 +24,30 @@ def features_of_layers(encoder: Encoder, items: Tensor, *, layers: Sequence[int]
     """`encoder(items)` as if each of `layers` were the last block, in one pass.
 
     Args:
-        encoder: any for the last layer, a transformer for another one.
+        encoder: any encoder for the last layer, a transformer for another one.
         items: Float[B *item].
-        layers: which blocks; negative numbers count from the last.
+        layers: numbers of blocks; negative numbers count from the last.
 
     Returns:
-        One output per layer asked for, in that order.
+        One output per layer, in the order of `layers`.
 
     Raises:
         ValueError: there is no such block, or the encoder has no blocks.
     """
     numbers, last_number = [layer_number(encoder, layer) for layer in layers], encoder.num_layers - 1
+    earlier = sorted(set(numbers) - {last_number})
+    if not earlier:
+        return [encoder(items)] * len(numbers)
+    assert isinstance(encoder, ViT | PointTransformer)
     tokens: dict[int, Tensor] = {}
 
     def keep(number: int, block: nn.Module) -> RemovableHandle:
-        return block.register_forward_hook(lambda module, args, output: tokens.update({number: output}))
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            tokens[number] = output
 
-    hooks = [keep(number, encoder.model.blocks[number]) for number in sorted(set(numbers) - {last_number})]
+        return block.register_forward_hook(hook)
+
+    hooks = [keep(number, encoder.model.blocks[number]) for number in earlier]
     try:
         last = encoder(items)
     finally:
@@ -55,6 +71,66 @@ def layer_number(encoder: Encoder, layer: int) -> int:
 
 
 def _under_norm(encoder: ViT | PointTransformer, tokens: Tensor) -> EncoderOutput:
-    tokens = encoder.model.norm(tokens)  # [B R+N D]
-    patches = tokens[:, encoder.num_prefix_tokens :]
-    return EncoderOutput(cls=patches.mean(dim=1) if encoder.model.cls_token is None else tokens[:, 0], patches=patches)
+    has_class_token = encoder.model.cls_token is not None
+    return split_tokens(encoder.model.norm(tokens), num_prefix_tokens=encoder.num_prefix_tokens, has_class_token=has_class_token)
+
+
+@contextmanager
+def pooled_tokens(encoder: ViT) -> Iterator[list[Tensor]]:
+    """Record the mean of all tokens, class token included, before the final norm: Mugs searches neighbours with it.
+
+    Yields:
+        A list that gets one Float[B D] per size of view, in the order in which the encoder meets the sizes. Joined, they are the rows of
+        a list of views in which the views of one size stand together.
+    """
+    pooled: list[Tensor] = []
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        pooled.append(args[0].mean(dim=1))
+
+    handle = encoder.model.norm.register_forward_pre_hook(hook)
+    try:
+        yield pooled
+    finally:
+        handle.remove()
+
+
+class RelationBlock(nn.Module):
+    """One more block like those of the encoder, with fresh weights, over a feature and its neighbours (Mugs src/vision_transformer.py).
+
+    It has no positions and drops no path. Its result goes through the final norm of the encoder, which it shares. It is used during
+    pretraining and dropped with the heads.
+
+    Args:
+        encoder: a ViT whose blocks need tokens only.
+
+    Raises:
+        ValueError: the encoder is of another kind.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        if not isinstance(encoder, ViT) or type(encoder.model) is not VisionTransformer:
+            name = encoder.card.arguments.get("name", encoder.card.encoder)
+            raise ValueError(f"relation block: encoder={name} given; accepted: a ViT of timm's vision_transformer module")
+        self.block = copy.deepcopy(encoder.model.blocks[0])
+        for module in self.block.modules():
+            start_weights(module)
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, DropPath):  # with `drop_path_uniform`; otherwise the first block has none
+                module.drop_prob = 0.0
+
+    def forward(self, pooled: Tensor, neighbours: Tensor, *, encoder: ViT) -> Tensor:
+        """The feature after it has attended to its neighbours.
+
+        Args:
+            pooled: Float[B D], see `pooled_tokens`.
+            neighbours: Float[B k D].
+            encoder: the encoder whose final norm is used.
+
+        Returns:
+            Float[B D].
+        """
+        sequence = torch.cat([pooled.unsqueeze(1), neighbours.to(pooled.dtype)], dim=1)  # [B 1+k D]
+        return encoder.model.norm(self.block(sequence)[:, 0])

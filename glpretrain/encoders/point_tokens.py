@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glpretrain.core.clouds import farthest_points, nearest_points, take
-from glpretrain.core.distributed import all_reduce_mean, world_size
+from glpretrain.core.norms import SyncedBatchNorm
 
 
 class Groups(NamedTuple):
@@ -20,17 +20,17 @@ class Groups(NamedTuple):
 
     centres: Tensor  # Float[B N 3]
     neighbours: Tensor  # Float[B N M 3]  relative to their centre, nearest first: the centre itself comes first
-    centre_index: Tensor  # Int[B N]    of the centres among the points
-    neighbour_index: Tensor  # Int[B N M]
+    centre_index: Tensor  # Int[B N]    position of each centre among the points
+    neighbour_index: Tensor  # Int[B N M]  position of each neighbour among the points
 
 
 def group_points(points: Tensor, *, num_groups: int, group_size: int) -> Groups:
-    """Centres by farthest point sampling from the first point on, and the nearest points of each.
+    """Choose centres by farthest point sampling from the first point on, and the nearest points of each.
 
     Args:
         points: Float[B P 3].
-        num_groups: N.
-        group_size: M.
+        num_groups: number of groups N.
+        group_size: number of points M in a group.
     """
     centre_index = farthest_points(points, count=num_groups)
     centres = take(points, centre_index)  # [B N 3]
@@ -39,50 +39,27 @@ def group_points(points: Tensor, *, num_groups: int, group_size: int) -> Groups:
     return Groups(centres, neighbours, centre_index, neighbour_index)
 
 
-class PointNorm(nn.BatchNorm1d):
-    """Batch norm over all but the last axis and over all processes, with running statistics for evaluation.
-
-    torch's SyncBatchNorm refuses CPU tensors. Names and running statistics are those of torch's batch norm.
-    """
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Float[*S C] to Float[*S C]."""
-        rows = features.flatten(0, -2)  # [R C]
-        if not self.training or world_size() == 1:
-            return super().forward(rows).reshape(features.shape)
-        rows = rows.float()
-        mean = all_reduce_mean(rows.mean(dim=0))  # [C]
-        centred = rows - mean
-        variance = all_reduce_mean(centred.square().mean(dim=0))  # [C]
-        with torch.no_grad():
-            count = len(rows) * world_size()
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-            self.num_batches_tracked.add_(1)
-        normed = centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
-        return normed.to(features.dtype).reshape(features.shape)
-
-
 class MiniPointNet(nn.Module):
-    """Point-MAE's token (models/Point_MAE.py, class Encoder): two layers per point, the maximum beside each point, two more.
+    """Point-MAE's token (models/Point_MAE.py, class Encoder): two layers per point, the maximum beside each point, two more layers.
 
     Args:
         dim: width of a token.
-        hidden_dim: h, of the first layer; the others have 2h and 4h.
+        hidden_dim: width h of the first layer; the others have 2h and 4h.
     """
 
     def __init__(self, dim: int, *, hidden_dim: int = 128) -> None:
         super().__init__()
         wide, wider = 2 * hidden_dim, 4 * hidden_dim
-        self.first = nn.Sequential(nn.Linear(3, hidden_dim), PointNorm(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, wide))
-        self.second = nn.Sequential(nn.Linear(wider, wider), PointNorm(wider), nn.ReLU(), nn.Linear(wider, dim))
+        self.first = nn.Sequential(nn.Linear(3, hidden_dim), SyncedBatchNorm(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, wide))
+        self.second = nn.Sequential(nn.Linear(wider, wider), SyncedBatchNorm(wider), nn.ReLU(), nn.Linear(wider, dim))
 
     def forward(self, points: Tensor, groups: Groups) -> Tensor:
         """Points Float[B P 3] and their groups to Float[B N dim]."""
         local = self.first(groups.neighbours)  # [B N M 2h]
         overall = local.amax(dim=2, keepdim=True)  # [B N 1 2h]
-        # The layer on both side by side, without repeating the maximum for every point.
+        # The layer on both side by side, without a copy of the maximum for every point.
         mix, norm, activation, last = self.second
+        assert isinstance(mix, nn.Linear)
         of_overall, of_local = mix.weight.split(local.shape[-1], dim=1)
         mixed = functional.linear(local, of_local, mix.bias) + functional.linear(overall, of_overall)
         return last(activation(norm(mixed))).amax(dim=2)
@@ -93,7 +70,7 @@ class RelativeFeatures(nn.Module):
 
     Args:
         dim: width of a token.
-        hidden_dim: of the features per point.
+        hidden_dim: width h of the features of a point.
     """
 
     def __init__(self, dim: int, *, hidden_dim: int = 64) -> None:
@@ -113,5 +90,5 @@ class RelativeFeatures(nn.Module):
 def _layers(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inner, outer in itertools.pairwise(widths):
-        layers += [nn.Linear(inner, outer, bias=False), PointNorm(outer), nn.ReLU()]
+        layers += [nn.Linear(inner, outer, bias=False), SyncedBatchNorm(outer), nn.ReLU()]
     return nn.Sequential(*layers)

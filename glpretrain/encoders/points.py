@@ -1,10 +1,10 @@
 """Transformers over groups of points: Point-MAE, Point-BERT and POS-BERT, in plain PyTorch.
 
-A cloud becomes N overlapping groups around centres that are far from one another, each group a token, and timm's blocks run over the
-tokens. How many there are grows with the cloud, so views of different numbers of points go through one encoder.
+A cloud becomes N overlapping groups around centres that are far from one another; each group becomes a token, and timm's blocks run over
+the tokens. Their number grows with the cloud, so one encoder accepts views of different numbers of points.
 
-Known differences: pointnet2's compiled sampler never takes points within 0.0316 of the origin (it skips squared lengths up to 1e-3),
-ours takes any. Left out: normals and colours, and Point-BERT's discrete tokens.
+Known differences: pointnet2's compiled sampler never chooses points within 0.0316 of the origin (it skips squared lengths up to 1e-3),
+ours chooses any. Left out: normals and colours, and Point-BERT's discrete tokens.
 """
 
 import math
@@ -17,9 +17,11 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from glpretrain.core.clouds import take
 from glpretrain.core.types import EncoderCard, EncoderOutput
-from glpretrain.encoders.base import Encoder, encode_list, load_strictly, register
+from glpretrain.encoders.base import Encoder, check_numbers, load_strictly, register
 from glpretrain.encoders.point_tokens import Groups, MiniPointNet, RelativeFeatures, group_points
+from glpretrain.encoders.sequences import hide_tokens, split_tokens
 
 Positions = Literal["blocks", "none"]
 _POSITION_DIM = 128
@@ -29,8 +31,8 @@ class _Size(NamedTuple):
     """A published architecture."""
 
     tokens: type[MiniPointNet] | type[RelativeFeatures]
-    tokens_dim: int  # first width of the tokens' layers
-    token_dim: int | None  # width of a token before it is projected to D; None: D, without a projection
+    tokens_dim: int  # width of the first layer that makes tokens
+    token_dim: int | None  # width of a token before it is projected to D; None stands for D, without a projection
     points_per_token: int
     embed_dim: int
     depth: int
@@ -54,13 +56,13 @@ class PositionedBlocks(nn.ModuleList):
     """timm's blocks, each of which first adds the positions to its tokens (Point-BERT, Point-MAE: `block(x + pos)`).
 
     Args:
-        dim: D.
+        dim: width D of the tokens.
         depth: number of blocks.
-        num_heads: of each.
-        mlp_ratio: width of the hidden layer by D.
-        qkv_bias: biases of queries, keys and values.
-        drop_path_rate: stochastic depth of the last block, growing evenly from 0.
-        norm_eps: of the layer norms.
+        num_heads: number of attention heads of a block.
+        mlp_ratio: width of a block's hidden layer, divided by D.
+        qkv_bias: whether queries, keys and values have a bias.
+        drop_path_rate: rate of stochastic depth in the last block; it grows evenly from 0 in the first one.
+        norm_eps: epsilon of the layer norms.
     """
 
     def __init__(
@@ -75,9 +77,13 @@ class PositionedBlocks(nn.ModuleList):
         norm_eps: float = 1e-5,
     ) -> None:
         norm = partial(nn.LayerNorm, eps=norm_eps)
-        options = {"mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "norm_layer": norm}
         rates = torch.linspace(0.0, drop_path_rate, depth).tolist()
-        super().__init__(Block(dim, num_heads, drop_path=rate, **options) for rate in rates)
+
+        def block(rate: float) -> Block:
+            # timm declares a class as the type of `norm_layer` and passes partials itself.
+            return Block(dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_layer=norm, drop_path=rate)  # pyright: ignore[reportArgumentType]
+
+        super().__init__(block(rate) for rate in rates)
 
     def forward(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         """Float[B T D] and Float[B T D], or None where nothing is added, to Float[B T D]."""
@@ -87,12 +93,12 @@ class PositionedBlocks(nn.ModuleList):
 
 
 def position_layers(dim: int) -> nn.Sequential:
-    """From a centre, Float[* 3], to what is added to its token, Float[* D]."""
+    """Layers from a centre, Float[* 3], to the position that is added to its token, Float[* D]."""
     return nn.Sequential(nn.Linear(3, _POSITION_DIM), nn.GELU(), nn.Linear(_POSITION_DIM, dim))
 
 
 class _Model(nn.Module):
-    """What an export holds."""
+    """The part of the encoder whose weights an export holds."""
 
     def __init__(self, size: _Size, *, drop_path_rate: float) -> None:
         super().__init__()
@@ -117,7 +123,7 @@ class _Model(nn.Module):
         )
         self.norm = nn.LayerNorm(dim, eps=size.norm_eps)
         for name, part in self.named_children():
-            if name != "tokens" or size.tokens is MiniPointNet:  # POS-BERT leaves its tokens' layers as torch starts them
+            if name != "tokens" or size.tokens is MiniPointNet:  # POS-BERT keeps torch's own initialisation of its tokens' layers
                 part.apply(start_weights)
         for token in (self.cls_token, self.cls_position):
             if token is not None:
@@ -129,24 +135,28 @@ class PointTransformer(Encoder):
     """A transformer over groups of points, with fresh weights.
 
     Args:
-        name: of a published architecture: point_mae, point_bert, pos_bert_base or pos_bert_large. The others replace its numbers.
-        num_points: of the items that it is trained on; others are taken too.
-        points_per_token: one token for so many points of an item, rounded up; None is the published 16 (Point-*) or 32 (POS-BERT).
-        group_size: points M that a token sees.
-        embed_dim: D; None is the published one, as below.
+        name: name of a published architecture: point_mae, point_bert, pos_bert_base or pos_bert_large. The other arguments replace its
+            numbers; None keeps the published one.
+        num_points: number of points of the items that it is trained on; other numbers are accepted too.
+        points_per_token: number of points of an item for each token, rounded up; published: 16 (Point-MAE, Point-BERT) and 32 (POS-BERT).
+        group_size: number of points M that a token sees.
+        embed_dim: width D of the tokens.
         depth: number of blocks.
-        num_heads: of a block.
-        mlp_ratio: width of a block's hidden layer by D.
-        tokens_dim: first width of the layers that make tokens; the others are multiples of it.
-        class_token: have one; the fine-tuned Point-MAE has, the pretrained one has not, and `cls` is then the mean of the patches.
-        positions: "blocks" adds those of the centres before every block, "none" never (POS-BERT), except to hidden tokens.
-        drop_path_rate: stochastic depth.
-        licence: of the weights.
-        source: of the weights.
+        num_heads: number of attention heads of a block.
+        mlp_ratio: width of a block's hidden layer, divided by D.
+        tokens_dim: width of the first layer that makes tokens; the widths of the others are multiples of it.
+        class_token: whether there is a class token. The fine-tuned Point-MAE has one, the pretrained one does not: `cls` is then the mean
+            of the patches.
+        positions: "blocks" adds the positions of the centres before every block; "none" adds them to hidden tokens only (POS-BERT).
+        drop_path_rate: rate of stochastic depth in the last block; it grows evenly from 0 in the first one.
+        licence: licence of the weights.
+        source: source of the weights.
 
     Raises:
-        ValueError: `name` is unknown or a number out of range.
+        ValueError: `name` is unknown, or a number is out of its range.
     """
+
+    mask_token: nn.Parameter | None
 
     def __init__(
         self,
@@ -169,19 +179,21 @@ class PointTransformer(Encoder):
         super().__init__()
         if name not in _SIZES:
             raise ValueError(f"PointTransformer: name={name!r} given; accepted: {', '.join(_SIZES)}")
-        shape = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "tokens_dim": tokens_dim}
-        chosen = {**shape, "points_per_token": points_per_token, "class_token": class_token, "positions": positions}
+        counts = {
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "tokens_dim": tokens_dim,
+            "points_per_token": points_per_token,
+        }
+        chosen = {**counts, "mlp_ratio": mlp_ratio, "class_token": class_token, "positions": positions}
+        counts = {**counts, "num_points": num_points, "group_size": group_size}
+        check_numbers("PointTransformer", counts=counts, positive={"mlp_ratio": mlp_ratio}, drop_path_rate=drop_path_rate)
         size = _SIZES[name]._replace(**{key: value for key, value in chosen.items() if value is not None})
-        least = {"num_points": num_points, "group_size": group_size, **{key: getattr(size, key) for key in (*shape, "points_per_token")}}
-        for key, value in least.items():
-            if value <= 0 or (key != "mlp_ratio" and value < 1):
-                raise ValueError(f"PointTransformer: {key}={value} given; accepted: {'above 0' if key == 'mlp_ratio' else 'at least 1'}")
         if size.embed_dim % size.num_heads:
             raise ValueError(f"PointTransformer: embed_dim={size.embed_dim} does not divide by num_heads={size.num_heads}")
         if size.positions not in ("blocks", "none"):
             raise ValueError(f"PointTransformer: positions={positions!r} given; accepted: blocks, none")
-        if not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(f"PointTransformer: drop_path_rate={drop_path_rate} given; accepted: [0, 1)")
         self.model = _Model(size, drop_path_rate=drop_path_rate)
         self.points_per_token, self.group_size = size.points_per_token, group_size
         self.register_parameter("mask_token", None)
@@ -215,83 +227,55 @@ class PointTransformer(Encoder):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Class tokens that stand before the groups."""
+        """Number of class tokens, which stand before the groups."""
         return int(self.model.cls_token is not None)
 
     def grid(self, item_shape: Sequence[int]) -> tuple[int]:
-        """Tokens for an item of P points: P / `points_per_token`, rounded up.
+        """Number of tokens for an item of P points: P / `points_per_token`, rounded up.
 
         Raises:
-            ValueError: the shape is not (P, 3), or a group has more points than the item.
+            ValueError: the shape is not (P, 3), or a group would have more points than the item.
         """
         if len(item_shape) != 2 or item_shape[1] != 3:
             raise ValueError(f"PointTransformer: item shape {tuple(item_shape)} given; accepted: (points, 3)")
         if item_shape[0] < self.group_size:
-            raise ValueError(f"PointTransformer: {item_shape[0]} points given; accepted: at least {self.group_size}, those of a group")
+            raise ValueError(f"PointTransformer: {item_shape[0]} points given; accepted: at least {self.group_size}, the points of a group")
         return (math.ceil(item_shape[0] / self.points_per_token),)
 
     def group(self, points: Tensor) -> Groups:
-        """The groups behind the tokens of Float[B P 3]: a function of the points, without weights."""
+        """The groups of Float[B P 3], one for each token: a function of the points alone, without weights."""
         (num_groups,) = self.grid(points.shape[1:])
         return group_points(points, num_groups=num_groups, group_size=self.group_size)
 
-    def forward(
-        self,
-        items: Tensor | Sequence[Tensor],
-        *,
-        mask: Tensor | Sequence[Tensor | None] | None = None,
-        keep: Tensor | None = None,
-    ) -> EncoderOutput | list[EncoderOutput]:
-        """See `Encoder.forward`; items are Float[B P 3]. In training, batch norm sees all views of one size together.
-
-        Hidden and dropped tokens still take part in the batch norms of the others, as in the reference code.
-        """
-        if mask is not None and keep is not None:
-            raise ValueError("PointTransformer: mask and keep were both given; hide tokens or drop them, not both")
-        if not isinstance(items, Tensor):
-            if keep is not None:
-                raise ValueError("PointTransformer: keep needs one tensor of items, a list was given")
-            return encode_list(self._encode, items, mask=mask)
-        return self._encode(items, mask=mask, keep=keep)
-
     def _encode(self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None = None) -> EncoderOutput:
+        """Hidden and dropped tokens still take part in the batch norms of the others, as in the reference code."""
         model = self.model
         groups = self.group(items)
         tokens = model.project(model.tokens(items, groups))  # [B N D]
         if mask is not None:
-            tokens = self._hide(tokens, mask=mask, centres=groups.centres)
+            mask_token: Tensor | None = self.mask_token
+            if mask_token is not None and self.mask_position is not None:
+                mask_token = mask_token + self.mask_position(groups.centres)  # [B N D]
+            tokens = hide_tokens(tokens, mask=mask, mask_token=mask_token)
         positions = None if model.position is None else model.position(groups.centres)  # [B N D]
         if keep is not None:
-            if keep.dim() != 2 or keep.shape[0] != items.shape[0]:
-                raise ValueError(f"PointTransformer: keep has shape {tuple(keep.shape)}; accepted: ({items.shape[0]}, tokens to keep)")
-            index = keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])  # [B M D]
-            tokens = tokens.gather(1, index)
-            positions = None if positions is None else positions.gather(1, index)
+            tokens = take(tokens, keep)  # [B M D]
+            positions = None if positions is None else take(positions, keep)
         if model.cls_token is not None:
             tokens = torch.cat([model.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)  # [B 1+N D]
-            if positions is not None:
+            if positions is not None and model.cls_position is not None:
                 positions = torch.cat([model.cls_position.expand(len(tokens), -1, -1), positions], dim=1)
         tokens = model.norm(model.blocks(tokens, positions))
-        patches = tokens[:, self.num_prefix_tokens :]
-        return EncoderOutput(cls=patches.mean(dim=1) if model.cls_token is None else tokens[:, 0], patches=patches)
-
-    def _hide(self, tokens: Tensor, *, mask: Tensor, centres: Tensor) -> Tensor:
-        if self.mask_token is None:
-            raise ValueError("PointTransformer: a mask was given but there is no mask token; call add_mask_token() first")
-        if mask.dtype != torch.bool or mask.shape != tokens.shape[:2]:
-            accepted = f"bool of shape {tuple(tokens.shape[:2])}"
-            raise ValueError(f"PointTransformer: mask is {mask.dtype} of shape {tuple(mask.shape)}; accepted: {accepted}")
-        hidden = self.mask_token if self.mask_position is None else self.mask_token + self.mask_position(centres)
-        return torch.where(mask.unsqueeze(-1), hidden.to(tokens.dtype), tokens)
+        return split_tokens(tokens, num_prefix_tokens=self.num_prefix_tokens, has_class_token=model.cls_token is not None)
 
     def token_inputs(self, items: Tensor, *, corruption: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Encoder.contents`: a token's inputs are the points of its group, relative to the centre."""
+        """See `Encoder.token_inputs`: the inputs of a token are the points of its group, relative to the centre."""
         groups = self.group(items)
         replaced = corruption.gather(1, groups.neighbour_index.flatten(1)).unflatten(1, groups.neighbour_index.shape[1:])  # [B N M]
         return groups.neighbours.permute(0, 3, 1, 2), replaced
 
     def add_mask_token(self) -> None:
-        """Add the learned token that stands for hidden groups, zero at the start; without positions in the trunk it gets its own."""
+        """Add the learned token that stands for hidden groups, zero at the start; an encoder without positions gets some for it alone."""
         if self.mask_token is None:
             self.mask_token = nn.Parameter(next(self.model.parameters()).new_zeros(self.embed_dim))
             if self.model.position is None:
@@ -299,16 +283,16 @@ class PointTransformer(Encoder):
                 self.mask_position.apply(start_weights)
 
     def require_keep(self) -> None:
-        """Every such encoder drops tokens."""
+        """Every encoder of this kind drops tokens."""
 
     def layer_of(self, name: str) -> int:
-        """0 for what makes tokens and positions, i + 1 for block i, `num_layers` + 1 for the final norm and what hides tokens."""
+        """0 for the layers that make tokens and positions, i + 1 for block i, `num_layers` + 1 for the final norm and the mask token."""
         if found := re.match(r"model\.blocks\.(\d+)\.", name):
             return int(found[1]) + 1
         return self.num_layers + 1 if name.startswith(("model.norm.", "mask_")) else 0
 
     def backbone_state(self) -> dict[str, Tensor]:
-        """Own names; those of the blocks are timm's."""
+        """State dict under our own names; those inside the blocks are timm's."""
         return self.model.state_dict()
 
     def load_backbone_state(self, state: dict[str, Tensor]) -> None:

@@ -1,9 +1,10 @@
-"""A ViT behind which one learned query attends to all tokens, as in CoCa's image tower (CONCH): `cls` is what it finds.
+"""A ViT with an attention pool: one learned query attends to all tokens and gives `cls`, as in CoCa's image tower (CONCH).
 
 Left out: the second pool, whose many tokens only a text decoder reads, and the projection into the space of texts.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +12,11 @@ from torch import Tensor, nn
 
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder, load_strictly, register
-from glpretrain.encoders.timm_model import image_card
 from glpretrain.encoders.vit import ViT
 
 
 class _Pool(nn.Module):
-    """One query's attention; named as in the official code, whose files are loaded."""
+    """The attention of one query. Its parameters have the names of the official code, whose files are loaded."""
 
     def __init__(self, in_dim: int, *, out_dim: int, num_heads: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class _Pool(nn.Module):
         self.ln_q, self.ln_k = nn.LayerNorm(out_dim), nn.LayerNorm(in_dim)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Float[B T in_dim] to Float[B out_dim], and Float[B T out_dim]: what each token alone would have given."""
+        """Float[B T in_dim] to the pooled Float[B out_dim], and to Float[B T out_dim]: what each token alone would give."""
         tokens = self.ln_k(tokens)
         query = self.ln_q(self.query).expand(len(tokens), 1, -1)
         pooled, _ = self.attn(query, tokens, tokens, need_weights=False)
@@ -41,24 +41,24 @@ class PooledViT(Encoder):
     Patches are ours: what the pool would give if its query attended to that patch alone, so that they lie in the space of `cls`.
 
     Args:
-        name: of a timm ViT with a class token and no registers.
-        pool_dim: width D of what is pooled.
-        pool_heads: of the pool's attention.
-        img_size: see `ViT`, as what follows.
-        patch_size: in pixels.
-        in_chans: channels.
-        embed_dim: of the ViT.
-        depth: of the ViT.
-        num_heads: of the ViT.
-        mlp_ratio: of the ViT.
-        drop_path_rate: of the ViT.
-        mean: per channel, of items scaled to [0, 1].
-        std: likewise.
-        licence: of the weights.
-        source: of the weights.
+        name: name of a timm ViT with a class token and no registers.
+        pool_dim: width D of the pooled features.
+        pool_heads: number of attention heads of the pool.
+        img_size: height and width of the images, see `ViT`.
+        patch_size: side of a patch in pixels.
+        in_chans: number of channels.
+        embed_dim: width of the ViT's tokens.
+        depth: number of the ViT's blocks.
+        num_heads: number of the ViT's attention heads.
+        mlp_ratio: see `ViT`.
+        drop_path_rate: see `ViT`.
+        mean: mean of each channel, see `ViT`.
+        std: standard deviation of each channel, see `ViT`.
+        licence: licence of the weights.
+        source: source of the weights.
 
     Raises:
-        ValueError: the ViT has other tokens before its patches, or a size does not fit another.
+        ValueError: the ViT has registers or no class token, or a size does not fit another one.
     """
 
     def __init__(
@@ -81,44 +81,54 @@ class PooledViT(Encoder):
         source: str = "",
     ) -> None:
         super().__init__()
-        shape = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
-        self.trunk = ViT(name, img_size=img_size, in_chans=in_chans, drop_path_rate=drop_path_rate, mean=mean, std=std, **shape)
+        self.trunk = ViT(
+            name,
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            drop_path_rate=drop_path_rate,
+            mean=mean,
+            std=std,
+        )
         if self.trunk.model.cls_token is None or self.trunk.num_prefix_tokens != 1:
             raise ValueError(f"PooledViT: name={name!r} given; accepted: a ViT with a class token and no registers")
         if pool_dim % pool_heads:
             raise ValueError(f"PooledViT: pool_dim={pool_dim} does not divide into pool_heads={pool_heads}")
         self.attn_pool_contrast = _Pool(self.trunk.embed_dim, out_dim=pool_dim, num_heads=pool_heads)
         self.ln_contrast = nn.LayerNorm(pool_dim)
-        arguments = {
-            **{key: self.trunk.card.arguments[key] for key in ("name", "img_size", "in_chans", "drop_path_rate", *shape)},
-            "pool_dim": pool_dim,
-            "pool_heads": pool_heads,
-            "licence": licence,
-            "source": source,
-        }
-        self._card = image_card("PooledViT", arguments, mean=mean, std=std, patch_size=self.trunk.card.patch_size, embed_dim=pool_dim)
+        trunk = self.trunk.card
+        taken = (
+            "name",
+            "img_size",
+            "patch_size",
+            "in_chans",
+            "embed_dim",
+            "depth",
+            "num_heads",
+            "mlp_ratio",
+            "drop_path_rate",
+            "mean",
+            "std",
+        )
+        arguments = {key: trunk.arguments[key] for key in taken}
+        arguments |= {"pool_dim": pool_dim, "pool_heads": pool_heads, "licence": licence, "source": source}
+        self._card = replace(trunk, encoder="PooledViT", arguments=arguments, embed_dim=pool_dim, licence=licence, source=source)
 
     @property
     def num_layers(self) -> int:
-        """Blocks of the ViT."""
+        """Number of the ViT's blocks."""
         return self.trunk.num_layers
 
     def grid(self, item_shape: Sequence[int]) -> tuple[int, int]:
         """See `ViT.grid`."""
         return self.trunk.grid(item_shape)
 
-    def forward(
-        self,
-        items: Tensor | Sequence[Tensor],
-        *,
-        mask: Tensor | Sequence[Tensor | None] | None = None,
-        keep: Tensor | None = None,
-    ) -> EncoderOutput | list[EncoderOutput]:
-        """See `Encoder.forward`; items are Float[B C H W]."""
+    def _encode(self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None = None) -> EncoderOutput:
         output = self.trunk(items, mask=mask, keep=keep)
-        return self._pooled(output) if isinstance(output, EncoderOutput) else [self._pooled(one) for one in output]
-
-    def _pooled(self, output: EncoderOutput) -> EncoderOutput:
         cls, tokens = self.attn_pool_contrast(torch.cat([output.cls.unsqueeze(1), output.patches], dim=1))  # [B D], [B 1+N D]
         return EncoderOutput(cls=self.ln_contrast(cls), patches=self.ln_contrast(tokens[:, 1:]))
 
@@ -131,7 +141,7 @@ class PooledViT(Encoder):
         self.trunk.require_keep()
 
     def layer_of(self, name: str) -> int:
-        """As in the ViT; the pool follows the last block."""
+        """Layers of the ViT; the pool follows its last block."""
         return self.trunk.layer_of(name.removeprefix("trunk.")) if name.startswith("trunk.") else self.num_layers + 1
 
     def backbone_state(self) -> dict[str, Tensor]:

@@ -1,17 +1,54 @@
-"""What the two timm adapters share: sizes, channel statistics and the folder layout that timm opens by itself."""
+"""What the timm adapters share: sizes and channel statistics, positions for another grid, and the folder that timm opens by itself."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import is_model_in_modules
+from torch import Tensor, nn
 
 from glpretrain.core.types import EncoderCard
+
+TimmArguments = dict[str, str | int | float | bool | list[int]]
+
+# How learned positions are resized to another grid of tokens. timm: bicubic to the new size, antialiased. bicubic: the same without
+# antialiasing. dino: bicubic by a factor for a grid that is larger by 0.1, which moves every sampling point a little; this is DINO's
+# guard against rounding, and iBOT, Mugs and DINOv2 kept it.
+PositionResize = Literal["timm", "bicubic", "dino"]
+POSITION_RESIZES: tuple[PositionResize, ...] = ("timm", "bicubic", "dino")
+
+_create_model: Callable[..., nn.Module] = timm.create_model  # every model has keyword arguments of its own
+
+
+def build_timm_model(name: str, arguments: TimmArguments) -> nn.Module:
+    """The timm model of that name, with fresh weights."""
+    return _create_model(name, pretrained=False, **arguments)
+
+
+def check_model(name: str, modules: Sequence[str], *, encoder: str) -> None:
+    """Check that a model belongs to one of these modules of timm.
+
+    Args:
+        name: name of a timm model.
+        modules: accepted modules of `timm.models`.
+        encoder: name of the adapter, for the message.
+
+    Raises:
+        ValueError: timm has no such model, or it belongs to another module.
+    """
+    if not timm.is_model(name) or not is_model_in_modules(name, modules):
+        raise ValueError(f"{encoder}: name={name!r} given; accepted: models of timm's {', '.join(modules)} (see timm.list_models)")
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Height and width.
 
     Raises:
-        ValueError: neither one positive number nor two.
+        ValueError: the size is neither one positive number nor two.
     """
     sizes = (size, size) if isinstance(size, int) else tuple(size)
     if len(sizes) != 2 or min(sizes) < 1:
@@ -22,7 +59,7 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
 def normalisation(
     mean: Sequence[float] | None, std: Sequence[float] | None, *, in_chans: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std per channel, with ImageNet's (three channels) or 0.5 where None is given.
+    """Mean and standard deviation of each channel; None stands for ImageNet's (three channels) or 0.5 (any other number).
 
     Raises:
         ValueError: their length is not the number of channels.
@@ -39,40 +76,94 @@ def normalisation(
 
 def image_card(
     encoder: str,
-    arguments: dict[str, str | int | float | bool | list[int] | None],
     *,
+    arguments: Mapping[str, str | int | float | bool | list[int] | list[float] | None],
+    img_size: tuple[int, int],
+    in_chans: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    patch_size: tuple[int, int],
+    licence: str,
+    source: str,
+    patch_size: tuple[int, ...],
     embed_dim: int,
 ) -> EncoderCard:
-    """The card of a timm adapter.
+    """The card of an adapter.
 
     Args:
         encoder: registered name of the adapter.
-        arguments: of its constructor; `in_chans`, `img_size`, `licence` and `source` among them.
-        mean: as given, see `normalisation`.
-        std: as given.
+        arguments: arguments of its constructor that have no parameter of their own here.
+        img_size: height and width of the images.
+        in_chans: number of channels.
+        mean: as given by the user, see `normalisation`.
+        std: as given by the user.
+        licence: licence of the weights.
+        source: source of the weights.
         patch_size: height and width of a token in pixels.
-        embed_dim: width D.
+        embed_dim: width D of the features.
     """
-    channels = arguments["in_chans"]
-    mean, std = normalisation(mean, std, in_chans=channels)
+    means, stds = normalisation(mean, std, in_chans=in_chans)
+    own = {"img_size": list(img_size), "in_chans": in_chans, "mean": list(means), "std": list(stds), "licence": licence, "source": source}
     return EncoderCard(
         encoder=encoder,
-        arguments={**arguments, "mean": list(mean), "std": list(std)},
+        arguments={**arguments, **own},
         modality="image",
-        item_shape=(channels, *arguments["img_size"]),
+        item_shape=(in_chans, *img_size),
         patch_size=patch_size,
         embed_dim=embed_dim,
-        mean=mean,
-        std=std,
-        licence=arguments["licence"],
-        source=arguments["source"],
+        mean=means,
+        std=stds,
+        licence=licence,
+        source=source,
     )
 
 
-def timm_config(card: EncoderCard, *, model_args: dict) -> dict:
+def image_grid(card: EncoderCard, item_shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of tokens for an image of shape C H W.
+
+    Args:
+        card: card of the encoder.
+        item_shape: shape of the image.
+
+    Raises:
+        ValueError: the number of channels is another one, or a side does not divide into patches.
+    """
+    name, channels = card.arguments["name"], card.item_shape[0]
+    if len(item_shape) != 3 or item_shape[0] != channels:
+        raise ValueError(f"{name}: item shape {tuple(item_shape)} given; accepted: ({channels}, height, width)")
+    for side, length, patch in zip(("height", "width"), item_shape[1:], card.patch_size, strict=True):
+        if length % patch or length == 0:
+            nearest = sorted({max(length // patch, 1) * patch, (length // patch + 1) * patch})
+            raise ValueError(f"{name}: {side} {length} does not divide by the patch of {patch} pixels; nearest accepted: {nearest}")
+    return item_shape[1] // card.patch_size[0], item_shape[2] // card.patch_size[1]
+
+
+def resize_positions(positions: Tensor, *, grid: Sequence[int], new_grid: Sequence[int], how: PositionResize) -> Tensor:
+    """Resize learned positions to another grid; where both grids are the same, they stay as they are.
+
+    Args:
+        positions: Float[1 R+N D]; the first R belong to class and register tokens, which have no place, and stay as they are.
+        grid: rows and columns, N in all.
+        new_grid: rows and columns, M in all.
+        how: see `PositionResize`.
+
+    Returns:
+        Float[1 R+M D].
+    """
+    if tuple(grid) == tuple(new_grid):
+        return positions
+    num_prefix = positions.shape[1] - math.prod(grid)
+    maps = positions[:, num_prefix:].float().unflatten(1, tuple(grid)).permute(0, 3, 1, 2)  # [1 D h w]
+    if how == "dino":
+        factors = [(new + 0.1) / old for new, old in zip(new_grid, grid, strict=True)]
+        maps = F.interpolate(maps, scale_factor=factors, mode="bicubic")
+    else:
+        maps = F.interpolate(maps, size=list(new_grid), mode="bicubic", antialias=how == "timm")
+    assert maps.shape[2:] == tuple(new_grid)
+    resized = maps.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)  # [1 M D]
+    return torch.cat((positions[:, :num_prefix], resized), dim=1)
+
+
+def timm_config(card: EncoderCard, *, model_args: TimmArguments) -> dict[str, object]:
     """The `config.json` of a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` opens."""
     return {
         "architecture": card.arguments["name"],

@@ -1,6 +1,6 @@
-"""The weights of one encoder into another that computes the same: to train on from where someone stopped.
+"""Copy the weights of one encoder into another that computes the same, to train on from where someone stopped.
 
-What is compared is what the two compute, not what they are called: a model of another name is welcome when its features are equal.
+The two are compared by what they compute, not by their names: a model of another name is accepted when its features are equal.
 Left out: reading files (`glpretrain.weights`).
 """
 
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from glpretrain.encoders.base import Encoder, build
-from glpretrain.encoders.positions import resize_positions
+from glpretrain.encoders.timm_model import resize_positions
+from glpretrain.encoders.vit import ViT
 
 _POSITIONS = "pos_embed"
-# What a run chooses for itself, whatever the weights were trained with.
-_FREE = ("img_size", "num_points", "drop_path_rate", "licence", "source")
-_TOLERANCE = 1e-5  # of the largest feature; the operations are the same, so all that is left is rounding
+# Arguments that a run chooses for itself, whatever the weights were trained with.
+_FREE = ("img_size", "num_points", "drop_path_rate", "drop_path_uniform", "licence", "source")
+_TOLERANCE = 1e-5  # as a share of the largest feature; the operations are the same, so only rounding differs
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Transfer:
     """What `copy_backbone` did.
 
     Args:
-        num_tensors: copied, all there are.
-        resized: name of every tensor that was resampled, with its grid before and after.
+        num_tensors: number of tensors that were copied: all of the backbone.
+        resized: grid before and after of every tensor that was resized, by the tensor's name.
     """
 
     num_tensors: int
@@ -37,17 +38,17 @@ class Transfer:
 
 
 def copy_backbone(source: Encoder, *, target: Encoder) -> Transfer:
-    """Give `target` the weights of `source`; only its position grid may be of another size.
+    """Copy the weights of `source` into `target`; only the grid of its positions may have another size.
 
     Args:
-        source: a loaded encoder.
-        target: the one that is going to be trained; its mask token stays as it is.
+        source: an encoder with loaded weights.
+        target: the encoder that is going to be trained; its mask token stays as it is.
 
     Returns:
         How many tensors were copied, and which were resized.
 
     Raises:
-        ValueError: the two differ in anything else; says how, and what `target` has to be built with.
+        ValueError: the two differ in anything else; the message says in what, and with which arguments `target` has to be built.
     """
     theirs, ours = _facts(source), _facts(target)
     if differing := [f"{name} {theirs[name]} where the recipe says {ours[name]}" for name in theirs if theirs[name] != ours[name]]:
@@ -56,9 +57,9 @@ def copy_backbone(source: Encoder, *, target: Encoder) -> Transfer:
     _check_features(source, state, target=target)
     resized = {}
     grids = [encoder.grid(encoder.card.item_shape) for encoder in (source, target)]
-    if _POSITIONS in state and grids[0] != grids[1]:
-        how = source.card.arguments.get("position_resize", "timm")
-        state = {**state, _POSITIONS: resize_positions(state[_POSITIONS], grid=grids[0], new_grid=grids[1], how=how)}
+    if isinstance(source, ViT) and _POSITIONS in state and grids[0] != grids[1]:
+        resized_grid = resize_positions(state[_POSITIONS], grid=grids[0], new_grid=grids[1], how=source.position_resize)
+        state = {**state, _POSITIONS: resized_grid}
         resized[_POSITIONS] = (grids[0], grids[1])
     try:
         target.load_backbone_state(state)
@@ -68,7 +69,7 @@ def copy_backbone(source: Encoder, *, target: Encoder) -> Transfer:
 
 
 def _facts(encoder: Encoder) -> dict[str, str]:
-    """What has to be equal and reads well in a message; `_check_features` finds the rest."""
+    """What has to be equal and can be named in a message; `_check_features` finds every other difference."""
     card = encoder.card
     return {
         "encoder": card.encoder,
@@ -82,11 +83,11 @@ def _facts(encoder: Encoder) -> dict[str, str]:
 
 
 def _check_features(source: Encoder, state: dict[str, Tensor], *, target: Encoder) -> None:
-    """Equal shapes do not make equal functions: heads, activation and registers are compared by what comes out."""
+    """Equal shapes do not make equal functions: attention heads, activation and registers are compared by the features."""
     arguments = dict(target.card.arguments)
     if "img_size" in arguments:
         arguments["img_size"] = list(source.card.item_shape[1:])
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; the run draws on as if nothing had been
+    with torch.random.fork_rng(devices=[]):  # these weights are overwritten; the run's own random numbers must not move
         twin = build(replace(target.card, arguments=arguments)).eval()
     try:
         twin.load_backbone_state(state)
@@ -100,7 +101,9 @@ def _check_features(source: Encoder, state: dict[str, Tensor], *, target: Encode
         expected, found = source(item), twin(item)
     source.train(was_training)
     for name, value, wanted in zip(found._fields, found, expected, strict=True):
-        if not torch.allclose(value, wanted, rtol=0.0, atol=_TOLERANCE * wanted.abs().max().item()):
+        if value is None or wanted is None:
+            assert value is wanted, f"{name}: one encoder has none"
+        elif not torch.allclose(value, wanted, rtol=0.0, atol=_TOLERANCE * wanted.abs().max().item()):
             off = (value - wanted).abs().max().item()
             raise ValueError(
                 f"the backbone's weights fit the recipe's encoder, which computes something else with them ({name} is off by {off:.2g})"
@@ -109,7 +112,7 @@ def _check_features(source: Encoder, state: dict[str, Tensor], *, target: Encode
 
 
 def _advice(source: Encoder, *, target: Encoder) -> str:
-    """The arguments that would make the two equal."""
+    """What to change in the recipe: the arguments that would make the two equal."""
     given, own = source.card.arguments, target.card.arguments
     wanted = {name: value for name, value in given.items() if name not in _FREE and value is not None and value != own.get(name)}
     listed = ", ".join(f"{name}={value}" for name, value in wanted.items())

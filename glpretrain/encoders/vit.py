@@ -1,26 +1,41 @@
 """The timm ViT adapter: any plain Vision Transformer of timm, with tokens that can be hidden or dropped.
 
-It runs timm's own patch embedding, position step, blocks and norm, so that with nothing hidden and nothing dropped it equals
-timm's `forward_features` bit for bit. Left out: pyramids and windowed attention (`features.FeatureMap` takes those), NaFlexVit
-and the towers of vision-language models, whose patch and position steps are one.
+It runs timm's own patch embedding, position step, blocks and norm. With nothing hidden and nothing dropped, class token, registers and
+patches together equal timm's `forward_features` bit for bit. Left out: pyramids and windowed attention (see `feature_maps.FeatureMap`),
+NaFlexVit, and the towers of vision-language models, whose patch and position steps are one.
 """
 
 import re
 from collections.abc import Sequence
 
-import timm
 import torch
+from timm.layers.drop import DropPath
+from timm.layers.hybrid_embed import HybridEmbed
+from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from timm.models import is_model_in_modules
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
+from glpretrain.core.clouds import take
 from glpretrain.core.types import EncoderCard, EncoderOutput
-from glpretrain.encoders.base import Encoder, encode_list, load_strictly, register
-from glpretrain.encoders.positions import POSITION_RESIZES, PositionResize, resize_positions
-from glpretrain.encoders.timm_model import image_card, pair, timm_config
+from glpretrain.encoders.base import Encoder, check_numbers, load_strictly, register
+from glpretrain.encoders.sequences import hide_tokens, split_tokens
+from glpretrain.encoders.timm_model import (
+    POSITION_RESIZES,
+    PositionResize,
+    TimmArguments,
+    build_timm_model,
+    check_model,
+    image_card,
+    image_grid,
+    pair,
+    resize_positions,
+    timm_config,
+)
 
 # Modules of timm whose models are plain ViTs, and those among them whose relative positions are tied to one image size.
 VIT_MODULES = ("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "deit", "eva", "beit")
@@ -32,26 +47,32 @@ class ViT(Encoder):
     """A timm ViT with fresh weights.
 
     Args:
-        name: of a timm model, such as `vit_small_patch16_224`.
-        img_size: height and width that the position embedding is made for; views of other sizes are taken too.
-        patch_size: in pixels; None is timm's own.
-        in_chans: channels.
-        embed_dim: None is timm's own.
+        name: name of a timm model, such as `vit_small_patch16_224`.
+        img_size: height and width that the position embedding is made for; views of other sizes are accepted too.
+        patch_size: side of a patch in pixels; None is timm's own.
+        in_chans: number of channels.
+        embed_dim: width D of the tokens; None is timm's own.
         depth: number of blocks; None is timm's own.
-        num_heads: None is timm's own.
-        mlp_ratio: width of a block's hidden layer by D (both halves of a gated one together, where timm packs them); None is timm's own.
-        drop_path_rate: stochastic depth.
-        position_resize: how learned positions are resized to a view of another size, see `positions.PositionResize`.
-        norm_eps: of every layer norm; None is timm's own.
-        rope_periods: of DINOv3's rotary positions, one per frequency; None is timm's own (published files hold rounded ones).
-        mean: per channel, of items scaled to [0, 1]; None is ImageNet's for three channels and 0.5 otherwise.
-        std: likewise.
-        licence: of the weights.
-        source: of the weights.
+        num_heads: number of attention heads; None is timm's own.
+        mlp_ratio: width of a block's hidden layer, divided by D (both halves of a gated one together, where timm packs them); None is
+            timm's own.
+        drop_path_rate: rate of stochastic depth in the last block; it grows evenly from 0 in the first one, as in DINO, iBOT and Mugs.
+        drop_path_uniform: give every block that same rate, as DINOv2 and GPFM do (`drop_path_uniform: true` in their
+            dinov2/configs/ssl_default_config.yaml, used in dinov2/models/vision_transformer.py). Above a rate of 0.1 their code drops an
+            exact share of the batch (dinov2/layers/block.py); here each item is drawn by itself.
+        position_resize: how learned positions are resized to a view of another size, see `timm_model.PositionResize`.
+        norm_eps: epsilon of every layer norm; None is timm's own.
+        rope_periods: periods of DINOv3's rotary positions, one per frequency; None is timm's own (published files hold rounded ones).
+        mean: mean of each channel, of images scaled to [0, 1]; None stands for ImageNet's (three channels) or 0.5.
+        std: standard deviation of each channel; None as for `mean`.
+        licence: licence of the weights.
+        source: source of the weights.
 
     Raises:
-        ValueError: `name` is no ViT of timm, or a size does not fit another.
+        ValueError: `name` is no ViT of timm, a size does not fit another one, or `drop_path_uniform` is set without a rate.
     """
+
+    mask_token: nn.Parameter | None
 
     def __init__(
         self,
@@ -65,6 +86,7 @@ class ViT(Encoder):
         num_heads: int | None = None,
         mlp_ratio: float | None = None,
         drop_path_rate: float = 0.0,
+        drop_path_uniform: bool = False,
         position_resize: PositionResize = "timm",
         norm_eps: float | None = None,
         rope_periods: Sequence[float] | None = None,
@@ -74,71 +96,75 @@ class ViT(Encoder):
         source: str = "",
     ) -> None:
         super().__init__()
-        if not timm.is_model(name) or not is_model_in_modules(name, VIT_MODULES):
-            raise ValueError(f"ViT: name={name!r} given; accepted: models of timm's {', '.join(VIT_MODULES)} (see timm.list_models)")
+        check_model(name, VIT_MODULES, encoder="ViT")
+        counts = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
+        positive = {"mlp_ratio": mlp_ratio, "norm_eps": norm_eps}
+        check_numbers("ViT", counts={**counts, "in_chans": in_chans}, positive=positive, drop_path_rate=drop_path_rate)
+        if drop_path_uniform and drop_path_rate == 0.0:
+            raise ValueError("ViT: drop_path_uniform=True given with drop_path_rate=0.0; set a rate above 0 or leave drop_path_uniform out")
+        if position_resize not in POSITION_RESIZES:
+            raise ValueError(f"ViT: position_resize={position_resize!r} given; accepted: {', '.join(POSITION_RESIZES)}")
         self._fixed_size = is_model_in_modules(name, _FIXED_SIZE_MODULES)
         height, width = pair(img_size)
+        shape = {**counts, "mlp_ratio": mlp_ratio}
+        chosen: TimmArguments = {key: value for key, value in shape.items() if value is not None}
         # No pooling: timm then keeps the final norm on the tokens and builds no pooling head that would never get a gradient.
-        timm_args: dict[str, str | int | float | bool | list[int]] = {
+        self._timm_args: TimmArguments = {
             "img_size": [height, width],
             "in_chans": in_chans,
             "num_classes": 0,
             "global_pool": "token" if "distilled" in name else "",
             "drop_path_rate": drop_path_rate,
+            **chosen,
         }
         if not self._fixed_size:
-            timm_args["dynamic_img_size"] = True
+            self._timm_args["dynamic_img_size"] = True
         if is_model_in_modules(name, ("vision_transformer_relpos",)):
-            timm_args["fc_norm"] = False  # some of these name the norm behind the pooling whatever the pooling is
-        shape_args = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
-        chosen = {key: value for key, value in shape_args.items() if value is not None}
-        for key, value in {**chosen, "in_chans": in_chans}.items():
-            if key != "mlp_ratio" and value < 1:
-                raise ValueError(f"ViT: {key}={value} given; accepted: at least 1")
-        for key, value in (("mlp_ratio", mlp_ratio), ("norm_eps", norm_eps)):
-            if value is not None and value <= 0.0:
-                raise ValueError(f"ViT: {key}={value} given; accepted: above 0")
-        if not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(f"ViT: drop_path_rate={drop_path_rate} given; accepted: [0, 1)")
-        timm_args.update(chosen)
+            self._timm_args["fc_norm"] = False  # some of these name the norm behind the pooling whatever the pooling is
         try:
-            self.model = timm.create_model(name, pretrained=False, **timm_args)
+            model = build_timm_model(name, self._timm_args)
         except AssertionError as refusal:  # how timm refuses sizes that do not fit one another
             raise ValueError(f"ViT: timm refuses to build {name} with {chosen}: {refusal}") from refusal
-        if isinstance(self.model, (Beit, Eva)):
-            _check_width(self.model, name=name)
-        if position_resize not in POSITION_RESIZES:
-            raise ValueError(f"ViT: position_resize={position_resize!r} given; accepted: {', '.join(POSITION_RESIZES)}")
-        if position_resize != "timm" and (type(self.model) is not VisionTransformer or self.model.pos_embed is None):
+        assert isinstance(model, VisionTransformer | VisionTransformerRelPos | Beit | Eva)
+        self.model = model
+        if isinstance(model, Beit | Eva):
+            _check_width(model, name=name)
+        if position_resize != "timm" and (type(model) is not VisionTransformer or model.pos_embed is None):
             raise ValueError(f"ViT: position_resize={position_resize!r} given; {name} accepts timm only")
-        self._position_resize: PositionResize = position_resize
+        self.position_resize: PositionResize = position_resize
         if norm_eps is not None:
-            for module in self.model.modules():
+            for module in model.modules():
                 if isinstance(module, nn.LayerNorm):
                     module.eps = norm_eps
         if rope_periods is not None:
-            _set_rope_periods(self.model, rope_periods, name=name)
+            _set_rope_periods(model, rope_periods, name=name)
+        if drop_path_uniform:
+            _set_drop_paths(model.blocks, rate=drop_path_rate)
         self.register_parameter("mask_token", None)
-        self._timm_args = timm_args
+        assert isinstance(model.patch_embed, PatchEmbed | HybridEmbed)
+        ratio = model.patch_embed.feat_ratio(as_scalar=False)
+        assert isinstance(ratio, tuple)
         arguments = {
             "name": name,
-            "img_size": [height, width],
-            "in_chans": in_chans,
             "drop_path_rate": drop_path_rate,
+            # Written only where it is set: cards of earlier versions, and the fingerprints made from them, stay the same.
+            **({"drop_path_uniform": True} if drop_path_uniform else {}),
             "position_resize": position_resize,
             "norm_eps": norm_eps,
             "rope_periods": None if rope_periods is None else list(rope_periods),
-            "licence": licence,
-            "source": source,
-            **shape_args,
+            **shape,
         }
         self._card = image_card(
             "ViT",
-            arguments,
+            arguments=arguments,
+            img_size=(height, width),
+            in_chans=in_chans,
             mean=mean,
             std=std,
-            patch_size=tuple(self.model.patch_embed.feat_ratio(as_scalar=False)),
-            embed_dim=self.model.embed_dim,
+            licence=licence,
+            source=source,
+            patch_size=ratio,
+            embed_dim=model.embed_dim,
         )
         self.grid((in_chans, height, width))
 
@@ -149,87 +175,45 @@ class ViT(Encoder):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Class, distillation and register tokens that stand before the patches."""
+        """Number of class, distillation and register tokens, which stand before the patches."""
         return self.model.num_prefix_tokens
 
     def grid(self, item_shape: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns of tokens for an item of shape C H W.
+        """Rows and columns of tokens for an image of shape C H W.
 
         Raises:
-            ValueError: the shape does not divide into patches, or the model takes one size only.
+            ValueError: the model accepts one size only, or see `timm_model.image_grid`.
         """
-        channels, *size = item_shape
-        name, accepted = self._card.arguments["name"], self._card.item_shape
-        if channels != accepted[0] or len(size) != 2:
-            raise ValueError(f"{name}: item shape {tuple(item_shape)} given; accepted: ({accepted[0]}, height, width)")
-        if self._fixed_size and tuple(size) != accepted[1:]:
-            raise ValueError(f"{name}: size {tuple(size)} given; its relative positions accept {accepted[1:]} only")
-        for axis, (length, patch) in enumerate(zip(size, self._card.patch_size, strict=True)):
-            if length % patch or length == 0:
-                nearest = sorted({max(length // patch, 1) * patch, (length // patch + 1) * patch})
-                raise ValueError(
-                    f"{name}: {('height', 'width')[axis]} {length} does not divide by the patch of {patch} pixels; "
-                    f"nearest accepted: {nearest}"
-                )
-        rows, columns = (length // patch for length, patch in zip(size, self._card.patch_size, strict=True))
-        return rows, columns
-
-    def forward(
-        self,
-        items: Tensor | Sequence[Tensor],
-        *,
-        mask: Tensor | Sequence[Tensor | None] | None = None,
-        keep: Tensor | None = None,
-    ) -> EncoderOutput | list[EncoderOutput]:
-        """See `Encoder.forward`; items are Float[B C H W]."""
-        if mask is not None and keep is not None:
-            raise ValueError("ViT: mask and keep were both given; hide tokens or drop them, not both")
-        if not isinstance(items, Tensor):
-            if keep is not None:
-                raise ValueError("ViT: keep needs one tensor of items, a list was given")
-            return encode_list(self._encode, items, mask=mask)
-        return self._encode(items, mask=mask, keep=keep)
+        accepted, size = self._card.item_shape[1:], tuple(item_shape[1:])
+        if self._fixed_size and size != accepted:
+            raise ValueError(f"{self._card.arguments['name']}: size {size} given; its relative positions accept {accepted} only")
+        return image_grid(self._card, item_shape)
 
     def _encode(self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None = None) -> EncoderOutput:
-        model, prefix = self.model, self.num_prefix_tokens
-        rows, columns = self.grid(items.shape[1:])
+        model = self.model
+        self.grid(items.shape[1:])
         tokens = model.patch_embed(items)  # [B h w D], or [B N D] where the size is fixed
         if mask is not None:
-            tokens = self._hide(tokens, mask=mask, count=rows * columns)
-        tokens, block_args = self._add_positions(tokens)  # [B R+N D], R prefix tokens
+            tokens = hide_tokens(tokens, mask=mask, mask_token=self.mask_token)
+        tokens, block_args = self._add_positions(tokens)  # [B T D], prefix tokens first
         if keep is not None:
-            if self._fixed_size:
-                self.require_keep()
-            if keep.shape[0] != items.shape[0] or keep.dim() != 2:
-                raise ValueError(f"ViT: keep has shape {tuple(keep.shape)}; accepted: ({items.shape[0]}, tokens to keep)")
-            kept = tokens[:, prefix:].gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))  # [B M D]
-            tokens = torch.cat((tokens[:, :prefix], kept), dim=1)  # [B R+M D]
+            prefix, patches = tokens.tensor_split([self.num_prefix_tokens], dim=1)
+            tokens = torch.cat((prefix, take(patches, keep)), dim=1)
             block_args = [{name: _gather_rope(rope, keep) for name, rope in args.items()} for args in block_args]
-        if isinstance(model, (VisionTransformer, Eva)):
+        if isinstance(model, VisionTransformer | Eva):
             tokens = model.norm_pre(tokens)
         for block, args in zip(model.blocks, block_args, strict=True):
             tokens = block(tokens, **args)
         tokens = model.norm(tokens)
-        patches = tokens[:, prefix:]
-        return EncoderOutput(cls=patches.mean(dim=1) if model.cls_token is None else tokens[:, 0], patches=patches)
-
-    def _hide(self, tokens: Tensor, *, mask: Tensor, count: int) -> Tensor:
-        if self.mask_token is None:
-            raise ValueError("ViT: a mask was given but there is no mask token; call add_mask_token() first")
-        if mask.dtype != torch.bool or mask.shape != (tokens.shape[0], count):
-            raise ValueError(
-                f"ViT: mask is {mask.dtype} of shape {tuple(mask.shape)}; accepted: bool of shape ({tokens.shape[0]}, {count})"
-            )
-        hidden = mask.reshape(tokens.shape[:-1]).unsqueeze(-1)
-        return torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
+        return split_tokens(tokens, num_prefix_tokens=self.num_prefix_tokens, has_class_token=model.cls_token is not None)
 
     def _add_positions(self, tokens: Tensor) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """The tokens with prefix and position, and what each block has to be told about positions."""
+        """The tokens with prefix and positions, Float[B T D], and what each block has to be told about positions."""
         model, depth = self.model, self.num_layers
         if isinstance(model, VisionTransformer):
-            if self._position_resize == "timm" or tokens.shape[1:3] == model.patch_embed.grid_size:
+            if self.position_resize == "timm" or tokens.shape[1:3] == model.patch_embed.grid_size:
                 return model._pos_embed(tokens), [{}] * depth
-            return self._add_resized(tokens), [{}] * depth
+            return self._add_resized(model, tokens), [{}] * depth
         if isinstance(model, Eva):
             tokens, rope = model._pos_embed(tokens)
             if rope is None:
@@ -244,11 +228,11 @@ class ViT(Encoder):
             bias = {} if model.shared_rel_pos is None else {"shared_rel_pos": model.shared_rel_pos.get_bias()}
         return tokens, [bias] * depth
 
-    def _add_resized(self, tokens: Tensor) -> Tensor:
-        """timm's position step with the positions resized otherwise: Float[B h w D] to Float[B R+N D]."""
-        model = self.model
+    def _add_resized(self, model: VisionTransformer, tokens: Tensor) -> Tensor:
+        """timm's position step with positions that are resized in another way: Float[B h w D] to Float[B T D]."""
+        assert model.pos_embed is not None
         positions = resize_positions(
-            model.pos_embed, grid=model.patch_embed.grid_size, new_grid=tokens.shape[1:3], how=self._position_resize
+            model.pos_embed, grid=model.patch_embed.grid_size, new_grid=tokens.shape[1:3], how=self.position_resize
         )
         prefix = [token.expand(tokens.shape[0], -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
         if model.no_embed_class:
@@ -258,7 +242,7 @@ class ViT(Encoder):
         return model.pos_drop(tokens)
 
     def add_mask_token(self) -> None:
-        """Add the learned token that stands for hidden patches, zero at the start (as iBOT)."""
+        """Add the learned token that stands for hidden patches, zero at the start (as in iBOT)."""
         if self.mask_token is None:
             self.mask_token = nn.Parameter(next(self.model.parameters()).new_zeros(self.embed_dim))
 
@@ -276,7 +260,7 @@ class ViT(Encoder):
         return self.num_layers + 1 if name.startswith(("model.norm.", "mask_token")) else 0
 
     def embeds_patches(self, name: str) -> bool:
-        """The projection of pixels, not the tokens and positions that join it."""
+        """True for the projection of pixels, not for the tokens and positions that are added to it."""
         return name.startswith("model.patch_embed.")
 
     def backbone_state(self) -> dict[str, Tensor]:
@@ -287,14 +271,15 @@ class ViT(Encoder):
         """Inverse of `backbone_state`, strict."""
         load_strictly(self.model, state)
 
-    def library_config(self, card: EncoderCard) -> dict:
+    def library_config(self, card: EncoderCard) -> dict[str, object]:
         """What timm needs to open an exported folder."""
         return timm_config(card, model_args=self._timm_args)
 
 
 def _check_width(model: Beit | Eva, *, name: str) -> None:
     """These two accept any width at first and fail at the first image."""
-    heads = model.blocks[0].attn.num_heads
+    heads = model.blocks[0].get_submodule("attn").num_heads
+    assert isinstance(heads, int)
     # A rotation needs pairs of channels for either axis of the image.
     unit = 4 * heads if isinstance(model, Eva) and model.rope is not None else heads
     if model.embed_dim % unit:
@@ -304,9 +289,19 @@ def _check_width(model: Beit | Eva, *, name: str) -> None:
 def _set_rope_periods(model: nn.Module, periods: Sequence[float], *, name: str) -> None:
     if not isinstance(model, Eva) or not isinstance(model.rope, RotaryEmbeddingDinoV3):
         raise ValueError(f"ViT: rope_periods given; {name} has no rotary positions of DINOv3")
-    if len(periods) != model.rope.periods.numel():
-        raise ValueError(f"ViT: rope_periods has {len(periods)} values; accepted by {name}: {model.rope.periods.numel()}")
-    model.rope.periods.copy_(torch.tensor(periods))
+    own = model.rope.periods
+    assert isinstance(own, Tensor)
+    if len(periods) != own.numel():
+        raise ValueError(f"ViT: rope_periods has {len(periods)} values; accepted by {name}: {own.numel()}")
+    own.copy_(torch.tensor(periods))
+
+
+def _set_drop_paths(blocks: nn.Module, *, rate: float) -> None:
+    """Give every residual branch of every block this rate: timm gives the first block none, and so no module that could drop."""
+    for module in list(blocks.modules()):
+        for name, _ in list(module.named_children()):
+            if name.startswith("drop_path"):
+                module.add_module(name, DropPath(rate))
 
 
 def _gather_rope(rope: Tensor, keep: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Everything is found by content. A batch of features is named by the digests of its items, the size they were brought to, the layer
 and the precision; its folder by the encoder's weights and card. So a changed file, weight or setting can never meet old features,
-an interrupted evaluation goes on where it stopped, and evaluators that read the same items share one extraction.
+an interrupted evaluation goes on where it stopped, and evaluators that read the same items share one extraction. Only `cls` and `patches`
+are kept: an output that comes from the cache has no registers.
 """
 
 import json
@@ -15,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glpretrain.core.types import EncoderOutput
-from glpretrain.encoders.base import Encoder
-from glpretrain.encoders.fingerprint import fingerprint
+from glpretrain.encoders.base import Encoder, fingerprint
 
 _LOG = logging.getLogger(__name__)
 _MEMORY_BYTES = 1 << 30

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from glpretrain.core import keys
 from glpretrain.data.sources.base import Item, Source, UnreadableItemError
-from glpretrain.encoders.fingerprint import bytes_of
+from glpretrain.encoders.base import bytes_of
 from glpretrain.modalities.points import with_count
 
 _LOG = logging.getLogger(__name__)

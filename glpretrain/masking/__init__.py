@@ -1,4 +1,4 @@
-"""What is hidden from the student: masks over tokens, masks that know the regions of a face, groups of pixels."""
+"""What is hidden from the student: masks over tokens, masks over the regions of a face, and groups of pixels that are replaced."""
 
 from glpretrain.masking.corruption import Corruption, GroupCorruption
 from glpretrain.masking.regions import FACE_REGIONS, CRFRPMask, CRFRRMask, FaskingMask, FRPMask, Hidden, RegionMask

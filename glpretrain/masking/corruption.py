@@ -1,6 +1,6 @@
-"""What replaces parts of the views: groups of pixels (GMML), and the contract that other corruptions share.
+"""Corruptions, which replace parts of the views: their contract, and groups of pixels (GMML).
 
-Drawn for the whole batch at once, on the device of the keys, as a pure function of each item's key, as masks are (`tokens`).
+Like masks (`tokens`), they are drawn for the whole batch at once, on the device of the keys, as a pure function of each item's key.
 """
 
 from abc import ABC, abstractmethod
@@ -13,11 +13,11 @@ from torch import Tensor
 from glpretrain.core.keys import fold_in, integers, normal, uniform
 from glpretrain.masking.tokens import inside
 
-_BLOCKS_PER_PASS = 62  # an int64 without its sign bit, and one value left to say that no block covers a cell
+_BLOCKS_PER_PASS = 62  # bits of an int64 without its sign, and one bit that says that no block covers a cell
 
 
 class Corruption(ABC):
-    """Replaces inputs (pixels, points) of a view in groups."""
+    """Replaces groups of inputs (pixels, points) of a view."""
 
     @abstractmethod
     def __call__(self, views: Tensor, keys: Tensor, *, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -26,36 +26,36 @@ class Corruption(ABC):
         Args:
             views: Float[B *item], normalised.
             keys: Int[B].
-            grid: tokens along each axis.
+            grid: number of tokens along each axis.
 
         Returns:
-            Float[B *item], the views with groups replaced, and Bool[B *inputs], True where an input was.
+            Float[B *item], the views with groups replaced, and Bool[B *inputs], True where an input was replaced.
 
         Raises:
-            ValueError: such views cannot be corrupted so.
+            ValueError: views of this shape cannot be corrupted in this way.
         """
 
 
 class GroupCorruption(Corruption):
-    """Replaces groups of pixels until a share of them is gone (GMML, Atito et al. 2022; the routine shared by the SiT and GMML code).
+    """Replaces groups of pixels until a share of them is replaced (GMML, Atito et al. 2022; the routine shared by the SiT and GMML code).
 
-    Per item: with chance `replace_prob` the blocks come from another item, same place, with r = `replace_ratio`; else they
-    get `fill`, with r = `ratio`. The share to reach is uniform between min(0.5, r) and r. Blocks overlap freely, the union
-    counts, and the last one may overshoot. A block starts anywhere but in the last `align` rows and columns, its sides are uniform
-    in [align, max_side * side), cut at the border; starts are rounded down to multiples of `align`, sides to the nearest.
+    For each item: with probability `replace_prob` the blocks show the same place of another item, with r = `replace_ratio`; otherwise they
+    get `fill`, with r = `ratio`. The share to reach is uniform between min(0.5, r) and r. Blocks overlap freely, their union counts, and
+    the last one may exceed the share. A block starts anywhere but in the last `align` rows and columns. Its sides are uniform in
+    [align, max_side * side) and cut at the border; starts are rounded down to multiples of `align`, sides to the nearest multiple.
 
-    Our choices. The other item is the neighbour in the batch (position p ^ 1; the last of an odd batch takes its predecessor): batches
-    are shuffled, so a neighbour is as random as any, it is never the item itself (the reference code allows that), and it
-    stays the same when a batch is cut into contiguous even shares for several processes. A batch of one is its own neighbour: its
-    replaced pixels keep their values. Sizes that `align` does not divide are refused.
+    Ours: the other item is the neighbour in the batch (position p ^ 1; the last item of an odd batch takes the one before it). Batches are
+    shuffled, so a neighbour is as random as any other item. It is never the item itself (the reference code allows that), and it stays the
+    same when a batch is cut into contiguous even shares for several processes. In a batch of one, the replaced pixels keep their values.
+    Sizes that `align` does not divide are refused.
 
     Args:
         ratio: upper end of the share of pixels that get `fill`, in (0, 1).
-        align: 1, or the patch size to hide whole patches.
-        max_side: upper bound of a block's sides, as a share of the view's.
-        fill: zeros, the mean of a normalised view, or standard normal noise.
-        replace_ratio: upper end of the share of pixels taken from the neighbour, in (0, 1).
-        replace_prob: share of items that are corrupted with their neighbour's pixels.
+        align: 1, or the patch size, so that whole patches are hidden.
+        max_side: upper bound of the sides of a block, as a share of the side of the view.
+        fill: zeros, which are the mean of a normalised view, or standard normal noise.
+        replace_ratio: upper end of the share of pixels that the neighbour's pixels replace, in (0, 1).
+        replace_prob: probability that an item is corrupted with its neighbour's pixels.
 
     Raises:
         ValueError: a value is out of its range.
@@ -81,7 +81,7 @@ class GroupCorruption(Corruption):
         if fill not in ("zeros", "noise"):
             raise ValueError(f"GroupCorruption: fill is 'zeros' or 'noise', not {fill!r}")
         if not 0.0 <= replace_prob <= 1.0:
-            raise ValueError(f"GroupCorruption: replace_prob is a chance in [0, 1], not {replace_prob}")
+            raise ValueError(f"GroupCorruption: replace_prob is a probability in [0, 1], not {replace_prob}")
         self.ratio = ratio
         self.align = align
         self.max_side = max_side
@@ -95,10 +95,10 @@ class GroupCorruption(Corruption):
         Args:
             views: Float[B C H W], normalised.
             keys: Int[B].
-            grid: tokens; pixels are replaced whatever they are, so it may be left out.
+            grid: number of tokens along each axis; it does not matter for pixels and may be left out.
 
         Returns:
-            Float[B C H W], the views with groups replaced, and Bool[B H W], True where a pixel was.
+            Float[B C H W], the views with groups replaced, and Bool[B H W], True where a pixel was replaced.
 
         Raises:
             ValueError: `align` does not divide the size, or the blocks can never cover the share.
@@ -117,15 +117,16 @@ class GroupCorruption(Corruption):
         return torch.where(corruption.unsqueeze(1), filling, views), corruption
 
     def _cover(self, keys: Tensor, *, share: Tensor, size: tuple[int, int]) -> Tensor:
-        """The union of the fewest blocks, in the order drawn, that reaches each item's share.
+        """The union of the fewest blocks, in the order in which they are drawn, that reaches the share of each item.
 
-        62 blocks are laid at once: block k is bit k of an integer per row and of one per column. The lowest bit that a cell's row and
-        column have in common names the first block on it, and the union of the first k blocks is all cells where that bit is below 2^k.
+        62 blocks are laid at once: block k is bit k of one integer per row and of one integer per column. The lowest bit that is set in
+        the row and in the column of a cell names the first block on it. The union of the first k blocks are the cells where it is below
+        2^k.
 
         Args:
             keys: Int[B].
-            share: Float[B], of the cells.
-            size: of the view in pixels.
+            share: Float[B], share of the cells that are to be covered.
+            size: height and width of the view in pixels.
 
         Returns:
             Bool[B H/align W/align].
@@ -134,12 +135,12 @@ class GroupCorruption(Corruption):
         grid = (size[0] // self.align, size[1] // self.align)
         wanted = share * (grid[0] * grid[1])
         hidden = torch.zeros(len(keys), *grid, dtype=torch.bool, device=keys.device)
-        for number in count():  # ends: a share within reach is reached sooner or later, nearly always in the first pass
+        for number in count():  # ends: a share that blocks can reach is reached at some time, nearly always in the first pass
             key = fold_in(keys, number)
             down, along = self._block_bits(fold_in(key, 0), size[0]), self._block_bits(fold_in(key, 1), size[1])
             shared = down.unsqueeze(2) & along.unsqueeze(1)  # [B H W]
             first = torch.where(hidden, 0, torch.where(shared == 0, 1 << _BLOCKS_PER_PASS, shared & -shared))
-            # Bisection for how many of the unions of the first 0, 1, ..., 62 blocks are too small; 63 when all are.
+            # Bisection: how many of the unions of the first 0, 1, ..., 62 blocks are too small; 63 where all are.
             too_small = torch.zeros_like(keys)
             for step in (32, 16, 8, 4, 2, 1):
                 union = (first < _power_of_two(too_small + step - 1)).sum(dim=(1, 2))
@@ -150,7 +151,7 @@ class GroupCorruption(Corruption):
         return hidden
 
     def _block_bits(self, keys: Tensor, side: int) -> Tensor:
-        """Int[B side/align]: bit k is set where block k lies along this axis."""
+        """Int[B side/align]: bit k is set in the cells of this axis that block k covers."""
         start = integers(fold_in(keys, 0), 0, side - self.align, _BLOCKS_PER_PASS) // self.align
         pixels = integers(fold_in(keys, 1), self.align, int(side * self.max_side), _BLOCKS_PER_PASS).minimum(side - start * self.align)
         extent = torch.round(pixels / self.align)

@@ -1,9 +1,9 @@
-"""Masks that know the face: which tokens are hidden depends on the region map of each item (FSFM).
+"""Masks over the regions of a face: which tokens are hidden depends on the region map of each item (FSFM).
 
-A region map has an id per pixel, `FACE_REGIONS` names them; a token touches every region of which it holds a pixel. All masks of one
-kind hide the same number of tokens whatever the map, also where regions are missing or fill the frame. Drawn for the whole
-batch at once, on the device of the keys, without waiting for it. In shapes, R counts groups of regions. Left out:
-where maps come from (`glpretrain.data.sources.faces`).
+A region map has one id per pixel, an index into `FACE_REGIONS`; a token touches every region of which it contains a pixel. Masks of one
+kind hide the same number of tokens for every map, also where regions are missing or fill the frame. They are drawn for the whole batch at
+once, on the device of the keys, without waiting for it. In shapes, R counts groups of regions. Left out: where the maps come from
+(`glpretrain.data.sources.faces`).
 """
 
 import math
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from glpretrain.core.distributed import all_reduce_sum
 from glpretrain.core.keys import fold_in, integers, permutation
+from glpretrain.masking.tokens import check_ratio, num_visible
 
-# Ids of a region map: those of LaPa, which the official code's parser writes.
+# Names of the ids in a region map. The ids are those of LaPa, which the parser of the official code writes.
 FACE_REGIONS = (
     "background",
     "skin",
@@ -32,8 +33,8 @@ FACE_REGIONS = (
     "hair",
 )
 _BOUNDARY = "boundary"
-# In the order of the official code: a token belongs to the first group that it touches. The boundary of the face are tokens that
-# touch skin and also hair or background.
+# In the order of the official code: a token belongs to the first group that it touches. A token of the boundary of the face touches skin
+# and also hair or background.
 _GROUPS: dict[str, tuple[str, ...]] = {
     "brows": ("right_brow", "left_brow"),
     "eyes": ("right_eye", "left_eye"),
@@ -44,22 +45,23 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "skin": ("skin",),
     "background": ("background",),
 }
-_NUM_COVERED = 6  # the first six may be the region that is hidden whole; skin and background never are
+_NUM_COVERED = 6  # one of the first six may be the region that is hidden whole; skin and background never are
 _PARTS = (0, 1, 2, 3, 5)  # brows, eyes, nose, mouth, hair
-_REGION, _SHARE, _FILL = range(3)
+_REGION, _SHARE, _FILL = range(3)  # purposes of the keys
+RegionPer = Literal["batch", "item"]
 
 
 class Hidden(NamedTuple):
-    """What a region mask hides."""
+    """The tokens that a region mask hides."""
 
     mask: Tensor  # Bool[B N]  True: hidden
-    region_mask: Tensor | None  # Bool[B N]  True: hidden as a part of the region that is hidden whole; None where there is no such region
+    region_mask: Tensor | None  # Bool[B N]  True: hidden as part of the region that is hidden whole; None where there is no such region
 
 
 class RegionMask(ABC):
-    """Chooses the hidden tokens of each item by its region map.
+    """Chooses which tokens of each item are hidden, by its region map.
 
-    As `RandomMask`, int(N * (1 - ratio)) tokens stay and the rest is hidden.
+    As for `RandomMask`, int(N * (1 - ratio)) tokens stay visible and the rest is hidden.
 
     Args:
         ratio: share of hidden tokens, in [0, 1).
@@ -71,53 +73,49 @@ class RegionMask(ABC):
     has_region_mask: ClassVar[bool]  # whether one region is hidden whole
 
     def __init__(self, ratio: float = 0.75) -> None:
-        if not 0.0 <= ratio < 1.0:
-            raise ValueError(f"{type(self).__name__}: ratio is a share in [0, 1), not {ratio}")
-        self.ratio = ratio
+        self.ratio = check_ratio(ratio, mask=type(self).__name__)
 
     def __call__(self, keys: Tensor, grid: tuple[int, ...], *, regions: Tensor) -> Hidden:
         """Draw one mask per key.
 
         Args:
             keys: Int[B].
-            grid: tokens along both axes, N of them in all.
-            regions: Int[B H W], index into `FACE_REGIONS` per pixel, -1 where there is no region.
+            grid: rows and columns of tokens, N in all.
+            regions: Int[B H W], index into `FACE_REGIONS` of every pixel, -1 where there is no region.
 
         Raises:
-            ValueError: the grid does not divide the map, or no token would stay.
+            ValueError: the map does not divide into the grid, or no token would be visible.
         """
-        num_tokens = math.prod(grid)
-        num_kept = int(num_tokens * (1.0 - self.ratio))
-        if num_kept == 0:
-            raise ValueError(f"{type(self).__name__}: ratio {self.ratio} keeps none of the {num_tokens} tokens of grid {tuple(grid)}")
-        return self._draw(keys, touched(regions, grid=grid), num_hidden=num_tokens - num_kept)
+        num_hidden = math.prod(grid) - num_visible(grid, ratio=self.ratio, mask=type(self).__name__)
+        return self._draw(keys, touched(regions, grid=grid), num_hidden=num_hidden)
 
     @abstractmethod
     def _draw(self, keys: Tensor, touches: Tensor, *, num_hidden: int) -> Hidden:
-        """Of Int[B] keys and Bool[B R N], which group of regions each token touches."""
+        """Draw the masks from Int[B] keys and from Bool[B R N], the groups of regions that each token touches."""
 
 
-def _check_region_per(mask: RegionMask, region_per: str) -> None:
+def _check_region_per(region_per: RegionPer, *, mask: str) -> RegionPer:
     if region_per not in ("batch", "item"):
-        raise ValueError(f"{type(mask).__name__}: region_per is 'batch' or 'item', not {region_per!r}")
+        raise ValueError(f"{mask}: region_per is 'batch' or 'item', not {region_per!r}")
+    return region_per
 
 
-def _covered(keys: Tensor, touches: Tensor, *, region_per: Literal["batch", "item"]) -> Tensor:
-    """Bool[B N]: tokens that touch the region that is hidden whole, uniformly brows, eyes, nose, mouth, boundary of the face or hair."""
+def _covered(keys: Tensor, touches: Tensor, *, region_per: RegionPer) -> Tensor:
+    """Bool[B N]: the tokens of the region that is hidden whole, which is one of brows, eyes, nose, mouth, boundary of the face and hair."""
     key = fold_in(keys, _REGION)
     if region_per == "batch":
-        # The sum over all items of all processes, modulo 2^64: no process decides, and the order of the items does not matter.
+        # The sum over the items of all processes, modulo 2^64, so that the order of the items and their processes do not matter.
         key = all_reduce_sum(key.sum()).expand_as(key)
     region = integers(key, 0, _NUM_COVERED)  # [B]
     return touches.gather(1, region.view(-1, 1, 1).expand(-1, 1, touches.shape[2]))[:, 0]
 
 
 class CRFRPMask(RegionMask):
-    """Cover a random facial region, then hide of every other region the same share (FSFM, CRFR-P).
+    """Cover a random facial region, then hide the same share of every other region (FSFM, CRFR-P).
 
-    With F the tokens that touch the covered region and q what is still to hide over what is left, round(q * size) tokens of each
-    other group are hidden, in the order of the groups and without the tokens of an earlier one; what rounding leaves over is hidden or
-    shown again at random, outside F. Where F alone is too large, a random part of it is shown and counts as covered no more.
+    F are the tokens that touch the covered region, and q is the share of the remaining tokens that is still to be hidden. Of each other
+    group, without the tokens of an earlier one, round(q * size) tokens are hidden. The difference that rounding leaves is hidden or shown
+    again at random, outside F. Where F alone is too large, a random part of it is shown and no longer counts as covered.
 
     Args:
         ratio: share of hidden tokens.
@@ -127,10 +125,9 @@ class CRFRPMask(RegionMask):
 
     has_region_mask = True
 
-    def __init__(self, ratio: float = 0.75, *, region_per: Literal["batch", "item"] = "batch") -> None:
+    def __init__(self, ratio: float = 0.75, *, region_per: RegionPer = "batch") -> None:
         super().__init__(ratio)
-        _check_region_per(self, region_per)
-        self.region_per = region_per
+        self.region_per: RegionPer = _check_region_per(region_per, mask=type(self).__name__)
 
     def _draw(self, keys: Tensor, touches: Tensor, *, num_hidden: int) -> Hidden:
         covered = _covered(keys, touches, region_per=self.region_per)
@@ -139,19 +136,18 @@ class CRFRPMask(RegionMask):
 
 
 class CRFRRMask(RegionMask):
-    """Cover a random facial region, then hide tokens anywhere else (CRFR-R; its code is not public, this is our reading of the name).
+    """Cover a random facial region, then hide random tokens anywhere else (CRFR-R; our reading of the name, its code is not public).
 
     Args:
         ratio: share of hidden tokens.
-        region_per: as in `CRFRPMask`.
+        region_per: see `CRFRPMask`.
     """
 
     has_region_mask = True
 
-    def __init__(self, ratio: float = 0.75, *, region_per: Literal["batch", "item"] = "batch") -> None:
+    def __init__(self, ratio: float = 0.75, *, region_per: RegionPer = "batch") -> None:
         super().__init__(ratio)
-        _check_region_per(self, region_per)
-        self.region_per = region_per
+        self.region_per: RegionPer = _check_region_per(region_per, mask=type(self).__name__)
 
     def _draw(self, keys: Tensor, touches: Tensor, *, num_hidden: int) -> Hidden:
         covered = _covered(keys, touches, region_per=self.region_per)
@@ -160,7 +156,7 @@ class CRFRRMask(RegionMask):
 
 
 class FRPMask(RegionMask):
-    """The same share of every region (FRP, facial region proportional; our reading of the name): CRFR-P without a covered region."""
+    """Hide the same share of every region (FRP, facial region proportional; our reading of the name): CRFR-P without a covered region."""
 
     has_region_mask = False
 
@@ -172,7 +168,7 @@ class FRPMask(RegionMask):
 
 
 class FaskingMask(RegionMask):
-    """Brows, eyes, nose, mouth and hair first, skin and background with what is left (after MARLIN's Fasking; our reading of Fasking-I)."""
+    """Hide brows, eyes, nose, mouth and hair first, then skin and background (after MARLIN's Fasking; our reading of Fasking-I)."""
 
     has_region_mask = False
 
@@ -184,23 +180,23 @@ class FaskingMask(RegionMask):
 
 
 def touched(regions: Tensor, *, grid: tuple[int, ...]) -> Tensor:
-    """Which groups of regions each token touches.
+    """The groups of regions that each token touches.
 
     Args:
         regions: Int[B H W].
         grid: rows and columns of tokens.
 
     Returns:
-        Bool[B R N], groups in the order in which they own tokens.
+        Bool[B R N]; a token belongs to the first of its groups in this order.
 
     Raises:
-        ValueError: the grid does not divide the map.
+        ValueError: the map does not divide into the grid.
     """
     _, *size = regions.shape
     if len(grid) != 2 or any(side % count for side, count in zip(size, grid, strict=True)):
         raise ValueError(f"region mask: a map of {' x '.join(map(str, size))} pixels does not divide into a grid of {tuple(grid)} tokens")
-    # One bit per region: what a token touches is the union of its pixels' bits, and 16 bits a pixel are a quarter of the traffic of 64.
-    ids = regions.to(torch.int16, copy=True).bitwise_and_(15)  # -1 becomes 15, whose bit is nobody's
+    # One bit per region: the regions of a token are the union of its pixels' bits. 16 bits per pixel need a quarter of the traffic of 64.
+    ids = regions.to(torch.int16, copy=True).bitwise_and_(15)  # -1 becomes 15, a bit that no region has
     bits = torch.bitwise_left_shift(ids.new_ones(()), ids)
     bits = reduce(torch.bitwise_or, bits.unflatten(1, (grid[0], -1)).unbind(2))  # [B rows W]
     bits = reduce(torch.bitwise_or, bits.unflatten(2, (grid[1], -1)).unbind(3)).flatten(1)  # [B N]
@@ -217,18 +213,18 @@ def cover_and_share(touches: Tensor, *, covered: Tensor, share_order: Tensor, fi
     """CRFR-P for given draws.
 
     Args:
-        touches: Bool[B R N], which groups each token touches; of none, the rest is hidden at random.
+        touches: Bool[B R N], the groups that each token touches; with R = 0, all other tokens are hidden at random.
         covered: Bool[B N], the region that is hidden whole.
-        share_order: Int[B N], the tokens in the order in which groups hide theirs.
-        fill_order: Int[B N], the tokens in the order in which they make up for what rounding leaves over.
-        num_hidden: tokens to hide in each item.
+        share_order: Int[B N], order in which the tokens of a group are hidden.
+        fill_order: Int[B N], order in which tokens are hidden or shown again to make up for rounding.
+        num_hidden: number of tokens to hide in each item.
     """
     num_tokens = covered.shape[1]
     num_covered = covered.sum(dim=1)
-    missing = num_hidden - num_covered  # [B], not above 0 where the region alone is enough
+    missing = num_hidden - num_covered  # [B], 0 or less where the region alone is enough
     share = missing.float() / (num_tokens - num_covered).clamp(min=1).float()
 
-    own = torch.zeros_like(touches)  # [B R N], each token with the first group that it touches
+    own = torch.zeros_like(touches)  # [B R N], each token in the first group that it touches
     seen = covered
     for group in range(touches.shape[1]):
         own[:, group] = touches[:, group] & ~seen
@@ -238,7 +234,7 @@ def cover_and_share(touches: Tensor, *, covered: Tensor, share_order: Tensor, fi
     taken = (ordered & (ordered.cumsum(dim=2, dtype=torch.int16) <= quota.unsqueeze(2))).any(dim=1)  # [B N]
     mask = covered | torch.zeros_like(covered).scatter(1, share_order, taken)
 
-    surplus = mask.sum(dim=1) - num_hidden  # [B], of tokens to show again, below 0 of tokens still to hide
+    surplus = mask.sum(dim=1) - num_hidden  # [B], number of tokens to show again, negative where some are still to be hidden
     protected = covered & (missing > 0).unsqueeze(1)
     candidates = torch.where((surplus < 0).unsqueeze(1), ~mask, mask & ~protected).gather(1, fill_order)
     changed = candidates & (candidates.cumsum(dim=1, dtype=torch.int16) <= surplus.abs().unsqueeze(1))

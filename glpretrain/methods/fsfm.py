@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from glpretrain.core.batch import Batch, Uses
+from glpretrain.core.patches import patchify
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
 from glpretrain.masking import visible_indices
 from glpretrain.methods.base import Method
 from glpretrain.objectives.contrastive import InfoNCE, NegativeCosine
-from glpretrain.objectives.reconstruction import PatchPixels, patchify
+from glpretrain.objectives.reconstruction import PatchPixels
 from glpretrain.training.branch import Branch
 from glpretrain.training.decoders import RepresentationDecoder, RestoredDecoder, with_mask_tokens
 from glpretrain.training.heads import LayerNormHead

@@ -13,10 +13,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from glpretrain.core.batch import Batch, Uses
+from glpretrain.core.patches import patchify
 from glpretrain.encoders.base import Encoder
 from glpretrain.masking import visible_indices
 from glpretrain.methods.base import Method
-from glpretrain.objectives.reconstruction import PatchPixels, patchify
+from glpretrain.objectives.reconstruction import PatchPixels
 from glpretrain.training.branch import Branch
 from glpretrain.training.decoders import TokenDecoder
 

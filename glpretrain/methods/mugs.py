@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
-from glpretrain.encoders.relation import RelationBlock, pooled_tokens
+from glpretrain.encoders.layers import RelationBlock, pooled_tokens
 from glpretrain.methods.base import Method
 from glpretrain.objectives.contrastive import QueueInfoNCE
 from glpretrain.objectives.distillation import ViewDistillation

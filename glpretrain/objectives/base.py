@@ -15,6 +15,8 @@ class Objective(nn.Module, ABC):
     The loss is Float[B], one number per item, where it is a mean over items: the method averages it, with the weights of the items. It is
     Float[] where items cannot be told apart in it; the docstring of the objective says so.
 
+    A subclass writes `forward`, which takes its own tensors as keywords, and returns Float[].
+
     What an objective remembers (centre, queue) is a `State` of its own: `update` only gathers what a micro-batch has to say, and
     the method moves all states once per optimizer step. So accumulating micro-batches changes nothing.
     """

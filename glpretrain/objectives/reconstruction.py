@@ -1,23 +1,10 @@
-"""Pixels of hidden patches (MAE) and of replaced pixels (GMML), and the fold between images and patches."""
+"""Pixels of hidden patches (MAE) and of replaced pixels (GMML)."""
 
 import torch
 from torch import Tensor
 
 from glpretrain.core.distributed import all_reduce_mean, all_reduce_sum, world_size
 from glpretrain.objectives.base import Objective
-
-
-def patchify(images: Tensor, *, patch_size: tuple[int, int]) -> Tensor:
-    """Float[B C H W] to Float[B N P]: patches row by row, inside a patch row, column, channel (MAE models_mae.py, patchify)."""
-    height, width = patch_size
-    blocks = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B C rows p columns q]
-    return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-
-def unpatchify(patches: Tensor, *, patch_size: tuple[int, int], grid: tuple[int, int], num_channels: int) -> Tensor:
-    """Float[B N P] to Float[B C H W], the inverse of `patchify`."""
-    blocks = patches.unflatten(2, (*patch_size, num_channels)).unflatten(1, grid)  # [B rows columns p q C]
-    return blocks.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 class PatchPixels(Objective):

@@ -1,6 +1,6 @@
-"""Decoders over the tokens of an image: kept tokens and mask tokens in, a few transformer blocks, something for every token out.
+"""Decoders over the tokens of an image: a few transformer blocks over kept tokens and mask tokens, and a prediction for every token.
 
-Left out: what is asked of the result (the objectives), and heads that see one token or `cls` only (`heads`).
+Left out: the losses on the predictions (objectives), and heads that see one token or `cls` only (`heads`).
 """
 
 from typing import Literal
@@ -8,15 +8,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from glpretrain.training.heads import truncated_linear
+
 
 def sincos_position(grid: tuple[int, int], dim: int) -> Tensor:
-    """Fixed two-dimensional sine-cosine position embedding, Float[N dim] (MAE util/pos_embed.py: half the width per axis).
+    """Fixed two-dimensional sine-cosine positions, Float[N dim] (MAE util/pos_embed.py: half of the width for each axis).
+
+    Args:
+        grid: rows and columns of tokens, N in all.
+        dim: width of a token.
 
     Raises:
         ValueError: `dim` is not a multiple of four.
     """
     if dim % 4:
-        raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, not {dim}")
+        raise ValueError(f"sine-cosine positions: a width of {dim} given; it must be a multiple of 4")
     frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
 
     def axis(position: Tensor) -> Tensor:
@@ -28,13 +34,13 @@ def sincos_position(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def with_mask_tokens(tokens: Tensor, *, mask_token: Tensor, keep: Tensor, num_tokens: int) -> Tensor:
-    """Put the kept patches back where they belong, and the mask token everywhere else.
+    """Put the kept patches back to their places, and the mask token everywhere else.
 
     Args:
         tokens: Float[B 1+M E], `cls` and the kept patches.
         mask_token: Float[E].
-        keep: Int[B M], where the patches belong.
-        num_tokens: N.
+        keep: Int[B M], places of the kept patches.
+        num_tokens: number of all patches N.
 
     Returns:
         Float[B 1+N E].
@@ -45,52 +51,47 @@ def with_mask_tokens(tokens: Tensor, *, mask_token: Tensor, keep: Tensor, num_to
 
 
 def _with_positions(tokens: Tensor, *, grid: tuple[int, int]) -> Tensor:
-    """Float[B 1+N E] with the position of every patch added; `cls` has none."""
+    """Float[B 1+N E], the tokens with the position of every patch added; `cls` has no position."""
     return torch.cat([tokens[:, :1], tokens[:, 1:] + sincos_position(grid, tokens.shape[-1]).to(tokens)], dim=1)
 
 
-def _truncated(layer: nn.Linear) -> nn.Linear:
-    """Initialised as the ViT family does: truncated normal of 0.02, zero bias."""
-    nn.init.trunc_normal_(layer.weight, std=0.02)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _blocks(embed_dim: int, *, depth: int, num_heads: int, norm_eps: float) -> nn.ModuleList:
-    return nn.ModuleList(
-        nn.TransformerEncoderLayer(
-            embed_dim,
-            num_heads,
-            dim_feedforward=4 * embed_dim,
-            dropout=0.0,
-            activation="gelu",
-            layer_norm_eps=norm_eps,
-            batch_first=True,
-            norm_first=True,
+def _blocks(embed_dim: int, *, depth: int, num_heads: int, norm_eps: float) -> nn.Sequential:
+    return nn.Sequential(
+        *(
+            nn.TransformerEncoderLayer(
+                embed_dim,
+                num_heads,
+                dim_feedforward=4 * embed_dim,
+                dropout=0.0,
+                activation="gelu",
+                layer_norm_eps=norm_eps,
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(depth)
         )
-        for _ in range(depth)
     )
 
 
 class TokenDecoder(nn.Module):
-    """MAE's decoder: kept tokens and a mask token for the others, a few transformer blocks, pixels of every token.
+    """MAE's decoder: transformer blocks over the kept tokens and a mask token for each of the others, then the pixels of every token.
 
     Args:
-        in_dim: width D of the encoder.
-        patch_dim: numbers to predict per token.
-        embed_dim: the decoder's own width.
-        depth: blocks.
-        num_heads: per block.
+        in_dim: width D of the encoder's tokens.
+        patch_dim: number of values to predict per token.
+        embed_dim: width E of the decoder's tokens.
+        depth: number of blocks.
+        num_heads: number of attention heads of a block.
     """
 
     def __init__(self, in_dim: int, *, patch_dim: int, embed_dim: int = 512, depth: int = 8, num_heads: int = 16) -> None:
         super().__init__()
-        self.embed = _truncated(nn.Linear(in_dim, embed_dim))
+        self.embed = truncated_linear(in_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.empty(embed_dim))
         nn.init.normal_(self.mask_token, std=0.02)
         self.blocks = _blocks(embed_dim, depth=depth, num_heads=num_heads, norm_eps=1e-5)
         self.norm = nn.LayerNorm(embed_dim)
-        self.predict = _truncated(nn.Linear(embed_dim, patch_dim))
+        self.predict = truncated_linear(embed_dim, patch_dim)
 
     def forward(self, cls: Tensor, patches: Tensor, *, keep: Tensor, grid: tuple[int, int]) -> Tensor:
         """Predict all tokens from the kept ones.
@@ -98,8 +99,8 @@ class TokenDecoder(nn.Module):
         Args:
             cls: Float[B D].
             patches: Float[B M D], the kept tokens.
-            keep: Int[B M], where they belong.
-            grid: tokens along height and width, N together.
+            keep: Int[B M], places of the kept tokens.
+            grid: rows and columns of tokens, N in all.
 
         Returns:
             Float[B N patch_dim].
@@ -107,20 +108,13 @@ class TokenDecoder(nn.Module):
         tokens = self.embed(torch.cat([cls.unsqueeze(1), patches], dim=1))  # [B 1+M E]
         tokens = with_mask_tokens(tokens, mask_token=self.mask_token, keep=keep, num_tokens=grid[0] * grid[1])  # [B 1+N E]
         tokens = _with_positions(tokens, grid=grid)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.predict(self.norm(tokens[:, 1:]))
+        return self.predict(self.norm(self.blocks(tokens)[:, 1:]))
 
 
 class RestoredDecoder(nn.Module):
-    """FSFM's pixel decoder: as MAE's, but mask tokens are put in at the encoder's width, before the embedding (models_fsfm.py).
+    """FSFM's pixel decoder: as MAE's, but mask tokens have the encoder's width and are put in before the embedding (models_fsfm.py).
 
-    Args:
-        in_dim: width D of the encoder.
-        patch_dim: numbers to predict per token.
-        embed_dim: the decoder's own width.
-        depth: blocks.
-        num_heads: per block.
+    The arguments are those of `TokenDecoder`.
     """
 
     def __init__(self, in_dim: int, *, patch_dim: int, embed_dim: int = 512, depth: int = 8, num_heads: int = 16) -> None:
@@ -134,21 +128,22 @@ class RestoredDecoder(nn.Module):
     def forward(self, tokens: Tensor, *, grid: tuple[int, int]) -> Tensor:
         """Float[B 1+N D], `cls` and all patches as `with_mask_tokens` gives them, to Float[B N patch_dim]."""
         tokens = _with_positions(self.embed(tokens), grid=grid)  # [B 1+N E]
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.predict(self.norm(tokens[:, 1:]))
+        return self.predict(self.norm(self.blocks(tokens)[:, 1:]))
 
 
 class RepresentationDecoder(nn.Module):
-    """FSFM's rep decoder: one vector for an item of which some tokens are hidden, the mean over `cls` and all tokens (models_fsfm.py).
+    """FSFM's rep decoder: one vector for an item with hidden tokens, the mean over `cls` and all tokens (models_fsfm.py).
 
-    Holds the mask token, which the official model's two decoders share.
+    It holds the mask token, which the two decoders of the official model share.
 
     Args:
-        dim: width D of the encoder, and of the result.
-        depth: blocks.
-        num_heads: per block.
+        dim: width D of the encoder's tokens, and of the result.
+        depth: number of blocks.
+        num_heads: number of attention heads of a block.
         positions: `none` as in the official code, whose positions are zeros that never learn; or `sincos`.
+
+    Raises:
+        ValueError: `positions` is another word.
     """
 
     def __init__(self, dim: int, *, depth: int = 2, num_heads: int = 16, positions: Literal["none", "sincos"] = "none") -> None:
@@ -165,13 +160,13 @@ class RepresentationDecoder(nn.Module):
         _init_xavier(self)
 
     def forward(self, cls: Tensor, patches: Tensor, *, grid: tuple[int, int], keep: Tensor | None = None) -> Tensor:
-        """Look at the whole item.
+        """The vector of the whole item.
 
         Args:
             cls: Float[B D].
             patches: Float[B M D], the kept tokens, or all N.
-            grid: tokens along height and width, N together.
-            keep: Int[B M], where the kept ones belong; None where all are there.
+            grid: rows and columns of tokens, N in all.
+            keep: Int[B M], places of the kept tokens; None where all are given.
 
         Returns:
             Float[B D].
@@ -181,13 +176,11 @@ class RepresentationDecoder(nn.Module):
             tokens = with_mask_tokens(tokens, mask_token=self.mask_token, keep=keep, num_tokens=grid[0] * grid[1])  # [B 1+N D]
         if self.positions == "sincos":
             tokens = _with_positions(tokens, grid=grid)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.predict(self.norm(tokens)).mean(dim=1)
+        return self.predict(self.norm(self.blocks(tokens))).mean(dim=1)
 
 
 def _init_xavier(decoder: nn.Module) -> None:
-    """Xavier-uniform matrices and zero biases, attention's projection of queries, keys and values as the one matrix that it is."""
+    """Xavier-uniform matrices and zero biases; attention's projection of queries, keys and values counts as one matrix."""
     for name, parameter in decoder.named_parameters():
         if parameter.dim() == 2:
             nn.init.xavier_uniform_(parameter)

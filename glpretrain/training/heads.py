@@ -1,4 +1,4 @@
-"""What stands behind an encoder during pretraining and is dropped afterwards: projections and prototypes; see also `decoders`."""
+"""Modules behind an encoder that are used during pretraining and dropped afterwards: projections and prototypes. See also `decoders`."""
 
 import itertools
 
@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glpretrain.core import keys as rng
-from glpretrain.core.distributed import all_reduce_mean
+from glpretrain.core.norms import SyncedBatchNorm
 
-_HALLUCINATION = 0x4A11  # seed of the strengths: no draw of the data's
+_HALLUCINATION = 0x4A11  # seed of the strengths, which no draw of the data uses
 
 
-def _linear(in_dim: int, out_dim: int, *, bias: bool = True) -> nn.Linear:
-    """A linear layer initialised as the ViT family does: truncated normal of 0.02, zero bias."""
+def truncated_linear(in_dim: int, out_dim: int, *, bias: bool = True) -> nn.Linear:
+    """A linear layer with the initialisation of the ViT family: truncated normal of 0.02, zero bias."""
     layer = nn.Linear(in_dim, out_dim, bias=bias)
     nn.init.trunc_normal_(layer.weight, std=0.02)
     if bias:
@@ -23,11 +23,11 @@ def _linear(in_dim: int, out_dim: int, *, bias: bool = True) -> nn.Linear:
 
 def _mlp(in_dim: int, *, hidden_dim: int, out_dim: int, num_layers: int, bias: bool = True) -> nn.Sequential:
     if num_layers < 1:
-        raise ValueError(f"num_layers: a head has at least 1 layer, not {num_layers}")
+        raise ValueError(f"num_layers: {num_layers} given; a head needs at least 1 layer")
     widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(itertools.pairwise(widths)):
-        layers += [nn.GELU()] * (i > 0) + [_linear(a, b, bias=bias)]
+        layers += [nn.GELU()] * (i > 0) + [truncated_linear(a, b, bias=bias)]
     return nn.Sequential(*layers)
 
 
@@ -36,13 +36,13 @@ class ProjectionHead(nn.Module):
 
     Args:
         in_dim: width D of the features.
-        hidden_dim: of the MLP.
+        hidden_dim: width of the hidden layers.
         bottleneck_dim: width of the result.
-        num_layers: of the MLP.
-        bias: of its layers (Mugs has none before its contrasts).
+        num_layers: number of linear layers.
+        bias: whether the layers have a bias (Mugs has none before its contrasts).
 
     Raises:
-        ValueError: no layer at all.
+        ValueError: there is not a single layer.
     """
 
     def __init__(self, in_dim: int, *, hidden_dim: int = 2048, bottleneck_dim: int = 256, num_layers: int = 3, bias: bool = True) -> None:
@@ -55,13 +55,13 @@ class ProjectionHead(nn.Module):
 
 
 class Predictor(nn.Module):
-    """What the student has behind its projection and the teacher has not: Linear, GELU, Linear, no bias (Mugs src/model.py).
+    """What the student has behind its projection and the teacher does not: Linear, GELU, Linear, no bias (Mugs src/model.py).
 
     Keeps torch's own initialisation, as the official code does (its truncated normal runs before the predictor exists).
 
     Args:
         dim: width of the projection, and of the result.
-        hidden_dim: between the layers.
+        hidden_dim: width of the hidden layer.
     """
 
     def __init__(self, dim: int, *, hidden_dim: int = 4096) -> None:
@@ -79,12 +79,12 @@ class Hallucinator(nn.Module):
     jingwu6/Hallucination-improves-the-performance-of-unsupervised-visual-representation-learning @ c50c6dd).
 
     e = (1 + s) q - s k; hallucinated = W3 relu(W2 relu(W1 [q; e] + b1) + b2) + b3. Its key is the query's own. The inner width is twice
-    the query's, as in every official setting. What is ours: queries and keys are given with length one (the official MoCo mixes a
-    query of any length with a key of length one), and keys do not enter a queue twice.
+    the query's, as in every official setting. Ours: queries and keys have length one (the official MoCo mixes a query of any length with
+    a key of length one), and keys do not enter a queue twice.
 
     Args:
         dim: width D of queries and keys.
-        largest: strengths s are drawn from U(0, `largest`).
+        largest: upper end of the uniform distribution from which the strengths s are drawn, U(0, `largest`).
 
     Raises:
         ValueError: `largest` is not above 0.
@@ -93,7 +93,7 @@ class Hallucinator(nn.Module):
     def __init__(self, dim: int, *, largest: float = 0.1) -> None:
         super().__init__()
         if largest <= 0.0:
-            raise ValueError(f"hallucinate: the largest strength is above 0, not {largest}")
+            raise ValueError(f"hallucinate: largest strength {largest} given; it must be above 0")
         self.largest = largest
         self.mlp = nn.Sequential(nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
 
@@ -113,13 +113,14 @@ class Hallucinator(nn.Module):
         return self.mlp(torch.cat([queries.expand_as(pushed), pushed], dim=-1))
 
     def positives(self, queries: Tensor, keys: Tensor, *, index: Tensor, progress: float) -> Tensor:
-        """`forward` between unit rows, with one strength per item and step (officially one per batch, which its layout would change).
+        """`forward` between unit rows, with one strength per item and step. The official code draws one per batch, so that its result
+        depends on how the items are distributed over processes.
 
         Args:
             queries: Float[... B D].
             keys: Float[... B D], broadcast against the queries.
-            index: Int[B], dataset index.
-            progress: of the run.
+            index: Int[B], dataset index of each item.
+            progress: progress of the run, in [0, 1].
 
         Returns:
             Float[... B D], float32 rows of length one.
@@ -130,11 +131,11 @@ class Hallucinator(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """Cosine to K learned directions, times a gain (DINOHead's weight-normed last layer).
+    """Cosine similarity to K learned directions, times a gain (DINOHead's weight-normed last layer).
 
     Args:
         in_dim: width of the projection.
-        num_prototypes: K.
+        num_prototypes: number of directions K.
         train_gain: learn one gain per prototype. DINO's `norm_last_layer` is the opposite; only ViT-S profits from training it.
     """
 
@@ -153,58 +154,49 @@ class Prototypes(nn.Module):
             return F.linear(projections.float(), self.gain * F.normalize(self.directions, dim=1))
 
 
-class SyncedBatchNorm(nn.Module):
-    """Batch norm over the rows of all processes, always with the statistics of the batch at hand.
-
-    torch's SyncBatchNorm refuses CPU tensors. No running statistics are kept: the head is not used for inference, and a
-    momentum teacher normalises its own batch (as in SiT, where the teacher's batch norms run in training mode).
-    """
-
-    def __init__(self, dim: int, *, affine: bool = True, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(dim)) if affine else None
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Float[B D] to Float[B D], float32."""
-        features = features.float()
-        mean = all_reduce_mean(features.mean(dim=0))  # [D]
-        centred = features - mean
-        variance = all_reduce_mean(centred.square().mean(dim=0))  # [D]
-        normed = centred * torch.rsqrt(variance + self.eps)
-        return normed if self.weight is None else normed * self.weight + self.bias
-
-
 class ContrastHead(nn.Sequential):
-    """SiT's projector: Linear, BN, ReLU, Linear, BN, GELU, Linear, BN without affine (SiT vision_transformer.py)."""
+    """SiT's projector: Linear, BN, ReLU, Linear, BN, GELU, Linear, BN without affine (SiT vision_transformer.py).
+
+    The batch norms keep no running statistics: the head is not used after pretraining, and in SiT a momentum teacher normalises its own
+    batch, because the teacher's batch norms run in training mode.
+
+    Args:
+        in_dim: width D of the features.
+        hidden_dim: width of the hidden layers.
+        out_dim: width of the result.
+    """
 
     def __init__(self, in_dim: int, *, hidden_dim: int = 4096, out_dim: int = 256) -> None:
         super().__init__(
-            _linear(in_dim, hidden_dim),
-            SyncedBatchNorm(hidden_dim),
+            truncated_linear(in_dim, hidden_dim),
+            SyncedBatchNorm(hidden_dim, track_running_stats=False),
             nn.ReLU(),
-            _linear(hidden_dim, hidden_dim),
-            SyncedBatchNorm(hidden_dim),
+            truncated_linear(hidden_dim, hidden_dim),
+            SyncedBatchNorm(hidden_dim, track_running_stats=False),
             nn.GELU(),
-            _linear(hidden_dim, out_dim),
-            SyncedBatchNorm(out_dim, affine=False),
+            truncated_linear(hidden_dim, out_dim),
+            SyncedBatchNorm(out_dim, affine=False, track_running_stats=False),
         )
 
 
 class PixelHead(nn.Module):
-    """Every token's pixels from that token alone (GMML, SiT, MC-SSL): `num_layers` x (Linear, GELU), then a linear map.
+    """The pixels of every token from that token alone (GMML, SiT, MC-SSL): `num_layers` x (Linear, GELU), then a linear map.
 
-    The official transposed convolution with kernel = stride = patch is this linear map; the order of its outputs is MAE's
-    (row, column, channel), see `objectives.reconstruction.unpatchify`.
+    The official transposed convolution with kernel = stride = patch is this linear map; its outputs are in MAE's order (row, column,
+    channel), see `core.patches`.
+
+    Args:
+        in_dim: width D of the tokens.
+        patch_dim: number of values to predict per token.
+        num_layers: number of hidden layers.
     """
 
     def __init__(self, in_dim: int, *, patch_dim: int, num_layers: int = 3) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for _ in range(num_layers):
-            layers += [_linear(in_dim, in_dim), nn.GELU()]
-        self.layers = nn.Sequential(*layers, _linear(in_dim, patch_dim))
+            layers += [truncated_linear(in_dim, in_dim), nn.GELU()]
+        self.layers = nn.Sequential(*layers, truncated_linear(in_dim, patch_dim))
 
     def forward(self, patches: Tensor) -> Tensor:
         """Float[B N D] to Float[B N patch_dim]."""
@@ -215,10 +207,16 @@ class LayerNormHead(nn.Sequential):
     """BYOL's projector and predictor with layer norm in place of batch norm: Linear, LayerNorm, ReLU, Linear (FSFM models_fsfm.py).
 
     Xavier-uniform weights and zero biases, as the official model ends up with.
+
+    Args:
+        in_dim: width of the features.
+        hidden_dim: width of the hidden layer.
+        out_dim: width of the result.
     """
 
     def __init__(self, in_dim: int, *, hidden_dim: int = 4096, out_dim: int = 256) -> None:
         super().__init__(nn.Linear(in_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim))
-        for layer in (self[0], self[3]):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""State that moves once per optimizer step, and the kind that holds features: queues of negatives, memories of neighbours.
+"""State that moves once per optimizer step, and queues of features: negatives of a contrast, memories of neighbours.
 
 Left out: what is computed from the features (objectives, methods).
 """
@@ -13,10 +13,10 @@ from glpretrain.core.distributed import gather_with_grad, world_size
 
 
 class State(nn.Module, ABC):
-    """Buffers that move once per optimizer step, and alike in every process.
+    """Buffers that move once per optimizer step, and by the same amount in every process.
 
-    A subclass's `update` only gathers what a micro-batch has to say; `advance`, which the method calls once per optimizer step,
-    moves the buffers by all of it. So a loss does not change while gradients accumulate.
+    The `update` of a subclass only gathers values of a micro-batch. `advance`, which the method calls once per optimizer step, moves the
+    buffers by all of these values. So a loss does not change while gradients accumulate.
     """
 
     @abstractmethod
@@ -29,44 +29,47 @@ class State(nn.Module, ABC):
 
 
 class FeatureQueue(State):
-    """The last K features that were put in, in a ring: the oldest row is the next to be overwritten.
+    """The last K features, in a ring buffer: the oldest row is the next one to be overwritten.
 
     Rows enter in the order of views, micro-batches, processes and items, which is the order of one process with the joined batch.
-    Starts with normal random numbers, so that a search or a softmax has something to look at before the first round is over.
+    The queue starts with normal random numbers, so that a search or a softmax works before it is full for the first time.
 
     Args:
-        num_rows: K.
-        dim: width D.
-        unit: rows start on the unit sphere (negatives of a contrast, MoCo) or as they were drawn (Mugs' memories).
-        advance_twice: move the place for the next row on by twice what was written unless the writing wrapped around, as Mugs' code
-            does (src/model.py, Block_mem): half of the rows may then keep their random numbers for ever. Only for comparisons with it.
+        num_rows: number of rows K.
+        dim: width D of the features.
+        unit: whether the random rows are scaled to length one (negatives of a contrast, MoCo) or left as they are (Mugs' memories).
+        advance_twice: whether the place of the next row moves by twice the number of written rows unless the writing wrapped around, as
+            in Mugs' code (src/model.py, Block_mem). Half of the rows may then keep their random numbers for ever; for comparisons only.
 
     Raises:
-        ValueError: no row.
+        ValueError: there is not a single row.
     """
+
+    rows: Tensor  # Float[K D]
+    place: Tensor  # Int[], position of the next row
 
     def __init__(self, num_rows: int, dim: int, *, unit: bool = False, advance_twice: bool = False) -> None:
         super().__init__()
         if num_rows < 1:
             raise ValueError(f"num_rows: a queue has at least 1 row, not {num_rows}")
         rows = torch.randn(num_rows, dim)
-        self.register_buffer("rows", F.normalize(rows, dim=-1) if unit else rows)  # [K D]
-        self.register_buffer("place", torch.zeros((), dtype=torch.int64))  # of the next row
+        self.register_buffer("rows", F.normalize(rows, dim=-1) if unit else rows)
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
         self.advance_twice = advance_twice
-        self._pending: list[Tensor] = []  # of this step's micro-batches
+        self._pending: list[Tensor] = []  # features of this step's micro-batches
 
     @torch.no_grad()
     def update(self, features: Tensor, *, chosen: Tensor | None = None) -> None:
-        """Take in one micro-batch's features; the queue moves in `advance`.
+        """Gather the features of one micro-batch; the queue itself moves in `advance`.
 
         Args:
             features: Float[V B D].
-            chosen: Bool[B], the items that are to enter; None takes all.
+            chosen: Bool[B], True for the items that enter the queue; None stands for all.
         """
         num_views, num_items, _ = features.shape
         flags = features.new_ones(num_items) if chosen is None else chosen
         assert flags.shape == (num_items,), f"{tuple(features.shape)} and {tuple(flags.shape)}"
-        # One tensor and so one collective; the flag is its last column.
+        # The flag is the last column of one tensor, so that one collective is enough.
         flags = flags.float().view(1, num_items, 1).expand(num_views, -1, -1)
         self._pending.append(torch.cat([features.detach().float(), flags], dim=-1))
 
@@ -77,14 +80,14 @@ class FeatureQueue(State):
             return
         columns = [gather_with_grad(part.unsqueeze(0)) for part in self._pending]  # [W V B D+1] each
         self._pending = []
-        # Micro-batches before processes: what all processes saw at one time is one batch of the run on a single process.
+        # Micro-batches before processes: one micro-batch of all processes is one micro-batch of a run on a single process.
         rows = torch.cat([part.transpose(0, 1).flatten(1, 2) for part in columns], dim=1).flatten(0, 1)  # [(V M W B) D+1]
         capacity = len(self.rows)
         for part in rows.split(capacity):
             self._write(part[:, :-1], part[:, -1] > 0.5)
 
     def _write(self, rows: Tensor, chosen: Tensor) -> None:
-        """At most K rows, Float[R D], of which Bool[R] enter; the host never learns how many, so it need not wait for the device."""
+        """Write the chosen ones, Bool[R], of at most K rows, Float[R D]. The host never learns how many, so it does not wait for them."""
         capacity, count = len(self.rows), chosen.sum()
         order = torch.argsort((~chosen).to(torch.uint8), stable=True)  # chosen rows first
         number = torch.arange(len(rows), device=rows.device)
@@ -97,25 +100,25 @@ class FeatureQueue(State):
 
     @torch.no_grad()
     def neighbours(self, queries: Tensor, *, count: int) -> Tensor:
-        """The rows that are nearest by cosine, nearest first, as they are stored.
+        """The rows of the highest cosine similarity, most similar first, as they are stored.
 
         Args:
             queries: Float[B D].
-            count: k.
+            count: number of neighbours k.
 
         Returns:
             Float[B k D].
         """
-        # In float32: with half the bits the eighth and the ninth neighbour are often equal.
+        # In float32: with half of the bits, the eighth and the ninth neighbour are often equally similar.
         with torch.autocast(device_type=queries.device.type, enabled=False):
-            # Lengths divide the products and not the rows: a normalised copy of a large memory would cost more than the search.
+            # The products are divided by the lengths, not the rows: a normalised copy of a large memory would cost more than the search.
             lengths = torch.linalg.vector_norm(self.rows, dim=-1).clamp_min_(1e-12)  # [K]
             cosine = F.linear(F.normalize(queries.float(), dim=-1), self.rows).div_(lengths)  # [B K]
         return self.rows[cosine.topk(count, dim=-1).indices]
 
 
 def broadcast_states(module: nn.Module) -> None:
-    """Give every process the state of the first one: random numbers of a start may differ."""
+    """Copy the state of the first process to all others: their random numbers may differ at the start."""
     if world_size() > 1:
         for state in states_of(module):
             for buffer in state.buffers():
@@ -123,5 +126,5 @@ def broadcast_states(module: nn.Module) -> None:
 
 
 def states_of(module: nn.Module) -> list[State]:
-    """All states below a module."""
+    """All states inside a module."""
     return [part for part in module.modules() if isinstance(part, State)]

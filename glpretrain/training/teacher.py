@@ -1,4 +1,4 @@
-"""The two kinds of teacher: a moving copy of the student, and a frozen expert of any other shape.
+"""The two kinds of teacher: a moving copy of the student, and a frozen expert of any other architecture.
 
 Left out: where an expert's weights come from (`glpretrain.weights.load_expert`).
 """
@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glpretrain.core.types import EncoderCard, EncoderOutput
-from glpretrain.encoders.base import Encoder
-from glpretrain.encoders.fingerprint import fingerprint
+from glpretrain.encoders.base import Encoder, fingerprint
 from glpretrain.training.branch import Branch
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -20,10 +19,10 @@ _DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": t
 
 
 class EMATeacher(nn.Module):
-    """A copy of a branch without gradients, always in evaluation mode, that follows it.
+    """A copy of the student that follows it as a moving average: without gradients, and always in evaluation mode.
 
     Args:
-        branch: the student; copied, so what it has at this moment (mask token, heads) the teacher has too.
+        branch: the student. It is copied, so the teacher has what the student has at this moment (mask token, heads).
     """
 
     def __init__(self, branch: Branch) -> None:
@@ -31,39 +30,46 @@ class EMATeacher(nn.Module):
         self.branch = copy.deepcopy(branch).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "EMATeacher":
-        """Stay in evaluation mode whatever the surrounding module does: the teacher drops no paths."""
+        """Keep all parts in evaluation mode, whatever the mode of the module around it: the teacher drops no paths."""
         self.training = mode
         return self
 
     @torch.no_grad()
     def update(self, branch: nn.Module, *, momentum: float) -> None:
-        """teacher = momentum * teacher + (1 - momentum) * student, parameters in float32; buffers are copied."""
-        mine, theirs = dict(self.branch.named_parameters()), dict(branch.named_parameters())
-        assert mine.keys() == theirs.keys(), f"teacher and student differ in {sorted(mine.keys() ^ theirs.keys())}"
-        full = [name for name, value in mine.items() if value.dtype == torch.float32]
+        """Move the teacher one step: teacher = momentum * teacher + (1 - momentum) * student, in float32. Buffers are copied.
+
+        Args:
+            branch: the student.
+            momentum: momentum of the moving average.
+        """
+        own, student = dict(self.branch.named_parameters()), dict(branch.named_parameters())
+        assert own.keys() == student.keys(), f"teacher and student differ in {sorted(own.keys() ^ student.keys())}"
+        full = [name for name, value in own.items() if value.dtype == torch.float32]
         if full:
-            torch._foreach_lerp_([mine[n] for n in full], [theirs[n].detach() for n in full], 1.0 - momentum)
-        for name in mine.keys() - set(full):  # half-precision weights: one step of 1 - momentum would round away
-            mine[name].copy_(mine[name].float().lerp_(theirs[name].detach().float(), 1.0 - momentum))
-        copies, buffers = dict(self.branch.named_buffers()), dict(branch.named_buffers())
-        assert copies.keys() == buffers.keys(), f"teacher and student differ in {sorted(copies.keys() ^ buffers.keys())}"
-        for name, value in copies.items():
-            value.copy_(buffers[name])
+            means: list[Tensor] = [own[name] for name in full]
+            values = [student[name].detach() for name in full]
+            torch._foreach_lerp_(means, values, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]  it has no public name
+        for name in own.keys() - set(full):  # half-precision weights: one step of 1 - momentum would round away
+            own[name].copy_(own[name].float().lerp_(student[name].detach().float(), 1.0 - momentum))
+        own, student = dict(self.branch.named_buffers()), dict(branch.named_buffers())
+        assert own.keys() == student.keys(), f"teacher and student differ in {sorted(own.keys() ^ student.keys())}"
+        for name, value in own.items():
+            value.copy_(student[name])
 
 
 class FrozenTeacher(nn.Module):
-    """An expert: an encoder that never learns, sees views in its own normalisation and size, and is in no checkpoint.
+    """An expert: an encoder that never learns and that sees views in its own normalisation and size.
 
-    Its weights are parameters without gradient, so that they move with the module and DistributedDataParallel sends them once, not
-    at every step as it does buffers; `state_dict` leaves them out. What a checkpoint needs to know of them is `fingerprint`.
+    Its weights are parameters without gradient, so that they move with the module and DistributedDataParallel sends them once, not at
+    every step as it does with buffers. They are in no checkpoint: `state_dict` leaves them out, and a checkpoint stores `fingerprint`.
 
     Args:
-        encoder: any; `load_expert` of `glpretrain.weights` gives one with the weights of a file. Kept, not copied.
-        size: height and width that views are resized to, or one number for both; None is the size that the encoder's card says.
-        precision: of its weights and of what it computes; the surrounding autocast has no say.
+        encoder: any encoder; `glpretrain.weights.load_expert` loads one from a file. It is kept, not copied.
+        size: height and width that views are resized to, or one number for both; None is the size on the encoder's card.
+        precision: precision of the weights and of the computation, whatever the autocast around it.
 
     Raises:
-        ValueError: a size that does not divide into the encoder's patches, or an unknown precision.
+        ValueError: the size does not divide into the encoder's patches, or the precision is unknown.
     """
 
     def __init__(self, encoder: Encoder, *, size: int | tuple[int, int] | None = None, precision: Precision = "float32") -> None:
@@ -71,32 +77,32 @@ class FrozenTeacher(nn.Module):
         if precision not in _DTYPES:
             raise ValueError(f"FrozenTeacher: precision={precision!r} given; accepted: {', '.join(_DTYPES)}")
         channels, *own = encoder.card.item_shape
-        self.size = tuple(own) if size is None else (size, size) if isinstance(size, int) else tuple(size)
+        self.size: tuple[int, ...] = tuple(own) if size is None else (size, size) if isinstance(size, int) else tuple(size)
         self.grid: tuple[int, ...] = encoder.grid((channels, *self.size))
         self.fingerprint = fingerprint(encoder)
         self.encoder = encoder.requires_grad_(False).eval().to(_DTYPES[precision])
-        self.register_state_dict_post_hook(_leave_out)
-        self.register_load_state_dict_pre_hook(_put_back)
+        self.register_state_dict_post_hook(_remove_weights)
+        self.register_load_state_dict_pre_hook(_add_weights)
 
     @property
     def embed_dim(self) -> int:
-        """Width of what it gives."""
+        """Width of the features."""
         return self.encoder.embed_dim
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
-        """Stay in evaluation mode whatever the surrounding module does."""
+        """Keep the encoder in evaluation mode, whatever the mode of the module around it."""
         self.training = mode
         return self
 
     def prepare(self, views: Tensor, *, card: EncoderCard) -> Tensor:
-        """Views as the expert wants them.
+        """Bring views to the expert's size and normalisation.
 
         Args:
-            views: Float[B C H W], normalised as `card` says.
-            card: of the student.
+            views: Float[B C H W], normalised for the student.
+            card: card of the student's encoder.
 
         Returns:
-            Float[B C h w] of the expert's size and normalisation, in float32.
+            Float[B C h w] in the expert's size and normalisation, in float32.
 
         Raises:
             ValueError: the student's items have another number of channels.
@@ -109,32 +115,33 @@ class FrozenTeacher(nn.Module):
             views = F.interpolate(views, size=self.size, mode="bicubic", align_corners=False, antialias=True)
         if (card.mean, card.std) == (own.mean, own.std):
             return views
-        # Undone and done again in one step, channel by channel with numbers of the host: nothing is copied to the device. A
-        # resampling's weights sum to one, so it does not matter that it came first.
+        # One normalisation undone and the other one applied in one step, channel by channel, with numbers of the host: nothing is copied
+        # to the device. The weights of a resampling sum to one, so it does not matter that it came first.
         statistics = zip(views.unbind(1), card.mean, card.std, own.mean, own.std, strict=True)
         return torch.stack([channel * (std / to_std) + (mean - to_mean) / to_std for channel, mean, std, to_mean, to_std in statistics], 1)
 
     @torch.no_grad()
     def forward(self, views: Tensor, *, card: EncoderCard) -> EncoderOutput:
-        """What the expert makes of views, without gradient.
+        """The expert's features of views, without gradient.
 
         Args:
-            views: Float[B C H W], normalised as `card` says.
-            card: of the student.
+            views: Float[B C H W], normalised for the student.
+            card: card of the student's encoder.
 
         Returns:
-            `cls` Float[B D] and `patches` Float[B N D] in float32; N tokens in `grid`.
+            Its output in float32, with the N tokens of `grid`.
         """
         with torch.autocast(device_type=views.device.type, enabled=False):
             output = self.encoder(self.prepare(views, card=card).to(next(self.encoder.parameters()).dtype))
-        return EncoderOutput(cls=output.cls.float(), patches=output.patches.float())
+        registers = None if output.registers is None else output.registers.float()
+        return EncoderOutput(cls=output.cls.float(), patches=output.patches.float(), registers=registers)
 
 
-def _leave_out(module: FrozenTeacher, state: dict[str, Tensor], prefix: str, metadata: dict) -> None:
+def _remove_weights(module: FrozenTeacher, state: dict[str, Tensor], prefix: str, metadata: dict) -> None:
     for name in [name for name in state if name.startswith(prefix)]:
         del state[name]
 
 
-def _put_back(module: FrozenTeacher, state: dict[str, Tensor], prefix: str, *args: object) -> None:
-    """Loading asks for every tensor that the module has: it is handed those that are there already."""
+def _add_weights(module: FrozenTeacher, state: dict[str, Tensor], prefix: str, *args: object) -> None:
+    """Loading asks for every tensor of the module: hand it the weights that the module has already."""
     state.update(module.encoder.state_dict(prefix=f"{prefix}encoder."))

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from glpretrain.encoders import Encoder, build_from
-from glpretrain.encoders.positions import POSITION_RESIZES, resize_positions
-from glpretrain.encoders.timm_model import normalisation, pair
+from glpretrain.encoders.timm_model import POSITION_RESIZES, normalisation, pair, resize_positions
 from glpretrain.weights.files import State, listed, numbers
 from glpretrain.weights.report import Arguments, LoadedWeights, LoadOptions, LoadReport
 

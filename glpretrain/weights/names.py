@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from glpretrain.encoders.positions import PositionResize
+from glpretrain.encoders.timm_model import PositionResize
 from glpretrain.weights.files import State
 
 # Attention heads of the published models by width.

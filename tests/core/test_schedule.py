@@ -2,6 +2,8 @@
 
 import pytest
 from golden import load
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from glpretrain.core.schedule import Schedule
 
@@ -53,3 +55,35 @@ def test_ends_are_the_ends() -> None:
 def test_what_would_be_ignored_or_never_end_is_refused(arguments: dict) -> None:
     with pytest.raises(ValueError, match="Schedule"):
         Schedule(1.0, **arguments)
+
+
+few = settings(deadline=None, max_examples=50, derandomize=True)
+values = st.floats(-10.0, 10.0)
+schedules = st.builds(
+    Schedule, values, values, warmup=st.floats(0.05, 0.9), warmup_start=values, shape=st.sampled_from(["cosine", "linear"])
+) | st.builds(Schedule, values, warmup=st.floats(0.05, 0.9), warmup_start=values, shape=st.sampled_from(["constant", "step"]))
+
+
+@few
+@given(schedule=schedules, progress=st.floats(0.0, 1.0))
+def test_a_schedule_stays_between_its_values(schedule: Schedule, progress: float) -> None:
+    ends = (schedule.warmup_start, schedule.base, schedule.base if schedule.end is None else schedule.end)
+    assert min(ends) - 1e-12 <= schedule(progress) <= max(ends) + 1e-12  # a few roundings of numbers up to 10
+
+
+@few
+@given(schedule=schedules)
+def test_a_schedule_has_its_base_where_the_warmup_ends_and_does_not_jump_there(schedule: Schedule) -> None:
+    assert schedule(schedule.warmup) == pytest.approx(schedule.base, abs=1e-12)
+    if schedule.shape != "step":
+        # A step of 1e-6 moves a line between values up to 20 apart, over at least 0.05 of the run, by at most 4e-4.
+        assert schedule(schedule.warmup - 1e-6) == pytest.approx(schedule.base, abs=5e-4)
+        assert schedule(schedule.warmup + 1e-6) == pytest.approx(schedule.base, abs=5e-4)
+    else:
+        assert schedule(schedule.warmup - 1e-6) == schedule.warmup_start
+
+
+@few
+@given(schedule=schedules)
+def test_a_schedule_ends_at_its_end(schedule: Schedule) -> None:
+    assert schedule(1.0) == pytest.approx(schedule.base if schedule.end is None else schedule.end, abs=1e-12)

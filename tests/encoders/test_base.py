@@ -7,7 +7,7 @@ import torch
 
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import ViT, build, register
-from glpretrain.encoders.base import encode_list
+from glpretrain.encoders.sequences import encode_list
 
 
 def card():

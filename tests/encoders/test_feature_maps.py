@@ -25,6 +25,7 @@ def test_cls_is_what_timm_pools_and_patches_are_the_cells_of_the_last_stage(name
         output, pooled, cells = encoder(items), encoder.model(items), encoder.model.forward_features(items)
     assert encoder.grid((3, 64, 96)) == (2, 3)
     assert output.patches.shape == (2, 6, encoder.embed_dim)
+    assert output.registers is None
     assert torch.equal(output.cls, pooled)
     first_of_second_row = cells[:, 1, 0] if "swin" in name else cells[:, :, 1, 0]
     assert torch.equal(output.patches[:, 3], first_of_second_row)
@@ -58,7 +59,7 @@ def test_a_model_of_another_kind_is_refused():
 
 
 def test_a_size_that_does_not_divide_names_its_neighbours():
-    with pytest.raises(ValueError, match=r"cells of 32 pixels; nearest accepted to 50: \[32, 64\]"):
+    with pytest.raises(ValueError, match=r"width 50 does not divide by the patch of 32 pixels; nearest accepted: \[32, 64\]"):
         make("resnet18")(image(1, 3, 64, 50))
 
 

@@ -5,7 +5,7 @@ import torch
 from golden import noise
 
 from glpretrain.encoders import ViT
-from glpretrain.encoders.positions import POSITION_RESIZES, resize_positions
+from glpretrain.encoders.timm_model import POSITION_RESIZES, resize_positions
 
 
 @pytest.mark.parametrize("how", POSITION_RESIZES)

@@ -8,7 +8,8 @@ import torch
 from timm.models import is_model_in_modules
 
 from glpretrain.core.types import EncoderCard
-from glpretrain.encoders import ViT, build
+from glpretrain.encoders import ViT, build, fingerprint
+from glpretrain.encoders.layers import RelationBlock, features_of_layers
 from glpretrain.encoders.vit import VIT_MODULES
 
 REGISTERED = [name for name in timm.list_models() if is_model_in_modules(name, VIT_MODULES)]
@@ -53,10 +54,12 @@ def assert_equals_timm(encoder):
     with torch.no_grad():
         expected = encoder.model.forward_features(items)
         output = encoder(items)
-    prefix = encoder.num_prefix_tokens
-    assert torch.equal(output.patches, expected[:, prefix:])
-    cls = expected[:, 0] if encoder.model.cls_token is not None else expected[:, prefix:].mean(dim=1)
-    assert torch.equal(output.cls, cls)
+    parts = [output.patches] if output.registers is None else [output.registers, output.patches]
+    if encoder.model.cls_token is not None:
+        parts = [output.cls.unsqueeze(1), *parts]
+    else:
+        assert torch.equal(output.cls, output.patches.mean(dim=1))
+    assert torch.equal(torch.cat(parts, dim=1), expected)
     rows, columns = encoder.grid(encoder.card.item_shape)
     assert output.patches.shape == (2, rows * columns, encoder.embed_dim)
     assert 1 <= encoder.layer_of("model.blocks.0.norm1.weight") <= encoder.num_layers
@@ -70,6 +73,32 @@ def test_the_registry_of_timm_is_not_empty():
 @pytest.mark.parametrize("name", SHALLOW)
 def test_every_registered_vit_equals_timm_bit_for_bit(name):
     assert_equals_timm(one_block(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("vit_tiny_patch16_224", 0),
+        ("vit_small_patch14_reg4_dinov2", 4),
+        ("deit_tiny_distilled_patch16_224", 1),
+        ("vit_little_patch16_reg4_gap_256", 4),  # registers and no class token
+        ("beit_base_patch16_224", 0),
+    ],
+)
+def test_registers_are_the_tokens_between_class_token_and_patches(name, count):
+    encoder = small(name)
+    items = image(3, 3, 24, 40)
+    output = encoder(items)
+    assert (output.registers is None) if count == 0 else (output.registers.shape == (3, count, 24))
+    _, listed = encoder([image(2, 3, 24, 40).flip(0), items])
+    earlier, last = features_of_layers(encoder, items, layers=[0, -1])
+    for other in (listed, earlier, last):
+        assert (other.registers is None) == (count == 0)
+    if count:
+        # Matrix products of another height may round differently.
+        torch.testing.assert_close(listed.registers, output.registers, rtol=0, atol=1e-5)
+        assert torch.equal(last.registers, output.registers)
+        assert not torch.equal(earlier.registers, output.registers)
 
 
 @pytest.mark.slow
@@ -102,6 +131,52 @@ def test_a_depth_that_timm_refuses_is_a_value_error():
 def test_sizes_that_do_not_fit_fail_at_construction(name, changes, message):
     with pytest.raises(ValueError, match=message):
         small(name, **changes)
+
+
+DROPPING = [
+    ("vit_tiny_patch16_224", 2),
+    ("vit_small_patch16_18x2_224", 4),  # two attentions and two perceptrons in a block
+    ("vit_small_patch16_dinov3", 2),
+    ("eva02_tiny_patch14_224", 2),
+    ("beit_base_patch16_224", 2),
+    ("vit_relpos_small_patch16_224", 2),
+]
+
+
+def drop_rates(encoder):
+    """Rates of stochastic depth, block by block."""
+    return [[part.drop_prob for part in block.modules() if type(part).__name__ == "DropPath"] for block in encoder.model.blocks]
+
+
+@pytest.mark.parametrize(("name", "branches"), DROPPING)
+def test_a_uniform_drop_path_rate_is_that_of_every_block(name, branches):
+    uniform = small(name, embed_dim=48, depth=3, drop_path_rate=0.3, drop_path_uniform=True)
+    assert drop_rates(uniform) == [[0.3] * branches] * 3
+    growing = small(name, embed_dim=48, depth=3, drop_path_rate=0.3)
+    assert [sorted(set(rates)) for rates in drop_rates(growing)] == [[], pytest.approx([0.15]), pytest.approx([0.3])]
+    assert uniform.state_dict().keys() == growing.state_dict().keys()
+
+
+def test_a_uniform_drop_path_rate_drops_in_the_first_block_too():
+    uniform, growing = (wake(small(depth=1, drop_path_rate=0.9, drop_path_uniform=flag)).train() for flag in (True, False))
+    items = image(40, 3, 24, 40)
+    assert torch.equal(growing(items).cls, growing.eval()(items).cls)
+    torch.manual_seed(0)
+    assert not torch.equal(uniform(items).cls, uniform.eval()(items).cls)
+    relation = RelationBlock(uniform).train()
+    pooled, neighbours = image(40, 24), image(40, 3, 24)
+    assert torch.equal(relation(pooled, neighbours, encoder=uniform), relation.eval()(pooled, neighbours, encoder=uniform))
+
+
+def test_a_uniform_drop_path_rate_travels_in_the_card():
+    encoder = small(drop_path_rate=0.3, drop_path_uniform=True)
+    again = build(EncoderCard.from_json(json.loads(json.dumps(encoder.card.to_json()))))
+    assert drop_rates(again) == drop_rates(encoder) == [[0.3, 0.3]] * 2
+    again.load_backbone_state(encoder.backbone_state())
+    assert fingerprint(again) == fingerprint(encoder)
+    assert "drop_path_uniform" not in small(drop_path_rate=0.3).card.arguments  # cards written before the setting existed stay equal
+    with pytest.raises(ValueError, match=r"drop_path_uniform=True given with drop_path_rate=0.0; set a rate above 0"):
+        small(drop_path_uniform=True)
 
 
 def test_an_all_false_mask_changes_nothing():
@@ -194,6 +269,15 @@ def test_relative_positions_cannot_drop_tokens():
 def test_mask_and_keep_together_are_refused():
     with pytest.raises(ValueError, match="not both"):
         small()(image(1, 3, 24, 40), mask=torch.zeros(1, 15, dtype=torch.bool), keep=torch.zeros(1, 3, dtype=torch.int64))
+
+
+def test_keep_of_another_shape_and_a_list_of_masks_for_one_tensor_are_refused():
+    with pytest.raises(ValueError, match=r"keep has shape \(2, 3\); accepted: \(1, tokens to keep\)"):
+        small()(image(1, 3, 24, 40), keep=torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="keep needs one tensor of items"):
+        small()([image(1, 3, 24, 40)], keep=torch.zeros(1, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="a list of masks was given with one tensor of items"):
+        small()(image(1, 3, 24, 40), mask=[torch.zeros(1, 15, dtype=torch.bool)])
 
 
 def test_a_mask_without_a_mask_token_is_refused():

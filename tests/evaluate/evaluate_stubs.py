@@ -114,7 +114,7 @@ class StubEncoder(Encoder):
             raise ValueError(f"item_shape: {tuple(item_shape)}; accepted: multiples of {self.patch}")
         return item_shape[1] // self.patch, item_shape[2] // self.patch
 
-    def forward(self, items, *, mask=None, keep=None):
+    def _encode(self, items, *, mask=None, keep=None):
         self.modes += [self.training, self.probe.training]
         mean = torch.tensor(self.card.mean)[:, None, None]
         std = torch.tensor(self.card.std)[:, None, None]

@@ -43,7 +43,7 @@ def even(items: Tensor) -> EncoderOutput:
 def leaning(items: Tensor) -> EncoderOutput:
     """Directions of unequal strength, and a mean that is not zero."""
     scale = torch.logspace(0, -2, 8)
-    cls, patches = even(items)
+    cls, patches, _ = even(items)
     return EncoderOutput(cls * scale + 0.3, (patches + cls[:, None]) * scale + 0.3)
 
 

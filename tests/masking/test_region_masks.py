@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 from golden import load, noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from glpretrain.core import keys
@@ -178,3 +180,21 @@ def test_mistakes_are_named(make, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         make()
     assert str(caught.value).startswith(message)
+
+
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(
+    ratio=st.floats(0.0, 0.9),
+    grid=st.tuples(st.integers(4, 9), st.integers(4, 9)),
+    seed=st.integers(0, 2**32),
+    ids=st.lists(st.integers(-1, len(FACE_REGIONS) - 1), min_size=1, max_size=11),
+)
+def test_every_strategy_hides_exactly_its_share_of_any_map(ratio: float, grid: tuple[int, int], seed: int, ids: list[int]) -> None:
+    key = keys.item_keys(seed=seed, epoch=0, index=torch.arange(4))
+    rows, columns = grid
+    regions = torch.tensor(ids)[keys.integers(keys.fold_in(key, 9), 0, len(ids), 2 * rows, 3 * columns)]
+    expected = rows * columns - int(rows * columns * (1.0 - ratio))
+    for strategy in (CRFRPMask, CRFRRMask, FRPMask, FaskingMask):
+        hidden = strategy(ratio)(key, grid, regions=regions)
+        assert (hidden.mask.sum(dim=1) == expected).all()
+        assert hidden.region_mask is None or not (hidden.region_mask & ~hidden.mask).any()

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 from golden import load, wave
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from glpretrain.core import keys
@@ -62,9 +64,9 @@ def test_block_masks_are_distributed_as_dinov2s(case: dict) -> None:
 def test_a_dinov2_mask_hides_no_more_than_it_was_asked_for() -> None:
     mask = DINOv2Mask(prob=1.0, ratio=(0.3, 0.3))(_keys(500), (7, 11))
     assert int(mask.sum(dim=1).max()) == int(0.3 * 77) and (mask.sum(dim=1) > 0).all()
-    for settings, message in (({"prob": 1.5}, "prob is a chance"), ({"ratio": (0.5, 0.1)}, "0 <= low <= high <= 1")):
+    for wrong, message in (({"prob": 1.5}, "prob is a probability"), ({"ratio": (0.5, 0.1)}, "0 <= low <= high <= 1")):
         with pytest.raises(ValueError, match=message):
-            DINOv2Mask(**settings)
+            DINOv2Mask(**wrong)
 
 
 @pytest.mark.parametrize("case", GMML["cases"], ids=lambda case: f"{case['size']} align {case['align']} ratio {case['ratio']}")
@@ -125,6 +127,33 @@ def test_contiguous_even_shares_of_a_batch_are_corrupted_as_the_whole() -> None:
     for begin in (0, 4):
         share = corrupt(views[begin : begin + 4], key[begin : begin + 4])
         assert torch.equal(share[0], whole[0][begin : begin + 4]) and torch.equal(share[1], whole[1][begin : begin + 4])
+
+
+# Counts -------------------------------------------------------------------------------------------------------------------
+
+few = settings(deadline=None, max_examples=25, derandomize=True)
+grids = st.tuples(st.integers(2, 12), st.integers(2, 12))
+seeds = st.integers(0, 2**32)
+
+
+@few
+@given(ratio=st.floats(0.0, 0.75), grid=grids, seed=seeds)
+def test_a_random_mask_hides_exactly_its_share(ratio: float, grid: tuple[int, int], seed: int) -> None:
+    key, num_tokens = keys.item_keys(seed=seed, epoch=0, index=torch.arange(3)), math.prod(grid)
+    mask = RandomMask(ratio)(key, grid)
+    assert (mask.sum(dim=1) == num_tokens - int(num_tokens * (1.0 - ratio))).all()
+    visible = visible_indices(mask)
+    assert torch.equal(torch.ones_like(mask).scatter(1, visible, False), mask)
+    assert torch.equal(visible.sort(dim=1).values, visible)
+
+
+@few
+@given(low=st.floats(0.0, 1.0), width=st.floats(0.0, 1.0), grid=grids, seed=seeds)
+def test_block_masks_never_hide_more_than_the_largest_ratio(low: float, width: float, grid: tuple[int, int], seed: int) -> None:
+    high = low + width * (1.0 - low)
+    key, most = keys.item_keys(seed=seed, epoch=0, index=torch.arange(3)), high * math.prod(grid) + 1e-4  # the ratio is float32
+    for mask in (BlockMask([(low, min(high, 1.0))]), DINOv2Mask(1.0, (low, min(high, 1.0)))):
+        assert (mask(key, grid).sum(dim=1) <= most).all()
 
 
 # What is put in place of the pixels -----------------------------------------------------------------------------------------

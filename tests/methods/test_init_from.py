@@ -17,8 +17,7 @@ from shrinking import ONE_PER_METHOD, ROOT, name_of, shrunk
 import glpretrain
 import glpretrain.encoders
 from glpretrain.cli import main
-from glpretrain.encoders import Encoder, ViT
-from glpretrain.encoders.fingerprint import fingerprint
+from glpretrain.encoders import Encoder, ViT, fingerprint
 from glpretrain.methods.base import Method
 from glpretrain.weights import export
 

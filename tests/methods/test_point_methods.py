@@ -10,12 +10,13 @@ from golden import assert_matches, load, noise, official_weights
 from torch import Tensor
 
 from glpretrain.core.keys import item_keys
+from glpretrain.core.patches import unpatchify
 from glpretrain.data.views import CollapsedGroups
 from glpretrain.encoders import PointTransformer, ViT
 from glpretrain.methods import DCGLR, MAE, MMC, LocalContrast, PointMAE
 from glpretrain.objectives.chamfer import ChamferL1, CorruptedPoints
 from glpretrain.objectives.contrastive import InfoNCE, NPair
-from glpretrain.objectives.reconstruction import CorruptedPixels, unpatchify
+from glpretrain.objectives.reconstruction import CorruptedPixels
 from glpretrain.weights.published import read_points
 
 SMALL = {"num_points": 40, "points_per_token": 4, "group_size": 6, "embed_dim": 24, "depth": 2, "num_heads": 3}

@@ -6,7 +6,7 @@ import torch
 from golden import assert_matches, load, wave
 from torch import Tensor, nn
 
-from glpretrain.objectives.reconstruction import unpatchify
+from glpretrain.core.patches import unpatchify
 from glpretrain.training.heads import ContrastHead, PixelHead, ProjectionHead, Prototypes
 
 DINO, SIT = load("dino_head"), load("sit_heads")

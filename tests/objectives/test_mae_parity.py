@@ -5,8 +5,9 @@ import torch
 from golden import assert_matches, load, wave
 
 from glpretrain.core import keys
+from glpretrain.core.patches import patchify, unpatchify
 from glpretrain.masking import RandomMask, visible_indices
-from glpretrain.objectives.reconstruction import PatchPixels, patchify, unpatchify
+from glpretrain.objectives.reconstruction import PatchPixels
 
 GOLDEN = load("mae")
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from glpretrain.core.frames import crop_frames, token_centres
+from glpretrain.core.patches import patchify, unpatchify
 from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
-from glpretrain.objectives.reconstruction import CorruptedPixels, PatchPixels, patchify, unpatchify
+from glpretrain.objectives.reconstruction import CorruptedPixels, PatchPixels
 
 G, V, B, N, K, D = 2, 5, 3, 6, 7, 11
 

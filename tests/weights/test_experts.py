@@ -7,8 +7,7 @@ import pytest
 import torch
 from published import image, reference, write
 
-from glpretrain.encoders import FeatureMap, ViT
-from glpretrain.encoders.fingerprint import fingerprint
+from glpretrain.encoders import FeatureMap, ViT, fingerprint
 from glpretrain.weights import export, load_backbone, load_expert
 
 

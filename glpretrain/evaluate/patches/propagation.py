@@ -35,8 +35,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from glpretrain.data.sources.videos import Video, VideoSource
-from glpretrain.encoders.base import Encoder
-from glpretrain.encoders.fingerprint import bytes_of
+from glpretrain.encoders.base import Encoder, bytes_of
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import encode_batch, evaluation_shape, tracked

@@ -1,0 +1,83 @@
+"""Steps over sequences of tokens that several encoders share: lists of views, hidden tokens, and the parts of the result."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from glpretrain.core.types import EncoderOutput
+
+
+def encode_list(
+    encode: Callable[..., EncoderOutput], items: Sequence[Tensor], *, mask: Tensor | Sequence[Tensor | None] | None
+) -> list[EncoderOutput]:
+    """Encode tensors of several sizes; those of one size are encoded together.
+
+    Args:
+        encode: function of Float[B *item] and the keyword `mask`, Bool[B N] or None.
+        items: list of Float[B *item].
+        mask: None, or a list as long as `items`.
+
+    Returns:
+        One output per tensor, in the order of `items`.
+
+    Raises:
+        ValueError: `mask` is not a list as long as `items`.
+    """
+    if isinstance(mask, Tensor) or (mask is not None and len(mask) != len(items)):
+        given = "one tensor" if isinstance(mask, Tensor) else f"{len(mask)} masks"
+        raise ValueError(
+            f"encoder: {given} for a list of {len(items)} tensors of items; give a list as long, with None where nothing is hidden"
+        )
+    masks = [None] * len(items) if mask is None else list(mask)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for position, views in enumerate(items):
+        # Masked and unmasked views stay apart, so that a view without a mask never asks for a mask token.
+        groups.setdefault((*views.shape[1:], masks[position] is not None), []).append(position)
+    outputs: dict[int, EncoderOutput] = {}
+    for positions in groups.values():
+        hidden = [one for position in positions if (one := masks[position]) is not None]
+        joined = encode(torch.cat([items[position] for position in positions]), mask=torch.cat(hidden) if hidden else None)
+        sizes = [len(items[position]) for position in positions]
+        parts = [[None] * len(sizes) if tensor is None else tensor.split(sizes) for tensor in joined]
+        outputs.update({position: EncoderOutput(*one) for position, *one in zip(positions, *parts, strict=True)})
+    return [outputs[position] for position in range(len(items))]
+
+
+def hide_tokens(tokens: Tensor, *, mask: Tensor, mask_token: Tensor | None) -> Tensor:
+    """Replace hidden tokens by the mask token.
+
+    Args:
+        tokens: Float[B *grid D], or Float[B N D].
+        mask: Bool[B N], True where a token is hidden.
+        mask_token: Float[D], or a token for every place, of the shape of `tokens`; None when the encoder has none yet.
+
+    Returns:
+        Tensor of the shape of `tokens`.
+
+    Raises:
+        ValueError: there is no mask token, or the mask has another shape or dtype.
+    """
+    if mask_token is None:
+        raise ValueError("encoder: a mask was given but there is no mask token; call add_mask_token() first")
+    accepted = (len(tokens), math.prod(tokens.shape[1:-1]))
+    if mask.dtype != torch.bool or mask.shape != accepted:
+        raise ValueError(f"encoder: mask is {mask.dtype} of shape {tuple(mask.shape)}; accepted: bool of shape {accepted}")
+    return torch.where(mask.reshape(tokens.shape[:-1]).unsqueeze(-1), mask_token.to(tokens.dtype), tokens)
+
+
+def split_tokens(tokens: Tensor, *, num_prefix_tokens: int, has_class_token: bool) -> EncoderOutput:
+    """Split the tokens behind the final norm, Float[B T D], into class token, registers and patches.
+
+    Args:
+        tokens: class token if there is one, then registers and distillation tokens, then patches.
+        num_prefix_tokens: number of tokens before the patches.
+        has_class_token: whether the first token is the class token; `cls` is the mean of the patches otherwise.
+    """
+    patches = tokens[:, num_prefix_tokens:]
+    return EncoderOutput(
+        cls=tokens[:, 0] if has_class_token else patches.mean(dim=1),
+        patches=patches,
+        registers=tokens[:, int(has_class_token) : num_prefix_tokens] if num_prefix_tokens > has_class_token else None,
+    )
