@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from glpretrain.core import keys
 from glpretrain.data.sources.base import Item, Source, UnreadableItemError
-from glpretrain.data.sources.clouds import with_count
+from glpretrain.data.sources.points import with_count
 from glpretrain.encoders.fingerprint import bytes_of
 
 _LOG = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 A region map has an id per pixel, `FACE_REGIONS` names them; a token touches every region of which it holds a pixel. All masks of one
 kind hide the same number of tokens whatever the map, also where regions are missing or fill the frame. Drawn for the whole
 batch at once, on the device of the keys, without waiting for it. In shapes, R counts groups of regions. Left out:
-where maps come from (`glpretrain.data.sources.faces`).
+where maps come from (`glpretrain.data.sources.images`).
 """
 
 import math

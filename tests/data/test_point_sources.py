@@ -10,8 +10,8 @@ import trimesh
 from golden import noise
 
 from glpretrain.data import ModelNet40, PointArrays, PointFolder, ScanObjectNN, ShapeNet55, Solids, UnreadableItemError
-from glpretrain.data.sources.clouds import with_count
-from glpretrain.data.sources.point_files import read_points, sampled_by_area
+from glpretrain.data.sources.points import with_count
+from glpretrain.data.sources.points.clouds import read_points, sampled_by_area
 
 CLOUD = noise(20, 3, name="file").numpy()
 
@@ -98,9 +98,9 @@ def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
     source = PointFolder(tmp_path, normalise=False)
     assert not source.classes and source[0].label == -1 and source.train_test_split() is None
     torch.testing.assert_close(source[0].image, torch.from_numpy(CLOUD))
-    with pytest.raises(ValueError, match="no train part"):
+    with pytest.raises(ValueError, match="split is 'train'; expected 'all'"):
         PointFolder(tmp_path, split="train")
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         PointFolder(tmp_path / "gone")
     with pytest.raises(IndexError):
         source[1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glpretrain.data import Scenes
-from glpretrain.data.sources.scenes import CLASSES
+from glpretrain.data.sources.images.scenes import CLASSES
 
 
 def test_a_scene_depends_on_seed_split_and_index_alone() -> None:

@@ -9,7 +9,7 @@ from shrinking import ROOT, shrunk
 import glpretrain
 from glpretrain.cli.scoring import score
 from glpretrain.data import TarShards, TileFolder, UnreadableItemError
-from glpretrain.data.sources.folders import source_for
+from glpretrain.data.sources.images import source_for
 from glpretrain.encoders import ViT
 from glpretrain.prepare.slides.cutting import cut_slides
 from glpretrain.prepare.slides.settings import Settings
@@ -42,7 +42,7 @@ def test_slides_and_classes(cut: Path) -> None:
     assert not TileFolder(cut, labels="none").classes and TileFolder(cut, labels="none").train_test_split() is None
     assert TileFolder(cut, channels=1)[0].image.shape == (1, 64, 64)
     assert source.tissue.min() >= 0.9 and source.corners.shape == (len(source), 2) and set(source.sides.tolist()) == {64}
-    with pytest.raises(ValueError, match="there is no 'x' in"):
+    with pytest.raises(ValueError, match="'x' is not in"):
         source.tiles_of("x")
     with pytest.raises(IndexError):
         source[len(source)]
@@ -68,7 +68,7 @@ def test_a_damaged_shard_is_named(cut: Path, tmp_path: Path) -> None:
     with pytest.raises(UnreadableItemError, match=r"a-00000\.tar, tile 0"):
         source[0]
     assert source[1].image.shape == (3, 64, 64)
-    with pytest.raises(ValueError, match="is no folder that `glpretrain tiles` wrote"):
+    with pytest.raises(ValueError, match="was not written by `glpretrain tiles`"):
         TileFolder(tmp_path)
 
 

@@ -17,7 +17,7 @@ from glpretrain.core import keys as rng
 from glpretrain.core.types import EncoderCard
 from glpretrain.data.loading import RawBatch
 from glpretrain.data.sources.base import FittedItem, Item, Source
-from glpretrain.data.sources.scenes import Scenes
+from glpretrain.data.sources.images.scenes import Scenes
 from glpretrain.data.views.base import ViewMaker, Views
 from glpretrain.data.views.boxes import random_boxes
 from glpretrain.data.views.colour import augment, require_rgb

@@ -20,8 +20,7 @@ from glpretrain.core.clouds import farthest_points, nearest_points, squared_dist
 from glpretrain.core.types import EncoderCard
 from glpretrain.data.loading import RawBatch
 from glpretrain.data.sources.base import FittedItem, Item, Source
-from glpretrain.data.sources.clouds import with_count
-from glpretrain.data.sources.solids import Solids
+from glpretrain.data.sources.points import Solids, with_count
 from glpretrain.data.views.base import ViewMaker, Views
 
 _CROP, _ROTATION, _SCALE, _TRANSLATION, _JITTER, _DROPOUT = range(6)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from glpretrain.data.sources.base import UnreadableItemError
-from glpretrain.data.sources.face_regions import Box, find_map, read_map, resized_map, table_of, template_map
-from glpretrain.data.sources.images import existing_folder
+from glpretrain.data.sources.images.decoding import existing_folder
+from glpretrain.data.sources.images.face_regions import Box, find_map, read_map, resized_map, table_of, template_map
 
 
 class FaceParser(ABC):

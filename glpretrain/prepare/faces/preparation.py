@@ -17,8 +17,8 @@ from torchvision.transforms import functional
 
 from glpretrain.data.loading import usable_cores
 from glpretrain.data.sources.base import UnreadableItemError
-from glpretrain.data.sources.face_regions import resized_map
-from glpretrain.data.sources.images import decode, existing_folder, find_images
+from glpretrain.data.sources.images.decoding import decode, existing_folder, find_images
+from glpretrain.data.sources.images.face_regions import resized_map
 from glpretrain.prepare.faces.detection import FaceDetector
 from glpretrain.prepare.faces.parsers import Box, FaceParser
 

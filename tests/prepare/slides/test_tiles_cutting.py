@@ -98,7 +98,7 @@ def test_a_killed_run_goes_on_without_loss_or_doubles(large: Path, cut_once: Pat
     there = {path: path.stat().st_mtime_ns for path in out.glob("shards/*.tar")}
     assert 2 <= len(there) < len(list(cut_once.glob("shards/*.tar")))
     assert not (out / "index.jsonl").exists()
-    with pytest.raises(ValueError, match="`glpretrain tiles` with the same arguments goes on where it was stopped"):
+    with pytest.raises(ValueError, match="`glpretrain tiles` with the same arguments again to finish it"):
         TileFolder(out)
     time.sleep(0.3)  # workers that were in the middle of a shard are gone
     summary = cut_slides([large], out=out, settings=Settings(per_shard=16))
