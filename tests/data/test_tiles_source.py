@@ -11,8 +11,7 @@ from glpretrain.cli.scoring import score
 from glpretrain.data import TarShards, TileFolder, UnreadableItemError
 from glpretrain.data.sources.images import source_for
 from glpretrain.encoders import ViT
-from glpretrain.prepare.slides.cutting import cut_slides
-from glpretrain.prepare.slides.settings import Settings
+from glpretrain.prepare.slides import Settings, cut_slides
 from glpretrain.prepare.slides.synthetic import write_synthetic_slide
 
 OSCC = Path(__file__).parents[3] / "shared" / "data" / "pathology_oscc"

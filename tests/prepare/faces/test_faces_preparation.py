@@ -82,7 +82,7 @@ def test_facer_is_asked_for_the_surest_face_of_the_crop(monkeypatch: pytest.Monk
     parser, crop = FacerParser(), Box(3, 5, 10, 12)
     image = torch.ones(3, 30, 30, dtype=torch.uint8)
     assert torch.equal(parser.parse(image, name=Path("a.png"), crop=crop, face=crop), (torch.arange(12) % 11).expand(10, -1))
-    with pytest.raises(UnreadableItemError, match=r"a.png: the parser finds no face in it"):
+    with pytest.raises(UnreadableItemError, match=r"a.png: the parser finds no face in the crop"):
         parser.parse(torch.zeros_like(image), name=Path("a.png"), crop=crop, face=crop)
 
 
@@ -123,7 +123,7 @@ def test_an_interrupted_preparation_goes_on(pictures: Path, tmp_path: Path) -> N
     (out / "images/fake/c.part").write_bytes(b"half")
     assert faces(pictures, out=out, size=64, workers=2) == {"written": 1, "there": 2, "skipped": 2}
     assert (out / "images/real/a.png").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match=r"out: .* was made with .*'size': 64.*; accepted: the same settings, or a new folder"):
+    with pytest.raises(ValueError, match=r"out: .* was written with .*'size': 64.*; give the same settings, or a new folder"):
         faces(pictures, out=out, size=32, workers=0)
 
 
@@ -153,7 +153,7 @@ def test_pictures_that_are_faces_already_are_kept_whole(pictures: Path, tmp_path
         ({"table": "lapa"}, "table: lapa given with parser 'template'; accepted with parser 'maps' only"),
         ({"size": 8}, "size: 8 given; accepted: at least 16 pixels"),
         ({"margin": 0.5}, "margin: 0.5 given; accepted: at least 1, the face itself"),
-        ({"workers": -1}, "workers: -1 given; accepted: 0 or more"),
+        ({"workers": -1}, "workers: -1 given; accepted: at least 0"),
         ({"parser": "facer"}, "parser: facer given, but the package is not installed (pip install pyfacer)"),
     ],
 )

@@ -17,10 +17,9 @@ from tiles_processes import Job, PeakMemory, contents
 
 from glpretrain.cli import main
 from glpretrain.data import TarShards, TileFolder
-from glpretrain.prepare.slides.cutting import TilesCut, cut_slides, cutting
-from glpretrain.prepare.slides.opening import find_slides, open_slide
+from glpretrain.prepare.slides import Settings, cut_slides, find_slides, open_slide
+from glpretrain.prepare.slides.cutting import TilesCut, cutting
 from glpretrain.prepare.slides.plan import plan_tiles
-from glpretrain.prepare.slides.settings import Settings
 from glpretrain.prepare.slides.synthetic import write_synthetic_slide
 from glpretrain.prepare.slides.workers import Workers
 
@@ -212,7 +211,7 @@ def test_damaged_and_blank_slides_cost_only_themselves(small: Path, tmp_path: Pa
         assert "left out: damaged, garbage, silent" in said or "left out: garbage" in said
         assert f"left out: {slides / 'garbage.svs'}: OpenSlide does not know" in said
         assert f"left out: {slides / 'damaged.tif'}: " in said
-        assert f"left out: {slides / 'silent.tif'}: the file does not say how many microns a pixel has; give mpp_of_slide" in said
+        assert f"left out: {slides / 'silent.tif'}: the file does not give its microns per pixel; give mpp_of_slide" in said
         assert {entry["slide"] for entry in entries(out)} == {"good"}
         assert [path.name for path in sorted(out.glob("slides/*"))] == ["blank.json", "good.json"]
         assert not list(out.glob("shards/damaged*")) and not list(out.rglob(".*.part"))
@@ -228,17 +227,17 @@ def test_microns_can_be_given_and_must_suffice(tmp_path: Path) -> None:
     (record,) = summary.cut
     assert record.mpp_given and record.slide_mpp == 0.25 and {entry["side"] for entry in entries(tmp_path / "out")} == {128}
     coarse = cut_slides([tmp_path / "a.tif"], out=tmp_path / "coarse", settings=SMALL._replace(mpp_of_slide=1.0))
-    assert "mpp 0.5 is finer than the slide's 1; accepted: at least that" in coarse.failed["a"]
+    assert "mpp 0.5 is finer than the 1 of the slide; accepted: at least that" in coarse.failed["a"]
 
 
 def test_a_folder_holds_tiles_of_one_kind(small: Path, tmp_path: Path) -> None:
     cut_slides([small], out=tmp_path / "out", settings=SMALL)
     assert [record.slide for record in cut_slides([small], out=tmp_path / "out", settings=SMALL).before] == ["small"]
-    with pytest.raises(ValueError, match=r"other settings: min_tissue is 0\.6, there it is 0\.5; accepted: the same settings"):
+    with pytest.raises(ValueError, match=r"other settings: min_tissue is 0\.6, there it is 0\.5; give the same settings"):
         cut_slides([small], out=tmp_path / "out", settings=SMALL._replace(min_tissue=0.6))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="holds other files"):
         cut_slides([small], out=tmp_path / "photos", settings=SMALL)
     for name, value in (
         ("size", 8),
@@ -272,7 +271,7 @@ def test_another_slide_of_the_same_name_is_refused_once_the_first_is_complete(sm
     cut_slides([other], out=tmp_path / "alone", settings=SMALL)
     assert contents(out) == contents(tmp_path / "alone")
     failed = cut_slides([small], out=out, settings=SMALL).failed
-    assert failed["small"].endswith("not the file that 'small' was cut from; accepted: another folder, or another name")
+    assert failed["small"].endswith("not the file that 'small' was cut from; give another folder, or rename the file")
     assert contents(out) == contents(tmp_path / "alone")
 
 
@@ -281,8 +280,9 @@ def test_a_worker_that_dies_costs_its_task() -> None:
         for number in range(6):
             workers.submit(Job(number))
         found = {outcome.task.number: outcome for outcome in workers.outcomes()}
-    assert [found[number].value for number in (0, 1, 4, 5)] == [0, 10, 40, 50]
-    assert "ended with status -11" in str(found[2].error) and str(found[3].error) == "three"
+    assert [found[number].result for number in (0, 1, 4, 5)] == [0, 10, 40, 50]
+    assert all(isinstance(found[number].result, ValueError) for number in (2, 3))
+    assert "ended with status -11" in str(found[2].result) and str(found[3].result) == "three"
 
 
 def test_shards_are_readable_as_any_other(small: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from glpretrain.prepare.slides.opening import find_slides, open_slide
+from glpretrain.prepare.slides import find_slides, open_slide
 from glpretrain.prepare.slides.slide import UnreadableSlideError
 from glpretrain.prepare.slides.synthetic import write_synthetic_slide
 from glpretrain.prepare.slides.tiff import TiffSlide
@@ -118,7 +118,7 @@ def test_without_openslide_plain_tiff_opens_and_the_rest_says_what_to_install(
     with open_slide(slide) as opened:
         assert opened.reader == "tifffile" and len(opened.levels) == 2
     (tmp_path / "a.svs").write_bytes(b"whatever")
-    with pytest.raises(ImportError, match=r"a\.svs: reading it needs OpenSlide: pip install 'glpretrain\[slides\]'"):
+    with pytest.raises(ImportError, match=r"a\.svs: OpenSlide is needed to read this file: pip install 'glpretrain\[slides\]'"):
         open_slide(tmp_path / "a.svs")
 
 
@@ -133,5 +133,5 @@ def test_slides_are_called_by_their_place(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no slide in .*empty; accepted endings: \.svs"):
         find_slides([tmp_path / "empty"])
-    with pytest.raises(ValueError, match="is no file and no folder"):
+    with pytest.raises(ValueError, match="does not exist; give files and folders"):
         find_slides([tmp_path / "missing.svs"])

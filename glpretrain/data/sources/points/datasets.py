@@ -144,7 +144,8 @@ class ShapeNet55(PointSource):
 
 
 _SCANS = ("bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table", "bed", "pillow", "sink", "sofa", "toilet")
-_SCAN_FILES = {
+ScanVariant = Literal["obj_bg", "obj_only", "hardest"]
+_SCAN_FILES: dict[ScanVariant, tuple[str, str]] = {
     "obj_bg": ("main_split", "objectdataset"),
     "obj_only": ("main_split_nobg", "objectdataset"),
     "hardest": ("main_split", "objectdataset_augmentedrot_scale75"),
@@ -173,13 +174,14 @@ class ScanObjectNN(PointSource):
         root: str | Path,
         *,
         split: SplitOrAll = "train",
-        variant: Literal["obj_bg", "obj_only", "hardest"] = "obj_bg",
+        variant: ScanVariant = "obj_bg",
         normalise: bool = True,
     ) -> None:
         splits = _single_splits(split, owner="ScanObjectNN")
         check_choice(variant, tuple(_SCAN_FILES), what="ScanObjectNN: variant")
         self.root, self.normalise = Path(root), normalise
-        self.name, self.variant = f"scanobjectnn {variant}", variant
+        self._variant: ScanVariant = variant
+        self.name = f"scanobjectnn {variant}"
         folder, stem = _SCAN_FILES[variant]
         folder = self.root / folder if (self.root / folder).is_dir() else self.root
         names = {"train": f"training_{stem}.h5", "test": f"test_{stem}.h5"}
@@ -197,5 +199,5 @@ class ScanObjectNN(PointSource):
         return cloud_item(self.points[index], label=int(self.labels[index]), normalise=self.normalise, instances=instances)
 
     def train_test_split(self) -> tuple[Source, Source]:
-        train, test = (ScanObjectNN(self.root, split=own, variant=self.variant, normalise=self.normalise) for own in ("train", "test"))
+        train, test = (ScanObjectNN(self.root, split=own, variant=self._variant, normalise=self.normalise) for own in ("train", "test"))
         return train, test
