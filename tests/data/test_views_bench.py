@@ -1,4 +1,4 @@
-"""The bench: one row per operation that is on, and a whole that they are shares of."""
+"""The benchmark of views: one row per operation that is on, and their shares of the whole."""
 
 import pytest
 
@@ -28,5 +28,5 @@ def test_a_view_that_is_strong_by_chance_adds_its_operations():
 
 
 def test_numbers_below_one_are_refused():
-    with pytest.raises(ValueError, match="bench views: repeats is at least 1, not 0"):
+    with pytest.raises(ValueError, match="bench views: repeats is 0; expected at least 1"):
         bench_views(batch_size=2, image_size=20, multicrop=MultiCrop([ViewSpec(16, (0.5, 1.0))]), repeats=0)
