@@ -54,7 +54,7 @@ def test_a_map_is_translated_and_stretched_to_its_image(tmp_path: Path) -> None:
     assert torch.equal(read_map(tmp_path / "map.npy", table=TABLES["fasseg"], size=(2, 2)), expected)
 
 
-def test_a_map_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_label_map_is_named(tmp_path: Path) -> None:
     unknown = write_map(tmp_path / "unknown.png", np.array([[0, 12]]))
     with pytest.raises(UnreadableItemError, match=r"unknown.png: label 12; the table accepts: 0, 1, 2"):
         read_map(unknown, table=TABLES["lapa"], size=(1, 2))
@@ -130,7 +130,7 @@ def test_a_batch_has_the_covered_tokens_where_its_mask_covers_some() -> None:
         DataModule(FaceSwaps(), MultiCrop([ViewSpec(48, (0.6, 1.0))]), batch_size=4, mask=CRFRPMask())
 
 
-def test_the_embedded_faces_are_divided_and_have_all_regions() -> None:
+def test_the_embedded_faces_have_splits_and_all_regions() -> None:
     source = LFWSubset(170, size=48)
     assert len(source) == 170 and source[165].image.shape == (3, 48, 48) and torch.equal(source[165].image, source[5].image)
     assert set(source[0].regions.unique().tolist()) == set(range(11))

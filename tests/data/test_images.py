@@ -39,7 +39,7 @@ def test_first_level_subfolders_are_classes_only_if_every_image_is_in_one(tmp_pa
     assert ImageFolder(tmp_path).classes == []
 
 
-def test_a_divided_folder_offers_its_parts(tmp_path: Path) -> None:
+def test_a_folder_with_splits_offers_both(tmp_path: Path) -> None:
     for part, count in (("train", 3), ("test", 2)):
         for name in ("cat", "dog"):
             for number in range(count):

@@ -54,7 +54,7 @@ def test_the_label_is_that_of_the_largest_object() -> None:
         assert counts.argmax() == len(counts) - 1  # the main object comes last
 
 
-def test_objects_stand_out_from_the_ground() -> None:
+def test_objects_differ_in_brightness_from_the_background() -> None:
     source = Scenes(60, size=48)
     contrasts = []
     for index in range(60):

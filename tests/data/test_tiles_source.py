@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from image_files import write_image, write_map
 from shrinking import ROOT, shrunk
 
 import glpretrain
@@ -47,7 +49,7 @@ def test_slides_and_classes(cut: Path) -> None:
         source[len(source)]
 
 
-def test_no_slide_is_in_both_parts(cut: Path) -> None:
+def test_no_slide_is_in_both_splits(cut: Path) -> None:
     source = TileFolder(cut)
     train, test = source.train_test_split()
     slides = [{source.slides[source.slide_of[index]] for index in part.indices} for part in (train, test)]
@@ -80,7 +82,11 @@ def test_the_folder_says_what_reads_it(cut: Path, tmp_path: Path) -> None:
 
 def test_training_takes_the_folder_as_it_is(cut: Path, tmp_path: Path) -> None:
     recipe = shrunk(ROOT / "dino.yaml", tmp_path)
-    run = glpretrain.fit(str(recipe), data=cut, max_steps=2, runs=tmp_path / "runs")
+    for number in range(8):  # few images with masks, each with one object, keep the evaluation short
+        write_image(tmp_path / "masked" / "images" / f"{number}.png", size=(48, 48))
+        write_map(tmp_path / "masked" / "masks" / f"{number}.png", np.kron([[1, 0], [0, 0]], np.ones((24, 24))))
+    options = {"masks": tmp_path / "masked", "runs": tmp_path / "runs", "overrides": ["--trainer.logger", "false"]}
+    run = glpretrain.fit(str(recipe), data=cut, max_steps=2, **options)
     assert run.results["data"] == "tiles" and run.results["steps"] == 2
     assert run.results["measured_on"]["knn"] == "tiles"
 

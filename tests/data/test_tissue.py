@@ -52,6 +52,6 @@ def test_both_splits_have_all_classes_and_glands_are_brown() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"), [({"length": 0}, "length is 0"), ({"size": 8}, "size is 8"), ({"split": "val"}, "split is 'val'")]
 )
-def test_what_is_out_of_range_is_named(settings: dict, message: str) -> None:
+def test_settings_out_of_range_are_named(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Tissue(**({"length": 3} | settings))

@@ -334,8 +334,10 @@ def test_nothing_waits_for_the_device() -> None:
             "aspect": torch.ones(11, device="cuda"),
             "keys": torch.zeros(11, dtype=torch.int64, device="cuda"),
         }
-        views = mugs()(**batch, mean=MEAN, std=STD)
-    assert views.student_views.shape == (2, 11, 3, 24, 24)
+        strong = spec(strong=Strong(), blur_prob=0.1, **COLOURS)
+        crops = MultiCrop([spec()], [ViewSpec(16, (0.05, 0.25), strong=Strong(), **COLOURS)], [strong])
+        views = crops(**batch, mean=MEAN, std=STD)
+    assert views.student_views.shape == (1, 11, 3, 24, 24) and views.local_views.shape == (1, 11, 3, 16, 16)
     assert views.weak.device.type == "cuda"
 
 

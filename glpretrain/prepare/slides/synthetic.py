@@ -4,6 +4,7 @@ A slide is written tile by tile, so that the memory does not grow with its size.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist
 
@@ -118,6 +119,7 @@ def _key(seed: int, purpose: int) -> torch.Tensor:
     return keys.fold_in(torch.tensor(seed), purpose)
 
 
+@lru_cache(maxsize=4)
 def _textures(seed: int) -> np.ndarray:
     """UInt8[3 period period 3]: periodic textures of glass, tissue and lesion."""
     glass = np.asarray(_GLASS) + _noise(seed, 10, sigma=1.0)[..., None]

@@ -1,5 +1,7 @@
-"""Readers of slides: two of them agree on every pixel, levels and microns are what the file says, and what cannot be read is named."""
+"""Readers of slides: both agree on every pixel, levels and microns are those of the file, and an unreadable file is named."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +28,12 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("slides") / "a.tif"
     write_synthetic_slide(path, width=1100, height=700, mpp=0.25, seed=3, lesion=0.2, levels=(1, 4))
     return path
+
+
+def test_cutting_slides_needs_no_torch() -> None:
+    command = "import sys, glpretrain.prepare.slides; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    assert subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True).stdout == "False\n"
 
 
 def test_both_readers_see_the_same(slide: Path) -> None:
