@@ -196,7 +196,7 @@ def _tiles(arguments: Sequence[str]) -> None:
     parser.add_argument("--workers", metavar="N", type=int, help="processes (as many as there are cores, at most 8)")
     known = parser.parse_args(arguments)
     from glpretrain.cli.tiles import tiles
-    from glpretrain.prepare.slides.settings import Settings
+    from glpretrain.prepare.slides import Settings
 
     settings = Settings(**{name: value for name, value in vars(known).items() if name in Settings._fields})
     tiles(known.slides, out=known.out, settings=settings, workers=known.workers)

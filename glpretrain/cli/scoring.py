@@ -25,8 +25,7 @@ from glpretrain.cli.own_data import own_clouds
 from glpretrain.core.types import EncoderCard
 from glpretrain.data.module import DataModule
 from glpretrain.data.sources.base import Source
-from glpretrain.data.sources.folders import source_for
-from glpretrain.data.sources.images import mask_folders
+from glpretrain.data.sources.images import mask_folders, source_for
 from glpretrain.encoders import Encoder
 from glpretrain.evaluate import ROLES, Evaluator, FeatureCache, Pixels, Result, default_evaluators
 from glpretrain.runs import find_recipe

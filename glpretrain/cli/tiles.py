@@ -10,10 +10,9 @@ from contextlib import closing
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from glpretrain.prepare.slides import Settings, find_slides
 from glpretrain.prepare.slides.cutting import SlideBegun, SlideDone, SlideFailed, Summary, TilesCut, cutting, summary_of
 from glpretrain.prepare.slides.folder import SlideRecord
-from glpretrain.prepare.slides.opening import find_slides
-from glpretrain.prepare.slides.settings import Settings
 
 _MOST_WORKERS = 8  # more than a disk keeps busy, unless somebody says so
 

@@ -34,7 +34,7 @@ from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.own_data import own_source, source_arguments
 from glpretrain.core.types import EncoderCard
 from glpretrain.data.module import DataModule
-from glpretrain.data.sources.folders import source_for
+from glpretrain.data.sources.images import source_for
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, find_recipe, new_folder, recipe_name, write_json
 from glpretrain.weights import export

@@ -1,10 +1,12 @@
 """Folders and lists of images: what is found, how classes and splits are read, and what bad input costs."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from image_files import write_image
 from PIL import Image
 
 from glpretrain.data import ImageFolder, ImageList, MaskedFolder, UnreadableItemError
@@ -12,10 +14,7 @@ from glpretrain.data import ImageFolder, ImageList, MaskedFolder, UnreadableItem
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
-def picture(path: Path, value: int = 100, size: tuple[int, int] = (7, 5)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((*size, 3), value, dtype=np.uint8)).save(path)
-    return path
+picture = partial(write_image, size=(7, 5))
 
 
 def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
@@ -40,7 +39,7 @@ def test_first_level_subfolders_are_classes_only_if_every_image_is_in_one(tmp_pa
     assert ImageFolder(tmp_path).classes == []
 
 
-def test_a_divided_folder_offers_its_parts(tmp_path: Path) -> None:
+def test_a_folder_with_splits_offers_both(tmp_path: Path) -> None:
     for part, count in (("train", 3), ("test", 2)):
         for name in ("cat", "dog"):
             for number in range(count):
@@ -112,7 +111,7 @@ def test_a_list_is_relative_to_itself(tmp_path: Path) -> None:
     source = ImageList(tmp_path / "list.txt")
     assert source.classes == ["cat", "dog"] and [source[0].label, source[1].label] == [1, 0]
     (tmp_path / "list.txt").write_text("in/with space.png\nb.png cat\n")
-    with pytest.raises(ValueError, match="1 of 2 lines"):
+    with pytest.raises(ValueError, match="1 of 2 images"):
         ImageList(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("gone.png\n")
     with pytest.raises(UnreadableItemError, match=r"gone\.png"):

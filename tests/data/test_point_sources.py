@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from glpretrain.data.sources.point_files import read_points, sampled_by_area
 from golden import noise
 
 from glpretrain.data import ModelNet40, PointArrays, PointFolder, ScanObjectNN, ShapeNet55, Solids, UnreadableItemError
-from glpretrain.data.sources.point_files import read_points, sampled_by_area
 from glpretrain.modalities.points import with_count
 
 CLOUD = noise(20, 3, name="file").numpy()
@@ -72,14 +72,14 @@ def test_damaged_files_are_named(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cloud", [np.zeros((4, 2)), np.zeros(3), np.full((4, 3), np.nan), np.array([object()])])
-def test_what_is_no_cloud_is_named(cloud: np.ndarray, tmp_path: Path) -> None:
+def test_arrays_that_are_no_cloud_are_named(cloud: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", cloud, allow_pickle=True)
     with pytest.raises(UnreadableItemError, match=r"a\.npy"):
         read_points(tmp_path / "a.npy", num_points=10)
 
 
 @pytest.mark.parametrize("pattern", ["{part}/{label}/{n}.npy", "{label}/{part}/{n}.npy"])
-def test_folders_of_classes_and_parts(pattern: str, tmp_path: Path) -> None:
+def test_folders_of_classes_and_splits(pattern: str, tmp_path: Path) -> None:
     for label in ("chair", "mug"):
         for part in ("train", "test"):
             for n in range(2):
@@ -98,9 +98,9 @@ def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
     source = PointFolder(tmp_path, normalise=False)
     assert not source.classes and source[0].label == -1 and source.train_test_split() is None
     torch.testing.assert_close(source[0].image, torch.from_numpy(CLOUD))
-    with pytest.raises(ValueError, match="no train part"):
+    with pytest.raises(ValueError, match="split is 'train'; expected 'all'"):
         PointFolder(tmp_path, split="train")
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         PointFolder(tmp_path / "gone")
     with pytest.raises(IndexError):
         source[1]
@@ -200,7 +200,7 @@ def test_solids_have_all_classes_and_parts_that_lie_where_they_should() -> None:
         assert heights[0].min() > heights[1].median()
 
 
-def test_any_number_of_points_is_brought_to_one() -> None:
+def test_any_number_of_points_becomes_the_requested_number() -> None:
     item = Solids(3, num_points=64)[1]
     fewer, more = with_count(item, 10), with_count(item, 150)
     rows = {tuple(row) for row in item.image.tolist()}

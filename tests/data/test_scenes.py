@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glpretrain.data import Scenes
-from glpretrain.data.sources.scenes import CLASSES
+from glpretrain.data.sources.images.scenes import CLASSES
 
 
 def test_a_scene_depends_on_seed_split_and_index_alone() -> None:
@@ -54,7 +54,7 @@ def test_the_label_is_that_of_the_largest_object() -> None:
         assert counts.argmax() == len(counts) - 1  # the main object comes last
 
 
-def test_objects_stand_out_from_the_ground() -> None:
+def test_objects_differ_in_brightness_from_the_background() -> None:
     source = Scenes(60, size=48)
     contrasts = []
     for index in range(60):

@@ -47,7 +47,7 @@ def test_a_damaged_image_is_named_with_its_shard(tmp_path: Path) -> None:
 
 
 def test_bad_shards_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no folder of \.tar files"):
+    with pytest.raises(ValueError, match=r"nor a folder of \.tar files"):
         TarShards(tmp_path)
     (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(ValueError, match=r"a\.tar is not a plain tar file"):

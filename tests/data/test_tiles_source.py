@@ -2,17 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from image_files import write_image, write_map
 from shrinking import ROOT, shrunk
 
 import glpretrain
 from glpretrain.cli.scoring import score
 from glpretrain.data import TarShards, TileFolder, UnreadableItemError
-from glpretrain.data.sources.folders import source_for
+from glpretrain.data.sources.images import source_for
 from glpretrain.encoders import ViT
-from glpretrain.prepare.slides.cutting import cut_slides
-from glpretrain.prepare.slides.settings import Settings
+from glpretrain.prepare.slides import Settings, cut_slides
 from glpretrain.prepare.slides.synthetic import write_synthetic_slide
 
 OSCC = Path(__file__).parents[3] / "shared" / "data" / "pathology_oscc"
@@ -42,13 +43,13 @@ def test_slides_and_classes(cut: Path) -> None:
     assert not TileFolder(cut, labels="none").classes and TileFolder(cut, labels="none").train_test_split() is None
     assert TileFolder(cut, channels=1)[0].image.shape == (1, 64, 64)
     assert source.tissue.min() >= 0.9 and source.corners.shape == (len(source), 2) and set(source.sides.tolist()) == {64}
-    with pytest.raises(ValueError, match="there is no 'x' in"):
+    with pytest.raises(ValueError, match="'x' is not in"):
         source.tiles_of("x")
     with pytest.raises(IndexError):
         source[len(source)]
 
 
-def test_no_slide_is_in_both_parts(cut: Path) -> None:
+def test_no_slide_is_in_both_splits(cut: Path) -> None:
     source = TileFolder(cut)
     train, test = source.train_test_split()
     slides = [{source.slides[source.slide_of[index]] for index in part.indices} for part in (train, test)]
@@ -68,7 +69,7 @@ def test_a_damaged_shard_is_named(cut: Path, tmp_path: Path) -> None:
     with pytest.raises(UnreadableItemError, match=r"a-00000\.tar, tile 0"):
         source[0]
     assert source[1].image.shape == (3, 64, 64)
-    with pytest.raises(ValueError, match="is no folder that `glpretrain tiles` wrote"):
+    with pytest.raises(ValueError, match="was not written by `glpretrain tiles`"):
         TileFolder(tmp_path)
 
 
@@ -81,7 +82,11 @@ def test_the_folder_says_what_reads_it(cut: Path, tmp_path: Path) -> None:
 
 def test_training_takes_the_folder_as_it_is(cut: Path, tmp_path: Path) -> None:
     recipe = shrunk(ROOT / "dino.yaml", tmp_path)
-    run = glpretrain.fit(str(recipe), data=cut, max_steps=2, runs=tmp_path / "runs")
+    for number in range(8):  # few images with masks, each with one object, keep the evaluation short
+        write_image(tmp_path / "masked" / "images" / f"{number}.png", size=(48, 48))
+        write_map(tmp_path / "masked" / "masks" / f"{number}.png", np.kron([[1, 0], [0, 0]], np.ones((24, 24))))
+    options = {"masks": tmp_path / "masked", "runs": tmp_path / "runs", "overrides": ["--trainer.logger", "false"]}
+    run = glpretrain.fit(str(recipe), data=cut, max_steps=2, **options)
     assert run.results["data"] == "tiles" and run.results["steps"] == 2
     assert run.results["measured_on"]["knn"] == "tiles"
 

@@ -7,7 +7,7 @@ import torch
 from skimage.data import immunohistochemistry
 
 from glpretrain.data import Tissue
-from glpretrain.data.sources.tissue import CLASSES, _part
+from glpretrain.data.sources.images.tissue import CLASSES, _photo
 
 
 def test_a_tile_depends_on_seed_split_and_index_alone() -> None:
@@ -19,10 +19,10 @@ def test_a_tile_depends_on_seed_split_and_index_alone() -> None:
         one[11]
 
 
-def test_parts_of_the_photograph_share_no_column_and_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splits_of_the_photograph_share_no_column_and_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", lambda *args, **options: pytest.fail("the network was used"))
-    _part.cache_clear()
-    train, test = (_part(split).image for split in ("train", "test"))
+    _photo.cache_clear()
+    train, test = (_photo(split).image for split in ("train", "test"))
     whole = torch.from_numpy(immunohistochemistry()).permute(2, 0, 1)
     assert train.shape[2] + test.shape[2] < whole.shape[2]
     assert torch.equal(train, whole[:, :, : train.shape[2]]) and torch.equal(test, whole[:, :, -test.shape[2] :])
@@ -39,7 +39,7 @@ def test_classes_say_how_much_of_a_tile_is_gland(split: str) -> None:
         assert item.instances.shape == (64, 64) and (item.semantic[item.instances > 0] == 1).all()
 
 
-def test_both_parts_of_the_division_have_the_classes_and_glands_are_brown() -> None:
+def test_both_splits_have_all_classes_and_glands_are_brown() -> None:
     train, test = Tissue(5000).train_test_split()
     assert (len(train), len(test)) == (2400, 1200) and train.classes == test.classes == CLASSES
     items = [test[index] for index in range(60)]
@@ -52,6 +52,6 @@ def test_both_parts_of_the_division_have_the_classes_and_glands_are_brown() -> N
 @pytest.mark.parametrize(
     ("settings", "message"), [({"length": 0}, "length is 0"), ({"size": 8}, "size is 8"), ({"split": "val"}, "split is 'val'")]
 )
-def test_what_is_out_of_range_is_named(settings: dict, message: str) -> None:
+def test_settings_out_of_range_are_named(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Tissue(**({"length": 3} | settings))

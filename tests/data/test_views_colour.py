@@ -44,7 +44,7 @@ def test_contrast_of_one_channel_agrees_with_torchvision():
         torch.testing.assert_close(result, F.adjust_contrast(item, factor), rtol=0, atol=1e-5)
 
 
-def test_one_pass_serves_samples_due_different_operations():
+def test_one_pass_serves_items_with_different_operations():
     source = images(3, 3, 7, 11)
     one = torch.ones(3)
     brightness, contrast, saturation = (torch.where(torch.arange(3) == i, 0.7, one) for i in range(3))

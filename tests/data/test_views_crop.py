@@ -9,8 +9,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 from glpretrain.core import keys as rng
-from glpretrain.data.views.boxes import random_boxes
-from glpretrain.data.views.resample import crop, crop_nearest
+from glpretrain.data.views.resample import crop, crop_nearest, random_boxes
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 

@@ -192,7 +192,7 @@ def test_bad_crops_are_named() -> None:
         PointCrops([])
     with pytest.raises(ValueError, match=r"local_views have \[16, 32\] points"):
         PointCrops([PointViewSpec(64)], [PointViewSpec(16), PointViewSpec(32)])
-    with pytest.raises(ValueError, match="ratio is a share"):
+    with pytest.raises(ValueError, match=r"ratio is 1\.0; expected a share"):
         CollapsedGroups(1.0)
-    with pytest.raises(ValueError, match="num_blocks is at least 1"):
+    with pytest.raises(ValueError, match="num_blocks is 0; expected at least 1"):
         CollapsedGroups(0.5, num_blocks=0)

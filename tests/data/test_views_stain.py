@@ -103,11 +103,11 @@ def test_frames_tell_where_tokens_of_turned_views_came_from(flip: float) -> None
 
 
 def test_what_cannot_be_turned_or_stained_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"turn_prob=0.5 needs a square view"):
+    with pytest.raises(ValueError, match=r"turn_prob is 0\.5 and size is \(16, 24\); expected a square view"):
         ViewSpec((16, 24), (0.5, 1.0), turn_prob=0.5)
-    with pytest.raises(ValueError, match=r"turn_prob lies in \[0, 1\], not 2"):
+    with pytest.raises(ValueError, match=r"turn_prob is 2; expected a value in \[0, 1\]"):
         ViewSpec(16, (0.5, 1.0), turn_prob=2)
-    with pytest.raises(ValueError, match=r"stain is a strength of at least 0"):
+    with pytest.raises(ValueError, match=r"stain is -0\.1; expected a value in \[0, inf\]"):
         ViewSpec(16, (0.5, 1.0), stain=-0.1)
     grey = MultiCrop([ViewSpec(16, (0.5, 1.0), stain=0.1)])
     with pytest.raises(ValueError, match=r"stain=0.1 needs RGB items"):

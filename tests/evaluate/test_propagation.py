@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from glpretrain.core.types import EncoderOutput
 from glpretrain.data import Scenes, SceneVideos, Video, VideoFolder, VideoSource
-from glpretrain.data.sources.videos import IGNORED, UNKNOWN
+from glpretrain.data.sources.images.videos import IGNORED, UNKNOWN
 from glpretrain.encoders import ViT
 from glpretrain.evaluate import FeatureCache, LabelPropagation
 from glpretrain.evaluate.metrics.video_metrics import boundary, boundary_similarity, object_scores, region_similarity

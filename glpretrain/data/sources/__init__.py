@@ -1,1 +1,3 @@
-"""Sources of items, one file per kind of file or of synthetic data; `glpretrain.data` exports them."""
+"""Sources of items: what all offer (`base`), and a folder for each kind of item."""
+
+__all__: list[str] = []

@@ -1,9 +1,13 @@
-"""What every source of items offers. A source decodes; it draws no random number and applies no augmentation."""
+"""What every source of items offers, and what the synthetic sources have in common.
+
+A source decodes one item at a time. It draws no random number that is not a function of the index, and it applies no augmentation.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from glpretrain.core.types import Item
@@ -18,16 +22,20 @@ class FittedItem(NamedTuple):
 
 
 class UnreadableItemError(ValueError):
-    """An item that cannot be decoded; the message names the file and the reason."""
+    """An item cannot be decoded. The message names the file and the reason."""
 
 
 class Source(ABC):
-    """A map from dataset index to item."""
+    """A map from dataset index to item.
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Short name for tables: the folder's name, or `scenes`."""
+    A subclass sets the attributes below, in its class body or in its constructor, as far as they differ from the defaults.
+    """
+
+    name: str  # short name for tables, such as the name of the folder
+    classes: Sequence[str] = ()  # class names; empty without labels
+    has_masks: bool = False  # whether items carry `instances`
+    has_regions: bool = False  # whether items carry `regions`
+    mask_classes: Sequence[str] = ()  # names of the values of `semantic`; empty where items carry none
 
     @property
     def modality(self) -> str:
@@ -35,23 +43,8 @@ class Source(ABC):
         return "image"
 
     @property
-    def classes(self) -> Sequence[str]:
-        """Class names, empty without labels."""
-        return ()
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether items carry `instances`."""
-        return False
-
-    @property
-    def has_regions(self) -> bool:
-        """Whether items carry `regions`."""
-        return False
-
-    @property
-    def mask_classes(self) -> Sequence[str]:
-        """Names of what a pixel can show, where items carry `semantic`; empty where they do not."""
+    def groups(self) -> Sequence[str]:
+        """Name of the group of each item, such as the video that a frame is from; empty where items are not grouped."""
         return ()
 
     @abstractmethod
@@ -66,51 +59,28 @@ class Source(ABC):
             IndexError: `index` is outside range(len(self)).
         """
 
-    @property
-    def groups(self) -> Sequence[str]:
-        """Of each item, what it was taken from together with others, such as a video; empty where every item stands for itself."""
-        return ()
-
     def train_test_split(self) -> "tuple[Source, Source] | None":
-        """The labelled (train, test) parts that this source itself defines, None where it defines none."""
+        """The labelled (train, test) split that comes with this source; None where there is none."""
         return None
 
 
 class Subset(Source):
-    """Some items of another source.
+    """Some of the items of another source.
 
     Args:
-        source: where the items are.
-        indices: Int sequence, dataset indices of `source`.
+        source: source of the items.
+        indices: Int sequence, dataset indices in `source`.
     """
 
     def __init__(self, source: Source, *, indices: Sequence[int]) -> None:
         self.source = source
         self.indices = list(indices)
-
-    @property
-    def name(self) -> str:
-        return self.source.name
+        self.name, self.classes, self.mask_classes = source.name, source.classes, source.mask_classes
+        self.has_masks, self.has_regions = source.has_masks, source.has_regions
 
     @property
     def modality(self) -> str:
         return self.source.modality
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return self.source.classes
-
-    @property
-    def has_masks(self) -> bool:
-        return self.source.has_masks
-
-    @property
-    def has_regions(self) -> bool:
-        return self.source.has_regions
-
-    @property
-    def mask_classes(self) -> Sequence[str]:
-        return self.source.mask_classes
 
     @property
     def groups(self) -> Sequence[str]:
@@ -124,8 +94,55 @@ class Subset(Source):
         return self.source[self.indices[checked_index(index, len(self))]]
 
 
+class SyntheticSource(Source):
+    """Labelled items with masks that are computed instead of read. Each item is a function of (seed, split, index).
+
+    Args:
+        length: number of items.
+        split: `train` or `test`.
+        seed: seed of all items.
+
+    Raises:
+        ValueError: `length` is below 1, or `split` is unknown.
+    """
+
+    has_masks = True
+
+    def __init__(self, length: int, *, split: Split, seed: int) -> None:
+        owner = type(self).__name__
+        if length < 1:
+            raise ValueError(f"{owner}: length is {length}; expected at least 1")
+        check_choice(split, ("train", "test"), what=f"{owner}: split")
+        self.length, self.seed = length, seed
+        self.split: Split = split
+
+    def __len__(self) -> int:
+        return self.length
+
+    def train_test_split(self) -> tuple[Source, Source]:
+        return self.with_split("train", length=min(self.length, _TRAIN_LENGTH)), self.with_split("test", length=_TEST_LENGTH)
+
+    @abstractmethod
+    def with_split(self, split: Split, *, length: int) -> Source:
+        """The same source with another split and length."""
+
+    def key(self, index: int) -> Tensor:
+        """Int[]: the key of everything that is drawn for one item. Raises an IndexError outside range(len(self))."""
+        return item_key(self.seed, self.split, checked_index(index, self.length))
+
+
+def item_key(seed: int, split: Split, index: int) -> Tensor:
+    """Int[]: the key of everything that is drawn for one item of a synthetic source."""
+    return keys.item_keys(seed=seed, epoch=("train", "test").index(split), index=torch.tensor(index))
+
+
+def columns_of(split: Split, width: int) -> slice:
+    """The columns of a photograph of this width that a split may show: the two splits share none, and there is a gap between them."""
+    return slice(0, int(width * _TRAIN_WIDTH)) if split == "train" else slice(int(width * (_TRAIN_WIDTH + _GAP)), width)
+
+
 def checked_index(index: int, length: int) -> int:
-    """`index`, when it is one of range(length): a negative index counts from nowhere here.
+    """`index`, if it is in range(length). Negative indices are refused as well.
 
     Raises:
         IndexError: it is not.
@@ -133,3 +150,42 @@ def checked_index(index: int, length: int) -> int:
     if not 0 <= index < length:
         raise IndexError(f"index {index} is outside range({length})")
     return index
+
+
+def check_choice(value: object, accepted: Sequence[object], *, what: str) -> None:
+    """Refuse a value that is not among the accepted ones.
+
+    Args:
+        value: value that was given.
+        accepted: values that are accepted.
+        what: class and argument, for the message.
+
+    Raises:
+        ValueError: `value` is another one.
+    """
+    if value not in accepted:
+        raise ValueError(f"{what} is {value!r}; expected {' or '.join(map(repr, accepted))}")
+
+
+def label_items(
+    names: Sequence[str | None], *, owner: str, key: Callable[[str], tuple[object, ...]] | None = None
+) -> tuple[list[str], list[int]]:
+    """Number the classes of items.
+
+    Args:
+        names: class name of each item, None without one.
+        owner: class and file, for the message.
+        key: what classes are sorted by; their names when left out.
+
+    Returns:
+        Class names in order, and each item's index among them, -1 without a class.
+
+    Raises:
+        ValueError: only some items have a class.
+    """
+    labelled = [name for name in names if name is not None]
+    if 0 < len(labelled) < len(names):
+        raise ValueError(f"{owner}: {len(labelled)} of {len(names)} images have a class name; expected one for all images or for none")
+    classes = sorted(set(labelled), key=key)
+    numbers = {name: number for number, name in enumerate(classes)}
+    return classes, [-1 if name is None else numbers[name] for name in names]

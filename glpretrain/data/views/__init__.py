@@ -1,4 +1,4 @@
-"""Views on the device: batched crops of images, colour, blur and strong augmentation, and crops of clouds. `bench` times images."""
+"""Views, made on the device: batched crops, colour operations, blur and strong augmentation of images, and crops of point clouds."""
 
 from glpretrain.data.views.base import ViewMaker, Views
 from glpretrain.data.views.collapse import CollapsedGroups

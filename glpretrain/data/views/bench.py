@@ -1,6 +1,6 @@
-"""What each operation of a multi-crop costs, alone and on the device, beside torchvision's functions called per image.
+"""The time of each operation of a multi-crop on the device, compared with torchvision's functions called for each image.
 
-Left out: the table (the command line prints it) and what the workers do before.
+Left out: the table, which the command line prints, and the work of the data loading processes.
 """
 
 import math
@@ -18,33 +18,29 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from glpretrain.core import keys as rng
-from glpretrain.data.views.boxes import random_boxes
 from glpretrain.data.views.colour import augment
 from glpretrain.data.views.erasing import erase
 from glpretrain.data.views.multicrop import MultiCrop
-from glpretrain.data.views.randaugment import rand_augment
-from glpretrain.data.views.resample import crop
-from glpretrain.data.views.selection import apply_where
+from glpretrain.data.views.randaugment import apply_where, rand_augment
+from glpretrain.data.views.resample import crop, random_boxes
 from glpretrain.data.views.spec import ViewSpec
 
-_REFERENCE_IMAGES = 8  # torchvision is timed on so many; its cost grows with their number
-
-
+_REFERENCE_IMAGES = 8  # number of images on which torchvision is timed; its time is proportional to their number
 _CROP, _RAND_AUGMENT, _ERASING = "crop, resize, flip", "RandAugment", "erasing"
 _PARTS_OF_JITTER = ("brightness", "contrast", "saturation", "hue")
 
 
 class Cost(NamedTuple):
-    """One operation, over all views of a batch that may have it."""
+    """The time of one operation for all views of a batch that may have it."""
 
     operation: str
     milliseconds: float  # median on the device
-    share: float  # of the whole multi-crop
-    torchvision_milliseconds: float  # image by image on the CPU, on the expected number of images that the operation hits
+    share: float  # share of the time of the whole multi-crop
+    torchvision_milliseconds: float  # image by image on the CPU, for the expected number of images that the operation changes
 
 
 def _variants(spec: ViewSpec) -> dict[str, ViewSpec]:
-    """For every colour operation that is on, the same view with no other."""
+    """The same view with only one colour operation, for each operation that is on."""
     jitter = {"brightness": spec.brightness, "contrast": spec.contrast, "saturation": spec.saturation, "hue": spec.hue}
     others = {"grayscale_prob": spec.grayscale_prob, "blur_prob": spec.blur_prob, "solarize_prob": spec.solarize_prob}
     bare = replace(spec, **dict.fromkeys((*jitter, *others), 0.0))
@@ -55,14 +51,15 @@ def _variants(spec: ViewSpec) -> dict[str, ViewSpec]:
 
 
 def _cut(items: Tensor, *, spec: ViewSpec, keys: Tensor, aspect: Tensor) -> Tensor:
-    """Float[(V B) C h w], as the multi-crop does it for keys Int[V B]."""
+    """Float[(V B) C h w]: the crops of the multi-crop for keys Int[V B]."""
     source = items.to(torch.float32) / 255.0
     boxes = random_boxes(keys, aspect=aspect, scale=spec.scale, ratio=spec.ratio, flip=spec.flip)
     return torch.cat([crop(source, boxes=box, size=spec.shape, interpolation=spec.interpolation) for box in boxes]).clamp_(0.0, 1.0)
 
 
 def _rand_augmented(items: Tensor, *, spec: ViewSpec, keys: Tensor, strong: Tensor, aspect: Tensor) -> None:
-    """Whole items, once for each view of keys Int[V B]; Bool[V B] are strong."""
+    """RandAugment of whole items for each view of keys Int[V B]; in Bool[V B] are the items that are augmented strongly."""
+    assert spec.strong is not None
     source = items.to(torch.float32) / 255.0
     for key, selected in zip(keys, strong, strict=True):
         rand_augment(source, keys=key, selected=selected, aspect=aspect, flipped=key % 2 == 0, strong=spec.strong, mean=(0.5,) * 3)
@@ -75,7 +72,7 @@ def _torchvision_cut(image: Tensor, *, spec: ViewSpec) -> Tensor:
 
 
 def _torchvision_colour(image: Tensor, *, spec: ViewSpec) -> Tensor:
-    """UInt8[C h w] with every operation that is on, at a middling strength."""
+    """UInt8[C h w] with every operation that is on, at a medium strength."""
     if spec.brightness > 0:
         image = F.adjust_brightness(image, 1.0 + spec.brightness / 2)
     if spec.contrast > 0:
@@ -108,7 +105,7 @@ def _median_milliseconds(action: Callable[[], object], *, device: torch.device, 
 
 
 def _torchvision_milliseconds(action: Callable[[Tensor], object], *, images: Tensor, repeats: int) -> float:
-    """Median for one image."""
+    """Median time for one image."""
 
     def run() -> None:
         for image in images:
@@ -121,26 +118,26 @@ def _torchvision_milliseconds(action: Callable[[Tensor], object], *, images: Ten
 def bench_views(
     *, batch_size: int, image_size: int, multicrop: MultiCrop, device: str | torch.device = "cpu", repeats: int = 10
 ) -> list[Cost]:
-    """Time each operation alone and the multi-crop as a whole, on RGB items of texture.
+    """Time each operation alone and the multi-crop as a whole, on RGB items with texture.
 
     Args:
-        batch_size: items B.
-        image_size: height and width that the workers hand over.
+        batch_size: number of items B.
+        image_size: height and width of the items.
         multicrop: the views to make.
-        device: where.
-        repeats: of every measurement; the median counts.
+        device: device on which the views are made.
+        repeats: number of repetitions of every measurement, of which the median is taken.
 
     Returns:
-        One row per operation, then "everything". The parts do not add up to it: run alone, an operation runs without the
-        others' help or hindrance, and the rows of the jitter are also in its row as a whole. Where views are strongly augmented by
-        chance, each operation has its share of the items to do.
+        One row per operation, then "everything". The rows do not add up to it, because an operation that runs alone is not affected by
+        the others, and because the operations of the jitter are also in its row as a whole. Where views are augmented strongly with some
+        probability, each operation is timed on its share of the items.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number is below 1.
     """
     for name, value in (("batch_size", batch_size), ("image_size", image_size), ("repeats", repeats)):
         if value < 1:
-            raise ValueError(f"bench views: {name} is at least 1, not {value}")
+            raise ValueError(f"bench views: {name} is {value}; expected at least 1")
     device = torch.device(device)
     ramp = torch.arange(batch_size * 3 * image_size * image_size, dtype=torch.float64)
     items = (127.5 + 127.5 * torch.sin(ramp**1.2)).to(torch.uint8).reshape(batch_size, 3, image_size, image_size)
@@ -152,6 +149,7 @@ def bench_views(
     ours: defaultdict[str, float] = defaultdict(float)
     theirs: defaultdict[str, float] = defaultdict(float)
     for spec in (*multicrop.global_views, *multicrop.local_views, *multicrop.student_views):
+        assert isinstance(spec, ViewSpec)
         view_keys = torch.stack([rng.fold_in(keys, number) for number in range(spec.count)])  # [V B]
         cut = partial(_cut, items, spec=spec, keys=view_keys, aspect=aspect)
         ours[_CROP] += _median_milliseconds(cut, device=device, repeats=repeats)

@@ -1,9 +1,9 @@
-"""The corruption of clouds: the points of some groups fall onto the group's centre, so that its place stays and its shape is gone.
+"""The corruption of point clouds: all points of some groups move to the centre of their group, which keeps its place and loses its shape.
 
-It is to a cloud what zeros are to an image (GMML): coordinates relative to the centre become zero. The centres are those that a point
-transformer takes by farthest point sampling, and a point that falls onto one is as far from all others as the centre was. So the corrupted
-cloud has exactly the centres of the clean one, and its tokens stand in the same order: methods that compare the two token by token
-work on points as they do on images. Ours; no paper.
+This corresponds to the zeros of GMML in images, because the coordinates relative to the centre become zero. The centres are those that a
+point transformer chooses by farthest point sampling. A point that moves to a centre is as far from all other centres as the centre itself,
+so the corrupted cloud has exactly the centres of the clean one, and its tokens have the same order. Methods that compare the two token by
+token therefore work on points as on images. This corruption is our own, without a paper.
 """
 
 import torch
@@ -15,24 +15,24 @@ from glpretrain.masking import Corruption
 
 
 class CollapsedGroups(Corruption):
-    """Hides the shape of contiguous groups of points until a share of the groups is gone.
+    """Hides the shape of contiguous groups of points.
 
-    Per item: a share uniform between min(0.5, ratio) and ratio of the centres, those nearest to one of `num_blocks` of them chosen by
-    chance. Every point whose nearest centre is one of these falls onto it.
+    For each item, the share of hidden groups is drawn uniformly between min(0.5, ratio) and ratio. They are the groups whose centres are
+    nearest to `num_blocks` random centres. Every point moves to its nearest centre if this is the centre of a hidden group.
 
     Args:
-        ratio: upper end of the share of groups, in (0, 1).
-        num_blocks: how many regions they form at most.
+        ratio: largest share of hidden groups, in (0, 1).
+        num_blocks: largest number of regions that the hidden groups form.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is outside its range.
     """
 
     def __init__(self, ratio: float, *, num_blocks: int = 4) -> None:
         if not 0.0 < ratio < 1.0:
-            raise ValueError(f"CollapsedGroups: ratio is a share in (0, 1), not {ratio}")
+            raise ValueError(f"CollapsedGroups: ratio is {ratio}; expected a share in (0, 1)")
         if num_blocks < 1:
-            raise ValueError(f"CollapsedGroups: num_blocks is at least 1, not {num_blocks}")
+            raise ValueError(f"CollapsedGroups: num_blocks is {num_blocks}; expected at least 1")
         self.ratio = ratio
         self.num_blocks = num_blocks
 
@@ -42,10 +42,10 @@ class CollapsedGroups(Corruption):
         Args:
             views: Float[B P 3].
             keys: Int[B].
-            grid: of the encoder, (N,): its tokens are the groups.
+            grid: grid (N,) of the encoder, whose tokens are the groups.
 
         Returns:
-            Float[B P 3], and Bool[B P], True where a point was moved; the centres never are.
+            Float[B P 3], and Bool[B P], True where a point was moved. The centres are never moved.
         """
         (num_groups,) = grid
         centre_index = farthest_points(views, count=num_groups)  # [B N]

@@ -1,7 +1,7 @@
-"""Colour and blur, per sample, on values in [0, 1]; what each does is torchvision's definition.
+"""Colour operations and blur on values in [0, 1], drawn for every item separately. They are defined as in torchvision.
 
-kornia's `adjust_brightness` adds and its `adjust_contrast` multiplies, where torchvision's brightness multiplies and its
-contrast blends with the mean grey; so the blends are written here once, and kornia supplies grey, Gaussian taps and solarize.
+kornia's `adjust_brightness` adds and its `adjust_contrast` multiplies, whereas brightness multiplies in torchvision and contrast blends
+with the mean grey. Therefore the blends are implemented here, and kornia supplies grey, the taps of a Gaussian, and solarize.
 """
 
 import math
@@ -18,17 +18,17 @@ from glpretrain.data.views.spec import ViewSpec
 from glpretrain.data.views.stain import jitter_stain
 
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
-# Fixed places in the draws of one view's key: switching one operation off leaves the draws of the others alone.
+# Fixed places among the random numbers of a view, so that the numbers of one operation do not depend on whether another one is on.
 _JITTER, _GRAYSCALE, _BLUR, _SIGMA, _SOLARIZE = range(4, 9)
 _DRAWS = 9
-_ORDER, _STAIN = 1, 2  # folded into the key for the order of the four jitter operations, and for the dyes
+_ORDER, _STAIN = 1, 2  # purposes of keys: the order of the four jitter operations, and the dyes
 
 
 def require_rgb(spec: ViewSpec, *, channels: int) -> None:
-    """Refuse operations that mean nothing without RGB.
+    """Refuse operations that are defined for RGB only.
 
     Raises:
-        ValueError: names the operation.
+        ValueError: `spec` has such an operation, and there are not three channels.
     """
     if channels == 3:
         return
@@ -41,7 +41,7 @@ def require_rgb(spec: ViewSpec, *, channels: int) -> None:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Float[B 1 H W]: luma of RGB, the mean of any other channels."""
+    """Float[B 1 H W]: the luma of RGB, or the mean over any other channels."""
     return rgb_to_grayscale(images) if images.shape[1] == 3 else images.mean(dim=1, keepdim=True)
 
 
@@ -50,15 +50,15 @@ def _per_sample(values: Tensor) -> Tensor:
 
 
 def blend(images: Tensor, *, brightness: Tensor | None = None, contrast: Tensor | None = None, saturation: Tensor | None = None) -> Tensor:
-    """Blend every sample with black (brightness), its mean grey (contrast) or itself in grey (saturation), clamped.
+    """Blend every item with black (brightness), with its mean grey (contrast) or with its grey version (saturation), and clamp it.
 
-    One pass serves samples that are due different operations: f * image + (1 - f) * other, and only `other` differs.
+    Items with different operations share one pass, f * image + (1 - f) * other, in which only `other` differs.
 
     Args:
         images: Float[B C H W].
-        brightness: Float[B], factor. For every sample at most one of the three factors may differ from 1.
-        contrast: Float[B].
-        saturation: Float[B], RGB only.
+        brightness: Float[B], factor. At most one of the three factors of an item may differ from 1.
+        contrast: Float[B], factor.
+        saturation: Float[B], factor; RGB only.
 
     Returns:
         Float[B C H W].
@@ -79,13 +79,13 @@ def blend(images: Tensor, *, brightness: Tensor | None = None, contrast: Tensor 
 
 
 def shift_hue(images: Tensor, *, turns: Tensor) -> Tensor:
-    """Rotate the hue of RGB images in HSV, as kornia's `adjust_hue` (2 pi per turn).
+    """Rotate the hue of RGB images in HSV, as `adjust_hue` of kornia does (there, a full turn is 2 pi).
 
-    Closed form of RGB -> HSV -> RGB: the most expensive operation of all, and 2.5 times faster so than through kornia's.
+    This is the most expensive of all operations. The closed form of RGB -> HSV -> RGB is 2.5 times faster than kornia's implementation.
 
     Args:
         images: Float[B 3 H W].
-        turns: Float[B], share of a full turn.
+        turns: Float[B], rotation as a share of a full turn.
 
     Returns:
         Float[B 3 H W].
@@ -93,27 +93,27 @@ def shift_hue(images: Tensor, *, turns: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
     value = images.amax(dim=1)
     chroma = value - images.amin(dim=1)
-    divisor = chroma.clamp_min(1e-12)  # grey: every difference below is 0, and so is what chroma multiplies at the end
+    divisor = chroma.clamp_min(1e-12)  # for grey, all differences below are 0, and at the end chroma is too
     green_or_blue = torch.where(value == green, (blue - red).div_(divisor).add_(2.0), (red - green).div_(divisor).add_(4.0))
     sixths = torch.where(value == red, (green - blue).div_(divisor), green_or_blue)
     sixths += (6.0 * turns).view(-1, 1, 1)
     sixths -= 6.0 * torch.floor(sixths * (1.0 / 6.0))  # in [0, 6]
-    missing = torch.stack(  # 0 where the channel is at `value`, 1 where it is lowest
+    missing = torch.stack(  # 0 where the channel equals `value`, 1 where it is the smallest
         (2.0 - (sixths - 3.0).abs_(), (sixths - 2.0).abs_() - 1.0, (sixths - 4.0).abs_() - 1.0), dim=1
     ).clamp_(0.0, 1.0)
     return torch.addcmul(value.unsqueeze(1), missing, chroma.unsqueeze(1), value=-1.0)
 
 
 def blur_weights(sigma: Tensor, *, size: int, max_sigma: float) -> Tensor:
-    """Gaussian blur along one axis as matrices, edges reflected.
+    """Matrices of a Gaussian blur along one axis, with reflection at the borders.
 
     Args:
-        sigma: Float[B], standard deviation in pixels; next to 0 gives the identity.
-        size: pixels of the axis.
-        max_sigma: largest possible sigma; the taps reach three of it, or the end of the axis.
+        sigma: Float[B], standard deviation in pixels; a value close to 0 gives the identity.
+        size: number of pixels along the axis.
+        max_sigma: largest possible sigma; the kernel reaches three times as far, or to the end of the axis.
 
     Returns:
-        Float[B size size], rows sum to 1.
+        Float[B size size]; rows sum to 1.
     """
     radius = min(math.ceil(3.0 * max_sigma), size - 1)
     taps = get_gaussian_kernel1d(2 * radius + 1, sigma.unsqueeze(-1))  # [B taps]
@@ -126,11 +126,11 @@ def blur_weights(sigma: Tensor, *, size: int, max_sigma: float) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, *, sigma: Tensor, max_sigma: float) -> Tensor:
-    """Blur every sample with its own sigma: two matrix products, half the time of a grouped convolution on a CPU.
+    """Blur every item with its own sigma. Two matrix products take half the time of a grouped convolution on a CPU.
 
     Args:
         images: Float[B C H W].
-        sigma: Float[B].
+        sigma: Float[B], standard deviation in pixels.
         max_sigma: largest possible sigma.
 
     Returns:
@@ -143,8 +143,8 @@ def gaussian_blur(images: Tensor, *, sigma: Tensor, max_sigma: float) -> Tensor:
 
 
 def _blend_in_order(images: Tensor, *, factors: dict[int, Tensor], place: Tensor) -> Tensor:
-    """The blends with these factors, each sample in the order of `place` (Int[B 4], a permutation)."""
-    ranks = {a: sum((place[:, b] < place[:, a]).to(torch.int64) for b in factors) for a in factors}
+    """Blend with these factors, each item in the order that `place` gives (Int[B 4], a permutation)."""
+    ranks = {a: torch.stack([place[:, b] < place[:, a] for b in factors]).sum(dim=0) for a in factors}
     for step in range(len(factors)):
         selected = {a: torch.where(ranks[a] == step, factor, 1.0) for a, factor in factors.items()}
         images = blend(images, brightness=selected.get(_BRIGHTNESS), contrast=selected.get(_CONTRAST), saturation=selected.get(_SATURATION))
@@ -152,10 +152,10 @@ def _blend_in_order(images: Tensor, *, factors: dict[int, Tensor], place: Tensor
 
 
 def _jitter(images: Tensor, *, spec: ViewSpec, draws: Tensor, place: Tensor) -> Tensor:
-    """The four jitter operations, each sample in its own random order.
+    """The four jitter operations, in a random order for each item.
 
-    Grouping samples by their order would have to wait for the device. Instead hue, which is dear, happens once for the whole
-    batch: the blends that precede it in a sample's order happen before, with factor 1 for the other samples, the rest after.
+    Grouping the items by their order would wait for the device. Instead the hue, which is expensive, is shifted once for the whole batch.
+    The blends that precede it in the order of an item are applied before, with factor 1 for all other items, and the others after it.
     """
     selected = draws[:, _JITTER] < spec.jitter_prob
     factors = {}
@@ -175,7 +175,7 @@ def _jitter(images: Tensor, *, spec: ViewSpec, draws: Tensor, place: Tensor) -> 
 
 
 def augment(images: Tensor, *, spec: ViewSpec, keys: Tensor) -> Tensor:
-    """All colour operations of a view: stain, then in DINO's order jitter, grayscale, blur, solarize.
+    """Apply all colour operations of a view: stain, then jitter, grayscale, blur and solarize in the order of DINO.
 
     Args:
         images: Float[B C H W] in [0, 1].
@@ -195,7 +195,7 @@ def augment(images: Tensor, *, spec: ViewSpec, keys: Tensor) -> Tensor:
     if spec.blur_prob > 0:
         low, high = spec.blur_sigma
         sigma = low + (high - low) * draws[:, _SIGMA]
-        # Taps at such a sigma are exactly 0 and 1, so a sample that is not selected comes back unchanged.
+        # With this sigma the taps are exactly 0 and 1, so items that are not blurred are unchanged.
         sigma = torch.where(draws[:, _BLUR] < spec.blur_prob, sigma, 1e-3)
         images = gaussian_blur(images, sigma=sigma, max_sigma=high)
     if spec.solarize_prob > 0:

@@ -1,8 +1,8 @@
-"""Random erasing: a rectangle of a view becomes noise, per pixel and channel, with timm's bounds and distribution.
+"""Random erasing: a rectangle of a view becomes noise in every pixel and channel, with the bounds and distribution of timm.
 
-The noise is standard normal and replaces values in [0, 1] *before* they are normalised, as Mugs does it (its data loader erases,
-its prefetcher normalises), so that the model sees noise about (0 - mean) / std with deviation 1 / std; timm's own training
-loader erases after normalising. Kornia's random erasing draws from torch's generator, fills with one value and has no such noise.
+The noise is standard normal. It replaces values in [0, 1] *before* they are normalised, as in Mugs (its data loader erases and its
+prefetcher normalises), so the encoder sees noise with mean (0 - mean) / std and standard deviation 1 / std; timm's own training loader
+erases after normalising. kornia's random erasing is not used: it draws from torch's generator and fills a rectangle with one value.
 """
 
 import math
@@ -11,28 +11,28 @@ import torch
 from torch import Tensor
 
 from glpretrain.core import keys as rng
-from glpretrain.data.views.selection import apply_where
+from glpretrain.data.views.randaugment import apply_where
 
-AREA = (0.02, 1 / 3)  # share of the view
+AREA = (0.02, 1 / 3)  # as shares of the view
 ASPECT = (0.3, 1 / 0.3)  # height / width
 _TRIES = 10
 _RECTANGLE, _NOISE = range(2)
-_BITS = 24  # of a uniform number
+_BITS = 24  # bits of a uniform number
 
 
 def rectangles(keys: Tensor, *, size: tuple[int, int], prob: float) -> Tensor:
-    """Which pixels are erased.
+    """Draw the rectangles that are erased.
 
-    A try draws an area U(.02, 1/3) of the view and a ratio exp(U(log .3, log 1/.3)) of height to width, rounded to pixels; the
-    first of ten that is smaller than the view is placed uniformly, and if none is, nothing is erased.
+    A try draws an area U(.02, 1/3) of the view and a ratio exp(U(log .3, log 1/.3)) of height to width, rounded to pixels. The first of
+    ten tries that is smaller than the view is placed uniformly. If none is smaller, nothing is erased.
 
     Args:
         keys: Int[B].
         size: height and width of the views.
-        prob: that a view loses a rectangle.
+        prob: probability that a rectangle of a view is erased.
 
     Returns:
-        Int[B 4]: top, left, bottom, right, the last two exclusive; all 0 where nothing is erased.
+        Int[B 4]: top, left, bottom, right, where bottom and right are exclusive; all 0 where nothing is erased.
     """
     H, W = size
     draws = rng.uniform(rng.fold_in(keys, _RECTANGLE), 2 * _TRIES + 3)
@@ -53,7 +53,7 @@ def rectangles(keys: Tensor, *, size: tuple[int, int], prob: float) -> Tensor:
 def _noise(keys: Tensor, *, count: int) -> Tensor:
     """Float[B count], standard normal.
 
-    Both halves of a random number and both results of Box-Muller: a view holds 150,000 values, and this is 4 times cheaper than
+    It uses both halves of a random number and both results of Box-Muller. A view holds 150,000 values, and this costs a quarter of
     `keys.normal`.
     """
     numbers = rng.bits(keys, -(-count // 2))
@@ -79,11 +79,11 @@ def erase(images: Tensor, *, keys: Tensor, selected: Tensor, prob: float) -> Ten
     Args:
         images: Float[B C H W] in [0, 1].
         keys: Int[B].
-        selected: Bool[B], which may lose one at all.
-        prob: that such a view does.
+        selected: Bool[B], the views in which a rectangle may be erased.
+        prob: probability that it is erased in such a view.
 
     Returns:
-        Float[B C H W], noise is not bounded.
+        Float[B C H W]; the noise may lie outside [0, 1].
     """
     box = rectangles(keys, size=(images.shape[2], images.shape[3]), prob=prob)
     return apply_where(images, where=selected & (box[:, 2] > 0), change=_fill, per_item={"keys": keys, "box": box})

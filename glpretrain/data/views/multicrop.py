@@ -20,12 +20,10 @@ from glpretrain.core.types import EncoderCard, Item
 from glpretrain.data.loading import RawBatch
 from glpretrain.data.sources.base import FittedItem
 from glpretrain.data.views.base import ViewMaker, Views
-from glpretrain.data.views.boxes import random_boxes
 from glpretrain.data.views.colour import augment, require_rgb
 from glpretrain.data.views.erasing import erase
-from glpretrain.data.views.randaugment import rand_augment
-from glpretrain.data.views.resample import crop, crop_nearest
-from glpretrain.data.views.selection import apply_where
+from glpretrain.data.views.randaugment import apply_where, rand_augment
+from glpretrain.data.views.resample import crop, crop_nearest, random_boxes
 from glpretrain.data.views.spec import Strong, ViewSpec
 from glpretrain.data.views.stain import quarter_turns, turn
 

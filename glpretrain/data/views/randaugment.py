@@ -1,18 +1,18 @@
-"""RandAugment as timm has it (`rand-m9-mstd0.5-inc1`), batched: fifteen operations on 8-bit RGB, each item with its own.
+"""RandAugment of timm (`rand-m9-mstd0.5-inc1`), batched: fifteen operations on 8-bit RGB, drawn for every item separately.
 
-Operations and magnitudes are those of Mugs' copy of timm's code (sail-sg/mugs @ 10ab634, `src/RandAugment.py`), which for
-magnitudes in [0, 10] are today's timm's too. Differences: positions are interpolated bilinearly (there, bilinearly or
-bicubically by chance); posterizing to 0 bits, which a magnitude of 10 asks for, gives black as Pillow did then (today's
-refuses).
+Operations and magnitudes are those of Mugs' copy of timm's code (sail-sg/mugs @ 10ab634, `src/RandAugment.py`); for magnitudes in
+[0, 10] the current timm has the same. Known differences: positions are interpolated bilinearly (there, bilinearly or bicubically at
+random), and posterizing to 0 bits, which is the result of magnitude 10, gives black as in Pillow at that time (the current Pillow raises
+an error).
 
-Items arrive stretched to a square. Rotations and shears are those of the item in its true proportions all the same: the
-affine takes the aspect into account. Only the 3 x 3 filter of Sharpness lies on the stretched grid.
+Items arrive stretched to a square. Rotations and shears are nevertheless those of the item in its true proportions, because the affine
+map includes the aspect ratio. Only the 3 x 3 filter of Sharpness works on the stretched pixels.
 
-Own code, not kornia's: its operations work on floats with other definitions (equalize loops over images, sharpness and
-posterize round differently, warps blend their fill into the border).
+kornia is not used, because its operations work on floats and are defined differently (equalize loops over images, sharpness and
+posterize round differently, warps blend the fill colour into the border).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from glpretrain.core import keys as rng
-from glpretrain.data.views.selection import apply_where
 from glpretrain.data.views.spec import MAX_MAGNITUDE, NUM_OPERATIONS, Strong
 
 OPERATIONS = (
@@ -44,28 +43,52 @@ assert len(OPERATIONS) == NUM_OPERATIONS
 _POINTWISE = OPERATIONS[:8]
 _COLOR, _SHARPNESS = 8, 9
 _ROTATE, _SHEAR_X, _SHEAR_Y, _TRANSLATE_X, _TRANSLATE_Y = range(10, 15)
-_ORDER, _APPLIED, _MAGNITUDE, _SIGN = range(4)  # folded into the key
+_ORDER, _APPLIED, _MAGNITUDE, _SIGN = range(4)  # purposes of keys
+
+
+def apply_where(images: Tensor, *, where: Tensor, change: Callable[..., Tensor], per_item: dict[str, Tensor]) -> Tensor:
+    """Change the selected items of a batch.
+
+    On a CPU only the selected items are computed. On other devices all items are computed, because indexing would wait for the device.
+
+    Args:
+        images: [B C H W] of any type.
+        where: Bool[B], the selected items.
+        change: function of images and of the keywords in `per_item`. It returns images of the same shape and type, and changes each item
+            independently of the others.
+        per_item: keyword arguments of `change`; their first axis is B.
+
+    Returns:
+        Images of the same shape and type.
+    """
+    if images.device.type != "cpu":
+        return torch.where(where.view(-1, 1, 1, 1), change(images, **per_item), images)
+    rows = where.nonzero().squeeze(1)
+    if len(rows) == 0:
+        return images
+    changed = change(images.index_select(0, rows), **{name: values[rows] for name, values in per_item.items()})
+    return changed if len(rows) == len(images) else images.index_copy(0, rows, changed)
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Int32[B 1 H W], Pillow's luma of UInt8[B 3 H W] to the last bit."""
+    """Int32[B 1 H W]: the luma of UInt8[B 3 H W] as Pillow computes it, equal to the last bit."""
     red, green, blue = images.to(torch.int32).split(1, dim=1)
     return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
 
 
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """UInt8: Pillow's `blend(other, images, factor)`, which truncates."""
+    """UInt8: `blend(other, images, factor)` of Pillow, which truncates."""
     return (other + factor * (images - other)).clamp_(0.0, 255.0).to(torch.uint8)
 
 
 def tables(images: Tensor, *, operation: Tensor, magnitude: Tensor, factor: Tensor) -> Tensor:
-    """What a pointwise operation makes of each value of each channel.
+    """Lookup tables of pointwise operations: the new value for each value of each channel.
 
     Args:
         images: UInt8[B 3 H W].
         operation: Int[B], index into `OPERATIONS`, below 8.
         magnitude: Float[B] in [0, 10].
-        factor: Float[B], of Contrast and Brightness.
+        factor: Float[B], factor of Contrast and Brightness.
 
     Returns:
         UInt8[B 3 256].
@@ -77,9 +100,9 @@ def tables(images: Tensor, *, operation: Tensor, magnitude: Tensor, factor: Tens
     histogram = torch.zeros(B, C, 256, dtype=torch.int64, device=device)
     histogram.scatter_add_(2, index, torch.ones((), dtype=torch.int64, device=device).expand_as(index))
 
-    there = histogram > 0
-    low = there.to(torch.uint8).argmax(dim=2, keepdim=True)  # [B C 1]
-    high = 255 - there.flip(2).to(torch.uint8).argmax(dim=2, keepdim=True)
+    present = histogram > 0
+    low = present.to(torch.uint8).argmax(dim=2, keepdim=True)  # [B C 1]
+    high = 255 - present.flip(2).to(torch.uint8).argmax(dim=2, keepdim=True)
     stretched = torch.div(255 * (value - low), (high - low).clamp_min(1), rounding_mode="floor")
     stretched = torch.where(high > low, stretched, value)
 
@@ -120,7 +143,7 @@ def _color(images: Tensor, *, factor: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, *, factor: Tensor) -> Tensor:
-    """Blend with Pillow's SMOOTH: eight neighbours and five times the pixel; the edge stays."""
+    """Blend with the filter SMOOTH of Pillow: eight neighbours and five times the pixel. Pixels at the border are unchanged."""
     values = images.to(torch.float32)
     inner = values[..., 1:-1, 1:-1]
     smooth = values.clone()
@@ -130,10 +153,10 @@ def _sharpness(images: Tensor, *, factor: Tensor) -> Tensor:
 
 
 def affine(operation: Tensor, *, level: Tensor, aspect: Tensor) -> Tensor:
-    """Where each output point comes from, in the unit square of a stretched item.
+    """Affine maps from output to input points, in the unit square of a stretched item.
 
     Args:
-        operation: Int[B], index into `OPERATIONS`; the identity unless it moves pixels.
+        operation: Int[B], index into `OPERATIONS`; the map is the identity unless the operation moves pixels.
         level: Float[B], signed share of the largest magnitude.
         aspect: Float[B], true width / height.
 
@@ -143,7 +166,7 @@ def affine(operation: Tensor, *, level: Tensor, aspect: Tensor) -> Tensor:
     one, zero = torch.ones_like(level), torch.zeros_like(level)
     angle = torch.where(operation == _ROTATE, level * (torch.pi / 6.0), 0.0)  # 30 degrees
     cos, sin = torch.cos(angle), torch.sin(angle)
-    # Pixel coordinates are the square's times (width, height), so what mixes the axes carries their ratio.
+    # Pixel coordinates are those of the square times (width, height), so the terms that mix the axes contain the aspect ratio.
     right = -sin / aspect + torch.where(operation == _SHEAR_X, 0.3 * level, 0.0) / aspect
     down = sin * aspect + torch.where(operation == _SHEAR_Y, 0.3 * level, 0.0) * aspect
     rotates = operation == _ROTATE
@@ -154,7 +177,7 @@ def affine(operation: Tensor, *, level: Tensor, aspect: Tensor) -> Tensor:
 
 
 def _move(images: Tensor, *, operation: Tensor, level: Tensor, aspect: Tensor, fill: Sequence[int]) -> Tensor:
-    """Bilinear, as Pillow: what comes from outside the image is filled, and nothing of the fill leaks in."""
+    """Warp bilinearly, as Pillow does. Points outside the image get the fill colour, which is not blended with the image."""
     H, W = images.shape[-2:]
     matrix = affine(operation, level=level, aspect=aspect)
     x = (torch.arange(W, device=images.device) + 0.5) / W
@@ -162,7 +185,7 @@ def _move(images: Tensor, *, operation: Tensor, level: Tensor, aspect: Tensor, f
     matrix = matrix[:, None, None]  # [B 1 1 2 3]
     source = matrix[..., 0] * x.view(1, 1, W, 1) + matrix[..., 1] * y.view(1, H, 1, 1) + matrix[..., 2]  # [B H W 2]
     moved = F.grid_sample(images.to(torch.float32), 2.0 * source - 1.0, mode="bilinear", padding_mode="border", align_corners=False)
-    # Pillow truncates; the margin keeps a whole number that float32 missed by a little.
+    # Pillow truncates; the margin keeps whole numbers from which float32 is slightly below.
     moved = moved.add_(1e-3).clamp_(0.0, 255.0).to(torch.uint8)
     outside = ((source < 0.0) | (source >= 1.0)).any(dim=-1)  # [B H W]
     for channel, value in zip(moved.unbind(1), fill, strict=True):
@@ -171,15 +194,15 @@ def _move(images: Tensor, *, operation: Tensor, level: Tensor, aspect: Tensor, f
 
 
 def apply(images: Tensor, *, operation: Tensor, magnitude: Tensor, negative: Tensor, aspect: Tensor, fill: Sequence[int]) -> Tensor:
-    """One operation per item.
+    """Apply one operation to each item.
 
     Args:
         images: UInt8[B 3 H W].
-        operation: Int[B], index into `OPERATIONS`; -1 leaves an item as it is.
+        operation: Int[B], index into `OPERATIONS`; -1 leaves an item unchanged.
         magnitude: Float[B] in [0, 10].
-        negative: Bool[B], True: turns, shears, shifts or blends the other way.
+        negative: Bool[B], whether an operation rotates, shears, shifts or blends in the opposite direction.
         aspect: Float[B], true width / height.
-        fill: per channel, of what comes into the picture from outside.
+        fill: fill colour of points outside the image, one value per channel.
 
     Returns:
         UInt8[B 3 H W].
@@ -196,14 +219,15 @@ def apply(images: Tensor, *, operation: Tensor, magnitude: Tensor, negative: Ten
 
 
 def draw(keys: Tensor, *, strong: Strong) -> tuple[Tensor, Tensor, Tensor]:
-    """What happens to each item.
+    """Draw the operations of each item.
 
     Args:
         keys: Int[B].
-        strong: how many operations, how often and how strong.
+        strong: number, probability and magnitude of the operations.
 
     Returns:
-        Int[B num_ops] index into `OPERATIONS`, -1 where nothing happens; Float[B num_ops] magnitudes; Bool[B num_ops] signs.
+        Int[B num_ops] index into `OPERATIONS`, -1 for no operation; Float[B num_ops] magnitudes; Bool[B num_ops] whether the direction is
+        negative.
     """
     operations = rng.permutation(rng.fold_in(keys, _ORDER), NUM_OPERATIONS)[:, : strong.num_ops]
     applied = rng.uniform(rng.fold_in(keys, _APPLIED), strong.num_ops) < strong.op_prob
@@ -228,17 +252,17 @@ def _flip(images: Tensor, *, flipped: Tensor) -> Tensor:
 def rand_augment(
     images: Tensor, *, keys: Tensor, selected: Tensor, aspect: Tensor, flipped: Tensor, strong: Strong, mean: Sequence[float]
 ) -> Tensor:
-    """Augment some whole items, before their crop.
+    """Augment the selected items as a whole, before they are cropped.
 
     Args:
-        images: Float[B 3 H W] in [0, 1], worked on as 8-bit values.
+        images: Float[B 3 H W] in [0, 1]; the operations work on 8-bit values.
         keys: Int[B].
-        selected: Bool[B], the others stay as they are.
+        selected: Bool[B], the items to augment; the others are unchanged.
         aspect: Float[B], true width / height.
-        flipped: Bool[B], True: the crop will flip the item. Operations see it flipped, since a shear moves one edge most; it is
-            handed back as it came.
-        strong: how many operations, how often and how strong.
-        mean: per channel, of items in [0, 1]; fills what comes into the picture from outside.
+        flipped: Bool[B], whether the crop will flip the item. The operations then see the flipped item, because a shear moves one edge
+            more than the other; the result has the orientation of the input.
+        strong: number, probability and magnitude of the operations.
+        mean: mean of items in [0, 1] per channel; it is the fill colour of points outside the image.
 
     Returns:
         Float[B 3 H W] in [0, 1].

@@ -1,34 +1,42 @@
-"""What one view is: its size, its crop and the strength of each colour operation. Numbers only; the work is done elsewhere."""
+"""The settings of one view: its size, its crop, and the probability and strength of each colour operation."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-NUM_OPERATIONS = 15  # of RandAugment, `randaugment.OPERATIONS`
+NUM_OPERATIONS = 15  # of RandAugment, see `randaugment.OPERATIONS`
 MAX_MAGNITUDE = 10.0  # timm's levels end here
 
 
-def _check_range(name: str, value: tuple[float, float], *, low: float, high: float | None) -> None:
-    if len(value) != 2 or not low < value[0] <= value[1] or (high is not None and value[1] > high):
-        accepted = f"in ({low}, {high}]" if high is not None else f"above {low}"
-        raise ValueError(f"ViewSpec: {name} is a (smallest, largest) pair {accepted}, not {tuple(value)}")
+def _check_pair(name: str, value: tuple[float, float], *, high: float | None = None) -> None:
+    if len(value) != 2 or not 0 < value[0] <= value[1] or (high is not None and value[1] > high):
+        accepted = "above 0" if high is None else f"in (0, {high:g}]"
+        raise ValueError(f"ViewSpec: {name} is {tuple(value)}; expected a pair (smallest, largest) {accepted}")
+
+
+def _check_ranges(owner: str, values: Mapping[str, float], *, high: float = 1.0) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= high:
+            raise ValueError(f"{owner}: {name} is {value}; expected a value in [0, {high:g}]")
 
 
 @dataclass(frozen=True)
 class Strong:
-    """Strong augmentation in place of a view's colours: RandAugment on the whole item, then the crop, then random erasing.
+    """Strong augmentation in place of the colour operations of a view: RandAugment on the whole item, then the crop, then random erasing.
 
-    The defaults are timm's `rand-m9-mstd0.5-inc1` and `RandomErasing(0.25, mode="pixel")`, as DeiT and Mugs have them.
+    The defaults are timm's `rand-m9-mstd0.5-inc1` and `RandomErasing(0.25, mode="pixel")`, which DeiT and Mugs use.
 
     Args:
-        prob: probability that a view is strongly augmented, and not weakly with the colours of its `ViewSpec`.
-        num_ops: different operations per view, of fifteen.
-        magnitude: mean of an operation's magnitude; 10 is the strongest.
-        magnitude_std: its standard deviation; what falls outside [0, 10] is moved to the end.
+        prob: probability that a view is strongly augmented; otherwise it gets the colour operations of its `ViewSpec`.
+        num_ops: number of different operations per view, of fifteen.
+        magnitude: mean of the magnitude of an operation; 10 is the strongest.
+        magnitude_std: standard deviation of the magnitude, which is clamped to [0, 10].
         op_prob: probability that a chosen operation is applied.
-        erase_prob: probability that a rectangle becomes noise.
+        erase_prob: probability that a rectangle is replaced by noise.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
 
     prob: float = 0.5
@@ -39,48 +47,44 @@ class Strong:
     erase_prob: float = 0.25
 
     def __post_init__(self) -> None:
-        for name, value in {"prob": self.prob, "op_prob": self.op_prob, "erase_prob": self.erase_prob}.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"Strong: {name} lies in [0, 1], not {value}")
-        if not 0 <= self.num_ops <= NUM_OPERATIONS:
-            raise ValueError(f"Strong: num_ops lies in [0, {NUM_OPERATIONS}], not {self.num_ops}")
-        if not 0 <= self.magnitude <= MAX_MAGNITUDE:
-            raise ValueError(f"Strong: magnitude lies in [0, {MAX_MAGNITUDE:g}], not {self.magnitude}")
-        if self.magnitude_std < 0:
-            raise ValueError(f"Strong: magnitude_std is at least 0, not {self.magnitude_std}")
+        _check_ranges("Strong", {"prob": self.prob, "op_prob": self.op_prob, "erase_prob": self.erase_prob})
+        _check_ranges("Strong", {"num_ops": self.num_ops}, high=NUM_OPERATIONS)
+        _check_ranges("Strong", {"magnitude": self.magnitude}, high=MAX_MAGNITUDE)
+        _check_ranges("Strong", {"magnitude_std": self.magnitude_std}, high=math.inf)
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One view of an item, or `count` equal ones. What is left out is off.
+    """The settings of one view of an item, or of `count` views. An operation whose settings are left out is off.
 
-    Strengths mean what they mean in torchvision's ColorJitter: a factor from U(max(0, 1 - x), 1 + x), a hue shift from
-    U(-x, x) of a full turn; the four come in a random order. DINO's photographs take .4, .4, .2 and .1.
+    Strengths have the meaning of torchvision's ColorJitter: a factor is drawn from U(max(0, 1 - x), 1 + x), and a hue shift from U(-x, x)
+    of a full turn; the four operations have a random order. DINO uses 0.4, 0.4, 0.2 and 0.1 for photographs.
 
     Args:
-        size: pixels, one number for a square or (height, width).
-        scale: smallest and largest share of the item's area that a crop covers.
-        ratio: smallest and largest width / height of a crop, in the item's true proportions.
-        count: how many such views.
+        size: size in pixels, one number for a square or (height, width).
+        scale: smallest and largest share of the area of the item that a crop covers.
+        ratio: smallest and largest width / height of a crop, in the true proportions of the item.
+        count: number of views with these settings.
         flip: probability of a horizontal flip.
-        turn_prob: probability of a turn by 90, 180 or 270 degrees, each as likely; 0.75 makes all four directions so. For squares.
-        stain: strength for stained tissue, of what is added to and multiplied with each dye; 0.05 is weak, 0.2 strong; needs RGB.
-        stain_prob: probability of it.
-        brightness: strength.
-        contrast: strength.
-        saturation: strength; needs RGB.
-        hue: strength, at most 0.5; needs RGB.
-        jitter_prob: probability of the four together.
-        grayscale_prob: probability; needs RGB.
+        turn_prob: probability of a turn by 90, 180 or 270 degrees, which are equally likely; with 0.75 all four directions are. The view
+            must be a square.
+        stain: strength for stained tissue, added to and multiplied with each dye; 0.05 is weak and 0.2 is strong; needs RGB.
+        stain_prob: probability of the stain augmentation.
+        brightness: strength of the brightness jitter.
+        contrast: strength of the contrast jitter.
+        saturation: strength of the saturation jitter; needs RGB.
+        hue: strength of the hue jitter, at most 0.5; needs RGB.
+        jitter_prob: probability of these four together.
+        grayscale_prob: probability that the view becomes grey; needs RGB.
         blur_prob: probability of a Gaussian blur.
-        blur_sigma: smallest and largest standard deviation, in pixels of the view.
+        blur_sigma: smallest and largest standard deviation of the blur, in pixels of the view.
         solarize_prob: probability that values at or above the threshold are inverted.
-        solarize_threshold: of values in [0, 1].
-        interpolation: of the crop, antialiased.
-        strong: how often and how the view is strongly augmented, then without the colours above; needs RGB.
+        solarize_threshold: threshold in [0, 1].
+        interpolation: interpolation of the crop, with antialiasing.
+        strong: probability and settings of strong augmentation, which replaces the colour operations above; needs RGB.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
     """
 
     size: int | tuple[int, int]
@@ -107,25 +111,16 @@ class ViewSpec:
     def __post_init__(self) -> None:
         sides = [self.size] if isinstance(self.size, int) else list(self.size)
         if (len(sides) != 2 and sides != [self.size]) or min(sides) < 1:
-            raise ValueError(f"ViewSpec: size is pixels, one number or (height, width), each at least 1, not {self.size}")
+            raise ValueError(f"ViewSpec: size is {self.size}; expected pixels, one number or (height, width), each at least 1")
         if self.count < 1:
-            raise ValueError(f"ViewSpec: count is at least 1, not {self.count}; leave the view out instead")
-        _check_range("scale", self.scale, low=0, high=1)
-        _check_range("ratio", self.ratio, low=0, high=None)
-        _check_range("blur_sigma", self.blur_sigma, low=0, high=None)
-        if self.turn_prob > 0 and len(set(self.shape)) > 1:
-            raise ValueError(f"ViewSpec: turn_prob={self.turn_prob} needs a square view, not {self.size}")
-        strengths = {
-            "stain": self.stain,
-            "brightness": self.brightness,
-            "contrast": self.contrast,
-            "saturation": self.saturation,
-            "hue": self.hue,
-        }
-        for name, value in strengths.items():
-            if value < 0 or (name == "hue" and value > 0.5):
-                raise ValueError(f"ViewSpec: {name} is a strength {'in [0, 0.5]' if name == 'hue' else 'of at least 0'}, not {value}")
-        shares = {
+            raise ValueError(f"ViewSpec: count is {self.count}; expected at least 1; leave the view out instead")
+        _check_pair("scale", self.scale, high=1.0)
+        _check_pair("ratio", self.ratio)
+        _check_pair("blur_sigma", self.blur_sigma)
+        strengths = {"stain": self.stain, "brightness": self.brightness, "contrast": self.contrast, "saturation": self.saturation}
+        _check_ranges("ViewSpec", strengths, high=math.inf)
+        _check_ranges("ViewSpec", {"hue": self.hue}, high=0.5)
+        probabilities = {
             "flip": self.flip,
             "turn_prob": self.turn_prob,
             "stain_prob": self.stain_prob,
@@ -135,11 +130,11 @@ class ViewSpec:
             "solarize_prob": self.solarize_prob,
             "solarize_threshold": self.solarize_threshold,
         }
-        for name, value in shares.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"ViewSpec: {name} lies in [0, 1], not {value}")
+        _check_ranges("ViewSpec", probabilities)
+        if self.turn_prob > 0 and len(set(self.shape)) > 1:
+            raise ValueError(f"ViewSpec: turn_prob is {self.turn_prob} and size is {self.size}; expected a square view, or turn_prob 0")
         if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"ViewSpec: interpolation is 'bilinear' or 'bicubic', not {self.interpolation!r}")
+            raise ValueError(f"ViewSpec: interpolation is {self.interpolation!r}; expected 'bilinear' or 'bicubic'")
 
     @property
     def shape(self) -> tuple[int, int]:

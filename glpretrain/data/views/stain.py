@@ -1,8 +1,10 @@
-"""What differs between two sections of the same tissue: how strongly each dye took, and which way up the tile was cut.
+"""Augmentations for sections of tissue: the strength of each dye, and quarter turns.
 
-Dyes add up in optical density, -log of the transmitted light, so they are separated, changed and mixed again there (colour
-deconvolution, Ruifrok and Johnston 2001; as an augmentation Tellez et al. 2018). Left out: estimating the dyes of a slide.
+Dyes add up in the optical density, the -log of the transmitted light, so they are separated, changed and mixed there (colour
+deconvolution, Ruifrok and Johnston 2001; as an augmentation, Tellez et al. 2018). Left out: estimating the dyes of a slide.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,41 +14,45 @@ from glpretrain.core import keys as rng
 # Optical density of red, green and blue per unit of haematoxylin, eosin and DAB (Ruifrok and Johnston), and the inverse.
 _DYES = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 _SEPARATION = tuple(tuple(row) for row in torch.linalg.inv(torch.tensor(_DYES, dtype=torch.float64)).tolist())
-_DARKEST = 1e-3  # below one level of 255: black has a finite density
+_DARKEST = 1e-3  # less than one level of 255; it gives black a finite density
 _PROB, _AMOUNTS = range(2)
 
 
 def restain(images: Tensor, *, gains: Tensor, offsets: Tensor) -> Tensor:
-    """Multiply and shift the amount of each dye in every pixel.
+    """Scale and shift the amount of each dye in every pixel.
 
     Args:
         images: Float[B 3 H W] in [0, 1].
-        gains: Float[B 3], of haematoxylin, eosin, DAB.
-        offsets: Float[B 3], in units of the dye.
+        gains: Float[B 3], factors of haematoxylin, eosin and DAB.
+        offsets: Float[B 3], added amounts in units of the dyes.
 
     Returns:
-        Float[B 3 H W] in [0, 1]; the input, to rounding, with gains of 1 and offsets of 0 where no value is below 0.001.
+        Float[B 3 H W] in [0, 1]. With gains of 1 and offsets of 0 it is the input up to rounding, where no value is below 0.001.
     """
     density = -torch.log(images.clamp(min=_DARKEST))
-    # Nine numbers of the host per step: a matrix on the device would have to be copied there and waited for.
-    channels = density.unbind(1)  # [B H W] each
-    dyes = [sum(channel * _SEPARATION[c][dye] for c, channel in enumerate(channels)) for dye in range(3)]
+    # The nine numbers stay on the host: a matrix would have to be copied to the device, and the copy would wait for it.
+    dyes = _mixed(density.unbind(1), weights=_SEPARATION)
     dyes = [amount * gains[:, dye, None, None] + offsets[:, dye, None, None] for dye, amount in enumerate(dyes)]
-    mixed = torch.stack([sum(amount * _DYES[dye][c] for dye, amount in enumerate(dyes)) for c in range(3)], dim=1)
-    return torch.exp(-mixed).clamp_(0.0, 1.0)
+    return torch.exp(-torch.stack(_mixed(dyes, weights=_DYES), dim=1)).clamp_(0.0, 1.0)
+
+
+def _mixed(planes: Sequence[Tensor], *, weights: Sequence[Sequence[float]]) -> list[Tensor]:
+    """Three sums of three planes [B H W]: plane i enters sum j with weights[i][j]."""
+    first, second, third = planes
+    return [first * weights[0][j] + second * weights[1][j] + third * weights[2][j] for j in range(3)]
 
 
 def jitter_stain(images: Tensor, *, strength: float, prob: float, keys: Tensor) -> Tensor:
-    """Every dye of a selected sample times U(1 - strength, 1 + strength) plus U(-strength, strength).
+    """Multiply every dye of a selected item by U(1 - strength, 1 + strength), and add U(-strength, strength).
 
     Args:
         images: Float[B 3 H W] in [0, 1].
         strength: half the width of both ranges.
-        prob: chance that a sample is selected.
+        prob: probability that an item is selected.
         keys: Int[B].
 
     Returns:
-        Float[B 3 H W] in [0, 1]; samples that are not selected come back as they were.
+        Float[B 3 H W] in [0, 1]; the other items are unchanged.
     """
     draws = strength * (2.0 * rng.uniform(rng.fold_in(keys, _AMOUNTS), 2, 3) - 1.0)  # [B 2 3]
     selected = rng.uniform(rng.fold_in(keys, _PROB)) < prob
@@ -55,11 +61,11 @@ def jitter_stain(images: Tensor, *, strength: float, prob: float, keys: Tensor) 
 
 
 def quarter_turns(keys: Tensor, *, prob: float) -> Tensor:
-    """How often each sample is turned by 90 degrees: 1, 2 or 3 with equal chance, together `prob`.
+    """Draw a number of turns by 90 degrees: 1, 2 and 3 are equally likely, with probability `prob` together.
 
     Args:
         keys: Int[*S].
-        prob: chance of any turn.
+        prob: probability that an item is turned.
 
     Returns:
         Int[*S].
@@ -69,11 +75,11 @@ def quarter_turns(keys: Tensor, *, prob: float) -> Tensor:
 
 
 def turn(images: Tensor, *, turns: Tensor) -> Tensor:
-    """Turn every sample counterclockwise, as `torch.rot90`, without waiting for the device.
+    """Turn every item counterclockwise, as `torch.rot90` does, without waiting for the device.
 
     Args:
-        images: [B C S S], square.
-        turns: Int[B], quarter turns in {0, 1, 2, 3}.
+        images: [B C S S], square images.
+        turns: Int[B], number of quarter turns in {0, 1, 2, 3}.
 
     Returns:
         [B C S S].

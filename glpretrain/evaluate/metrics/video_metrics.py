@@ -11,7 +11,7 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from glpretrain.data.sources.videos import IGNORED, UNKNOWN
+from glpretrain.data.sources.images.videos import IGNORED, UNKNOWN
 
 _BOUNDARY_SHARE = 0.008  # of the image's diagonal: how far apart two boundaries may be
 

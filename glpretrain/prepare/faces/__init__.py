@@ -1,4 +1,4 @@
-"""Faces with the regions of their parts: detectors, parsers and the preparation of a folder."""
+"""Preparing a folder of faces with region maps: detectors, parsers, and the preparation itself."""
 
 from glpretrain.prepare.faces.detection import CascadeDetector, FaceDetector
 from glpretrain.prepare.faces.parsers import Box, FaceParser, FacerParser, MapParser, TemplateParser

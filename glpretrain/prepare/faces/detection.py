@@ -1,6 +1,7 @@
-"""Where the face is: scikit-image's cascade of local binary patterns, which its wheel brings with it.
+"""Face detection: the cascade of local binary patterns that scikit-image carries in its wheel.
 
-A frontal detector without landmarks: profiles and strongly turned heads are not found. Left out: better detectors, which need weights.
+It detects frontal faces without landmarks, and it does not find profiles and strongly turned heads. Left out: better detectors, because
+they need weights that have to be downloaded.
 """
 
 from abc import ABC, abstractmethod
@@ -13,20 +14,20 @@ from torchvision.transforms import functional
 
 from glpretrain.prepare.faces.parsers import Box
 
-_SIDE = 256  # longer side that is searched: faces below a sixth of it are passed over, and a search takes about 60 ms
+_SIDE = 256  # pixels along the longer side of the searched image; faces below a sixth of it are not found, a search takes about 60 ms
 _LEAST_FACE = _SIDE // 6
 
 
 class FaceDetector(ABC):
-    """Finds the face of an image."""
+    """Finds the face in an image."""
 
     @abstractmethod
     def detect(self, image: Tensor) -> Box | None:
-        """The largest face in UInt8[3 H W], None where there is none."""
+        """Box of the largest face in UInt8[3 H W]; None where there is no face."""
 
 
 class CascadeDetector(FaceDetector):
-    """Upright frontal faces; the box reaches from the middle of the forehead to the chin."""
+    """Detects upright frontal faces. The box reaches from the middle of the forehead to the chin."""
 
     def __init__(self) -> None:
         self._cascade = Cascade(lbp_frontal_face_cascade_filename())

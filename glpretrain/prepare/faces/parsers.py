@@ -1,7 +1,6 @@
-"""From a face to its region map: one small interface, and what stands behind it.
+"""Parsers, which give the region map of a face: label maps of the user, a template, and the package FACER.
 
-Left out: parsers whose weights have to be fetched from somewhere without a package that does so. Of the packages with landmarks, those
-that are kept up to date bring no weights with them, so there is none here.
+Left out: parsers whose weights no package downloads. The maintained packages with landmarks come without weights, so none is used here.
 """
 
 from abc import ABC, abstractmethod
@@ -13,12 +12,12 @@ import torch
 from torch import Tensor
 
 from glpretrain.data.sources.base import UnreadableItemError
-from glpretrain.data.sources.face_regions import Box, find_map, read_map, resized_map, table_of, template_map
-from glpretrain.data.sources.images import existing_folder
+from glpretrain.data.sources.images.decoding import existing_folder
+from glpretrain.data.sources.images.face_regions import Box, find_map, read_map, resized_map, table_of, template_map
 
 
 class FaceParser(ABC):
-    """Says of every pixel of a face to which region it belongs."""
+    """Assigns every pixel of a face to a region."""
 
     @abstractmethod
     def parse(self, image: Tensor, *, name: Path, crop: Box, face: Box) -> Tensor:
@@ -26,24 +25,24 @@ class FaceParser(ABC):
 
         Args:
             image: UInt8[3 H W], the whole image.
-            name: its path, relative to the folder of images.
-            crop: the part that is asked for.
-            face: where the face was found.
+            name: path of the image, relative to the folder of images.
+            crop: the part of the image that is parsed.
+            face: box of the face in the whole image.
 
         Returns:
             Int[crop.height crop.width], index into `FACE_REGIONS`.
 
         Raises:
-            ValueError: there is no map for this image.
+            ValueError: there is no region map for this image.
         """
 
 
 class MapParser(FaceParser):
-    """Maps that are there already: one per image, with the same relative path.
+    """Reads existing label maps, one per image, with the same relative path.
 
     Args:
-        folder: of the maps.
-        table: their labels, a name in `regions.TABLES` or label to region id.
+        folder: folder of the maps.
+        table: meaning of their labels: a name in `face_regions.TABLES`, or label to region id.
 
     Raises:
         ValueError: the folder or the table does not exist.
@@ -55,12 +54,12 @@ class MapParser(FaceParser):
 
     def parse(self, image: Tensor, *, name: Path, crop: Box, face: Box) -> Tensor:
         """As `FaceParser`."""
-        regions = read_map(find_map(self.folder, name), table=self.table, size=tuple(image.shape[1:]))
-        return crop.of(regions)
+        _, height, width = image.shape
+        return crop.of(read_map(find_map(self.folder, name), table=self.table, size=(height, width)))
 
 
 class TemplateParser(FaceParser):
-    """The same ellipses in every face box: for upright, frontal faces. Needs nothing, and knows no expression, glasses or hair style."""
+    """The same ellipses in every face box, for upright frontal faces; see `template_map`. It needs no files."""
 
     def parse(self, image: Tensor, *, name: Path, crop: Box, face: Box) -> Tensor:
         """As `FaceParser`."""
@@ -68,12 +67,12 @@ class TemplateParser(FaceParser):
 
 
 class FacerParser(FaceParser):
-    """The official choice: the package FACER (`pip install pyfacer`), which fetches its own weights: farl/lapa/448 behind
-    retinaface/mobilenet.
+    """The parser of FSFM: the package FACER (`pip install pyfacer`), which downloads its own weights (retinaface/mobilenet for detection,
+    farl/lapa/448 for parsing).
 
     Args:
-        threshold: of the detector's score.
-        device: that it runs on.
+        threshold: least score of a detected face.
+        device: device on which the networks run.
 
     Raises:
         ValueError: the package is not installed.
@@ -84,19 +83,19 @@ class FacerParser(FaceParser):
             raise ValueError(
                 "parser: facer given, but the package is not installed (pip install pyfacer); accepted without it: template, maps"
             )
-        import facer
+        import facer  # pyright: ignore[reportMissingImports]  # not a dependency of ours
 
         self.device = device
         self._detector = facer.face_detector("retinaface/mobilenet", device=device, threshold=threshold)
         self._parser = facer.face_parser("farl/lapa/448", device=device)
 
     def parse(self, image: Tensor, *, name: Path, crop: Box, face: Box) -> Tensor:
-        """As `FaceParser`; it looks at the crop only, and takes the face with the best score."""
+        """As `FaceParser`. The networks see only the crop, and the face with the best score is parsed."""
         part = crop.of(image).unsqueeze(0).to(self.device)
         with torch.inference_mode():
             found = self._detector(part)
             if len(found["rects"]) == 0:
-                raise UnreadableItemError(f"{name}: the parser finds no face in it")
+                raise UnreadableItemError(f"{name}: the parser finds no face in the crop")
             best = int(found["scores"].argmax())
             chosen = {key: value[best : best + 1] for key, value in found.items() if isinstance(value, Tensor)}
             labels = self._parser(part, chosen)["seg"]["logits"].argmax(dim=1)[0]

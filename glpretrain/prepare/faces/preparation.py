@@ -1,7 +1,7 @@
-"""Pictures to a folder of faces: detect, crop with a margin, resize, write the region map. In parallel, and what is there is kept.
+"""From a folder of images to a folder of faces: detect, crop with a margin, resize, and write the region map, in parallel.
 
-A picture that cannot be used costs a line, not the run. Left out: alignment (the official preparation has none either) and frames of
-videos, which have to be images already.
+Faces of an earlier run are kept, and an image that cannot be used does not stop the run. Left out: alignment (FSFM's preparation has
+none either), and extracting the frames of videos.
 """
 
 import json
@@ -17,8 +17,8 @@ from torchvision.transforms import functional
 
 from glpretrain.data.loading import usable_cores
 from glpretrain.data.sources.base import UnreadableItemError
-from glpretrain.data.sources.face_regions import resized_map
-from glpretrain.data.sources.images import decode, existing_folder, find_images
+from glpretrain.data.sources.images.decoding import decode, existing_folder, find_images
+from glpretrain.data.sources.images.face_regions import resized_map
 from glpretrain.prepare.faces.detection import FaceDetector
 from glpretrain.prepare.faces.parsers import Box, FaceParser
 
@@ -26,20 +26,20 @@ _SETTINGS = "faces.json"
 
 
 class Outcome(NamedTuple):
-    """What became of one picture."""
+    """The result for one image."""
 
     name: Path  # relative to the folder
-    reason: str  # why there is no face of it, empty where there is one
-    was_there: bool  # from an earlier run
+    reason: str  # why there is no face; empty where there is one
+    was_there: bool  # whether an earlier run wrote the face
 
 
 def crop_box(face: Box, *, margin: float, size: tuple[int, int]) -> Box:
-    """The square that is cut out: the longer side of the face times `margin`, about its centre, within the picture (as FaceForensics++).
+    """A square with the centre of the face and `margin` times its longer side, clipped to the image (as in FaceForensics++).
 
     Args:
-        face: where the face is.
-        margin: side of the square over that of the face.
-        size: height and width of the picture.
+        face: box of the face.
+        margin: side of the square, as a multiple of the longer side of the face.
+        size: height and width of the image.
     """
     side = int(max(face.height, face.width) * margin)
     top = max(face.top + face.height // 2 - side // 2, 0)
@@ -48,8 +48,8 @@ def crop_box(face: Box, *, margin: float, size: tuple[int, int]) -> Box:
     return Box(top, left, side, side)
 
 
-class _Pictures(Dataset[Outcome]):
-    """Asking for a picture writes its face."""
+class _Images(Dataset[Outcome]):
+    """Reading an item writes the face of an image."""
 
     def __init__(self, folder: Path, out: Path, *, parser: FaceParser, detector: FaceDetector | None, size: int, margin: float) -> None:
         self.folder, self.out = folder, out
@@ -72,10 +72,10 @@ class _Pictures(Dataset[Outcome]):
             return Outcome(name, reason="", was_there=True)
         try:
             image, regions = self._face(name)
-        except ValueError as error:  # unreadable files and missing maps alike: each names what it is about
+        except ValueError as error:  # an unreadable file or a missing map; the message names it
             return Outcome(name, reason=str(error), was_there=False)
         _write(regions.to(torch.uint8), map_path)
-        _write(image, image_path)  # last, so that an image is never without its map
+        _write(image, image_path)  # last, so that no image is ever without its map
         return Outcome(name, reason="", was_there=False)
 
     def _face(self, name: Path) -> tuple[Tensor, Tensor]:
@@ -94,31 +94,29 @@ class _Pictures(Dataset[Outcome]):
 
 
 def _write(image: Tensor, path: Path) -> None:
-    """A PNG that is there whole or not at all; lossless, because traces of forgery are small."""
+    """Write a PNG that is either complete or absent. It is lossless, because the traces of a forgery are small."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     Image.fromarray((image if image.dim() == 2 else image.permute(1, 2, 0)).numpy()).save(part, format="PNG")
     part.replace(path)
 
 
-def _unchanged(outcome: Outcome) -> Outcome:
-    return outcome
-
-
 class Preparation:
-    """A folder of pictures on its way to a folder of faces.
+    """The preparation of a folder of images as a folder of faces.
 
     Args:
-        folder: pictures, flat or nested.
-        out: gets images/ and regions/ with the same relative paths; may be the result of an interrupted run with the same settings.
-        parser: makes the region maps.
-        detector: finds the faces; None takes every picture as a face, whole.
-        size: side of a face in pixels, the shorter one where a whole picture is not square.
-        margin: side of the crop over that of the face.
-        workers: processes; None is one per core, at most 8; 0 works in this one.
+        folder: folder of the images, flat or nested.
+        out: folder that will hold images/ and regions/ with the same relative paths; it may be the folder of an interrupted run with the
+            same settings.
+        parser: parser that gives the region maps.
+        detector: detector that finds the faces; None means that every image as a whole is a face.
+        size: side of a face in pixels; the shorter side where a whole image is not square.
+        margin: side of the crop, as a multiple of the longer side of the face.
+        workers: number of processes; None means one per core, at most 8; with 0, this process does the work.
 
     Raises:
-        ValueError: there is no image, two would get the same name, a number is out of range, or `out` was made with other settings.
+        ValueError: there is no image, two images would get the same name, a number is out of range, or `out` was written with other
+            settings.
     """
 
     def __init__(
@@ -137,22 +135,21 @@ class Preparation:
         if margin < 1.0:
             raise ValueError(f"margin: {margin} given; accepted: at least 1, the face itself")
         if workers is not None and workers < 0:
-            raise ValueError(f"workers: {workers} given; accepted: 0 or more")
+            raise ValueError(f"workers: {workers} given; accepted: at least 0")
         self.out = Path(out)
-        self._pictures = _Pictures(existing_folder(folder, "faces"), self.out, parser=parser, detector=detector, size=size, margin=margin)
+        self._images = _Images(existing_folder(folder, "faces"), self.out, parser=parser, detector=detector, size=size, margin=margin)
         self._workers = min(usable_cores(), 8) if workers is None else workers
-        made_by = "whole image" if detector is None else type(detector).__name__
-        settings = {"parser": type(parser).__name__, "detector": made_by, "size": size, "margin": margin}
+        detector_name = "whole image" if detector is None else type(detector).__name__
+        settings = {"parser": type(parser).__name__, "detector": detector_name, "size": size, "margin": margin}
         path = self.out / _SETTINGS
         if path.is_file() and (before := json.loads(path.read_text())) != settings:
-            raise ValueError(f"out: {self.out} was made with {before}, not with {settings}; accepted: the same settings, or a new folder")
+            raise ValueError(f"out: {self.out} was written with {before}, not with {settings}; give the same settings, or a new folder")
         self.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings))
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def run(self) -> Iterator[Outcome]:
-        """Prepare every picture and say what became of it, in the order of their names."""
-        workers = min(self._workers, len(self))
-        yield from DataLoader(self._pictures, batch_size=None, collate_fn=_unchanged, num_workers=workers)
+        """Prepare all images and yield the result for each of them, in the order of their names."""
+        yield from DataLoader(self._images, batch_size=None, num_workers=min(self._workers, len(self)))

@@ -1,7 +1,7 @@
-"""Slides become shards of tiles: planned and cut in several processes, resumable after any end, the same bytes every time.
+"""From slides to shards of tiles, in several processes. An interrupted run can be resumed, and every run writes the same bytes.
 
-A slide is one task that plans it and one per shard, so that few large slides keep all processes busy. What a task leaves is complete or
-absent, and depends on the slide and the settings alone; a run that was killed goes on with the shards that are missing.
+Each slide has one task that plans it and one task per shard, so that a few large slides keep all processes busy. The files of a task are
+complete or absent and depend only on the slide and the settings. A run after a kill writes the shards that are missing.
 """
 
 from collections import deque
@@ -12,11 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from glpretrain.prepare.slides.folder import SlideRecord, TilesFolder, digest_of
+from glpretrain.prepare.slides.folder import Settings, SlideRecord, TilesFolder, digest_of
 from glpretrain.prepare.slides.opening import check_readers, find_slides, open_slide
 from glpretrain.prepare.slides.overview import draw_overview
 from glpretrain.prepare.slides.plan import Plan, plan_tiles, read_resampled
-from glpretrain.prepare.slides.settings import Settings
 from glpretrain.prepare.slides.shard import TileEntry, encoded_image, write_shard, write_whole
 from glpretrain.prepare.slides.slide import Slide
 from glpretrain.prepare.slides.workers import Workers
@@ -26,7 +25,7 @@ class SlideBegun(NamedTuple):
     """A slide is planned."""
 
     record: SlideRecord
-    tiles_there: int  # of an earlier run
+    tiles_there: int  # tiles of an earlier run
 
 
 class TilesCut(NamedTuple):
@@ -37,29 +36,29 @@ class TilesCut(NamedTuple):
 
 
 class SlideDone(NamedTuple):
-    """All tiles of a slide are there."""
+    """All tiles of a slide are written."""
 
     record: SlideRecord
-    before: bool  # an earlier run had done it
+    before: bool  # whether an earlier run wrote them
 
 
 class SlideFailed(NamedTuple):
-    """A slide is left out."""
+    """A slide cannot be cut."""
 
     slide: str
     reason: str
 
 
 class Summary(NamedTuple):
-    """What became of the slides."""
+    """The result of a run."""
 
     cut: list[SlideRecord]
-    before: list[SlideRecord]  # complete already
-    failed: dict[str, str]  # reason by slide
+    before: list[SlideRecord]  # slides that an earlier run had completed
+    failed: dict[str, str]  # slide to reason
 
     @property
     def blank(self) -> list[SlideRecord]:
-        """Those without any tile."""
+        """Slides without any tile."""
         return [record for record in (*self.cut, *self.before) if record.tiles == 0]
 
 
@@ -67,22 +66,22 @@ def cut_slides(slides: Sequence[str | Path], *, out: str | Path, settings: Setti
     """Cut the tissue of slides into tiles.
 
     Args:
-        slides: files, and folders of them.
-        out: a new folder, or one of an earlier run with the same settings, which goes on.
-        settings: what a tile is; the defaults of `Settings` when left out.
-        workers: processes; with 1 this one does it.
+        slides: files, and folders of files.
+        out: a new folder, or the folder of an earlier run with the same settings, which is resumed.
+        settings: settings of the tiles; the defaults of `Settings` when left out.
+        workers: number of processes; with 1, this process does the work.
 
     Raises:
         ImportError: a slide needs OpenSlide, which is not installed.
-        ValueError: no slide is there, or `out` holds something else or tiles of other settings.
-        OSError: nothing can be written.
+        ValueError: there is no slide, or `out` holds other files or tiles with other settings.
+        OSError: a file cannot be written.
     """
     events = cutting(find_slides(slides), out=out, settings=settings or Settings(), workers=workers)
     return summary_of(list(events))
 
 
 def summary_of(events: Sequence[SlideBegun | TilesCut | SlideDone | SlideFailed]) -> Summary:
-    """What the events of a run come to."""
+    """The result of a run, from all its events."""
     done = [event for event in events if isinstance(event, SlideDone)]
     failed = {event.slide: event.reason for event in events if isinstance(event, SlideFailed)}
     return Summary([event.record for event in done if not event.before], [event.record for event in done if event.before], failed)
@@ -91,13 +90,16 @@ def summary_of(events: Sequence[SlideBegun | TilesCut | SlideDone | SlideFailed]
 def cutting(
     slides: Mapping[str, Path], *, out: str | Path, settings: Settings, workers: int
 ) -> Iterator[SlideBegun | TilesCut | SlideDone | SlideFailed]:
-    """`cut_slides`, event by event. The index is written at the end, whatever ends it.
+    """`cut_slides` as an iterator over events. The index is written at the end of the run, also after an error.
 
     Args:
-        slides: files by name, as `find_slides` gives them. Other arguments as there.
+        slides: files by name, as `find_slides` returns them.
+        out: as in `cut_slides`.
+        settings: as in `cut_slides`.
+        workers: as in `cut_slides`.
     """
     if workers < 1:
-        raise ValueError(f"workers: {workers}; accepted: 1 or more processes")
+        raise ValueError(f"workers: {workers}; accepted: at least 1 process")
     check_readers(list(slides.values()))
     folder = TilesFolder(out, settings=settings)
     with folder.locked():
@@ -107,25 +109,30 @@ def cutting(
             folder.write_index()
 
 
+class _Planned(NamedTuple):
+    record: SlideRecord
+    plan: Plan
+
+
 class _PlanTask(NamedTuple):
     slide: str
     path: Path
     folder: TilesFolder
 
-    def run(self) -> tuple[SlideRecord, Plan]:
-        """Plan a slide; draw it and write down that it is begun."""
+    def run(self) -> _Planned:
+        """Plan a slide, draw its overview, and write the record that it is begun."""
         settings = self.folder.settings
         with open_slide(self.path) as slide:
             plan, overview = plan_tiles(slide, settings)
             record = self._record(slide, plan, tissue=float(overview.mask.mean()))
         begun = self.folder.record(self.slide)
-        if begun is not None and begun != record:  # another file of this name; not complete, or this would not run
+        if begun is not None and begun != record:  # another file with this name; it is not complete, or this task would not run
             self.folder.forget(self.slide)
         side = plan.span * record.downsample
-        picture = draw_overview(overview, corners=plan.corners * record.downsample, side=side, caption=_caption(record, settings))
-        write_whole(self.folder.overview(self.slide), encoded_image(picture, format="png"))
+        image = draw_overview(overview, corners=plan.corners * record.downsample, side=side, caption=_caption(record, settings))
+        write_whole(self.folder.overview(self.slide), encoded_image(image, format="png"))
         self.folder.write_record(record)
-        return record, plan
+        return _Planned(record, plan)
 
     def _record(self, slide: Slide, plan: Plan, *, tissue: float) -> SlideRecord:
         width, height, _ = slide.levels[0]
@@ -167,9 +174,10 @@ class _ShardTask(NamedTuple):
 
     def run(self) -> None:
         """Write one shard."""
+        settings = self.folder.settings
         with open_slide(self.path) as slide:
             shard = self.folder.shard(self.record.slide, self.number)
-            write_shard(self.folder.shards, shard, self._tiles(slide, shard), settings=self.folder.settings)
+            write_shard(self.folder.shards, shard, self._tiles(slide, shard), format=settings.format, quality=settings.quality)
 
     def _tiles(self, slide: Slide, shard: str) -> Iterator[tuple[TileEntry, np.ndarray]]:
         settings, record = self.folder.settings, self.record
@@ -198,35 +206,34 @@ class _ShardTask(NamedTuple):
 
 
 class _Run:
-    """The slides of one call, and which of their tasks are not done.
+    """The slides of one run and those of their tasks that are not finished.
 
     Args:
         slides: files by name.
-        folder: where the tiles go.
-        workers: processes.
+        folder: folder of the tiles.
+        workers: number of processes.
     """
 
     def __init__(self, slides: Mapping[str, Path], *, folder: TilesFolder, workers: int) -> None:
         self.folder = folder
         self.num_workers = workers
         self.ahead = deque(slides.items())
-        self.left: dict[str, list[_ShardTask]] = {}  # shards of the slides at work
+        self.left: dict[str, list[_ShardTask]] = {}  # unfinished shards of the slides that are being cut
 
     def events(self) -> Iterator[SlideBegun | TilesCut | SlideDone | SlideFailed]:
         with Workers(self.num_workers, preload=[__name__]) as self.workers:
             yield from self._feed()
-            for outcome in self.workers.outcomes():
-                task = outcome.task
-                if isinstance(outcome.error, OSError):  # damage is a ValueError: this is the disk, and would hit all
-                    raise outcome.error
-                if isinstance(task, _PlanTask):
-                    yield from self._planned(task, outcome.value, outcome.error)
-                elif isinstance(task, _ShardTask):
-                    yield from self._written(task, outcome.error)
+            for task, result in self.workers.outcomes():
+                if isinstance(result, OSError):  # damage is a ValueError: this concerns the disk, and all tasks would fail
+                    raise result
+                if isinstance(task, _ShardTask):
+                    yield from self._written(task, result)
+                elif isinstance(task, _PlanTask):
+                    yield from self._planned(task, result)
                 yield from self._feed()
 
     def _feed(self) -> Iterator[SlideDone | SlideFailed]:
-        """Keep every worker busy with the next slides, without planning far ahead."""
+        """Submit the next slides while workers are idle, so that no slide is planned long before it is cut."""
         while self.ahead and self.workers.has_room:
             name, path = self.ahead.popleft()
             record = self.folder.record(name)
@@ -235,15 +242,15 @@ class _Run:
             elif _is_same(path, record):
                 yield SlideDone(record, before=True)
             else:
-                yield SlideFailed(name, f"{path}: not the file that {name!r} was cut from; accepted: another folder, or another name")
+                reason = f"{path}: not the file that {name!r} was cut from; give another folder, or rename the file"
+                yield SlideFailed(name, reason)
 
-    def _planned(
-        self, task: _PlanTask, value: tuple[SlideRecord, Plan] | None, error: Exception | None
-    ) -> Iterator[SlideBegun | SlideDone | SlideFailed]:
-        if error is not None:
-            yield self._failed(task.slide, task.path, error)
+    def _planned(self, task: _PlanTask, result: object) -> Iterator[SlideBegun | SlideDone | SlideFailed]:
+        if isinstance(result, Exception):
+            yield self._failed(task.slide, task.path, result)
             return
-        record, plan = value
+        assert isinstance(result, _Planned)
+        record, plan = result
         per_shard = self.folder.settings.per_shard
         missing = [number for number in range(record.shards) if not self.folder.has_shard(record.slide, number)]
         self.left[record.slide] = []
@@ -256,14 +263,14 @@ class _Run:
         if not missing:
             yield self._complete(record)
 
-    def _written(self, task: _ShardTask, error: Exception | None) -> Iterator[TilesCut | SlideDone | SlideFailed]:
+    def _written(self, task: _ShardTask, result: object) -> Iterator[TilesCut | SlideDone | SlideFailed]:
         slide = task.record.slide
-        if slide not in self.left:  # another shard of it has failed meanwhile
+        if slide not in self.left:  # another shard of this slide failed meanwhile
             self.folder.forget_shard(slide, task.number)
             return
-        if error is not None:
+        if isinstance(result, Exception):
             self.workers.withdraw(self.left.pop(slide))
-            yield self._failed(slide, task.path, error)
+            yield self._failed(slide, task.path, result)
             return
         self.left[slide] = [shard for shard in self.left[slide] if shard is not task]
         yield TilesCut(slide, len(task.tissue))

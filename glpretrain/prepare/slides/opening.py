@@ -1,4 +1,4 @@
-"""From paths to slides: which files of a folder are slides, what each is called, and which reader opens it.
+"""From paths to slides: which files in a folder are slides, the name of each slide, and which reader opens it.
 
 Left out: reading (`slide`).
 """
@@ -18,17 +18,17 @@ _OME_ENDINGS = (".ome.tif", ".ome.tiff", ".ome.btf")
 
 
 def open_slide(path: str | Path) -> Slide:
-    """Open a slide: by OpenSlide where it knows the format, TIFF that it does not know by tifffile.
+    """Open a slide with OpenSlide if it knows the format, and any other TIFF with tifffile.
 
     Raises:
-        ImportError: it is no plain TIFF and OpenSlide is not installed.
-        UnreadableSlideError: neither reads it.
+        ImportError: the file is no plain TIFF, and OpenSlide is not installed.
+        UnreadableSlideError: neither of them reads the file.
     """
     path = Path(path)
     name = path.name.lower()
     if not path.is_file():
         raise UnreadableSlideError(f"{path}: no such file")
-    if name.endswith(_OME_ENDINGS):  # OpenSlide opens them too, but only their full resolution
+    if name.endswith(_OME_ENDINGS):  # OpenSlide reads only the full resolution of such files
         return TiffSlide(path)
     check_readers([path])
     openslide = load_openslide()
@@ -36,36 +36,38 @@ def open_slide(path: str | Path) -> Slide:
         return OpenSlideSlide(path)
     if name.endswith(_TIFF_ENDINGS):
         return TiffSlide(path)
-    raise UnreadableSlideError(f"{path}: OpenSlide does not know its format: damaged, or no slide; accepted endings: {' '.join(ENDINGS)}")
+    raise UnreadableSlideError(
+        f"{path}: OpenSlide does not know its format: it is damaged or no slide; accepted endings: {' '.join(ENDINGS)}"
+    )
 
 
 def check_readers(paths: Sequence[Path]) -> None:
-    """Refuse now what could not be opened later.
+    """Fail before any work is done where a package for one of the files is missing.
 
     Raises:
-        ImportError: one is no plain TIFF and OpenSlide is not installed.
+        ImportError: a file is no plain TIFF, and OpenSlide is not installed.
     """
     for path in paths:
         if not path.name.lower().endswith(_TIFF_ENDINGS) and load_openslide() is None:
-            raise ImportError(f"{path}: reading it needs OpenSlide: pip install 'glpretrain[slides]'")
+            raise ImportError(f"{path}: OpenSlide is needed to read this file: pip install 'glpretrain[slides]'")
 
 
 def find_slides(given: Sequence[str | Path]) -> dict[str, Path]:
     """Slides by name, in the order of their names.
 
-    A file is called as it is without its ending; one that was found in a folder by its path below that folder, so that
-    `slides/tumour/a.svs` of the folder `slides` is `tumour/a`.
+    The name of a file that is given is its file name without the ending. The name of a file that is found in a given folder is its path
+    relative to this folder without the ending: `slides/tumour/a.svs` in the folder `slides` is `tumour/a`.
 
     Args:
-        given: files, and folders that are searched for the endings of slides.
+        given: files, and folders that are searched for files with the endings of slides.
 
     Raises:
-        ValueError: nothing is there, a folder holds no slide, or two slides have one name.
+        ValueError: a path does not exist, a folder holds no slide, or two slides have the same name.
     """
     found: dict[str, Path] = {}
     for path in (Path(one).expanduser() for one in given):
         if not path.exists():
-            raise ValueError(f"slides: {path} is no file and no folder")
+            raise ValueError(f"slides: {path} does not exist; give files and folders")
         files = [(path, path.name)] if not path.is_dir() else [(file, file.relative_to(path).as_posix()) for file in _slides_below(path)]
         if not files:
             raise ValueError(f"slides: no slide in {path}; accepted endings: {' '.join(ENDINGS)}")

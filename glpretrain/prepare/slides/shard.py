@@ -1,6 +1,6 @@
-"""One tar shard of tiles and the lines that index it, complete or absent.
+"""One tar shard of tiles and its lines of the index. After a kill at any moment a file is either complete or absent.
 
-A shard is a plain tar that `TarShards` and WebDataset read. Its bytes depend on the tiles alone: no time, owner or process is in them.
+A shard is a plain tar that `TarShards` and WebDataset read. Its bytes depend on the tiles only: they contain no time, owner or process.
 """
 
 import io
@@ -15,14 +15,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from glpretrain.prepare.slides.settings import Settings
-
-PART = ".part"  # ending of what is not complete yet
-_BLOCK = 512  # bytes: tar's unit
+PART = ".part"  # ending of files that are not complete yet
+_BLOCK = 512  # bytes: the unit of a tar file
 
 
 class TileEntry(NamedTuple):
-    """A line of the index: where a tile was cut and where its bytes are."""
+    """A line of the index: where a tile was cut, and where its bytes are."""
 
     slide: str
     level: int
@@ -30,29 +28,30 @@ class TileEntry(NamedTuple):
     y: int  # top edge
     side: int  # in pixels of level 0
     mpp: float  # microns along one pixel of the tile
-    tissue: float  # share of it
-    shard: str  # path of the tar below the folder of shards
+    tissue: float  # share of tissue
+    shard: str  # path of the tar, relative to the folder of shards
     offset: int  # of the image in the tar
     num_bytes: int  # of the image
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there entirely or, after a kill at any moment, not at all."""
+    """Write a file that, after a kill at any moment, is either complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with Beside(path) as part:
+    with PartFile(path) as part:
         part.write_bytes(content)
 
 
-class Beside:
-    """A name beside `path` to write to; moved over it once all is written and on disk, removed when something fails.
+class PartFile:
+    """A context manager that gives a temporary name beside `path`. The file of this name is moved to `path` when all of it is on the
+    disk, and it is removed when the body of the `with` statement fails.
 
     Args:
-        path: where the content goes.
+        path: path of the complete file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # With the process in it: one that outlives its parent for a moment must not write into the next run's.
+        # The name contains the process, because a worker that outlives its parent for a moment must not write to a file of the next run.
         self.part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
 
     def __enter__(self) -> Path:
@@ -67,24 +66,27 @@ class Beside:
         self.part.replace(self.path)
 
 
-def write_shard(folder: Path, shard: str, tiles: Iterable[tuple[TileEntry, np.ndarray]], *, settings: Settings) -> None:
-    """Write a tar and, before it, its index: where the tar is, so is the index.
+def write_shard(
+    folder: Path, shard: str, tiles: Iterable[tuple[TileEntry, np.ndarray]], *, format: Literal["jpg", "png"], quality: int
+) -> None:
+    """Write a tar and, before it, its lines of the index, so that no tar is without them.
 
     Args:
-        folder: of the shards.
-        shard: path of the tar below it.
+        folder: folder of the shards.
+        shard: path of the tar, relative to `folder`.
         tiles: entries without offset and size, each with UInt8[H W 3].
-        settings: format and quality.
+        format: format of the images.
+        quality: quality of JPEG.
     """
     path = folder / shard
     path.parent.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
-    with Beside(path) as part:
+    with PartFile(path) as part:
         with part.open("wb") as file:
             for entry, pixels in tiles:
-                content = encoded_image(pixels, format=settings.format, quality=settings.quality)
-                # A slide's name may hold dots; a sample's name ends at the first one after the last slash.
-                member = tarfile.TarInfo(f"{entry.slide}/{entry.x:07d}_{entry.y:07d}.{settings.format}")
+                content = encoded_image(pixels, format=format, quality=quality)
+                # The name of a slide may contain dots, and the name of a sample ends at the first dot after the last slash.
+                member = tarfile.TarInfo(f"{entry.slide}/{entry.x:07d}_{entry.y:07d}.{format}")
                 member.size, member.mode = len(content), 0o644
                 file.write(member.tobuf(tarfile.GNU_FORMAT))
                 entry = entry._replace(offset=file.tell(), num_bytes=len(content))
@@ -96,12 +98,12 @@ def write_shard(folder: Path, shard: str, tiles: Iterable[tuple[TileEntry, np.nd
 
 
 def index_of(shard: Path) -> Path:
-    """The lines beside a tar."""
+    """The file with the lines of the index for a tar."""
     return shard.with_suffix(".jsonl")
 
 
 def encoded_image(pixels: np.ndarray, *, format: Literal["jpg", "png"], quality: int = 90) -> bytes:
-    """UInt8[H W 3] as a file; JPEG with colours at full resolution, because stains differ at the borders of cells."""
+    """UInt8[H W 3] as the content of a file. JPEG keeps colours at full resolution, because stains differ at the borders of cells."""
     buffer = io.BytesIO()
     if format == "jpg":
         Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=0)

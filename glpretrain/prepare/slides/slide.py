@@ -1,6 +1,6 @@
-"""What every reader of a whole-slide image offers: a pyramid of levels, microns per pixel, and any region of a level.
+"""What every reader of a whole-slide image offers: a pyramid of levels, the microns per pixel, and any region of a level.
 
-Left out: the readers (`vendor` for what OpenSlide opens, `tiff` for other TIFF) and every choice of what is cut.
+Left out: the readers themselves (`vendor` for files that OpenSlide opens, `tiff` for other TIFF files), and the choice of tiles.
 """
 
 from abc import ABC, abstractmethod
@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-_LEAST_MPP, _LARGEST_MPP = 0.05, 20.0  # outside: a printer's resolution (72 dpi is 353 microns), or a number never set
+# Other values are the resolution of a printer (72 dpi is 353 microns) or were never set.
+_LEAST_MPP, _LARGEST_MPP = 0.05, 20.0
 
 
 class UnreadableSlideError(ValueError):
-    """A slide that cannot be read; the message names the file and the reason."""
+    """A slide cannot be read. The message names the file and the reason."""
 
 
 class Level(NamedTuple):
@@ -22,39 +23,27 @@ class Level(NamedTuple):
 
     width: int  # pixels
     height: int
-    downsample: float  # pixels of level 0 along one of this level's
+    downsample: float  # pixels of level 0 per pixel of this level, along one axis
 
 
 class Slide(ABC):
-    """An opened slide. Close it, or use it as a context."""
+    """An opened slide. Close it, or use it as a context manager. The constructor of a subclass sets the attributes."""
 
-    reader: str  # what opened it
-
-    @property
-    @abstractmethod
-    def path(self) -> Path:
-        """The file."""
-
-    @property
-    @abstractmethod
-    def levels(self) -> Sequence[Level]:
-        """From the full resolution down."""
-
-    @property
-    @abstractmethod
-    def mpp(self) -> float | None:
-        """Microns along one pixel of level 0; None where the file does not say, or nothing plausible."""
+    reader: str  # name of the package that reads the file
+    path: Path
+    levels: Sequence[Level]  # full resolution first
+    mpp: float | None  # microns along one pixel of level 0; None where the file gives no plausible value
 
     @abstractmethod
     def read(self, level: int, *, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """A region, white where the slide holds no pixels.
+        """Read a region. Pixels that the slide does not hold are white.
 
         Args:
             level: index into `levels`.
-            x: left edge in the level's own pixels.
-            y: top edge.
-            width: in the level's own pixels; the region lies inside the level.
-            height: likewise.
+            x: left edge in pixels of the level.
+            y: top edge in pixels of the level.
+            width: width in pixels of the level; the region lies inside the level.
+            height: height in pixels of the level.
 
         Returns:
             UInt8[H W 3].
@@ -65,7 +54,7 @@ class Slide(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
 
     def __enter__(self) -> "Slide":
         return self
@@ -75,7 +64,7 @@ class Slide(ABC):
 
 
 def plausible_mpp(along_x: float, along_y: float) -> float | None:
-    """The mean of the two, None where they are no microns per pixel of a microscope or differ by more than a twentieth."""
+    """The mean of both values; None where they are implausible for a microscope or differ by more than a twentieth of it."""
     if not all(_LEAST_MPP <= value <= _LARGEST_MPP for value in (along_x, along_y)):
         return None
     mean = (along_x + along_y) / 2

@@ -1,9 +1,10 @@
-"""A made-up slide of any size, for tests and notebooks: pink tissue with violet nuclei on glass, some of it with crowded nuclei.
+"""Synthetic slides of any size, for tests and notebooks: pink tissue with violet nuclei on glass, some of it with crowded nuclei.
 
-It is written tile by tile, so that memory does not grow with it. Left out: likeness beyond colour and density.
+A slide is written tile by tile, so that the memory does not grow with its size. Left out: any realism beyond colours and density.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist
 
@@ -17,7 +18,7 @@ from glpretrain.core import keys
 _TILE = 256
 _PERIOD = 512  # pixels after which a texture repeats
 _GLASS, _STROMA, _NUCLEUS = (244, 242, 245), (228, 152, 188), (94, 58, 132)
-_CELLS = {"tissue": (13, 4.0, 6.5), "lesion": (26, 5.5, 8.5)}  # nuclei along a period, least and largest radius
+_CELLS = {"tissue": (13, 4.0, 6.5), "lesion": (26, 5.5, 8.5)}  # nuclei along a period, smallest and largest radius
 _NUM_WAVES = 6
 
 
@@ -31,19 +32,19 @@ def write_synthetic_slide(
     lesion: float = 0.0,
     levels: Sequence[int] = (1, 4, 16),
 ) -> None:
-    """Write a pyramidal tiled TIFF, deflated.
+    """Write a pyramidal tiled TIFF with deflate compression.
 
     Args:
-        path: a new file.
-        width: pixels of level 0.
-        height: likewise.
-        mpp: microns per pixel in the file's tags; None leaves them out.
-        seed: of where the tissue is and of its texture.
-        lesion: share of the tissue, about, whose nuclei are crowded.
+        path: path of the new file.
+        width: width of level 0 in pixels.
+        height: height of level 0 in pixels.
+        mpp: microns per pixel in the tags of the file; None leaves them out.
+        seed: seed of the places of the tissue and of its texture.
+        lesion: approximate share of the tissue that has crowded nuclei.
         levels: downsampling of each level: 1, then powers of two.
 
     Raises:
-        ValueError: `lesion` is no share.
+        ValueError: `lesion` is outside [0, 1).
     """
     if not 0 <= lesion < 1:
         raise ValueError(f"lesion: {lesion}; accepted: a share in [0, 1)")
@@ -72,7 +73,7 @@ def write_synthetic_slide(
 def _tiles(
     shape: tuple[int, int, int], *, factor: int, size: tuple[int, int], textures: np.ndarray, seed: int, lesion: float
 ) -> Iterator[np.ndarray]:
-    """UInt8[tile tile 3], row by row. A pixel of a coarser level is the mean of 2 x 2 pixels spread over those that it covers."""
+    """Tiles UInt8[tile tile 3], row by row. A pixel of a coarser level is the mean of 2 x 2 of the pixels that it covers."""
     samples = min(2, factor)
     step = factor // samples
     for top in range(0, shape[0], _TILE):
@@ -81,12 +82,13 @@ def _tiles(
             x = np.arange(left * factor, (left + _TILE) * factor, step)
             kind = _kinds(y, x, size=size, seed=seed, lesion=lesion)  # [Y X]
             fine = textures[kind, (y % _PERIOD)[:, None], (x % _PERIOD)[None, :]]  # [Y X 3]
-            summed = sum(fine[i::samples, j::samples].astype(np.uint16) for i in range(samples) for j in range(samples))
+            parts = [fine[i::samples, j::samples] for i in range(samples) for j in range(samples)]
+            summed = np.stack(parts).sum(axis=0, dtype=np.uint16)
             yield (summed // samples**2).astype(np.uint8)
 
 
 def _kinds(y: np.ndarray, x: np.ndarray, *, size: tuple[int, int], seed: int, lesion: float) -> np.ndarray:
-    """UInt8[Y X] of rows Int[Y] and columns Int[X] of level 0: 0 glass, 1 tissue, 2 lesion."""
+    """UInt8[Y X] for rows Int[Y] and columns Int[X] of level 0: 0 glass, 1 tissue, 2 lesion."""
     scale = min(size)
     u, v = (x / scale).astype(np.float32), (y / scale).astype(np.float32)
     tissue = _waves(v, u, seed=seed, purpose=1, frequency=8.0) > -0.5  # [Y X]
@@ -95,14 +97,14 @@ def _kinds(y: np.ndarray, x: np.ndarray, *, size: tuple[int, int], seed: int, le
         tissue &= inside[:, None] if axis == 0 else inside[None, :]
     kind = tissue.astype(np.uint8)
     if lesion > 0:
-        # Sums of waves are about normal: their upper `lesion` share.
+        # Sums of waves are approximately normal, so this quantile leaves the share `lesion` above it.
         above = _waves(v, u, seed=seed, purpose=2, frequency=10.0) > NormalDist().inv_cdf(1 - lesion)
         kind[tissue & above] = 2
     return kind
 
 
 def _waves(v: np.ndarray, u: np.ndarray, *, seed: int, purpose: int, frequency: float) -> np.ndarray:
-    """Float[Y X] of Float[Y] and Float[X]: a few plane waves of random directions, mean 0 and variance 1."""
+    """Float[Y X] for Float[Y] and Float[X]: the sum of a few plane waves in random directions, with mean 0 and variance 1."""
     draws = keys.uniform(_key(seed, purpose), 3, _NUM_WAVES).numpy()
     angle, phase, length = 2 * np.pi * draws[0], 2 * np.pi * draws[1], frequency * (0.5 + draws[2])
     along_v = v[:, None] * (length * np.sin(angle))  # [Y waves]
@@ -117,21 +119,22 @@ def _key(seed: int, purpose: int) -> torch.Tensor:
     return keys.fold_in(torch.tensor(seed), purpose)
 
 
+@lru_cache(maxsize=4)
 def _textures(seed: int) -> np.ndarray:
-    """UInt8[3 period period 3]: glass, tissue, lesion, each without a seam where it repeats."""
+    """UInt8[3 period period 3]: periodic textures of glass, tissue and lesion."""
     glass = np.asarray(_GLASS) + _noise(seed, 10, sigma=1.0)[..., None]
     kinds = [glass, *(_cells(seed, 20 + number, *cells) for number, cells in enumerate(_CELLS.values()))]
     return np.stack([kind.round().clip(0, 255).astype(np.uint8) for kind in kinds])
 
 
 def _noise(seed: int, purpose: int, *, sigma: float | tuple[float, float]) -> np.ndarray:
-    """Float[period period], smoothed, with standard deviation 1."""
+    """Float[period period]: smoothed noise with standard deviation 1."""
     noise = ndimage.gaussian_filter(keys.normal(_key(seed, purpose), _PERIOD, _PERIOD).numpy(), sigma, mode="wrap")
     return noise / noise.std()
 
 
 def _cells(seed: int, purpose: int, count: int, least: float, largest: float) -> np.ndarray:
-    """Float[period period 3]: fibres, and `count` x `count` nuclei."""
+    """Float[period period 3]: fibres with `count` x `count` nuclei."""
     fibres = _noise(seed, purpose, sigma=(2.0, 9.0))
     picture = np.asarray(_STROMA) + fibres[..., None] * np.array([6.0, 12.0, 8.0])
     pitch = _PERIOD / count

@@ -1,8 +1,9 @@
-"""TIFF slides through tifffile, for what OpenSlide leaves: pyramids in SubIFDs (OME-TIFF), strips, or an installation without OpenSlide.
+"""TIFF slides that are read by tifffile: pyramids in SubIFDs (OME-TIFF) and strips, which OpenSlide does not read, and any other TIFF
+where OpenSlide is not installed.
 
-Only the tiles or strips that a region touches are read. Supported: 8-bit RGB with interleaved samples; uncompressed, deflate, LZMA,
-PackBits, and JPEG (decoded by Pillow); further compressions (LZW, JPEG 2000, WebP) where the package imagecodecs is installed. Left out:
-separate planes, other bit depths, palettes.
+Only the tiles or strips that a region touches are read. Supported is 8-bit RGB with interleaved samples: uncompressed, deflate, LZMA,
+PackBits, and JPEG (decoded by Pillow), and further compressions (LZW, JPEG 2000, WebP) where the package imagecodecs is installed. Left
+out: separate planes, other bit depths, palettes.
 """
 
 import io
@@ -12,7 +13,6 @@ import re
 import xml.etree.ElementTree
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from PIL import Image
 
 from glpretrain.prepare.slides.slide import Level, Slide, UnreadableSlideError, plausible_mpp
 
-# A damaged file shows as any of these, in tifffile, in its decoders (those of imagecodecs raise RuntimeError) or in Pillow.
+# What tifffile, its decoders (those of imagecodecs raise RuntimeError) and Pillow raise for a damaged file.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -35,43 +35,44 @@ _DAMAGE = (
     lzma.LZMAError,
 )
 _CACHE_BYTES = 64 << 20
-_LARGEST_SEGMENT = 128 << 20  # bytes of one decoded tile or strip; a larger one could not be read in bounded memory
-_MICRONS = {2: 25400.0, 3: 10000.0, 4: 1000.0, 5: 1.0}  # of TIFF's units: inch, centimetre, millimetre, micrometre
+_LARGEST_SEGMENT = 128 << 20  # bytes of one decoded tile or strip; a larger one cannot be read in bounded memory
+_MICRONS = {2: 25400.0, 3: 10000.0, 4: 1000.0, 5: 1.0}  # per unit of the TIFF tag: inch, centimetre, millimetre, micrometre
 _OME_MICRONS = {"nm": 1e-3, "\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "mm": 1e3}
 _RGB, _YCBCR, _JPEG, _CONTIGUOUS = 2, 6, 7, 1
-_SAME_ASPECT = 0.02  # a thumbnail of the slide has its aspect, a photograph of its label has not
+_SAME_ASPECT = 0.02  # a smaller version of the slide has its aspect ratio; a photograph of the label has another one
 
 
 class TiffSlide(Slide):
-    """A TIFF file.
+    """A slide in a TIFF file.
 
     Args:
-        path: the file.
+        path: path of the file.
 
     Raises:
-        UnreadableSlideError: it is no TIFF, is damaged, or holds no image of the kinds above.
+        UnreadableSlideError: the file is no TIFF, is damaged, or holds no image of the supported kinds.
     """
 
     reader = "tifffile"
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
+        self.path = Path(path)
         try:
-            self._file = tifffile.TiffFile(self._path)
+            self._file = tifffile.TiffFile(self.path)
         except _DAMAGE as error:
             raise UnreadableSlideError(f"{path}: {error}") from error
         try:
             self._pages = self._pyramid()
+            self.mpp = self._microns_per_pixel()
         except _DAMAGE as error:
             self._file.close()
             raise error if isinstance(error, UnreadableSlideError) else UnreadableSlideError(f"{path}: {error}") from error
         width = self._pages[0].imagewidth
-        self._levels = [Level(page.imagewidth, page.imagelength, width / page.imagewidth) for page in self._pages]
+        self.levels = [Level(page.imagewidth, page.imagelength, width / page.imagewidth) for page in self._pages]
         self._segments: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._cached_bytes = 0
 
     def _pyramid(self) -> list[tifffile.TiffPage]:
-        """Pages that show the whole slide, largest first: from the file's own row of pages or below its first one."""
+        """Pages that show the whole slide, largest first. They are pages of the file or, in SubIFDs, pages of its pages."""
         pages = [page.aspage() for page in self._file.pages]
         for page in list(pages):
             pages += [below.aspage() for below in page.pages or ()]
@@ -81,35 +82,26 @@ class TiffSlide(Slide):
         for page in pages:
             ratio = base.imagewidth / page.imagewidth
             same_aspect = abs(base.imagelength / page.imagelength - ratio) <= _SAME_ASPECT * ratio
-            if ratio > 1.5 and same_aspect and _is_read(page) and page.is_tiled == base.is_tiled:
+            if ratio > 1.5 and same_aspect and _is_supported(page) and page.is_tiled == base.is_tiled:
                 kept.setdefault(page.imagewidth, page)
         return [kept[width] for width in sorted(kept, reverse=True)]
 
     def _check(self, page: tifffile.TiffPage) -> None:
-        if not _is_read(page):
+        if not _is_supported(page):
             found = (
                 f"{page.samplesperpixel} samples of {page.dtype}, photometric {page.photometric}, planar configuration {page.planarconfig}"
             )
-            raise UnreadableSlideError(f"{self._path}: {found}; accepted: 8-bit RGB with interleaved samples")
+            raise UnreadableSlideError(f"{self.path}: {found}; accepted: 8-bit RGB with interleaved samples")
         if (size := math.prod(page.chunks)) > _LARGEST_SEGMENT:
             kind = "tile" if page.is_tiled else "strip"
-            raise UnreadableSlideError(f"{self._path}: one {kind} decodes to {size >> 20} MiB; accepted: 128 MiB; store the image in tiles")
+            raise UnreadableSlideError(f"{self.path}: one {kind} decodes to {size >> 20} MiB; accepted: 128 MiB; store the image in tiles")
 
-    @property
-    def path(self) -> Path:
-        return self._path
-
-    @property
-    def levels(self) -> Sequence[Level]:
-        return self._levels
-
-    @property
-    def mpp(self) -> float | None:
-        if self._file.is_ome and (found := _ome_mpp(self._file.ome_metadata or "")) is not None:
-            return found
+    def _microns_per_pixel(self) -> float | None:
+        if self._file.is_ome and (mpp := _ome_mpp(self._file.ome_metadata or "")) is not None:
+            return mpp
         page = self._pages[0]
-        if page.is_svs and (said := re.search(r"MPP\s*=\s*([0-9.]+)", page.description)):
-            return plausible_mpp(float(said[1]), float(said[1]))
+        if page.is_svs and (found := re.search(r"MPP\s*=\s*([0-9.]+)", page.description)):
+            return plausible_mpp(float(found[1]), float(found[1]))
         unit = _MICRONS.get(int(page.resolutionunit))
         if unit is None or min(page.resolution) <= 0:
             return None
@@ -132,7 +124,7 @@ class TiffSlide(Slide):
         return region
 
     def _segment(self, level: int, index: int) -> np.ndarray | None:
-        """One decoded tile or strip, UInt8[H W 3]; None where the file holds none."""
+        """One decoded tile or strip, UInt8[H W 3]; None where it is empty in the file."""
         if (found := self._segments.get((level, index))) is not None:
             self._segments.move_to_end((level, index))
             return found
@@ -143,10 +135,10 @@ class TiffSlide(Slide):
             self._file.filehandle.seek(page.dataoffsets[index])
             data = self._file.filehandle.read(page.databytecounts[index])
             if len(data) < page.databytecounts[index]:
-                raise ValueError("the file ends inside it")
-            segment = _jpeg(data, page) if page.compression == _JPEG else page.decode(data, index)[0][0]
+                raise ValueError("the file ends within its data")
+            segment = _jpeg(data, page) if page.compression == _JPEG else _decoded(data, page, index)
         except _DAMAGE as error:
-            raise UnreadableSlideError(f"{self._path}: {'tile' if page.is_tiled else 'strip'} {index} of level {level}: {error}") from error
+            raise UnreadableSlideError(f"{self.path}: {'tile' if page.is_tiled else 'strip'} {index} of level {level}: {error}") from error
         segment = segment[..., :3]
         self._segments[level, index] = segment
         self._cached_bytes += segment.nbytes
@@ -158,13 +150,20 @@ class TiffSlide(Slide):
         self._file.close()
 
 
-def _is_read(page: tifffile.TiffPage) -> bool:
+def _is_supported(page: tifffile.TiffPage) -> bool:
     colour = page.photometric == _RGB or (page.photometric == _YCBCR and page.compression == _JPEG)
     return colour and page.samplesperpixel in (3, 4) and page.dtype == np.uint8 and page.planarconfig == _CONTIGUOUS
 
 
+def _decoded(data: bytes, page: tifffile.TiffPage, index: int) -> np.ndarray:
+    """UInt8[H W 3+] of a compressed or plain segment."""
+    segment, _, _ = page.decode(data, index)
+    assert segment is not None  # only for empty data, which was handled before
+    return segment[0]
+
+
 def _jpeg(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
-    """UInt8[H W 3] of an abbreviated JPEG stream: its tables stand once in the file, and TIFF says which colours they are."""
+    """UInt8[H W 3] of an abbreviated JPEG stream: the tables are stored once per page, and a TIFF tag gives the colour space."""
     tables = b"" if page.jpegtables is None else page.jpegtables[2:-2]
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if page.photometric == _YCBCR else b"\x00")
     with Image.open(io.BytesIO(data[:2] + adobe + tables + data[2:])) as opened:
@@ -177,8 +176,9 @@ def _ome_mpp(text: str) -> float | None:
     except xml.etree.ElementTree.ParseError:
         return None
     pixels = root.find(".//{*}Pixels")
-    sizes = [None if pixels is None else pixels.get(f"PhysicalSize{axis}") for axis in "XY"]
-    if pixels is None or None in sizes:
+    if pixels is None:
         return None
+    # The value 0 stands for a size or unit that is missing; it is not plausible.
+    sizes = [float(pixels.get(f"PhysicalSize{axis}", 0.0)) for axis in "XY"]
     units = [_OME_MICRONS.get(pixels.get(f"PhysicalSize{axis}Unit", "um"), 0.0) for axis in "XY"]
-    return plausible_mpp(float(sizes[0]) * units[0], float(sizes[1]) * units[1])
+    return plausible_mpp(sizes[0] * units[0], sizes[1] * units[1])

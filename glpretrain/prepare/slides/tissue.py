@@ -1,13 +1,14 @@
-"""Where a slide shows tissue, from its thumbnail: Otsu's threshold in saturation, then morphology.
+"""Tissue detection on the thumbnail of a slide: Otsu's threshold on the saturation, then morphology.
 
-1. The thumbnail is reduced to about 4 microns per pixel, where it is finer, and smoothed by one pixel.
-2. Saturation, (max - min) / max over the colours, above Otsu's threshold is tissue. The threshold is kept in [0.05, 0.15]: Otsu
-   always finds two classes, so on a blank slide it would divide the noise of the glass, and on a slide without glass the tissue.
-3. Ink is taken out: green to cyan hues, strongly saturated blue, and what is nearly black, with 20 microns around it. No stain has those
-   colours; red ink has the colour of eosin and stays.
-4. Gaps of up to 40 microns are closed; holes below 0.01 square millimetres are filled and pieces below it dropped.
+1. A thumbnail that is finer than 4 microns per pixel is reduced to about this resolution. Then it is smoothed by one pixel.
+2. A pixel is tissue where the saturation, (max - min) / max over the colours, is above Otsu's threshold. The threshold is clamped to
+   [0.05, 0.15], because Otsu always finds two classes: it would split the noise of the glass on a blank slide, and the tissue on a
+   slide without glass.
+3. Ink is removed, with 20 microns around it: green to cyan hues, strongly saturated blue, and nearly black pixels. No stain has these
+   colours. Red ink has the colour of eosin and is not removed.
+4. Gaps of up to 40 microns are closed, holes below 0.01 square millimetres are filled, and pieces below this area are removed.
 
-The numbers are ours. Left out: out-of-focus regions, folds, and networks that segment tissue.
+The values are our own. Left out: out-of-focus regions, folds, and networks that segment tissue.
 """
 
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import isotropic_closing, isotropic_dilation
 
-_FINEST = 4.0  # microns per pixel; cells are not looked at
+_FINEST = 4.0  # microns per pixel; single cells do not matter
 _INK_MARGIN, _GAP = 20.0, 20.0  # microns, radii
 _LEAST_THRESHOLD, _LARGEST_THRESHOLD = 0.05, 0.15
 _LARGEST_HOLE, _LEAST_PIECE = 10_000.0, 10_000.0  # square microns
@@ -27,18 +28,18 @@ _BLUE_SATURATION = 0.6
 
 
 class Tissue(NamedTuple):
-    """What was found on a thumbnail."""
+    """The tissue on a thumbnail."""
 
     mask: np.ndarray  # Bool[H W]
     threshold: float  # of saturation
 
 
 def find_tissue(thumbnail: np.ndarray, *, mpp: float) -> Tissue:
-    """Tissue of a thumbnail.
+    """Detect the tissue on a thumbnail.
 
     Args:
         thumbnail: UInt8[H W 3].
-        mpp: microns along one of its pixels.
+        mpp: microns along one pixel of the thumbnail.
     """
     factor = max(1, int(_FINEST / mpp))
     reduced = np.asarray(Image.fromarray(np.ascontiguousarray(thumbnail)).reduce(factor), dtype=np.float32)
@@ -48,7 +49,7 @@ def find_tissue(thumbnail: np.ndarray, *, mpp: float) -> Tissue:
 
 
 def _found(pixels: np.ndarray, *, mpp: float) -> Tissue:
-    """`find_tissue` at its own resolution, of Float[H W 3]."""
+    """`find_tissue` on Float[H W 3], without a change of the resolution."""
     colours = ndimage.gaussian_filter(pixels / 255, sigma=(1.0, 1.0, 0))  # [H W 3]
     value = colours.max(axis=-1)  # [H W]
     spread = value - colours.min(axis=-1)  # [H W]
@@ -68,7 +69,7 @@ def _found(pixels: np.ndarray, *, mpp: float) -> Tissue:
 
 
 def _ink(colours: np.ndarray, *, value: np.ndarray, spread: np.ndarray, saturation: np.ndarray) -> np.ndarray:
-    """Bool[H W] of Float[H W 3]."""
+    """Bool[H W]: pixels that have the colour of ink."""
     red, green, blue = np.moveaxis(colours, -1, 0)
     safe = np.maximum(spread, 1e-6)
     of_others = np.where(value == blue, 4 + (red - green) / safe, ((green - blue) / safe) % 6)
@@ -80,7 +81,7 @@ def _ink(colours: np.ndarray, *, value: np.ndarray, spread: np.ndarray, saturati
 
 
 def _padded(mask: np.ndarray, radius: float) -> np.ndarray:
-    """With the border repeated, so that closing does not take tissue off at the edge of the slide."""
+    """The mask with its border repeated, so that closing removes no tissue at the edge of the slide."""
     return np.pad(mask, int(np.ceil(radius)), mode="edge")
 
 
@@ -91,7 +92,8 @@ def _inside(shape: tuple[int, ...], radius: float) -> tuple[slice, ...]:
 
 def _without_small(mask: np.ndarray, *, least: float) -> np.ndarray:
     """Bool[H W] without connected pieces of fewer than `least` pixels."""
-    pieces, _ = ndimage.label(mask)
+    pieces = np.zeros(mask.shape, dtype=np.int32)
+    ndimage.label(mask, output=pieces)
     large = np.bincount(pieces.ravel()) >= least
     large[0] = False
     return large[pieces]

@@ -1,9 +1,8 @@
 """Slides that OpenSlide opens: Aperio, Hamamatsu, Leica, MIRAX, Philips, Ventana, Zeiss, tiled TIFF and others. Needs the extra `slides`.
 
-Left out: associated images (label, macro) and DICOM of several files.
+Left out: associated images (label, macro), and DICOM slides that consist of several files.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -11,11 +10,11 @@ import numpy as np
 
 from glpretrain.prepare.slides.slide import Level, Slide, UnreadableSlideError, plausible_mpp
 
-_CACHE_BYTES = 64 << 20  # decoded native tiles that neighbouring regions share
+_CACHE_BYTES = 64 << 20  # of decoded native tiles, because neighbouring regions share them
 
 
 def load_openslide() -> ModuleType | None:
-    """The package openslide, None where it or its library is not installed."""
+    """The package openslide; None where the package or its library is not installed."""
     try:
         import openslide
     except ImportError:
@@ -24,52 +23,40 @@ def load_openslide() -> ModuleType | None:
 
 
 class OpenSlideSlide(Slide):
-    """A slide behind OpenSlide.
+    """A slide that OpenSlide reads.
 
     Args:
-        path: the file.
+        path: path of the file.
 
     Raises:
         ImportError: OpenSlide is not installed.
-        UnreadableSlideError: OpenSlide does not open it.
+        UnreadableSlideError: OpenSlide cannot open the file.
     """
 
     reader = "openslide"
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
+        self.path = Path(path)
         openslide = load_openslide()
         if openslide is None:
-            raise ImportError(f"{path}: reading it needs OpenSlide: pip install 'glpretrain[slides]'")
+            raise ImportError(f"{path}: OpenSlide is needed to read this file: pip install 'glpretrain[slides]'")
         self._error = openslide.OpenSlideError
         try:
-            self._opened = openslide.OpenSlide(self._path)
+            self._opened = openslide.OpenSlide(self.path)
         except self._error as error:
             raise UnreadableSlideError(f"{path}: {error}") from error
         self._opened.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
         sizes = zip(self._opened.level_dimensions, self._opened.level_downsamples, strict=True)
-        self._levels = [Level(width, height, downsample) for (width, height), downsample in sizes]
-        said = [self._opened.properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
-        self._mpp = None if None in said else plausible_mpp(float(said[0]), float(said[1]))
-
-    @property
-    def path(self) -> Path:
-        return self._path
-
-    @property
-    def levels(self) -> Sequence[Level]:
-        return self._levels
-
-    @property
-    def mpp(self) -> float | None:
-        return self._mpp
+        self.levels = [Level(width, height, downsample) for (width, height), downsample in sizes]
+        given = [self._opened.properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
+        self.mpp = None if None in given else plausible_mpp(float(given[0]), float(given[1]))
 
     def read(self, level: int, *, x: int, y: int, width: int, height: int) -> np.ndarray:
-        downsample = self._levels[level].downsample
-        try:  # OpenSlide takes the corner in pixels of level 0
+        downsample = self.levels[level].downsample
+        try:  # OpenSlide expects the corner in pixels of level 0
             region = self._opened.read_region((round(x * downsample), round(y * downsample)), level, (width, height))
         except self._error as error:
-            raise UnreadableSlideError(f"{self._path}: {error}") from error
+            raise UnreadableSlideError(f"{self.path}: {error}") from error
         pixels = np.asarray(region)  # [H W 4]
         colour, alpha = pixels[..., :3], pixels[..., 3:]
         if int(alpha.min()) == 255:

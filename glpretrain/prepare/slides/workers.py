@@ -1,7 +1,8 @@
-"""A few processes that work tasks off, and what became of each task.
+"""A few processes that run tasks, and the outcome of each task.
 
-Unlike the pools of the standard library: a process that dies (a decoder that crashes, memory that runs out) costs its task and is replaced,
-and a worker ends when this process does, even by SIGKILL. Left out: order; results come as they are ready.
+This differs from the pools of the standard library in two ways. When a process dies (a decoder crashes, memory runs out), only its task
+fails, and the process is replaced. And a worker ends when this process ends, even by SIGKILL. Left out: order; outcomes come as soon as
+they are ready.
 """
 
 import multiprocessing
@@ -14,25 +15,24 @@ from typing import NamedTuple, Protocol
 
 
 class Task(Protocol):
-    """Something to do in another process: it, and what it returns, can be pickled."""
+    """Something to do in another process. The task and its result can be pickled."""
 
     def run(self) -> object: ...
 
 
 class Outcome(NamedTuple):
-    """What became of a task."""
+    """A finished task."""
 
     task: Task
-    value: object  # what it returned; None where there is an error
-    error: Exception | None
+    result: object  # what the task returned, or the exception that it raised
 
 
 class Workers:
-    """Processes, started when there is something to do and ended at the end of the context.
+    """Processes that start when there are tasks and end at the end of the context.
 
     Args:
-        count: how many; with 1 there is none and this process does the work.
-        preload: modules that every worker needs, imported once for all of them.
+        count: number of processes; with 1, this process runs the tasks.
+        preload: modules that every worker needs; they are imported once for all workers.
     """
 
     def __init__(self, count: int, *, preload: Sequence[str] = ()) -> None:
@@ -40,7 +40,7 @@ class Workers:
         self._waiting: deque[Task] = deque()
         self._idle: list[tuple[BaseProcess, Connection]] = []
         self._busy: dict[Connection, tuple[BaseProcess, Task]] = {}
-        # Not forked from here: the threads of a progress bar or of torch do not survive that.
+        # Not forked from this process, because the threads of a progress bar or of torch do not survive a fork.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(preload))
 
@@ -63,23 +63,23 @@ class Workers:
 
     @property
     def has_room(self) -> bool:
-        """Whether another task would be started on at once."""
+        """Whether another task would start at once."""
         return len(self._waiting) + len(self._busy) < self.count
 
     def submit(self, task: Task) -> None:
-        """Have it done after those submitted before."""
+        """Queue a task behind the tasks that were submitted before."""
         self._waiting.append(task)
 
     def withdraw(self, tasks: Sequence[Task]) -> None:
-        """Forget those of the tasks that nobody has begun."""
+        """Drop those of these tasks that have not started."""
         self._waiting = deque(task for task in self._waiting if not any(task is one for one in tasks))
 
     def outcomes(self) -> Iterator[Outcome]:
-        """What became of the tasks, until none is left; more may be submitted meanwhile."""
+        """Outcomes of all tasks, until none is left. More tasks may be submitted meanwhile."""
         while self._waiting or self._busy:
             if self.count == 1:
                 task = self._waiting.popleft()
-                yield Outcome(task, *_result(task))
+                yield Outcome(task, _result(task))
                 continue
             while self._waiting and len(self._busy) < self.count:
                 process, connection = self._idle.pop() if self._idle else self._start()
@@ -87,20 +87,21 @@ class Workers:
                 self._busy[connection] = (process, task)
                 connection.send(task)
             for connection in wait(list(self._busy)):
+                assert isinstance(connection, Connection)  # `wait` accepts other kinds as well
                 process, task = self._busy.pop(connection)
                 try:
-                    value, error = connection.recv()
+                    result = connection.recv()
                 except (EOFError, ConnectionResetError):
                     process.join()
-                    yield Outcome(task, None, ValueError(f"the process that worked on it ended with status {process.exitcode}"))
+                    yield Outcome(task, ValueError(f"the process that worked on it ended with status {process.exitcode}"))
                     continue
                 self._idle.append((process, connection))
-                yield Outcome(task, value, error)
+                yield Outcome(task, result)
 
 
 def _work(connection: Connection) -> None:
-    """Do what comes, until nobody is at the other end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this process ends it when interrupted
+    """Run the tasks that arrive, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on an interrupt, the parent process ends this one
     while True:
         try:
             connection.send(_result(connection.recv()))
@@ -108,8 +109,8 @@ def _work(connection: Connection) -> None:
             return
 
 
-def _result(task: Task) -> tuple[object, Exception | None]:
+def _result(task: Task) -> object:
     try:
-        return task.run(), None
-    except (ValueError, OSError, MemoryError) as error:  # damaged data, a full disk; anything else is our mistake
-        return None, error
+        return task.run()
+    except (ValueError, OSError, MemoryError) as error:  # damaged data, a full disk; any other exception is a bug
+        return error

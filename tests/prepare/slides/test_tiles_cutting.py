@@ -1,11 +1,11 @@
-"""From slides to shards: which tiles, the same bytes every time, bounded memory, and nothing lost or doubled by a kill."""
+"""From slides to shards: the choice of tiles, the same bytes in every run, bounded memory, and no tile lost or doubled by a kill."""
 
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from tiles_processes import Job, PeakMemory, contents
+from tiles_processes import Job, PeakMemory, contents, ended, family, wait_until
 
 from glpretrain.cli import main
 from glpretrain.data import TarShards, TileFolder
-from glpretrain.prepare.slides.cutting import TilesCut, cut_slides, cutting
-from glpretrain.prepare.slides.opening import find_slides, open_slide
+from glpretrain.prepare.slides import Settings, cut_slides, find_slides, open_slide
+from glpretrain.prepare.slides.cutting import TilesCut, cutting
 from glpretrain.prepare.slides.plan import plan_tiles
-from glpretrain.prepare.slides.settings import Settings
 from glpretrain.prepare.slides.synthetic import write_synthetic_slide
 from glpretrain.prepare.slides.workers import Workers
 
@@ -28,11 +27,12 @@ ROOT = Path(__file__).parents[3]
 SVS = ROOT.parent / "shared" / "data" / "pathology_wsi_cmu1small" / "CMU-1-Small-Region.svs"
 GIB = 1 << 30
 SMALL = Settings(size=64, format="png", per_shard=16)
+LARGE = Settings(size=160, per_shard=8)
 
 
 def command(slide: Path, out: Path, **options: int) -> subprocess.Popen:
-    """`glpretrain tiles` in a process of its own."""
-    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    """`glpretrain tiles` with two workers, in a process of its own."""
+    arguments = [text for name, value in (options | {"workers": 2}).items() for text in (f"--{name}", str(value))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "glpretrain.cli", "tiles", str(slide), "--out", str(out), *arguments],
@@ -49,7 +49,7 @@ def entries(out: Path) -> list[dict]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_waiting_for_the_disk() -> Iterator[None]:
-    """What is synced to disk outlives a power cut; here only processes are killed."""
+    """Synced files survive a power cut, but these tests only kill processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -58,15 +58,15 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("large") / "large.tif"
-    write_synthetic_slide(path, width=20_480, height=1_024, lesion=0.1)
+    write_synthetic_slide(path, width=8_192, height=1_024, lesion=0.1)
     return path
 
 
 @pytest.fixture(scope="module")
 def cut_once(large: Path) -> Path:
-    """The large slide, cut by this process alone."""
+    """The tiles of the large slide, cut by this process alone."""
     out = large.parent / "once"
-    cut_slides([large], out=out, settings=Settings(per_shard=16))
+    cut_slides([large], out=out, settings=LARGE)
     return out
 
 
@@ -77,8 +77,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def small_tiles(small: Path) -> Path:
+    """The tiles of the small slide. No test writes there."""
+    out = small.parent / "tiles"
+    cut_slides([small], out=out, settings=SMALL)
+    return out
+
+
 def test_a_wide_slide_is_cut_in_bounded_memory_and_twice_the_same(large: Path, cut_once: Path, tmp_path: Path) -> None:
-    peak = PeakMemory(command(large, tmp_path / "out", per_shard=16, workers=2))
+    peak = PeakMemory(command(large, tmp_path / "out", size=LARGE.size, per_shard=LARGE.per_shard))
     status = peak.wait()
     assert status == 0, peak.process.stderr.read()
     assert 50 << 20 < peak.bytes < GIB // 2
@@ -88,20 +96,18 @@ def test_a_wide_slide_is_cut_in_bounded_memory_and_twice_the_same(large: Path, c
 
 def test_a_killed_run_goes_on_without_loss_or_doubles(large: Path, cut_once: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = command(large, out, per_shard=16, workers=2)
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("shards/*.tar"))) < 2 and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    process = command(large, out, size=LARGE.size, per_shard=LARGE.per_shard)
+    wait_until(lambda: len(list(out.glob("shards/*.tar"))) >= 2 or process.poll() is not None)
+    started = family(process.pid)
     process.kill()
     process.communicate()
+    wait_until(lambda: all(map(ended, started)))  # workers finish the shard that they are writing
     there = {path: path.stat().st_mtime_ns for path in out.glob("shards/*.tar")}
     assert 2 <= len(there) < len(list(cut_once.glob("shards/*.tar")))
     assert not (out / "index.jsonl").exists()
-    with pytest.raises(ValueError, match="`glpretrain tiles` with the same arguments goes on where it was stopped"):
+    with pytest.raises(ValueError, match="`glpretrain tiles` with the same arguments again to finish it"):
         TileFolder(out)
-    time.sleep(0.3)  # workers that were in the middle of a shard are gone
-    summary = cut_slides([large], out=out, settings=Settings(per_shard=16))
+    summary = cut_slides([large], out=out, settings=LARGE)
     assert [record.slide for record in summary.cut] == ["large"] and not summary.before
     assert contents(out) == contents(cut_once)
     assert all(path.stat().st_mtime_ns == written for path, written in there.items())  # kept, not cut again
@@ -110,12 +116,11 @@ def test_a_killed_run_goes_on_without_loss_or_doubles(large: Path, cut_once: Pat
 
 
 @pytest.mark.parametrize("when", ["planned", "one shard", "index without shard", "all shards"])
-def test_whatever_is_missing_is_made(small: Path, tmp_path: Path, when: str) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    cut_slides([small], out=whole, settings=SMALL)
+def test_whatever_is_missing_is_made(small: Path, small_tiles: Path, tmp_path: Path, when: str) -> None:
+    out = tmp_path / "out"
     run = cutting(find_slides([small]), out=out, settings=SMALL, workers=1)
     with contextlib.closing(run):
-        wanted = {"planned": 0, "one shard": 1, "index without shard": 2, "all shards": len(list(whole.glob("shards/*.tar")))}[when]
+        wanted = {"planned": 0, "one shard": 1, "index without shard": 2, "all shards": len(list(small_tiles.glob("shards/*.tar")))}[when]
         while wanted > sum(1 for _ in out.glob("shards/*.tar")) or not (out / "slides" / "small.json").is_file():
             next(run)
     assert (out / "index.jsonl").read_bytes() == b""  # written even so, and of complete slides only
@@ -123,12 +128,11 @@ def test_whatever_is_missing_is_made(small: Path, tmp_path: Path, when: str) -> 
         (out / "shards" / "small-00001.tar").unlink()
         (out / "shards" / ".small-00001.tar.77.part").write_bytes(b"half")
     cut_slides([small], out=out, settings=SMALL)
-    assert contents(out) == contents(whole)
+    assert contents(out) == contents(small_tiles)
 
 
-def test_tiles_are_the_pixels_of_the_slide(small: Path, tmp_path: Path) -> None:
-    cut_slides([small], out=tmp_path, settings=SMALL)
-    source, found = TileFolder(tmp_path), entries(tmp_path)
+def test_tiles_are_the_pixels_of_the_slide(small: Path, small_tiles: Path) -> None:
+    source, found = TileFolder(small_tiles), entries(small_tiles)
     assert len(source) == len(found) > 50
     with tifffile.TiffFile(small) as opened:
         pixels = opened.pages[0].asarray()
@@ -180,11 +184,10 @@ def test_thumbnail_of_one_level_is_that_of_a_pyramid(tmp_path: Path) -> None:
     assert np.abs(thumbnails[0] - thumbnails[1]).mean() < 6
 
 
-def test_a_person_can_check_the_cut(small: Path, tmp_path: Path) -> None:
-    cut_slides([small], out=tmp_path, settings=SMALL)
-    with Image.open(tmp_path / "overviews" / "small.png") as opened:
+def test_a_person_can_check_the_cut(small_tiles: Path) -> None:
+    with Image.open(small_tiles / "overviews" / "small.png") as opened:
         pixels = np.asarray(opened.convert("RGB"))[-1000:]
-    entry = entries(tmp_path)[10]
+    entry = entries(small_tiles)[10]
     assert (pixels[entry["y"], entry["x"] + 3 : entry["x"] + 60] == pixels[entry["y"], entry["x"] + 3]).all()  # its upper border is drawn
     assert ((pixels == (0, 140, 60)).all(axis=-1)).sum() > 1_000  # and the outline of the tissue
 
@@ -212,7 +215,7 @@ def test_damaged_and_blank_slides_cost_only_themselves(small: Path, tmp_path: Pa
         assert "left out: damaged, garbage, silent" in said or "left out: garbage" in said
         assert f"left out: {slides / 'garbage.svs'}: OpenSlide does not know" in said
         assert f"left out: {slides / 'damaged.tif'}: " in said
-        assert f"left out: {slides / 'silent.tif'}: the file does not say how many microns a pixel has; give mpp_of_slide" in said
+        assert f"left out: {slides / 'silent.tif'}: the file does not give its microns per pixel; give mpp_of_slide" in said
         assert {entry["slide"] for entry in entries(out)} == {"good"}
         assert [path.name for path in sorted(out.glob("slides/*"))] == ["blank.json", "good.json"]
         assert not list(out.glob("shards/damaged*")) and not list(out.rglob(".*.part"))
@@ -228,17 +231,17 @@ def test_microns_can_be_given_and_must_suffice(tmp_path: Path) -> None:
     (record,) = summary.cut
     assert record.mpp_given and record.slide_mpp == 0.25 and {entry["side"] for entry in entries(tmp_path / "out")} == {128}
     coarse = cut_slides([tmp_path / "a.tif"], out=tmp_path / "coarse", settings=SMALL._replace(mpp_of_slide=1.0))
-    assert "mpp 0.5 is finer than the slide's 1; accepted: at least that" in coarse.failed["a"]
+    assert "mpp 0.5 is finer than the 1 of the slide; accepted: at least that" in coarse.failed["a"]
 
 
-def test_a_folder_holds_tiles_of_one_kind(small: Path, tmp_path: Path) -> None:
-    cut_slides([small], out=tmp_path / "out", settings=SMALL)
+def test_a_folder_holds_tiles_of_one_kind(small: Path, small_tiles: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_tiles, tmp_path / "out")
     assert [record.slide for record in cut_slides([small], out=tmp_path / "out", settings=SMALL).before] == ["small"]
-    with pytest.raises(ValueError, match=r"other settings: min_tissue is 0\.6, there it is 0\.5; accepted: the same settings"):
+    with pytest.raises(ValueError, match=r"other settings: min_tissue is 0\.6, there it is 0\.5; give the same settings"):
         cut_slides([small], out=tmp_path / "out", settings=SMALL._replace(min_tissue=0.6))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="holds other files"):
         cut_slides([small], out=tmp_path / "photos", settings=SMALL)
     for name, value in (
         ("size", 8),
@@ -272,7 +275,7 @@ def test_another_slide_of_the_same_name_is_refused_once_the_first_is_complete(sm
     cut_slides([other], out=tmp_path / "alone", settings=SMALL)
     assert contents(out) == contents(tmp_path / "alone")
     failed = cut_slides([small], out=out, settings=SMALL).failed
-    assert failed["small"].endswith("not the file that 'small' was cut from; accepted: another folder, or another name")
+    assert failed["small"].endswith("not the file that 'small' was cut from; give another folder, or rename the file")
     assert contents(out) == contents(tmp_path / "alone")
 
 
@@ -281,8 +284,9 @@ def test_a_worker_that_dies_costs_its_task() -> None:
         for number in range(6):
             workers.submit(Job(number))
         found = {outcome.task.number: outcome for outcome in workers.outcomes()}
-    assert [found[number].value for number in (0, 1, 4, 5)] == [0, 10, 40, 50]
-    assert "ended with status -11" in str(found[2].error) and str(found[3].error) == "three"
+    assert [found[number].result for number in (0, 1, 4, 5)] == [0, 10, 40, 50]
+    assert all(isinstance(found[number].result, ValueError) for number in (2, 3))
+    assert "ended with status -11" in str(found[2].result) and str(found[3].result) == "three"
 
 
 def test_shards_are_readable_as_any_other(small: Path, tmp_path: Path) -> None:
@@ -310,7 +314,7 @@ def test_a_scanned_slide(tmp_path: Path) -> None:
 def test_half_a_gigapixel_without_a_pyramid(tmp_path: Path) -> None:
     path = tmp_path / "large.tif"
     write_synthetic_slide(path, width=32_768, height=16_384, levels=(1,))
-    peak = PeakMemory(command(path, tmp_path / "out", workers=2))
+    peak = PeakMemory(command(path, tmp_path / "out"))
     status = peak.wait()
     assert status == 0, peak.process.stderr.read()
     assert peak.bytes < GIB

@@ -1,5 +1,7 @@
-"""Readers of slides: two of them agree on every pixel, levels and microns are what the file says, and what cannot be read is named."""
+"""Readers of slides: both agree on every pixel, levels and microns are those of the file, and an unreadable file is named."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from glpretrain.prepare.slides.opening import find_slides, open_slide
+from glpretrain.prepare.slides import find_slides, open_slide
 from glpretrain.prepare.slides.slide import UnreadableSlideError
 from glpretrain.prepare.slides.synthetic import write_synthetic_slide
 from glpretrain.prepare.slides.tiff import TiffSlide
@@ -26,6 +28,12 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("slides") / "a.tif"
     write_synthetic_slide(path, width=1100, height=700, mpp=0.25, seed=3, lesion=0.2, levels=(1, 4))
     return path
+
+
+def test_cutting_slides_needs_no_torch() -> None:
+    command = "import sys, glpretrain.prepare.slides; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    assert subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True).stdout == "False\n"
 
 
 def test_both_readers_see_the_same(slide: Path) -> None:
@@ -118,7 +126,7 @@ def test_without_openslide_plain_tiff_opens_and_the_rest_says_what_to_install(
     with open_slide(slide) as opened:
         assert opened.reader == "tifffile" and len(opened.levels) == 2
     (tmp_path / "a.svs").write_bytes(b"whatever")
-    with pytest.raises(ImportError, match=r"a\.svs: reading it needs OpenSlide: pip install 'glpretrain\[slides\]'"):
+    with pytest.raises(ImportError, match=r"a\.svs: OpenSlide is needed to read this file: pip install 'glpretrain\[slides\]'"):
         open_slide(tmp_path / "a.svs")
 
 
@@ -133,5 +141,5 @@ def test_slides_are_called_by_their_place(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no slide in .*empty; accepted endings: \.svs"):
         find_slides([tmp_path / "empty"])
-    with pytest.raises(ValueError, match="is no file and no folder"):
+    with pytest.raises(ValueError, match="does not exist; give files and folders"):
         find_slides([tmp_path / "missing.svs"])

@@ -1,9 +1,10 @@
-"""What tests of tiles share, without torch: comparing folders, the memory of a process with all that it started, a task."""
+"""Helpers of the tests of tiles, without torch: comparing folders, processes with their descendants and their memory, and a task."""
 
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
 from typing import NamedTuple
@@ -14,11 +15,24 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def wait_until(condition: Callable[[], bool], *, seconds: float = 120.0) -> None:
+    """Poll a condition. The limit is for a program that hangs; it says nothing about speed.
+
+    Raises:
+        TimeoutError: the condition did not become true.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nothing happened within {seconds} seconds")
+        time.sleep(0.002)
+
+
 class PeakMemory:
-    """The largest memory of a process and its descendants, shared pages counted once, sampled until it ends.
+    """The largest memory of a process and its descendants, sampled until it ends. Shared pages count once.
 
     Args:
-        process: a running one.
+        process: a running process.
     """
 
     def __init__(self, process: Popen) -> None:
@@ -51,8 +65,17 @@ def family(pid: int) -> list[int]:
     return found
 
 
+def ended(pid: int) -> bool:
+    """Whether a process has ended, also if nobody has waited for it yet."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return status.rpartition(") ")[2].startswith("Z")
+
+
 def proportional(pid: int) -> int:
-    """Bytes of a process, its part of shared pages; 0 when it has ended."""
+    """Memory of a process in bytes, with its share of the pages that it shares with others; 0 when it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -61,7 +84,7 @@ def proportional(pid: int) -> int:
 
 
 class Job(NamedTuple):
-    """What a worker is asked to do in a test."""
+    """A task of a test for a worker."""
 
     number: int
 

@@ -1,6 +1,6 @@
-"""Faces with region maps as sources: a folder, and the few faces that scikit-image's wheel brings with it."""
+"""Faces as sources: a folder of faces with region maps, and the few faces that scikit-image carries in its wheel."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,27 +9,31 @@ from skimage.data import lfw_subset
 from torch import Tensor
 from torchvision.transforms import functional
 
-from glpretrain.data.sources.base import Item, Source, checked_index
-from glpretrain.data.sources.face_regions import Box, find_map, read_map, table_of, template_map
-from glpretrain.data.sources.images import ImageFolder, existing_folder
+from glpretrain.data.sources.base import Item, Source, Split, check_choice, checked_index
+from glpretrain.data.sources.images.decoding import existing_folder
+from glpretrain.data.sources.images.face_regions import Box, find_map, read_map, table_of, template_map
+from glpretrain.data.sources.images.folders import ImageFolder
 from glpretrain.masking import FACE_REGIONS
 
 
 class Faces(Source):
-    """A folder of faces: `images/` beside `regions/`, with equal paths but for the ending. `glpretrain faces` writes such folders.
+    """A folder of faces: `images/` beside `regions/`. An image and its region map have the same relative path, except for the ending.
 
-    Inside `images/` class folders, videos and `train/` beside `val/` mean what they mean to `ImageFolder`.
+    `glpretrain faces` writes such folders. Class folders, videos and `train/` beside `val/` inside `images/` are read as `ImageFolder`
+    reads them.
 
     Args:
-        root: the folder that holds the two.
-        channels: of every image.
-        split: part of a divided folder, as in `ImageFolder`.
-        regions: name of the folder of maps (.png or .npy).
-        table: labels of the maps, a name in `regions.TABLES` or label to region id.
+        root: path of the folder that holds both folders.
+        channels: number of channels of every image.
+        split: as in `ImageFolder`.
+        regions: name of the folder of region maps (.png or .npy).
+        table: meaning of the labels in the maps: a name in `face_regions.TABLES`, or label to region id.
 
     Raises:
-        ValueError: a folder is missing, there is no image, or an image has no map.
+        ValueError: a folder is missing, there is no image, or an image has no region map.
     """
+
+    has_regions = True
 
     def __init__(
         self,
@@ -41,63 +45,53 @@ class Faces(Source):
         table: str | dict[int, int] = "lapa",
     ) -> None:
         self.root = existing_folder(root, "Faces")
-        self._table: Mapping[int, int] = table_of(table)
+        self._table = table_of(table)
         images, maps = existing_folder(self.root / "images", "Faces"), existing_folder(self.root / regions, "Faces")
         self._images = ImageFolder(images, channels=channels, split=split)
         self._maps = [find_map(maps, path.relative_to(images)) for path in self._images.paths]
-
-    @property
-    def name(self) -> str:
-        return self.root.resolve().name
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return self._images.classes
+        self.name, self.classes = self.root.resolve().name, self._images.classes
 
     @property
     def groups(self) -> Sequence[str]:
         return self._images.groups
-
-    @property
-    def has_regions(self) -> bool:
-        return True
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Item:
         item = self._images[index]
-        return item._replace(regions=read_map(self._maps[index], table=self._table, size=tuple(item.image.shape[1:])))
+        _, height, width = item.image.shape
+        return item._replace(regions=read_map(self._maps[index], table=self._table, size=(height, width)))
 
     def train_test_split(self) -> tuple[Source, Source] | None:
         return self._images.train_test_split()
 
 
-def holds_faces(root: str | Path) -> bool:
-    """Is it a folder of faces with region maps, as `Faces` reads it?"""
-    return all((Path(root).expanduser() / name).is_dir() for name in ("images", "regions"))
-
-
-_NUM_FACES = 100  # the first half of the file are faces, the second are not
+_NUM_FACES = 100  # the first half of the crops are faces, the second half are not
 _NUM_TRAIN = 80
-# Where the cascade's box would be in these crops: eyes at 0.34 of the height and mouth at 0.72, eyes at 0.26 and 0.61 of the width.
+# The box that the cascade detector would give for these crops: eyes at 0.34 of the height, mouth at 0.72, eyes at 0.26 and 0.61 of the
+# width.
 _TOP, _LEFT, _HEIGHT, _WIDTH = 0.013, -0.003, 0.884, 0.875
 
 
 class LFWSubset(Source):
-    """The 200 grey crops of 25 x 25 pixels that scikit-image ships (Labeled Faces in the Wild), and the template's region map on each.
+    """The 200 grey crops of 25 x 25 pixels that scikit-image carries (Labeled Faces in the Wild), each with the template's region map.
 
-    Half of them are faces, the other half other parts of the pictures. To train on: 80 faces, over and over up to `length`. To score:
-    face or not, on 160 crops to fit and 40 that nothing was trained on.
+    Half of the crops are faces and half are other parts of the photographs. For pretraining there are 80 faces, repeated up to `length`.
+    For evaluation the classes are face and other, with 160 crops to train on and 40 held-out crops.
 
     Args:
-        length: items; more than 80 come again, with another dataset index and so in another view.
-        size: side that crops are enlarged to, as RGB.
-        split: `faces` to train on; `train` and `test` have both classes.
+        length: number of items; beyond 80 the faces are repeated, with another dataset index and hence in other views.
+        size: side in pixels to which the crops are enlarged, as RGB.
+        split: `faces` for pretraining; `train` and `test` have both classes.
 
     Raises:
-        ValueError: `length` or `size` is too small, or there is no such split.
+        ValueError: `length` or `size` is too small, or `split` is unknown.
     """
+
+    name = "lfw_subset"
+    classes = ("face", "other")
+    has_regions = True
 
     def __init__(self, length: int | None = None, *, size: int = 48, split: Literal["faces", "train", "test"] = "faces") -> None:
         held_out = range(_NUM_TRAIN, _NUM_FACES)
@@ -106,26 +100,13 @@ class LFWSubset(Source):
             "train": [*range(_NUM_TRAIN), *range(_NUM_FACES, _NUM_FACES + _NUM_TRAIN)],
             "test": [*held_out, *range(_NUM_FACES + _NUM_TRAIN, 2 * _NUM_FACES)],
         }
-        if split not in crops:
-            raise ValueError(f"LFWSubset: split is {split!r}; expected {', '.join(crops)}")
+        check_choice(split, tuple(crops), what="LFWSubset: split")
         if size < 16 or (length is not None and length < 1):
-            raise ValueError(f"LFWSubset: size {size} and length {length}; expected at least 16 pixels and 1 item")
+            raise ValueError(f"LFWSubset: size is {size} and length is {length}; expected at least 16 pixels and 1 item")
         self.size, self.split = size, split
         self._crops = crops[split]
         self._length = len(self._crops) if length is None else length
         self._pixels = _crops()
-
-    @property
-    def name(self) -> str:
-        return "lfw_subset"
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return ("face", "other")
-
-    @property
-    def has_regions(self) -> bool:
-        return True
 
     def __len__(self) -> int:
         return self._length
@@ -140,35 +121,29 @@ class LFWSubset(Source):
 
 
 class FaceSwaps(Source):
-    """Forgeries made of the faces of `LFWSubset`: real ones, and ones whose inner face is another's, as bright as what it covers.
+    """Real and forged faces from `LFWSubset`. In a forgery the inner face is that of another person, with the brightness of the original.
 
-    What a detector of forgeries can be tried on with nothing to download. Small and few: a number of it says little about deepfakes.
+    They serve to try out a forgery detector without a download. They are small and few, so a score says little about deepfakes.
 
     Args:
-        size: side that crops are enlarged to, as RGB.
-        split: `train` are 80 faces, `test` 20 others, each once real and once as the ground of a forgery.
-        frames: of each face, every one moved a little; together they are a video (`groups`).
+        size: side in pixels to which the crops are enlarged, as RGB.
+        split: `train` has 80 faces and `test` has 20 others. Each face occurs once as it is and once with another inner face.
+        frames: number of frames per face, each shifted a little; the frames of a face are one video (`groups`).
 
     Raises:
-        ValueError: `size` or `frames` is too small, or there is no such split.
+        ValueError: `size` or `frames` is too small, or `split` is unknown.
     """
 
-    def __init__(self, *, size: int = 48, split: Literal["train", "test"] = "train", frames: int = 1) -> None:
-        if split not in ("train", "test"):
-            raise ValueError(f"FaceSwaps: split is {split!r}; expected 'train' or 'test'")
+    name = "face_swaps"
+    classes = ("real", "fake")
+
+    def __init__(self, *, size: int = 48, split: Split = "train", frames: int = 1) -> None:
+        check_choice(split, ("train", "test"), what="FaceSwaps: split")
         if size < 16 or frames < 1:
-            raise ValueError(f"FaceSwaps: size {size} and frames {frames}; expected at least 16 pixels and 1 frame")
+            raise ValueError(f"FaceSwaps: size is {size} and frames is {frames}; expected at least 16 pixels and 1 frame")
         self.size, self.split, self.frames = size, split, frames
         self._faces = range(_NUM_TRAIN) if split == "train" else range(_NUM_TRAIN, _NUM_FACES)
         self._pixels = _crops()
-
-    @property
-    def name(self) -> str:
-        return "face_swaps"
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return ("real", "fake")
 
     @property
     def groups(self) -> Sequence[str]:
@@ -205,7 +180,7 @@ def _enlarged(crop: Tensor, *, size: int) -> Tensor:
 
 
 def _template(image: Tensor) -> Tensor:
-    """Int[S S], the regions of a crop UInt8[3 S S]."""
+    """Int[S S]: the template's region map of a crop UInt8[3 S S]."""
     size = image.shape[1]
     box = Box(*(round(part * size) for part in (_TOP, _LEFT, _HEIGHT, _WIDTH)))
     return template_map(crop=Box(0, 0, size, size), face=box)

@@ -1,6 +1,6 @@
 """Videos with a mask per object: folders in the layout of DAVIS or one folder per sequence, and `Scenes` whose objects move.
 
-A video is decoded when asked for. Left out on purpose: resizing, and what is done with the masks (`glpretrain.evaluate`).
+A video is decoded on request. Left out: resizing, and the use of the masks (`glpretrain.evaluate`).
 """
 
 import hashlib
@@ -8,48 +8,44 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from glpretrain.core import keys
-from glpretrain.data.sources.base import UnreadableItemError, checked_index
-from glpretrain.data.sources.images import decode, decode_mask, existing_folder, find_images
-from glpretrain.data.sources.scenes import MAX_OBJECTS, NUM_DRAWS, Pose, object_count, render
-from glpretrain.data.sources.synthetic import item_key
+from glpretrain.data.sources.base import Split, UnreadableItemError, check_choice, checked_index, item_key
+from glpretrain.data.sources.images.decoding import decode, decode_mask, existing_folder, find_images
+from glpretrain.data.sources.images.scenes import MAX_OBJECTS, NUM_DRAWS, Pose, height_and_width, object_count, render
 
-IGNORED, UNKNOWN = -1, -2  # in masks: a pixel that is neither ground nor object, and every pixel of a frame without a mask
+IGNORED, UNKNOWN = -1, -2  # values of masks: a pixel that is neither background nor object; every pixel of a frame without a mask
 _OFFICIAL_LIST = Path("ImageSets", "2017", "val.txt")
 _RESOLUTION = "480p"
 
 
 class Video(NamedTuple):
-    """One decoded sequence at its own size."""
+    """One decoded sequence in its own size."""
 
     name: str
     frames: Tensor  # UInt8[T C H W]
-    masks: Tensor  # Int[T H W]  0 ground, 1.. objects, the same in every frame, or IGNORED, UNKNOWN
+    masks: Tensor  # Int[T H W]  0 background, 1.. objects (an object has the same id in every frame), or IGNORED, UNKNOWN
 
 
 class VideoSource(ABC):
-    """A map from index to video. A subclass gives `_decoded`."""
+    """A map from index to video. A subclass sets `name` and implements `_decoded`."""
+
+    name: str  # short name for tables
 
     def __init__(self) -> None:
         self._digests: dict[int, str] = {}
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Short name for tables."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def _decoded(self, index: int) -> Video:
-        """The video of an index in range."""
+        """The video at an index that is in range."""
 
     def __getitem__(self, index: int) -> Video:
         """Decode one video.
@@ -62,12 +58,12 @@ class VideoSource(ABC):
         if index not in self._digests:
             digest = hashlib.sha256(f"{video.name} {tuple(video.frames.shape)}".encode())
             for tensor in (video.frames, video.masks):
-                digest.update(np.ascontiguousarray(tensor.numpy()))
+                digest.update(np.ascontiguousarray(tensor.numpy()).data)
             self._digests[index] = digest.hexdigest()
         return video
 
     def fingerprint(self) -> str:
-        """SHA-256 of all videos: names, pixels and masks, in order."""
+        """SHA-256 over the names, pixels and masks of all videos, in order."""
         for index in range(len(self)):
             if index not in self._digests:
                 self[index]
@@ -77,26 +73,27 @@ class VideoSource(ABC):
 class _Files(NamedTuple):
     name: str
     frames: list[Path]
-    masks: list[Path | None]  # as many
+    masks: list[Path | None]  # one per frame
 
 
 class VideoFolder(VideoSource):
-    """Sequences of image files: `JPEGImages/<sequence>/` beside `Annotations/<sequence>/` (DAVIS, with or without its level
-    `480p/`), or `<sequence>/frames/` beside `<sequence>/masks/`.
+    """Sequences of image files: `JPEGImages/<sequence>/` beside `Annotations/<sequence>/` (DAVIS, with or without the folder `480p/` in
+    between), or `<sequence>/frames/` beside `<sequence>/masks/`.
 
-    A mask is a palette or grey PNG with the ids of the objects, 0 being the ground, and has its frame's name but for the ending.
-    The first frame must have one; frames without are not scored.
+    A mask is a palette or grey PNG. It holds the ids of the objects, with 0 for the background, and it has the name of its frame, except
+    for the ending. The first frame must have a mask; other frames without a mask are not scored.
 
     Args:
-        root: the folder.
-        sequences: names of those that are used, in this order, or a text file below `root` with a name per line. None for the
-            official list, `ImageSets/2017/val.txt`, where the folder has it, and all sequences otherwise.
-        max_frames: only so many first frames of each; None for all.
-        channels: of every frame.
-        ignore: mask value that is neither ground nor object.
+        root: path of the folder.
+        sequences: names of the sequences to use, in this order, or the path of a text file below `root` with one name per line. None
+            means the official list, `ImageSets/2017/val.txt`, where the folder has it, and all sequences otherwise.
+        max_frames: number of frames at the start of each sequence that are used; None for all frames.
+        channels: number of channels of every frame.
+        ignore: mask value that is neither background nor object.
 
     Raises:
-        ValueError: neither layout is there, a sequence is missing or has no frame, a first frame has no mask, or a mask no frame.
+        ValueError: the folder has neither layout, a sequence is missing or has no frame, a first frame has no mask, or a mask has no
+            frame.
     """
 
     def __init__(
@@ -110,17 +107,18 @@ class VideoFolder(VideoSource):
     ) -> None:
         super().__init__()
         self.root = existing_folder(root, "VideoFolder")
+        self.name = self.root.resolve().name
         if max_frames is not None and max_frames < 1:
-            raise ValueError(f"VideoFolder: max_frames is {max_frames}; accepted: a positive number, or None for all")
+            raise ValueError(f"VideoFolder: max_frames is {max_frames}; expected at least 1, or None for all frames")
         self.channels, self.ignore = channels, ignore
         folders = self._folders()
         names = self._listed(sequences, sorted(folders))
         if unknown := [name for name in names if name not in folders]:
-            raise ValueError(f"VideoFolder: {self.root} has no sequences {unknown}; it has {sorted(folders)}")
+            raise ValueError(f"VideoFolder: sequences has {unknown}, but {self.root} holds only {sorted(folders)}")
         self._files = [_matched(name, *folders[name], max_frames=max_frames) for name in names]
 
     def _folders(self) -> dict[str, tuple[Path, Path]]:
-        """Name to the folders of frames and masks."""
+        """The folders of frames and masks of each sequence, by its name."""
         frames, masks = self.root / "JPEGImages", self.root / "Annotations"
         if frames.is_dir() and masks.is_dir():
             if (frames / _RESOLUTION).is_dir():
@@ -142,17 +140,11 @@ class VideoFolder(VideoSource):
         if isinstance(sequences, str):
             path = self.root / sequences
             if not path.is_file():
-                raise ValueError(
-                    f"VideoFolder: sequences {sequences!r} is no file in {self.root}; accepted: a list of names, or a text file"
-                )
+                raise ValueError(f"VideoFolder: sequences is {sequences!r}, but {path} is not a file; accepted: names, or a text file")
             sequences = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         if not sequences:
-            raise ValueError(f"VideoFolder: sequences names none; {self.root} has {present}")
+            raise ValueError(f"VideoFolder: sequences is empty; {self.root} holds {present}")
         return list(sequences)
-
-    @property
-    def name(self) -> str:
-        return self.root.resolve().name
 
     def __len__(self) -> int:
         return len(self._files)
@@ -162,7 +154,7 @@ class VideoFolder(VideoSource):
         frames = [decode(path, channels=self.channels) for path in frame_files]
         for path, frame in zip(frame_files, frames, strict=True):
             if frame.shape != frames[0].shape:
-                raise UnreadableItemError(f"{path}: shape {tuple(frame.shape)}, the first frame has {tuple(frames[0].shape)}")
+                raise UnreadableItemError(f"{path}: shape {tuple(frame.shape)}, but the first frame has {tuple(frames[0].shape)}")
         size = frames[0].shape[1:]
         masks = [torch.full(size, UNKNOWN, dtype=torch.int32) if path is None else self._mask(path, size) for path in mask_files]
         return Video(name, torch.stack(frames), torch.stack(masks))
@@ -184,58 +176,46 @@ def _matched(name: str, frames: Path, masks: Path, *, max_frames: int | None) ->
     if extra := sorted(mask_of.keys() - {path.stem for path in frame_files}):
         raise ValueError(f"VideoFolder: {len(extra)} masks of {name!r} have no frame, the first of them {mask_of[extra[0]]}")
     if frame_files[0].stem not in mask_of:
-        raise ValueError(f"VideoFolder: the first frame of {name!r}, {frame_files[0]}, has no mask in {masks}; accepted: a PNG of its name")
+        raise ValueError(f"VideoFolder: the first frame of {name!r}, {frame_files[0]}, needs a PNG of the same name in {masks}")
     frame_files = frame_files[:max_frames]
     return _Files(name, frame_files, [mask_of.get(path.stem) for path in frame_files])
 
 
-# How the objects of a scene move: per frame by at most a sixteenth of the frame's side, about a patch.
-_PHASE_STEPS = 0.01, 0.025  # of a full swing from border to border and back, per frame
-_TURN_STEP = 0.05  # radians per frame at most, either way
-_BREATH_STEP, _BREATH = 0.02, 0.15  # of the period, per frame; how much larger and smaller an object gets
-_MAIN_SIZE, _OTHER_SIZE = 0.6, 1.3  # relative to `Scenes`, so that there is room to move and the others are more than a patch
+# How the objects of a scene move: by at most a sixteenth of the side of a frame per frame, which is about one patch.
+_PHASE_STEPS = 0.01, 0.025  # per frame, as shares of a full swing from border to border and back
+_TURN_STEP = 0.05  # largest rotation per frame in radians, in either direction
+_PULSE_STEP, _PULSE = 0.02, 0.15  # share of a period per frame; how much larger and smaller an object becomes
+_MAIN_SIZE, _OTHER_SIZE = 0.6, 1.3  # relative to `Scenes`: the largest object has room to move, and the others are larger than a patch
 _MOTION = 1  # purpose of the key
 _MOTION_DRAWS = 4
 
 
 class SceneVideos(VideoSource):
-    """`Scenes` whose objects swing across a ground that stays, turn and breathe. Nothing to download.
+    """`Scenes` whose objects swing over a fixed background, rotate, and change their size periodically. Nothing is downloaded.
 
-    A frame is a pure function of (seed, split, index, number of the frame). The main object passes in front of the others.
+    A frame is a pure function of (seed, split, index, number of the frame). The largest object passes in front of the others.
 
     Args:
         length: number of videos.
-        frames: of each.
-        size: of a frame, a side or (height, width).
+        frames: number of frames of each video.
+        size: size of a frame in pixels, one number for a square or (height, width).
         split: as in `Scenes`.
-        seed: of all videos.
+        seed: seed of all videos.
 
     Raises:
-        ValueError: `length`, `frames` or `size` is too small.
+        ValueError: `length`, `frames` or `size` is too small, or `split` is unknown.
     """
 
-    def __init__(
-        self,
-        length: int,
-        *,
-        frames: int = 16,
-        size: int | tuple[int, int] = 64,
-        split: Literal["train", "test"] = "test",
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        self.length, self.frames, self.split, self.seed = length, frames, split, seed
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
-        if length < 1 or frames < 1:
-            raise ValueError(f"SceneVideos: length is {length}, frames is {frames}; accepted: at least 1")
-        if split not in ("train", "test"):
-            raise ValueError(f"SceneVideos: split is {split!r}; accepted: 'train' or 'test'")
-        if min(self.size) < 16:
-            raise ValueError(f"SceneVideos: size is {size}; accepted: at least 16 pixels a side")
+    name = "scene_videos"
 
-    @property
-    def name(self) -> str:
-        return "scene_videos"
+    def __init__(self, length: int, *, frames: int = 16, size: int | tuple[int, int] = 64, split: Split = "test", seed: int = 0) -> None:
+        super().__init__()
+        if length < 1 or frames < 1:
+            raise ValueError(f"SceneVideos: length is {length}, frames is {frames}; expected at least 1")
+        check_choice(split, ("train", "test"), what="SceneVideos: split")
+        self.length, self.frames, self.seed = length, frames, seed
+        self.split: Split = split
+        self.size = height_and_width(size, owner="SceneVideos")
 
     def __len__(self) -> int:
         return self.length
@@ -256,7 +236,7 @@ class SceneVideos(VideoSource):
 
 
 def _moved(draw: list[float], motion: list[float], time: int) -> list[float]:
-    """An object's draws with its place at a time; a cosine slows down before it turns back at the border."""
+    """The random numbers of an object with its place at a time. A cosine makes it slow down before it turns back at the border."""
     slow, fast = _PHASE_STEPS
     place = [
         0.5 - 0.5 * math.cos(2 * math.pi * (start + (slow + (fast - slow) * pace) * time))
@@ -266,5 +246,5 @@ def _moved(draw: list[float], motion: list[float], time: int) -> list[float]:
 
 
 def _pose(motion: list[float], time: int, *, size: float) -> Pose:
-    breath = math.sin(2 * math.pi * (motion[2] + _BREATH_STEP * time))
-    return Pose(scale=size * (1 + _BREATH * breath), turn=_TURN_STEP * (2 * motion[3] - 1) * time)
+    pulse = math.sin(2 * math.pi * (motion[2] + _PULSE_STEP * time))
+    return Pose(scale=size * (1 + _PULSE * pulse), turn=_TURN_STEP * (2 * motion[3] - 1) * time)

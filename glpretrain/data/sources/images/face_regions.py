@@ -1,6 +1,6 @@
-"""Region maps of faces in the ids of `masking.FACE_REGIONS`, from the label maps that others publish.
+"""Region maps of faces: published label maps read as ids of `masking.FACE_REGIONS`, and a template that needs no file.
 
-Left out: labels that come as one file per part (CelebAMask-HQ): its own script merges them into one map per image.
+Left out: labels that come as one file per part (CelebAMask-HQ); the script of that data set merges them into one map per image.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from glpretrain.data.sources.base import UnreadableItemError
-from glpretrain.data.sources.images import DAMAGE
+from glpretrain.data.sources.images.decoding import damage_named
 from glpretrain.masking import FACE_REGIONS
 
 MAP_ENDINGS = (".png", ".npy")
@@ -21,7 +21,7 @@ _CELEBAMASK = ("skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l
 _CELEBAMASK_REST = ("hat", "ear_r", "neck_l", "neck", "cloth")
 _BISENET = ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "l_ear", "r_ear", "ear_r", "nose", "mouth", "u_lip", "l_lip")
 _BISENET_REST = ("neck", "neck_l", "cloth", "hair", "hat")
-# LaPa counts ears, neck, hats and clothes as background, and looks through glasses.
+# In LaPa, ears, neck, hats and clothes are background, and a face is labelled as if it wore no glasses.
 _MEANING = {
     "skin": "skin",
     "eye_g": "skin",
@@ -42,12 +42,13 @@ def _table(*names: str) -> dict[int, int]:
     return {label: FACE_REGIONS.index(region) for label, region in enumerate(regions)}
 
 
-# Label in a file to id. Two orders of CelebAMask-HQ's 18 labels are in use: that of its own script and that of a well-known parser.
+# Label in a file to region id. The 18 labels of CelebAMask-HQ are used in two orders: that of its own script and that of a well-known
+# parser.
 TABLES: dict[str, dict[int, int]] = {
     "lapa": {number: number for number in range(len(FACE_REGIONS))},
     "celebamask": _table(*_CELEBAMASK, *_CELEBAMASK_REST),
     "bisenet": _table(*_BISENET, *_BISENET_REST),
-    # Background, skin, hair with brows, eyes, nose, mouth.
+    # The labels of FASSEG: background, skin, hair with brows, eyes, nose, mouth.
     "fasseg": {
         label: FACE_REGIONS.index(name) for label, name in enumerate(("background", "skin", "hair", "right_eye", "nose", "upper_lip"))
     },
@@ -55,25 +56,25 @@ TABLES: dict[str, dict[int, int]] = {
 
 
 def table_of(table: str | Mapping[int, int]) -> dict[int, int]:
-    """A named table, or one of the caller's own.
+    """The table of labels with this name, or the caller's own table, checked.
 
     Raises:
-        ValueError: there is no such table, or it leads to ids that are no region.
+        ValueError: there is no table of this name, or the table contains ids that are no region.
     """
     if isinstance(table, str):
         if table not in TABLES:
             raise ValueError(f"table: {table!r} given; accepted: {', '.join(TABLES)}, or a mapping of labels to region ids")
         return TABLES[table]
     if wrong := [value for value in table.values() if not -1 <= value < len(FACE_REGIONS)]:
-        raise ValueError(f"table: it leads to {wrong[0]}; accepted: ids of {', '.join(FACE_REGIONS)} (0 to {len(FACE_REGIONS) - 1}), or -1")
+        raise ValueError(f"table: id {wrong[0]} given; accepted: ids of {', '.join(FACE_REGIONS)} (0 to {len(FACE_REGIONS) - 1}), or -1")
     return dict(table)
 
 
 def find_map(folder: Path, name: Path) -> Path:
-    """The file in `folder` that belongs to the image `name`: the same relative path but for the ending.
+    """The region map in `folder` of the image `name`: it has the same relative path, except for the ending.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such file.
     """
     paths = [folder / name.with_suffix(ending) for ending in MAP_ENDINGS]
     for path in paths:
@@ -86,26 +87,24 @@ def read_map(path: Path, *, table: Mapping[int, int], size: tuple[int, int]) -> 
     """One label map as region ids, Int[H W].
 
     Args:
-        path: a palette or grey image, or an `.npy` array (H, W) or (1, H, W).
+        path: a palette or grey image, or an `.npy` array of shape (H, W) or (1, H, W).
         table: label to region id.
-        size: height and width of its image; a map of another size is stretched to it.
+        size: height and width of the image; a map of another size is resized to it.
 
     Raises:
-        UnreadableItemError: the file is damaged, is no map, or holds a label that the table does not know.
+        UnreadableItemError: the file is damaged, is no label map, or holds a label that is not in the table.
     """
-    try:
+    with damage_named(path):
         if path.suffix == ".npy":
             labels = np.load(path, allow_pickle=False)
         else:
             with Image.open(path) as opened:
                 labels = np.array(opened)
-    except DAMAGE as error:
-        raise UnreadableItemError(f"{path}: {error}") from error
     labels = labels[0] if labels.ndim == 3 and len(labels) == 1 else labels
     if labels.ndim != 2 or labels.dtype.kind not in "ui":
         raise UnreadableItemError(f"{path}: shape {labels.shape} of {labels.dtype}; expected one integer label per pixel")
     if unknown := sorted(set(np.unique(labels).tolist()) - set(table)):
-        raise UnreadableItemError(f"{path}: label {unknown[0]}; accepted by its table: {', '.join(map(str, table))}")
+        raise UnreadableItemError(f"{path}: label {unknown[0]}; the table accepts: {', '.join(map(str, table))}")
     ids = np.zeros(max(table) + 1, dtype=np.int64)
     ids[list(table)] = list(table.values())
     regions = torch.from_numpy(ids[labels])
@@ -113,7 +112,7 @@ def read_map(path: Path, *, table: Mapping[int, int], size: tuple[int, int]) -> 
 
 
 def resized_map(regions: Tensor, *, size: tuple[int, int]) -> Tensor:
-    """Int[H W] to Int[*size], each pixel with the id under its centre."""
+    """Int[H W] resized to Int[*size]; each pixel takes the id at its centre."""
     image = torch.nn.functional.interpolate(regions[None, None].float(), size=size, mode="nearest-exact")
     return image[0, 0].long()
 
@@ -132,16 +131,16 @@ class Box(NamedTuple):
 
 
 class _Ellipse(NamedTuple):
-    """In units of the face box: centre and half axes."""
+    """One region of the template, in units of the face box."""
 
     region: str
-    x: float
+    x: float  # centre
     y: float
-    width: float
+    width: float  # half axes
     height: float
 
 
-# The box of the cascade detector, or of an aligned face: from the middle of the forehead to the chin. Later ones lie over earlier ones.
+# For the box of the cascade detector or of an aligned face: from the middle of the forehead to the chin. Later ellipses cover earlier ones.
 _TEMPLATE = (
     _Ellipse("hair", 0.5, 0.22, 0.62, 0.5),
     _Ellipse("skin", 0.5, 0.5, 0.45, 0.62),
@@ -157,11 +156,11 @@ _TEMPLATE = (
 
 
 def template_map(*, crop: Box, face: Box) -> Tensor:
-    """The same ellipses in every face box: a map for upright, frontal faces, which knows no expression, glasses or hair style.
+    """A region map of the same ellipses in every face box, for upright frontal faces. It ignores expression, glasses and hair style.
 
     Args:
-        crop: part of the image that the map is made for.
-        face: where the face lies in the same image.
+        crop: part of the image that the map is for.
+        face: box of the face in the same image.
 
     Returns:
         Int[crop.height crop.width], index into `FACE_REGIONS`.

@@ -1,21 +1,18 @@
 """Tar shards in WebDataset's layout, and Hugging Face datasets, as sources.
 
-A shard is a plain tar file whose members of equal stem are one sample: an image, and beside it `.cls` (an integer) or `.json` (with
-a `label`). Headers are read once when the source is made; items are then read at their offset, in any order. Left out: compressed
-shards and addresses on the network.
+A shard is a plain tar file. Members with the same stem are one sample: an image and, beside it, `.cls` (an integer) or `.json` (with
+a `label`). The headers are read once, when the source is constructed; items are then read at their offset, in any order. Left out:
+compressed shards, and URLs.
 """
 
 import io
 import json
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
-from glpretrain.data.sources.base import Item, Source, UnreadableItemError, checked_index
-from glpretrain.data.sources.images import DAMAGE, ENDINGS, from_pil
+from glpretrain.data.sources.base import Item, Source, check_choice, checked_index, label_items
+from glpretrain.data.sources.images.decoding import ENDINGS, damage_named, decode_pil
 
 _IMAGE_KINDS = tuple(ending for ending in ENDINGS if ending != ".npy")
 
@@ -26,13 +23,15 @@ class _Member(NamedTuple):
     offset: int
     size: int
 
-    def read(self) -> bytes:
-        with self.shard.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
     def __str__(self) -> str:
         return f"{self.shard}:{self.name}"
+
+
+def read_range(file: Path, *, offset: int, size: int) -> bytes:
+    """`size` bytes of a file from `offset` on."""
+    with file.open("rb") as opened:
+        opened.seek(offset)
+        return opened.read(size)
 
 
 class TarShards(Source):
@@ -40,50 +39,34 @@ class TarShards(Source):
 
     Args:
         root: one `.tar` file, or a folder of them.
-        channels: of every item, 1 or 3.
+        channels: number of channels of every item, 1 or 3.
 
     Raises:
-        ValueError: there is no shard or no image in them, a shard is no plain tar file, or only some images have a label.
+        ValueError: there is no shard or no image in them, a shard is no plain tar file, or only some images have a class.
     """
 
     def __init__(self, root: str | Path, *, channels: int = 3) -> None:
         self.root = Path(root).expanduser()
-        self.channels = channels
-        if channels not in (1, 3):
-            raise ValueError(f"TarShards: channels is 1 or 3, not {channels}")
+        self.name, self.channels = self.root.resolve().stem, channels
+        check_choice(channels, (1, 3), what="TarShards: channels")
         shards = [self.root] if self.root.is_file() else sorted(self.root.rglob("*.tar"))
         if not shards:
-            raise ValueError(f"TarShards: {self.root} is no .tar file and no folder of .tar files")
+            raise ValueError(f"TarShards: {self.root} is neither a .tar file nor a folder of .tar files")
         samples = [sample for shard in shards for sample in _index(shard)]
         self._images = [image for image, _ in samples]
         if not samples:
             raise ValueError(f"TarShards: no image in the {len(shards)} shards of {self.root}; accepted endings: {' '.join(_IMAGE_KINDS)}")
-        labelled = [label is not None for _, label in samples]
-        if any(labelled) != all(labelled):
-            raise ValueError(f"TarShards: {sum(labelled)} of {len(samples)} images in {self.root} have a label; label all or none")
-        names = sorted({label for _, label in samples if label is not None}, key=_numbers_first)
-        self._classes = names
-        positions = {name: position for position, name in enumerate(names)}
-        self._labels = [-1 if label is None else positions[label] for _, label in samples]
-
-    @property
-    def name(self) -> str:
-        return self.root.resolve().stem
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return self._classes
+        labels = [label for _, label in samples]
+        self.classes, self._labels = label_items(labels, owner=f"TarShards: {self.root}", key=_numbers_first)
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Item:
         member = self._images[checked_index(index, len(self))]
-        try:
-            with Image.open(io.BytesIO(member.read())) as opened:
-                image = from_pil(opened, channels=self.channels)
-        except DAMAGE as error:
-            raise UnreadableItemError(f"{member}: {error}") from error
+        with damage_named(member):
+            content = read_range(member.shard, offset=member.offset, size=member.size)
+            image = decode_pil(io.BytesIO(content), channels=self.channels)
         return Item(image=image, label=self._labels[index], instances=None, regions=None)
 
 
@@ -92,7 +75,7 @@ def _numbers_first(name: str) -> tuple[bool, int, str]:
 
 
 def _index(shard: Path) -> list[tuple[_Member, str | None]]:
-    """Each sample's image and label, in the order of the shard."""
+    """Image and label of each sample, in the order of the shard."""
     images: dict[str, _Member] = {}
     labels: dict[str, str] = {}
     try:
@@ -101,7 +84,7 @@ def _index(shard: Path) -> list[tuple[_Member, str | None]]:
                 folder, slash, file = entry.name.rpartition("/")
                 if not entry.isfile() or file.startswith("."):
                     continue
-                # WebDataset's rule: the sample's name ends at the first dot of the file's name.
+                # WebDataset's rule: the name of the sample ends at the first dot of the file name.
                 stem, _, ending = file.partition(".")
                 member = _Member(shard=shard, name=entry.name, offset=entry.offset_data, size=entry.size)
                 sample = folder + slash + stem
@@ -115,7 +98,7 @@ def _index(shard: Path) -> list[tuple[_Member, str | None]]:
 
 
 def _label(member: _Member, ending: str) -> str | None:
-    text = member.read().decode()
+    text = read_range(member.shard, offset=member.offset, size=member.size).decode()
     if ending == "cls":
         return text.strip()
     try:
@@ -130,11 +113,11 @@ class HuggingFaceImages(Source):
     """A column of images of a Hugging Face dataset. Needs the extra `huggingface`.
 
     Args:
-        path: a folder written by `save_to_disk`, or anything that `datasets.load_dataset` accepts.
-        split: part of the dataset.
+        path: a folder that `save_to_disk` wrote, or anything that `datasets.load_dataset` accepts.
+        split: name of the split.
         image: name of the column of images.
-        label: name of the column of classes; left out when the dataset has none.
-        channels: of every item, 1 or 3.
+        label: name of the column of classes; None where the dataset has none.
+        channels: number of channels of every item, 1 or 3.
 
     Raises:
         ImportError: the package `datasets` is not installed.
@@ -143,11 +126,10 @@ class HuggingFaceImages(Source):
 
     def __init__(self, path: str, *, split: str = "train", image: str = "image", label: str | None = None, channels: int = 3) -> None:
         try:
-            import datasets
+            import datasets  # pyright: ignore[reportMissingImports]  # an optional extra
         except ImportError as error:
             raise ImportError("HuggingFaceImages needs the package datasets: pip install 'glpretrain[huggingface]'") from error
-        if channels not in (1, 3):
-            raise ValueError(f"HuggingFaceImages: channels is 1 or 3, not {channels}")
+        check_choice(channels, (1, 3), what="HuggingFaceImages: channels")
         folder = Path(path).expanduser()
         saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
         loaded = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(path)
@@ -158,26 +140,15 @@ class HuggingFaceImages(Source):
         for column in (image, label):
             if column is not None and column not in loaded.column_names:
                 raise ValueError(f"HuggingFaceImages: {path} has no column {column!r}; it has {loaded.column_names}")
-        # Undecoded, so that a damaged image is met here, under its own number.
+        # Not decoded by the package, so that a damaged image fails here and the error names its index.
         self._rows = loaded.cast_column(image, datasets.Image(decode=False))
-        self._image = image
-        self._label = label
-        self._path = path
-        self._channels = channels
-        self._classes = []
+        self._image, self._label, self._path, self._channels = image, label, path, channels
+        self.name = folder.name
         if label is not None:
             feature = loaded.features[label]
             if not isinstance(feature, datasets.ClassLabel):
-                raise ValueError(f"HuggingFaceImages: column {label!r} of {path} holds {feature}; a ClassLabel is needed")
-            self._classes = feature.names
-
-    @property
-    def name(self) -> str:
-        return Path(self._path).name
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return self._classes
+                raise ValueError(f"HuggingFaceImages: column {label!r} of {path} holds {feature}; expected a ClassLabel")
+            self.classes = feature.names
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -185,9 +156,6 @@ class HuggingFaceImages(Source):
     def __getitem__(self, index: int) -> Item:
         row = self._rows[checked_index(index, len(self))]
         stored = row[self._image]
-        try:
-            with Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])) as opened:
-                image = from_pil(opened, channels=self._channels)
-        except DAMAGE as error:
-            raise UnreadableItemError(f"{self._path}[{index}]: {error}") from error
+        with damage_named(f"{self._path}[{index}]"):
+            image = decode_pil(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]), channels=self._channels)
         return Item(image=image, label=-1 if self._label is None else row[self._label], instances=None, regions=None)

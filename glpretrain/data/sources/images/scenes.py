@@ -1,8 +1,9 @@
-"""`Scenes`: photographs' textures cut into shapes, on a textured ground. Any number, any size, nothing to download.
+"""`Scenes`: synthetic images of shapes that are filled with the textures of photographs, on a textured background.
 
-Each scene is a pure function of (seed, split, index). A class is one silhouette filled with one photograph's texture, around a
-typical colour that chance moves nearly as far. Place, size, turn, brightness, contrast, light and ground say nothing about it. The
-textures are crops of photographs that scikit-image carries in its wheel; `train` and `test` cut theirs from disjoint parts.
+Each scene is a pure function of (seed, split, index), in any number and size, and nothing is downloaded. A class is one silhouette
+with the texture of one photograph and a typical colour, from which a random colour shift leads nearly as far away as from class to
+class. Place, size, rotation, brightness, contrast, light and background are independent of the class. The textures are crops of the
+photographs that scikit-image carries in its wheel; `train` and `test` crop disjoint parts of them.
 
 Left out: occlusion of the labelled object beyond its rim, perspective, and everything else that a real photograph has.
 """
@@ -10,25 +11,23 @@ Left out: occlusion of the labelled object beyond its rim, perspective, and ever
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import skimage.data
 import torch
 
 from glpretrain.core import keys
-from glpretrain.data.sources.base import Item, Source, checked_index
-from glpretrain.data.sources.synthetic import SyntheticSource
+from glpretrain.data.sources.base import Item, Source, Split, SyntheticSource, columns_of
 
-_OBJECTS = (1, 1, 2, 2, 3)  # how many a scene has, with equal chance each
+_OBJECTS = (1, 1, 2, 2, 3)  # numbers of objects in a scene, equally likely
 MAX_OBJECTS = max(_OBJECTS)
-NUM_DRAWS = 16  # per object and for the scene
-_TRAIN_SHARE = 0.62  # of a photograph's width; `test` takes what is right of it after a gap
-_GAP = 0.03
-_NATURAL = 0.5  # share of a photograph's own mean colour that the ground keeps
-_TYPICAL_TINT, _RANDOM_TINT = 0.11, 0.08  # how far a colour is moved by the class and by chance
+NUM_DRAWS = 16  # random numbers per object, and as many for the scene
+_LEAST_SIDE = 16  # pixels
+_NATURAL = 0.5  # share of a photograph's own mean colour that the background keeps
+_TYPICAL_TINT, _RANDOM_TINT = 0.11, 0.08  # how far the class and chance move a colour
 
-# A silhouette is its radius in every direction, as a function of the angle, with a largest value of 1.
+# A silhouette is given as its radius, a function of the angle whose largest value is 1.
 _Radius = Callable[[np.ndarray], np.ndarray]
 
 
@@ -62,7 +61,7 @@ def _retina() -> np.ndarray:
     return skimage.data.retina()[300:1100, 250:1150]  # inside its black rim
 
 
-# class name: (photograph, silhouette, photograph's pixels that a unit of the scene shows). Photographs that look alike all over.
+# class name: (photograph, silhouette, pixels of the photograph per unit of the scene). The photographs have the same texture everywhere.
 _CLASSES: dict[str, tuple[Callable[[], np.ndarray], _Radius, float]] = {
     "brick disc": (skimage.data.brick, _ellipse(1.0), 130.0),
     "grass triangle": (skimage.data.grass, _polygon(3), 90.0),
@@ -75,7 +74,7 @@ _CLASSES: dict[str, tuple[Callable[[], np.ndarray], _Radius, float]] = {
     "checker clover": (skimage.data.checkerboard, _waves(3, 0.3), 80.0),
     "vessels burst": (_retina, _waves(8, 0.15), 300.0),
 }
-_GROUNDS: tuple[Callable[[], np.ndarray], ...] = (
+_BACKGROUNDS: tuple[Callable[[], np.ndarray], ...] = (
     skimage.data.moon,
     skimage.data.camera,
     skimage.data.cell,
@@ -83,9 +82,9 @@ _GROUNDS: tuple[Callable[[], np.ndarray], ...] = (
     skimage.data.astronaut,
     skimage.data.coffee,
 )
-_GROUND_SHOWN = 160.0
+_BACKGROUND_SHOWN = 160.0  # pixels of the photograph per unit of the scene
 CLASSES = tuple(_CLASSES)
-# Places on the colour circle; 3 is prime to the number of classes, so neighbours in the table differ.
+# Places on the colour circle. 3 and the number of classes are coprime, so classes that are neighbours in the table differ in colour.
 _TYPICAL_TINTS = [
     np.array([_TYPICAL_TINT * math.cos(2 * math.pi * (3 * label / len(CLASSES) - channel / 3)) for channel in range(3)], dtype=np.float32)
     for label in range(len(CLASSES))
@@ -93,7 +92,7 @@ _TYPICAL_TINTS = [
 
 
 class _Photo(NamedTuple):
-    """One photograph's part for a split."""
+    """The part of a photograph that one split may show."""
 
     levels: list[np.ndarray]  # Float[h w 3] each: standardised, at full, half, quarter ... size (against aliasing)
     tint: np.ndarray  # Float[3]  mean colour without its brightness
@@ -105,12 +104,10 @@ def _halved(photo: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _photo(load: Callable[[], np.ndarray], split: str) -> _Photo:
+def _photo(load: Callable[[], np.ndarray], split: Split) -> _Photo:
     whole = load()
     whole = np.repeat(whole[..., None], 3, axis=-1) if whole.ndim == 2 else whole[..., :3]
-    width = whole.shape[1]
-    part = whole[:, : int(width * _TRAIN_SHARE)] if split == "train" else whole[:, int(width * (_TRAIN_SHARE + _GAP)) :]
-    part = part.astype(np.float32) / 255.0
+    part = whole[:, columns_of(split, whole.shape[1])].astype(np.float32) / 255.0
     mean = part.mean(axis=(0, 1))
     levels = [(part - mean) / part.std()]
     while min(levels[-1].shape[:2]) >= 32:
@@ -125,7 +122,7 @@ def _coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mirrored(position: np.ndarray, length: int) -> np.ndarray:
-    """Index into range(length) for any position: beyond the edge the photograph goes on as its mirror image."""
+    """Index into range(length) for any position: beyond its edge the photograph continues as its mirror image."""
     position = position.astype(np.int32) % (2 * length)
     return np.minimum(position, 2 * length - 1 - position)
 
@@ -136,14 +133,14 @@ def _painted(
     """Float[*S 3]: a crop of a texture around a colour.
 
     Args:
-        photo: whose texture.
-        dy: Float[*S], place of each pixel relative to the crop's centre.
-        dx: Float[*S].
+        photo: photograph with the texture.
+        dy: Float[*S], vertical distance of each pixel from the centre of the crop.
+        dx: Float[*S], horizontal distance.
         step: pixels of the full photograph between two pixels of the scene.
-        turn: angle by which the texture is turned.
-        place: of the centre, as shares of the photograph's height and width.
-        colour: Float[3].
-        mix: Float[3 3], what the texture's channels add to the colour.
+        turn: angle by which the texture is rotated.
+        place: centre of the crop, as shares of the height and width of the photograph.
+        colour: Float[3], mean colour.
+        mix: Float[3 3], weights with which the channels of the texture are added to the colour.
     """
     level = min(max(round(math.log2(max(step, 1.0))), 0), len(photo.levels) - 1)
     texture = photo.levels[level]
@@ -155,46 +152,47 @@ def _painted(
 
 
 def _mix(*, contrast: float, chroma: float) -> np.ndarray:
-    """Float[3 3]: `contrast` times the texture, with only the share `chroma` of its colour."""
+    """Float[3 3]: `contrast` times the texture, of whose colour only the share `chroma` is kept."""
     return np.float32(contrast) * (np.float32(chroma) * np.eye(3, dtype=np.float32) + np.float32((1 - chroma) / 3))
 
 
+def height_and_width(size: int | tuple[int, int], *, owner: str) -> tuple[int, int]:
+    """Height and width of a scene from a side or (height, width).
+
+    Raises:
+        ValueError: one of them is too small to show an object.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < _LEAST_SIDE:
+        raise ValueError(f"{owner}: size is {size}; expected at least {_LEAST_SIDE} pixels per side")
+    return height, width
+
+
 class Scenes(SyntheticSource):
-    """One to three textured objects on a textured ground. The label is that of the largest object.
+    """One to three textured objects on a textured background. The label is the class of the largest object.
 
     Args:
         length: number of scenes.
-        size: of a scene, a side or (height, width).
-        split: `train` and `test` share classes but no part of any photograph's texture.
-        seed: of all scenes.
+        size: size of a scene in pixels, one number for a square or (height, width).
+        split: `train` and `test` have the same classes but share no part of any photograph.
+        seed: seed of all scenes.
 
     Raises:
-        ValueError: `length` or `size` is too small.
+        ValueError: `length` or `size` is too small, or `split` is unknown.
     """
 
-    def __init__(self, length: int, *, size: int | tuple[int, int] = 64, split: Literal["train", "test"] = "train", seed: int = 0) -> None:
+    name = "scenes"
+    classes = CLASSES
+    mask_classes = ("ground", *CLASSES)
+
+    def __init__(self, length: int, *, size: int | tuple[int, int] = 64, split: Split = "train", seed: int = 0) -> None:
         super().__init__(length, split=split, seed=seed)
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
-        if min(self.size) < 16:
-            raise ValueError(f"Scenes: size is {size}; expected at least 16 pixels a side")
+        self.size = height_and_width(size, owner="Scenes")
 
-    @property
-    def name(self) -> str:
-        return "scenes"
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return CLASSES
-
-    @property
-    def mask_classes(self) -> Sequence[str]:
-        return ("ground", *CLASSES)
-
-    def part(self, length: int, *, split: Literal["train", "test"]) -> Source:
+    def with_split(self, split: Split, *, length: int) -> Source:
         return Scenes(length, size=self.size, split=split, seed=self.seed)
 
     def __getitem__(self, index: int) -> Item:
-        checked_index(index, self.length)
         draws = keys.uniform(self.key(index), MAX_OBJECTS + 1, NUM_DRAWS).tolist()
         pixels, ids, labels = render(draws, self.size, self.split)
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [C H W]
@@ -204,54 +202,59 @@ class Scenes(SyntheticSource):
 
 
 def object_count(scene: Sequence[float]) -> int:
-    """How many objects the draws of a scene ask for."""
+    """Number of objects in a scene.
+
+    Args:
+        scene: random numbers of the scene, as for `render`.
+    """
     return _OBJECTS[int(scene[11] * len(_OBJECTS))]
 
 
 class Pose(NamedTuple):
-    """How an object is shown; the default is as it was drawn."""
+    """A change of the size and rotation that were drawn for an object."""
 
     scale: float = 1.0
-    turn: float = 0.0  # in radians, of silhouette and texture together
+    turn: float = 0.0  # radians by which silhouette and texture are rotated together
 
 
 _AS_DRAWN = (Pose(),) * MAX_OBJECTS
 
 
 def render(
-    draws: Sequence[Sequence[float]], size: tuple[int, int], split: str, *, poses: Sequence[Pose] = _AS_DRAWN
+    draws: Sequence[Sequence[float]], size: tuple[int, int], split: Split, *, poses: Sequence[Pose] = _AS_DRAWN
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """One scene.
+    """Paint one scene.
 
     Args:
-        draws: Float[1+MAX_OBJECTS NUM_DRAWS] in [0, 1), the scene's before the objects'; an object's third and fourth are its place.
+        draws: Float[1+MAX_OBJECTS NUM_DRAWS], random numbers in [0, 1): the first row is for the scene, the others are for the objects.
+            The third and fourth number of an object are its place.
         size: height and width.
-        split: whose part of the photographs is used.
-        poses: one per object.
+        split: split whose part of the photographs is used.
+        poses: one pose per object.
 
     Returns:
-        UInt8[H W 3], Int[H W] ids from 1, and the class of each object, the main one last.
+        UInt8[H W 3], Int[H W] object ids from 1 on, and the class of each object, the largest object last.
     """
     height, width = size
-    unit = min(height, width)  # pixels per unit of the scene: its shorter side
+    unit = min(height, width)  # one unit of the scene in pixels: its shorter side
     scene, *objects = draws
     y, x = _coordinates(height, width)
 
-    ground = _photo(_GROUNDS[int(scene[0] * len(_GROUNDS))], split)
+    background = _photo(_BACKGROUNDS[int(scene[0] * len(_BACKGROUNDS))], split)
     brightness = 0.3 + 0.4 * scene[1]
     pixels = _painted(
-        ground,
+        background,
         y,
         x,
-        step=_GROUND_SHOWN / unit * 2.0 ** (scene[2] - 0.5),
+        step=_BACKGROUND_SHOWN / unit * 2.0 ** (scene[2] - 0.5),
         turn=2 * math.pi * scene[3],
         place=scene[4:6],
-        colour=brightness + _NATURAL * ground.tint + _random_tint(scene[6:9]),
+        colour=brightness + _NATURAL * background.tint + _random_tint(scene[6:9]),
         mix=_mix(contrast=0.12 + 0.06 * scene[9], chroma=scene[10]),
     )
     instances = np.zeros(size, dtype=np.int64)
 
-    # The main object comes last, so nothing covers it; the others are much smaller.
+    # The largest object is painted last, so that nothing covers it; the others are much smaller.
     count = object_count(scene)
     labels = [int(draw[0] * len(CLASSES)) for draw in objects[:count]]
     for number, draw in enumerate(objects[:count]):
@@ -266,7 +269,7 @@ def render(
         dy, dx = y[box] - row, x[box] - column
         turn = 2 * math.pi * draw[4]
         inside = radius * silhouette(np.arctan2(dy, dx) + turn - pose.turn) - np.hypot(dy, dx)  # pixels to the rim, roughly
-        # Brighter or darker than the ground by at least 0.08; which of the two is drawn too.
+        # At least 0.08 brighter or darker than the background; one number chooses how much, another one chooses which.
         offset = (0.08 + 0.12 * draw[5]) * (1 if draw[6] < 0.5 else -1)
         painted = _painted(
             photo,
@@ -281,7 +284,7 @@ def render(
         pixels[box] += np.clip(inside + 0.5, 0.0, 1.0)[..., None] * (painted - pixels[box])
         instances[box][inside > 0] = number + 1
 
-    # Light falls off along one direction of the scene.
+    # The light decreases along one direction of the scene.
     angle = 2 * math.pi * scene[12]
     slope = (math.cos(angle) * (x - width / 2) + math.sin(angle) * (y - height / 2)) / unit
     pixels *= (0.85 + 0.3 * scene[13] + 0.4 * scene[14] * slope)[..., None]

@@ -1,28 +1,27 @@
-"""`Solids`: clouds of points on the surfaces of furniture, vessels and vehicles made of boxes, cones, ellipsoids and rings.
+"""`Solids`: synthetic point clouds on the surfaces of furniture, vessels and vehicles that consist of boxes, cones, ellipsoids and rings.
 
-Each cloud is a pure function of (seed, split, index). A class is one way to put primitives together; chance moves every proportion,
-stretches the whole along its axes, turns it about the vertical one, cuts a side off and blurs the surface, as scans are cut and
-blurred. Parts have names that classes share (leg, handle, body), and every point says which part it lies on. Nothing to download.
+Each cloud is a pure function of (seed, split, index), and nothing is downloaded. A class is one way to assemble the primitives. All
+proportions are random; the whole is stretched along its axes, rotated about the vertical axis, cut off at one side and blurred, as scans
+are incomplete and noisy. Several classes have parts of the same name (leg, handle, body), and a mask gives the part of every point.
 
-Left out: everything that is curved in more than one way.
+Left out: surfaces that are more complex than these primitives.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from glpretrain.core import keys
-from glpretrain.data.sources.base import Item, Source, checked_index
-from glpretrain.data.sources.clouds import PointSource, cloud_item
-from glpretrain.data.sources.synthetic import SyntheticSource
+from glpretrain.data.sources.base import Item, Source, Split, SyntheticSource
+from glpretrain.data.sources.points.clouds import PointSource, cloud_item
 
-_NUM_DRAWS = 12  # of proportions, per solid
-_STRETCH = 1.6  # largest factor along an axis, the smallest is its inverse
+_NUM_DRAWS = 12  # random proportions per solid
+_STRETCH = 1.6  # largest factor along an axis; the smallest one is its inverse
 _CUT = 0.4  # largest share of the surface that is cut off by a plane
-_BLUR = 0.02  # standard deviation of the points about the surface, in radii of the whole
+_BLUR = 0.02  # standard deviation of the noise on the points, in radii of the whole
 PARTS = ("top", "leg", "seat", "back", "base", "stem", "shade", "body", "handle", "neck", "bowl", "head", "wing", "tail", "tip")
 
 
@@ -30,13 +29,13 @@ class _Piece(NamedTuple):
     """One primitive."""
 
     part: str
-    sample: Callable[[np.ndarray], np.ndarray]  # Float[P 3] in [0, 1) to points on its surface
+    sample: Callable[[np.ndarray], np.ndarray]  # maps random numbers Float[P 3] in [0, 1) to points on the surface
     area: float
     centre: tuple[float, float, float]
 
 
 def _box(part: str, x: float, y: float, z: float, centre: tuple[float, float, float]) -> _Piece:
-    """A box of these sides."""
+    """A box with sides `x`, `y` and `z`."""
     sides = np.array([x, y, z])
     areas = np.array([y * z, x * z, x * y])
 
@@ -44,7 +43,7 @@ def _box(part: str, x: float, y: float, z: float, centre: tuple[float, float, fl
         face, a, b = draws.T
         edges = np.cumsum(areas) / areas.sum()
         axis = np.searchsorted(edges, face, side="right").clip(max=2)
-        far = (face < edges[axis] - areas[axis] / areas.sum() / 2).astype(float)  # which of the two faces across the axis
+        far = (face < edges[axis] - areas[axis] / areas.sum() / 2).astype(float)  # which of the two faces perpendicular to the axis
         by_axis = np.array([(far, a, b), (a, far, b), (a, b, far)])  # [3 3 P]
         return (by_axis[axis, :, np.arange(len(draws))] - 0.5) * sides
 
@@ -52,14 +51,14 @@ def _box(part: str, x: float, y: float, z: float, centre: tuple[float, float, fl
 
 
 def _cone(part: str, below: float, above: float, height: float, centre: tuple[float, float, float], *, axis: int = 2) -> _Piece:
-    """A cone cut off, radius `below` to radius `above`, closed at both ends; a cylinder where both are equal."""
+    """A truncated cone from radius `below` to radius `above`, closed at both ends; a cylinder where both are equal."""
     slant = math.hypot(height, below - above)
     areas = np.array([math.pi * (below + above) * slant, math.pi * below**2, math.pi * above**2])
 
     def sample(draws: np.ndarray) -> np.ndarray:
         edges = np.cumsum(areas) / areas.sum()
         face = np.searchsorted(edges, draws[:, 0], side="right").clip(max=2)
-        # On the side the chance of a height is in proportion to the radius there.
+        # On the lateral surface the density of a height is proportional to the radius at this height.
         low, high = below**2, above**2
         radius = np.sqrt(low + (high - low) * draws[:, 1])
         along = draws[:, 1] if abs(below - above) < 1e-9 else (radius - below) / (above - below)
@@ -73,7 +72,7 @@ def _cone(part: str, below: float, above: float, height: float, centre: tuple[fl
 
 
 def _ellipsoid(part: str, x: float, y: float, z: float, centre: tuple[float, float, float], *, lowest: float = -1.0) -> _Piece:
-    """An ellipsoid of these radii, above the share `lowest` of its height."""
+    """An ellipsoid with radii `x`, `y` and `z`, cut off below `lowest` times its radius `z`."""
 
     def sample(draws: np.ndarray) -> np.ndarray:
         height = lowest + (1.0 - lowest) * draws[:, 1]
@@ -86,7 +85,7 @@ def _ellipsoid(part: str, x: float, y: float, z: float, centre: tuple[float, flo
 
 
 def _ring(part: str, radius: float, thickness: float, centre: tuple[float, float, float], *, turn: float = 1.0) -> _Piece:
-    """A ring in the plane of x and z, the share `turn` of a full circle around the direction of x."""
+    """A ring in the plane of x and z. An arc with the share `turn` of the full circle, centred at the direction of x."""
 
     def sample(draws: np.ndarray) -> np.ndarray:
         around, across = math.pi * turn * (2.0 * draws[:, 1] - 1.0), 2.0 * math.pi * draws[:, 2]
@@ -97,7 +96,7 @@ def _ring(part: str, radius: float, thickness: float, centre: tuple[float, float
 
 
 def _legs(x: float, y: float, height: float, thickness: float) -> list[_Piece]:
-    """Four below the plane z = 0."""
+    """Four legs below the plane z = 0."""
     return [_box("leg", thickness, thickness, height, (sx * x, sy * y, -height / 2)) for sx in (-1, 1) for sy in (-1, 1)]
 
 
@@ -231,48 +230,39 @@ CLASSES = tuple(_CLASSES)
 
 
 class Solids(SyntheticSource, PointSource):
-    """Clouds of points on assembled solids, in the unit sphere. The label is how they are assembled, masks are the parts.
+    """Point clouds on assembled solids, in the unit sphere. The label is the kind of solid, and the masks are its parts.
 
     Args:
         length: number of clouds.
-        num_points: of each.
-        split: `train` and `test` have different proportions of the same classes.
-        seed: of all clouds.
+        num_points: number of points of each cloud.
+        split: `train` and `test` have the same classes with different proportions.
+        seed: seed of all clouds.
 
     Raises:
         ValueError: `length` or `num_points` is too small, or `split` is unknown.
     """
 
-    def __init__(self, length: int, *, num_points: int = 1024, split: Literal["train", "test"] = "train", seed: int = 0) -> None:
+    name = "solids"
+    classes = CLASSES
+    mask_classes = PARTS
+
+    def __init__(self, length: int, *, num_points: int = 1024, split: Split = "train", seed: int = 0) -> None:
         super().__init__(length, split=split, seed=seed)
         if num_points < 32:
             raise ValueError(f"Solids: num_points is {num_points}; expected at least 32")
         self.num_points = num_points
 
-    @property
-    def name(self) -> str:
-        return "solids"
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return CLASSES
-
-    @property
-    def mask_classes(self) -> Sequence[str]:
-        return PARTS
-
-    def part(self, length: int, *, split: Literal["train", "test"]) -> Source:
+    def with_split(self, split: Split, *, length: int) -> Source:
         return Solids(length, num_points=self.num_points, split=split, seed=self.seed)
 
     def __getitem__(self, index: int) -> Item:
-        checked_index(index, self.length)
         key = self.key(index)
         label, turn, cut, *rest = keys.uniform(keys.fold_in(key, 0), 6 + _NUM_DRAWS).tolist()
         label = int(label * len(CLASSES))
         pieces = _CLASSES[CLASSES[label]](rest[3:])
         points, chosen = _surface(pieces, keys.uniform(keys.fold_in(key, 1), 2 * self.num_points, 4).double().numpy())
         points *= np.exp(math.log(_STRETCH) * (2 * np.array(rest[:3]) - 1))
-        # What lies farthest in one direction is not seen; of the rest, which is in random order, the first points are taken.
+        # The points that are farthest in one direction are cut off. The others are in random order, and the first of them are kept.
         direction = keys.normal(keys.fold_in(key, 2), 3).double().numpy()
         depth = points @ direction
         seen = np.flatnonzero(depth <= np.quantile(depth, 1 - _CUT * cut))[: self.num_points]
@@ -287,7 +277,15 @@ class Solids(SyntheticSource, PointSource):
 
 
 def _surface(pieces: Sequence[_Piece], draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points uniform on all pieces together, Float[P 3], and which of them each lies on, Int[P], from draws Float[P 4] in [0, 1)."""
+    """Points that are uniformly distributed on all pieces together.
+
+    Args:
+        pieces: primitives.
+        draws: Float[P 4], random numbers in [0, 1).
+
+    Returns:
+        Float[P 3] points, and Int[P] index of the piece of each point.
+    """
     edges = np.cumsum([piece.area for piece in pieces])
     chosen = np.searchsorted(edges / edges[-1], draws[:, 0], side="right").clip(max=len(pieces) - 1)
     points = np.empty((len(draws), 3))

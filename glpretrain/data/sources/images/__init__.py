@@ -1,0 +1,29 @@
+"""Sources of images: files, shards, tiles of slides, faces, videos, and synthetic scenes and tissue."""
+
+from glpretrain.data.sources.images.faces import Faces, FaceSwaps, LFWSubset
+from glpretrain.data.sources.images.folders import ImageFolder, ImageList, MaskedFolder, mask_folders, source_for
+from glpretrain.data.sources.images.scenes import Scenes
+from glpretrain.data.sources.images.shards import HuggingFaceImages, TarShards
+from glpretrain.data.sources.images.tiles import TileFolder
+from glpretrain.data.sources.images.tissue import Tissue
+from glpretrain.data.sources.images.videos import SceneVideos, Video, VideoFolder, VideoSource
+
+__all__ = [
+    "FaceSwaps",
+    "Faces",
+    "HuggingFaceImages",
+    "ImageFolder",
+    "ImageList",
+    "LFWSubset",
+    "MaskedFolder",
+    "SceneVideos",
+    "Scenes",
+    "TarShards",
+    "TileFolder",
+    "Tissue",
+    "Video",
+    "VideoFolder",
+    "VideoSource",
+    "mask_folders",
+    "source_for",
+]

@@ -1,0 +1,203 @@
+"""Published data sets of point clouds in the layouts in which they are distributed: ModelNet40, ShapeNet55, ScanObjectNN.
+
+Nothing is downloaded; an error message says which files are missing.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from glpretrain.data.sources.base import Item, Source, check_choice, checked_index
+from glpretrain.data.sources.points.clouds import PointSource, cloud_item, read_arrays, read_points
+from glpretrain.data.sources.points.own_clouds import SPLITS, SplitOrAll
+
+
+def _lines(path: Path, *, owner: str) -> list[str]:
+    if not path.is_file():
+        raise ValueError(f"{owner}: {path} is missing; found: {_listing(path.parent)}")
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _listing(folder: Path) -> list[str]:
+    """The first names in a folder, for a message."""
+    return sorted(found.name for found in folder.glob("*"))[:12]
+
+
+def _single_splits(split: SplitOrAll, *, owner: str) -> tuple[str, ...]:
+    """The splits that `split` consists of.
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    check_choice(split, SPLITS, what=f"{owner}: split")
+    return ("train", "test") if split == "all" else (split,)
+
+
+class ModelNet40(PointSource):
+    """ModelNet40 (or ModelNet10) in any of its three layouts.
+
+    These are `modelnet40_train.txt` beside `<class>/<name>.txt` (the resampled clouds with normals), `ply_data_train*.h5` with
+    `shape_names.txt` (2,048 points), and Princeton's `<class>/train/*.off`.
+
+    Args:
+        root: path of the folder.
+        split: train (9,843 clouds), test (2,468) or all.
+        num_points: number of points that are sampled on the surface of a mesh.
+        normalise: whether a cloud is centred at its mean and scaled into the unit sphere.
+
+    Raises:
+        ValueError: the folder has none of the layouts, or `split` is unknown.
+    """
+
+    name = "modelnet40"
+
+    def __init__(self, root: str | Path, *, split: SplitOrAll = "train", num_points: int = 2048, normalise: bool = True) -> None:
+        self.root, self.num_points, self.normalise = Path(root), num_points, normalise
+        splits = _single_splits(split, owner="ModelNet40")
+        self._clouds: Sequence[Path] | np.ndarray  # files, or Float[B P 3+]
+        self._labels: list[int]
+        lists = sorted(self.root.glob("modelnet*_train.txt"))
+        if lists:
+            self._read_lists(lists[-1].name.removesuffix("_train.txt"), splits)
+        elif any(self.root.glob("ply_data_train*.h5")):
+            self._read_stacks(splits)
+        elif self.root.is_dir() and next(self.root.glob("*/train/*.off"), None) is not None:
+            self._find_meshes(splits)
+        else:
+            raise ValueError(
+                f"ModelNet40: {self.root} has none of modelnet40_train.txt, ply_data_train*.h5 and <class>/train/*.off; "
+                f"found: {_listing(self.root)}"
+            )
+
+    def _read_lists(self, stem: str, splits: tuple[str, ...]) -> None:
+        self.classes = _lines(self.root / f"{stem}_shape_names.txt", owner="ModelNet40")
+        names = [name for split in splits for name in _lines(self.root / f"{stem}_{split}.txt", owner="ModelNet40")]
+        labels = [name.rpartition("_")[0] for name in names]
+        self._labels = [self.classes.index(label) for label in labels]
+        self._clouds = [self.root / label / f"{name}.txt" for name, label in zip(names, labels, strict=True)]
+
+    def _read_stacks(self, splits: tuple[str, ...]) -> None:
+        self.classes = _lines(self.root / "shape_names.txt", owner="ModelNet40")
+        files = [path for split in splits for path in sorted(self.root.glob(f"ply_data_{split}*.h5"))]
+        if not files:
+            raise ValueError(f"ModelNet40: {self.root} has no ply_data_{splits[0]}*.h5; found: {_listing(self.root)}")
+        arrays = [read_arrays(path) for path in files]
+        self._clouds = np.concatenate([stack["data"] for stack in arrays])
+        self._labels = np.concatenate([stack["label"] for stack in arrays]).reshape(-1).tolist()
+
+    def _find_meshes(self, splits: tuple[str, ...]) -> None:
+        classes = self.classes = sorted(folder.parent.name for folder in self.root.glob("*/train"))
+        files = self._clouds = [path for split in splits for path in sorted(self.root.glob(f"*/{split}/*.off"))]
+        self._labels = [classes.index(path.parent.parent.name) for path in files]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Item:
+        cloud = self._clouds[checked_index(index, len(self))]
+        points = read_points(cloud, num_points=self.num_points) if isinstance(cloud, Path) else cloud
+        return cloud_item(points, label=self._labels[index], normalise=self.normalise)
+
+    def train_test_split(self) -> tuple[Source, Source]:
+        options = {"num_points": self.num_points, "normalise": self.normalise}
+        return ModelNet40(self.root, split="train", **options), ModelNet40(self.root, split="test", **options)
+
+
+class ShapeNet55(PointSource):
+    """ShapeNet55 as Point-BERT distributes it: `ShapeNet-55/train.txt`, `test.txt` and `shapenet_pc/<class>-<model>.npy`.
+
+    The two folders, or their contents, lie in `root`. The classes are WordNet numbers.
+
+    Args:
+        root: path of the folder.
+        split: train (41,952 clouds), test (10,518) or all, which Point-BERT pretrains on.
+        normalise: whether a cloud is centred at its mean and scaled into the unit sphere.
+
+    Raises:
+        ValueError: a list is missing, or `split` is unknown.
+    """
+
+    name = "shapenet55"
+
+    def __init__(self, root: str | Path, *, split: SplitOrAll = "train", normalise: bool = True) -> None:
+        self.root, self.normalise = Path(root), normalise
+        splits = _single_splits(split, owner="ShapeNet55")
+        lists = self.root / "ShapeNet-55" if (self.root / "ShapeNet-55").is_dir() else self.root
+        clouds = self.root / "shapenet_pc" if (self.root / "shapenet_pc").is_dir() else self.root
+        names = {part: _lines(lists / f"{part}.txt", owner="ShapeNet55") for part in ("train", "test")}
+        self.classes = sorted({name.partition("-")[0] for listed in names.values() for name in listed})
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self._files = [(clouds / name, numbers[name.partition("-")[0]]) for own in splits for name in names[own]]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Item:
+        path, label = self._files[checked_index(index, len(self))]
+        return cloud_item(read_points(path, num_points=1), label=label, normalise=self.normalise)
+
+    def train_test_split(self) -> tuple[Source, Source]:
+        return ShapeNet55(self.root, split="train", normalise=self.normalise), ShapeNet55(self.root, split="test", normalise=self.normalise)
+
+
+_SCANS = ("bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table", "bed", "pillow", "sink", "sofa", "toilet")
+ScanVariant = Literal["obj_bg", "obj_only", "hardest"]
+_SCAN_FILES: dict[ScanVariant, tuple[str, str]] = {
+    "obj_bg": ("main_split", "objectdataset"),
+    "obj_only": ("main_split_nobg", "objectdataset"),
+    "hardest": ("main_split", "objectdataset_augmentedrot_scale75"),
+}
+
+
+class ScanObjectNN(PointSource):
+    """ScanObjectNN's h5 files: scanned objects of 15 classes, with 2,048 points each.
+
+    Where a file has masks, `instances` is 1 on the object and 0 on the background.
+
+    Args:
+        root: path of the folder that holds main_split/ and main_split_nobg/, or of one of these.
+        split: train, test or all.
+        variant: obj_bg (with background), obj_only, or hardest (PB_T50_RS).
+        normalise: whether a cloud is centred at its mean and scaled into the unit sphere; Point-MAE does not do so.
+
+    Raises:
+        ValueError: a file is missing or damaged, or `split` or `variant` is unknown.
+    """
+
+    classes = _SCANS
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        split: SplitOrAll = "train",
+        variant: ScanVariant = "obj_bg",
+        normalise: bool = True,
+    ) -> None:
+        splits = _single_splits(split, owner="ScanObjectNN")
+        check_choice(variant, tuple(_SCAN_FILES), what="ScanObjectNN: variant")
+        self.root, self.normalise = Path(root), normalise
+        self._variant: ScanVariant = variant
+        self.name = f"scanobjectnn {variant}"
+        folder, stem = _SCAN_FILES[variant]
+        folder = self.root / folder if (self.root / folder).is_dir() else self.root
+        names = {"train": f"training_{stem}.h5", "test": f"test_{stem}.h5"}
+        arrays = [read_arrays(folder / names[own]) for own in splits]
+        self.points, self.labels = (np.concatenate([stack[name] for stack in arrays]) for name in ("data", "label"))
+        self.has_masks = all("mask" in stack for stack in arrays)
+        self.masks = np.concatenate([stack["mask"] for stack in arrays]) if self.has_masks else None
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: int) -> Item:
+        checked_index(index, len(self))
+        instances = None if self.masks is None else torch.from_numpy((self.masks[index] >= 0).astype(np.int64))
+        return cloud_item(self.points[index], label=int(self.labels[index]), normalise=self.normalise, instances=instances)
+
+    def train_test_split(self) -> tuple[Source, Source]:
+        train, test = (ScanObjectNN(self.root, split=own, variant=self._variant, normalise=self.normalise) for own in ("train", "test"))
+        return train, test
