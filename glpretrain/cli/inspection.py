@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from glpretrain.data.sources.points import cloud_item, read_points, with_count
+from glpretrain.data.sources.points import cloud_item, read_points
 from glpretrain.encoders import Encoder
 from glpretrain.modalities.points import with_count
 from glpretrain.report import untrained, write_cloud_report, write_report

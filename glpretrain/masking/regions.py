@@ -3,7 +3,7 @@
 A region map has one id per pixel, an index into `FACE_REGIONS`; a token touches every region of which it contains a pixel. Masks of one
 kind hide the same number of tokens for every map, also where regions are missing or fill the frame. They are drawn for the whole batch at
 once, on the device of the keys, without waiting for it. In shapes, R counts groups of regions. Left out: where the maps come from
-(`glpretrain.data.sources.faces`).
+(`glpretrain.data.sources.images`).
 """
 
 import math

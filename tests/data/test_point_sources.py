@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from glpretrain.data.sources.point_files import read_points, sampled_by_area
 from golden import noise
 
 from glpretrain.data import ModelNet40, PointArrays, PointFolder, ScanObjectNN, ShapeNet55, Solids, UnreadableItemError
+from glpretrain.data.sources.points.clouds import read_points, sampled_by_area
 from glpretrain.modalities.points import with_count
 
 CLOUD = noise(20, 3, name="file").numpy()

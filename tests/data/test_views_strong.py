@@ -341,8 +341,8 @@ def test_nothing_waits_for_the_device() -> None:
         strong = spec(strong=Strong(), blur_prob=0.1, **COLOURS)
         crops = MultiCrop([spec()], [ViewSpec(16, (0.05, 0.25), strong=Strong(), **COLOURS)], [strong])
         views = crops(**batch, mean=MEAN, std=STD)
-    assert views.student_views.shape == (1, 11, 3, 24, 24) and views.local_views.shape == (1, 11, 3, 16, 16)
-    assert views.weak.device.type == "cuda"
+    assert views.groups["student"].items.shape == (1, 11, 3, 24, 24) and views.groups["local"].items.shape == (1, 11, 3, 16, 16)
+    assert views.groups["student"].strong.device.type == "cuda"
 
 
 def test_a_strong_view_is_the_crop_of_the_augmented_item() -> None:

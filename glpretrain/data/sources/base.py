@@ -5,12 +5,17 @@ A source decodes one item at a time. It draws no random number that is not a fun
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from glpretrain.core import keys
 from glpretrain.core.types import Item
+
+Split = Literal["train", "test"]
+_TRAIN_LENGTH, _TEST_LENGTH = 2400, 1200  # items of the two parts of a synthetic source
+_TRAIN_WIDTH, _GAP = 0.62, 0.03  # shares of a photograph's width
 
 
 class FittedItem(NamedTuple):

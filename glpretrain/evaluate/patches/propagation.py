@@ -34,7 +34,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain.data.sources.videos import Video, VideoSource
+from glpretrain.data.sources.images.videos import Video, VideoSource
 from glpretrain.encoders.base import Encoder, bytes_of
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache

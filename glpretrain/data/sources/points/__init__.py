@@ -1,6 +1,6 @@
 """Sources of point clouds: files, published data sets, and synthetic solids."""
 
-from glpretrain.data.sources.points.clouds import cloud_item, read_points, with_count
+from glpretrain.data.sources.points.clouds import cloud_item, read_points
 from glpretrain.data.sources.points.datasets import ModelNet40, ScanObjectNN, ShapeNet55
 from glpretrain.data.sources.points.own_clouds import PointArrays, PointFolder
 from glpretrain.data.sources.points.solids import Solids
@@ -14,5 +14,4 @@ __all__ = [
     "Solids",
     "cloud_item",
     "read_points",
-    "with_count",
 ]

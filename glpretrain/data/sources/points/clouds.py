@@ -21,7 +21,6 @@ ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".txt", ".xyz")
 MESHES = (".off", ".ply", ".obj")
 _POINT_NAMES = ("points", "data", "pc", "xyz", "arr_0")
 _MESH_SEED = 0x3E54
-_SUBSET = 0x5AB5  # purpose of the key that chooses a subset of the points
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what readers of arrays raise for a damaged file
 
 
@@ -47,24 +46,6 @@ def cloud_item(
     """
     cloud = torch.as_tensor(points)[:, :3].to(torch.float32).contiguous()
     return Item(in_unit_sphere(cloud) if normalise else cloud, label, instances, None, semantic)
-
-
-def with_count(item: Item, count: int) -> Item:
-    """The item with exactly `count` points: a fixed pseudo-random subset of its points, or its points repeated in order.
-
-    Args:
-        item: a point cloud.
-        count: number of points.
-    """
-    num_points = len(item.image)
-    if num_points == count:
-        return item
-    order = torch.arange(num_points)
-    if count < num_points:
-        order = keys.permutation(keys.fold_in(torch.tensor(num_points), _SUBSET), num_points)
-    chosen = order[torch.arange(count) % num_points]
-    instances, semantic = (None if mask is None else mask[chosen] for mask in (item.instances, item.semantic))
-    return item._replace(image=item.image[chosen], instances=instances, semantic=semantic)
 
 
 def read_points(path: Path, *, num_points: int) -> np.ndarray:
