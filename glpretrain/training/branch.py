@@ -39,7 +39,11 @@ class Branch(nn.Module):
     ) -> EncoderOutput | list[EncoderOutput]:
         """`Encoder.forward`, without gradient while the trunk does not learn."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk_learns):
-            return self.encoder(items, mask=mask, keep=keep)
+            if isinstance(items, Tensor):
+                assert not isinstance(mask, Sequence), "one mask for one tensor of items"
+                return self.encoder(items, mask=mask, keep=keep)
+            assert keep is None and not isinstance(mask, Tensor), "a list of masks for a list of items, and none of them dropped"
+            return self.encoder(items, mask=mask)
 
     def set_trunk_learns(self, learns: bool) -> None:
         """Let the trunk learn or leave it as it is. A trunk that does not learn drops no paths.
