@@ -108,7 +108,7 @@ def test_the_target_gets_no_gradient_and_moves_towards_the_student() -> None:
 
 def test_a_region_that_no_item_has_costs_nothing() -> None:
     method, seen = model(), batch()
-    term = method.losses(seen._replace(covered=torch.zeros_like(seen.region_mask)), 0.5)["region"]
+    term = method.losses(seen._replace(region_mask=torch.zeros_like(seen.region_mask)), 0.5)["region"]
     assert term.item() == 0.0
     term.backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in method.parameters())

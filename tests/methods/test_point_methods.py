@@ -7,7 +7,7 @@ import torch
 from golden import assert_matches, load, noise, official_weights
 from torch import Tensor
 
-from glpretrain.core.keys import make
+from glpretrain.core.keys import item_keys
 from glpretrain.core.types import Batch
 from glpretrain.data.views import CollapsedGroups
 from glpretrain.encoders import PointTransformer, ViT
@@ -131,7 +131,7 @@ def test_clouds_give_every_term_of_mmc_a_gradient() -> None:
     method = MMC(small("point_bert"), **sizes, pixel_layers=1, pixel_objective=CorruptedPoints())
     views = cloud(2, 5, 40)
     corrupted, corruption = zip(
-        *(CollapsedGroups(0.5)(v, make(seed=0, epoch=n, index=torch.arange(5)), grid=(10,)) for n, v in enumerate(views)), strict=True
+        *(CollapsedGroups(0.5)(v, item_keys(seed=0, epoch=n, index=torch.arange(5)), grid=(10,)) for n, v in enumerate(views)), strict=True
     )
     terms = method.losses(batch_of(views, corrupted_views=torch.stack(corrupted), corruption=torch.stack(corruption)), 0.5)
     for name, value in terms.items():
