@@ -1,0 +1,214 @@
+"""The one place where tests of wiring make batches, reduce terms, build methods and train them: what a redesign has to change."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pytorch_lightning as pl
+import torch
+from golden import noise, official_weights
+from torch import Tensor
+
+from glpretrain.core.schedule import Schedule
+from glpretrain.core.types import Batch
+from glpretrain.encoders.base import Encoder
+from glpretrain.methods.base import Branch, Method
+
+AnyMethod = TypeVar("AnyMethod", bound=Method)
+Summary = tuple[float, float]
+
+
+def batch_of(
+    *,
+    global_views: Tensor,
+    local_views: Tensor | None = None,
+    mask: Tensor | None = None,
+    region_mask: Tensor | None = None,
+    corrupted_views: Tensor | None = None,
+    corruption: Tensor | None = None,
+    student_views: Tensor | None = None,
+    weak: Tensor | None = None,
+    coarse_views: tuple[Tensor, ...] | None = None,
+    crops: Tensor | None = None,
+    flipped: Tensor | None = None,
+    index: Tensor | None = None,
+) -> Batch:
+    """A batch of what is given and nothing else.
+
+    Args:
+        global_views: Float[G B *item].
+        local_views: Float[L B *item].
+        mask: Bool[G B N], True: hidden from the student.
+        region_mask: Bool[G B N], True: hidden as a part of the region that is hidden whole.
+        corrupted_views: Float[G B *item].
+        corruption: Bool[G B H W], True: the pixel was replaced; Bool[G B P] of points.
+        student_views: Float[G B *item], the student's own crops.
+        weak: Bool[B], True: the student's own crops were weakly augmented.
+        coarse_views: Float[V B *item] for each lower resolution.
+        crops: Float[V B 4], x0 y0 x1 y1 of every view in the item's unit square.
+        flipped: Bool[V B], True: the view was flipped left to right.
+        index: Int[B], dataset indices; None counts from 0.
+    """
+    num_items = global_views.shape[1]
+    boxes = None
+    if crops is not None:
+        orientation = torch.zeros(crops.shape[:2]) if flipped is None else flipped.float()
+        boxes = torch.cat([crops, orientation.unsqueeze(-1)], dim=-1)  # [V B 5]
+    return Batch(
+        global_views=global_views,
+        local_views=local_views,
+        mask=mask,
+        region_mask=region_mask,
+        corrupted_views=corrupted_views,
+        corruption=corruption,
+        student_views=student_views,
+        weak=weak,
+        regions=None,
+        boxes=boxes,
+        index=torch.arange(num_items) if index is None else index,
+        coarse_views=coarse_views,
+    )
+
+
+def views_of(letter: str, count: int, *, step: int = 0, items: int = 3, size: int = 32) -> Tensor:
+    """Float[V B 3 size size], the views of the golden runs: noise(B, 3, size, size, name="<letter><view>.<step>")."""
+    return torch.stack([noise(items, 3, size, size, name=f"{letter}{view}.{step}") for view in range(count)])
+
+
+def value_of(term: Tensor) -> Tensor:
+    """A term as one number, Float[]."""
+    return term.mean()
+
+
+def values_of(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All terms as one number each."""
+    return {name: value_of(term) for name, term in terms.items()}
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """How a method's parameters are moved; the defaults move all alike, by a rate that stays.
+
+    Args:
+        lr: learning rate.
+        weight_decay: weight decay of parameters with more than one axis, except biases.
+        betas: AdamW's two momenta.
+        layer_decay: factor on the rate from one layer to the one below.
+        patch_lr: one more factor on the rate of the patch embedding.
+        clip: largest norm of each parameter's gradient.
+        freeze_prototypes: share of the run in which prototypes do not move.
+    """
+
+    lr: Schedule = Schedule(1e-3, shape="constant")  # noqa: RUF009  frozen
+    weight_decay: Schedule = Schedule(0.0, shape="constant")  # noqa: RUF009
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float | None = None
+    patch_lr: float = 1.0
+    clip: float | Schedule | None = None
+    freeze_prototypes: float = 0.0
+
+
+def method(kind: Callable[..., AnyMethod], encoder: Encoder, optimized: Optimized | None = None, /, **settings: object) -> AnyMethod:
+    """A method with the settings of its optimizer, and whatever else it takes."""
+    return kind(encoder, **vars(Optimized() if optimized is None else optimized), **settings)
+
+
+def teacher_of(model: Method) -> Branch:
+    """The moving copy of the student."""
+    assert model.teacher is not None
+    branch = model.teacher.branch
+    assert isinstance(branch, Branch)
+    return branch
+
+
+class Given:
+    """A loader of batches that are there already."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches = list(batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+class Recorder(pl.Callback):
+    """Notes what happens in each step of a fit: what is logged, and the gradients before anything is done to them."""
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, float]] = []
+        self.gradients: list[dict[str, Tensor]] = []
+        self.states: list[dict[str, Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        named = pl_module.named_parameters()
+        self.gradients.append({name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None})
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        self.states.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+
+def fitted(model: Method, batches: Sequence[Batch], *, accumulate: int = 1) -> Recorder:
+    """Train on these batches, once each, by the same loop as a real run.
+
+    Args:
+        model: trained in place.
+        batches: one for every micro-batch.
+        accumulate: micro-batches of an optimizer step.
+
+    Returns:
+        What happened, one entry per optimizer step (`gradients`) and per micro-batch (the others).
+    """
+    recorder = Recorder()
+    steps = len(batches) // accumulate
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        accumulate_grad_batches=accumulate,
+        log_every_n_steps=1,
+        callbacks=[recorder],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, Given(batches))
+    assert trainer.global_step == steps
+    return recorder
+
+
+def summary(values: Tensor, name: str) -> Summary:
+    """Two numbers that stand for a tensor in the golden runs: its product with noise of the parameter's name, summed, and its norm."""
+    values = values.detach().double()
+    return float((values * noise(*values.shape, name=f"project {name}").double()).sum()), float(values.norm())
+
+
+def largest_difference(found: dict[str, Tensor], expected: dict[str, Summary], shapes: dict[str, list[int]]) -> float:
+    """How far tensors are from their summaries, relative to the norm of each and at least to a thousandth of the largest norm.
+
+    Args:
+        found: tensors by their official names, perhaps of another shape with as many numbers.
+        expected: their summaries.
+        shapes: the official ones.
+    """
+    assert found.keys() == expected.keys(), sorted(found.keys() ^ expected.keys())
+    floor = 1e-3 * max(norm for _, norm in expected.values())
+    worst = 0.0
+    for name, (projection, norm) in expected.items():
+        ours = summary(found[name].reshape(shapes[name]), name)
+        worst = max(worst, *(abs(a - b) / max(norm, floor) for a, b in zip(ours, (projection, norm), strict=True)))
+    return worst
+
+
+def apart(model: AnyMethod) -> AnyMethod:
+    """Weights and centres by formula: student, teacher, heads and experts differ, so that one cannot pass for another."""
+    state = model.state_dict()
+    for name, weights in official_weights({name: list(value.shape) for name, value in state.items() if value.is_floating_point()}).items():
+        # Rows of prototypes and gains near one; memories, running means and the like stay as they were.
+        state[name] = 1.0 + 0.3 * noise(*weights.shape, name=name) if name.endswith(".gain") else weights
+    model.load_state_dict(state)
+    return model
