@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
 from golden import noise, official_weights
+from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from glpretrain.core.schedule import Schedule
@@ -135,49 +136,63 @@ class Given:
 
 
 class Recorder(pl.Callback):
-    """Notes what happens in each step of a fit: what is logged, and the gradients before anything is done to them."""
+    """Notes what happens in a fit.
+
+    `gradients` of each optimizer step, before anything is done to them; and after each micro-batch what is `logged`, the `clipped`
+    gradients, learning rate and weight decay of every parameter (`rates`), and all tensors of the module (`states`).
+    """
 
     def __init__(self) -> None:
-        self.logged: list[dict[str, float]] = []
         self.gradients: list[dict[str, Tensor]] = []
+        self.logged: list[dict[str, float]] = []
+        self.clipped: list[dict[str, Tensor]] = []
+        self.rates: list[dict[str, tuple[float, float]]] = []
         self.states: list[dict[str, Tensor]] = []
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
-        named = pl_module.named_parameters()
-        self.gradients.append({name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None})
+        self.gradients.append(_gradients(pl_module))
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
         self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        self.clipped.append(_gradients(pl_module))
+        groups = {id(parameter): group for group in trainer.optimizers[0].param_groups for parameter in group["params"]}
+        held = {name: groups[id(parameter)] for name, parameter in pl_module.named_parameters() if id(parameter) in groups}
+        self.rates.append({name: (group["lr"], group["weight_decay"]) for name, group in held.items()})
         self.states.append({name: value.clone() for name, value in pl_module.state_dict().items()})
 
 
-def fitted(model: Method, batches: Sequence[Batch], *, accumulate: int = 1) -> Recorder:
-    """Train on these batches, once each, by the same loop as a real run.
+def _gradients(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None}
+
+
+def fitted(
+    model: Method, batches: Sequence[Batch], *, callbacks: Sequence[pl.Callback] = (), logger: Logger | Literal[False] = False
+) -> Recorder:
+    """Train on these batches, one step on each, by the same loop as a real run.
 
     Args:
         model: trained in place.
-        batches: one for every micro-batch.
-        accumulate: micro-batches of an optimizer step.
+        batches: one for every step.
+        callbacks: those that are tested; they run before what happens is noted.
+        logger: where the trainer and its callbacks log to.
 
     Returns:
-        What happened, one entry per optimizer step (`gradients`) and per micro-batch (the others).
+        What happened.
     """
     recorder = Recorder()
-    steps = len(batches) // accumulate
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
-        max_steps=steps,
-        accumulate_grad_batches=accumulate,
+        max_steps=len(batches),
         log_every_n_steps=1,
-        callbacks=[recorder],
-        logger=False,
+        callbacks=[*callbacks, recorder],
+        logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(model, Given(batches))
-    assert trainer.global_step == steps
+    assert trainer.global_step == len(batches)
     return recorder
 
 
