@@ -152,7 +152,9 @@ class Recorder(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
         self.gradients.append(_gradients(pl_module))
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
         self.clipped.append(_gradients(pl_module))
         groups = {id(parameter): group for group in trainer.optimizers[0].param_groups for parameter in group["params"]}
