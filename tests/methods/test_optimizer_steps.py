@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from batches import Optimized, Recorder, batch_of, fitted, method, teacher_of, views_of
+from batches import Optimized, Recorder, apart, batch_of, fitted, method, teacher_of, views_of
 
 import glpretrain.methods.base
 from glpretrain.core.schedule import Schedule
@@ -111,3 +111,21 @@ def test_processes_are_given_equal_states_before_the_first_step(monkeypatch: pyt
     model = dino()
     fitted(model, batches(2))
     assert given == [(model, 0)]
+
+
+def test_a_settled_trunk_waits_for_the_shortest_warm_up_and_what_is_watched_is_the_teachers_entropy() -> None:
+    """Twenty steps: a window is one step wide and has eight blocks, so that two are over at step 16; the longest ends at step 19."""
+    waits = Continuation(tolerance=9.0, window=0.05, shortest=0.9, longest=0.95, ramp=0.9)
+    model, entropies = dino(continuation=waits, teacher_temp=Schedule(0.2)), list[float]()
+    model.continue_from(encoder())
+    apart(model)
+
+    def note(module: object, args: tuple[object, ...], given: dict[str, torch.Tensor], output: object) -> None:
+        logits = (given["teacher_logits"] - model.objective.centre) / 0.2  # [G B K]
+        entropies.append(torch.distributions.Categorical(logits=logits).entropy().mean().item())
+
+    model.objective.register_forward_hook(note, with_kwargs=True)
+    seen = fitted(model, batches(20))
+    assert model.head_warmup is not None and model.head_warmup.released == 18
+    logged = [row["train/teacher_entropy"] for row in seen.logged]  # of the step before
+    assert logged[1:19] == pytest.approx(entropies[:18], rel=1e-4)
