@@ -6,7 +6,7 @@ from golden import noise
 from torch import Tensor
 
 from glpretrain.core import keys as rng
-from glpretrain.core.clouds import farthest_points, in_unit_sphere, take
+from glpretrain.core.clouds import farthest_points, in_unit_sphere, nearest_points, take
 from glpretrain.core.frames import places
 from glpretrain.data import Scenes, Solids
 from glpretrain.data.module import DataModule
@@ -146,6 +146,15 @@ def test_collapsed_groups_keep_their_centres_and_lose_their_shape() -> None:
         assert rows(cloud[moved]) <= rows(own)
         assert 0.3 < moved.float().mean() < 0.75
     assert torch.equal(collapse(CLOUDS[1:3], keys()[1:3], grid=(20,))[0], corrupted[1:3])
+
+
+def test_as_many_groups_collapse_as_the_ratio_says() -> None:
+    """Up to one half the share is the ratio itself. With eighty points to a group, every group has points beside its centre."""
+    clouds = in_unit_sphere(noise(3, 800, 3, name="groups"))
+    _, corruption = CollapsedGroups(0.4)(clouds, keys(3), grid=(10,))
+    centres = take(clouds, farthest_points(clouds, count=10))
+    cell = nearest_points(clouds, centres, count=1).squeeze(2)  # [B P]
+    assert [len(cell[item][corruption[item]].unique()) for item in range(3)] == [4, 4, 4]
 
 
 def test_a_data_module_makes_batches_of_clouds() -> None:

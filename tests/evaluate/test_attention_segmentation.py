@@ -13,8 +13,9 @@ from torchmetrics.functional.classification import binary_jaccard_index
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import ViT
 from glpretrain.encoders.attention import cls_attention
-from glpretrain.evaluate import AttentionSegmentation, Pixels, attention_segmentation
+from glpretrain.evaluate import AttentionSegmentation, Pixels
 from glpretrain.evaluate.features import evaluating, normalised
+from glpretrain.evaluate.patches import attention_segmentation
 from glpretrain.evaluate.patches.attention_segmentation import jaccard_index, keep_mass
 
 SIZE, PATCH = 24, 2

@@ -14,7 +14,8 @@ from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
 
 from glpretrain.cli.scoring import _of_config
 from glpretrain.encoders import ViT
-from glpretrain.evaluate import Retrieval, retrieval
+from glpretrain.evaluate import Retrieval
+from glpretrain.evaluate.cls import retrieval
 from glpretrain.evaluate.cls.retrieval import LocatedFeatures, rank
 from glpretrain.evaluate.features import encode
 

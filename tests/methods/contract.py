@@ -106,6 +106,13 @@ def check_export(training: Training, folder: Path) -> None:
         assert torch.equal(loaded.cls, expected.cls) and torch.equal(loaded.patches, expected.patches)
 
 
+def check_total(training: Training, *, loss: float) -> None:
+    """What was trained on last is the sum of the terms that are logged, each times its weight, and is what is logged as the loss."""
+    logged, weights = training.trainer.callback_metrics, training.model.weights
+    total = sum(weight * float(logged[f"train/{name}"]) for name, weight in weights.items())
+    assert loss == pytest.approx(total, rel=1e-5) and float(logged["train/loss"]) == pytest.approx(loss, rel=1e-6)
+
+
 def check_accumulation(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over four micro-batches of two each, teacher and states move twice."""
     training = build(recipe, folder, "--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "2")
@@ -118,7 +125,9 @@ def check_accumulation(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(model.teacher, "update", lambda *args, **kwargs: (moves.append("teacher"), update(*args, **kwargs)))
     losses = Losses()
     training.trainer.callbacks.append(losses)
+    model.weights = {name: 0.5 + number for number, name in enumerate(model.weights)}  # all different, none of them 1
     training.fit()
     assert len(losses.values) == 4
+    check_total(training, loss=2 * losses.values[-1])  # Lightning divides by how many are accumulated
     expected = [*range(len(states))] + ["teacher"] * (model.teacher is not None)
     assert sorted(map(str, moves)) == sorted(map(str, expected * 2))

@@ -1,0 +1,154 @@
+"""Callbacks look at the right thing: the trained backbone, the view at hand, the steps that are left."""
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from batches import Optimized, apart, batch_of, fitted, method, teacher_of, views_of
+from pytorch_lightning.loggers import Logger
+from torch import Tensor
+
+from glpretrain.callbacks import LogViews, PrototypeUsage, RunEvaluators, RunProgress, Throughput
+from glpretrain.callbacks.views import columns
+from glpretrain.core.schedule import Schedule
+from glpretrain.core.types import Batch
+from glpretrain.data import Scenes
+from glpretrain.encoders import Encoder, ViT
+from glpretrain.evaluate import Evaluator, FeatureCache, Pixels, Result, Score
+from glpretrain.evaluate.features import encode
+from glpretrain.methods import DINO
+
+
+class FirstFeature(Evaluator):
+    """The mean of the first feature: as good a score as any to tell one encoder from another."""
+
+    headlines = ("feature",)
+
+    def __init__(self) -> None:
+        self.pixels = Pixels(Scenes(4, size=32))
+
+    @property
+    def scored(self) -> Pixels:
+        return self.pixels
+
+    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
+        rows = [output.cls for _, output in encode(encoder, self.pixels, fit="crop", cache=cache)]
+        return Result({"feature": Score(torch.cat(rows)[:, 0].mean().item(), 1.0, 4)}, chosen={})
+
+
+class Notes(Logger):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[dict[str, float], int | None]] = []
+
+    @property
+    def name(self) -> str:
+        return "notes"
+
+    @property
+    def version(self) -> str:
+        return "0"
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append((metrics, step))
+
+    def log_hyperparams(self, params: object) -> None:
+        """Nothing to keep."""
+
+
+def dino() -> DINO:
+    encoder = ViT("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=12, depth=1, num_heads=3)
+    optimized = Optimized(lr=Schedule(0.02, shape="constant"))
+    return apart(method(DINO, encoder, optimized, num_prototypes=7, hidden_dim=11, bottleneck_dim=5, momentum=Schedule(0.5)))
+
+
+def batches(count: int) -> list[Batch]:
+    return [batch_of(global_views=views_of("g", 2, step=step)) for step in range(count)]
+
+
+def test_the_teachers_encoder_is_scored_as_it_is_at_the_moment() -> None:
+    model, evaluator, notes = dino(), FirstFeature(), Notes()
+    before = evaluator.run(teacher_of(model).encoder).scores["feature"].value
+    evaluators = RunEvaluators({"first": evaluator}, every_n_steps=1)
+    fitted(model, batches(2), callbacks=[evaluators], logger=notes)
+    after, student = (evaluator.run(encoder).scores["feature"].value for encoder in (model.backbone(), model.encoder))
+    assert len({round(value, 4) for value in (before, after, student)}) == 3
+    assert evaluators.before is not None and evaluators.before["first_feature"] == pytest.approx(before)
+    assert evaluators.after is not None and evaluators.after["first_feature"] == pytest.approx(after)
+    logged = [(metrics["eval/first/feature"], step) for metrics, step in notes.rows if "eval/first/feature" in metrics]
+    assert [step for _, step in logged] == [0, 1, 2, 2]
+    assert (logged[0][0], logged[-1][0]) == (pytest.approx(before), pytest.approx(after))
+
+
+def test_the_table_has_before_after_and_change_in_this_order() -> None:
+    evaluators = RunEvaluators({"first": FirstFeature()})
+    evaluators.before, evaluators.after = ({"first_feature": value, "first_feature_ci": 0.5} for value in (20.0, 30.0))
+    rows = [list(column.cells) for column in evaluators.table().columns]
+    assert rows[1:4] == [["20.0 +- 0.5"], ["30.0 +- 0.5"], ["+10.0"]]
+
+
+class Clock:
+    """Stands in for a trainer in the middle of a run."""
+
+    global_step, estimated_stepping_batches = 10, 100
+    progress_bar_metrics: dict[str, float] = {"train/loss": 2.5}  # noqa: RUF012
+
+
+def test_the_time_left_is_that_of_the_steps_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("glpretrain.callbacks.progress.time.perf_counter", lambda: now[0])
+    progress, clock = RunProgress(Throughput()), Clock()
+    progress.disable()
+    progress.on_train_start(clock, dino())  # pyright: ignore[reportArgumentType]  a trainer as far as it is looked at
+    clock.global_step, now[0] = 30, 1040.0  # two seconds a step, 70 steps to go
+    assert progress.text(clock) == "step 30/100  loss 2.500  0:02:20 left"  # pyright: ignore[reportArgumentType]
+
+
+class Usage(pl.Callback):
+    """Notes each report of prototypes, and what the teacher's assignments were."""
+
+    def __init__(self) -> None:
+        self.reports: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if "health/objective/perplexity" in trainer.callback_metrics and (trainer.global_step % 2 == 0):
+            self.reports.append(float(trainer.callback_metrics["health/objective/perplexity"]))
+
+
+def test_a_report_of_prototypes_is_of_the_last_steps_alone() -> None:
+    model, usage, targets = dino(), Usage(), list[Tensor]()
+    model.objective.register_forward_hook(
+        lambda module, args, given, output: targets.append(
+            model.objective.targets(given["teacher_logits"], teacher_temp=given["teacher_temp"]).flatten(0, 1)
+        ),
+        with_kwargs=True,
+    )
+    fitted(model, batches(4), callbacks=[PrototypeUsage(every_n_steps=2, num_steps=1), usage])
+    means = [targets[step].mean(dim=0) for step in (1, 3)]
+    assert usage.reports == pytest.approx([torch.exp(-(mean * mean.log()).sum()).item() for mean in means], rel=1e-4)
+
+
+def test_every_view_is_shown_with_its_own_mask() -> None:
+    encoder = ViT("vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=12, depth=1, num_heads=3)
+    mask = torch.tensor([[True, False, False, False], [False, False, False, True]]).unsqueeze(1)  # [G 1 N]
+    shown = columns(batch_of(global_views=torch.ones(2, 1, 3, 16, 16), mask=mask), encoder, num_items=1)
+    darker = [shown[f"hidden {view}"] < shown[f"global {view}"] for view in (1, 2)]  # [1 H W 3]
+    assert darker[0][:, :8, :8].all() and not darker[0][:, 8:].any()
+    assert darker[1][:, 8:, 8:].all() and not darker[1][:, :8].any()
+
+
+def test_the_picture_is_of_the_first_batch_alone(tmp_path: Path) -> None:
+    seen: list[float] = []
+    path = tmp_path / "views.png"
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer: object, pl_module: object, outputs: object, batch: object, batch_idx: int) -> None:
+            seen.append(path.stat().st_mtime_ns)
+
+    fitted(dino(), batches(2), callbacks=[LogViews(path), Look()])
+    assert seen[0] == seen[1]

@@ -1,0 +1,195 @@
+"""DINO, iBOT and MAE as a whole: four steps of training follow the official loop, from the views to the moved weights.
+
+The official code ran in float64. Ours runs in float32, so what is compared agrees to about 1e-5 in losses and gradients; AdamW divides
+gradients by their own size, so in what moved a small gradient counts as much as a large one and rounding shows more.
+"""
+
+import pytest
+import torch
+from batches import Optimized, Recorder, batch_of, fitted, largest_difference, method, views_of
+from golden import load, noise, official_weights
+from torch import Tensor
+
+from glpretrain.core.schedule import Schedule
+from glpretrain.core.types import Batch
+from glpretrain.encoders import Encoder, ViT
+from glpretrain.methods import DINO, IBOT, MAE
+from glpretrain.methods.base import Method
+
+STEPS = 4
+DISTILLED = {"num_prototypes": 19, "hidden_dim": 14, "bottleneck_dim": 10, "student_temp": 0.15, "centre_momentum": 0.8}
+
+
+def encoder() -> Encoder:
+    return ViT("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=12, depth=2, num_heads=3, position_resize="dino")
+
+
+def warmed_up(start: float, base: float) -> Schedule:
+    """The official warm-up over three epochs of four: their first step has the first value, and the third the last."""
+    return Schedule(base, warmup=0.5, warmup_start=start, shape="constant")
+
+
+def first_replaced(name: str, table: tuple[tuple[str, str], ...]) -> str:
+    """With its start replaced by the first entry that fits."""
+    theirs, ours = next(pair for pair in table if name.startswith(pair[0]))
+    return ours + name.removeprefix(theirs)
+
+
+def head_name(name: str, head: str) -> str:
+    """Where a tensor of the official student or teacher lies in a branch of ours."""
+    table = (
+        ("backbone.masked_embed", "encoder.mask_token"),
+        ("backbone.", "encoder.model."),
+        ("head.mlp.", f"heads.{head}.0.mlp."),
+        ("head.last_layer.weight_g", f"heads.{head}.1.gain"),
+        ("head.last_layer.weight_v", f"heads.{head}.1.directions"),
+    )
+    return first_replaced(name, table)
+
+
+def load_official(model: Method, shapes: dict[str, list[int]], *, head: str) -> None:
+    """Student and teacher get weights by formula."""
+    state = model.state_dict()
+    for prefix, ours in (("student.", "student."), ("teacher.", "teacher.branch.")):
+        for name, value in official_weights({prefix + name: shape for name, shape in shapes.items()}).items():
+            place = ours + head_name(name.removeprefix(prefix), head)
+            if not (head == "shared" and place.endswith(".gain")):  # as built: ones
+                state[place] = value.reshape(state[place].shape)
+    model.load_state_dict(state)
+
+
+def renamed(values: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    return {official: values[ours] for official, ours in names.items()}
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: after[name] - value for name, value in before.items()}
+
+
+def state_of(model: Method) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def check_gradients(seen: Recorder, golden: dict, names: dict[str, str]) -> None:
+    for step, expected in enumerate(golden["steps"]):
+        found = renamed(seen.gradients[step], {name: names[name] for name in expected["gradients"]})
+        assert largest_difference(found, expected["gradients"], golden["shapes"]) < 3e-5, step
+
+
+def check_terms(seen: Recorder, golden: dict, terms: dict[str, str]) -> None:
+    for step, expected in enumerate(golden["steps"]):
+        for ours, theirs in terms.items():
+            assert seen.logged[step][f"train/{ours}"] == pytest.approx(expected[theirs], rel=1e-5), (step, ours)
+        assert seen.logged[step]["train/loss"] == pytest.approx(sum(expected[name] for name in terms.values()), rel=1e-5), step
+
+
+def check_centres(seen: Recorder, golden: dict, centres: dict[str, str]) -> None:
+    for step, expected in enumerate(golden["steps"]):
+        for ours, theirs in centres.items():
+            torch.testing.assert_close(seen.states[step][ours], torch.tensor(expected[theirs]), rtol=1e-4, atol=1e-5, msg=f"{step} {ours}")
+
+
+def check_moved(found: dict[str, Tensor], golden: dict, key: str, names: dict[str, str]) -> None:
+    """Without the biases of queries, keys and values: those of keys change nothing, so that rounding alone decides where they go."""
+    expected = {name: values for name, values in golden[key].items() if not name.endswith("attn.qkv.bias")}
+    assert largest_difference(renamed(found, {name: names[name] for name in expected}), expected, golden["shapes"]) < 3e-4, key
+
+
+def test_dino_follows_the_official_run_from_views_to_moved_weights() -> None:
+    golden = load("dino_model")
+    optimized = Optimized(Schedule(0.004, 0.001), Schedule(0.2, 0.6), clip=1.5, freeze_prototypes=0.25)
+    moving = {"momentum": Schedule(0.5, 1.0), "teacher_temp": warmed_up(0.04, 0.07)}
+    model = method(DINO, encoder(), optimized, train_gain=True, **DISTILLED, **moving)
+    load_official(model, golden["shapes"], head="cls")
+    before = state_of(model)
+
+    def made(step: int) -> Batch:
+        return batch_of(global_views=views_of("g", 2, step=step), local_views=views_of("l", 3, step=step, size=16))
+
+    seen = fitted(model, [made(step) for step in range(STEPS)])
+    student = {name: f"student.{head_name(name, 'cls')}" for name in golden["shapes"]}
+    teacher = {name: f"teacher.branch.{head_name(name, 'cls')}" for name in golden["shapes"]}
+    check_terms(seen, golden, {"cls": "loss"})
+    check_gradients(seen, golden, student)
+    check_centres(seen, golden, {"objective.centre_state.value": "centre"})
+    after = moved(before, state_of(model))
+    check_moved(after, golden, "student_moved", student)
+    check_moved(after, golden, "teacher_moved", teacher)
+
+
+def hidden(step: int) -> Tensor:
+    mask = torch.stack([noise(3, 4, 4, name=f"m{view}.{step}") > 0.3 for view in range(2)]).flatten(2)  # [G B N]
+    mask[0, 1] = False
+    return mask
+
+
+def test_ibot_follows_the_official_run_from_views_to_moved_weights() -> None:
+    golden = load("ibot_model")
+    optimized = Optimized(Schedule(0.004, 0.001), clip=1.5, freeze_prototypes=0.25)
+    temps = {"cls_teacher_temp": warmed_up(0.04, 0.07), "patch_teacher_temp": warmed_up(0.05, 0.09)}
+    model = method(IBOT, encoder(), optimized, **DISTILLED, **temps, momentum=Schedule(0.5, 1.0))
+    load_official(model, golden["shapes"], head="shared")
+    before = state_of(model)
+
+    def made(step: int) -> Batch:
+        return batch_of(global_views=views_of("g", 2, step=step), local_views=views_of("l", 2, step=step, size=16), mask=hidden(step))
+
+    seen = fitted(model, [made(step) for step in range(STEPS)])
+    student = {name: f"student.{head_name(name, 'shared')}" for name in golden["shapes"]}
+    teacher = {name: f"teacher.branch.{head_name(name, 'shared')}" for name in golden["shapes"]}
+    check_terms(seen, golden, {"cls": "cls", "patch": "patch"})
+    check_gradients(seen, golden, student)
+    check_centres(seen, golden, {"cls_objective.centre_state.value": "cls_centre", "patch_objective.centre_state.value": "patch_centre"})
+    after = moved(before, state_of(model))
+    check_moved(after, golden, "student_moved", student)
+    check_moved(after, golden, "teacher_moved", teacher)
+
+
+MAE_NAMES = (
+    ("mask_token", "student.heads.decoder.mask_token"),
+    ("decoder_blocks.", "student.heads.decoder.blocks."),
+    ("decoder_embed.", "student.heads.decoder.embed."),
+    ("decoder_norm.", "student.heads.decoder.norm."),
+    ("decoder_pred.", "student.heads.decoder.predict."),
+    ("", "student.encoder.model."),
+)
+BLOCK_NAMES = (
+    ("attn.qkv.weight", "self_attn.in_proj_weight"),
+    ("attn.qkv.bias", "self_attn.in_proj_bias"),
+    ("attn.proj.", "self_attn.out_proj."),
+    ("mlp.fc1.", "linear1."),
+    ("mlp.fc2.", "linear2."),
+)
+
+
+def mae_name(name: str) -> str:
+    place = first_replaced(name, MAE_NAMES)
+    for theirs, ours in BLOCK_NAMES if "decoder.blocks" in place else ():
+        place = place.replace(theirs, ours)
+    return place
+
+
+def test_mae_follows_the_official_run_from_views_to_moved_weights() -> None:
+    golden = load("mae_model")
+    optimized = Optimized(Schedule(0.004, 0.001, warmup=0.25), betas=(0.9, 0.95))
+    model = method(MAE, encoder(), optimized, decoder_dim=16, decoder_depth=1, decoder_heads=2)
+    for module in model.student.heads["decoder"].modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-6  # the official constructors'
+    dict(model.encoder.named_parameters())["model.pos_embed"].requires_grad_(False)  # fixed there, learned here
+    state = model.state_dict()
+    names = {name: mae_name(name) for name in golden["shapes"]}
+    for name, value in official_weights(golden["shapes"]).items():
+        state[names[name]] = value.reshape(state[names[name]].shape)
+    model.load_state_dict(state)
+    before = state_of(model)
+
+    def made(step: int) -> Batch:
+        order = torch.stack([noise(3, 16, name=f"m{view}.{step}") for view in range(2)]).argsort(dim=2)  # [G B N]
+        mask = torch.ones(2, 3, 16, dtype=torch.bool).scatter(2, order[..., :4], False)
+        return batch_of(global_views=views_of("g", 2, step=step), mask=mask)
+
+    seen = fitted(model, [made(step) for step in range(STEPS)])
+    check_terms(seen, golden, {"pixels": "pixels"})
+    check_gradients(seen, golden, names)
+    check_moved(moved(before, state_of(model)), golden, "moved", names)

@@ -1,0 +1,131 @@
+"""What the base does around every optimizer step, seen in fits of two or three steps: rates, clipping, the teacher, equal states."""
+
+import copy
+
+import pytest
+import torch
+from batches import Optimized, Recorder, apart, batch_of, fitted, method, teacher_of, views_of
+
+import glpretrain.methods.base
+from glpretrain.core.schedule import Schedule
+from glpretrain.core.types import Batch
+from glpretrain.encoders import Encoder, ViT
+from glpretrain.methods import DINO, MAE, LocalContrast
+from glpretrain.methods.base import Method
+from glpretrain.training.warm_start import Continuation
+
+CROPS = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(2, 3, 4)
+
+
+def encoder() -> Encoder:
+    return ViT("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=12, depth=2, num_heads=3)
+
+
+def dino(optimized: Optimized | None = None, **settings: object) -> DINO:
+    return method(DINO, encoder(), optimized, num_prototypes=7, hidden_dim=11, bottleneck_dim=5, **settings)
+
+
+def batches(count: int) -> list[Batch]:
+    return [batch_of(global_views=views_of("g", 2, step=step), crops=CROPS) for step in range(count)]
+
+
+def test_gradients_of_every_module_are_clipped_one_by_one_to_the_norm_of_the_step() -> None:
+    clip = Schedule(0.02, 0.01, shape="linear")
+    model = method(LocalContrast, encoder(), Optimized(clip=clip), hidden_dim=11, projection_dim=5, hallucinate=0.1)
+    seen = fitted(model, batches(2))
+    for step, (before, after) in enumerate(zip(seen.gradients, seen.clipped, strict=True)):
+        limit = clip(step / 2)
+        for name, gradient in before.items():
+            factor = min(1.0, limit / (float(gradient.norm()) + 1e-6))
+            torch.testing.assert_close(after[name], factor * gradient, msg=lambda text, name=name: f"{name}: {text}")
+        scaled = {name.split(".")[0] for name, gradient in before.items() if gradient.norm() > 2 * limit}
+        assert scaled == {"student", "hallucinator"}  # which stands beside the student
+
+
+def test_without_a_norm_gradients_are_left_alone() -> None:
+    seen = fitted(dino(), batches(1))
+    assert all(torch.equal(gradient, seen.clipped[0][name]) for name, gradient in seen.gradients[0].items())
+
+
+def scale(name: str) -> float:
+    """Of the rate, at a layer decay of 0.5 and a patch rate of 0.2."""
+    if not name.startswith("student.encoder.") or name.startswith("student.encoder.model.norm."):
+        return 1.0
+    for start, factor in (("blocks.1.", 0.5), ("blocks.0.", 0.25), ("patch_embed.", 0.2 * 0.125)):
+        if name.startswith(f"student.encoder.model.{start}"):
+            return factor
+    return 0.125
+
+
+def check_rates(seen: Recorder, model: Method, *, lr: list[float], weight_decay: list[float]) -> None:
+    """Every parameter that learns has the rate of its layer; those with more than one axis decay, except biases."""
+    learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for step, rates in enumerate(seen.rates):
+        expected = {
+            name: (lr[step] * scale(name), weight_decay[step] if parameter.ndim > 1 and not name.endswith(".bias") else 0.0)
+            for name, parameter in learning.items()
+        }
+        assert rates == {name: pytest.approx(values) for name, values in expected.items()}, step
+
+
+SLOWED = Optimized(Schedule(0.4, 0.0, shape="linear"), Schedule(0.0, 0.6, shape="linear"), layer_decay=0.5, patch_lr=0.2)
+
+
+def test_every_parameter_has_the_rate_of_its_layer_and_step() -> None:
+    model = dino(SLOWED)
+    check_rates(fitted(model, batches(2)), model, lr=[0.4, 0.2], weight_decay=[0.0, 0.3])
+
+
+def test_a_warm_started_run_has_the_same_rates_and_its_teacher_the_weights() -> None:
+    model, backbone = dino(SLOWED, continuation=Continuation(longest=0.0, ramp=0.0)), encoder()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.5)
+    model.continue_from(copy.deepcopy(backbone))
+    for side in (model.encoder, teacher_of(model).encoder):
+        assert all(torch.equal(value, backbone.backbone_state()[name]) for name, value in side.backbone_state().items())
+    check_rates(fitted(model, batches(2)), model, lr=[0.4, 0.2], weight_decay=[0.0, 0.3])
+
+
+def test_the_backbone_is_the_teachers_where_there_is_one() -> None:
+    model = dino()
+    assert model.backbone() is teacher_of(model).encoder is not model.encoder
+    alone = method(MAE, encoder(), decoder_dim=12, decoder_depth=1, decoder_heads=3)
+    assert alone.backbone() is alone.encoder
+
+
+def test_the_teacher_follows_the_student_as_it_is_after_the_step() -> None:
+    momentum = Schedule(0.25, 0.75, shape="linear")
+    model = dino(Optimized(Schedule(0.01, shape="constant")), momentum=momentum)
+    teacher = {name: value.clone() for name, value in teacher_of(model).state_dict().items()}
+    for step, state in enumerate(fitted(model, batches(3)).states):
+        share = momentum(step / 3)
+        for name, value in teacher.items():
+            teacher[name] = share * value + (1 - share) * state[f"student.{name}"]
+            torch.testing.assert_close(state[f"teacher.branch.{name}"], teacher[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_processes_are_given_equal_states_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[Method, int]] = []
+    monkeypatch.setattr(glpretrain.methods.base, "broadcast_states", lambda module: given.append((module, module.global_step)))
+    model = dino()
+    fitted(model, batches(2))
+    assert given == [(model, 0)]
+
+
+def test_a_settled_trunk_waits_for_the_shortest_warm_up_and_what_is_watched_is_the_teachers_entropy() -> None:
+    """Twenty steps: a window is one step wide and has eight blocks, so that two are over at step 16; the longest ends at step 19."""
+    waits = Continuation(tolerance=9.0, window=0.05, shortest=0.9, longest=0.95, ramp=0.9)
+    model, entropies = dino(continuation=waits, teacher_temp=Schedule(0.2)), list[float]()
+    model.continue_from(encoder())
+    apart(model)
+
+    def note(module: object, args: tuple[object, ...], given: dict[str, torch.Tensor], output: object) -> None:
+        logits = (given["teacher_logits"] - model.objective.centre) / 0.2  # [G B K]
+        entropies.append(torch.distributions.Categorical(logits=logits).entropy().mean().item())
+
+    model.objective.register_forward_hook(note, with_kwargs=True)
+    seen = fitted(model, batches(20))
+    assert model.head_warmup is not None and model.head_warmup.released == 18
+    logged = [row["train/teacher_entropy"] for row in seen.logged]  # of the step before
+    assert logged[1:19] == pytest.approx(entropies[:18], rel=1e-4)
