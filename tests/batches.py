@@ -16,7 +16,7 @@ from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
 from glpretrain.methods.base import Method
 from glpretrain.training.branch import Branch
-from glpretrain.training.optim import Clip, Optimization
+from glpretrain.training.optim import Clip, Optimization, TrunkRelease
 
 AnyMethod = TypeVar("AnyMethod", bound=Method)
 Summary = tuple[float, float]
@@ -101,6 +101,7 @@ class Optimized:
         patch_lr: one more factor on the rate of the patch embedding.
         clip: largest norm of each parameter's gradient.
         freeze_prototypes: share of the run in which prototypes do not move.
+        trunk: when the trunk of a run from trained weights learns.
     """
 
     lr: Schedule = Schedule(1e-3, shape="constant")  # noqa: RUF009  frozen
@@ -110,6 +111,7 @@ class Optimized:
     patch_lr: float = 1.0
     clip: float | Schedule | None = None
     freeze_prototypes: float = 0.0
+    trunk: TrunkRelease | None = None
 
 
 def method(kind: Callable[..., AnyMethod], encoder: Encoder, optimized: Optimized | None = None, /, **settings: object) -> AnyMethod:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from glpretrain.callbacks import LogViews, PrototypeUsage, RunEvaluators, RunProgress, Throughput
 from glpretrain.callbacks.views import columns
+from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
-from glpretrain.core.types import Batch
 from glpretrain.data import Scenes
 from glpretrain.encoders import Encoder, ViT
 from glpretrain.evaluate import Evaluator, FeatureCache, Pixels, Result, Score
@@ -137,7 +137,7 @@ def test_every_view_is_shown_with_its_own_mask() -> None:
     encoder = ViT("vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=12, depth=1, num_heads=3)
     mask = torch.tensor([[True, False, False, False], [False, False, False, True]]).unsqueeze(1)  # [G 1 N]
     shown = columns(batch_of(global_views=torch.ones(2, 1, 3, 16, 16), mask=mask), encoder, num_items=1)
-    darker = [shown[f"hidden {view}"] < shown[f"global {view}"] for view in (1, 2)]  # [1 H W 3]
+    darker = [shown[f"global {view}, hidden"] < shown[f"global {view}"] for view in (1, 2)]  # [1 H W 3]
     assert darker[0][:, :8, :8].all() and not darker[0][:, 8:].any()
     assert darker[1][:, 8:, 8:].all() and not darker[1][:, :8].any()
 

@@ -10,8 +10,8 @@ from batches import Optimized, Recorder, batch_of, fitted, largest_difference, m
 from golden import load, noise, official_weights
 from torch import Tensor
 
+from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
-from glpretrain.core.types import Batch
 from glpretrain.encoders import Encoder, ViT
 from glpretrain.methods import DINO, IBOT, MAE
 from glpretrain.methods.base import Method

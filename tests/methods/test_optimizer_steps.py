@@ -1,18 +1,19 @@
 """What the base does around every optimizer step, seen in fits of two or three steps: rates, clipping, the teacher, equal states."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from batches import Optimized, Recorder, apart, batch_of, fitted, method, teacher_of, views_of
 
 import glpretrain.methods.base
+from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
-from glpretrain.core.types import Batch
 from glpretrain.encoders import Encoder, ViT
 from glpretrain.methods import DINO, MAE, LocalContrast
 from glpretrain.methods.base import Method
-from glpretrain.training.warm_start import Continuation
+from glpretrain.training.optim import TrunkRelease
 
 CROPS = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(2, 3, 4)
 
@@ -77,11 +78,11 @@ def test_every_parameter_has_the_rate_of_its_layer_and_step() -> None:
 
 
 def test_a_warm_started_run_has_the_same_rates_and_its_teacher_the_weights() -> None:
-    model, backbone = dino(SLOWED, continuation=Continuation(longest=0.0, ramp=0.0)), encoder()
+    model, backbone = dino(replace(SLOWED, trunk=TrunkRelease(frozen=0.0, ramp=0.0))), encoder()
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.add_(0.5)
-    model.continue_from(copy.deepcopy(backbone))
+    model.init_from(copy.deepcopy(backbone))
     for side in (model.encoder, teacher_of(model).encoder):
         assert all(torch.equal(value, backbone.backbone_state()[name]) for name, value in side.backbone_state().items())
     check_rates(fitted(model, batches(2)), model, lr=[0.4, 0.2], weight_decay=[0.0, 0.3])
@@ -113,19 +114,16 @@ def test_processes_are_given_equal_states_before_the_first_step(monkeypatch: pyt
     assert given == [(model, 0)]
 
 
-def test_a_settled_trunk_waits_for_the_shortest_warm_up_and_what_is_watched_is_the_teachers_entropy() -> None:
-    """Twenty steps: a window is one step wide and has eight blocks, so that two are over at step 16; the longest ends at step 19."""
-    waits = Continuation(tolerance=9.0, window=0.05, shortest=0.9, longest=0.95, ramp=0.9)
-    model, entropies = dino(continuation=waits, teacher_temp=Schedule(0.2)), list[float]()
-    model.continue_from(encoder())
-    apart(model)
-
-    def note(module: object, args: tuple[object, ...], given: dict[str, torch.Tensor], output: object) -> None:
-        logits = (given["teacher_logits"] - model.objective.centre) / 0.2  # [G B K]
-        entropies.append(torch.distributions.Categorical(logits=logits).entropy().mean().item())
-
-    model.objective.register_forward_hook(note, with_kwargs=True)
-    seen = fitted(model, batches(20))
-    assert model.head_warmup is not None and model.head_warmup.released == 18
-    logged = [row["train/teacher_entropy"] for row in seen.logged]  # of the step before
-    assert logged[1:19] == pytest.approx(entropies[:18], rel=1e-4)
+def test_a_trunk_waits_for_its_share_and_what_is_watched_is_the_total() -> None:
+    """Ten steps with windows of two: the means of the first two are known at step 4, the first step that can begin at rate is 5."""
+    for tolerance, released in ((9.0, 0.5), (None, 0.8)):
+        model = dino(Optimized(trunk=TrunkRelease(frozen=0.8, ramp=0.0, tolerance=tolerance, window=0.2)), teacher_temp=Schedule(0.2))
+        model.init_from(encoder())
+        apart(model)
+        seen = fitted(model, batches(10))
+        assert model.trunk is not None and model.trunk.released == released
+        assert [row["schedule/trunk_rate"] for row in seen.logged] == [float(step / 10 >= released) for step in range(10)]
+        if tolerance is not None:
+            totals = [row["train/loss"] for row in seen.logged]
+            expected = torch.tensor([sum(totals[0:2]), sum(totals[2:4])]) / 2
+            torch.testing.assert_close(model.trunk.means, expected)

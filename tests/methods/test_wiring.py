@@ -10,7 +10,6 @@ from itertools import product
 import pytest
 import torch
 from batches import apart, batch_of, method, teacher_of, value_of, values_of, views_of
-from glpretrain.objectives.npair import NPair
 from golden import noise
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,6 +18,7 @@ from glpretrain.core.schedule import Schedule
 from glpretrain.encoders import Encoder, PointTransformer, ViT
 from glpretrain.encoders.attention import attention_inputs
 from glpretrain.methods import DCGLR, GPFM, MMC, HybridDistillation, LocalContrast
+from glpretrain.objectives.contrastive import NPair
 from glpretrain.objectives.distillation import Distillation
 from glpretrain.training.memory import states_of
 from glpretrain.training.teacher import FrozenTeacher
