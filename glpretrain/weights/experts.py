@@ -26,7 +26,7 @@ def load_expert(
 ) -> FrozenTeacher:
     """A frozen teacher with trained weights.
 
-    Every argument has its place in the signature, because a run's config.yaml lists them all from it.
+    All arguments are written out here, because the config.yaml of a run lists them with their defaults.
 
     Args:
         path: what `load_backbone` accepts: a folder that this package, timm or Hugging Face wrote, or a checkpoint file.

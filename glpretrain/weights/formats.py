@@ -38,6 +38,15 @@ _MARKS = (
     ("ibot", {"blocks.0.gamma_1"}),
 )
 
+# What stands before the names of an encoder, where the file says by it which side the encoder is (MoCo v3, Point-BERT) and elsewhere
+# (DINO and its descendants, MoCo v3 without the other side, Point-MAE).
+_MOCO = ("momentum_encoder.", "base_encoder.")
+_SIDES: dict[Which, tuple[str, ...]] = {
+    "teacher": ("momentum_encoder.", "transformer_k.", "transformer_q."),
+    "student": ("base_encoder.", "transformer_q."),
+}
+_PREFIXES = ("backbone.", "base_encoder.", "momentum_encoder.", "MAE_encoder.")
+
 
 @dataclass(frozen=True)
 class Unwrapped:
@@ -77,7 +86,7 @@ def unwrap(content: object, *, which: Which, path: Path) -> Unwrapped:
         hint = hint or next((format for key, format in beside.items() if key in content), None)
         found = _strip(sides[side], which=which)
         return replace(found, hint=hint or found.hint, side=side)
-    for key, hint in (("model", "model"), ("state_dict", None)):
+    for key, hint in (("model", "model"), ("state_dict", None), ("base_model", None)):
         if is_state(state := content.get(key)):
             found = _strip(state, which=which)
             return replace(found, hint=found.hint or hint)
@@ -90,20 +99,13 @@ def _keys(content: dict) -> str:
 
 def _strip(state: State, *, which: Which) -> Unwrapped:
     """Remove what wrappers put before every name, and keep the tensors of the encoder."""
-    for wrapper in ("module.", "_orig_mod."):
-        state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
-    moco = {"teacher": "momentum_encoder.", "student": "base_encoder."}
-    if any(name.startswith(moco[which]) for name in state):
-        return _part(state, prefix=moco[which], hint="mocov3", side=which)
-    for prefix in ("backbone.", "base_encoder.", "momentum_encoder."):
-        if any(name.startswith(prefix) for name in state):
-            return _part(state, prefix=prefix, hint=None if prefix == "backbone." else "mocov3", side="")
+    state = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): tensor for name, tensor in state.items()}
+    prefixes = [(prefix, which) for prefix in _SIDES[which]] + [(prefix, "") for prefix in _PREFIXES]
+    for prefix, side in prefixes:
+        if own := {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}:
+            left_out = tuple(sorted(name for name in state if not name.startswith(prefix)))
+            return Unwrapped(own, left_out, "mocov3" if prefix in _MOCO else None, side)
     return Unwrapped(state)
-
-
-def _part(state: State, *, prefix: str, hint: str | None, side: str) -> Unwrapped:
-    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    return Unwrapped(own, tuple(sorted(name for name in state if not name.startswith(prefix))), hint, side)
 
 
 def recognise(found: Unwrapped, *, path: Path) -> str:

@@ -12,7 +12,7 @@ from glpretrain.weights.files import read_content, read_json
 from glpretrain.weights.fitting import fit
 from glpretrain.weights.folders import CARD, LIBRARY_CONFIG, read_own_checkpoint, read_own_folder
 from glpretrain.weights.names import FILES
-from glpretrain.weights.published import read_huggingface_folder, read_points, read_published_file, read_timm_folder
+from glpretrain.weights.published import read_huggingface_folder, read_published_file, read_timm_folder
 from glpretrain.weights.report import LoadedWeights, LoadOptions, LoadReport
 
 _log = logging.getLogger(__name__)
@@ -96,7 +96,6 @@ def _read_folder(folder: Path) -> LoadedWeights:
 
 def _read_file(path: Path, options: LoadOptions) -> LoadedWeights:
     content = read_content(path)
-    for read in (read_own_checkpoint, read_points):
-        if (weights := read(content, options, path=path)) is not None:
-            return weights
+    if (weights := read_own_checkpoint(content, options, path=path)) is not None:
+        return weights
     return read_published_file(content, options, path=path)

@@ -30,7 +30,7 @@ _VGGFACE2: Statistics = (
 # "blocks.blocks.3." in Point-MAE's files; "encoder.layer.3.", "layer.3." or "layers.3." in those of Hugging Face.
 _BLOCK = re.compile(r"blocks\.(?:\d+\.|blocks\.)?(\d+)\.")
 _HUGGINGFACE_BLOCK = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.")
-# Classes of Hugging Face with a head keep the encoder below one of these.
+# Hugging Face's classes with a head put one of these before the names of the encoder.
 _WRAPPER = re.compile(r"^(?:(?:vit|dinov2|dinov2_with_registers|dinov3_vit|model)\.)+(?=embeddings|encoder|layer|norm|pooler)")
 
 
@@ -66,7 +66,7 @@ class Layout:
 
         Args:
             state: tensors under the published names.
-            gated: whether the MLPs are gated; decides where one published name means two things.
+            gated: whether the MLPs are gated, for layouts in which one published name then means something else.
         """
         # Where a name occurs twice, the later entry counts.
         first, last = (self.names, self.gated) if gated else (self.gated, self.names)
@@ -85,13 +85,13 @@ class Layout:
         if "attn.q" in self.names:
             _join_qkv(renamed)
         if "reg_token" in self.names and {"reg_token", "cls_token", "pos_embed"} <= renamed.keys():
-            # Beside registers timm adds positions to patches only, so the class token's own is added to the token for good.
+            # timm's models with registers add positions to patches only, so the position of the class token becomes part of the token.
             positions = renamed["pos_embed"]
             renamed |= {"cls_token": renamed["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
         return renamed
 
     def from_timm(self, state: State, *, gated: bool) -> tuple[State, list[str]]:
-        """Inverse of `to_timm` for the layouts of Hugging Face, but for the position of the class token.
+        """Inverse of `to_timm` for the layouts of Hugging Face, except that the position of the class token stays in the token.
 
         Args:
             state: tensors under timm's names, with a class token.
@@ -189,7 +189,7 @@ FILES = {
     "timm": Layout("timm", "timm", r"(head|head_dist|attn_pool|fc|classifier)\."),
 }
 
-# Point transformers; CONCH's names are timm's below a prefix.
+# Point transformers. (CONCH has no entry: after a prefix its names are timm's.)
 _POINT_PRETRAINING = r"cls_head|lm_head|mask_token|pos_embedding\.|head\."
 POINT_MAE = Layout(
     "Point-MAE",

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from glpretrain.encoders import timm_adapter
 from glpretrain.encoders.timm_model import pair
-from glpretrain.weights.files import State, is_state, listed, numbers, read_json, read_weights
-from glpretrain.weights.formats import heads_of, infer, num_blocks, recognise, unwrap
+from glpretrain.weights.files import State, numbers, read_json, read_weights
+from glpretrain.weights.formats import Unwrapped, heads_of, infer, num_blocks, recognise, unwrap
 from glpretrain.weights.names import FILES, HUGGINGFACE, POINT_MAE, POS_BERT, SATELLITE
 from glpretrain.weights.report import Arguments, LoadedWeights, LoadOptions
 
@@ -27,13 +27,8 @@ _CONCH_KEPT = r"visual\.(trunk|attn_pool_contrast|ln_contrast)\."
 _CONCH_POOL_HEADS = 8
 _CONCH_STATISTICS = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])  # conch/open_clip_custom: OpenAI's
 
-# A tensor that only one of the two families of point tokens has, and what stands before the encoder's names: in the files of
-# Point-MAE, Point-BERT, a classifier and POS-BERT.
+# A tensor that only one of the two families of point transformers has.
 _POINT_MARK, _POS_MARK = "encoder.first_conv.0.weight", "gather_local_0.conv1.weight"
-_POINT_PREFIXES = {
-    "teacher": ("MAE_encoder.", "transformer_k.", "transformer_q.", "backbone.", ""),
-    "student": ("transformer_q.", "backbone."),
-}
 
 
 def read_timm_folder(folder: Path) -> LoadedWeights:
@@ -101,7 +96,7 @@ def read_huggingface_folder(folder: Path) -> LoadedWeights:
 
 
 def read_published_file(content: object, options: LoadOptions, *, path: Path) -> LoadedWeights:
-    """A published checkpoint of an image encoder.
+    """A published checkpoint of an encoder of images or points.
 
     Args:
         content: what the file holds.
@@ -113,6 +108,8 @@ def read_published_file(content: object, options: LoadOptions, *, path: Path) ->
     """
     found = unwrap(content, which=options.get("which", "teacher"), path=path)
     state = _in_single_precision(found.state)
+    if _POINT_MARK in state or _POS_MARK in state:
+        return _read_points(replace(found, state=state), num_heads=options.get("num_heads"), path=path)
     if "visual.attn_pool_contrast.query" in state and "visual.trunk.patch_embed.proj.weight" in state:
         return _read_conch(state, options, path=path)
     format = options.get("format") or recognise(found, path=path)
@@ -179,55 +176,24 @@ def _read_conch(state: State, options: LoadOptions, *, path: Path) -> LoadedWeig
     return LoadedWeights("CONCH", "PooledViT", arguments, kept, left_out=left_out, assumed=assumed, hints=("name", "num_heads"))
 
 
-def read_points(content: object, options: LoadOptions, *, path: Path) -> LoadedWeights | None:
-    """A published point transformer: Point-MAE (pretrained or fine-tuned), Point-BERT or POS-BERT; None where the file holds none.
+def _read_points(found: Unwrapped, *, num_heads: int | None, path: Path) -> LoadedWeights:
+    """Point-MAE (pretrained or fine-tuned), Point-BERT or POS-BERT.
 
     What no tensor says (points of a group, points per token, attention heads) is taken as published, and the report says so.
-
-    Args:
-        content: what the file holds.
-        options: options of `load_backbone`.
-        path: the file, for its name and for messages.
-
-    Raises:
-        ValueError: the file does not hold the side that is asked for, or the number of heads is not known.
     """
-    if not isinstance(content, dict):
-        return None
-    places = ("base_model", "teacher", "student", "model", "state_dict")
-    states = {key: state for key, state in (*((key, content.get(key)) for key in places), ("", content)) if is_state(state)}
-    if not any(name.endswith((_POINT_MARK, _POS_MARK)) for state in states.values() for name in state):
-        return None
-    which = options.get("which", "teacher")
-    sides = {"teacher", "student"} & states.keys()
-    if sides and which not in sides:
-        raise ValueError(f"load_backbone: which={which!r} given; {path} holds {sorted(sides)}")
-    whole = states[which] if sides else next(iter(states.values()))
-    whole = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): tensor for name, tensor in whole.items()}
-    prefixes = _POINT_PREFIXES["teacher" if sides else which]
-    prefix = next((prefix for prefix in prefixes if {prefix + _POINT_MARK, prefix + _POS_MARK} & whole.keys()), None)
-    if prefix is None:
-        raise ValueError(f"load_backbone: which={which!r} given; {path} holds {listed(sorted(whole))}")
-    state = {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
-    left_out = tuple(sorted(name for name in whole if not name.startswith(prefix)))
-    side = f" ({which})" if sides or prefix.startswith("transformer_") else ""
-    return replace(_read_points(state, side=side, num_heads=options.get("num_heads"), path=path), left_out=left_out)
-
-
-def _read_points(state: State, *, side: str, num_heads: int | None, path: Path) -> LoadedWeights:
-    embed_dim = len(state["norm.weight"])
-    if _POS_MARK in state:
-        layout, title, name, points = POS_BERT, "POS-BERT", "pos_bert_large" if embed_dim > 192 else "pos_bert_base", 32
-    elif "reduce_dim.weight" in state:
-        layout, title, name, points = POINT_MAE, "Point-BERT", "point_bert", 16
+    embed_dim = len(found.state["norm.weight"])
+    if _POS_MARK in found.state:
+        layout, title, encoder, points = POS_BERT, "POS-BERT", "pos_bert_large" if embed_dim > 192 else "pos_bert_base", 32
+    elif "reduce_dim.weight" in found.state:
+        layout, title, encoder, points = POINT_MAE, "Point-BERT", "point_bert", 16
     else:
-        layout, title, name, points = POINT_MAE, "Point-MAE", "point_mae", 16
-    title += side
+        layout, title, encoder, points = POINT_MAE, "Point-MAE", "point_mae", 16
+    title = f"{title} ({found.side})" if found.side else title
     num_heads, assumed = heads_of(embed_dim, num_heads=num_heads, published=layout.heads, path=path)
     assumed = (f"groups of 32 points and one token for {points}, as published", *assumed)
-    state = {name: _of_points(name, tensor) for name, tensor in _in_single_precision(layout.to_timm(state)).items()}
+    state = {name: _of_points(name, tensor) for name, tensor in layout.to_timm(found.state).items()}
     arguments: Arguments = {
-        "name": name,
+        "name": encoder,
         "embed_dim": embed_dim,
         "depth": num_blocks(state),
         "num_heads": num_heads,
@@ -236,7 +202,7 @@ def _read_points(state: State, *, side: str, num_heads: int | None, path: Path) 
         "class_token": "cls_token" in state,
         "source": f"{title}, {path.name}",
     }
-    return LoadedWeights(title, "PointTransformer", arguments, state, layout.pretraining, assumed=assumed, hints=("num_heads",))
+    return LoadedWeights(title, "PointTransformer", arguments, state, layout.pretraining, found.left_out, assumed, ("num_heads",))
 
 
 def _of_points(name: str, tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from glpretrain.core.clouds import farthest_points, take
 from glpretrain.encoders import PointTransformer, build
 from glpretrain.encoders.attention import cls_attention
 from glpretrain.encoders.layers import features_of_layers
-from glpretrain.weights.published import read_points
+from glpretrain.weights.published import read_published_file
 
 SMALL = {"num_points": 40, "points_per_token": 4, "group_size": 6, "embed_dim": 24, "depth": 2, "num_heads": 3}
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # float32 on both sides
@@ -21,8 +21,7 @@ def official(name: str, **arguments) -> tuple[PointTransformer, dict]:
     """Ours with the official weights of a reference, in evaluation mode."""
     reference = load(name)
     state = official_weights(reference["shapes"])
-    imported = read_points({"base_model": state}, {"num_heads": 3}, path=Path(name))
-    assert imported is not None
+    imported = read_published_file({"base_model": state}, {"num_heads": 3}, path=Path(name))
     built = {**imported.arguments, **SMALL, "source": "", **arguments}
     encoder = PointTransformer(**built).eval()
     encoder.load_backbone_state({key: value for key, value in imported.state.items() if key in encoder.backbone_state()})

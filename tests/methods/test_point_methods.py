@@ -17,7 +17,7 @@ from glpretrain.methods import DCGLR, MAE, MMC, LocalContrast, PointMAE
 from glpretrain.objectives.chamfer import ChamferL1, CorruptedPoints
 from glpretrain.objectives.contrastive import InfoNCE, NPair
 from glpretrain.objectives.reconstruction import CorruptedPixels
-from glpretrain.weights.published import read_points
+from glpretrain.weights.published import read_published_file
 
 SMALL = {"num_points": 40, "points_per_token": 4, "group_size": 6, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
@@ -34,8 +34,7 @@ def small(name: str = "pos_bert_base", **arguments) -> PointTransformer:
 def official_point_mae() -> tuple[PointMAE, dict]:
     reference = load("point_mae")
     state = official_weights(reference["shapes"])
-    imported = read_points({"base_model": state}, {"num_heads": 3}, path=Path("point_mae"))
-    assert imported is not None
+    imported = read_published_file({"base_model": state}, {"num_heads": 3}, path=Path("point_mae"))
     method = PointMAE(PointTransformer("point_mae", **SMALL), decoder_depth=1, decoder_heads=3)
     own = method.encoder.backbone_state()
     method.encoder.load_backbone_state({name: tensor for name, tensor in imported.state.items() if name in own})

@@ -20,7 +20,7 @@ from torch import nn
 
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import Encoder, FeatureMap, ViT
-from glpretrain.weights import export_as
+from glpretrain.weights import export_as, load_backbone_with_report
 from glpretrain.weights.exports.huggingface import Features, write_huggingface
 
 # Queries, keys and values by one product or by three, rotations by two formulas: float32 sums in other orders.
@@ -59,6 +59,17 @@ def test_the_class_has_the_features_of_the_encoder(kind: str, tmp_path: Path) ->
                 worst = (tensor.double() - torch.tensor(reference[name], dtype=torch.float64)).abs().max().item()
                 assert worst <= TOLERANCE, f"{name} at {size}: {worst:.1e}"
     assert exported.difference is not None and exported.difference <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", HUGGINGFACE)
+def test_an_export_is_read_back_with_the_features_of_the_encoder(kind: str, tmp_path: Path) -> None:
+    encoder = HUGGINGFACE[kind]()
+    again, report = load_backbone_with_report(export_as(encoder, tmp_path / "out", format="huggingface").folder)
+    items = images(2, *encoder.card.item_shape)
+    with torch.no_grad():
+        assert difference(again(items), expected=encoder(items)) <= TOLERANCE
+    assert report.full_match and not report.reshaped
+    assert (again.card.mean, again.card.std) == (encoder.card.mean, encoder.card.std)
 
 
 @with_transformers

@@ -1,10 +1,10 @@
 """Trained encoders in the formats of other tools: timm and Hugging Face folders, torch.export programs, ONNX."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from glpretrain.encoders import Encoder
-from glpretrain.weights.exports.base import Exported, Written, prepare, write_timm
+from glpretrain.weights.exports.base import Exported, prepare, write_timm
 from glpretrain.weights.exports.huggingface import write_huggingface
 from glpretrain.weights.exports.programs import write_onnx, write_torch
 from glpretrain.weights.folders import require_new
@@ -12,11 +12,7 @@ from glpretrain.weights.folders import require_new
 __all__ = ["FORMATS", "Exported", "export_as"]
 
 # timm opens our own folder, so the two names mean the same.
-_FOLDERS: dict[str, Callable[[Encoder, Path], Written]] = {
-    "folder": write_timm,
-    "timm": write_timm,
-    "huggingface": write_huggingface,
-}
+_FOLDERS = {"folder": write_timm, "timm": write_timm, "huggingface": write_huggingface}
 _PROGRAMS = {"torch": write_torch, "onnx": write_onnx}
 FORMATS = (*_FOLDERS, *_PROGRAMS)
 

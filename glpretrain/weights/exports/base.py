@@ -90,10 +90,8 @@ def check_images(encoder: Encoder) -> Iterator[Tensor]:
 
 def difference(output: EncoderOutput, expected: EncoderOutput) -> float:
     """Maximum absolute difference over cls and patches."""
-    return max(
-        (output.cls - expected.cls).abs().max().item(),
-        (output.patches - expected.patches).abs().max().item(),
-    )
+    pairs = ((output.cls, expected.cls), (output.patches, expected.patches))
+    return max((ours - theirs).abs().max().item() for ours, theirs in pairs)
 
 
 def write_timm(encoder: Encoder, folder: Path) -> Written:
