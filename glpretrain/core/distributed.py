@@ -1,8 +1,10 @@
-"""The few collectives that objectives need. With one process each is the identity, so no caller asks how many processes there are."""
+"""The few collectives that objectives need, and batch norm over all processes. With one process each collective is the identity, so no
+caller asks how many processes there are.
+"""
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 
@@ -85,3 +87,35 @@ def gather_with_grad(value: Tensor) -> Tensor:
         Float[world_size*B *S].
     """
     return value if world_size() == 1 else _Gather.apply(value)
+
+
+class SyncedBatchNorm(nn.BatchNorm1d):
+    """Batch norm over all axes but the last one, and over all processes. torch's own SyncBatchNorm refuses CPU tensors, so that losses
+    could not be tested with two processes on a machine without a GPU.
+
+    Parameters, buffers and constructor are those of torch's batch norm. With running statistics, evaluation mode uses them, the result
+    has the input's dtype, and a single process runs torch's own kernel. Without (`track_running_stats=False`), both modes normalise with
+    the statistics of the batch at hand, and the result is float32: what a head needs whose teacher normalises its own batch.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Float[*S C] to Float[*S C]."""
+        rows = input.flatten(0, -2)  # [R C]
+        if self.track_running_stats and (not self.training or world_size() == 1):
+            return super().forward(rows).reshape(input.shape)
+        rows = rows.float()
+        mean = all_reduce_mean(rows.mean(dim=0))  # [C]
+        centred = rows - mean
+        variance = all_reduce_mean(centred.square().mean(dim=0))  # [C]
+        normed = centred * torch.rsqrt(variance + self.eps)
+        if self.affine:
+            normed = normed * self.weight + self.bias
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return normed.reshape(input.shape)
+        assert self.momentum is not None, "the plain average of all batches is not implemented"
+        with torch.no_grad():
+            count = len(rows) * world_size()
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+            self.num_batches_tracked.add_(1)
+        return normed.to(input.dtype).reshape(input.shape)

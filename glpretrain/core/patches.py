@@ -1,37 +1,45 @@
-"""Between images and patches: cut an image into patches, and put patches together to an image.
+"""Between images and patches: the grid of patches of an image, cutting an image into patches, and putting patches together again.
 
 The numbers of a patch are in MAE's order (models_mae.py, `patchify`): row, column, channel.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
+
+from glpretrain.core.types import EncoderCard
 
 
 def patchify(images: Tensor, *, patch_size: tuple[int, int]) -> Tensor:
-    """Cut images into patches, row by row.
-
-    Args:
-        images: Float[B C H W], or of another dtype.
-        patch_size: height and width of a patch in pixels; they divide H and W.
-
-    Returns:
-        Float[B N P], where P counts the numbers of a patch: its height x its width x C.
-    """
+    """Cut images into patches, row by row: Float[B C H W] to Float[B N P], P = height x width of a patch x C."""
     height, width = patch_size
     blocks = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B C rows p columns q]
     return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
+def pixels_of_patches(images: Tensor, *, patch_size: tuple[int, int]) -> Tensor:
+    """The pixels of every patch, row by row, channel by channel: Float[B C H W] to Float[B C N M]."""
+    patches = patchify(images, patch_size=patch_size).unflatten(2, (-1, images.shape[1]))  # [B N M C]
+    return patches.permute(0, 3, 1, 2).contiguous()
+
+
 def unpatchify(patches: Tensor, *, patch_size: tuple[int, int], grid: tuple[int, int], num_channels: int) -> Tensor:
-    """The inverse of `patchify`.
-
-    Args:
-        patches: Float[B N P].
-        patch_size: height and width of a patch in pixels.
-        grid: rows and columns of patches, N in all.
-        num_channels: number of channels C of the image.
-
-    Returns:
-        Float[B C H W].
-    """
+    """The inverse of `patchify`: Float[B N P] to Float[B C H W], where `grid` are the rows and columns of patches."""
     blocks = patches.unflatten(2, (*patch_size, num_channels)).unflatten(1, grid)  # [B rows columns p q C]
     return blocks.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def image_grid(card: EncoderCard, item_shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of tokens for an image of shape C H W.
+
+    Raises:
+        ValueError: the number of channels is another one, or a side does not divide into patches.
+    """
+    name, channels = card.arguments["name"], card.item_shape[0]
+    if len(item_shape) != 3 or item_shape[0] != channels:
+        raise ValueError(f"{name}: item shape {tuple(item_shape)} given; accepted: ({channels}, height, width)")
+    for side, length, patch in zip(("height", "width"), item_shape[1:], card.patch_size, strict=True):
+        if length % patch or length == 0:
+            nearest = sorted({max(length // patch, 1) * patch, (length // patch + 1) * patch})
+            raise ValueError(f"{name}: {side} {length} does not divide by the patch of {patch} pixels; nearest accepted: {nearest}")
+    return item_shape[1] // card.patch_size[0], item_shape[2] // card.patch_size[1]

@@ -7,19 +7,30 @@ so queries and keys carry the norms, rotations and biases of the model at hand. 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.points import PointTransformer
 from glpretrain.encoders.vit import ViT
 
-# From the weights of an attention, Float[B heads T T], and its keys, Float[B heads T d] (None where they are not seen), to what is kept.
-_Keep = Callable[[Tensor, Tensor | None], Tensor]
+
+class AttentionInputs(NamedTuple):
+    """What a fused attention was computed from."""
+
+    queries: Tensor  # Float[B heads T d]
+    keys: Tensor  # Float[B heads T d]
+    values: Tensor  # Float[B heads T d]
+
+
+_Kept = TypeVar("_Kept")
+# What is kept of one attention, or None for nothing: a function of its inputs (None where the kernel is not fused) and of a function that
+# computes its weights, Float[B heads T T] in float32.
+_Keep = Callable[[AttentionInputs | None, Callable[[], Tensor]], _Kept | None]
 
 
 def attention_maps(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tensor:
@@ -36,7 +47,7 @@ def attention_maps(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tenso
     Raises:
         ValueError: the encoder is of another kind or in training mode, there is no such block, or it does not have exactly one attention.
     """
-    return _record(encoder, items, blocks=[block], keep=lambda maps, keys: maps)[0]
+    return _record(encoder, items, blocks=[block], keep=lambda inputs, weights: weights())[0]
 
 
 def attention_keys(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tensor:
@@ -54,73 +65,37 @@ def attention_keys(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tenso
         ValueError: the attention is not fused, or see `attention_maps`.
     """
 
-    def of_patches(maps: Tensor, keys: Tensor | None) -> Tensor:
-        if keys is None:
+    def of_patches(inputs: AttentionInputs | None, weights: Callable[[], Tensor]) -> Tensor:
+        if inputs is None:
             name = encoder.card.arguments["name"]
             raise ValueError(f"attention keys: {name} does not run the fused kernel, which is needed; set TIMM_FUSED_ATTN=1")
-        return keys[:, :, encoder.num_prefix_tokens :].transpose(1, 2).flatten(2)  # [B N D]
+        return inputs.keys.float()[:, :, prefix:].transpose(1, 2).flatten(2)  # [B N D]
 
+    prefix = _transformer(encoder).num_prefix_tokens
     return _record(encoder, items, blocks=[block], keep=of_patches)[0]
-
-
-class AttentionInputs(NamedTuple):
-    """Queries, keys and values of one attention, of the patches only."""
-
-    queries: Tensor  # Float[B heads N d]
-    keys: Tensor  # Float[B heads N d]
-    values: Tensor  # Float[B heads N d]
 
 
 @contextmanager
 def attention_inputs(encoder: Encoder, *, block: int) -> Iterator[list[AttentionInputs]]:
-    """Record queries, keys and values of one block, with their gradient, in every forward pass of the encoder inside this context.
+    """Record queries, keys and values of one block in every forward pass inside this context: of the patches only, with their gradient.
 
     Args:
-        encoder: a ViT whose attention runs in the fused kernel; it may be in training mode.
+        encoder: a transformer whose attention runs in the fused kernel; it may be in training mode.
         block: see `attention_maps`.
 
     Yields:
         A list that grows by one entry with each pass.
 
     Raises:
-        ValueError: the encoder is no ViT, or there is no such block.
+        ValueError: the encoder is of another kind, or there is no such block.
     """
-    if not isinstance(encoder, ViT):
-        raise ValueError(f"attention inputs: {encoder.card.arguments.get('name', encoder.card.encoder)} given; accepted: a ViT")
-    if not -encoder.num_layers <= block < encoder.num_layers:
-        raise ValueError(f"attention inputs: block={block}; accepted: {-encoder.num_layers} to {encoder.num_layers - 1}")
-    watch = _WatchInputs(num_prefix_tokens=encoder.num_prefix_tokens)
-    watched = encoder.model.blocks[block]
-    hooks = [watched.register_forward_pre_hook(watch.start), watched.register_forward_hook(watch.stop)]
-    try:
-        with watch:
-            yield watch.kept
-    finally:
-        for hook in hooks:
-            hook.remove()
 
+    def of_patches(inputs: AttentionInputs | None, weights: Callable[[], Tensor]) -> AttentionInputs | None:
+        return None if inputs is None else AttentionInputs(*(tensor[:, :, prefix:] for tensor in inputs))
 
-class _WatchInputs(TorchFunctionMode):
-    """Keeps the arguments of every fused attention between `start` and `stop`."""
-
-    def __init__(self, *, num_prefix_tokens: int) -> None:
-        super().__init__()
-        self.kept: list[AttentionInputs] = []
-        self._num_prefix_tokens = num_prefix_tokens
-        self._inside = False
-
-    def start(self, module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Forward pre-hook."""
-        self._inside = True
-
-    def stop(self, module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        """Forward hook."""
-        self._inside = False
-
-    def __torch_function__(self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping | None = None) -> object:
-        if self._inside and func is F.scaled_dot_product_attention:
-            self.kept.append(AttentionInputs(*(tensor[:, :, self._num_prefix_tokens :] for tensor in args[:3])))
-        return func(*args, **(kwargs or {}))
+    prefix, (watched,) = _transformer(encoder).num_prefix_tokens, _blocks(encoder, [block])
+    with _watching([watched], keep=of_patches) as kept:
+        yield kept[watched]
 
 
 def cls_attention(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tensor:
@@ -156,72 +131,84 @@ def cls_attention_of_blocks(encoder: Encoder, items: Tensor, *, blocks: Sequence
     """
     grid = encoder.grid(items.shape[1:])
 
-    def to_patches(maps: Tensor, keys: Tensor | None) -> Tensor:
-        return maps[:, :, 0, -math.prod(grid) :].unflatten(-1, grid)  # [B heads *grid]
+    def to_patches(inputs: AttentionInputs | None, weights: Callable[[], Tensor]) -> Tensor:
+        return weights()[:, :, 0, -math.prod(grid) :].unflatten(-1, grid)  # [B heads *grid]
 
-    if isinstance(encoder, ViT | PointTransformer) and encoder.model.cls_token is None:
+    if _transformer(encoder).model.cls_token is None:
         raise ValueError(f"attention maps: {encoder.card.arguments['name']} has no class token; use attention_maps")
     return torch.stack(_record(encoder, items, blocks=blocks, keep=to_patches))
 
 
-def _record(encoder: Encoder, items: Tensor, *, blocks: Sequence[int], keep: _Keep) -> list[Tensor]:
-    """What `keep` returns for the attention of each block; the whole map, T x T, exists for one block at a time."""
+def _transformer(encoder: Encoder) -> ViT | PointTransformer:
     if not isinstance(encoder, ViT | PointTransformer):
         given = encoder.card.arguments.get("name", encoder.card.encoder)
-        raise ValueError(f"attention maps: {given} given; accepted: a ViT or a PointTransformer")
+        raise ValueError(f"attention: {given} given; accepted: a ViT or a PointTransformer")
+    return encoder
+
+
+def _blocks(encoder: Encoder, numbers: Sequence[int]) -> list[nn.Module]:
+    transformer, depth = _transformer(encoder), encoder.num_layers
+    for number in numbers:
+        if not -depth <= number < depth:
+            raise ValueError(f"attention: block={number}; accepted: {-depth} to {depth - 1}")
+    return [transformer.model.blocks[number] for number in numbers]
+
+
+def _record(encoder: Encoder, items: Tensor, *, blocks: Sequence[int], keep: _Keep[Tensor]) -> list[Tensor]:
+    """What `keep` returns for the attention of each block; the whole map, T x T, exists for one block at a time."""
+    watched = _blocks(encoder, blocks)
     if encoder.training:
         raise ValueError("attention maps: the encoder is in training mode, where dropout changes the map; call eval() first")
-    depth = encoder.num_layers
-    for block in blocks:
-        if not -depth <= block < depth:
-            raise ValueError(f"attention maps: block={block}; accepted: {-depth} to {depth - 1}")
-    watched = [encoder.model.blocks[block] for block in blocks]
-    watch = _WatchAttention(keep)
-    hooks = [block.register_forward_pre_hook(watch.start) for block in watched]
-    hooks += [block.register_forward_hook(watch.stop) for block in watched]
+    with torch.no_grad(), _watching(watched, keep=keep) as kept:
+        encoder(items)
+    for block in watched:
+        if len(kept[block]) != 1:
+            kind, name = type(block).__name__, encoder.card.arguments["name"]
+            raise ValueError(f"attention maps: a {kind} of {name} has {len(kept[block])} attention maps; accepted: blocks with one")
+    return [kept[block][0] for block in watched]
+
+
+@contextmanager
+def _watching(blocks: Sequence[nn.Module], *, keep: _Keep[_Kept]) -> Iterator[dict[nn.Module, list[_Kept]]]:
+    """Inside this context, collect for each of the blocks what `keep` returns for every attention that it computes."""
+    watch = _Watch(blocks, keep)
+    hooks = [block.register_forward_pre_hook(watch.start) for block in blocks]
+    hooks += [block.register_forward_hook(watch.stop) for block in blocks]
     try:
-        with torch.no_grad(), watch:
-            encoder(items)
+        with watch:
+            yield watch.kept
     finally:
         for hook in hooks:
             hook.remove()
-    for block in watched:
-        if len(watch.kept[block]) != 1:
-            kind, name = type(block).__name__, encoder.card.arguments["name"]
-            raise ValueError(f"attention maps: a {kind} of {name} has {len(watch.kept[block])} attention maps; accepted: blocks with one")
-    return [watch.kept[block][0] for block in watched]
 
 
-class _WatchAttention(TorchFunctionMode):
-    """Keeps what `keep` returns for every attention that a block computes between `start` and `stop`."""
+class _Watch(TorchFunctionMode, Generic[_Kept]):
+    """Collects what `keep` returns for every call of the fused attention or of softmax between `start` and `stop` of a block."""
 
-    def __init__(self, keep: _Keep) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], keep: _Keep[_Kept]) -> None:
         super().__init__()
-        self.kept: dict[torch.nn.Module, list[Tensor]] = {}
+        self.kept: dict[nn.Module, list[_Kept]] = {block: [] for block in blocks}
         self._keep = keep
-        self._block: torch.nn.Module | None = None
+        self._block: nn.Module | None = None
 
-    def start(self, module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+    def start(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Forward pre-hook."""
-        self.kept[module] = []
         self._block = module
 
-    def stop(self, module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def stop(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         """Forward hook."""
         self._block = None
 
     def __torch_function__(self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping | None = None) -> object:
         result = func(*args, **(kwargs or {}))
+        found = None
         if self._block is not None and func is F.scaled_dot_product_attention:
-            self.kept[self._block].append(self._keep(_softmax_of(*args, **(kwargs or {})), _key_of(*args, **(kwargs or {}))))
+            found = self._keep(AttentionInputs(*args[:3]), lambda: _softmax_of(*args, **(kwargs or {})))
         elif self._block is not None and func is Tensor.softmax:
-            self.kept[self._block].append(self._keep(result.float(), None))
+            found = self._keep(None, lambda: result.float())
+        if self._block is not None and found is not None:
+            self.kept[self._block].append(found)
         return result
-
-
-def _key_of(query: Tensor, key: Tensor, *args: object, **kwargs: object) -> Tensor:
-    """The keys, which are the second argument of `scaled_dot_product_attention`: Float[B heads T d] in float32."""
-    return key.float()
 
 
 def _softmax_of(

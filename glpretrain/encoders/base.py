@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from glpretrain.core.patches import patchify
+from glpretrain.core.patches import pixels_of_patches
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.sequences import encode_list
 
@@ -33,7 +33,7 @@ def register(builder: _Builder) -> _Builder:
 
 
 def build(card: EncoderCard) -> "Encoder":
-    """Build the architecture of a card, with fresh weights.
+    """The architecture of a card, with fresh weights.
 
     Raises:
         ValueError: no encoder is registered under that name, or it does not accept the card's arguments.
@@ -42,15 +42,7 @@ def build(card: EncoderCard) -> "Encoder":
 
 
 def build_from(name: str, arguments: Mapping[str, object]) -> "Encoder":
-    """Build an encoder from the two fields of a card that describe its architecture.
-
-    Args:
-        name: name of a registered encoder.
-        arguments: arguments of its constructor.
-
-    Raises:
-        ValueError: see `build`.
-    """
+    """`build` from the registered name of an encoder and the arguments of its constructor."""
     if name not in _BUILDERS:
         raise ValueError(f"encoder card: unknown encoder {name!r}; registered: {sorted(_BUILDERS)}")
     builder = _BUILDERS[name]
@@ -156,12 +148,8 @@ class Encoder(nn.Module, ABC):
             Float[B C N M], C numbers of each of M inputs, and Bool[B N M].
         """
         height, width = self.card.patch_size
-
-        def by_channel(values: Tensor) -> Tensor:
-            patches = patchify(values, patch_size=(height, width)).unflatten(2, (-1, values.shape[1]))  # [B N M C]
-            return patches.permute(0, 3, 1, 2).contiguous()  # [B C N M]
-
-        return by_channel(items), by_channel(corruption.unsqueeze(1)).squeeze(1)
+        values, replaced = (pixels_of_patches(images, patch_size=(height, width)) for images in (items, corruption.unsqueeze(1)))
+        return values, replaced.squeeze(1)
 
     @abstractmethod
     def add_mask_token(self) -> None:
@@ -209,17 +197,7 @@ class Encoder(nn.Module, ABC):
 
 
 def check_numbers(encoder: str, *, counts: Mapping[str, int | None], positive: Mapping[str, float | None], drop_path_rate: float) -> None:
-    """Check the numbers that a user gives to describe an architecture.
-
-    Args:
-        encoder: name of the encoder, for messages.
-        counts: numbers that are at least 1, or None.
-        positive: numbers above 0, or None.
-        drop_path_rate: rate in [0, 1).
-
-    Raises:
-        ValueError: a number is out of its range.
-    """
+    """Refuse, with a ValueError, counts below 1, numbers that are not positive and rates outside [0, 1); None is left out."""
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{encoder}: {name}={value} given; accepted: at least 1")

@@ -15,9 +15,10 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor
 
+from glpretrain.core.patches import image_grid
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, check_numbers, load_strictly, register
-from glpretrain.encoders.timm_model import TimmArguments, build_timm_model, check_model, image_card, image_grid, pair, timm_config
+from glpretrain.encoders.timm_model import TimmArguments, check_model, create_model, image_card, pair, timm_config
 
 # Their windows are laid out for one size when the model is built.
 _WINDOWED_MODULES = ("swin_transformer", "swin_transformer_v2")
@@ -61,7 +62,7 @@ class FeatureMap(Encoder):
         self._timm_args: TimmArguments = {"in_chans": in_chans, "num_classes": 0, "drop_path_rate": drop_path_rate}
         if is_model_in_modules(name, _WINDOWED_MODULES):
             self._timm_args |= {"img_size": [height, width], "strict_img_size": False}
-        model = build_timm_model(name, self._timm_args)
+        model = create_model(name, pretrained=False, **self._timm_args)
         assert isinstance(model, ResNet | ResNetV2 | RegNet | ConvNeXt | SwinTransformer | SwinTransformerV2)
         if model.head_hidden_size != model.num_features:
             raise ValueError(
@@ -77,13 +78,10 @@ class FeatureMap(Encoder):
         self._num_stages = max(layer for name, layer in self._layer_ids.items() if name.startswith(f"{stage}."))
         self._card = image_card(
             "FeatureMap",
-            arguments={"name": name, "drop_path_rate": drop_path_rate},
-            img_size=(height, width),
-            in_chans=in_chans,
+            {"name": name, "drop_path_rate": drop_path_rate, "licence": licence, "source": source},
+            item_shape=(in_chans, height, width),
             mean=mean,
             std=std,
-            licence=licence,
-            source=source,
             patch_size=(cell, cell),
             embed_dim=dim,
         )
@@ -95,7 +93,7 @@ class FeatureMap(Encoder):
         return self._num_stages
 
     def grid(self, item_shape: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns of cells for an image of shape C H W; see `timm_model.image_grid`."""
+        """Rows and columns of cells for an image of shape C H W; see `core.patches.image_grid`."""
         return image_grid(self._card, item_shape)
 
     def _encode(self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None = None) -> EncoderOutput:

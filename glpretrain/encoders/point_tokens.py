@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glpretrain.core.clouds import farthest_points, nearest_points, take
-from glpretrain.core.norms import SyncedBatchNorm
+from glpretrain.core.distributed import SyncedBatchNorm
 
 
 class Groups(NamedTuple):

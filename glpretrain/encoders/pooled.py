@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glpretrain.core.types import EncoderOutput
-from glpretrain.encoders.base import Encoder, load_strictly, register
+from glpretrain.encoders.base import Encoder, build_from, load_strictly, register
 from glpretrain.encoders.vit import ViT
 
 
@@ -81,42 +81,20 @@ class PooledViT(Encoder):
         source: str = "",
     ) -> None:
         super().__init__()
-        self.trunk = ViT(
-            name,
-            img_size=img_size,
-            patch_size=patch_size,
-            in_chans=in_chans,
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            drop_path_rate=drop_path_rate,
-            mean=mean,
-            std=std,
-        )
+        shape = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
+        given = {"name": name, "img_size": img_size, "in_chans": in_chans, "drop_path_rate": drop_path_rate, "mean": mean, "std": std}
+        trunk = build_from("ViT", given | shape)
+        assert isinstance(trunk, ViT)
+        self.trunk = trunk
         if self.trunk.model.cls_token is None or self.trunk.num_prefix_tokens != 1:
             raise ValueError(f"PooledViT: name={name!r} given; accepted: a ViT with a class token and no registers")
         if pool_dim % pool_heads:
             raise ValueError(f"PooledViT: pool_dim={pool_dim} does not divide into pool_heads={pool_heads}")
         self.attn_pool_contrast = _Pool(self.trunk.embed_dim, out_dim=pool_dim, num_heads=pool_heads)
         self.ln_contrast = nn.LayerNorm(pool_dim)
-        trunk = self.trunk.card
-        taken = (
-            "name",
-            "img_size",
-            "patch_size",
-            "in_chans",
-            "embed_dim",
-            "depth",
-            "num_heads",
-            "mlp_ratio",
-            "drop_path_rate",
-            "mean",
-            "std",
-        )
-        arguments = {key: trunk.arguments[key] for key in taken}
+        arguments = {key: trunk.card.arguments[key] for key in given | shape}
         arguments |= {"pool_dim": pool_dim, "pool_heads": pool_heads, "licence": licence, "source": source}
-        self._card = replace(trunk, encoder="PooledViT", arguments=arguments, embed_dim=pool_dim, licence=licence, source=source)
+        self._card = replace(trunk.card, encoder="PooledViT", arguments=arguments, embed_dim=pool_dim, licence=licence, source=source)
 
     @property
     def num_layers(self) -> int:

@@ -12,18 +12,12 @@ from glpretrain.core.types import EncoderOutput
 def encode_list(
     encode: Callable[..., EncoderOutput], items: Sequence[Tensor], *, mask: Tensor | Sequence[Tensor | None] | None
 ) -> list[EncoderOutput]:
-    """Encode tensors of several sizes; those of one size are encoded together.
+    """Encode tensors of several sizes, Float[B *item] each; those of one size are encoded together.
 
     Args:
         encode: function of Float[B *item] and the keyword `mask`, Bool[B N] or None.
-        items: list of Float[B *item].
-        mask: None, or a list as long as `items`.
-
-    Returns:
-        One output per tensor, in the order of `items`.
-
-    Raises:
-        ValueError: `mask` is not a list as long as `items`.
+        items: the tensors; the outputs have the same order.
+        mask: None, or a list as long as `items`; anything else is refused with a ValueError.
     """
     if isinstance(mask, Tensor) or (mask is not None and len(mask) != len(items)):
         given = "one tensor" if isinstance(mask, Tensor) else f"{len(mask)} masks"
@@ -46,18 +40,12 @@ def encode_list(
 
 
 def hide_tokens(tokens: Tensor, *, mask: Tensor, mask_token: Tensor | None) -> Tensor:
-    """Replace hidden tokens by the mask token.
+    """Replace hidden tokens by the mask token; a ValueError refuses a missing mask token, and a mask of another shape or dtype.
 
     Args:
         tokens: Float[B *grid D], or Float[B N D].
         mask: Bool[B N], True where a token is hidden.
-        mask_token: Float[D], or a token for every place, of the shape of `tokens`; None when the encoder has none yet.
-
-    Returns:
-        Tensor of the shape of `tokens`.
-
-    Raises:
-        ValueError: there is no mask token, or the mask has another shape or dtype.
+        mask_token: Float[D], or one token for every place, of the shape of `tokens`; None when the encoder has none yet.
     """
     if mask_token is None:
         raise ValueError("encoder: a mask was given but there is no mask token; call add_mask_token() first")
@@ -68,12 +56,8 @@ def hide_tokens(tokens: Tensor, *, mask: Tensor, mask_token: Tensor | None) -> T
 
 
 def split_tokens(tokens: Tensor, *, num_prefix_tokens: int, has_class_token: bool) -> EncoderOutput:
-    """Split the tokens behind the final norm, Float[B T D], into class token, registers and patches.
-
-    Args:
-        tokens: class token if there is one, then registers and distillation tokens, then patches.
-        num_prefix_tokens: number of tokens before the patches.
-        has_class_token: whether the first token is the class token; `cls` is the mean of the patches otherwise.
+    """Split the tokens behind the final norm, Float[B T D]: the class token if there is one, then registers and distillation tokens, then
+    patches. Without a class token, `cls` is the mean of the patches. `num_prefix_tokens` counts the tokens before the patches.
     """
     patches = tokens[:, num_prefix_tokens:]
     return EncoderOutput(

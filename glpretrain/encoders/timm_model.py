@@ -21,25 +21,11 @@ TimmArguments = dict[str, str | int | float | bool | list[int]]
 PositionResize = Literal["timm", "bicubic", "dino"]
 POSITION_RESIZES: tuple[PositionResize, ...] = ("timm", "bicubic", "dino")
 
-_create_model: Callable[..., nn.Module] = timm.create_model  # every model has keyword arguments of its own
-
-
-def build_timm_model(name: str, arguments: TimmArguments) -> nn.Module:
-    """The timm model of that name, with fresh weights."""
-    return _create_model(name, pretrained=False, **arguments)
+create_model: Callable[..., nn.Module] = timm.create_model  # every model has keyword arguments of its own
 
 
 def check_model(name: str, modules: Sequence[str], *, encoder: str) -> None:
-    """Check that a model belongs to one of these modules of timm.
-
-    Args:
-        name: name of a timm model.
-        modules: accepted modules of `timm.models`.
-        encoder: name of the adapter, for the message.
-
-    Raises:
-        ValueError: timm has no such model, or it belongs to another module.
-    """
+    """Refuse, with a ValueError, a name that belongs to no model of these modules of timm."""
     if not timm.is_model(name) or not is_model_in_modules(name, modules):
         raise ValueError(f"{encoder}: name={name!r} given; accepted: models of timm's {', '.join(modules)} (see timm.list_models)")
 
@@ -76,14 +62,11 @@ def normalisation(
 
 def image_card(
     encoder: str,
-    *,
     arguments: Mapping[str, str | int | float | bool | list[int] | list[float] | None],
-    img_size: tuple[int, int],
-    in_chans: int,
+    *,
+    item_shape: tuple[int, int, int],
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    licence: str,
-    source: str,
     patch_size: tuple[int, ...],
     embed_dim: int,
 ) -> EncoderCard:
@@ -91,50 +74,27 @@ def image_card(
 
     Args:
         encoder: registered name of the adapter.
-        arguments: arguments of its constructor that have no parameter of their own here.
-        img_size: height and width of the images.
-        in_chans: number of channels.
-        mean: as given by the user, see `normalisation`.
-        std: as given by the user.
-        licence: licence of the weights.
-        source: source of the weights.
+        arguments: arguments of its constructor, `licence` and `source` among them, without those that follow from `item_shape`.
+        item_shape: channels, height and width.
+        mean: mean of each channel as given by the user, see `normalisation`.
+        std: standard deviation of each channel as given by the user.
         patch_size: height and width of a token in pixels.
         embed_dim: width D of the features.
     """
+    in_chans, *img_size = item_shape
     means, stds = normalisation(mean, std, in_chans=in_chans)
-    own = {"img_size": list(img_size), "in_chans": in_chans, "mean": list(means), "std": list(stds), "licence": licence, "source": source}
     return EncoderCard(
         encoder=encoder,
-        arguments={**arguments, **own},
+        arguments={**arguments, "in_chans": in_chans, "img_size": img_size, "mean": list(means), "std": list(stds)},
         modality="image",
-        item_shape=(in_chans, *img_size),
+        item_shape=item_shape,
         patch_size=patch_size,
         embed_dim=embed_dim,
         mean=means,
         std=stds,
-        licence=licence,
-        source=source,
+        licence=str(arguments["licence"]),
+        source=str(arguments["source"]),
     )
-
-
-def image_grid(card: EncoderCard, item_shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of tokens for an image of shape C H W.
-
-    Args:
-        card: card of the encoder.
-        item_shape: shape of the image.
-
-    Raises:
-        ValueError: the number of channels is another one, or a side does not divide into patches.
-    """
-    name, channels = card.arguments["name"], card.item_shape[0]
-    if len(item_shape) != 3 or item_shape[0] != channels:
-        raise ValueError(f"{name}: item shape {tuple(item_shape)} given; accepted: ({channels}, height, width)")
-    for side, length, patch in zip(("height", "width"), item_shape[1:], card.patch_size, strict=True):
-        if length % patch or length == 0:
-            nearest = sorted({max(length // patch, 1) * patch, (length // patch + 1) * patch})
-            raise ValueError(f"{name}: {side} {length} does not divide by the patch of {patch} pixels; nearest accepted: {nearest}")
-    return item_shape[1] // card.patch_size[0], item_shape[2] // card.patch_size[1]
 
 
 def resize_positions(positions: Tensor, *, grid: Sequence[int], new_grid: Sequence[int], how: PositionResize) -> Tensor:

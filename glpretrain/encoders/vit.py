@@ -21,6 +21,7 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
 from glpretrain.core.clouds import take
+from glpretrain.core.patches import image_grid
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, check_numbers, load_strictly, register
 from glpretrain.encoders.sequences import hide_tokens, split_tokens
@@ -28,10 +29,9 @@ from glpretrain.encoders.timm_model import (
     POSITION_RESIZES,
     PositionResize,
     TimmArguments,
-    build_timm_model,
     check_model,
+    create_model,
     image_card,
-    image_grid,
     pair,
     resize_positions,
     timm_config,
@@ -122,7 +122,7 @@ class ViT(Encoder):
         if is_model_in_modules(name, ("vision_transformer_relpos",)):
             self._timm_args["fc_norm"] = False  # some of these name the norm behind the pooling whatever the pooling is
         try:
-            model = build_timm_model(name, self._timm_args)
+            model = create_model(name, pretrained=False, **self._timm_args)
         except AssertionError as refusal:  # how timm refuses sizes that do not fit one another
             raise ValueError(f"ViT: timm refuses to build {name} with {chosen}: {refusal}") from refusal
         assert isinstance(model, VisionTransformer | VisionTransformerRelPos | Beit | Eva)
@@ -152,21 +152,13 @@ class ViT(Encoder):
             "position_resize": position_resize,
             "norm_eps": norm_eps,
             "rope_periods": None if rope_periods is None else list(rope_periods),
+            "licence": licence,
+            "source": source,
             **shape,
         }
-        self._card = image_card(
-            "ViT",
-            arguments=arguments,
-            img_size=(height, width),
-            in_chans=in_chans,
-            mean=mean,
-            std=std,
-            licence=licence,
-            source=source,
-            patch_size=ratio,
-            embed_dim=model.embed_dim,
-        )
-        self.grid((in_chans, height, width))
+        item_shape = (in_chans, height, width)
+        self._card = image_card("ViT", arguments, item_shape=item_shape, mean=mean, std=std, patch_size=ratio, embed_dim=model.embed_dim)
+        self.grid(item_shape)
 
     @property
     def num_layers(self) -> int:
@@ -182,7 +174,7 @@ class ViT(Encoder):
         """Rows and columns of tokens for an image of shape C H W.
 
         Raises:
-            ValueError: the model accepts one size only, or see `timm_model.image_grid`.
+            ValueError: the model accepts one size only, or see `core.patches.image_grid`.
         """
         accepted, size = self._card.item_shape[1:], tuple(item_shape[1:])
         if self._fixed_size and size != accepted:

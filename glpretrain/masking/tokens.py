@@ -35,22 +35,14 @@ class Mask(ABC):
 
 
 def check_ratio(ratio: float, *, mask: str) -> float:
-    """`ratio`, the share of hidden tokens that a user gave to the mask of this name.
-
-    Raises:
-        ValueError: it is outside [0, 1).
-    """
+    """The share of hidden tokens that a user gave to the mask of this name; outside [0, 1) it is refused with a ValueError."""
     if not 0.0 <= ratio < 1.0:
         raise ValueError(f"{mask}: ratio is a share in [0, 1), not {ratio}")
     return ratio
 
 
 def num_visible(grid: tuple[int, ...], *, ratio: float, mask: str) -> int:
-    """Number of visible tokens, int(N * (1 - ratio)) as in MAE's code.
-
-    Raises:
-        ValueError: no token would be visible.
-    """
+    """Number of visible tokens, int(N * (1 - ratio)) as in MAE's code; none is refused with a ValueError."""
     num_tokens = math.prod(grid)
     visible = int(num_tokens * (1.0 - ratio))
     if visible == 0:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glpretrain.core import keys as rng
-from glpretrain.core.norms import SyncedBatchNorm
+from glpretrain.core.distributed import SyncedBatchNorm
 
 _HALLUCINATION = 0x4A11  # seed of the strengths, which no draw of the data uses
 
@@ -157,13 +157,8 @@ class Prototypes(nn.Module):
 class ContrastHead(nn.Sequential):
     """SiT's projector: Linear, BN, ReLU, Linear, BN, GELU, Linear, BN without affine (SiT vision_transformer.py).
 
-    The batch norms keep no running statistics: the head is not used after pretraining, and in SiT a momentum teacher normalises its own
-    batch, because the teacher's batch norms run in training mode.
-
-    Args:
-        in_dim: width D of the features.
-        hidden_dim: width of the hidden layers.
-        out_dim: width of the result.
+    The batch norms keep no running statistics: the head is not used after pretraining, and a momentum teacher normalises its own batch
+    (in SiT, the teacher's batch norms run in training mode).
     """
 
     def __init__(self, in_dim: int, *, hidden_dim: int = 4096, out_dim: int = 256) -> None:
@@ -184,11 +179,6 @@ class PixelHead(nn.Module):
 
     The official transposed convolution with kernel = stride = patch is this linear map; its outputs are in MAE's order (row, column,
     channel), see `core.patches`.
-
-    Args:
-        in_dim: width D of the tokens.
-        patch_dim: number of values to predict per token.
-        num_layers: number of hidden layers.
     """
 
     def __init__(self, in_dim: int, *, patch_dim: int, num_layers: int = 3) -> None:
@@ -207,11 +197,6 @@ class LayerNormHead(nn.Sequential):
     """BYOL's projector and predictor with layer norm in place of batch norm: Linear, LayerNorm, ReLU, Linear (FSFM models_fsfm.py).
 
     Xavier-uniform weights and zero biases, as the official model ends up with.
-
-    Args:
-        in_dim: width of the features.
-        hidden_dim: width of the hidden layer.
-        out_dim: width of the result.
     """
 
     def __init__(self, in_dim: int, *, hidden_dim: int = 4096, out_dim: int = 256) -> None:

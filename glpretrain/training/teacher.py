@@ -36,12 +36,7 @@ class EMATeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, branch: nn.Module, *, momentum: float) -> None:
-        """Move the teacher one step: teacher = momentum * teacher + (1 - momentum) * student, in float32. Buffers are copied.
-
-        Args:
-            branch: the student.
-            momentum: momentum of the moving average.
-        """
+        """teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter in float32; buffers are copied."""
         own, student = dict(self.branch.named_parameters()), dict(branch.named_parameters())
         assert own.keys() == student.keys(), f"teacher and student differ in {sorted(own.keys() ^ student.keys())}"
         full = [name for name, value in own.items() if value.dtype == torch.float32]

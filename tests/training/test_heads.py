@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glpretrain.core.norms import SyncedBatchNorm
+from glpretrain.core.distributed import SyncedBatchNorm
 from glpretrain.training.decoders import TokenDecoder, sincos_position
 from glpretrain.training.heads import ContrastHead, PixelHead, ProjectionHead, Prototypes
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from glpretrain.core.norms import SyncedBatchNorm
+from glpretrain.core.distributed import SyncedBatchNorm
 
 
 def wave(*shape: int, step: float = 0.37) -> torch.Tensor:
