@@ -118,8 +118,7 @@ def test_a_trunk_waits_for_its_share_and_what_is_watched_is_the_total() -> None:
     """Ten steps with windows of two: the means of the first two are known at step 4, the first step that can begin at rate is 5."""
     for tolerance, released in ((9.0, 0.5), (None, 0.8)):
         model = dino(Optimized(trunk=TrunkRelease(frozen=0.8, ramp=0.0, tolerance=tolerance, window=0.2)), teacher_temp=Schedule(0.2))
-        model.init_from(encoder())
-        apart(model)
+        apart(model).init_from(encoder())
         seen = fitted(model, batches(10))
         assert model.trunk is not None and model.trunk.released == released
         assert [row["schedule/trunk_rate"] for row in seen.logged] == [float(step / 10 >= released) for step in range(10)]
