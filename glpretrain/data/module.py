@@ -6,10 +6,10 @@ resumed run or another number of processes sees the same. Left out: reading file
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -22,7 +22,8 @@ from glpretrain.core.batch import Batch, ViewGroup
 from glpretrain.data.loading import RawBatch, RawItems, batches_of, usable_cores
 from glpretrain.data.orders import EpochBatches, Order, Position, Shuffled
 from glpretrain.data.requirements import Consumer, Made, Tokens, check_uses
-from glpretrain.data.sources.base import Source, Subset
+from glpretrain.data.sources.base import Source
+from glpretrain.data.sources.parts import embedded_source, train_test_parts
 from glpretrain.data.views import ViewMaker, Views
 from glpretrain.masking import Corruption, Mask, RegionMask
 
@@ -31,8 +32,6 @@ _log = logging.getLogger(__name__)
 _MASK, _CORRUPTION = 0x3A5C, 0xC022  # what an item's key is folded with here; `views` uses small numbers
 _AUTO_CACHE_BYTES = 1_500_000_000
 _LEAST_SEEN = 500  # the share of unreadable items is taken of at least so many, or the first would stop a run
-_TRAIN_SHARE = 0.8
-_EMBEDDED_ITEMS = 2400
 
 
 class DataModule(LightningDataModule):
@@ -321,16 +320,7 @@ class DataModule(LightningDataModule):
         source = self.source if self.labelled is None else self.labelled
         if not source.classes and source.train_test_split() is None:
             source = self._embedded_source("labelled")
-        return self.divided(source)
-
-    @staticmethod
-    def divided(source: Source) -> tuple[Source, Source]:
-        """(train, test) parts of a source with classes: its own split, or else a fixed fifth of it is the test part."""
-        if (split := source.train_test_split()) is not None:
-            return split
-        index = torch.arange(len(source))
-        train = rng.uniform(rng.item_keys(seed=0, epoch=0, index=index)) < _TRAIN_SHARE  # not of the run's seed: runs stay comparable
-        return Subset(source, indices=index[train].tolist()), Subset(source, indices=index[~train].tolist())
+        return train_test_parts(source)
 
     def masked_source(self) -> Source:
         """Source for prompt segmentation: the one that was given; or the source, or its test part, where it has masks; or an embedded one.
@@ -345,10 +335,9 @@ class DataModule(LightningDataModule):
         return source if split is None else split[1]
 
     def _embedded_source(self, argument: str) -> Source:
-        modality = modalities.get(self.views.modality)
-        make = cast(Callable[..., Source], modalities.resolve(modality.embedded_source))
-        embedded = make(_EMBEDDED_ITEMS, **{modality.embedded_size: self.item_size})
-        channels, accepted = (item.shape[modality.channel_axis] for item in (self.raw_batch([0]).items[0], embedded[0].image))
+        embedded = embedded_source(self.views.modality, size=self.item_size)
+        axis = modalities.get(self.views.modality).channel_axis
+        channels, accepted = self.raw_batch([0]).items[0].shape[axis], embedded[0].image.shape[axis]
         if channels != accepted:
             raise ValueError(f"DataModule: {self.source.name} has {channels} channels and {embedded.name} has {accepted}; give {argument}")
         return embedded

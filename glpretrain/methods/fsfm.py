@@ -75,7 +75,8 @@ class FSFM(Method):
         encoder.require_keep()
         width = encoder.embed_dim
         channels, *_ = encoder.card.item_shape
-        rows, columns = self.patch_size = encoder.card.patch_size
+        rows, columns = encoder.card.patch_size
+        self.patch_size = (rows, columns)
         heads = {
             "rep": RepresentationDecoder(width, depth=rep_depth, num_heads=rep_heads, positions=rep_positions),
             "projector": LayerNormHead(width, hidden_dim=hidden_dim, out_dim=projection_dim),
@@ -103,10 +104,11 @@ class FSFM(Method):
             keys = heads["projector"](heads["rep"](seen.cls, seen.patches, grid=grid))  # [(G B) projection_dim]
         keep = visible_indices(mask)  # [(G B) M]
         output = self.student.encode(views, keep=keep)
-        heads = self.student.heads
-        queries = self.predictor(heads["projector"](heads["rep"](output.cls, output.patches, grid=grid, keep=keep)))
+        heads, rep = self.student.heads, self.student.heads["rep"]
+        assert isinstance(rep, RepresentationDecoder)
+        queries = self.predictor(heads["projector"](rep(output.cls, output.patches, grid=grid, keep=keep)))
         tokens = torch.cat([output.cls.unsqueeze(1), output.patches], dim=1)  # [(G B) 1+M D]
-        tokens = with_mask_tokens(tokens, mask_token=heads["rep"].mask_token, keep=keep, num_tokens=mask.shape[1])  # [(G B) 1+N D]
+        tokens = with_mask_tokens(tokens, mask_token=rep.mask_token, keep=keep, num_tokens=mask.shape[1])  # [(G B) 1+N D]
         predictions = self.decoder(tokens, grid=grid)
         targets = patchify(views, patch_size=self.patch_size)
         terms = {

@@ -51,7 +51,8 @@ class MAE(Method):
         if encoder.card.modality != "image":
             raise ValueError(f"MAE: it predicts pixels, the encoder is for {encoder.card.modality}; use PointMAE for points")
         channels, *_ = encoder.card.item_shape
-        rows, columns = self.patch_size = encoder.card.patch_size
+        rows, columns = encoder.card.patch_size
+        self.patch_size = (rows, columns)
         decoder = TokenDecoder(
             encoder.embed_dim, patch_dim=rows * columns * channels, embed_dim=decoder_dim, depth=decoder_depth, num_heads=decoder_heads
         )

@@ -24,6 +24,7 @@ from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.layers import RelationBlock, pooled_tokens
+from glpretrain.encoders.vit import ViT
 from glpretrain.methods.base import Method
 from glpretrain.objectives.contrastive import QueueInfoNCE
 from glpretrain.objectives.distillation import ViewDistillation
@@ -123,12 +124,13 @@ class Mugs(Method):
         student = batch.views.get("student", batch.views["global"])
         groups = [student, batch.views["local"]] if "local" in batch.views else [student]
         views = [group.items.flatten(0, 1) for group in groups]
+        assert isinstance(self.encoder, ViT) and isinstance(self.teacher_branch.encoder, ViT)  # `RelationBlock` takes no other
         with torch.no_grad():
             with pooled_tokens(self.teacher_branch.encoder) as pooled:
                 seen = self.teacher_branch.encode(clean.flatten(0, 1))
             keys, key_groups, teacher_logits = self._heads(self.teacher_branch, seen.cls, pooled[0], self.teacher_memory, num_items)
         with pooled_tokens(self.encoder) as pooled:
-            outputs = self.encoder(views)
+            outputs = self.student.encode(views)
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
         projections, groups, student_logits = self._heads(self.student, cls, torch.cat(pooled), self.student_memory, num_items)
         queries = self.predictors["instance"](projections)  # [V B projection_dim]
