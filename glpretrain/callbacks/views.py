@@ -1,9 +1,11 @@
 """A picture of the first batch as the method sees it: look at it before you wait for a run.
 
-Clouds of points are seen along an axis of theirs, nearer points brighter. Left out: pictures of features (`glpretrain.report`).
+How a view is drawn is said by its modality (`glpretrain.modalities`). Pictures of features are left out (`glpretrain.report`).
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -11,20 +13,19 @@ from matplotlib.figure import Figure
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from glpretrain.core.clouds import farthest_points, nearest_points, take
-from glpretrain.core.types import Batch, EncoderCard
+from glpretrain import modalities
+from glpretrain.callbacks.evaluators import Trained
+from glpretrain.core.types import Batch
 from glpretrain.encoders.base import Encoder
-
-_DIMMED = 0.2  # what is left of a hidden pixel's brightness
 
 
 class LogViews(pl.Callback):
     """Saves a grid of the first batch's views: one row per item; its global views, what is hidden of them, corrupted views,
-    the student's own with a red line below the strongly augmented ones, and local views.
+    the student's own with a red line below the strongly augmented ones, local and coarse views.
 
     Args:
-        path: of the PNG.
-        num_items: rows.
+        path: path of the PNG.
+        num_items: number of rows.
     """
 
     def __init__(self, path: Path, *, num_items: int = 6) -> None:
@@ -37,88 +38,50 @@ class LogViews(pl.Callback):
         if self._saved or not trainer.is_global_zero:
             return
         self._saved = True
+        assert isinstance(pl_module, Trained)
         grid_figure(columns(batch, pl_module.encoder, num_items=self.num_items)).savefig(self.path, dpi=130)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("views", [str(self.path)])
 
 
+class _Views(NamedTuple):
+    """Views of one kind."""
+
+    items: Tensor  # Float[V B *item]
+    mask: Tensor | None = None  # Bool[V B N]  hidden tokens
+    corrupted: Tensor | None = None  # Float[V B *item]
+    corruption: Tensor | None = None  # Bool[V B *inputs]  replaced inputs
+    strong: Tensor | None = None  # Bool[V B]  strongly augmented views
+
+
+def _views_of(batch: Batch) -> Iterator[tuple[str, _Views]]:
+    """The views of a batch by name; nothing else here knows its fields."""
+    yield "global", _Views(batch.global_views, batch.mask, batch.corrupted_views, batch.corruption)
+    if batch.student_views is not None and batch.weak is not None:
+        yield "student", _Views(batch.student_views, strong=(~batch.weak).expand(len(batch.student_views), -1))
+    if batch.local_views is not None:
+        yield "local", _Views(batch.local_views)
+    for views in batch.coarse_views or ():
+        yield f"{views.shape[2]} points", _Views(views)
+
+
 def columns(batch: Batch, encoder: Encoder, *, num_items: int) -> dict[str, Tensor]:
     """The pictures of a batch by title, each Float[B H W 3] in [0, 1] with B at most `num_items`."""
-    if encoder.card.modality == "points":
-        return _cloud_columns(batch, encoder, num_items=num_items)
+    modality, card = modalities.get(encoder.card.modality), encoder.card
     shown: dict[str, Tensor] = {}
-    for g, view in enumerate(batch.global_views[:, :num_items]):
-        picture = unnormalise(view, encoder.card)
-        shown[f"global {g + 1}"] = picture
-        if batch.mask is not None:
-            hidden = batch.mask[g, :num_items]  # [B N]
-            rows, columns = encoder.grid(view.shape[1:])
-            cells = hidden.unflatten(1, (rows, columns)).repeat_interleave(picture.shape[1] // rows, 1)
-            shown[f"hidden {g + 1}"] = _dim(picture, cells.repeat_interleave(picture.shape[2] // columns, 2))
-        if batch.corrupted_views is not None:
-            shown[f"replaced {g + 1}"] = _dim(picture, batch.corruption[g, :num_items])
-            shown[f"corrupted {g + 1}"] = unnormalise(batch.corrupted_views[g, :num_items], encoder.card)
-    if batch.student_views is not None:
-        for number, view in enumerate(batch.student_views[:, :num_items]):
-            shown[f"student {number + 1}"] = _underline(unnormalise(view, encoder.card), ~batch.weak[:num_items])
-    if batch.local_views is not None:
-        for number, view in enumerate(batch.local_views[:, :num_items]):
-            shown[f"local {number + 1}"] = unnormalise(view, encoder.card)
+    for name, group in _views_of(batch):
+        items, mask, corrupted, corruption, strong = (None if part is None else part[:, :num_items].unbind() for part in group)
+        for v, view in enumerate(items or ()):
+            picture = modality.pictures(view, card=card)
+            shown[f"{name} {v + 1}"] = picture if strong is None else _underline(picture, strong[v])
+            if mask is not None:
+                hidden = modality.inputs_of_tokens(mask[v], view, grid=encoder.grid(view.shape[1:]))
+                shown[f"hidden {v + 1}"] = modality.pictures(view, card=card, dimmed=hidden)
+            if corrupted is not None and corruption is not None:
+                shown[f"replaced {v + 1}"] = modality.pictures(view, card=card, dimmed=corruption[v])
+                shown[f"corrupted {v + 1}"] = modality.pictures(corrupted[v], card=card)
     return shown
-
-
-def _cloud_columns(batch: Batch, encoder: Encoder, *, num_items: int) -> dict[str, Tensor]:
-    shown: dict[str, Tensor] = {}
-    for g, view in enumerate(batch.global_views[:, :num_items]):
-        shown[f"global {g + 1}"] = cloud_picture(view)
-        if batch.mask is not None:
-            (num_tokens,) = encoder.grid(view.shape[1:])
-            centres = take(view, farthest_points(view, count=num_tokens))
-            hidden = batch.mask[g, :num_items].gather(1, nearest_points(view, centres, count=1).squeeze(2))  # [B P]
-            shown[f"hidden {g + 1}"] = cloud_picture(view, dimmed=hidden)
-        if batch.corrupted_views is not None:
-            shown[f"replaced {g + 1}"] = cloud_picture(view, dimmed=batch.corruption[g, :num_items])
-            shown[f"corrupted {g + 1}"] = cloud_picture(batch.corrupted_views[g, :num_items])
-    others = [("local", batch.local_views), *((f"{len(views[0, 0])} points", views) for views in batch.coarse_views or ())]
-    for title, views in others:
-        for number, view in enumerate(() if views is None else views[:, :num_items]):
-            shown[f"{title} {number + 1}"] = cloud_picture(view)
-    return shown
-
-
-def cloud_picture(points: Tensor, *, dimmed: Tensor | None = None, size: int = 96, reach: float = 1.5) -> Tensor:
-    """Clouds seen along their second axis, the third one up; black ground, nearer points brighter.
-
-    Args:
-        points: Float[B P 3].
-        dimmed: Bool[B P], points that are drawn darker.
-        size: of the picture in pixels.
-        reach: coordinate at its edge.
-
-    Returns:
-        Float[B size size 3] in [0, 1].
-    """
-    points = points.float().cpu()
-    shade = 0.4 + 0.6 * ((reach - points[..., 1]) / (2 * reach)).clamp(0, 1)  # [B P]
-    if dimmed is not None:
-        shade = torch.where(dimmed.cpu(), _DIMMED * shade, shade)
-    column = ((points[..., 0] / reach + 1) / 2 * size).long().clamp(0, size - 1)
-    row = ((1 - points[..., 2] / reach) / 2 * size).long().clamp(0, size - 1)
-    picture = torch.zeros(len(points), size * size).scatter_reduce(1, row * size + column, shade, "amax")
-    return picture.unflatten(1, (size, size)).unsqueeze(-1).expand(-1, -1, -1, 3)
-
-
-def unnormalise(items: Tensor, card: EncoderCard) -> Tensor:
-    """Float[B C H W] as the encoder gets it, to Float[B H W 3] in [0, 1]; of more than three channels the first three."""
-    mean, std = (torch.tensor(values, device=items.device)[:, None, None] for values in (card.mean, card.std))
-    picture = (items.float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).cpu()  # [B H W C]
-    return picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1].expand(*picture.shape[:-1], 3)
-
-
-def _dim(picture: Tensor, hidden: Tensor) -> Tensor:
-    """Darken the pixels of Bool[B H W]."""
-    return torch.where(hidden.cpu()[..., None], picture * _DIMMED, picture)
 
 
 def _underline(picture: Tensor, where: Tensor) -> Tensor:

@@ -187,6 +187,10 @@ class Sources:
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_role)
 
+    def __or__(self, others: "Sources") -> "Sources":
+        """These and others, which come first where both have a role."""
+        return Sources(self._by_role | others._by_role)
+
     def __getitem__(self, role: str) -> DecodedItems:
         found = self._by_role[role]
         if not isinstance(found, DecodedItems):
