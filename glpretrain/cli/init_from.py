@@ -1,6 +1,6 @@
 """Where a run's trunk comes from when it does not start from random weights.
 
-Left out: reading files (`backbones`), what may differ (`encoders.transfer`), and how the run goes on (`continuation`).
+Reading files (`weights`), what may differ (`encoders.transfer`), and how the run goes on (`training.warm_start`) are left out.
 """
 
 import inspect
@@ -25,8 +25,8 @@ class InitFrom:
     """The `init_from` of a recipe.
 
     Args:
-        path: what `glpretrain.load_backbone` takes.
-        which: encoder of a checkpoint that holds two.
+        path: backbone to go on from, as `glpretrain.load_backbone` takes it.
+        which: which encoder of a checkpoint that holds two.
     """
 
     path: str
@@ -38,6 +38,7 @@ class Origin:
 
     Args:
         given: `init_from` as it was parsed.
+        in_chans: number of channels of the recipe's encoder; None for that of the weights.
 
     Raises:
         ValueError: the file is missing or broken.
@@ -84,6 +85,7 @@ class Origin:
     def results(self, model: Method) -> dict[str, object]:
         """What results.json says about it."""
         card, warmup = self.backbone.card, model.head_warmup
+        assert self.transfer is not None and warmup is not None
         return {
             **asdict(self.init_from),
             "sha256": self.sha256,

@@ -1,6 +1,7 @@
 """Sources of items. `glpretrain.data.module` (Lightning) and `glpretrain.data.views` (kornia) are imported by their own names,
 so reading images needs neither."""
 
+from glpretrain.data.own import source_for
 from glpretrain.data.sources.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.sources.faces import Faces, FaceSwaps, LFWSubset
 from glpretrain.data.sources.images import ImageFolder, ImageList, MaskedFolder
@@ -39,4 +40,5 @@ __all__ = [
     "Video",
     "VideoFolder",
     "VideoSource",
+    "source_for",
 ]

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -53,6 +54,11 @@ class Source(ABC):
     def mask_classes(self) -> Sequence[str]:
         """Names of what a pixel can show, where items carry `semantic`; empty where they do not."""
         return ()
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether this source is the one for a folder or file that a user names; other sources of its kind may be asked first."""
+        return True
 
     @abstractmethod
     def __len__(self) -> int: ...

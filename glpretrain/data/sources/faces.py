@@ -62,6 +62,11 @@ class Faces(Source):
     def has_regions(self) -> bool:
         return True
 
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether it is a folder of images with region maps, as `glpretrain faces` writes it."""
+        return all((path / name).is_dir() for name in ("images", "regions"))
+
     def __len__(self) -> int:
         return len(self._images)
 
@@ -71,11 +76,6 @@ class Faces(Source):
 
     def train_test_split(self) -> tuple[Source, Source] | None:
         return self._images.train_test_split()
-
-
-def holds_faces(root: str | Path) -> bool:
-    """Is it a folder of faces with region maps, as `Faces` reads it?"""
-    return all((Path(root).expanduser() / name).is_dir() for name in ("images", "regions"))
 
 
 _NUM_FACES = 100  # the first half of the file are faces, the second are not

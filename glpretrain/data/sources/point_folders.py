@@ -146,6 +146,11 @@ class PointArrays(PointSource):
     def mask_classes(self) -> Sequence[str]:
         return self._mask_classes
 
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether it is a file."""
+        return path.is_file()
+
     def __len__(self) -> int:
         return len(self.points)
 

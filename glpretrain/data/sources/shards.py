@@ -74,6 +74,11 @@ class TarShards(Source):
     def classes(self) -> Sequence[str]:
         return self._classes
 
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether it is a .tar file, or a folder with some at its top."""
+        return path.is_file() or any(path.glob("*.tar"))
+
     def __len__(self) -> int:
         return len(self._images)
 

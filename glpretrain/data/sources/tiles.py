@@ -81,6 +81,11 @@ class TileFolder(Source):
     def classes(self) -> Sequence[str]:
         return self._classes
 
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether it is a folder that `glpretrain tiles` wrote."""
+        return (path / SETTINGS).is_file()
+
     def __len__(self) -> int:
         return len(self.slide_of)
 
