@@ -6,7 +6,7 @@ import yaml
 
 import glpretrain.masking
 import glpretrain.methods
-from glpretrain.cli.accepted import parameter_names
+from glpretrain.cli.parsing import argument_names
 from glpretrain.cli.training import Training
 
 ROOT = Path(__file__).parents[1] / "recipes"
@@ -107,7 +107,7 @@ def shrunk(path: Path, folder: Path) -> Path:
     model, data = recipe["model"]["init_args"], recipe["data"]
     _SHRINK[data["views"]["class_path"].rpartition(".")[2]](model["encoder"]["init_args"], data)
     method = vars(glpretrain.methods)[recipe["model"]["class_path"].rpartition(".")[2]]
-    model |= {name: value for name, value in SMALL_WIDTHS.items() if name in parameter_names(method)}
+    model |= {name: value for name, value in SMALL_WIDTHS.items() if name in argument_names(method)}
     model |= {name: value for name, value in SMALL_IF_GIVEN.items() if model.get(name) is not None}
     data["batch_size"] = 4
     for role in ("labelled", "labelled_test", "masked"):  # nobody has these files where the tests run

@@ -1,57 +1,91 @@
 """Scores of the backbone before, during and after training, and the one table that compares them.
 
-Left out: what a score is (`glpretrain.evaluate`), and anything that would change the training: mode and random state are put back.
+What a score is is left out (`glpretrain.evaluate`), and so is anything that would change the training: mode and random state are put back.
 """
 
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.seed import isolate_rng
+from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 from glpretrain.core.batch import Batch
-from glpretrain.evaluate import Evaluator, FeatureCache, Result, default_evaluators
+from glpretrain.data.module import DataModule
+from glpretrain.data.sources.base import Source
+from glpretrain.data.sources.images.videos import VideoSource
+from glpretrain.encoders.base import Encoder
+from glpretrain.evaluate import Evaluator, FeatureCache, Result, Sources, default_evaluators, default_sources
+from glpretrain.evaluate.features import evaluating
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+
+@runtime_checkable
+class Trained(Protocol):
+    """What callbacks have to know of a method."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that is trained."""
+        ...
+
+    def backbone(self) -> Encoder:
+        """The encoder that a run exports."""
+        ...
 
 
 class RunEvaluators(pl.Callback):
     """Runs evaluators on `pl_module.backbone()` when the fit starts and when it ends.
 
-    What a fit starts from are random weights or those of `init_from`; a resumed one is not scored at its start.
-
-    Only the first process evaluates; the others wait for it.
+    A fit starts from random weights or from those of `init_from`; a resumed fit is not scored at its start. Only the first process
+    evaluates; the others wait for it.
 
     Args:
-        evaluators: by name; None for the default ones on the data module's `labelled_sources()` and `masked_source()`.
-        every_n_steps: also during training.
+        evaluators: evaluators by name; None for the default ones of the encoder's kind of items.
+        sources: what they are run on, by role; a role that is missing is taken from the data module's `labelled_sources()` and
+            `masked_source()`.
+        every_n_steps: number of steps between two evaluations during training; None evaluates before and after only.
     """
 
-    def __init__(self, evaluators: dict[str, Evaluator] | None = None, *, every_n_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        evaluators: dict[str, Evaluator] | None = None,
+        sources: dict[str, Source | VideoSource] | None = None,
+        *,
+        every_n_steps: int | None = None,
+    ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"RunEvaluators: every_n_steps is a positive number or null, not {every_n_steps}")
-        self.evaluators = evaluators
+        self.evaluators: Mapping[str, Evaluator] = evaluators or {}
+        self.sources: Sources = Sources(sources or {})
         self.every_n_steps = every_n_steps
         self.measured_on: dict[str, str] = {}
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] | None = None
         self.seconds = 0.0  # spent on evaluation so far
+        self._takes_defaults = evaluators is None
         self._evaluated_step = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Scores of what the run starts from."""
-        if self.evaluators is None:
-            self.evaluators = default_evaluators(trainer.datamodule.labelled_sources(), trainer.datamodule.masked_source())
-        self.measured_on = {name: evaluator.scored.name for name, evaluator in self.evaluators.items()}
+        assert isinstance(pl_module, Trained)
+        if self._takes_defaults:
+            self.evaluators = default_evaluators(pl_module.encoder.card.modality)
+        if any(role not in self.sources for evaluator in self.evaluators.values() for role in evaluator.needs):
+            data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] - Lightning sets it without declaring it
+            assert isinstance(data, DataModule)
+            self.sources = default_sources(data.labelled_sources(), data.masked_source()) | self.sources
+        for evaluator in self.evaluators.values():
+            evaluator.check(self.sources)
+        self.measured_on = {name: self.sources.measured(evaluator.scored).name for name, evaluator in self.evaluators.items()}
         if trainer.ckpt_path is None:
             self.before = self._evaluate(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Tensor, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
+    ) -> None:
         """Scores on the way, once per optimizer step that asks for them."""
         step = trainer.global_step
         if self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._evaluated_step:
@@ -69,12 +103,12 @@ class RunEvaluators(pl.Callback):
         scores: dict[str, float] = {}
         logged: dict[str, float] = {}
         if trainer.is_global_zero:
+            assert isinstance(pl_module, Trained)
             encoder = pl_module.backbone()
-            with isolate_rng(), _mode_restored(encoder):
-                encoder.eval()
+            with isolate_rng(), evaluating(encoder):
                 cache = FeatureCache(encoder)  # of this moment's weights: k-NN and linear probe share one pass
                 for name, evaluator in self.evaluators.items():
-                    found = evaluator.run(encoder, cache=cache)
+                    found = evaluator.run(encoder, self.sources, cache)
                     scores |= flat(name, found)
                     logged |= {f"eval/{name}/{score}": value.value for score, value in found.scores.items()}
             for logger in trainer.loggers:
@@ -85,19 +119,16 @@ class RunEvaluators(pl.Callback):
 
     def table(self) -> Table:
         """One row per headline score; the others are in results.json."""
-        table = Table(title="the backbone before and after", title_justify="left")
-        for column, justify in (("score", "left"), ("before", "right"), ("after", "right"), ("change", "right"), ("measured on", "left")):
-            table.add_column(column, justify=justify)
+        table = Table("score", title="the backbone before and after", title_justify="left")
+        for column in ("before", "after", "change"):
+            table.add_column(column, justify="right")
+        table.add_column("measured on")
+        before, after = self.before, self.after or {}
         for name, evaluator in self.evaluators.items():
             for score in (result_key(name, headline) for headline in evaluator.headlines):
-                before = None if self.before is None else self.before[score]
-                table.add_row(
-                    score,
-                    "" if before is None else _shown(self.before, score),
-                    _shown(self.after, score),
-                    "" if before is None else f"{self.after[score] - before:+.1f}",
-                    self.measured_on.get(name, ""),
-                )
+                change = "" if before is None else f"{after[score] - before[score]:+.1f}"
+                shown = "" if before is None else _shown(before, score)
+                table.add_row(score, shown, _shown(after, score), change, self.measured_on.get(name, ""))
         return table
 
 
@@ -107,7 +138,7 @@ def result_key(evaluator: str, score: str) -> str:
 
 
 def flat(evaluator: str, result: Result) -> dict[str, float]:
-    """A result as results.json holds it: each score, its half-width as `_ci`, how many it rests on as `_n`, and what was chosen."""
+    """A result as results.json holds it: each score, its half-width as `_ci`, of how many it is as `_n`, and what was chosen."""
     values: dict[str, float] = {}
     for name, score in result.scores.items():
         key = result_key(evaluator, name)
@@ -117,14 +148,3 @@ def flat(evaluator: str, result: Result) -> dict[str, float]:
 
 def _shown(scores: dict[str, float], score: str) -> str:
     return f"{scores[score]:.1f} +- {scores[f'{score}_ci']:.1f}"
-
-
-@contextmanager
-def _mode_restored(module: nn.Module) -> "Iterator[None]":
-    """Put every submodule back into its own mode: a frozen part may be in eval mode inside a training module."""
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -1,13 +1,14 @@
 """How many prototypes the teacher uses while it trains: collapse shows here long before it shows in a loss.
 
-Left out: health of features, which needs no method (`evaluate.Health`), and a verdict.
+Health of features, which needs no method (`evaluate.Health`), and a verdict are left out.
 """
 
 from functools import partial
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from pytorch_lightning.utilities.types import STEP_OUTPUT
+from torch import Tensor
 
 from glpretrain.core.batch import Batch
 from glpretrain.core.distributed import all_reduce_sum
@@ -22,8 +23,8 @@ class PrototypeUsage(pl.Callback):
     exceed what the rows seen allow.
 
     Args:
-        every_n_steps: between two reports.
-        num_steps: how many steps a report is over, the last before it: assignments are computed a second time in these.
+        every_n_steps: number of steps between two reports.
+        num_steps: number of steps that a report is over, the last ones before it: assignments are computed a second time in these.
     """
 
     def __init__(self, *, every_n_steps: int = 50, num_steps: int = 5) -> None:
@@ -41,7 +42,9 @@ class PrototypeUsage(pl.Callback):
                 hook = partial(self._gather, trainer, name.removesuffix("_objective"))
                 self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Tensor, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
+    ) -> None:
         """Report, once per optimizer step that asks for it."""
         step = trainer.global_step
         if step % self.every_n_steps or step == self._reported_step:
@@ -58,12 +61,22 @@ class PrototypeUsage(pl.Callback):
             handle.remove()
         self._handles = []
 
-    def _gather(self, trainer: pl.Trainer, name: str, objective: nn.Module, args: tuple, kwargs: dict[str, object], output: Tensor) -> None:
+    def _gather(
+        self,
+        trainer: pl.Trainer,
+        name: str,
+        objective: ViewDistillation | PatchDistillation,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, object],
+        output: Tensor,
+    ) -> None:
         # global_step counts the steps done: the one at hand is the next.
         if trainer.global_step % self.every_n_steps < self.every_n_steps - self.num_steps:
             return
+        logits, temp = kwargs["teacher_logits"], kwargs["teacher_temp"]
+        assert isinstance(logits, Tensor) and isinstance(temp, float)
         with torch.no_grad():
-            rows = objective.targets(kwargs["teacher_logits"], teacher_temp=kwargs["teacher_temp"]).flatten(0, -2)  # [rows K]
+            rows = objective.targets(logits, teacher_temp=temp).flatten(0, -2)  # [rows K]
             first = rows.new_zeros(rows.shape[1]).index_add_(0, rows.argmax(dim=-1), rows.new_ones(len(rows)))
             sums = torch.stack([rows.sum(dim=0), first])
         self._sums[name] = self._sums[name] + sums if name in self._sums else sums

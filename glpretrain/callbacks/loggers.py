@@ -1,16 +1,19 @@
 """Where numbers go: metrics.csv in the run folder, and wandb, which must never hold up a run or fail it.
 
-Left out: what is logged (methods and the other callbacks).
+What is logged is left out (methods and the other callbacks).
 """
 
 import logging
 import netrc
 import os
 from pathlib import Path
+from typing import Literal, get_args
 
 import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from wandb.errors import Error as WandbError
 
+Mode = Literal["online", "offline", "shared", "disabled", "dryrun", "run"]
 _log = logging.getLogger(__name__)
 _INIT_SECONDS = 60.0
 
@@ -31,10 +34,17 @@ def finish(loggers: list[Logger]) -> None:
             logger.experiment.finish()
 
 
-def wandb_mode() -> str:
-    """`WANDB_MODE` where the user sets it; else online for who is logged in and offline for who is not."""
+def wandb_mode() -> Mode:
+    """`WANDB_MODE` where the user sets it; otherwise online for users who are logged in and offline for the others.
+
+    Raises:
+        ValueError: `WANDB_MODE` is set to something else.
+    """
     if "WANDB_MODE" in os.environ:
-        return os.environ["WANDB_MODE"]
+        for mode in get_args(Mode):
+            if mode == os.environ["WANDB_MODE"]:
+                return mode
+        raise ValueError(f"WANDB_MODE: {os.environ['WANDB_MODE']}; accepted: {', '.join(get_args(Mode))}")
     return "online" if os.environ.get("WANDB_API_KEY") or _in_netrc("api.wandb.ai") else "offline"
 
 
@@ -53,7 +63,7 @@ def _wandb_logger(folder: Path, recipe: str) -> WandbLogger | None:
     settings = wandb.Settings(mode=mode, silent=True, console="off", init_timeout=_INIT_SECONDS, reinit="finish_previous")
     try:
         run = wandb.init(project="glpretrain", name=f"{recipe}/{folder.name}", dir=folder, settings=settings)
-    except (wandb.errors.Error, OSError) as error:
+    except (WandbError, OSError) as error:
         _log.warning("wandb: not used in this run (%s); metrics.csv has the same numbers", " ".join(str(error).split()))
         return None
     return WandbLogger(experiment=run, save_dir=folder)

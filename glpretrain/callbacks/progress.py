@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.progress import BarColumn, Progress, TextColumn
-from torch import Tensor
 
 from glpretrain.callbacks.throughput import Throughput
 from glpretrain.core.batch import Batch
@@ -21,7 +21,7 @@ class RunProgress(ProgressBar):
     The loss is read once per refresh: reading it at every step would make the host wait for the device.
 
     Args:
-        throughput: says how fast it goes.
+        throughput: the callback that measures how fast it goes.
     """
 
     def __init__(self, throughput: Throughput) -> None:
@@ -47,7 +47,9 @@ class RunProgress(ProgressBar):
             self._bar.add_task("", total=trainer.estimated_stepping_batches)
             self._bar.start()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Tensor, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
+    ) -> None:
         """Refresh, at most once a second."""
         now = time.perf_counter()
         if self._enabled and now - self._shown >= (_LOG_SECONDS if self._bar is None else _TERMINAL_SECONDS):

@@ -3,7 +3,7 @@
 import time
 
 import pytorch_lightning as pl
-from torch import Tensor
+from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from glpretrain.callbacks.evaluators import RunEvaluators
 from glpretrain.core.batch import Batch
@@ -13,8 +13,8 @@ class Throughput(pl.Callback):
     """Counts images and the seconds they took, from the end of one step to the end of the next, so that waiting for data counts.
 
     Args:
-        evaluators: their time is not training time.
-        num_warmup_steps: steps that are not timed: the first ones allocate, compile and fill the loader's queue.
+        evaluators: the callback that evaluates; its time is not training time.
+        num_warmup_steps: number of first steps that are not timed: they allocate, compile and fill the loader's queue.
     """
 
     def __init__(self, *, evaluators: RunEvaluators | None = None, num_warmup_steps: int = 10) -> None:
@@ -32,7 +32,9 @@ class Throughput(pl.Callback):
     def _now(self) -> float:
         return time.perf_counter() - (self.evaluators.seconds if self.evaluators is not None else 0.0)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Tensor, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
+    ) -> None:
         """Count one micro-batch."""
         images = len(batch.index) * trainer.world_size
         self.images_seen += images
@@ -42,5 +44,5 @@ class Throughput(pl.Callback):
             self._timed_images += images
             self._timed_seconds += now - self._last
         self._last = now
-        if self._timed_seconds > 0:
-            pl_module.log("speed/images_per_second", self.images_per_second, batch_size=len(batch.index))
+        if (speed := self.images_per_second) is not None:
+            pl_module.log("speed/images_per_second", speed, batch_size=len(batch.index))

@@ -1,6 +1,6 @@
 """A picture of the first batch as the method sees it: look at it before you wait for a run.
 
-Clouds of points are seen along an axis of theirs, nearer points brighter. Left out: pictures of features (`glpretrain.report`).
+How a view is drawn is said by its modality (`glpretrain.modalities`). Pictures of features are left out (`glpretrain.report`).
 """
 
 from pathlib import Path
@@ -12,17 +12,18 @@ from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
 from glpretrain import modalities
+from glpretrain.callbacks.evaluators import Trained
 from glpretrain.core.batch import Batch
 from glpretrain.encoders.base import Encoder
 
 
 class LogViews(pl.Callback):
     """Saves a grid of the first batch's views: one row per item; its global views, what is hidden of them, corrupted views,
-    the student's own with a red line below the strongly augmented ones, and local views.
+    the student's own with a red line below the strongly augmented ones, local and coarse views.
 
     Args:
-        path: of the PNG.
-        num_items: rows.
+        path: path of the PNG.
+        num_items: number of rows.
     """
 
     def __init__(self, path: Path, *, num_items: int = 6) -> None:
@@ -35,6 +36,7 @@ class LogViews(pl.Callback):
         if self._saved or not trainer.is_global_zero:
             return
         self._saved = True
+        assert isinstance(pl_module, Trained)
         grid_figure(columns(batch, pl_module.encoder, num_items=self.num_items)).savefig(self.path, dpi=130)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

@@ -1,7 +1,9 @@
-"""What the views of a recipe cost on this machine, as a table.
+"""`glpretrain bench`: what the views of a recipe cost on this machine, as a table.
 
-Left out: the measurement itself (`glpretrain.data.views.bench`).
+The measurement itself is left out (`glpretrain.data.views.bench`).
 """
+
+from typing import Literal
 
 import torch
 import yaml
@@ -14,25 +16,29 @@ from glpretrain.data.views.bench import bench_views
 from glpretrain.runs import find_recipe
 
 
-def views(recipe: str, *, batch_size: int | None = None) -> None:
-    """Time the recipe's views on the GPU where there is one and print the table.
+def bench(what: Literal["views"], *, recipe: str = "mmc", batch_size: int | None = None) -> None:
+    """Time the operations that make views.
+
+    Each operation is timed on the GPU where there is one.
 
     Args:
-        recipe: name or path.
-        batch_size: items; the recipe's when left out.
+        what: what is timed
+        recipe: name or path of the recipe whose views are timed
+        batch_size: number of items; that of the recipe when left out
     """
     data = yaml.safe_load(find_recipe(recipe).read_text())["data"]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--views", type=MultiCrop)
     multicrop: MultiCrop = parser.instantiate(parser.parse_object({"views": data["views"]})).views
-    batch_size = data["batch_size"] if batch_size is None else batch_size
+    count: int = data["batch_size"] if batch_size is None else batch_size
     image_size = data.get("item_size") or multicrop.default_size()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    costs = bench_views(batch_size=batch_size, image_size=image_size, multicrop=multicrop, device=device)
-    num_views = sum(count for count, _ in multicrop.groups(3).values())
-    table = Table(title=f"{recipe}: {batch_size} items of {image_size} px, {num_views} views each, on {device}", title_justify="left")
-    for column in ("operation", "ms", "share", "torchvision, image by image, ms"):
-        table.add_column(column, justify="left" if column == "operation" else "right")
+    costs = bench_views(batch_size=count, image_size=image_size, multicrop=multicrop, device=device)
+    num_views = sum(number for number, _ in multicrop.groups(3).values())
+    title = f"{recipe}: {count} items of {image_size} px, {num_views} views each, on {device}"
+    table = Table("operation", title=title, title_justify="left")
+    for column in ("ms", "share", "torchvision, image by image, ms"):
+        table.add_column(column, justify="right")
     for cost in costs:
         table.add_row(cost.operation, f"{cost.milliseconds:.1f}", f"{cost.share:.0%}", f"{cost.torchvision_milliseconds:.1f}")
     Console().print(table)

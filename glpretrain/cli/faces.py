@@ -1,50 +1,58 @@
 """`glpretrain faces`: a bar while faces are prepared, a line for each picture without one, and a count at the end.
 
-Left out: what is done to a picture (`glpretrain.prepare.faces`).
+What is done to a picture is left out (`glpretrain.prepare.faces`).
 """
 
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import track
 
 from glpretrain.prepare.faces import CascadeDetector, FaceParser, FacerParser, MapParser, Preparation, TemplateParser
 
-PARSERS = ("template", "maps", "facer")
-DETECTORS = ("cascade", "none")
-
 
 def faces(
-    folder: str | Path,
+    folder: Path,
     *,
-    out: str | Path,
-    parser: str = "template",
-    maps: str | Path | None = None,
-    table: str | None = None,
-    detector: str = "cascade",
+    out: Path,
+    parser: Literal["template", "maps", "facer"] = "template",
+    maps: Path | None = None,
+    table: Literal["lapa", "celebamask", "bisenet", "fasseg"] | None = None,
+    detector: Literal["cascade", "none"] = "cascade",
     size: int = 224,
     margin: float = 1.3,
     workers: int | None = None,
 ) -> Counter[str]:
-    """Prepare a folder of faces; see `Preparation`.
+    """Make a folder of faces with region maps of pictures: detect, crop, resize, parse.
+
+    The face in every picture of a folder is detected, cropped with a margin, resized, and written to OUT/images, with a map of its
+    regions in OUT/regions: what glpretrain.data.Faces reads. An interrupted run goes on where it stopped; a picture that cannot be
+    used is skipped with a line, which OUT/skipped.txt keeps.
+
+    parsers (where the maps come from):
+      template  ellipses at the places of an upright frontal face; needs nothing
+      maps      label maps that you have, in --maps, with the same relative paths; --table says whose labels they are
+      facer     the package FACER, the official choice (pip install pyfacer; it fetches its own weights)
+    detectors: cascade (scikit-image's LBP cascade, frontal faces, nothing to fetch), none (pictures that are faces already)
 
     Args:
-        folder: pictures.
-        out: gets images/ and regions/, and skipped.txt with a line for each picture without a face.
-        parser: one of `PARSERS`.
-        maps: folder of label maps, for `maps`.
-        table: their labels, for `maps`.
-        detector: one of `DETECTORS`.
-        size: side of a face in pixels.
-        margin: side of the crop over that of the face.
-        workers: processes.
+        folder: pictures, flat or nested; relative paths, and so classes, are kept
+        out: a new folder, or one of an earlier run with the same settings
+        parser: where the region maps come from
+        maps: folder of label maps (.png or .npy), for --parser maps
+        table: labels of these maps; lapa when left out
+        detector: how faces are found
+        size: side of a face in pixels
+        margin: side of the crop over that of the face
+        workers: number of processes; one per core, at most 8, when left out
 
     Returns:
         How many pictures are `written`, were `there`, and were `skipped`.
 
     Raises:
-        ValueError: an argument that is not what is accepted, or no picture could be used.
+        ValueError: an argument is not what is accepted, or no picture could be used.
     """
     if (parser == "maps") != (maps is not None):
         raise ValueError(
@@ -52,14 +60,15 @@ def faces(
         )
     if table is not None and parser != "maps":
         raise ValueError(f"table: {table} given with parser {parser!r}; accepted with parser 'maps' only")
-    made: FaceParser = (
-        MapParser(maps, table=table or "lapa") if parser == "maps" else {"template": TemplateParser, "facer": FacerParser}[parser]()
-    )
-    found = {"cascade": CascadeDetector, "none": lambda: None}[detector]()
+    if maps is not None:
+        made: FaceParser = MapParser(maps, table=table or "lapa")
+    else:
+        made = TemplateParser() if parser == "template" else FacerParser()
+    found = CascadeDetector() if detector == "cascade" else None
     preparation = Preparation(folder, out, parser=made, detector=found, size=size, margin=margin, workers=workers)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     counts: Counter[str] = Counter()
-    with (Path(out) / "skipped.txt").open("w", encoding="utf-8") as skipped:
+    with (out / "skipped.txt").open("w", encoding="utf-8") as skipped:
         run = track(preparation.run(), total=len(preparation), description="faces", console=console, disable=not console.is_terminal)
         for outcome in run:
             counts["skipped" if outcome.reason else "there" if outcome.was_there else "written"] += 1
@@ -68,4 +77,6 @@ def faces(
                 console.print(f"skipped: {outcome.reason}", markup=False)
     if counts["skipped"] == len(preparation):
         raise ValueError(f"faces: none of {len(preparation)} pictures could be used; why is in {Path(out) / 'skipped.txt'}")
+    total = counts["written"] + counts["there"]
+    print(f"{total} faces in {out} ({counts['there']} were there before), {counts['skipped']} skipped (see {out}/skipped.txt)")
     return counts

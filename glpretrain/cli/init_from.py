@@ -26,8 +26,8 @@ class InitFrom:
     """The `init_from` of a recipe.
 
     Args:
-        path: what `glpretrain.load_backbone` takes.
-        which: encoder of a checkpoint that holds two.
+        path: backbone to go on from, as `glpretrain.load_backbone` takes it.
+        which: which encoder of a checkpoint that holds two.
     """
 
     path: str
@@ -39,6 +39,7 @@ class Origin:
 
     Args:
         given: `init_from` as it was parsed.
+        in_chans: number of channels of the recipe's encoder; None for that of the weights.
 
     Raises:
         ValueError: the file is missing or broken.

@@ -1,11 +1,13 @@
 """`glpretrain tiles`: what is going on while slides are cut, and what came of them.
 
-Left out: cutting (`glpretrain.prepare.slides`).
+Cutting is left out (`glpretrain.prepare.slides`).
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator
 from contextlib import closing
+from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,26 +19,57 @@ from glpretrain.prepare.slides.folder import SlideRecord
 _MOST_WORKERS = 8  # more than a disk keeps busy, unless somebody says so
 
 
-def tiles(slides: Sequence[str], *, out: str, settings: Settings, workers: int | None) -> Summary:
-    """Cut slides, with a line for each, a bar on a terminal, and a summary.
+def tiles(
+    slides: list[str],
+    *,
+    out: Path,
+    size: int = 224,
+    mpp: float = 0.5,
+    overlap: int = 0,
+    min_tissue: float = 0.5,
+    format: Literal["jpg", "png"] = "jpg",
+    quality: int = 90,
+    per_shard: int = 2048,
+    mpp_of_slide: float | None = None,
+    workers: int | None = None,
+) -> Summary:
+    """Cut whole-slide images into tissue tiles, in tar shards to train on.
+
+    The tissue is cut into tiles of one size and one resolution, packed in tar shards with an index.
+      glpretrain tiles slides/ --out tiles/ --workers 8                             224 px at 0.5 microns per pixel (20x)
+      glpretrain tiles a.svs b.ndpi --out tiles/ --size 256 --mpp 1.0 --overlap 32
+      glpretrain pretrain dino --data tiles/
+    Look at DIR/overviews/: each slide with its tissue outlined and its tiles drawn. The same command goes on where a run was
+    stopped; a slide that is damaged is reported and left out. Slides of slides/<class>/ keep their class.
+    Reads what OpenSlide reads (pip install 'glpretrain[slides]') and other TIFF, tiled or in strips, 8-bit RGB.
 
     Args:
-        slides: files and folders.
-        out: folder of the tiles.
-        settings: what a tile is.
-        workers: processes; None is one per core, at most 8.
+        slides: files, and folders that are searched for slides
+        out: a new folder, or one of an earlier run with the same settings
+        size: side of a tile in pixels
+        mpp: microns per pixel of a tile; 0.5 is about 20x
+        overlap: number of pixels that neighbouring tiles share
+        min_tissue: least share of tissue in a tile
+        format: format of the tiles
+        quality: quality of JPEG, 1 to 100
+        per_shard: number of tiles in one tar file at most
+        mpp_of_slide: microns per pixel of slides that do not say (0.25 at 40x)
+        workers: number of processes; as many as there are cores, at most 8, when left out
 
     Raises:
         ValueError: not one slide succeeded, or see `cut_slides`.
     """
+    settings = Settings(size, mpp, overlap, min_tissue, format, quality, per_shard, mpp_of_slide)
     found = find_slides(slides)
     workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS) if workers is None else workers
     console = Console(highlight=False, soft_wrap=True)
+    run = cutting(found, out=out, settings=settings, workers=workers)
+    assert isinstance(run, Generator)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tiles"), TimeElapsedColumn())
     events = []
     with (
         Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal) as progress,
-        closing(cutting(found, out=out, settings=settings, workers=workers)) as run,
+        closing(run),
     ):
         bar = progress.add_task(f"slides 0/{len(found)}", total=0)
         num_done = num_tiles = 0
@@ -73,7 +106,7 @@ def _of_slide(record: SlideRecord) -> str:
     return f"{record.tiles} tiles from level {record.level} ({mpp:.3g} microns per pixel, {how}), {tissue}, read by {record.reader}"
 
 
-def _summary(summary: Summary, *, out: str) -> str:
+def _summary(summary: Summary, *, out: Path) -> str:
     new, there = (sum(record.tiles for record in records) for records in (summary.cut, summary.before))
     num_slides = len(summary.cut) + len(summary.before)
     parts = [f"{out}: {new + there} tiles of {num_slides} slide{'s' * (num_slides != 1)}"]

@@ -1,10 +1,9 @@
 """A recipe becomes a run: parsed strictly, given the callbacks and loggers that every run has, trained, exported, summed up.
 
-Left out: the loop (Lightning's) and the mathematics (the method's). A recipe may bring callbacks or a logger of its own; a
+The loop (Lightning's) and the mathematics (the method's) are left out. A recipe may bring callbacks or a logger of its own; a
 callback of the same class as a default one replaces it.
 """
 
-import argparse
 import logging
 import os
 import platform
@@ -25,16 +24,15 @@ from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore[reportPrivateImportUsage] - its public home
 
-from glpretrain import __version__
+from glpretrain import __version__, modalities
 from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
-from glpretrain.cli.accepted import accepted_names
 from glpretrain.cli.init_from import InitFrom, Origin
-from glpretrain.cli.own_data import own_source, source_arguments
-from glpretrain.core.types import EncoderCard
+from glpretrain.cli.parsing import parse
 from glpretrain.data.module import DataModule
-from glpretrain.data.sources.images import source_for
+from glpretrain.data.own import source_for, source_spec
+from glpretrain.data.views import ViewMaker
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, find_recipe, new_folder, recipe_name, write_json
 from glpretrain.weights import export
@@ -81,10 +79,8 @@ class Training(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse `args` whatever the interpreter was started with (Lightning warns when both are there)."""
-        try:
-            self.config = parser.parse_args(args)
-        except argparse.ArgumentError as error:
-            raise ValueError(f"{error}\n{accepted_names(str(error))}") from error
+        assert isinstance(args, list)
+        self.config = parse(parser, args)
         if not self.config.config:
             raise ValueError("--config is missing; give the path of a recipe, or use `glpretrain pretrain RECIPE`")
         checkpoint = self.config.ckpt_path
@@ -109,6 +105,7 @@ class Training(LightningCLI):
         """The trainer, with the callbacks and loggers of every run."""
         if self.origin is not None:  # here: what does not fit is refused before a run folder is made
             self.origin.start(self.model)
+        assert isinstance(self.config_init, Namespace)
         given = self.config_init.trainer
         if given.default_root_dir is not None:
             raise ValueError(f"trainer.default_root_dir={given.default_root_dir} would be ignored; --runs says where run folders go")
@@ -170,10 +167,11 @@ class Training(LightningCLI):
 
     def _summary(self) -> str:
         card = self.model.encoder.card
+        size = modalities.get(card.modality).describe_size(card)
         start = "" if self.origin is None else f"init_from: {self.origin.name}: {self.origin.transfer}\n"
         trained = sum(parameter.numel() for parameter in self.model.student.parameters() if parameter.requires_grad)
         return (
-            f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {_size_of(card)}, "
+            f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {size}, "
             f"{trained / 1e6:.1f} M parameters with heads; {len(self.datamodule.source)} items of {self.datamodule.source.name}, "
             f"{self.datamodule.batch_size * self.trainer.world_size} a step\n"
             f"{start}run folder: {self.folder}"
@@ -205,13 +203,10 @@ class Training(LightningCLI):
         }
 
 
-def _size_of(card: EncoderCard) -> str:
-    return f"{card.item_shape[0]} points" if card.modality == "points" else "x".join(map(str, card.item_shape[1:]))
-
-
 def _is_first_process() -> bool:
     """Known before the trainer is: a launcher says it in the environment, and without one there is a single process so far."""
-    return rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
+    rank = rank_zero_only.rank  # pyright: ignore[reportFunctionMemberAccess] - Lightning keeps it there
+    return rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 @contextmanager
@@ -247,7 +242,11 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
 
 
 def train(arguments: Sequence[str]) -> Run:
-    """Train from the arguments of `glpretrain fit`."""
+    """Train from --config FILE and any number of overrides (LightningCLI).
+
+    Args:
+        arguments: words of the command line; `glpretrain fit --help` lists what there is.
+    """
     _quiet()
     try:
         return Training(arguments).fit()
@@ -263,28 +262,39 @@ def pretrain(
     init_from: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Run:
-    """Train from the arguments of `glpretrain pretrain`.
+    """Train a recipe by name, evaluate before and after, export.
+
+    Everything lands in runs/<recipe>/<time>/; runs/<recipe>/latest points at it. Any other argument overrides the recipe, as in
+      glpretrain pretrain mmc --trainer.max_steps 100 --model.init_args.lr.base 1e-3
+    `glpretrain fit --help` lists what there is.
 
     Args:
-        recipe: name or path.
-        data: folder of images, of faces with region maps, of tiles or of clouds, tar shards, or a file of clouds; instead of the
-            recipe's source.
-        masks: folder of images with masks, instead of the recipe's.
-        init_from: backbone to go on from, as `glpretrain.load_backbone` takes it.
-        overrides: further arguments of `glpretrain fit`.
+        recipe: a name below recipes/ (mmc, paper/...) or the path of a yaml file
+        data: folder of images, of faces with region maps, of tiles or of clouds, tar shards, or a file of clouds, instead of the
+            recipe's source
+        masks: score segmentation on this folder, images/ beside masks/, or on this file of clouds with parts
+        init_from: go on from this backbone instead of random weights
+        overrides: further arguments of `glpretrain fit`
     """
     path = find_recipe(recipe)
     if (name := recipe_name(path)).startswith("eval/"):
         raise ValueError(f"{name} says how a backbone is scored, not trained; use it as in: glpretrain evaluate BACKBONE --config {name}")
-    arguments, values = ["--config", str(path)], yaml.safe_load(path.read_text())
+    arguments = ["--config", str(path)]
     if data is not None:
-        arguments += source_arguments("data.source", own_source(values, data, kind=source_for(data)))
+        arguments += source_spec(data, source_for(data, _modality_of(path))).arguments("data.source")
         arguments += ["--data.labelled_test", "null", "--data.labelled", "null"]  # scores on the same folder where it has classes
     if masks is not None:
-        arguments += source_arguments("data.masked", own_source(values, masks, kind="MaskedFolder"))
+        arguments += source_spec(masks, modalities.get(_modality_of(path)).masked_source).arguments("data.masked")
     if init_from is not None:
         arguments += ["--init_from", init_from]
     return train([*arguments, *overrides])
+
+
+def _modality_of(recipe: Path) -> str:
+    """The kind of items of a recipe, which its views know."""
+    views = modalities.imported(yaml.safe_load(recipe.read_text())["data"]["views"]["class_path"])
+    assert isinstance(views, type) and issubclass(views, ViewMaker)
+    return views.modality
 
 
 def fit(
@@ -302,12 +312,12 @@ def fit(
 
     Args:
         recipe: name below recipes/ or path of a yaml file.
-        data: folder of images or of tiles, or tar shards; instead of the recipe's source.
+        data: folder of images or of tiles, or tar shards, instead of the recipe's source.
         masks: folder of images with masks, instead of the recipe's.
         init_from: backbone to go on from, as `glpretrain.load_backbone` takes it.
-        max_steps: optimizer steps, instead of the recipe's.
-        seed: instead of the recipe's.
-        runs: where run folders go.
+        max_steps: number of optimizer steps, instead of the recipe's.
+        seed: seed of weights, order, views and masks, instead of the recipe's.
+        runs: folder of run folders.
         overrides: further arguments as on the command line, such as `["--data.batch_size", "32"]`.
 
     Raises:

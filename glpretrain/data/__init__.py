@@ -1,6 +1,7 @@
 """Sources of items. `glpretrain.data.module` (Lightning) and `glpretrain.data.views` (kornia) are imported separately, so that reading
 items needs neither."""
 
+from glpretrain.data.own import source_for
 from glpretrain.data.sources.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.sources.images import (
     Faces,
@@ -47,4 +48,5 @@ __all__ = [
     "Video",
     "VideoFolder",
     "VideoSource",
+    "source_for",
 ]

@@ -21,9 +21,9 @@ from glpretrain.core import keys as rng
 from glpretrain.core.batch import Batch, ViewGroup
 from glpretrain.data.loading import RawBatch, RawItems, batches_of, usable_cores
 from glpretrain.data.orders import EpochBatches, Order, Position, Shuffled
+from glpretrain.data.own import embedded_source, train_test_parts
 from glpretrain.data.requirements import Consumer, Made, Tokens, check_uses
 from glpretrain.data.sources.base import Source
-from glpretrain.data.sources.parts import embedded_source, train_test_parts
 from glpretrain.data.views import ViewMaker, Views
 from glpretrain.masking import Corruption, Mask, RegionMask
 

@@ -1,29 +1,24 @@
 """Scores of a frozen encoder. `default_evaluators` is what a training run reports before and after."""
 
+from glpretrain import modalities
 from glpretrain.data.sources.base import Source
-from glpretrain.evaluate.base import ROLES, Evaluator, Result, Score
+from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.cls.cross_validation import CrossValidatedProbe
-from glpretrain.evaluate.cls.few_shot import FewShot
-from glpretrain.evaluate.cls.knn import KNN
-from glpretrain.evaluate.cls.linear import LinearProbe
-from glpretrain.evaluate.cls.linear_sweep import LinearSweep
-from glpretrain.evaluate.cls.retrieval import Retrieval
-from glpretrain.evaluate.faces.forgery import ForgeryDetection
+from glpretrain.evaluate.cls import KNN, CrossValidatedProbe, FewShot, LinearProbe, LinearSweep, Retrieval
+from glpretrain.evaluate.faces import ForgeryDetection
+from glpretrain.evaluate.features import Features
 from glpretrain.evaluate.health import Health
-from glpretrain.evaluate.patches.attention_segmentation import AttentionSegmentation
-from glpretrain.evaluate.patches.clustering import ClusterSegmentation
-from glpretrain.evaluate.patches.discovery import ObjectDiscovery
-from glpretrain.evaluate.patches.in_context import InContextSegmentation
-from glpretrain.evaluate.patches.linear_segmentation import LinearSegmentation
-from glpretrain.evaluate.patches.prompt_segmentation import PromptSegmentation
-from glpretrain.evaluate.patches.propagation import LabelPropagation
-from glpretrain.evaluate.pixels import Pixels
-from glpretrain.evaluate.points.episodes import Episodes
-from glpretrain.evaluate.points.linear_svm import LinearSVM
-from glpretrain.evaluate.points.part_segmentation import PartSegmentation
-from glpretrain.evaluate.points.prompts import PointPrompts
-from glpretrain.evaluate.points.shape_histogram import ShapeHistogram
+from glpretrain.evaluate.items import ROLES, DecodedItems, Sources
+from glpretrain.evaluate.patches import (
+    AttentionSegmentation,
+    ClusterSegmentation,
+    InContextSegmentation,
+    LabelPropagation,
+    LinearSegmentation,
+    ObjectDiscovery,
+    PromptSegmentation,
+)
+from glpretrain.evaluate.points import Episodes, LinearSVM, PartSegmentation, PointPrompts, ShapeHistogram
 
 __all__ = [
     "KNN",
@@ -31,9 +26,11 @@ __all__ = [
     "AttentionSegmentation",
     "ClusterSegmentation",
     "CrossValidatedProbe",
+    "DecodedItems",
     "Episodes",
     "Evaluator",
     "FeatureCache",
+    "Features",
     "FewShot",
     "ForgeryDetection",
     "Health",
@@ -45,38 +42,42 @@ __all__ = [
     "LinearSweep",
     "ObjectDiscovery",
     "PartSegmentation",
-    "Pixels",
     "PointPrompts",
     "PromptSegmentation",
     "Result",
     "Retrieval",
     "Score",
     "ShapeHistogram",
+    "Sources",
     "default_evaluators",
+    "default_sources",
 ]
 
 # Together about 10 seconds at 48 px on two cores, with intervals of 2 to 4 points.
-_MAX_TRAIN, _MAX_TEST, _MAX_MASKED = 2000, 1000, 400
+_MAX_ITEMS = {"train": 2000, "test": 1000, "masked": 400}
 
 
-def default_evaluators(labelled: tuple[Source, Source], masked: Source) -> dict[str, Evaluator]:
-    """What every run is scored with, on fixed subsets that keep it to seconds.
+def default_evaluators(modality: str) -> dict[str, Evaluator]:
+    """What every run on this kind of items is scored with, by name, on `default_sources`.
+
+    Args:
+        modality: name of the kind of item.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    evaluators: dict[str, Evaluator] = {}
+    for name, path in modalities.get(modality).default_evaluators.items():
+        evaluators[name] = modalities.imported(path)()
+    return evaluators
+
+
+def default_sources(labelled: tuple[Source, Source], masked: Source) -> Sources:
+    """Fixed subsets that keep the default evaluators to seconds.
 
     Args:
         labelled: training and test items with classes.
         masked: items with instance masks.
-
-    Returns:
-        "knn", "linear" ("svm" for points) and "prompt"; the first two share their decoded items.
     """
-    train, test = Pixels(labelled[0], max_items=_MAX_TRAIN), Pixels(labelled[1], max_items=_MAX_TEST)
-    # A folder of a dozen photographs is still scored; the names of the scores say with which k.
-    k = tuple(count for count in (10, 20) if count <= len(train)) or (1,)
-    if train.source.modality == "points":
-        prompts = PointPrompts(Pixels(masked, max_items=_MAX_MASKED))
-        return {"knn": KNN(train, test, k=k), "svm": LinearSVM(train, test), "prompt": prompts}
-    return {
-        "knn": KNN(train, test, k=k),
-        "linear": LinearProbe(train, test),
-        "prompt": PromptSegmentation(Pixels(masked, max_items=_MAX_MASKED)),
-    }
+    given = {"train": labelled[0], "test": labelled[1], "masked": masked}
+    return Sources({role: DecodedItems(source, max_items=_MAX_ITEMS[role]) for role, source in given.items()})

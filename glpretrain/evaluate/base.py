@@ -1,31 +1,31 @@
-"""What a score is: an object that runs on an encoder and answers with named numbers, how sure they are and on how many things they rest.
+"""What a score is, and what every evaluator does: it runs on an encoder and answers with named numbers, each with its interval.
 
-Left out on purpose: training, methods and loggers. An evaluator sees an encoder and sources, so the same object serves during a
-run, before it and after it.
+Training, methods and loggers are left out on purpose. An evaluator sees an encoder and sources, so the same object serves before a run,
+during it and after it.
 """
 
-import inspect
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar, Literal, NamedTuple
 
 from matplotlib.figure import Figure
 
+from glpretrain.data.sources.base import Source
+from glpretrain.data.sources.images.videos import VideoSource
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.cache import FeatureCache
+from glpretrain.evaluate.features import Features
+from glpretrain.evaluate.items import DecodedItems, Sources
 
-# What an evaluator may be given to look at: a constructor parameter of one of these names takes a source.
-ROLES = ("train", "test", "masked_train", "masked", "videos")
-
-
-class Scored(Protocol):
-    """Items that a score was measured on."""
-
-    @property
-    def name(self) -> str:
-        """Short name for tables."""
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the content."""
+Given = Mapping[str, Source | DecodedItems | VideoSource] | Sources
+Truth = Literal["classes", "masks", "mask_classes"]
+_LACKING: dict[Truth, str] = {
+    "classes": "classes; this evaluator needs labelled items",
+    "masks": "masks; this evaluator needs them",
+    "mask_classes": "masks of classes (mask_classes); this evaluator needs them",
+}
 
 
 class Score(NamedTuple):
@@ -43,36 +43,158 @@ class Result(NamedTuple):
     chosen: dict[str, float]  # what the protocol chose on held-out data, such as a threshold; no scores
 
 
+@dataclass(frozen=True, kw_only=True)
 class Evaluator(ABC):
-    """Scores of a frozen encoder. What does not depend on the encoder (decoded items) is kept from one run to the next.
+    """Scores of a frozen encoder. An evaluator holds settings only; encoder and sources come when it runs.
 
-    A subclass keeps every constructor parameter under its own name, which is what `protocol` reports.
+    A subclass is a frozen dataclass whose fields are its settings. It says by the class variables below which sources it needs, and
+    implements `compute`, and where there is something to look at `draw`. `validate` and `check_items` refuse what it cannot work with.
+
+    Args:
+        features: how items are encoded.
     """
 
     headlines: ClassVar[tuple[str, ...]]  # names of the scores that a table shows
+    scored: ClassVar[str]  # role of the items whose scores are reported; those that only vote, fit or calibrate have another one
+    needs: ClassVar[tuple[str, ...]]  # roles of the sources that it needs
+    takes: ClassVar[tuple[str, ...]] = ()  # roles of the sources that it uses where they are given
+    truth: ClassVar[Truth | None] = None  # what all its items must carry, the same in every role
+    modality: ClassVar[str | None] = None  # the only kind of item that it accepts; None accepts every kind
+    unused: ClassVar[tuple[str, ...]] = ()  # settings of `features` that it would ignore, and therefore refuses
 
-    @property
-    @abstractmethod
-    def scored(self) -> Scored:
-        """The items whose scores are reported; those that only vote, fit or calibrate are others or a part of them."""
+    features: Features = field(default=Features())
 
-    @abstractmethod
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
-        """Score `encoder` as it is; its weights, mode and device are left alone.
+    def __post_init__(self) -> None:
+        with self._naming_itself():
+            self.features.refuse(*self.unused)
+            self.validate()
 
-        Args:
-            encoder: any for the items at hand.
-            cache: features of this encoder that were computed before; None computes them.
+    def validate(self) -> None:  # noqa: B027 - most evaluators override it
+        """Refuse settings that are out of range.
 
         Raises:
-            ValueError: the encoder cannot encode the items, or there are too few of them for a score.
+            ValueError: names the setting, its value and what is accepted.
         """
 
-    def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
-        """Figures by name for a person to look at, of what `run` scores; none by default."""
+    def check_items(self, sources: Sources) -> None:  # noqa: B027
+        """Refuse sources that have the roles, but not what the settings need of them, such as enough items.
+
+        Raises:
+            ValueError: names what is missing.
+        """
+
+    @abstractmethod
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
+        """The scores, of sources that have been checked. Arguments as of `run`."""
+
+    def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
+        """The figures, by name, of sources that have been checked; none by default. Arguments as of `run`."""
         return {}
 
     @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of all sources that it uses where they are given."""
+        return (*self.needs, *self.takes)
+
+    def run(self, encoder: Encoder, sources: Given, cache: FeatureCache | None = None) -> Result:
+        """Score `encoder` as it is; its weights, mode and device are left alone.
+
+        Args:
+            encoder: the encoder, for the kind of items at hand.
+            sources: what it is scored on, by role; give one `Sources` to several evaluators and they share the decoded items.
+            cache: features of this encoder that were computed before; None computes them.
+
+        Raises:
+            ValueError: a source is missing or lacks something, the encoder cannot encode the items, or there are too few of them.
+        """
+        return self.compute(encoder, self._checked(encoder, sources), cache)
+
+    def pictures(self, encoder: Encoder, sources: Given, cache: FeatureCache | None = None) -> dict[str, Figure]:
+        """Figures by name for a person to look at, of what `run` scores. Arguments as there."""
+        return self.draw(encoder, self._checked(encoder, sources), cache)
+
+    def check(self, sources: Given) -> None:
+        """Refuse sources that this evaluator cannot score, before anything is encoded.
+
+        Raises:
+            ValueError: a role is missing, or its source lacks what the evaluator needs.
+        """
+        sources = Sources.of(sources)
+        with self._naming_itself():
+            if missing := [role for role in self.needs if role not in sources]:
+                raise ValueError(f"needs the sources {missing}; given: {sorted(sources)}")
+            if self.truth is not None:
+                require_truth(sources, [role for role in self.roles if role in sources], self.truth)
+            self.check_items(sources)
+
+    @property
     def protocol(self) -> dict[str, object]:
-        """Every parameter of this score, sources aside."""
-        return {name: vars(self)[name] for name in inspect.signature(type(self)).parameters if name not in ROLES}
+        """All settings of this score."""
+        return asdict(self)
+
+    def _checked(self, encoder: Encoder, sources: Given) -> Sources:
+        sources = Sources.of(sources)
+        self.check(sources)
+        kind, name = encoder.card.modality, encoder.card.encoder
+        if self.modality not in (None, kind):
+            raise ValueError(f"encoder {name!r} is for {kind}; {type(self).__name__} accepts: {self.modality}")
+        for role in self.roles:
+            given = sources.measured(role) if role in sources else None
+            if isinstance(given, DecodedItems) and given.source.modality != kind:
+                raise ValueError(
+                    f"{role}: source {given.name!r} has items of kind {given.source.modality}; encoder {name!r} accepts: {kind}"
+                )
+        return sources
+
+    @contextmanager
+    def _naming_itself(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}: {error}") from error
+
+
+def require_truth(sources: Sources, roles: Sequence[str], truth: Truth) -> None:
+    """Refuse items without labels or masks.
+
+    Args:
+        sources: the sources.
+        roles: roles of those that are looked at.
+        truth: what each of them must carry; names of classes must be the same in all of them.
+
+    Raises:
+        ValueError: a source lacks it, or two sources have different classes.
+    """
+    accepted: list[str] = []
+    for role in roles:
+        source = sources[role].source
+        masks = ["masks"] if source.has_masks else []
+        found = {"classes": list(source.classes), "mask_classes": list(source.mask_classes), "masks": masks}[truth]
+        if not found:
+            raise ValueError(f"source {source.name!r} has no {_LACKING[truth]}")
+        accepted = accepted or found
+        if found != accepted:
+            raise ValueError(f"{role}: {truth} {found}; accepted: those of {roles[0]}, {accepted}")
+
+
+def require_positive(name: str, value: float | Sequence[float]) -> None:
+    """Refuse a setting that is not positive, or a sequence that is empty or has such a number.
+
+    Raises:
+        ValueError: names the setting and its value.
+    """
+    if isinstance(value, Sequence):
+        if not value or min(value) <= 0:
+            raise ValueError(f"{name}: {list(value)}; accepted: positive numbers")
+    elif value <= 0:
+        raise ValueError(f"{name}: {value}; accepted: a positive number")
+
+
+def require_share(name: str, value: float) -> None:
+    """Refuse a setting that is not between 0 and 1.
+
+    Raises:
+        ValueError: names the setting and its value.
+    """
+    if not 0 < value < 1:
+        raise ValueError(f"{name}: {value}; accepted: between 0 and 1")

@@ -31,9 +31,9 @@ class FeatureCache:
     """The features of one encoder.
 
     Args:
-        encoder: its weights must not change while the cache is used.
-        folder: where features outlive the process; None keeps them in memory only.
-        memory_bytes: what is kept in memory at most; more is read from the folder, or computed again.
+        encoder: the encoder; its weights must not change while the cache is used.
+        folder: folder where features outlive the process; None keeps them in memory only.
+        memory_bytes: number of bytes that are kept in memory at most; more is read from the folder, or computed again.
     """
 
     def __init__(self, encoder: Encoder, *, folder: Path | None = None, memory_bytes: int = _MEMORY_BYTES) -> None:
@@ -51,29 +51,30 @@ class FeatureCache:
         """The features of a batch, on the CPU; None where they were not computed yet.
 
         Args:
-            name: of the batch.
+            name: name of the batch.
             patches: whether they are needed; without, the output has Float[B 0 D] for patches.
         """
-        found = [self._find(f"{name}.{part}") for part in _parts(patches)]
-        if any(tensor is None for tensor in found):
+        cls = self._find(f"{name}.cls")
+        if cls is None:
             return None
-        cls = found[0]
-        return EncoderOutput(cls, found[1] if patches else cls.new_empty(len(cls), 0, cls.shape[1]))
+        found = self._find(f"{name}.patches") if patches else cls.new_empty(len(cls), 0, cls.shape[1])
+        return None if found is None else EncoderOutput(cls, found)
 
     def keep(self, name: str, output: EncoderOutput, *, patches: bool) -> None:
         """Keep the features of a batch, Float[B D] and Float[B N D] on the CPU.
 
         Args:
-            name: of the batch.
-            output: its features.
+            name: name of the batch.
+            output: features of the batch.
             patches: whether they are kept too; those of a large set that only `cls` was asked of would fill a disk.
         """
         self.num_computed += 1
-        for part in _parts(patches):
-            tensor = output._asdict()[part].contiguous()
+        # Kept apart: k-NN over a large set neither reads nor writes the patches.
+        for part, rows in (("cls", output.cls), ("patches", output.patches))[: 2 if patches else 1]:
+            tensor = rows.contiguous()
             self._remember(f"{name}.{part}", tensor)
             if self.folder is not None:
-                path = self._path(f"{name}.{part}")
+                path = self.folder / f"{name}.{part}.safetensors"
                 unfinished = path.with_suffix(f".{os.getpid()}")
                 save_file({part: tensor.clone()}, unfinished)
                 unfinished.replace(path)
@@ -81,7 +82,7 @@ class FeatureCache:
     def _find(self, name: str) -> Tensor | None:
         if name in self._memory:
             return self._memory[name]
-        tensor = None if self.folder is None else _read(self._path(name))
+        tensor = None if self.folder is None else _read(self.folder / f"{name}.safetensors")
         if tensor is not None:
             self._remember(name, tensor)
         return tensor
@@ -91,14 +92,6 @@ class FeatureCache:
         if self._bytes + size <= self.memory_bytes:
             self._memory[name] = tensor
             self._bytes += size
-
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
-
-
-def _parts(patches: bool) -> tuple[str, ...]:
-    """Kept apart: k-NN over a large set neither reads nor writes the patches."""
-    return ("cls", "patches") if patches else ("cls",)
 
 
 def _read(path: Path) -> Tensor | None:

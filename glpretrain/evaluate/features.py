@@ -1,79 +1,218 @@
-"""From items to an encoder's features: normalise as the encoder's card says, encode, or take them from the cache.
+"""From items to the features of an encoder: normalise as the card of the encoder says, encode, or take them from the cache.
 
-Left out on purpose: decoding (`pixels`) and what is done with the features.
+Decoding is left out (`items`), and so is what is done with the features.
 """
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from glpretrain import modalities
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.layers import features_of_layers, layer_number
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.pixels import PixelBatch, Pixels
+from glpretrain.evaluate.items import DecodedItems, ItemBatch, Resize
 
 _PATIENCE = 2.0  # seconds without a progress bar
 
 Element = TypeVar("Element")
 
 
-class LabelledFeatures(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class LabelledFeatures:
     """One row per item that has a label."""
 
     cls: Tensor  # Float[B D]
     labels: Tensor  # Int[B]
+    index: Tensor  # Int[B]  dataset index
+
+    def at(self, positions: Tensor) -> "LabelledFeatures":
+        """Some of the rows, by position or by Bool[B]."""
+        return LabelledFeatures(self.cls[positions], self.labels[positions], self.index[positions])
+
+    def with_cls(self, cls: Tensor) -> "LabelledFeatures":
+        """The same items with other rows, Float[B D]."""
+        return replace(self, cls=cls)
 
 
-def evaluation_shape(encoder: Encoder, image_size: int | Sequence[int] | None) -> tuple[int, int, int]:
-    """Channels, height and width that items are brought to: the card's, a square, or height and width.
-
-    Raises:
-        ValueError: the encoder is not for images, or the size does not divide into its patches.
-    """
-    if encoder.card.modality != "image":
-        raise ValueError(f"encoder {encoder.card.encoder!r} is for {encoder.card.modality}; this evaluator accepts: image")
-    channels, height, width = encoder.card.item_shape
-    if image_size is not None:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    encoder.grid((channels, height, width))
-    return channels, height, width
-
-
-def fitted_shape(encoder: Encoder, image_size: int | Sequence[int] | None) -> tuple[int, ...]:
-    """The shape that items are brought to: `evaluation_shape` of images, (points, 3) of clouds.
+@dataclass(frozen=True)
+class Features:
+    """How items become features. Every evaluator has one of these among its settings.
 
     Args:
-        encoder: of any modality.
-        image_size: see `evaluation_shape`, or a number of points.
+        size: size that items are brought to: side of the square, or height and width of an image; number of points of a cloud. None takes
+            the size of the encoder's card.
+        layer: block whose features are taken, under the final norm; negative numbers count from the last block.
+        batch_size: number of items that are encoded at a time.
+        bf16: whether to encode under bfloat16 autocast.
+    """
+
+    size: int | Sequence[int] | None = None
+    layer: int = -1
+    batch_size: int = 64
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"features.batch_size: {self.batch_size}; accepted: a positive number")
+
+    def refuse(self, *names: str) -> None:
+        """Refuse settings that an evaluator would ignore.
+
+        Raises:
+            ValueError: one of them has another value than its default.
+        """
+        for field in fields(self):
+            if field.name in names and vars(self)[field.name] != field.default:
+                raise ValueError(f"features.{field.name}: {vars(self)[field.name]}; this evaluator does not use it; leave it out")
+
+    def shape(self, encoder: Encoder) -> tuple[int, ...]:
+        """The shape that items are brought to for an encoder.
+
+        Raises:
+            ValueError: the encoder does not take items of this size.
+        """
+        shape = modalities.get(encoder.card.modality).item_shape(encoder.card, self.size)
+        encoder.grid(shape)
+        return shape
+
+    def image_grid(self, encoder: Encoder) -> tuple[int, int]:
+        """Rows and columns of the patches of an image.
+
+        Raises:
+            ValueError: see `shape`.
+        """
+        rows, columns = encoder.grid(self.shape(encoder))
+        return rows, columns
+
+    def batches(self, encoder: Encoder, items: DecodedItems, *, resize: Resize, description: str) -> Iterator[ItemBatch]:
+        """Items at the size for an encoder, with a progress bar.
+
+        Args:
+            encoder: the encoder that they are for.
+            items: the items.
+            resize: see `DecodedItems.batches`.
+            description: what the bar says before the name of the source.
+        """
+        found = items.batches(self.shape(encoder), resize=resize, batch_size=self.batch_size)
+        return tracked(found, total=-(-len(items) // self.batch_size), description=f"{description} {items.name}")
+
+    def encode(
+        self, encoder: Encoder, items: DecodedItems, *, resize: Resize, patches: bool = True, cache: FeatureCache | None = None
+    ) -> Iterator[tuple[ItemBatch, EncoderOutput]]:
+        """Encode every item in evaluation mode, on the device of the encoder, without gradient.
+
+        Args:
+            encoder: the encoder; every module of it gets its own mode back.
+            items: the items.
+            resize: see `DecodedItems.batches`.
+            patches: whether the patches are needed; without, an output may come with none, and none are kept.
+            cache: features of this encoder; what is in it is not computed again.
+
+        Yields:
+            Each batch with its features in float32, on the CPU.
+        """
+        for batch, outputs in self.encode_layers(encoder, items, resize=resize, layers={self.layer: patches}, cache=cache):
+            yield batch, outputs[self.layer]
+
+    def encode_layers(
+        self, encoder: Encoder, items: DecodedItems, *, resize: Resize, layers: Mapping[int, bool], cache: FeatureCache | None = None
+    ) -> Iterator[tuple[ItemBatch, dict[int, EncoderOutput]]]:
+        """`encode` for several layers, in one pass over the items. Other arguments as there.
+
+        Args:
+            layers: blocks whose features are taken, each with whether its patches are needed.
+
+        Yields:
+            Each batch with its features by layer.
+        """
+        for batch in self.batches(encoder, items, resize=resize, description="encoding"):
+            options = {"digests": batch.digests, "resize": resize, "layers": layers}
+            yield batch, encode_batch(encoder, batch.items, **options, bf16=self.bf16, cache=cache)
+
+    def labelled(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None = None) -> LabelledFeatures:
+        """`cls` of every item that has a label. Arguments as in `encode`; see `labelled_rows`."""
+        batches = self.encode(encoder, items, resize="crop", patches=False, cache=cache)
+        return labelled_rows(batches, lambda output: output.cls, name=items.name)
+
+
+def labelled_rows(batches: Iterable[tuple[ItemBatch, Element]], rows: Callable[[Element], Tensor], *, name: str) -> LabelledFeatures:
+    """A row for every item that has a label, on the CPU.
+
+    Args:
+        batches: each batch with what its rows are made of.
+        rows: makes Float[B D] of that.
+        name: name of the source, for messages.
 
     Raises:
-        ValueError: the encoder does not take such a size.
+        ValueError: no item has a label, or a number is not finite.
     """
-    if encoder.card.modality != "points":
-        return evaluation_shape(encoder, image_size)
-    if image_size is not None and not isinstance(image_size, int):
-        raise ValueError(f"image_size: {image_size}; accepted for points: their number")
-    shape = (encoder.card.item_shape[0] if image_size is None else image_size, 3)
-    encoder.grid(shape)
-    return shape
+    parts: list[LabelledFeatures] = []
+    for batch, output in batches:
+        parts.append(LabelledFeatures(rows(output), batch.labels, batch.index).at(batch.labels >= 0))
+    columns = ([part.cls for part in parts], [part.labels for part in parts], [part.index for part in parts])
+    found = LabelledFeatures(*(torch.cat(column) for column in columns))
+    if len(found.labels) == 0:
+        raise ValueError(f"source {name!r}: no item has a label; this evaluator needs labels")
+    if not found.cls.isfinite().all():
+        raise ValueError(f"source {name!r}: the encoder's features are not finite; nothing can be scored on them")
+    return found
 
 
-def normalised(images: Tensor, encoder: Encoder) -> Tensor:
-    """UInt8[B C H W] on any device to what the encoder takes, Float[B C H W] on its own device; clouds Float[B P 3] are as they are."""
-    device = next(encoder.parameters(), torch.empty(0)).device
-    if encoder.card.modality == "points":
-        return images.to(device)
-    mean = torch.tensor(encoder.card.mean, device=device)[:, None, None]  # [C 1 1]
-    std = torch.tensor(encoder.card.std, device=device)[:, None, None]  # [C 1 1]
-    return (images.to(device).float() / 255 - mean) / std
+def encode_batch(
+    encoder: Encoder,
+    items: Tensor,
+    *,
+    digests: Sequence[str],
+    resize: str,
+    layers: Mapping[int, bool],
+    bf16: bool = False,
+    cache: FeatureCache | None = None,
+) -> dict[int, EncoderOutput]:
+    """Features of items of one size, by layer. Other arguments as in `Features.encode_layers`.
+
+    Args:
+        items: UInt8[B C H W], or Float[B P 3].
+        digests: digest of each item, before it was resized.
+        resize: how they were resized; a part of their names in the cache.
+    """
+    assert cache is None or cache.encoder is encoder
+    names: dict[int, str] = {}
+    for layer in layers:
+        settings = f"{tuple(items.shape[1:])} {resize} {layer_number(encoder, layer)} {'bf16' if bf16 else 'float32'}"
+        names[layer] = hashlib.sha256("".join((settings, *digests)).encode()).hexdigest()
+    outputs: dict[int, EncoderOutput] = {}
+    if cache is not None:
+        found = {layer: cache.find(name, patches=layers[layer]) for layer, name in names.items()}
+        outputs = {layer: output for layer, output in found.items() if output is not None}
+    missing = [layer for layer in layers if layer not in outputs]
+    if missing:
+        with evaluating(encoder), torch.autocast(device_of(encoder).type, torch.bfloat16, enabled=bf16):
+            computed = features_of_layers(encoder, normalised(items, encoder), layers=missing)
+        for layer, output in zip(missing, computed, strict=True):
+            outputs[layer] = EncoderOutput(output.cls.float().cpu(), output.patches.float().cpu())
+            if cache is not None:
+                cache.keep(names[layer], outputs[layer], patches=layers[layer])
+    return outputs
+
+
+def device_of(encoder: Encoder) -> torch.device:
+    """The device of the weights; the CPU where there are none."""
+    return next(encoder.parameters(), torch.empty(0)).device
+
+
+def normalised(items: Tensor, encoder: Encoder) -> Tensor:
+    """Items as sources give them, on any device, to what the encoder takes, Float[B *item] on its own device."""
+    return modalities.get(encoder.card.modality).normalise(items.to(device_of(encoder)), encoder.card)
 
 
 @contextmanager
@@ -88,130 +227,6 @@ def evaluating(encoder: Encoder) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def encode(
-    encoder: Encoder,
-    pixels: Pixels,
-    *,
-    fit: Literal["crop", "stretch"],
-    image_size: int | Sequence[int] | None = None,
-    layer: int = -1,
-    batch_size: int = 64,
-    bf16: bool = False,
-    patches: bool = True,
-    cache: FeatureCache | None = None,
-) -> Iterator[tuple[PixelBatch, EncoderOutput]]:
-    """Encode every item in evaluation mode, on the encoder's device, without gradient.
-
-    Args:
-        encoder: gets its training mode back, module by module.
-        pixels: the items.
-        fit: as in `Pixels.batches`.
-        image_size: side of the square that items are brought to, or height and width, or points of a cloud; None for the card's.
-        layer: block whose features are taken, under the final norm; negative numbers count from the last.
-        batch_size: items at a time.
-        bf16: compute under bfloat16 autocast.
-        patches: whether the patches are needed; without, an output may come with none, and none are kept.
-        cache: of this encoder; what is in it is not computed again.
-
-    Yields:
-        Each batch with its features in float32, on the CPU.
-    """
-    options = {"image_size": image_size, "batch_size": batch_size, "bf16": bf16, "cache": cache}
-    for batch, outputs in encode_layers(encoder, pixels, fit=fit, layers={layer: patches}, **options):
-        yield batch, outputs[layer]
-
-
-def encode_layers(
-    encoder: Encoder,
-    pixels: Pixels,
-    *,
-    fit: Literal["crop", "stretch"],
-    layers: Mapping[int, bool],
-    image_size: int | Sequence[int] | None = None,
-    batch_size: int = 64,
-    bf16: bool = False,
-    cache: FeatureCache | None = None,
-) -> Iterator[tuple[PixelBatch, dict[int, EncoderOutput]]]:
-    """`encode` for several layers, in one pass over the items. Other arguments as there.
-
-    Args:
-        layers: blocks whose features are taken, each with whether its patches are needed.
-
-    Yields:
-        Each batch with its features by layer.
-    """
-    assert cache is None or cache.encoder is encoder
-    shape = fitted_shape(encoder, image_size)
-    num_batches = -(-len(pixels) // batch_size)
-    batches = pixels.batches(shape, fit=fit, batch_size=batch_size)
-    for batch in tracked(batches, total=num_batches, description=f"encoding {pixels.source.name}"):
-        yield batch, encode_batch(encoder, batch.images, digests=batch.digests, fit=fit, layers=layers, bf16=bf16, cache=cache)
-
-
-def encode_batch(
-    encoder: Encoder,
-    images: Tensor,
-    *,
-    digests: Sequence[str],
-    fit: str,
-    layers: Mapping[int, bool],
-    bf16: bool = False,
-    cache: FeatureCache | None = None,
-) -> dict[int, EncoderOutput]:
-    """Features of images of one size, by layer. Other arguments as in `encode_layers`.
-
-    Args:
-        images: UInt8[B C H W].
-        digests: of each image, before it was resized.
-        fit: how it was resized.
-    """
-    names: dict[int, str] = {}
-    for layer in layers:
-        settings = f"{tuple(images.shape[1:])} {fit} {layer_number(encoder, layer)} {'bf16' if bf16 else 'float32'}"
-        names[layer] = hashlib.sha256("".join((settings, *digests)).encode()).hexdigest()
-    outputs = {} if cache is None else {layer: cache.find(name, patches=layers[layer]) for layer, name in names.items()}
-    missing = [layer for layer in layers if outputs.get(layer) is None]
-    if missing:
-        device = next(encoder.parameters(), torch.empty(0)).device
-        with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            found = features_of_layers(encoder, normalised(images, encoder), layers=missing)
-        for layer, output in zip(missing, found, strict=True):
-            outputs[layer] = EncoderOutput(output.cls.float().cpu(), output.patches.float().cpu())
-            if cache is not None:
-                cache.keep(names[layer], outputs[layer], patches=layers[layer])
-    return outputs
-
-
-def cls_features(
-    encoder: Encoder,
-    pixels: Pixels,
-    *,
-    image_size: int | Sequence[int] | None = None,
-    layer: int = -1,
-    batch_size: int = 64,
-    bf16: bool = False,
-    cache: FeatureCache | None = None,
-) -> LabelledFeatures:
-    """`cls` and label of every item that has a label, on the CPU. Arguments as in `encode`.
-
-    Raises:
-        ValueError: no item has a label.
-    """
-    rows: list[Tensor] = []
-    labels: list[Tensor] = []
-    options = {"image_size": image_size, "layer": layer, "batch_size": batch_size, "bf16": bf16, "cache": cache}
-    for batch, output in encode(encoder, pixels, fit="crop", patches=False, **options):
-        labelled = batch.labels >= 0
-        rows.append(output.cls[labelled])
-        labels.append(batch.labels[labelled])
-    features = LabelledFeatures(torch.cat(rows), torch.cat(labels))
-    if len(features.labels) == 0:
-        raise ValueError(f"source {pixels.source.name!r}: no item has a label; this evaluator needs labels")
-    if not features.cls.isfinite().all():
-        raise ValueError(f"source {pixels.source.name!r}: the encoder's cls features are not finite; nothing can be scored on them")
-    return features
 
 
 def tracked(elements: Iterable[Element], *, total: int, description: str) -> Iterator[Element]:

@@ -1,6 +1,6 @@
 """Pictures of dense predictions: class maps beside their truth, boxes, attention heads. Figures without pyplot, a handful of images each.
 
-Left out: similarity plots (`similarity`) and reports (`glpretrain.report`).
+Similarity plots (`similarity`) and reports (`glpretrain.report`) are left out.
 """
 
 from collections.abc import Sequence
@@ -138,10 +138,9 @@ def prompts_figure(
 
 def class_colours(count: int) -> list[tuple[float, float, float]]:
     """As many colours that can be told apart, the strong ones first; beyond 20 they go round the colour circle."""
-    if count <= 20:
-        pairs = colormaps["tab20"].colors  # each strong colour is followed by its pale one
-        return [*pairs[::2], *pairs[1::2]][:count]
-    return [tuple(colormaps["hsv"](number / count)[:3]) for number in range(count)]
+    pairs = [colormaps["tab20"](number) for number in range(20)]  # each strong colour is followed by its pale one
+    chosen = [*pairs[::2], *pairs[1::2]][:count] if count <= 20 else [colormaps["hsv"](number / count) for number in range(count)]
+    return [(red, green, blue) for red, green, blue, _ in chosen]
 
 
 def picture(image: Tensor) -> np.ndarray:
@@ -165,7 +164,7 @@ def _box(axis: Axes, edges: Sequence[int], colour: str) -> None:
     axis.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.5))
 
 
-def _outline(axis: Axes, mask: Tensor, size: tuple[int, int]) -> None:
+def _outline(axis: Axes, mask: Tensor, size: Sequence[int]) -> None:
     """The border of Bool[h w] over a picture of the given height and width, along the edges of patches."""
     rows, columns = mask.shape
     step = size[0] / rows, size[1] / columns

@@ -8,11 +8,12 @@
   distance on the grid. Where the last has fallen half of the way from 1 to the mean of one image is the half distance: how far what
   a patch says beyond its image reaches.
 
-Left out on purpose: prototypes, which an encoder does not have (`callbacks.PrototypeUsage`), and a verdict.
+Prototypes, which an encoder does not have (`callbacks.PrototypeUsage`), and a verdict are left out on purpose.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,13 +22,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from glpretrain.core import keys
-from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import encode, evaluation_shape
+from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import Z95, jackknife_interval, mean_interval
-from glpretrain.evaluate.pixels import Pixels
 
 _RANK_EPS = 1e-7  # the paper's
 _UNIFORMITY_T = 2.0
@@ -65,42 +64,25 @@ class Moments(NamedTuple):
         return self.sums(self.mean_unit.square().sum(dim=1, keepdim=True), self.mean_unit)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Health(Evaluator):
     """`rank_cls` and `rank_patches`, `uniformity_cls` and `uniformity_mean_patch`, `cosine_within`, `cosine_between`, `half_distance`.
 
-    Ranks are numbers of directions; cosines are of patches; the half distance is in patches, and the largest distance measured (the
-    longer side of the grid less one) where the similarity does not fall that far.
-
-    Args:
-        test: items; labels are not looked at.
-        image_size: side of the square, or height and width; None for the card's item shape.
-        layer: block whose features are taken; negative numbers count from the last.
-        batch_size: items at a time.
-        bf16: encode under bfloat16 autocast.
+    Of the items of `test`; labels are not looked at. Ranks are numbers of directions; cosines are of patches; the half distance is in
+    patches, and the largest distance measured (the longer side of the grid less one) where the similarity does not fall that far.
     """
 
     headlines = ("rank_cls", "rank_patches")
+    scored = "test"
+    needs = ("test",)
+    modality = "image"
 
-    def __init__(
-        self,
-        test: Source | Pixels,
-        *,
-        image_size: int | Sequence[int] | None = None,
-        layer: int = -1,
-        batch_size: int = 64,
-        bf16: bool = False,
-    ) -> None:
-        self.test = Pixels.of(test)
-        if len(self.test) < 2:
-            raise ValueError(f"test: source {self.test.name!r} has 1 item; accepted: at least 2")
-        self.image_size, self.layer, self.batch_size, self.bf16 = image_size, layer, batch_size, bf16
+    def check_items(self, sources: Sources) -> None:
+        if len(sources["test"]) < 2:
+            raise ValueError(f"test: source {sources['test'].name!r} has 1 item; accepted: at least 2")
 
-    @property
-    def scored(self) -> Pixels:
-        return self.test
-
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
-        found = self._moments(encoder, cache)
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
+        found = self._moments(encoder, sources["test"], cache)
         count = len(found.cls)
         whole = {
             "rank_cls": (effective_rank, found.cls_gram),
@@ -114,24 +96,23 @@ class Health(Evaluator):
         scores["cosine_within"] = Score(found.within.mean().item(), mean_interval(found.within), count)
         return Result(scores, chosen={})
 
-    def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
+    def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`spectrum`: singular values, each over the largest; `decay`: cosine of two patches by their distance."""
-        found = self._moments(encoder, cache)
+        found = self._moments(encoder, sources["test"], cache)
         return {"spectrum": _spectrum_figure(found), "decay": _decay_figure(found)}
 
-    def _moments(self, encoder: Encoder, cache: FeatureCache | None) -> Moments:
-        grid = encoder.grid(evaluation_shape(encoder, self.image_size))
+    def _moments(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> Moments:
+        grid = self.features.image_grid(encoder)
         if grid[0] * grid[1] < 2:
-            raise ValueError(f"image_size: {self.image_size}; accepted: at least two patches of {encoder.card.patch_size} pixels")
-        num_groups, dim = min(_NUM_GROUPS, len(self.test)), encoder.embed_dim
-        group_of = keys.permutation(torch.tensor(_GROUP_SEED), len(self.test)) % num_groups  # [B]
+            raise ValueError(f"features.size: {self.features.size}; accepted: at least two patches of {encoder.card.patch_size} pixels")
+        num_groups, dim = min(_NUM_GROUPS, len(items)), encoder.embed_dim
+        group_of = keys.permutation(torch.tensor(_GROUP_SEED), len(items)) % num_groups  # [B]
         cls_gram, patch_gram = (torch.zeros(num_groups, dim, dim, dtype=torch.float64) for _ in range(2))
         rows: list[tuple[Tensor, ...]] = []
         count = 0
-        options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
-        for batch, output in encode(encoder, self.test, fit="crop", **options):
+        for batch, output in self.features.encode(encoder, items, resize="crop", cache=cache):
             if not (output.cls.isfinite().all() and output.patches.isfinite().all()):
-                raise ValueError(f"source {self.test.name!r}: the encoder's features are not finite; nothing can be scored on them")
+                raise ValueError(f"source {items.name!r}: the encoder's features are not finite; nothing can be scored on them")
             if output.patches.shape[1] != grid[0] * grid[1]:
                 raise ValueError(f"encoder {encoder.card.encoder!r}: {output.patches.shape[1]} patches; its grid has {grid[0]} x {grid[1]}")
             groups = group_of[count : count + len(batch.index)]
@@ -143,7 +124,7 @@ class Health(Evaluator):
             unit = functional.normalize(output.patches, dim=-1)  # [B N D]
             rows.append((output.cls, output.patches.mean(dim=1), unit.mean(dim=1), decay(unit, grid=grid), groups))
         if count < 2:
-            raise ValueError(f"source {self.test.name!r}: {count} item can be read; at least 2 are needed")
+            raise ValueError(f"source {items.name!r}: {count} item can be read; at least 2 are needed")
         cls, mean_patch, mean_unit, curves, group = (torch.cat(part) for part in zip(*rows, strict=True))
         # All pairs of N unit vectors, less the N of one with itself.
         within = (grid[0] * grid[1] * mean_unit.square().sum(dim=1) - 1) / (grid[0] * grid[1] - 1)
@@ -269,8 +250,10 @@ def _decay_figure(found: Moments) -> Figure:
     distances = range(num_distances + 1)
     axis.plot(distances, mean, color="#0072b2", marker="o", markersize=3, linewidth=1.4, label="one image, by distance")
     axis.fill_between(distances, mean - spread, mean + spread, color="#0072b2", alpha=0.25, linewidth=0)
-    axis.axhline(found.within.mean(), color="#0072b2", linewidth=0.8, linestyle=":", label="one image, all pairs")
-    axis.axhline(cosine_between(found.unit_sums.sum(dim=0)), color="#d55e00", linewidth=1.2, linestyle="--", label="different images")
+    axis.axhline(found.within.mean().item(), color="#0072b2", linewidth=0.8, linestyle=":", label="one image, all pairs")
+    axis.axhline(
+        cosine_between(found.unit_sums.sum(dim=0)).item(), color="#d55e00", linewidth=1.2, linestyle="--", label="different images"
+    )
     axis.axvline(half, color="0.75", linewidth=0.8, zorder=0)
     axis.set_xlabel("distance in patches")
     axis.set_ylabel("mean cosine of two patches")

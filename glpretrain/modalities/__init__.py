@@ -1,12 +1,13 @@
 """The kinds of items that the package knows. A new kind is a class in a file of its own here and one entry in the list below."""
 
+from collections.abc import Callable
 from importlib import import_module
 
 from glpretrain.modalities.base import Modality, Size
 from glpretrain.modalities.image import Image
 from glpretrain.modalities.points import Points
 
-__all__ = ["Image", "Modality", "Points", "Size", "get", "names", "register", "resolve"]
+__all__ = ["Image", "Modality", "Points", "Size", "get", "imported", "names", "register"]
 
 _KNOWN: dict[str, Modality] = {}
 
@@ -33,18 +34,15 @@ def get(name: str) -> Modality:
     return _KNOWN[name]
 
 
+def imported(path: str) -> Callable:
+    """The class or function that a modality names by its import path."""
+    module, _, name = path.rpartition(".")
+    return vars(import_module(module))[name]
+
+
 def names() -> tuple[str, ...]:
     """Names of all known kinds."""
     return tuple(_KNOWN)
-
-
-def resolve(path: str) -> object:
-    """The object that an import path of a modality names, such as `glpretrain.data.Scenes`.
-
-    The paths are those of our own classes; nothing that a file says is imported here.
-    """
-    module, _, name = path.rpartition(".")
-    return vars(import_module(module))[name]
 
 
 for _modality in (Image(), Points()):

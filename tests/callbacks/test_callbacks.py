@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +14,30 @@ from rich.console import Console
 from shrinking import ROOT, shrunk
 from torch import Tensor
 
+from glpretrain import modalities
 from glpretrain.callbacks import PrototypeUsage, RunEvaluators, Throughput
 from glpretrain.callbacks.evaluators import result_key
 from glpretrain.callbacks.health import usage
 from glpretrain.callbacks.loggers import wandb_mode
-from glpretrain.callbacks.views import columns, grid_figure, unnormalise
+from glpretrain.callbacks.views import columns, grid_figure
 from glpretrain.cli.training import Training, pretrain
 from glpretrain.core.batch import Batch
 from glpretrain.data import Scenes
 from glpretrain.encoders import Encoder, ViT
-from glpretrain.evaluate import Evaluator, FeatureCache, Pixels, Result, Score
+from glpretrain.evaluate import KNN, Evaluator, FeatureCache, Result, Score, Sources
 
 
+@dataclass(frozen=True, kw_only=True)
 class Probe(Evaluator):
     """Answers with the number of runs so far, and disturbs everything that a callback has to put back."""
 
     headlines = ("accuracy",)
+    scored = "test"
+    needs = ("test",)
 
-    def __init__(self) -> None:
-        self.seen: list[bool] = []
+    seen: list[bool] = field(default_factory=list)
 
-    @property
-    def scored(self) -> Pixels:
-        return Pixels(Scenes(1))
-
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         self.seen.append(encoder.training)
         encoder.train()
         torch.manual_seed(13)
@@ -45,6 +45,10 @@ class Probe(Evaluator):
         random.seed(13)
         time.sleep(0.05)
         return Result({"accuracy": Score(10.0 * len(self.seen), 0.5, 3)}, chosen={"k": 7.0})
+
+
+def watching(probe: Probe, **options) -> RunEvaluators:
+    return RunEvaluators({"probe": probe}, {"test": Scenes(1)}, **options)
 
 
 def training(tmp_path: Path, *options: str, recipe: str = "mae") -> Training:
@@ -81,7 +85,7 @@ def encoder() -> ViT:
 def test_scores_before_and_after_reach_the_results(tmp_path: Path) -> None:
     cli = training(tmp_path)
     probe = Probe()
-    evaluators = RunEvaluators({"probe": probe}, every_n_steps=1)
+    evaluators = watching(probe, every_n_steps=1)
     cli.evaluators = evaluators
     cli.trainer.callbacks.insert(0, evaluators)
     results = cli.fit().results
@@ -95,7 +99,7 @@ def test_scores_before_and_after_reach_the_results(tmp_path: Path) -> None:
 def test_resumed_run_does_not_claim_random_weights(tmp_path: Path) -> None:
     checkpoint = training(tmp_path).fit().folder / "checkpoints" / "last.ckpt"
     cli = training(tmp_path, "--ckpt_path", str(checkpoint), "--trainer.max_steps", "3")
-    cli.evaluators = RunEvaluators({"probe": Probe()})
+    cli.evaluators = watching(Probe())
     cli.trainer.callbacks.insert(0, cli.evaluators)
     results = cli.fit().results
     assert results["before"] is None
@@ -106,7 +110,7 @@ def test_evaluation_changes_neither_mode_nor_random_state_nor_training(tmp_path:
     plain = training(tmp_path, recipe="dino")
     plain.fit()
     watched = training(tmp_path, recipe="dino")
-    watched.trainer.callbacks.insert(0, RunEvaluators({"probe": Probe()}, every_n_steps=1))
+    watched.trainer.callbacks.insert(0, watching(Probe(), every_n_steps=1))
     modes = [module.training for module in watched.model.modules()]
     state = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     watched.trainer.callbacks[0]._evaluate(watched.trainer, watched.model)
@@ -169,11 +173,12 @@ def test_grid_marks_strongly_augmented_student_views() -> None:
     assert (shown["student 2"][1, -1] == torch.tensor([1.0, 0.0, 0.0])).all()
 
 
-def test_unnormalised_pixels_are_those_of_the_file() -> None:
+def test_pictures_have_the_pixels_of_the_file() -> None:
     card = encoder().card
     pixels = torch.linspace(0, 1, 2 * 3 * 16 * 24).reshape(2, 3, 16, 24)
     mean, std = (torch.tensor(values)[:, None, None] for values in (card.mean, card.std))
-    assert torch.allclose(unnormalise((pixels - mean) / std, card), pixels.permute(0, 2, 3, 1), atol=1e-6)  # float32 rounding
+    pictures = modalities.get("image").pictures((pixels - mean) / std, card=card)
+    assert torch.allclose(pictures, pixels.permute(0, 2, 3, 1), atol=1e-6)  # float32 rounding
 
 
 def test_grid_is_written_as_a_picture(tmp_path: Path) -> None:
@@ -300,13 +305,39 @@ def test_a_recipe_names_evaluators_that_score_it_on_the_way(tmp_path: Path) -> N
     def scenes(length: int, split: str) -> dict:
         return {"class_path": "glpretrain.data.Scenes", "init_args": {"length": length, "size": 48, "split": split}}
 
-    health = {"class_path": "glpretrain.evaluate.Health", "init_args": {"test": scenes(24, "test")}}
-    knn = {"class_path": "glpretrain.evaluate.KNN", "init_args": {"train": scenes(30, "train"), "test": scenes(20, "test"), "k": [5]}}
+    evaluators = {
+        "health": {"class_path": "glpretrain.evaluate.Health"},
+        "near": {"class_path": "glpretrain.evaluate.KNN", "init_args": {"k": [5]}},
+    }
+    sources = {"train": scenes(30, "train"), "test": scenes(20, "test")}
     callback = {
         "class_path": "glpretrain.callbacks.RunEvaluators",
-        "init_args": {"evaluators": {"health": health, "near": knn}, "every_n_steps": 1},
+        "init_args": {"evaluators": evaluators, "sources": sources, "every_n_steps": 1},
     }
     results = training(tmp_path, "--trainer.callbacks", json.dumps([callback])).fit().results
     assert results["measured_on"] == {"health": "scenes", "near": "scenes"}
     assert results["after"]["near_n"] == 20 and results["after"]["health_rank_cls"] > 1
     assert results["before"]["health_rank_cls"] != results["after"]["health_rank_cls"]
+
+
+def test_a_role_that_is_not_given_is_the_data_modules(tmp_path: Path) -> None:
+    cli = training(tmp_path)
+    callback = RunEvaluators({"knn": KNN(k=(1,))}, {"test": Scenes(9, size=48, split="test")})
+    cli.trainer.callbacks.insert(0, callback)
+    cli.fit()
+    assert callback.after is not None and callback.after["knn_n"] == 9
+    assert len(callback.sources["train"]) > 9 and len(callback.sources["test"]) == 9
+
+
+def test_sources_that_cannot_be_scored_are_refused_before_training(tmp_path: Path) -> None:
+    cli = training(tmp_path)
+    cli.trainer.callbacks.insert(0, RunEvaluators({"knn": KNN(k=(500,))}, {"train": Scenes(20), "test": Scenes(9)}))
+    with pytest.raises(ValueError, match=r"KNN: k: \[500\]; accepted: numbers from 1 to 20"):
+        cli.fit()
+    assert cli.trainer.global_step == 0
+
+
+def test_an_unknown_mode_of_wandb_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "of")
+    with pytest.raises(ValueError, match="WANDB_MODE: of; accepted: online, offline"):
+        wandb_mode()

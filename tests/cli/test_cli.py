@@ -18,9 +18,11 @@ from shrinking import ROOT, shrunk
 
 import glpretrain
 from glpretrain.callbacks.evaluators import result_key
-from glpretrain.cli import main, one_line
+from glpretrain.cli import VERBS, main, one_line
+from glpretrain.cli.parsing import parse_verb, verb_parser
 from glpretrain.cli.training import Training, pretrain
 from glpretrain.core.types import EncoderCard
+from glpretrain.modalities import imported
 from glpretrain.runs import find_recipe, new_folder, recipe_name, recipe_names
 
 QUIET = ["--evaluate", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
@@ -80,7 +82,68 @@ def test_unknown_recipe_lists_what_exists(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_unknown_verb_lists_what_exists(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "pretrain, fit" in refusal(["pretrian", "mmc"], capsys)
+    line = refusal(["pretrian", "mmc"], capsys)
+    assert "there is no verb 'pretrian'; did you mean pretrain? (accepted: pretrain, fit, evaluate" in line
+
+
+def test_purposes_in_the_help_are_the_first_lines_of_the_verbs() -> None:
+    for verb in VERBS.values():
+        assert (imported(verb.function).__doc__ or "").splitlines()[0] == verb.purpose
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "fit"])
+def test_every_verb_explains_each_of_its_arguments(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([verb, "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: glpretrain {verb} ") and VERBS[verb].purpose in text
+    for action in verb_parser(imported(VERBS[verb].function), verb=verb)._actions:
+        assert action.help, action.dest
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_shell_completes_verbs_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"--print_shtab={shell}"]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in (*VERBS, "--no_pictures", "--min_tissue"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["export", "b", "out", "--formt", "onnx"], "nothing reads 'formt'; did you mean format?"),
+        (["export", "b", "out", "--format", "pickle"], "format: 'pickle' given; accepted: Literal['folder', 'timm', 'huggingface'"),
+        (["export", "b"], "the following arguments are required: out"),
+        (["tiles", "a.svs"], "the following arguments are required: out"),
+        (["tiles", "a.svs", "--out", "t", "--size", "large"], "size: 'large' given; accepted: int"),
+        (["inspect", "b", "a.png", "--treshold", "0.4"], "nothing reads 'treshold'; did you mean threshold?"),
+        (["bench", "wiews"], "what: 'wiews' given; accepted: Literal['views']"),
+        (["faces", "f", "--out", "o", "--table", "laba"], "table: 'laba' given; accepted:"),
+        (["evaluate"], "the following arguments are required: backbone"),
+        (["--print_shtab=elvish"], "shtab-elvish"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_cost_one_line_in_every_verb(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said in refusal(arguments, capsys)
+
+
+def test_options_and_positions_may_be_mixed() -> None:
+    def verb(first: str, others: list[str], *, size: tuple[int, ...] | None = None, compare: list[str] | None = None, dry: bool = False):
+        """Do it.
+
+        Args:
+            first: one
+            others: more
+            size: sizes
+            compare: others
+            dry: only
+        """
+
+    given = ["a", "--dry", "b", "--compare=x", "c", "--compare", "y", "--size", "3", "4"]
+    assert parse_verb(verb, given, verb="verb") == {
+        "first": "a", "others": ["b", "c"], "size": [3, 4], "compare": ["x", "y"], "dry": True,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -108,8 +171,30 @@ def test_misspelt_key_is_named_with_what_is_accepted(mae: Path, section: str, kn
 
 def test_misspelt_override_is_named(mae: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal(["pretrain", str(mae), "--trainer.max_stepz", "3"], capsys)
-    assert "max_stepz" in line
-    assert "max_steps" in line
+    assert "trainer: nothing reads 'max_stepz'; did you mean max_steps? (accepted: accelerator," in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("data.batch_size", "many", "data.batch_size: 'many' given; accepted: int"),
+        ("model.init_args.lr", {"base": "fast"}, "model.lr.base: 'fast' given; accepted: float"),
+        ("model.init_args.lr", {"bse": 1.0}, "model.lr: nothing reads 'bse'; did you mean base? (accepted: base,"),
+        ("model.init_args.encoder.init_args.depth", "deep", "model.encoder.depth: 'deep' given; accepted: int, null"),
+        ("data.source.class_path", "glpretrain.data.Scene", "data.source: there is no class glpretrain.data.Scene; did you mean Scenes?"),
+    ],
+)
+def test_a_mistake_in_a_recipe_names_key_value_and_what_is_accepted(
+    mae: Path, key: str, value: object, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = yaml.safe_load(mae.read_text())
+    *parents, last = key.split(".")
+    inner = recipe
+    for name in parents:
+        inner = inner[name]
+    inner[last] = value
+    mae.write_text(yaml.safe_dump(recipe))
+    assert said in refusal(["pretrain", str(mae), *QUIET], capsys)
 
 
 def test_unknown_method_lists_what_exists(mae: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,7 +383,7 @@ def test_evaluate_reproduces_the_scores_of_the_run(mae: Path) -> None:
         assert [line["value"], line["ci"], line["n"]] == [run.results["after"][name] for name in (key, f"{key}_ci", f"{key}_n")]
         assert (
             len(line["fingerprint"]) == 64
-            and line["protocol"]["batch_size"] == 64
+            and line["protocol"]["features"]["batch_size"] == 64
             and EncoderCard.from_json(line["card"]) == run.backbone.card
         )
 
@@ -335,7 +420,7 @@ def test_inspect_names_what_it_does_not_understand(mae: Path, capsys: pytest.Cap
     assert "nowhere does not exist" in refusal([*arguments, "--compare", "new=nowhere"], capsys)
     arguments_of_two = ["inspect", f"untrained={arguments[1]}", *arguments[2:], "--untrained"]
     assert "'untrained' and --untrained adds another" in refusal(arguments_of_two, capsys)
-    assert "required: IMAGE" in refusal(arguments[:2], capsys)
+    assert "required: images" in refusal(arguments[:2], capsys)
     assert not Path("report.html").exists()
 
 

@@ -8,12 +8,12 @@ import torch
 import yaml
 from shrinking import ROOT, shrunk
 
-from glpretrain.cli.own_data import own_source
 from glpretrain.cli.scoring import score
 from glpretrain.cli.training import pretrain
-from glpretrain.data import PointArrays, Solids
+from glpretrain.data import PointArrays, Solids, source_for
+from glpretrain.data.own import source_spec
 from glpretrain.encoders import PointTransformer
-from glpretrain.evaluate import KNN, ShapeHistogram
+from glpretrain.evaluate import KNN, ShapeHistogram, Sources
 
 MESHES = Path(__file__).parents[3] / "shared" / "data" / "points_meshsampled"
 
@@ -63,13 +63,14 @@ def test_the_configuration_for_points_takes_a_file(stack: Path, tmp_path: Path, 
 
 
 def test_a_folder_is_told_from_a_file_and_points_from_images(stack: Path, tmp_path: Path) -> None:
-    points, images = (yaml.safe_load((ROOT / f"{name}.yaml").read_text()) for name in ("dcglr", "dino"))
-    assert own_source(points, tmp_path, kind="ImageFolder")["class_path"] == "glpretrain.data.PointFolder"
-    assert own_source(points, stack, kind="ImageFolder")["class_path"] == "glpretrain.data.PointArrays"
-    assert own_source(images, tmp_path, kind="ImageFolder") == {
-        "class_path": "glpretrain.data.ImageFolder",
-        "init_args": {"root": str(tmp_path)},
-    }
+    assert source_for(tmp_path, "points") == "glpretrain.data.PointFolder"
+    assert source_for(stack, "points") == "glpretrain.data.PointArrays"
+    spec = source_spec(tmp_path, source_for(tmp_path, "image"), channels=1)
+    assert spec == ("glpretrain.data.ImageFolder", {"root": str(tmp_path), "channels": 1})
+    assert source_spec(stack, "glpretrain.data.PointArrays", channels=1).init_args == {"path": str(stack)}
+    assert spec.arguments("data.source") == [
+        "--data.source", "glpretrain.data.ImageFolder", f"--data.source.init_args.root={tmp_path}", "--data.source.init_args.channels=1",
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(not MESHES.is_dir(), reason="no ../shared/data/points_meshsampled here")
@@ -80,6 +81,7 @@ def test_real_shapes_are_read_and_known_by_their_distances(name: str, train: int
     parts = PointArrays(MESHES / f"{name}.npz").train_test_split()
     assert [len(part) for part in parts] == [train, test] and len(parts[0].classes) == classes
     if name == "modelnet9":
-        found = ShapeHistogram(*parts, max_points=128).run(encoder()).scores["accuracy"]
+        sources = Sources({"train": parts[0], "test": parts[1]})
+        found = ShapeHistogram(max_points=128).run(encoder(), sources).scores["accuracy"]
         assert found.value > 100 / classes + found.ci
-        assert KNN(*parts, k=(3,)).run(encoder()).scores["accuracy"].n == test
+        assert KNN(k=(3,)).run(encoder(), sources).scores["accuracy"].n == test

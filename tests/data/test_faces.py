@@ -9,9 +9,8 @@ import torch
 from image_files import write_image, write_map
 from view_parts import flips
 
-from glpretrain.data import Faces, FaceSwaps, ImageFolder, LFWSubset, Subset, UnreadableItemError
+from glpretrain.data import Faces, FaceSwaps, ImageFolder, LFWSubset, Subset, UnreadableItemError, source_for
 from glpretrain.data.module import DataModule
-from glpretrain.data.sources.images import source_for
 from glpretrain.data.sources.images.face_regions import TABLES, read_map
 from glpretrain.data.views import MultiCrop, ViewSpec
 from glpretrain.encoders import ViT
@@ -77,7 +76,7 @@ def test_faces_read_images_with_their_maps(prepared: Path) -> None:
     assert Subset(source, indices=[3, 0]).groups == ["real/b", "fake/a"]
     item = source[1]
     assert item.label == 0 and item.image.shape == (3, 20, 30) and torch.equal(item.regions, (torch.arange(30) // 3).expand(20, -1))
-    assert source_for(prepared) == "Faces" and source_for(prepared / "images") == "ImageFolder"
+    assert source_for(prepared, "image") == "glpretrain.data.Faces" and not Faces.reads(prepared / "images")
 
 
 def test_a_missing_map_is_an_error_that_names_the_file(prepared: Path) -> None:

@@ -10,8 +10,7 @@ from shrinking import ROOT, shrunk
 
 import glpretrain
 from glpretrain.cli.scoring import score
-from glpretrain.data import TarShards, TileFolder, UnreadableItemError
-from glpretrain.data.sources.images import source_for
+from glpretrain.data import TarShards, TileFolder, UnreadableItemError, source_for
 from glpretrain.encoders import ViT
 from glpretrain.prepare.slides import Settings, cut_slides
 from glpretrain.prepare.slides.synthetic import write_synthetic_slide
@@ -74,10 +73,11 @@ def test_a_damaged_shard_is_named(cut: Path, tmp_path: Path) -> None:
 
 
 def test_the_folder_says_what_reads_it(cut: Path, tmp_path: Path) -> None:
-    assert source_for(cut) == "TileFolder"
-    assert source_for(cut / "shards" / "calm") == source_for(cut / "shards" / "calm" / "0-00000.tar") == "TarShards"
+    calm = cut / "shards" / "calm"
+    assert source_for(cut, "image") == "glpretrain.data.TileFolder"
+    assert source_for(calm, "image") == source_for(calm / "0-00000.tar", "image") == "glpretrain.data.TarShards"
     assert len(TarShards(cut)) == len(TileFolder(cut))
-    assert source_for(tmp_path) == "ImageFolder" == source_for(tmp_path / "missing")
+    assert source_for(tmp_path, "image") == "glpretrain.data.ImageFolder" == source_for(tmp_path / "missing", "image")
 
 
 def test_training_takes_the_folder_as_it_is(cut: Path, tmp_path: Path) -> None:

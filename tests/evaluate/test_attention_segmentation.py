@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluate_stubs import StubEncoder, masked, noise, position_of
+from evaluate_stubs import StubEncoder, TableSource, masked, noise, position_of
 from golden import load
 from torch import Tensor
 from torchmetrics.functional.classification import binary_jaccard_index
@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import binary_jaccard_index
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import ViT
 from glpretrain.encoders.attention import cls_attention
-from glpretrain.evaluate import AttentionSegmentation, Pixels
+from glpretrain.evaluate import AttentionSegmentation, DecodedItems, Features, Result
 from glpretrain.evaluate.features import evaluating, normalised
 from glpretrain.evaluate.patches import attention_segmentation
 from glpretrain.evaluate.patches.attention_segmentation import jaccard_index, keep_mass
@@ -33,6 +33,10 @@ def scene(position: int) -> Tensor:
 
 def encoder() -> StubEncoder:
     return StubEncoder(lambda items: EncoderOutput(items.flatten(1)[:, :8], items), size=SIZE, patch=PATCH)
+
+
+def run(source: TableSource, **options) -> Result:
+    return AttentionSegmentation(**options).run(encoder(), {"masked": source})
 
 
 def looking(monkeypatch: pytest.MonkeyPatch, attention) -> None:
@@ -55,7 +59,7 @@ def at_objects(items: Tensor) -> Tensor:
 
 def test_truth_scores_100_where_nearly_all_of_the_mass_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     looking(monkeypatch, at_objects)
-    scores = AttentionSegmentation(masked([scene(p) for p in range(7)]), mass=0.999).run(encoder()).scores
+    scores = run(masked([scene(p) for p in range(7)]), mass=0.999).scores
     assert scores["jaccard_best"].value == scores["jaccard_head1"].value == 100
     assert scores["jaccard_head2"].value == 0 and scores["jaccard_mean"].value == 50
     assert {score.n for score in scores.values()} == {7}
@@ -63,7 +67,7 @@ def test_truth_scores_100_where_nearly_all_of_the_mass_is_kept(monkeypatch: pyte
 
 def test_truth_scores_the_share_of_patches_that_hold_the_mass(monkeypatch: pytest.MonkeyPatch) -> None:
     looking(monkeypatch, at_objects)
-    scores = AttentionSegmentation(masked([scene(p) for p in range(7)])).run(encoder()).scores
+    scores = run(masked([scene(p) for p in range(7)])).scores
     counts = [int((scene(p) > 0).sum()) // PATCH**2 for p in range(7)]
     # Of M equal values in ascending order, those whose running sum j / M exceeds 0.4 are kept.
     expected = [100 * (count - math.floor(0.4 * count + 1e-6)) / count for count in counts]
@@ -79,7 +83,7 @@ def test_noise_scores_chance_within_its_interval(monkeypatch: pytest.MonkeyPatch
 
     looking(monkeypatch, anywhere)
     source = masked(scenes)
-    scores = AttentionSegmentation(source).run(encoder()).scores
+    scores = run(source).scores
     images = torch.stack([item.image for item in source.items])
     kept = keep_mass(anywhere(images.float()).flatten(2), mass=0.6).unflatten(2, GRID)
     kept = kept.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)  # [B heads H W]
@@ -110,11 +114,12 @@ def test_a_vit_is_scored_as_torchmetrics_scores_its_maps() -> None:
     scenes = [scene(p) for p in range(5)]
     for mask in scenes:
         mask[:, 12:14] = -1
-    pixels = Pixels(masked(scenes))
-    scores = AttentionSegmentation(pixels, layer=0, batch_size=2).run(model).scores
-    (batch,) = pixels.batches((3, SIZE, SIZE), fit="stretch", batch_size=64)
+    items = DecodedItems(masked(scenes))
+    evaluator = AttentionSegmentation(features=Features(layer=0, batch_size=2))
+    scores = evaluator.run(model, {"masked": items}).scores
+    (batch,) = items.batches((3, SIZE, SIZE), resize="stretch", batch_size=64)
     with evaluating(model):
-        maps = cls_attention(model, normalised(batch.images, model), block=0)
+        maps = cls_attention(model, normalised(batch.items, model), block=0)
     kept = keep_mass(maps.flatten(2), mass=0.6).unflatten(2, (6, 6)).repeat_interleave(4, 2).repeat_interleave(4, 3)
     expected = torch.stack(
         [
@@ -126,16 +131,16 @@ def test_a_vit_is_scored_as_torchmetrics_scores_its_maps() -> None:
         assert scores[f"jaccard_head{head + 1}"].value == pytest.approx(100 * expected[:, head].mean().item(), abs=1e-4)
     assert scores["jaccard_union"].value == pytest.approx(100 * expected[:, 3].mean().item(), abs=1e-4)
     assert scores["jaccard_best"].value == pytest.approx(100 * expected[:, :3].amax(1).mean().item(), abs=1e-4)
-    assert AttentionSegmentation(pixels, layer=0, batch_size=2).run(model).scores == scores
+    assert evaluator.run(model, {"masked": items}).scores == scores
 
 
 def test_images_without_an_object_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     looking(monkeypatch, at_objects)
     empty = torch.zeros(SIZE, SIZE, dtype=torch.long)
-    scores = AttentionSegmentation(masked([scene(0), empty, scene(1)]), mass=0.999).run(encoder()).scores
+    scores = run(masked([scene(0), empty, scene(1)]), mass=0.999).scores
     assert scores["jaccard_best"].n == 2 and scores["jaccard_best"].value == 100
     with pytest.raises(ValueError, match="no image shows an object"):
-        AttentionSegmentation(masked([empty])).run(encoder())
+        run(masked([empty]))
 
 
 def test_ignored_pixels_do_not_count() -> None:
@@ -147,7 +152,7 @@ def test_ignored_pixels_do_not_count() -> None:
 
 def test_pictures_show_every_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     looking(monkeypatch, at_objects)
-    figures = AttentionSegmentation(masked([scene(p) for p in range(3)]), mass=0.999).pictures(encoder())
+    figures = AttentionSegmentation(mass=0.999).pictures(encoder(), {"masked": masked([scene(p) for p in range(3)])})
     axes = figures["heads"].axes
     assert len(axes) == 3 * 3 and axes[1].get_title() == "head 1: 100 %" and axes[1].title.get_fontweight() == "bold"
     figures["heads"].savefig(tmp_path / "heads.png")
@@ -156,9 +161,11 @@ def test_pictures_show_every_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_bad_input_is_named() -> None:
     scenes = masked([scene(0)])
     with pytest.raises(ValueError, match="mass: 1; accepted: between 0 and 1"):
-        AttentionSegmentation(scenes, mass=1)
+        AttentionSegmentation(mass=1)
     with pytest.raises(ValueError, match="attention maps: StubEncoder given; accepted: a ViT"):
-        AttentionSegmentation(scenes).run(encoder())
+        run(scenes)
     pooled = ViT("vit_medium_patch16_gap_240", img_size=SIZE, patch_size=4, embed_dim=24, depth=1, num_heads=3)
     with pytest.raises(ValueError, match="vit_medium_patch16_gap_240 has no class token"):
-        AttentionSegmentation(scenes).run(pooled)
+        AttentionSegmentation().run(pooled, {"masked": scenes})
+    with pytest.raises(ValueError, match=r"features\.bf16: True; this evaluator does not use it"):
+        AttentionSegmentation(features=Features(bf16=True))

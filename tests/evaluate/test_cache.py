@@ -7,9 +7,8 @@ import torch
 from evaluate_stubs import labelled, masked
 
 from glpretrain.encoders import ViT
-from glpretrain.evaluate import KNN, FeatureCache, LinearProbe, Pixels, PromptSegmentation
+from glpretrain.evaluate import KNN, DecodedItems, FeatureCache, Features, LinearProbe, PromptSegmentation, Sources
 from glpretrain.evaluate.cache import fingerprint
-from glpretrain.evaluate.features import encode, encode_layers
 
 
 def encoder(*, depth: int = 3, phase: float = 0.0) -> ViT:
@@ -24,15 +23,16 @@ def source(count: int = 13):
 
 
 def features(model: ViT, items, cache: FeatureCache | None, **options) -> torch.Tensor:
-    return torch.cat([output.patches for _, output in encode(model, Pixels(items), fit="stretch", batch_size=5, cache=cache, **options)])
+    encoded = Features(batch_size=5, **options).encode(model, DecodedItems(items), resize="stretch", cache=cache)
+    return torch.cat([output.patches for _, output in encoded])
 
 
 def test_k_nn_and_linear_probe_share_one_pass():
-    model, items = encoder(), Pixels(source(30))
-    cache = FeatureCache(model)
-    KNN(items, items, k=(1,)).run(model, cache=cache)
+    model, items = encoder(), DecodedItems(source(30))
+    cache, sources = FeatureCache(model), {"train": items, "test": items}
+    KNN(k=(1,)).run(model, sources, cache)
     assert cache.num_computed == 1
-    LinearProbe(items, items, inverse_l2=(1.0,)).run(model, cache=cache)
+    LinearProbe(inverse_l2=(1.0,)).run(model, sources, cache)
     assert cache.num_computed == 1
 
 
@@ -56,7 +56,7 @@ def test_what_changes_features_is_never_served_old_ones(tmp_path: Path):
 
     assert computed(encoder(phase=0.1), items) == 3  # weights
     assert computed(model, items, layer=0) == 3
-    assert computed(model, items, image_size=12) == 3
+    assert computed(model, items, size=12) == 3
     assert computed(model, items, bf16=True) == 3
     items.items[7].image[0, 0, 0] += 1
     assert computed(model, items) == 1  # only the batch with the changed item
@@ -66,20 +66,20 @@ def test_what_changes_features_is_never_served_old_ones(tmp_path: Path):
 def test_cls_alone_does_not_stand_for_patches(tmp_path: Path):
     model = encoder()
     scenes = [torch.tensor([[1, 1, 0, 0]] * 8).repeat_interleave(2, 1) for _ in range(6)]
-    items = Pixels(masked(scenes))
+    sources, prompts = Sources({"masked": masked(scenes)}), PromptSegmentation(min_patches=1)
     cache = FeatureCache(model, folder=tmp_path)
-    expected = PromptSegmentation(items, min_patches=1).run(model, cache=cache)
+    expected = prompts.run(model, sources, cache)
     fresh = FeatureCache(model, folder=tmp_path)
-    for _, output in encode(model, items, fit="stretch", patches=False, cache=fresh):
+    for _, output in Features().encode(model, sources["masked"], resize="stretch", patches=False, cache=fresh):
         assert output.patches.shape == (6, 0, 12)
-    assert PromptSegmentation(items, min_patches=1).run(model, cache=fresh) == expected
+    assert prompts.run(model, sources, fresh) == expected
     assert fresh.num_computed == 0
 
 
 def test_patches_that_nobody_asked_for_are_not_kept(tmp_path: Path):
-    model, items = encoder(), Pixels(source())
+    model, items = encoder(), DecodedItems(source())
     cache = FeatureCache(model, folder=tmp_path)
-    KNN(items, items, k=(1,)).run(model, cache=cache)
+    KNN(k=(1,)).run(model, {"train": items, "test": items}, cache)
     assert [path.name.split(".")[1] for path in tmp_path.rglob("*.safetensors")] == ["cls"]
     assert features(model, source(), cache).shape == (13, 4, 12)  # of the same pixels, but computed anew
 
@@ -112,13 +112,13 @@ def test_fingerprint_is_of_weights_and_card():
 
 
 def test_fingerprint_of_items_is_of_their_content_and_not_of_a_size():
-    pixels = Pixels(source())
-    first = pixels.fingerprint()
-    list(pixels.batches((3, 4, 4), fit="crop", batch_size=3))
-    assert pixels.fingerprint() == first == Pixels(source()).fingerprint()
+    items = DecodedItems(source())
+    first = items.fingerprint()
+    list(items.batches((3, 4, 4), resize="crop", batch_size=3))
+    assert items.fingerprint() == first == DecodedItems(source()).fingerprint()
     changed = source()
     changed.items[3] = changed.items[3]._replace(label=0 if changed.items[3].label else 1)
-    assert Pixels(changed).fingerprint() != first
+    assert DecodedItems(changed).fingerprint() != first
 
 
 def test_earlier_layer_is_a_shallower_encoder():
@@ -135,16 +135,16 @@ def test_earlier_layer_is_a_shallower_encoder():
 
 
 def test_several_layers_are_one_pass():
-    model, items = encoder(depth=3), Pixels(source())
+    model, items = encoder(depth=3), DecodedItems(source())
     passes = []
     model.register_forward_hook(lambda module, args, output: passes.append(len(args[0])))
     cache = FeatureCache(model)
-    options = {"fit": "stretch", "batch_size": 5, "cache": cache}
-    found = [outputs for _, outputs in encode_layers(model, items, layers={0: True, -1: False, 1: True}, **options)]
+    options = {"resize": "stretch", "cache": cache}
+    found = [outputs for _, outputs in Features(batch_size=5).encode_layers(model, items, layers={0: True, -1: False, 1: True}, **options)]
     assert passes == [5, 5, 3]
     for layer in (0, 1, 2):
         alone = features(model, source(), None, layer=layer)
         assert torch.equal(torch.cat([outputs[-1 if layer == 2 else layer].patches for outputs in found]), alone)
     passes.clear()
-    list(encode_layers(model, items, layers={-2: True, -3: False}, **options))
+    list(Features(batch_size=5).encode_layers(model, items, layers={-2: True, -3: False}, **options))
     assert passes == []

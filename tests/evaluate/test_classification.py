@@ -16,19 +16,24 @@ from torch.nn import functional
 
 from glpretrain.core import keys
 from glpretrain.core.types import EncoderOutput
-from glpretrain.evaluate import KNN, CrossValidatedProbe, LinearProbe, Pixels, default_evaluators
+from glpretrain.evaluate import KNN, CrossValidatedProbe, DecodedItems, Features, LinearProbe, default_evaluators, default_sources
 from glpretrain.evaluate.cls.knn import knn_predict
-from glpretrain.evaluate.features import LabelledFeatures, cls_features, encode, tracked
+from glpretrain.evaluate.features import LabelledFeatures, tracked
 from glpretrain.evaluate.metrics.intervals import mean_interval, rate_interval
+
+
+def features_of(encoder, source) -> LabelledFeatures:
+    return Features().labelled(encoder, DecodedItems(source))
+
+
+def rows(cls: Tensor, numbers: Tensor) -> LabelledFeatures:
+    return LabelledFeatures(cls, numbers, torch.arange(len(cls)))
 
 
 @pytest.mark.parametrize("evaluator", [KNN, LinearProbe])
 def test_truth_scores_100(evaluator):
-    scores = (
-        evaluator(labelled(labels(61), num_classes=NUM_CLASSES), labelled(labels(43), num_classes=NUM_CLASSES))
-        .run(StubEncoder(truth))
-        .scores
-    )
+    sources = {"train": labelled(labels(61), num_classes=NUM_CLASSES), "test": labelled(labels(43), num_classes=NUM_CLASSES)}
+    scores = evaluator().run(StubEncoder(truth), sources).scores
     assert scores["accuracy"].value == 100
     assert 0 < scores["accuracy"].ci < 10
     assert scores["accuracy"].n == 43
@@ -39,7 +44,7 @@ def test_noise_scores_chance_within_the_binomial_interval(evaluator):
     train = labelled([index % NUM_CLASSES for index in range(500)], num_classes=NUM_CLASSES)
     test = labelled([index % NUM_CLASSES for index in range(1100)], num_classes=NUM_CLASSES)
     test.items = test.items[500:]  # other features than those of train
-    scores = evaluator(train, test).run(StubEncoder(chance)).scores
+    scores = evaluator().run(StubEncoder(chance), {"train": train, "test": test}).scores
     assert abs(scores["accuracy"].value - 20) < 4 * 100 * np.sqrt(0.2 * 0.8 / 600)  # 4 standard deviations
 
 
@@ -47,19 +52,19 @@ def test_knn_agrees_with_scikit_learn_for_every_k():
     train, test = labelled(labels(211), num_classes=NUM_CLASSES), labelled(labels(503)[211:], num_classes=NUM_CLASSES)
     encoder = StubEncoder(noisy)
     queries = noise(torch.arange(300), 8, seed=9) + functional.one_hot(torch.arange(300) % NUM_CLASSES, 8)
-    voters = cls_features(encoder, Pixels(train))
+    voters = features_of(encoder, train)
     for k, predicted in zip((1, 7, 20), knn_predict(voters, queries, k=(1, 7, 20), temp=0.07), strict=True):
         reference = KNeighborsClassifier(
             n_neighbors=k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
         ).fit(voters.cls.numpy(), voters.labels.numpy())
         assert (reference.predict(queries.numpy()) == predicted.numpy()).all()
-    scores = KNN(train, test, k=(1, 7, 20)).run(encoder).scores
+    scores = KNN(k=(1, 7, 20)).run(encoder, {"train": train, "test": test}).scores
     assert scores["accuracy"] == scores["k20"]
     assert 30 < scores["k20"].value < 100  # the features are neither noise nor the truth
 
 
 def test_many_voters_are_looked_at_in_smaller_chunks(monkeypatch):
-    voters = LabelledFeatures(noise(torch.arange(211), 8, seed=9), torch.arange(211) % NUM_CLASSES)
+    voters = rows(noise(torch.arange(211), 8, seed=9), torch.arange(211) % NUM_CLASSES)
     queries = noise(torch.arange(83), 8, seed=10)
     whole = knn_predict(voters, queries, k=(1, 7, 200), temp=0.07)
     monkeypatch.setattr("glpretrain.evaluate.cls.knn._TABLE_CELLS", 1000)
@@ -68,7 +73,7 @@ def test_many_voters_are_looked_at_in_smaller_chunks(monkeypatch):
 
 
 def test_votes_do_not_overflow_at_a_small_temperature():
-    voters = LabelledFeatures(torch.eye(3), torch.tensor([0, 1, 2]))
+    voters = rows(torch.eye(3), torch.tensor([0, 1, 2]))
     (predicted,) = knn_predict(voters, torch.tensor([[0.1, 0.9, 0.2], [0.0, 0.3, 1.0]]), k=(3,), temp=1e-3)
     assert predicted.tolist() == [1, 2]
 
@@ -88,8 +93,8 @@ def test_linear_probe_agrees_with_a_pipeline_of_scikit_learn():
     train, test = labelled(labels(400), num_classes=NUM_CLASSES), labelled(labels(700), num_classes=NUM_CLASSES)
     test.items = test.items[400:]
     encoder = StubEncoder(features)
-    scores, chosen = LinearProbe(train, test).run(encoder)
-    fitted, queries = cls_features(encoder, Pixels(train)), cls_features(encoder, Pixels(test))
+    scores, chosen = LinearProbe().run(encoder, {"train": train, "test": test})
+    fitted, queries = features_of(encoder, train), features_of(encoder, test)
     reference = make_pipeline(StandardScaler(), LogisticRegression(C=chosen["inverse_l2"], max_iter=500))
     rate = reference.fit(fitted.cls.numpy(), fitted.labels.numpy()).score(queries.cls.numpy(), queries.labels.numpy())
     assert scores["accuracy"].value == pytest.approx(100 * rate, abs=0.7)  # two of 300 items: one takes n - 1 in the deviation, the other n
@@ -99,8 +104,8 @@ def test_linear_probe_agrees_with_a_pipeline_of_scikit_learn():
 def test_cross_validation_scores_every_item_by_probes_that_did_not_see_it():
     source = labelled(labels(60), num_classes=NUM_CLASSES)
     encoder = StubEncoder(noisy)
-    found, chosen = CrossValidatedProbe(source, folds=4, inverse_l2=[0.1]).run(encoder)
-    cls, numbers = cls_features(encoder, Pixels(source))
+    found, chosen = CrossValidatedProbe(folds=4, inverse_l2=[0.1]).run(encoder, {"test": source})
+    cls, numbers = features_of(encoder, source).cls, features_of(encoder, source).labels
     right = torch.zeros(60, dtype=torch.bool)
     order = keys.permutation(torch.tensor(120), 60)
     for fold in range(4):
@@ -113,7 +118,7 @@ def test_cross_validation_scores_every_item_by_probes_that_did_not_see_it():
     assert 20 < found["accuracy"].value < 100 and chosen == {"inverse_l2": pytest.approx(0.1)}
     for folds, message in ((1, "at least 2"), (61, "at most the 60 labelled items")):
         with pytest.raises(ValueError, match=f"folds: {folds}; accepted: {message}"):
-            CrossValidatedProbe(source, folds=folds).run(encoder)
+            CrossValidatedProbe(folds=folds).run(encoder, {"test": source})
 
 
 def test_interval_of_a_mean_is_the_textbook_one():
@@ -130,7 +135,8 @@ def test_linear_probe_is_fast_enough():
     test = labelled([p % 20 for p in range(3500)], num_classes=20)
     test.items = test.items[3000:]
     start = time.perf_counter()
-    scores = LinearProbe(train, test).run(StubEncoder(lambda items: output(features[position_of(items)]))).scores
+    encoder = StubEncoder(lambda items: output(features[position_of(items)]))
+    scores = LinearProbe().run(encoder, {"train": train, "test": test}).scores
     assert scores["accuracy"].value > 25  # chance is 5
     assert time.perf_counter() - start < 20  # 5 s on an idle core; the bound leaves room for a busy one
 
@@ -139,9 +145,9 @@ def test_a_run_leaves_modes_and_gradients_alone_and_decodes_once():
     source = labelled(labels(23), num_classes=NUM_CLASSES)
     encoder = StubEncoder(truth).train()
     encoder.frozen.eval()
-    pixels = Pixels(source)
-    first = cls_features(encoder, pixels, batch_size=7)
-    second = cls_features(encoder, pixels, batch_size=7)
+    items = DecodedItems(source)
+    first = Features(batch_size=7).labelled(encoder, items)
+    second = Features(batch_size=7).labelled(encoder, items)
     assert encoder.training and encoder.probe.training and not encoder.frozen.training
     assert not any(encoder.modes)
     assert source.num_reads == 23
@@ -154,7 +160,7 @@ def test_modes_come_back_when_the_encoder_fails():
 
     encoder = StubEncoder(failing).train()
     with pytest.raises(RuntimeError, match="no"):
-        cls_features(encoder, Pixels(labelled([0], num_classes=1)))
+        features_of(encoder, labelled([0], num_classes=1))
     assert encoder.training
 
 
@@ -162,7 +168,7 @@ def test_unreadable_items_are_left_out_with_a_warning(caplog):
     source = labelled(labels(11), num_classes=NUM_CLASSES)
     source.unreadable = {2, 5}
     with caplog.at_level(logging.WARNING):
-        features = cls_features(StubEncoder(truth), Pixels(source), batch_size=3)
+        features = Features(batch_size=3).labelled(StubEncoder(truth), DecodedItems(source))
     assert features.labels.tolist() == [label for index, label in enumerate(labels(11)) if index not in {2, 5}]
     assert "item 2: truncated" in caplog.text
 
@@ -172,37 +178,46 @@ def test_items_are_cropped_in_the_middle_for_classification():
     image = torch.zeros(3, 8, 20, dtype=torch.uint8)
     image[:, :, 6:14] = 200  # the centre square; short side 8 -> 4 halves it
     source.items[0] = source.items[0]._replace(image=image)
-    ((batch, _),) = encode(StubEncoder(lambda items: output(items[:, 0, :2, :4].flatten(1))), Pixels(source), fit="crop")
-    assert batch.images.shape == (1, 3, 4, 4)
+    encoder = StubEncoder(lambda items: output(items[:, 0, :2, :4].flatten(1)))
+    ((batch, _),) = Features().encode(encoder, DecodedItems(source), resize="crop")
+    assert batch.items.shape == (1, 3, 4, 4)
     # The antialiased filter reaches into the dark beside the square only from its outer columns.
-    assert (batch.images[..., 1:3].int() - 200).abs().max() <= 12
+    assert (batch.items[..., 1:3].int() - 200).abs().max() <= 12
 
 
 def test_a_subset_is_fixed_and_holds_every_class():
     source = labelled([index % NUM_CLASSES for index in range(1000)], num_classes=NUM_CLASSES)
-    pixels = Pixels(source, max_items=100)
-    assert pixels.indices == Pixels(source, max_items=100).indices
-    counts = cls_features(StubEncoder(truth), pixels).labels.bincount(minlength=NUM_CLASSES)
+    items = DecodedItems(source, max_items=100)
+    assert items.indices == DecodedItems(source, max_items=100).indices
+    counts = Features().labelled(StubEncoder(truth), items).labels.bincount(minlength=NUM_CLASSES)
     assert counts.sum() == 100 and counts.min() > 5
 
 
 def test_bad_input_is_named():
     small, other = labelled(labels(9), num_classes=NUM_CLASSES), labelled(labels(9), num_classes=NUM_CLASSES + 1)
-    with pytest.raises(ValueError, match=r"k: .*accepted: numbers from 1 to 9"):
-        KNN(small, small)
-    with pytest.raises(ValueError, match="test: classes"):
-        KNN(small, other, k=(1,))
+    with pytest.raises(ValueError, match=r"KNN: k: \[10\]; accepted: numbers from 1 to 9"):
+        KNN(k=(10,)).check({"train": small, "test": small})
+    with pytest.raises(ValueError, match="KNN: test: classes"):
+        KNN().check({"train": small, "test": other})
     with pytest.raises(ValueError, match="has no classes"):
-        KNN(masked([torch.zeros(4, 4, dtype=torch.long)]), small, k=(1,))
+        KNN().check({"train": masked([torch.zeros(4, 4, dtype=torch.long)]), "test": small})
+    with pytest.raises(ValueError, match=r"KNN: needs the sources \['train'\]; given: \['masked', 'test'\]"):
+        KNN().check({"test": small, "masked": small})
+    with pytest.raises(ValueError, match=r"KNN: k: \[0, 3\]; accepted: positive numbers"):
+        KNN(k=(0, 3))
+    with pytest.raises(ValueError, match="KNN: temp: 0; accepted: a positive number"):
+        KNN(temp=0)
+    with pytest.raises(ValueError, match=r"features\.batch_size: 0; accepted: a positive number"):
+        Features(batch_size=0)
     with pytest.raises(ValueError, match="max_items: 0"):
-        Pixels(small, max_items=0)
+        DecodedItems(small, max_items=0)
     grey = labelled([0], num_classes=1)
     grey.items[0] = grey.items[0]._replace(image=torch.zeros(1, 4, 4, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="item 0 has 1 channels; the encoder accepts 3"):
-        cls_features(StubEncoder(truth), Pixels(grey))
+    with pytest.raises(ValueError, match="item 0: an image has 1 channels; the encoder needs 3"):
+        features_of(StubEncoder(truth), grey)
     nan = StubEncoder(lambda items: output(torch.full((len(items), 8), torch.nan)))
     with pytest.raises(ValueError, match="not finite"):
-        KNN(small, small, k=(1,)).run(nan)
+        KNN(k=(1,)).run(nan, {"train": small, "test": small})
 
 
 def test_features_are_float32_and_close_under_bf16():
@@ -211,8 +226,8 @@ def test_features_are_float32_and_close_under_bf16():
     def features(items: Tensor) -> EncoderOutput:
         return output(noise(position_of(items), 8, seed=6) @ weight)
 
-    pixels = Pixels(labelled(labels(11), num_classes=NUM_CLASSES))
-    exact, rounded = cls_features(StubEncoder(features), pixels).cls, cls_features(StubEncoder(features), pixels, bf16=True).cls
+    items = DecodedItems(labelled(labels(11), num_classes=NUM_CLASSES))
+    exact, rounded = (Features(bf16=bf16).labelled(StubEncoder(features), items).cls for bf16 in (False, True))
     assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
     torch.testing.assert_close(exact, rounded, rtol=0, atol=0.06)  # 8 products of size 1 to 3, each rounded to 2**-8
 
@@ -228,12 +243,21 @@ def test_the_bar_passes_every_element_on_and_stays_quiet_without_a_terminal(monk
 
 def test_tiny_sets_are_scored_with_fewer_neighbours():
     train = labelled(labels(11), num_classes=NUM_CLASSES)
-    knn = default_evaluators((train, train), masked([torch.zeros(4, 4, dtype=torch.long)]))["knn"]
-    assert {"accuracy", "k10"} <= set(knn.run(StubEncoder(truth)).scores)
+    sources = default_sources((train, train), masked([torch.zeros(4, 4, dtype=torch.long)]))
+    assert set(default_evaluators("image")["knn"].run(StubEncoder(truth), sources).scores) == {"accuracy", "k10"}
+    few = labelled(labels(7), num_classes=NUM_CLASSES)
+    assert set(KNN().run(StubEncoder(truth), {"train": few, "test": few}).scores) == {"accuracy", "k1"}
+    enough = labelled(labels(20), num_classes=NUM_CLASSES)
+    assert set(KNN().run(StubEncoder(truth), {"train": enough, "test": few}).scores) == {"accuracy", "k10", "k20"}
 
 
-def test_protocol_is_every_parameter_but_the_sources():
-    source = labelled(labels(31), num_classes=NUM_CLASSES)
-    assert KNN(source, source, k=(1, 5), image_size=8).protocol == {
-        "k": (1, 5), "temp": 0.07, "image_size": 8, "layer": -1, "batch_size": 64, "bf16": False,
+def test_default_sources_are_fixed_parts_of_large_ones():
+    many = labelled([index % NUM_CLASSES for index in range(2100)], num_classes=NUM_CLASSES)
+    sources = default_sources((many, many), masked([torch.zeros(4, 4).long()] * 410))
+    assert [len(sources[role]) for role in ("train", "test", "masked")] == [2000, 1000, 400]
+
+
+def test_protocol_is_every_setting():
+    assert KNN(k=(1, 5), features=Features(size=8)).protocol == {
+        "k": (1, 5), "temp": 0.07, "features": {"size": 8, "layer": -1, "batch_size": 64, "bf16": False},
     }  # fmt: skip

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from evaluate_stubs import StubEncoder, masked, noise, position_of
+from evaluate_stubs import StubEncoder, TableSource, masked, noise, position_of
 from golden import load
 from torch import Tensor
 from torchvision.ops import box_iou as reference_iou
 
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import ViT
-from glpretrain.evaluate import ObjectDiscovery
+from glpretrain.evaluate import Features, ObjectDiscovery, Result
 from glpretrain.evaluate.patches.discovery import box_iou, lost_box, object_boxes
 
 SIZE, PATCH = 24, 2
@@ -35,6 +35,10 @@ def encoder(features) -> StubEncoder:
         return EncoderOutput(patches.mean(dim=1), patches)
 
     return StubEncoder(made, size=SIZE, patch=PATCH)
+
+
+def run(features, source: TableSource, **options) -> Result:
+    return ObjectDiscovery(**options).run(encoder(features), {"masked": source})
 
 
 def truth(items: Tensor) -> Tensor:
@@ -71,7 +75,7 @@ def test_iou_agrees_with_torchvision() -> None:
 
 
 def test_truth_scores_100() -> None:
-    scores = ObjectDiscovery(masked([scene(p) for p in range(11)])).run(encoder(truth)).scores
+    scores = run(truth, masked([scene(p) for p in range(11)])).scores
     assert scores["corloc"].value == 100 and scores["iou"].value == 100
     assert scores["corloc"].n == 11 and 0 < scores["corloc"].ci < 20
 
@@ -80,7 +84,7 @@ def test_noise_scores_chance_within_its_interval() -> None:
     """Chance is the share of images whose objects are met by the boxes of other images."""
     scenes = [scene(p) for p in range(36)]
     source = masked(scenes)
-    scores = ObjectDiscovery(source).run(encoder(chance)).scores
+    scores = run(chance, source).scores
     found = [lost_box(chance(item.image[None].float())[0] - 3.0, grid=GRID, k_patches=100) * PATCH for item in source.items]
     hits = torch.tensor([[box_iou(box, object_boxes(mask)).max() >= 0.5 for mask in scenes] for box in found]).double()
     hits.fill_diagonal_(0)
@@ -112,24 +116,24 @@ def test_boxes_of_objects_end_behind_their_last_pixel() -> None:
 
 def test_images_without_an_object_are_left_out() -> None:
     empty = torch.zeros(SIZE, SIZE, dtype=torch.long)
-    scores = ObjectDiscovery(masked([scene(0), empty, scene(1)])).run(encoder(truth)).scores
+    scores = run(truth, masked([scene(0), empty, scene(1)])).scores
     assert scores["corloc"].n == 2 and scores["corloc"].value == 100
     with pytest.raises(ValueError, match="no image shows an object"):
-        ObjectDiscovery(masked([empty])).run(encoder(truth))
+        run(truth, masked([empty]))
 
 
 def test_keys_of_a_vit_are_scored_and_repeat_exactly() -> None:
     model = ViT("vit_tiny_patch16_224", img_size=SIZE, patch_size=4, embed_dim=24, depth=2, num_heads=3)
     for number, parameter in enumerate(model.parameters()):
         parameter.data = torch.sin(torch.arange(parameter.numel()) * 1.7 + number).reshape(parameter.shape) * 0.4
-    source = masked([scene(p) for p in range(5)])
-    first, second = (ObjectDiscovery(source, features="keys", batch_size=2).run(model) for _ in range(2))
+    source, evaluator = masked([scene(p) for p in range(5)]), ObjectDiscovery(tokens="keys", features=Features(batch_size=2))
+    first, second = (evaluator.run(model, {"masked": source}) for _ in range(2))
     assert first == second and first.scores["corloc"].n == 5
     assert model.training
 
 
 def test_pictures_show_found_and_true_boxes(tmp_path: Path) -> None:
-    figures = ObjectDiscovery(masked([scene(p) for p in range(3)])).pictures(encoder(truth))
+    figures = ObjectDiscovery().pictures(encoder(truth), {"masked": masked([scene(p) for p in range(3)])})
     axes = figures["boxes"].axes
     assert [axis.get_title() for axis in axes] == ["IoU 100 %"] * 3
     assert [len(axis.patches) for axis in axes] == [3] * 3  # two objects and the box
@@ -138,11 +142,11 @@ def test_pictures_show_found_and_true_boxes(tmp_path: Path) -> None:
 
 def test_bad_input_is_named() -> None:
     scenes = masked([scene(0)])
-    with pytest.raises(ValueError, match="features: 'values'; accepted: 'patches', 'keys'"):
-        ObjectDiscovery(scenes, features="values")
+    with pytest.raises(ValueError, match="tokens: 'values'; accepted: 'patches', 'keys'"):
+        ObjectDiscovery(tokens="values")
     with pytest.raises(ValueError, match="k_patches: 0"):
-        ObjectDiscovery(scenes, k_patches=0)
+        ObjectDiscovery(k_patches=0)
     with pytest.raises(ValueError, match="attention maps: StubEncoder given; accepted: a ViT"):
-        ObjectDiscovery(scenes, features="keys").run(encoder(truth))
+        run(truth, scenes, tokens="keys")
     with pytest.raises(ValueError, match="patch features are not finite"):
-        ObjectDiscovery(scenes).run(encoder(lambda items: truth(items) * torch.nan))
+        run(lambda items: truth(items) * torch.nan, scenes)

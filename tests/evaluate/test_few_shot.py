@@ -4,26 +4,34 @@ import math
 
 import pytest
 import torch
-from evaluate_stubs import NUM_CLASSES, StubEncoder, chance, labelled, masked, noisy, truth
+from evaluate_stubs import NUM_CLASSES, StubEncoder, TableSource, chance, labelled, masked, noisy, truth
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain.evaluate import FewShot
+from glpretrain.evaluate import DecodedItems, Features, FewShot, Result
 from glpretrain.evaluate.cls.few_shot import centred, centroid_predict, class_draws, draw_scores, logistic_predict
-from glpretrain.evaluate.features import LabelledFeatures, encode
+from glpretrain.evaluate.features import LabelledFeatures
 
 
-def few_shot(train: int, test: int, **options) -> FewShot:
+def sources(train: int, test: int) -> dict[str, TableSource]:
     scored = labelled([index % NUM_CLASSES for index in range(train + test)], num_classes=NUM_CLASSES)
     scored.items = scored.items[train:]
-    return FewShot(labelled([index % NUM_CLASSES for index in range(train)], num_classes=NUM_CLASSES), scored, **options)
+    return {"train": labelled([index % NUM_CLASSES for index in range(train)], num_classes=NUM_CLASSES), "test": scored}
+
+
+def few_shot(train: int, test: int, features, **options) -> Result:
+    return FewShot(**options).run(StubEncoder(features), sources(train, test))
+
+
+def rows(cls: Tensor, numbers: Tensor) -> LabelledFeatures:
+    return LabelledFeatures(cls, numbers, torch.arange(len(cls)))
 
 
 def test_truth_scores_100_from_one_item_per_class():
-    scores = few_shot(60, 43).run(StubEncoder(truth)).scores
+    scores = few_shot(60, 43, truth).scores
     for name in ("accuracy", "shot1", "shot5", "shot10", "centroid1", "centroid5", "centroid10"):
         assert scores[name].value == 100 and scores[name].n == 43 and 0 < scores[name].ci < 10, name
     for name in ("shot1_std", "centroid10_std"):
@@ -31,23 +39,21 @@ def test_truth_scores_100_from_one_item_per_class():
 
 
 def test_noise_scores_chance_within_its_interval():
-    scores = few_shot(200, 600).run(StubEncoder(chance)).scores
+    scores = few_shot(200, 600, chance).scores
     for name in ("shot1", "shot10", "centroid1", "centroid10"):
         assert abs(scores[name].value - 20) < 2 * scores[name].ci, name  # 4 standard deviations; chance is 1 / 5
 
 
 def test_more_shots_help_and_the_last_is_the_headline():
-    scores = few_shot(200, 300, shots=(1, 3, 20)).run(StubEncoder(noisy)).scores
+    scores = few_shot(200, 300, noisy, shots=(1, 3, 20)).scores
     assert scores["shot1"].value < scores["shot3"].value < scores["shot20"].value < 100
     assert scores["accuracy"] == scores["shot20"]
 
 
 def test_every_draw_agrees_with_a_pipeline_of_scikit_learn():
-    evaluator = few_shot(60, 300, shots=(1, 4), num_draws=3)
-    scores = evaluator.run(StubEncoder(noisy)).scores
+    scores = few_shot(60, 300, noisy, shots=(1, 4), num_draws=3).scores
     train, test = (
-        torch.cat([given.cls for _, given in encode(StubEncoder(noisy), source, fit="crop")]).double().numpy()
-        for source in (evaluator.train, evaluator.test)
+        Features().labelled(StubEncoder(noisy), DecodedItems(source)).cls.double().numpy() for source in sources(60, 300).values()
     )
     truth_labels = torch.arange(60) % NUM_CLASSES
     for num in (1, 4):
@@ -63,7 +69,7 @@ def test_every_draw_agrees_with_a_pipeline_of_scikit_learn():
 
 
 def test_logistic_regression_minimises_the_published_objective():
-    drawn = centred(LabelledFeatures(torch.sin(torch.arange(15.0 * 7).reshape(15, 7) * 1.7), torch.arange(15) % 3))
+    drawn = centred(rows(torch.sin(torch.arange(15.0 * 7).reshape(15, 7) * 1.7), torch.arange(15) % 3))
     weight = torch.zeros(3, 7, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=5000, tolerance_grad=1e-9, tolerance_change=0, line_search_fn="strong_wolfe")
 
@@ -74,7 +80,7 @@ def test_logistic_regression_minimises_the_published_objective():
         return loss
 
     optimizer.step(closure)
-    queries = centred(LabelledFeatures(torch.sin(torch.arange(300.0 * 7).reshape(300, 7) * 0.9), torch.zeros(300))).cls
+    queries = centred(rows(torch.sin(torch.arange(300.0 * 7).reshape(300, 7) * 0.9), torch.zeros(300))).cls
     expected = (queries.double() @ weight.T).argmax(dim=1)
     predicted = logistic_predict(drawn, queries, inverse_l2=4000.0)
     assert (expected == predicted).float().mean() > 0.99
@@ -82,8 +88,7 @@ def test_logistic_regression_minimises_the_published_objective():
 
 
 def test_nearest_centroid_agrees_with_loops():
-    rows = torch.sin(torch.arange(12.0 * 5).reshape(12, 5) * 1.3) * torch.arange(1, 13)[:, None]
-    drawn = LabelledFeatures(rows, torch.arange(12) % 4 * 2)
+    drawn = rows(torch.sin(torch.arange(12.0 * 5).reshape(12, 5) * 1.3) * torch.arange(1, 13)[:, None], torch.arange(12) % 4 * 2)
     queries = torch.cos(torch.arange(23.0 * 5).reshape(23, 5) * 0.7)
     for query, predicted in zip(queries, centroid_predict(drawn, queries).tolist(), strict=True):
         cosines = {}
@@ -118,19 +123,18 @@ def test_interval_joins_draws_and_items():
 
 
 def test_a_run_can_be_repeated():
-    evaluator = few_shot(60, 80, num_draws=2)
-    assert evaluator.run(StubEncoder(noisy)) == evaluator.run(StubEncoder(noisy))
+    assert few_shot(60, 80, noisy, num_draws=2) == few_shot(60, 80, noisy, num_draws=2)
 
 
 def test_bad_input_is_named():
     source = labelled([index % NUM_CLASSES for index in range(24)], num_classes=NUM_CLASSES)
     with pytest.raises(ValueError, match="shots: 5; accepted: numbers from 1 to 4, the training items of class 4"):
-        FewShot(source, source, shots=(1, 5)).run(StubEncoder(noisy))
+        FewShot(shots=(1, 5)).run(StubEncoder(noisy), {"train": source, "test": source})
     for options, message in (({"shots": (0,)}, r"shots: \[0\]"), ({"num_draws": 0}, "num_draws: 0"), ({"inverse_l2": 0}, "inverse_l2: 0")):
         with pytest.raises(ValueError, match=message):
-            FewShot(source, source, **options)
+            FewShot(**options)
     with pytest.raises(ValueError, match="has no classes"):
-        FewShot(source, masked([torch.zeros(4, 4, dtype=torch.long)]))
+        FewShot().check({"train": source, "test": masked([torch.zeros(4, 4, dtype=torch.long)])})
     single = labelled([2] * 24, num_classes=NUM_CLASSES)
     with pytest.raises(ValueError, match=r"only class \[2\] is there"):
-        FewShot(single, source).run(StubEncoder(noisy))
+        FewShot().run(StubEncoder(noisy), {"train": single, "test": source})

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from glpretrain.core.types import EncoderOutput
-from glpretrain.evaluate import Health
-from glpretrain.evaluate.features import encode
+from glpretrain.evaluate import DecodedItems, Features, Health, Result
 from glpretrain.evaluate.health import cosine_between, decay, effective_rank, half_distance, singular_values, uniformity
 from glpretrain.evaluate.metrics.intervals import jackknife_interval, mean_interval
 
@@ -51,12 +50,16 @@ def constant(items: Tensor) -> EncoderOutput:
     return EncoderOutput(torch.ones(len(items), 8), torch.ones(len(items), 15, 8))
 
 
+def run(features, items=None, **options) -> Result:
+    return Health(features=Features(**options)).run(Wide(features), {"test": items or source(53)})
+
+
 def scores(features, count: int = 53, **options) -> dict:
-    return Health(source(count), **options).run(Wide(features)).scores
+    return run(features, source(count), **options).scores
 
 
 def rows(features, count: int = 53) -> tuple[Tensor, Tensor]:
-    found = [output for _, output in encode(Wide(features), Health(source(count)).test, fit="crop")]
+    found = [output for _, output in Features().encode(Wide(features), DecodedItems(source(count)), resize="crop")]
     return torch.cat([output.cls for output in found]), torch.cat([output.patches for output in found])
 
 
@@ -199,7 +202,7 @@ def test_intervals_are_as_wide_as_the_spread_over_samples():
     def drawn(number: int) -> dict:
         items = source(60 * 40)
         items.items = items.items[60 * number : 60 * number + 60]
-        return Health(items).run(Wide(leaning)).scores
+        return run(leaning, items).scores
 
     found = [drawn(number) for number in range(40)]
     for name in found[0]:
@@ -210,10 +213,9 @@ def test_intervals_are_as_wide_as_the_spread_over_samples():
 
 def test_items_without_labels_count_and_a_run_can_be_repeated():
     items = labelled([-1] * 31, num_classes=0, size=10)
-    evaluator = Health(items)
-    first = evaluator.run(Wide(even))
-    assert first == evaluator.run(Wide(even))
-    assert first.scores["rank_cls"].n == 31 and set(evaluator.headlines) <= set(first.scores)
+    first = run(even, items)
+    assert first == run(even, items)
+    assert first.scores["rank_cls"].n == 31 and set(Health.headlines) <= set(first.scores)
 
 
 def test_different_items_are_all_pairs_of_different_items():
@@ -224,9 +226,8 @@ def test_different_items_are_all_pairs_of_different_items():
 
 
 def test_pictures_show_the_numbers():
-    evaluator = Health(source(53))
-    figures = evaluator.pictures(Wide(leaning))
-    found = evaluator.run(Wide(leaning)).scores
+    figures = Health().pictures(Wide(leaning), {"test": source(53)})
+    found = scores(leaning)
     cls, patches = rows(leaning)
     for line, features in zip(figures["spectrum"].axes[0].lines, (cls, patches.flatten(0, 1)), strict=True):
         values = torch.linalg.svdvals(features.double())
@@ -247,14 +248,14 @@ def test_uniformity_interval_holds_no_pair_of_a_row_with_itself():
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="has 1 item; accepted: at least 2"):
-        Health(source(1))
-    with pytest.raises(ValueError, match="image_size: 2; accepted: at least two patches"):
-        Health(source(5), image_size=2).run(Wide(even))
+        Health().check({"test": source(1)})
+    with pytest.raises(ValueError, match=r"features\.size: 2; accepted: at least two patches"):
+        scores(even, 5, size=2)
     with pytest.raises(ValueError, match="not finite"):
-        Health(source(5)).run(Wide(lambda items: EncoderOutput(torch.full((len(items), 8), torch.nan), even(items).patches)))
+        scores(lambda items: EncoderOutput(torch.full((len(items), 8), torch.nan), even(items).patches), 5)
     with pytest.raises(ValueError, match="8 patches; its grid has 3 x 5"):
-        Health(source(5)).run(Wide(lambda items: EncoderOutput(even(items).cls, even(items).patches[:, :8])))
+        scores(lambda items: EncoderOutput(even(items).cls, even(items).patches[:, :8]), 5)
     broken = source(5)
     broken.unreadable = {0, 1, 2, 4}
     with pytest.raises(ValueError, match="1 item can be read"):
-        Health(broken).run(Wide(even))
+        run(even, broken)

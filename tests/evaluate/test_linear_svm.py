@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from evaluate_stubs import NUM_CLASSES, StubEncoder, chance, labelled, labels, noisy, truth
+from evaluate_stubs import NUM_CLASSES, StubEncoder, TableSource, chance, labelled, labels, noisy, truth
 from golden import noise
 from scipy.spatial.distance import pdist
 from sklearn.pipeline import make_pipeline
@@ -12,34 +12,34 @@ from sklearn.svm import LinearSVC
 
 from glpretrain.data import Solids
 from glpretrain.encoders import PointTransformer
-from glpretrain.evaluate import KNN, Episodes, LinearProbe, LinearSVM, Pixels, ShapeHistogram
-from glpretrain.evaluate.features import encode
-from glpretrain.evaluate.points.shape_histogram import distance_histograms
+from glpretrain.evaluate import KNN, DecodedItems, Episodes, Features, LinearProbe, LinearSVM, Result, ShapeHistogram, Sources
+from glpretrain.evaluate.points.linear_svm import distance_histograms
 
 
-def svm(train: int, test: int, **options) -> LinearSVM:
+def sources(train: int, test: int) -> dict[str, TableSource]:
     scored = labelled(labels(train + test), num_classes=NUM_CLASSES)
     scored.items = scored.items[train:]
-    return LinearSVM(labelled(labels(train), num_classes=NUM_CLASSES), scored, **options)
+    return {"train": labelled(labels(train), num_classes=NUM_CLASSES), "test": scored}
 
 
-def rows(evaluator: LinearSVM | Episodes) -> tuple[np.ndarray, ...]:
+def svm(train: int, test: int, features, **options) -> Result:
+    return LinearSVM(**options).run(StubEncoder(features), sources(train, test))
+
+
+def rows(given: dict[str, TableSource]) -> tuple[np.ndarray, ...]:
     """Features and labels of both sides, Float64[B 8] and Int[B]."""
-    sides = []
-    for source in (evaluator.train, evaluator.test):
-        batches = [(batch.labels, output.cls) for batch, output in encode(StubEncoder(noisy), source, fit="crop")]
-        sides += [torch.cat([cls for _, cls in batches]).double().numpy(), torch.cat([label for label, _ in batches]).numpy()]
-    return tuple(sides)
+    found = [Features().labelled(StubEncoder(noisy), DecodedItems(source)) for source in given.values()]
+    return tuple(part for side in found for part in (side.cls.double().numpy(), side.labels.numpy()))
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean_max"])
 def test_truth_scores_100(pooling: str):
-    result = svm(100, 40, pooling=pooling).run(StubEncoder(truth))
+    result = svm(100, 40, truth, pooling=pooling)
     assert result.scores["accuracy"].value == 100 and result.scores["accuracy"].n == 40 and 0 < result.scores["accuracy"].ci < 10
 
 
 def test_noise_scores_chance():
-    found = svm(300, 700).run(StubEncoder(chance)).scores["accuracy"]
+    found = svm(300, 700, chance).scores["accuracy"]
     largest = max(labels(1000)[300:].count(label) for label in range(NUM_CLASSES)) / 7  # a constant answer, in percent
     assert 10 < found.value < largest + 2 * found.ci
 
@@ -50,18 +50,16 @@ def test_noise_scores_chance():
     ids=lambda value: str(value),
 )
 def test_scikit_learns_pipeline_agrees(scale: str, before):
-    evaluator = svm(120, 300, scale=scale, inverse_l2=[0.1])
-    train, train_labels, test, test_labels = rows(evaluator)
+    train, train_labels, test, test_labels = rows(sources(120, 300))
     expected = make_pipeline(before, LinearSVC(C=0.1, dual=False, max_iter=5000)).fit(train, train_labels).score(test, test_labels)
-    found = evaluator.run(StubEncoder(noisy))
+    found = svm(120, 300, noisy, scale=scale, inverse_l2=[0.1])
     assert abs(found.scores["accuracy"].value - 100 * expected) <= 100 / 300 and found.chosen == {"inverse_l2": 0.1}  # one item on the edge
 
 
 def test_the_penalty_is_chosen_on_training_items_and_repeats():
-    evaluator = svm(120, 100)
-    one, two = evaluator.run(StubEncoder(noisy)), evaluator.run(StubEncoder(noisy))
-    assert one == two and one.chosen["inverse_l2"] in evaluator.inverse_l2
-    other = svm(120, 30).run(StubEncoder(noisy))
+    one, two = svm(120, 100, noisy), svm(120, 100, noisy)
+    assert one == two and one.chosen["inverse_l2"] in LinearSVM().inverse_l2
+    other = svm(120, 30, noisy)
     assert other.chosen == one.chosen  # whatever the test items are
 
 
@@ -77,37 +75,41 @@ def test_the_penalty_is_chosen_on_training_items_and_repeats():
 )
 def test_bad_settings_are_named(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        svm(20, 10, **options)
+        LinearSVM(**options)
 
 
-def episodes(**options) -> Episodes:
+def even_sources() -> dict[str, TableSource]:
     train, test = (labelled([index % NUM_CLASSES for index in range(count)], num_classes=NUM_CLASSES) for count in (100, 175))
     test.items = test.items[100:]
-    return Episodes(train, test, **{"ways": (2, 5), "shots": (1, 10), **options})
+    return {"train": train, "test": test}
+
+
+def episodes(features, **options) -> Result:
+    return Episodes(**{"ways": (2, 5), "shots": (1, 10), **options}).run(StubEncoder(features), even_sources())
 
 
 def test_episodes_of_truth_score_100_and_of_noise_chance():
-    scores = episodes().run(StubEncoder(truth)).scores
+    scores = episodes(truth).scores
     assert all(scores[f"way{n}_shot{k}"].value == 100 for n in (2, 5) for k in (1, 10)) and scores["way5_shot10_std"].value == 0
-    scores = episodes(num_episodes=40).run(StubEncoder(chance)).scores
+    scores = episodes(chance, num_episodes=40).scores
     for name, level in (("way2_shot10", 50), ("way5_shot10", 20)):
         # Episodes share their 100 training and 75 test items, so the interval over episodes does not hold for other items.
         assert abs(scores[name].value - level) < 10 and scores[name].n == 40, name
 
 
 def test_more_shots_help_and_episodes_repeat():
-    scores = episodes(num_episodes=10).run(StubEncoder(noisy)).scores
+    scores = episodes(noisy, num_episodes=10).scores
     assert scores["way5_shot1"].value < scores["way5_shot10"].value < 100 and scores["accuracy"] == scores["way2_shot1"]
-    assert episodes(num_episodes=10).run(StubEncoder(noisy)).scores == scores
+    assert episodes(noisy, num_episodes=10).scores == scores
     assert scores["way5_shot1"].value < scores["way2_shot1"].value
 
 
 def test_an_episode_of_all_classes_and_items_is_the_svm():
-    evaluator = episodes(ways=(5,), shots=(20,), num_episodes=2, inverse_l2=0.1)
-    train, train_labels, test, test_labels = rows(evaluator)
+    found = episodes(noisy, ways=(5,), shots=(20,), num_episodes=2, inverse_l2=0.1)
+    train, train_labels, test, test_labels = rows(even_sources())
     machine = make_pipeline(StandardScaler(with_std=False), Normalizer(), LinearSVC(C=0.1, dual=False))
     expected = machine.fit(train, train_labels).score(test, test_labels)
-    assert abs(evaluator.run(StubEncoder(noisy)).scores["accuracy"].value - 100 * expected) <= 100 / 75
+    assert abs(found.scores["accuracy"].value - 100 * expected) <= 100 / 75
 
 
 @pytest.mark.parametrize(
@@ -121,9 +123,9 @@ def test_an_episode_of_all_classes_and_items_is_the_svm():
 )
 def test_bad_episodes_are_named(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        episodes(**options)
+        Episodes(**{"ways": (2, 5), **options}).check(even_sources())
     with pytest.raises(ValueError, match=r"class .* has 20 training items"):
-        episodes(shots=(21,)).run(StubEncoder(noisy))
+        episodes(noisy, shots=(21,))
 
 
 def small_encoder() -> PointTransformer:
@@ -141,24 +143,25 @@ def test_histograms_are_those_of_all_pairs():
 
 
 def test_histograms_score_alike_whatever_the_encoder_and_clouds_are_scored_by_every_classifier():
-    train, test = Pixels(Solids(90, num_points=128)), Pixels(Solids(60, num_points=128, split="test"))
-    encoder = small_encoder()
-    found = ShapeHistogram(train, test, max_points=64).run(encoder)
-    assert found == ShapeHistogram(train, test, max_points=64).run(
-        PointTransformer("point_mae", num_points=128, embed_dim=24, num_heads=3, depth=1)
-    )
+    given = Sources({"train": Solids(90, num_points=128), "test": Solids(60, num_points=128, split="test")})
+    encoder, ruler = small_encoder(), ShapeHistogram(max_points=64)
+    found = ruler.run(encoder, given)
+    assert found == ruler.run(PointTransformer("point_mae", num_points=128, embed_dim=24, num_heads=3, depth=1), given)
     assert 100 / 15 < found.scores["accuracy"].value < 100
-    for evaluator in (LinearSVM(train, test), KNN(train, test, k=(3,)), LinearProbe(train, test, inverse_l2=[0.1])):
-        assert evaluator.run(encoder).scores["accuracy"].n == 60
+    for evaluator in (LinearSVM(), KNN(k=(3,)), LinearProbe(inverse_l2=[0.1])):
+        assert evaluator.run(encoder, given).scores["accuracy"].n == 60
 
 
 def test_other_encoders_are_refused():
-    solids = Solids(20, num_points=64)
-    with pytest.raises(ValueError, match="is for image; this evaluator accepts: points"):
-        ShapeHistogram(solids, solids).run(StubEncoder(truth))
-    with pytest.raises(ValueError, match="the encoder accepts images"):
-        LinearSVM(solids, solids).run(StubEncoder(truth))
-    with pytest.raises(ValueError, match="the encoder accepts clouds of points"):
-        svm(20, 10).run(small_encoder())
-    with pytest.raises(ValueError, match="accepted for points: their number"):
-        LinearSVM(solids, solids, image_size=(8, 8)).run(small_encoder())
+    solids = {"train": Solids(20, num_points=64), "test": Solids(20, num_points=64)}
+    with pytest.raises(ValueError, match="is for image; ShapeHistogram accepts: points"):
+        ShapeHistogram().run(StubEncoder(truth), solids)
+    with pytest.raises(ValueError, match="train: source 'solids' has items of kind points; encoder 'StubEncoder' accepts: image"):
+        LinearSVM().run(StubEncoder(truth), solids)
+    with pytest.raises(ValueError, match="train: source 'table' has items of kind image; encoder 'PointTransformer' accepts: points"):
+        LinearSVM().run(small_encoder(), sources(20, 10))
+    with pytest.raises(ValueError, match="the size of a cloud is its number of points"):
+        LinearSVM(features=Features(size=(8, 8))).run(small_encoder(), solids)
+    for setting in ({"layer": 0}, {"bf16": True}):
+        with pytest.raises(ValueError, match=r"ShapeHistogram: features\..*this evaluator does not use it"):
+            ShapeHistogram(features=Features(**setting))

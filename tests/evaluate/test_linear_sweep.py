@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from evaluate_stubs import NUM_CLASSES, StubEncoder, chance, labelled, labels, noise, noisy, output, position_of, truth
+from evaluate_stubs import NUM_CLASSES, StubEncoder, TableSource, chance, labelled, labels, noise, noisy, output, position_of, truth
 from golden import assert_matches, load, wave
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -13,33 +13,45 @@ from torch.nn import functional
 
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import ViT
-from glpretrain.evaluate import FeatureCache, LinearSweep, Pixels
-from glpretrain.evaluate.cls.linear import held_out_split
+from glpretrain.evaluate import DecodedItems, FeatureCache, Features, LinearSweep, Result, Sources
 from glpretrain.evaluate.cls.linear_sweep import Heads, Kind, initial_heads, linear_input, train_heads, training_order
-from glpretrain.evaluate.features import LabelledFeatures, encode
+from glpretrain.evaluate.features import LabelledFeatures
+from glpretrain.evaluate.probes import held_out_split
 
 
-def sweep(train: int, test: int, **options) -> LinearSweep:
+def sources(train: int, test: int) -> dict[str, TableSource]:
     """Items 0 to `train` learn, the `test` next ones are scored."""
     scored = labelled(labels(train + test), num_classes=NUM_CLASSES)
     scored.items = scored.items[train:]
-    return LinearSweep(labelled(labels(train), num_classes=NUM_CLASSES), scored, num_blocks=(1,), **{"num_steps": 200, **options})
+    return {"train": labelled(labels(train), num_classes=NUM_CLASSES), "test": scored}
+
+
+def sweep(train: int, test: int, features, **options) -> Result:
+    return LinearSweep(num_blocks=(1,), **{"num_steps": 200, **options}).run(StubEncoder(features), sources(train, test))
+
+
+def cls_of(source: TableSource) -> Tensor:
+    return Features().labelled(StubEncoder(noisy), DecodedItems(source)).cls
+
+
+def rows(cls: Tensor, numbers: Tensor) -> LabelledFeatures:
+    return LabelledFeatures(cls, numbers, torch.arange(len(cls)))
 
 
 def test_truth_scores_100():
-    score = sweep(61, 43).run(StubEncoder(truth)).scores["accuracy"]
+    score = sweep(61, 43, truth).scores["accuracy"]
     assert score.value == 100 and 0 < score.ci < 10 and score.n == 43
 
 
 def test_noise_scores_chance_within_the_binomial_interval():
-    score = sweep(500, 600).run(StubEncoder(chance)).scores["accuracy"]
+    score = sweep(500, 600, chance).scores["accuracy"]
     shares = np.bincount(labels(1100)[500:]) / 600  # a classifier that knows nothing lies between the rarest and the commonest class
     slack = 4 * np.sqrt(0.2 * 0.8 / 600)  # 4 standard deviations
     assert 100 * (shares.min() - slack) < score.value < 100 * (shares.max() + slack)
 
 
 def test_every_head_is_the_one_that_torch_trains_alone():
-    train = LabelledFeatures(wave(37, 7), torch.arange(37) ** 2 % 11 % 3)
+    train = rows(wave(37, 7), torch.arange(37) ** 2 % 11 % 3)
     order = training_order(37, num_steps=50, items_per_step=16)
     rates = torch.tensor([1e-3, 0.1, 2.0])
     start = initial_heads(7, num_heads=3, num_classes=3)
@@ -73,7 +85,7 @@ def test_heads_agree_with_official_code():
         features = linear_input(blocks, mean_patch, kind=kind)
         weight = wave(features.shape[1], 4, phase=20 + number, scale=0.1)
         start = Heads(weight[:, None].repeat(1, 2, 1), torch.zeros(2, 4))
-        trained = train_heads(start, LabelledFeatures(features, truth_labels), learning_rates=rates, order=order)
+        trained = train_heads(start, rows(features, truth_labels), learning_rates=rates, order=order)
         for rate in range(2):
             official = next(expected)
             assert_matches(trained.weight[:, rate], official["weight"], atol=1e-5)  # both in float32
@@ -81,9 +93,7 @@ def test_heads_agree_with_official_code():
 
 
 def test_converged_head_classifies_as_logistic_regression():
-    source = Pixels(labelled(labels(300), num_classes=NUM_CLASSES))
-    found = [(batch.labels, given.cls) for batch, given in encode(StubEncoder(noisy), source, fit="crop")]
-    train = LabelledFeatures(torch.cat([cls for _, cls in found]), torch.cat([part for part, _ in found]))
+    train = Features().labelled(StubEncoder(noisy), DecodedItems(labelled(labels(300), num_classes=NUM_CLASSES)))
     heads = initial_heads(8, num_heads=1, num_classes=NUM_CLASSES)
     order = training_order(300, num_steps=1500, items_per_step=300)  # every step sees everything
     heads = train_heads(heads, train, learning_rates=torch.tensor([0.5]), order=order)
@@ -94,22 +104,19 @@ def test_converged_head_classifies_as_logistic_regression():
 
 
 def test_accuracy_is_that_of_logistic_regression_within_the_interval():
-    evaluator = sweep(400, 300, num_steps=500)
-    score = evaluator.run(StubEncoder(noisy)).scores["accuracy"]
-    sources = (evaluator.train, evaluator.test)
-    cls = torch.cat([given.cls for source in sources for _, given in encode(StubEncoder(noisy), source, fit="crop")])
+    score = sweep(400, 300, noisy, num_steps=500).scores["accuracy"]
+    cls = torch.cat([cls_of(source) for source in sources(400, 300).values()])
     reference = LogisticRegression(C=1.0, max_iter=500).fit(cls[:400].numpy(), labels(400))
     assert abs(score.value - 100 * reference.score(cls[400:].numpy(), labels(700)[400:])) < score.ci
     assert 30 < score.value < 100
 
 
 def test_the_best_on_held_out_items_is_chosen_and_the_scored_ones_have_no_say():
-    evaluator = sweep(400, 50, learning_rates=(1e-4, 0.1, 0.5))
-    chosen = evaluator.run(StubEncoder(noisy)).chosen
+    chosen = sweep(400, 50, noisy, learning_rates=(1e-4, 0.1, 0.5)).chosen
     held_out, fitted = held_out_split(400, ratio=0.2)
     assert len(held_out) == 80 and sorted([*held_out.tolist(), *fitted.tolist()]) == list(range(400))
-    train = torch.cat([given.cls for _, given in encode(StubEncoder(noisy), evaluator.train, fit="crop")])
-    part = LabelledFeatures(train[fitted], torch.tensor(labels(400))[fitted])
+    train = cls_of(sources(400, 50)["train"])
+    part = rows(train[fitted], torch.tensor(labels(400))[fitted])
     rates = []
     for rate in (1e-4, 0.1, 0.5):
         heads = initial_heads(8, num_heads=1, num_classes=NUM_CLASSES)
@@ -118,11 +125,10 @@ def test_the_best_on_held_out_items_is_chosen_and_the_scored_ones_have_no_say():
         rates.append((heads.logits(train[held_out])[:, 0].argmax(dim=1) == torch.tensor(labels(400))[held_out]).float().mean().item())
     assert rates[(1e-4, 0.1, 0.5).index(chosen["learning_rate"])] >= max(rates[0], rates[1], rates[2]) - 1e-6
     assert rates[0] < max(rates)
-    for item in range(50):
-        evaluator.test.source.items[item] = evaluator.test.source.items[item]._replace(label=0)
-    again = sweep(400, 50, learning_rates=(1e-4, 0.1, 0.5))
-    again.test.source.items = evaluator.test.source.items
-    assert again.run(StubEncoder(noisy)).chosen == chosen
+    others = sources(400, 50)
+    others["test"].items = [item._replace(label=0) for item in others["test"].items]
+    evaluator = LinearSweep(num_blocks=(1,), num_steps=200, learning_rates=(1e-4, 0.1, 0.5))
+    assert evaluator.run(StubEncoder(noisy), others).chosen == chosen
 
 
 def test_kinds_of_features_are_those_of_the_blocks():
@@ -131,23 +137,24 @@ def test_kinds_of_features_are_those_of_the_blocks():
         parameter.data = torch.sin(torch.arange(parameter.numel()) * 1.7 + number).reshape(parameter.shape) * 0.3
     source = labelled(labels(13), num_classes=NUM_CLASSES, size=8)
     source.items[3] = source.items[3]._replace(label=-1)
-    evaluator = LinearSweep(source, source, num_blocks=(1, 4), num_steps=3, held_out_ratio=0.5)
-    cache = FeatureCache(model)
-    features = evaluator._features(model, evaluator.train, cache)
+    evaluator = LinearSweep(num_blocks=(1, 4), num_steps=3, held_out_ratio=0.5)
+    cache, items = FeatureCache(model), DecodedItems(source)
+    features = evaluator._kinds(model, items, cache)
     kept = [index for index in range(13) if index != 3]
-    by_layer = [torch.cat([given.cls for _, given in encode(model, evaluator.train, fit="crop", layer=layer)])[kept] for layer in range(4)]
-    mean_patch = torch.cat([given.patches.mean(dim=1) for _, given in encode(model, evaluator.train, fit="crop")])[kept]
+    by_layer = [Features(layer=layer).labelled(model, items).cls for layer in range(4)]
+    mean_patch = torch.cat([given.patches.mean(dim=1) for _, given in Features().encode(model, items, resize="crop")])[kept]
     assert torch.equal(features[Kind(1, False)].cls, by_layer[3])
     assert torch.equal(features[Kind(1, True)].cls, torch.cat([by_layer[3], mean_patch], dim=1))
     assert torch.equal(features[Kind(4, False)].cls, torch.cat(by_layer, dim=1))
     assert features[Kind(4, True)].cls.shape == (12, 60)
     assert features[Kind(4, True)].labels.tolist() == [label for index, label in enumerate(labels(13)) if index != 3]
     assert cache.num_computed == 4
-    result = evaluator.run(model, cache=cache)
+    both = {"train": items, "test": items}
+    result = evaluator.run(model, both, cache)
     assert cache.num_computed == 4
-    assert result == evaluator.run(model)  # to the last bit
+    assert result == evaluator.run(model, both)  # to the last bit
     with pytest.raises(ValueError, match=r"num_blocks: \[5\]; accepted: numbers from 1 to 4"):
-        LinearSweep(source, source, num_blocks=(5,)).run(model)
+        LinearSweep(num_blocks=(5,)).run(model, both)
 
 
 def test_every_item_is_seen_once_per_epoch():
@@ -159,11 +166,11 @@ def test_every_item_is_seen_once_per_epoch():
 
 
 def test_picture_shows_the_held_out_accuracy_of_every_head():
-    evaluator = sweep(100, 30, learning_rates=(0.5, 0.01))
-    (figure,) = evaluator.pictures(StubEncoder(noisy)).values()
+    evaluator, given = LinearSweep(num_blocks=(1,), num_steps=200, learning_rates=(0.5, 0.01)), Sources(sources(100, 30))
+    (figure,) = evaluator.pictures(StubEncoder(noisy), given).values()
     lines = [line for line in figure.axes[0].lines if line.get_label().startswith("cls")]
     assert [line.get_label() for line in lines] == ["cls", "cls + mean patch"]
-    rates = 100 * evaluator._held_out_rates(evaluator._features(StubEncoder(noisy), evaluator.train, None))
+    rates = 100 * evaluator._held_out_rates(evaluator._kinds(StubEncoder(noisy), given["train"], None), num_classes=NUM_CLASSES)
     for line, row in zip(lines, rates, strict=True):
         assert line.get_xdata().tolist() == [0.01, 0.5]
         assert line.get_ydata().tolist() == pytest.approx([row[1].item(), row[0].item()])
@@ -176,8 +183,8 @@ def test_two_thousand_items_take_seconds():
     test = labelled([p % 10 for p in range(2500)], num_classes=10)
     test.items = test.items[2000:]
     start = time.process_time()
-    evaluator = LinearSweep(train, test, num_blocks=(1,))
-    score = evaluator.run(StubEncoder(lambda items: output(features[position_of(items)]))).scores["accuracy"]
+    encoder = StubEncoder(lambda items: output(features[position_of(items)]))
+    score = LinearSweep(num_blocks=(1,)).run(encoder, {"train": train, "test": test}).scores["accuracy"]
     assert score.value > 30
     assert time.process_time() - start < 20  # 4 s on an idle core; the bound leaves room for a busy one
 
@@ -186,9 +193,9 @@ def test_heads_that_grow_without_bound_are_not_chosen():
     def huge(items: Tensor) -> EncoderOutput:
         return output(1e18 * noisy(items).cls)
 
-    assert sweep(100, 30, learning_rates=(1e30, 1e-30), num_steps=20).run(StubEncoder(huge)).chosen["learning_rate"] == 1e-30
+    assert sweep(100, 30, huge, learning_rates=(1e30, 1e-30), num_steps=20).chosen["learning_rate"] == 1e-30
     with pytest.raises(ValueError, match=r"learning_rates: \[1e\+30\]; the weights grew without bound"):
-        sweep(100, 30, learning_rates=(1e30,), num_steps=20).run(StubEncoder(huge))
+        sweep(100, 30, huge, learning_rates=(1e30,), num_steps=20)
 
 
 def test_bad_input_is_named():
@@ -199,14 +206,15 @@ def test_bad_input_is_named():
         ({"num_steps": 0}, "num_steps: 0"),
         ({"items_per_step": 0}, "items_per_step: 0"),
         ({"held_out_ratio": 1}, "held_out_ratio: 1; accepted: between 0 and 1"),
+        ({"features": Features(layer=0)}, r"features\.layer: 0; this evaluator does not use it"),
     ):
         with pytest.raises(ValueError, match=message):
-            LinearSweep(source, source, **options)
+            LinearSweep(**options)
     with pytest.raises(ValueError, match="9 labelled items are too few to hold"):
-        LinearSweep(source, source, num_blocks=(1,), held_out_ratio=0.01).run(StubEncoder(truth))
+        LinearSweep(num_blocks=(1,), held_out_ratio=0.01).run(StubEncoder(truth), {"train": source, "test": source})
     with pytest.raises(ValueError, match="not finite"):
         nan = StubEncoder(lambda items: output(torch.full((len(items), 8), torch.nan)))
-        LinearSweep(source, source, num_blocks=(1,)).run(nan)
+        LinearSweep(num_blocks=(1,)).run(nan, {"train": source, "test": source})
     blank = labelled([-1] * 9, num_classes=NUM_CLASSES)
     with pytest.raises(ValueError, match="no item has a label"):
-        LinearSweep(blank, blank, num_blocks=(1,)).run(StubEncoder(chance))
+        LinearSweep(num_blocks=(1,)).run(StubEncoder(chance), {"train": blank, "test": blank})

@@ -14,8 +14,8 @@ from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.data.sources.base import Item
 from glpretrain.encoders import PointTransformer
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate import PartSegmentation, PointPrompts
-from glpretrain.evaluate.pixels import PixelBatch
+from glpretrain.evaluate import PartSegmentation, PointPrompts, Result
+from glpretrain.evaluate.items import ItemBatch
 from glpretrain.evaluate.points.part_segmentation import instance_iou, part_shares
 from glpretrain.evaluate.points.prompts import careful_click, point_iou, share_of_cells
 from glpretrain.evaluate.points.tokens import at_points
@@ -78,31 +78,38 @@ def random(centres: Tensor) -> Tensor:
 FAST = {"learning_rates": [0.3], "l2": [1e-5], "num_steps": 200}
 
 
+def parts(features, train: Clouds, test: Clouds, **options) -> Result:
+    return PartSegmentation(**options).run(StubPoints(features), {"masked_train": train, "masked": test})
+
+
+def prompted(features, clouds: Clouds, **options) -> Result:
+    return PointPrompts(**options).run(StubPoints(features), {"masked": clouds})
+
+
 def test_tokens_that_know_their_part_score_100():
-    result = PartSegmentation(blobs(12), blobs(10, seed=1), num_steps=200).run(StubPoints(oracle))
+    result = parts(oracle, blobs(12), blobs(10, seed=1), num_steps=200)
     for name in ("miou", "instance_miou", "accuracy", *(f"iou_p{n}" for n in range(NUM_PARTS))):
         assert result.scores[name].value == pytest.approx(100), name
     assert result.scores["miou"].n == 10 and set(result.chosen) == {"learning_rate", "l2"}
-    prompts = PointPrompts(blobs(16)).run(StubPoints(oracle)).scores
+    prompts = prompted(oracle, blobs(16)).scores
     for name in ("miou", "miou_centre", "miou_fixed", "miou_oracle", "auc", "miou_classes"):
         assert prompts[name].value == pytest.approx(100), name
     assert prompts["miou"].n == 2 * 12  # two parts in each cloud that did not calibrate
 
 
 def test_noise_knows_nothing_of_parts():
-    scores = PartSegmentation(blobs(30), blobs(30, seed=1), **FAST).run(StubPoints(random)).scores
+    scores = parts(random, blobs(30), blobs(30, seed=1), **FAST).scores
     # Half of the points of a class lie on each of its two parts: a restricted answer is right on one half, with an IoU near a third.
     assert 15 < scores["instance_miou"].value < 45 and scores["accuracy"].value < 45
-    prompts = PointPrompts(blobs(40)).run(StubPoints(random)).scores
+    prompts = prompted(random, blobs(40)).scores
     # A part is half of the points: everything as the segment scores 50, a random half a third.
     assert 25 < prompts["miou"].value < 55 and abs(prompts["auc"].value - 50) < max(2 * prompts["auc"].ci, 3)
 
 
 def test_results_repeat():
-    evaluator = PartSegmentation(blobs(9), blobs(6, seed=1), num_steps=50)
-    assert evaluator.run(StubPoints(random)) == evaluator.run(StubPoints(random))
-    prompts = PointPrompts(blobs(9))
-    assert prompts.run(StubPoints(random)) == prompts.run(StubPoints(random))
+    first, second = (parts(random, blobs(9), blobs(6, seed=1), num_steps=50) for _ in range(2))
+    assert first == second
+    assert prompted(random, blobs(9)) == prompted(random, blobs(9))
 
 
 def test_iou_at_every_threshold_is_scikit_learns():
@@ -136,7 +143,7 @@ def test_instance_iou_is_that_of_a_plain_loop():
 def test_shares_are_those_of_the_points_nearest_to_a_centre():
     points = torch.tensor([[[0.0, 0, 0], [0.1, 0, 0], [5, 0, 0], [5.1, 0, 0], [5.2, 0, 0]]])
     semantic = torch.tensor([[0, 1, 1, -1, 1]])
-    batch = PixelBatch(points, torch.tensor([0]), None, semantic, torch.tensor([0]), ("",))
+    batch = ItemBatch(points, torch.tensor([0]), None, semantic, torch.tensor([0]), ("",))
     found = part_shares(batch, torch.tensor([[[0.0, 0, 0], [5, 0, 0], [99, 0, 0]]]), num_parts=2)
     torch.testing.assert_close(found, torch.tensor([[[0.5, 0.5], [0, 2 / 3], [0, 0]]]))
     torch.testing.assert_close(share_of_cells(semantic[0] == 1, torch.tensor([0, 0, 1, 1, 1]), count=3), torch.tensor([0.5, 2 / 3, 0]))
@@ -155,23 +162,24 @@ def test_a_careful_click_is_far_from_the_other_parts():
 
 
 def test_pictures_are_made():
-    assert set(PartSegmentation(blobs(9), blobs(6, seed=1), **FAST).pictures(StubPoints(oracle))) == {"parts"}
-    assert set(PointPrompts(blobs(12)).pictures(StubPoints(oracle))) == {"similarity", "prompts"}
+    given = {"masked_train": blobs(9), "masked": blobs(12, seed=1)}
+    assert set(PartSegmentation(**FAST).pictures(StubPoints(oracle), given)) == {"parts"}
+    assert set(PointPrompts().pictures(StubPoints(oracle), given)) == {"similarity", "prompts"}
 
 
 def test_what_is_missing_is_named():
     whole = blobs(6)
     bare = Clouds([item._replace(instances=None, semantic=None) for item in whole.items], classes=["a", "b", "c"])
     with pytest.raises(ValueError, match="has no masks"):
-        PointPrompts(bare)
+        PointPrompts().check({"masked": bare})
     with pytest.raises(ValueError, match="has no masks of classes"):
-        PartSegmentation(whole, bare)
+        PartSegmentation().check({"masked_train": whole, "masked": bare})
     unlabelled = Clouds([item._replace(label=-1) for item in whole.items], mask_classes=whole.mask_classes)
     with pytest.raises(ValueError, match="has no labels; instance_miou needs"):
-        PartSegmentation(unlabelled, unlabelled, **FAST).run(StubPoints(oracle))
+        parts(oracle, unlabelled, unlabelled, **FAST)
     with pytest.raises(ValueError, match="min_patches: 0"):
-        PointPrompts(whole, min_patches=0)
+        PointPrompts(min_patches=0)
     with pytest.raises(ValueError, match="num_steps: 0"):
-        PartSegmentation(whole, whole, num_steps=0)
-    with pytest.raises(ValueError, match="are too few to choose among 4 candidates"):
-        PartSegmentation(blobs(2), whole).run(StubPoints(oracle))
+        PartSegmentation(num_steps=0)
+    with pytest.raises(ValueError, match="masked_train: 2 items are too few to choose among learning_rates"):
+        parts(oracle, blobs(2), whole)

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torchmetrics.functional.classification import binary_jaccard_index
 
 from glpretrain.core.types import EncoderOutput
-from glpretrain.evaluate import PromptSegmentation, Result
+from glpretrain.evaluate import DecodedItems, Features, PromptSegmentation, Result
 from glpretrain.evaluate.metrics.intervals import mean_interval
 from glpretrain.evaluate.patches.prompt_segmentation import THRESHOLDS, calibration_images, centre_patch, iou_at_thresholds, occupancy
 from glpretrain.evaluate.patches.similarity import auc, histogram, histogram_auc, overlap
@@ -46,7 +46,11 @@ def run(features, scenes=None, **arguments) -> dict[str, float]:
 
 def result(features, scenes=None, **arguments) -> Result:
     scenes = [scene(position) for position in range(11)] if scenes is None else scenes
-    return PromptSegmentation(masked(scenes), **arguments).run(StubEncoder(features, size=SIZE, patch=PATCH))
+    return of(features, masked(scenes), **arguments)
+
+
+def of(features, source: TableSource, **arguments) -> Result:
+    return PromptSegmentation(**arguments).run(StubEncoder(features, size=SIZE, patch=PATCH), {"masked": source})
 
 
 def test_truth_scores_100():
@@ -164,15 +168,15 @@ def test_fewer_prompts_estimate_the_mean_over_all():
 def test_bad_input_is_named():
     scenes = masked([scene(0)])
     with pytest.raises(ValueError, match="calibration_share: 1"):
-        PromptSegmentation(scenes, calibration_share=1)
+        PromptSegmentation(calibration_share=1)
     with pytest.raises(ValueError, match="min_patches: 0"):
-        PromptSegmentation(scenes, min_patches=0)
+        PromptSegmentation(min_patches=0)
     with pytest.raises(ValueError, match="accepted: multiples of 2"):
-        PromptSegmentation(scenes, image_size=25).run(StubEncoder(truth, size=SIZE, patch=PATCH))
+        PromptSegmentation(features=Features(size=25)).run(StubEncoder(truth, size=SIZE, patch=PATCH), {"masked": scenes})
     blank = masked([scene(0)])
     blank.items[0] = blank.items[0]._replace(instances=None)
     with pytest.raises(ValueError, match="has no masks"):
-        PromptSegmentation(blank)
+        PromptSegmentation().check({"masked": blank})
 
 
 class Named(TableSource):
@@ -198,9 +202,8 @@ def noisy(items: Tensor) -> EncoderOutput:
 
 def test_scores_of_classes_agree_with_loops_over_objects_and_clicks():
     source = Named(11)
-    evaluator = PromptSegmentation(source)
-    scores, chosen = evaluator.run(StubEncoder(noisy, size=SIZE, patch=PATCH))
-    calibration = calibration_images(evaluator.masked, share=0.25)
+    scores, chosen = of(noisy, source)
+    calibration = calibration_images(DecodedItems(source), share=0.25)
     found: dict[str, list[float]] = {"ant": [], "bat": [], "cat": []}
     for position, item in enumerate(source.items):
         if position in calibration:
@@ -234,8 +237,7 @@ def test_scores_of_classes_agree_with_loops_over_objects_and_clicks():
 
 
 def test_truth_scores_100_in_every_class_and_noise_its_floor():
-    right = PromptSegmentation(Named(11)).run(StubEncoder(truth, size=SIZE, patch=PATCH)).scores
-    wrong = PromptSegmentation(Named(11)).run(StubEncoder(chance, size=SIZE, patch=PATCH)).scores
+    right, wrong = of(truth, Named(11)).scores, of(chance, Named(11)).scores
     for name in ("iou_ant", "iou_bat", "iou_cat", "miou_classes"):
         assert right[name].value == 100 and wrong[name].value < 22 + 5, name  # the largest object covers 22 % of a scene
     assert set(right) == set(wrong)
@@ -247,18 +249,18 @@ def test_objects_without_a_class_count_only_among_objects():
         semantic = item.semantic.clone()
         semantic[item.instances == 1] = -1
         source.items[position] = item._replace(semantic=semantic)
-    scores = PromptSegmentation(source).run(StubEncoder(noisy, size=SIZE, patch=PATCH)).scores
+    scores = of(noisy, source).scores
     assert [name for name in scores if name.startswith("iou_")] == ["iou_bat"]
     assert scores["iou_bat"].n == 8 and scores["miou"].n == 16
 
 
 def test_similarity_plot_shows_the_two_distributions_and_their_numbers():
-    evaluator = PromptSegmentation(masked([scene(position) for position in range(11)]))
+    evaluator, items = PromptSegmentation(), DecodedItems(masked([scene(position) for position in range(11)]))
     encoder = StubEncoder(noisy, size=SIZE, patch=PATCH)
-    figure = evaluator.pictures(encoder)["similarity"]
-    scores = evaluator.run(encoder).scores
+    figure = evaluator.pictures(encoder, {"masked": items})["similarity"]
+    scores = evaluator.run(encoder, {"masked": items}).scores
     (axis,) = figure.axes
-    samples = evaluator._measure(encoder, None)[1]
+    samples = evaluator.measure(encoder, items, None)[1]
     lines = {line.get_label(): line for line in axis.lines}
     for name, part in (("same object (intra)", 0), ("inside and outside (inter)", 1)):
         values = torch.cat([sample[part] for sample in samples])
@@ -271,8 +273,8 @@ def test_similarity_plot_shows_the_two_distributions_and_their_numbers():
 
 
 def test_prompts_picture_shows_images_that_did_not_calibrate_and_their_iou():
-    evaluator = PromptSegmentation(masked([scene(position) for position in range(11)]))
-    figure = evaluator.pictures(StubEncoder(truth, size=SIZE, patch=PATCH))["prompts"]
+    encoder, source = StubEncoder(truth, size=SIZE, patch=PATCH), masked([scene(position) for position in range(11)])
+    figure = PromptSegmentation().pictures(encoder, {"masked": source})["prompts"]
     titles = [axis.get_title() for axis in figure.axes]
     assert titles.count("IoU 100 %") == 6  # the truth's features, at a threshold that upsampling crosses at the object's rim
     assert len(figure.axes) == 3 * 6

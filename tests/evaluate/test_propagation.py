@@ -18,7 +18,7 @@ from glpretrain.core.types import EncoderOutput
 from glpretrain.data import Scenes, SceneVideos, Video, VideoFolder, VideoSource
 from glpretrain.data.sources.images.videos import IGNORED, UNKNOWN
 from glpretrain.encoders import ViT
-from glpretrain.evaluate import FeatureCache, LabelPropagation
+from glpretrain.evaluate import FeatureCache, Features, LabelPropagation, Result, Sources
 from glpretrain.evaluate.metrics.video_metrics import boundary, boundary_similarity, object_scores, region_similarity
 from glpretrain.evaluate.patches.propagation import nearest, one_hot, propagate, scaled_size, segmentation
 
@@ -81,8 +81,11 @@ def stub(features, patch: int = PATCH) -> StubEncoder:
 
 
 def scores(features, source: VideoSource | None = None, *, patch: int = PATCH, **options) -> dict[str, float]:
-    found = LabelPropagation(source or videos(), **options).run(stub(features, patch))
-    return {name: score.value for name, score in found.scores.items()}
+    return {name: score.value for name, score in run(features, source, patch=patch, **options).scores.items()}
+
+
+def run(features, source: VideoSource | None = None, *, patch: int = PATCH, **options) -> Result:
+    return LabelPropagation(**options).run(stub(features, patch), {"videos": source or videos()})
 
 
 # Official code ---------------------------------------------------------------------------------------------------------------------
@@ -108,7 +111,7 @@ def test_labels_of_a_video_are_those_of_dino() -> None:
 
     frames = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 19, 27)
     given = Video("wave", frames, torch.stack([mask] + [torch.full_like(mask, UNKNOWN)] * 5))
-    evaluator = LabelPropagation(TableVideos([given]), short_side=20, window=2, num_frames=2, batch_size=4)
+    evaluator = LabelPropagation(short_side=20, window=2, num_frames=2, features=Features(batch_size=4))
     for predicted, expected in zip(evaluator.propagated(stub(by_time), given), reference["segmentation"], strict=True):
         assert ["".join(map(str, row)) for row in predicted.tolist()] == expected
 
@@ -218,7 +221,7 @@ def test_truth_scores_what_the_patch_grid_allows() -> None:
 def test_noise_scores_chance() -> None:
     """A segment of share q that knows nothing of an object of share p has an expected overlap of about pq / (p + q - pq)."""
     source = videos(5)
-    evaluator = LabelPropagation(source, window=None)
+    evaluator = LabelPropagation(window=None)
     expected = []
     for given in source.videos:
         masks = list(evaluator.propagated(stub(chance), given))[:-1]
@@ -228,7 +231,7 @@ def test_noise_scores_chance() -> None:
                 for mask, real in zip(masks, given.masks[1:-1], strict=True)
             ]
             expected.append(torch.stack([p * q / (p + q - p * q) for p, q in shares]).mean())
-    found = evaluator.run(stub(chance)).scores
+    found = evaluator.run(stub(chance), {"videos": source}).scores
     level = 100 * torch.stack(expected).mean().item()
     assert abs(found["j"].value - level) < found["j"].ci
     assert found["jf"].value < found["grid_jf"].value / 3
@@ -278,17 +281,17 @@ def test_sizes_follow_the_patch_and_keep_the_short_side() -> None:
 
 
 def test_counts_and_intervals_are_over_objects() -> None:
-    found = LabelPropagation(videos()).run(stub(truth(PATCH)))
+    found = run(truth(PATCH))
     assert found.chosen == {}
     assert found.scores["jf"].n == found.scores["still_jf"].n == 6 and found.scores["jf_v1"].n == 2
     assert found.scores["jf"].value == pytest.approx((found.scores["j"].value + found.scores["f"].value) / 2)
     assert found.scores["jf"].value == pytest.approx(sum(found.scores[f"jf_v{n}"].value for n in range(3)) / 3)
     rows = []
     for given in videos().videos:
-        predicted = LabelPropagation(videos()).propagated(stub(truth(PATCH)), given)
+        predicted = LabelPropagation().propagated(stub(truth(PATCH)), given)
         rows.append(object_scores(torch.stack([given.masks[0], *predicted]), given.masks)[:, 0])
     assert found.scores["j"].ci == pytest.approx(100 * 1.959964 * torch.cat(rows).std().item() / math.sqrt(6))
-    single = LabelPropagation(TableVideos([video(0)._replace(masks=video(0).masks.clamp_max(1))])).run(stub(truth(PATCH)))
+    single = run(truth(PATCH), TableVideos([video(0)._replace(masks=video(0).masks.clamp_max(1))]))
     assert single.scores["jf"].n == 1 and math.isinf(single.scores["jf"].ci)
 
 
@@ -304,11 +307,11 @@ def test_frames_without_a_mask_and_ignored_pixels_do_not_count(caplog: pytest.Lo
     assert object_scores(still, masks)[:, 0].tolist() == [1, 1]  # where truth and prediction differ does not count
     unscored = Video("blank", given.frames, torch.cat([given.masks[:1], torch.full_like(given.masks[1:], UNKNOWN)]))
     empty = Video("empty", given.frames, torch.zeros_like(given.masks))
-    found = LabelPropagation(TableVideos([unscored, given, empty])).run(stub(truth(PATCH)))
+    found = run(truth(PATCH), TableVideos([unscored, given, empty]))
     assert found.scores["jf"].n == 2 and "jf_blank" not in found.scores
     assert "'blank' has no object, or no mask" in caplog.text and "'empty'" in caplog.text
     with pytest.raises(ValueError, match="none has an object and a mask"):
-        LabelPropagation(TableVideos([unscored, empty])).run(stub(truth(PATCH)))
+        run(truth(PATCH), TableVideos([unscored, empty]))
 
 
 def test_ids_may_have_gaps_and_later_objects_are_ground() -> None:
@@ -324,20 +327,23 @@ def test_ids_may_have_gaps_and_later_objects_are_ground() -> None:
 def test_a_repeat_gives_equal_scores_and_features_are_computed_once() -> None:
     model = tiny()
     source, cache = SceneVideos(2, frames=5, size=(24, 36)), FeatureCache(model)
-    evaluator = LabelPropagation(source, batch_size=2)
-    first = evaluator.run(model, cache=cache)
+    evaluator, sources = LabelPropagation(features=Features(batch_size=2)), Sources({"videos": source})
+    first = evaluator.run(model, sources, cache)
     assert cache.num_computed == 2 * 3
-    assert evaluator.run(model, cache=cache) == first == evaluator.run(model)
+    assert evaluator.run(model, sources, cache) == first == evaluator.run(model, sources)
     assert cache.num_computed == 2 * 3
-    LabelPropagation(source, batch_size=2, short_side=32).run(model, cache=cache)
-    LabelPropagation(source, batch_size=2, layer=0).run(model, cache=cache)
+    LabelPropagation(short_side=32, features=Features(batch_size=2)).run(model, sources, cache)
+    LabelPropagation(features=Features(batch_size=2, layer=0)).run(model, sources, cache)
     assert cache.num_computed == 3 * 2 * 3
     # Batches change the sums inside a matrix product by rounding alone.
-    assert LabelPropagation(source, batch_size=5).run(model).scores["jf"].value == pytest.approx(first.scores["jf"].value, abs=2)
+    other = LabelPropagation(features=Features(batch_size=5)).run(model, sources)
+    assert other.scores["jf"].value == pytest.approx(first.scores["jf"].value, abs=2)
     assert evaluator.protocol == {
-        "short_side": None, "num_neighbours": 5, "window": 12, "num_frames": 7, "temp": 0.1, "layer": -1, "batch_size": 2, "bf16": False,
+        "short_side": None, "num_neighbours": 5, "window": 12, "num_frames": 7, "temp": 0.1,
+        "features": {"size": None, "layer": -1, "batch_size": 2, "bf16": False},
     }  # fmt: skip
-    assert evaluator.scored.fingerprint() == source.fingerprint()
+    assert LabelPropagation().features.batch_size == 16
+    assert sources.measured("videos").fingerprint() == source.fingerprint()
 
 
 def tiny() -> ViT:
@@ -348,7 +354,7 @@ def tiny() -> ViT:
 
 
 def test_pictures_show_up_to_four_videos_at_five_moments() -> None:
-    figure = LabelPropagation(videos(6)).pictures(stub(truth(PATCH)))["videos"]
+    figure = LabelPropagation().pictures(stub(truth(PATCH)), {"videos": videos(6)})["videos"]
     titles = [axis.get_title() for axis in figure.axes]
     assert len(titles) == 4 * 5
     assert titles[:5] == ["v0, frame 0", "v0, frame 2", "v0, frame 3", "v0, frame 4", "v0, frame 6"]
@@ -362,7 +368,7 @@ def test_real_videos_are_scored_between_0_and_100() -> None:
     if not folder.is_dir():
         pytest.skip("no shared/data beside the repository")
     source = VideoFolder(folder, sequences=["blackswan", "libby"], max_frames=5)
-    found = LabelPropagation(source, short_side=48).run(tiny()).scores
+    found = LabelPropagation(short_side=48).run(tiny(), {"videos": source}).scores
     assert all(0 <= score.value <= 100 for score in found.values())
     assert found["jf"].n == 2 and found["jf_blackswan"].n == 1
     assert found["still_jf"].value > 50 and found["grid_jf"].value > 40
@@ -370,24 +376,25 @@ def test_real_videos_are_scored_between_0_and_100() -> None:
 
 def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="videos: Scenes; accepted: a source of videos"):
-        LabelPropagation(Scenes(3, size=16))
+        LabelPropagation().check({"videos": Scenes(3, size=16)})
     for options, message in (
         ({"num_neighbours": 0}, "num_neighbours: 0"),
         ({"window": -1}, "window: -1"),
         ({"num_frames": -1}, "num_frames: -1"),
         ({"temp": 0.0}, "temp: 0.0"),
+        ({"features": Features(size=32)}, r"features\.size: 32; this evaluator does not use it"),
     ):
         with pytest.raises(ValueError, match=message):
-            LabelPropagation(videos(), **options)
+            LabelPropagation(**options)
     with pytest.raises(ValueError, match="accepted: multiples of 4"):
-        LabelPropagation(videos(), short_side=26).run(stub(truth(PATCH)))
+        run(truth(PATCH), short_side=26)
     grey = TableVideos([video(0)._replace(frames=video(0).frames[:, :1])])
     with pytest.raises(ValueError, match="'v0': 1 channels; the encoder accepts 3"):
-        LabelPropagation(grey).run(stub(truth(PATCH)))
+        run(truth(PATCH), grey)
 
     def broken(items: Tensor) -> EncoderOutput:
         output = chance(items)
         return output._replace(patches=output.patches / 0)
 
     with pytest.raises(ValueError, match="features are not finite"):
-        LabelPropagation(videos()).run(stub(broken))
+        run(broken)

@@ -1,23 +1,19 @@
 """Retrieval: truth scores 100, noise its expectation, torchmetrics and scikit-learn agree, ties and the query itself do not count."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from evaluate_stubs import NUM_CLASSES, StubEncoder, chance, labelled, masked, noise, noisy, output, truth
 from matplotlib.colors import to_hex
 from sklearn.metrics import average_precision_score
 from torch.nn import functional
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
 
-from glpretrain.cli.scoring import _of_config
-from glpretrain.encoders import ViT
-from glpretrain.evaluate import Retrieval
+from glpretrain.evaluate import DecodedItems, Features, Result, Retrieval
 from glpretrain.evaluate.cls import retrieval
-from glpretrain.evaluate.cls.retrieval import LocatedFeatures, rank
-from glpretrain.evaluate.features import encode
+from glpretrain.evaluate.cls.retrieval import rank
+from glpretrain.evaluate.features import LabelledFeatures
 
 
 def table(count: int, *, start: int = 0):
@@ -26,15 +22,20 @@ def table(count: int, *, start: int = 0):
     return source
 
 
-def features(count: int, *, dim: int = 6, levels: int = 1000, start: int = 0) -> LocatedFeatures:
+def run(features, queries, gallery=None, **options) -> Result:
+    """Without a gallery, among the other queries."""
+    return Retrieval(**options).run(StubEncoder(features), {"test": queries} | ({} if gallery is None else {"train": gallery}))
+
+
+def features(count: int, *, dim: int = 6, levels: int = 1000, start: int = 0) -> LabelledFeatures:
     """Coarse numbers (few levels) make ties."""
     cls = (noise(torch.arange(start, start + count), dim, seed=7) * levels).round() / levels
-    return LocatedFeatures(functional.normalize(cls, dim=1), torch.arange(count) ** 2 % 7, torch.arange(count))
+    return LabelledFeatures(functional.normalize(cls, dim=1), torch.arange(count) ** 2 % 7, torch.arange(count))
 
 
 @pytest.mark.parametrize("gallery", [None, table(60)])
 def test_truth_scores_100(gallery):
-    scores = Retrieval(table(43, start=60), gallery).run(StubEncoder(truth)).scores
+    scores = run(truth, table(43, start=60), gallery).scores
     for name in ("map", "recall1", "recall5", "recall10"):
         assert scores[name].value == pytest.approx(100) and scores[name].n == 43, name
     assert 0 < scores["recall1"].ci < 10
@@ -42,7 +43,7 @@ def test_truth_scores_100(gallery):
 
 @pytest.mark.parametrize("gallery", [None, table(200)])
 def test_noise_scores_its_expectation(gallery):
-    scores = Retrieval(table(400, start=200), gallery).run(StubEncoder(chance)).scores
+    scores = run(chance, table(400, start=200), gallery).scores
     others, relevant = (399, 79) if gallery is None else (200, 40)
     harmonic = sum(1 / rank_ for rank_ in range(1, others + 1))
     # Mean over random orders of the average precision, and one less the chance that k draws without replacement all miss.
@@ -93,16 +94,15 @@ def test_the_query_itself_is_not_found():
 
 
 def test_collapsed_features_score_the_share_of_the_class():
-    constant = StubEncoder(lambda items: output(torch.ones(len(items), 8)))
-    scores = Retrieval(table(50), table(100)).run(constant).scores
-    assert scores["map"].value == pytest.approx(20)
+    found = run(lambda items: output(torch.ones(len(items), 8)), table(50), table(100))
+    assert found.scores["map"].value == pytest.approx(20)
 
 
 def test_chunks_and_the_order_of_the_gallery_change_nothing(monkeypatch: pytest.MonkeyPatch):
     queries, gallery = features(31), features(97, start=31)
     whole = rank(queries, gallery, leave_one_out=False)
     monkeypatch.setattr(retrieval, "_TABLE_CELLS", 300)
-    parts = rank(queries, LocatedFeatures(*(part.flip(0) for part in gallery)), leave_one_out=False)
+    parts = rank(queries, gallery.at(torch.arange(97).flip(0)), leave_one_out=False)
     torch.testing.assert_close(parts.average_precision, whole.average_precision)
     assert torch.equal(parts.first_hit, whole.first_hit)
 
@@ -110,30 +110,28 @@ def test_chunks_and_the_order_of_the_gallery_change_nothing(monkeypatch: pytest.
 def test_queries_without_an_item_of_their_class_are_left_out():
     queries = labelled([0, 1, 1, 2, 3], num_classes=4)
     gallery = labelled([0, 0, 1, 2] * 3, num_classes=4)
-    assert Retrieval(queries, gallery).run(StubEncoder(truth)).scores["map"] == (100, 0, 4)
-    alone = Retrieval(labelled([0, 1, 2, 3], num_classes=4), k=(1,))
+    assert run(truth, queries, gallery).scores["map"] == (100, 0, 4)
     with pytest.raises(ValueError, match="no query has an item of its class in the gallery"):
-        alone.run(StubEncoder(truth))
+        run(truth, labelled([0, 1, 2, 3], num_classes=4), k=(1,))
 
 
 def test_a_run_can_be_repeated_and_unlabelled_items_are_left_out():
     source = table(60)
     source.items[7] = source.items[7]._replace(label=-1)
-    evaluator = Retrieval(source)
-    first = evaluator.run(StubEncoder(noisy))
-    assert first == evaluator.run(StubEncoder(noisy))
+    first = run(noisy, source)
+    assert first == run(noisy, source)
     assert first.scores["map"].n == 59
 
 
 def test_picture_frames_the_nearest_in_green_and_red():
     queries, gallery = table(40, start=60), table(60)
-    evaluator = Retrieval(queries, gallery)
-    (figure,) = evaluator.pictures(StubEncoder(noisy)).values()
+    (figure,) = Retrieval().pictures(StubEncoder(noisy), {"test": queries, "train": gallery}).values()
     assert len(figure.axes) == 6 * 6
-    voters = torch.cat([given.cls for _, given in encode(StubEncoder(noisy), evaluator.train, fit="crop")])
+    voters = Features().labelled(StubEncoder(noisy), DecodedItems(gallery)).cls
     colours = set()
     for row in range(6):
-        query, *nearest = (axis.images[0].get_array() for axis in figure.axes[6 * row : 6 * row + 6])
+        shown = [axis.images[0].get_array() for axis in figure.axes[6 * row : 6 * row + 6]]
+        query, *nearest = ((255 * picture).round() for picture in shown)  # float32, in [0, 1]
         label, position = int(query[0, 0, 0]), int(query[0, 0, 2])  # what `labelled` wrote into the pixels
         item = torch.full((1, 3, 4, 4), 0.0)
         item[:, 0], item[:, 2] = label, position
@@ -146,42 +144,16 @@ def test_picture_frames_the_nearest_in_green_and_red():
     assert len(colours) == 2
 
 
-def configured(path: Path):
-    return _of_config(
-        path,
-        yaml.safe_load(path.read_text()),
-        card=ViT("vit_tiny_patch16_224", embed_dim=24, depth=1, num_heads=3).card,
-        data=None,
-        masks=None,
-        videos=None,
-    )
-
-
-def test_a_configuration_without_a_gallery_searches_the_queries(tmp_path: Path):
-    written = tmp_path / "own.yaml"
-    scenes = {"class_path": "glpretrain.data.Scenes", "init_args": {"length": 20, "size": 16}}
-    entry = {"class_path": "glpretrain.evaluate.Retrieval", "init_args": {"k": [1, 3]}}
-    written.write_text(yaml.safe_dump({"sources": {"test": scenes}, "evaluators": {"own": entry}}))
-    (alone,) = configured(written).values()
-    assert alone.train is None and alone.k == (1, 3)
-    written.write_text(yaml.safe_dump({"sources": {"test": scenes, "train": scenes}, "evaluators": {"own": entry}}))
-    (searched,) = configured(written).values()
-    assert searched.train is not None and searched.protocol == alone.protocol
-    entry["class_path"] = "glpretrain.evaluate.KNN"
-    written.write_text(yaml.safe_dump({"sources": {"test": scenes}, "evaluators": {"own": entry}}))
-    with pytest.raises(ValueError, match=r"KNN needs the sources \['train'\]; given: \['test'\]"):
-        configured(written)
-
-
 def test_bad_input_is_named():
     source = table(9)
     with pytest.raises(ValueError, match=r"k: \[1, 9\]; accepted: 1 and other numbers up to 8"):
-        Retrieval(source, k=(1, 9))
+        Retrieval(k=(1, 9)).check({"test": source})
+    Retrieval(k=(1, 9)).check({"test": source, "train": source})
     with pytest.raises(ValueError, match=r"k: \[5\]; accepted: 1 and"):
-        Retrieval(source, source, k=(5,))
+        Retrieval(k=(5,))
     with pytest.raises(ValueError, match="has no classes"):
-        Retrieval(masked([torch.zeros(4, 4, dtype=torch.long)]), k=(1,))
+        Retrieval(k=(1,)).check({"test": masked([torch.zeros(4, 4, dtype=torch.long)])})
     with pytest.raises(ValueError, match="not finite"):
-        Retrieval(source, k=(1,)).run(StubEncoder(lambda items: output(torch.full((len(items), 8), torch.nan))))
+        run(lambda items: output(torch.full((len(items), 8), torch.nan)), source, k=(1,))
     with pytest.raises(ValueError, match="no item has a label"):
-        Retrieval(labelled([-1] * 9, num_classes=NUM_CLASSES), k=(1,)).run(StubEncoder(chance))
+        run(chance, labelled([-1] * 9, num_classes=NUM_CLASSES), k=(1,))

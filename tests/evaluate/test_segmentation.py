@@ -14,10 +14,21 @@ from torch.nn import functional
 
 from glpretrain.core.types import EncoderOutput
 from glpretrain.data import MaskedFolder
-from glpretrain.evaluate import ClusterSegmentation, FeatureCache, InContextSegmentation, LinearSegmentation, Pixels
+from glpretrain.evaluate import (
+    ClusterSegmentation,
+    DecodedItems,
+    Evaluator,
+    FeatureCache,
+    Features,
+    InContextSegmentation,
+    LinearSegmentation,
+    Result,
+    Sources,
+)
 from glpretrain.evaluate.patches.clustering import matched
 from glpretrain.evaluate.patches.in_context import attend
 from glpretrain.evaluate.patches.linear_segmentation import fit_heads
+from glpretrain.evaluate.probes import held_out_split
 
 SIZE, PATCH, NUM_CLASSES = 24, 2, 4
 GRID = (SIZE // PATCH, SIZE // PATCH)
@@ -56,15 +67,21 @@ def mixed(items: Tensor) -> EncoderOutput:
     return EncoderOutput(patches.mean(dim=1), patches)
 
 
-def made(name: str, masks, **arguments):
-    source = with_classes(masks, num_classes=NUM_CLASSES)
-    fast = {"linear": {"num_steps": 150, "patches_per_step": 256}, "in_context": {"memory_size": 1500}, "clusters": {}}[name] | arguments
-    if name == "clusters":
-        return ClusterSegmentation(source, **fast)
+def made(name: str, **arguments) -> Evaluator:
+    kind = {"linear": LinearSegmentation, "in_context": InContextSegmentation, "clusters": ClusterSegmentation}[name]
+    fast = {"linear": {"num_steps": 150, "patches_per_step": 256}, "in_context": {"memory_size": 1500}, "clusters": {}}[name]
+    return kind(**(fast | arguments))
+
+
+def sources(masks) -> Sources:
     # Other images than those that are scored: the first ones, which hold other positions, come last.
     train = with_classes([*masks, *masks], num_classes=NUM_CLASSES)
     train.items = train.items[len(masks) :]
-    return (LinearSegmentation if name == "linear" else InContextSegmentation)(train, source, **fast)
+    return Sources({"masked": with_classes(masks, num_classes=NUM_CLASSES), "masked_train": train})
+
+
+def run(name: str, masks, features, **arguments) -> Result:
+    return made(name, **arguments).run(encoder(features), sources(masks))
 
 
 def encoder(features) -> StubEncoder:
@@ -76,7 +93,7 @@ NAMES = ("linear", "clusters", "in_context")
 
 @pytest.mark.parametrize("name", NAMES)
 def test_truth_scores_100(name: str) -> None:
-    scores = made(name, [scene(position) for position in range(11)]).run(encoder(truth)).scores
+    scores = run(name, [scene(position) for position in range(11)], truth).scores
     assert {key for key, score in scores.items() if score.value == 100} == {"miou", "accuracy", "iou_m0", "iou_m1", "iou_m2", "iou_m3"}
     assert {score.n for score in scores.values()} == {11} and {score.ci for score in scores.values()} == {0}
 
@@ -84,7 +101,7 @@ def test_truth_scores_100(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_noise_scores_chance_within_its_interval(name: str) -> None:
     """A guess that knows nothing of equally frequent classes is right at one pixel in 4; its mIoU is at most p / (2 - p) with p = 1/4."""
-    scores = made(name, [shuffled(position) for position in range(40)]).run(encoder(chance)).scores
+    scores = run(name, [shuffled(position) for position in range(40)], chance).scores
     accuracy, miou = scores["accuracy"], scores["miou"]
     # Twice a 95 % half-width is 4 standard errors. Clusters are matched to what they overlap: up to a point above chance.
     assert abs(accuracy.value - 25) < 2 * accuracy.ci + (1 if name == "clusters" else 0)
@@ -95,7 +112,7 @@ def test_noise_scores_chance_within_its_interval(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_noisy_features_lie_between_and_repeat_exactly(name: str) -> None:
     masks = [scene(position) for position in range(11)]
-    first, second = (made(name, masks).run(encoder(mixed)) for _ in range(2))
+    first, second = (run(name, masks, mixed) for _ in range(2))
     assert first == second
     assert 40 < first.scores["miou"].value < 100
 
@@ -116,12 +133,12 @@ def test_ignored_pixels_neither_teach_nor_count(name: str) -> None:
 
     for mask in clean:  # what lies beside the ignored columns must not be won by their class in the interpolation
         mask[:, 10:12], mask[:, 14:16] = -1, -1
-    assert made(name, clean).run(encoder(garbled)).scores["accuracy"].value == 100
+    assert run(name, clean, garbled).scores["accuracy"].value == 100
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_show_image_truth_and_prediction(name: str, tmp_path: Path) -> None:
-    figures = made(name, [scene(position) for position in range(11)]).pictures(encoder(mixed))
+    figures = made(name).pictures(encoder(mixed), sources([scene(position) for position in range(11)]))
     assert list(figures) == ["classes"]
     assert len(figures["classes"].axes) == 3 * 6
     assert [text.get_text() for text in figures["classes"].legends[0].get_texts()] == ["m0", "m1", "m2", "m3"]
@@ -168,7 +185,7 @@ def test_soft_shares_are_the_loss_of_all_pixels() -> None:
 
 def test_a_useless_candidate_is_not_chosen() -> None:
     masks = [scene(position) for position in range(11)]
-    result = made("linear", masks, learning_rates=(1e-9, 0.03), l2=(10.0, 1e-5)).run(encoder(mixed))
+    result = run("linear", masks, mixed, learning_rates=(1e-9, 0.03), l2=(10.0, 1e-5))
     assert result.chosen == {"learning_rate": 0.03, "l2": 1e-5}
 
 
@@ -188,14 +205,14 @@ def test_more_clusters_than_classes_vote() -> None:
         return EncoderOutput(patches.mean(dim=1), patches)
 
     masks = [scene(position) for position in range(11)]
-    scores = made("clusters", masks, num_overclusters=5, num_starts=5).run(encoder(looks)).scores
+    scores = run("clusters", masks, looks, num_overclusters=5, num_starts=5).scores
     assert scores["accuracy_over"].value == scores["miou_over"].value == 100
     assert scores["miou"].value < 90
 
 
 def test_a_subset_of_the_patches_finds_the_same_clusters() -> None:
     masks = [scene(position) for position in range(11)]
-    assert made("clusters", masks, max_patches=200).run(encoder(truth)).scores["miou"].value == 100
+    assert run("clusters", masks, truth, max_patches=200).scores["miou"].value == 100
 
 
 def test_attention_over_neighbours_agrees_with_scikit_learn() -> None:
@@ -211,11 +228,11 @@ def test_attention_over_neighbours_agrees_with_scikit_learn() -> None:
 
 def test_features_are_shared_with_one_another() -> None:
     masks = [scene(position) for position in range(11)]
-    pixels = Pixels(with_classes(masks, num_classes=NUM_CLASSES))
+    items = DecodedItems(with_classes(masks, num_classes=NUM_CLASSES))
     model = encoder(mixed)
     cache = FeatureCache(model)
-    for evaluator in (LinearSegmentation(pixels, pixels, num_steps=5), InContextSegmentation(pixels, pixels), ClusterSegmentation(pixels)):
-        evaluator.run(model, cache=cache)
+    for evaluator in (LinearSegmentation(num_steps=5), InContextSegmentation(), ClusterSegmentation()):
+        evaluator.run(model, {"masked": items, "masked_train": items}, cache)
     assert cache.num_computed == 1
 
 
@@ -223,50 +240,55 @@ def test_bad_input_is_named() -> None:
     masks = [scene(position) for position in range(3)]
     plain, source, other = masked(masks), with_classes(masks, num_classes=4), with_classes(masks, num_classes=5)
     with pytest.raises(ValueError, match=r"has no masks of classes \(mask_classes\)"):
-        ClusterSegmentation(plain)
+        ClusterSegmentation().check({"masked": plain})
     with pytest.raises(ValueError, match=r"masked: mask_classes .*'m4'\]; accepted: those of masked_train"):
-        LinearSegmentation(source, other)
+        LinearSegmentation().check({"masked_train": source, "masked": other})
     with pytest.raises(ValueError, match=r"learning_rates: \[0\.0\]"):
-        LinearSegmentation(source, source, learning_rates=(0.0,))
+        LinearSegmentation(learning_rates=(0.0,))
     with pytest.raises(ValueError, match=r"l2: \[-1\]"):
-        LinearSegmentation(source, source, l2=(-1,))
+        LinearSegmentation(l2=(-1,))
     with pytest.raises(ValueError, match="num_steps: 0"):
-        LinearSegmentation(source, source, num_steps=0)
+        LinearSegmentation(num_steps=0)
     with pytest.raises(ValueError, match="held_out_ratio: 1"):
-        LinearSegmentation(source, source, held_out_ratio=1)
+        LinearSegmentation(held_out_ratio=1)
     with pytest.raises(ValueError, match="num_overclusters: 4; accepted: more than 4"):
-        ClusterSegmentation(source, num_overclusters=4)
+        ClusterSegmentation(num_overclusters=4).check({"masked": source})
     with pytest.raises(ValueError, match="num_starts: 0"):
-        ClusterSegmentation(source, num_starts=0)
+        ClusterSegmentation(num_starts=0)
     with pytest.raises(ValueError, match="k: 11; accepted: 1 to 10"):
-        InContextSegmentation(source, source, k=11, memory_size=10)
+        InContextSegmentation(k=11, memory_size=10)
     with pytest.raises(ValueError, match="temp: 0"):
-        InContextSegmentation(source, source, temp=0)
+        InContextSegmentation(temp=0)
     with pytest.raises(ValueError, match="memory_size: 2; accepted: from 3"):
-        InContextSegmentation(source, source, k=1, memory_size=2)
-    few = Pixels(source, max_items=2)
-    with pytest.raises(ValueError, match="masked_train: 2 images are too few to choose among"):
-        LinearSegmentation(few, source).run(encoder(truth))
+        InContextSegmentation(k=1, memory_size=2).check({"masked_train": source, "masked": source})
+    few = DecodedItems(source, max_items=2)
+    with pytest.raises(ValueError, match="masked_train: 2 items are too few to choose among"):
+        LinearSegmentation().run(encoder(truth), {"masked_train": few, "masked": source})
     nan = encoder(lambda items: EncoderOutput(items.flatten(1)[:, :8], torch.full((len(items), 144, 8), torch.nan)))
-    for evaluator in (LinearSegmentation(source, source), ClusterSegmentation(source), InContextSegmentation(source, source)):
+    for evaluator in (LinearSegmentation(), ClusterSegmentation(), InContextSegmentation()):
         with pytest.raises(ValueError, match="patch features are not finite"):
-            evaluator.run(nan)
+            evaluator.run(nan, {"masked_train": source, "masked": source})
     unknown = with_classes([torch.full((SIZE, SIZE), -1)] * 3, num_classes=4)
     with pytest.raises(ValueError, match="k: 30; only 0 patches of masked_train have a class"):
-        InContextSegmentation(unknown, source).run(encoder(truth))
+        InContextSegmentation().run(encoder(truth), {"masked_train": unknown, "masked": source})
     with pytest.raises(ValueError, match="no pixel has a class"):
-        LinearSegmentation(unknown, source, learning_rates=(0.1,), l2=(0.1,)).run(encoder(truth))
+        LinearSegmentation(learning_rates=(0.1,), l2=(0.1,)).run(encoder(truth), {"masked_train": unknown, "masked": source})
+    with pytest.raises(ValueError, match="none of the 1 held-out items shows a class"):
+        nothing = with_classes([*masks, masks[0], torch.full((SIZE, SIZE), -1)], num_classes=4)
+        held_out = [int(held_out_split(5, ratio=0.2, seed=70)[0][0])]
+        nothing.items[4], nothing.items[held_out[0]] = nothing.items[held_out[0]], nothing.items[4]
+        LinearSegmentation(num_steps=1).run(encoder(truth), {"masked_train": nothing, "masked": source})
     lacking = with_classes(masks, num_classes=4)
     lacking.items[1] = lacking.items[1]._replace(semantic=None)
     with pytest.raises(ValueError, match=r"an item among \[0, 1, 2\] has no mask of classes"):
-        ClusterSegmentation(lacking).run(encoder(truth))
+        ClusterSegmentation().run(encoder(truth), {"masked": lacking})
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason=f"no CamVid in {CAMVID}")
 def test_colour_and_place_say_much_about_a_street() -> None:
     lines = (CAMVID / "classes.csv").read_text().splitlines()[1:12]
     names = [line.partition(",")[2] for line in lines]
-    train, test = (Pixels(MaskedFolder(CAMVID / split, ignore=11, mask_classes=names), max_items=24) for split in ("train", "val"))
+    train, test = (DecodedItems(MaskedFolder(CAMVID / split, ignore=11, mask_classes=names), max_items=24) for split in ("train", "val"))
 
     def colour(items: Tensor) -> EncoderOutput:
         means = functional.avg_pool2d(items, 8).flatten(2).transpose(1, 2) / 128 - 1  # [B N 3]
@@ -275,13 +297,13 @@ def test_colour_and_place_say_much_about_a_street() -> None:
         return EncoderOutput(patches.mean(dim=1), patches)
 
     model = StubEncoder(colour, size=72, patch=8)
-    shared = {"image_size": (72, 96)}
-    truth_pixels = torch.cat([batch.semantic.flatten() for batch in test.batches((3, 72, 96), fit="stretch", batch_size=24)])
+    shared, both = {"features": Features(size=(72, 96))}, {"masked_train": train, "masked": test}
+    truth_pixels = torch.cat([batch.semantic.flatten() for batch in test.batches((3, 72, 96), resize="stretch", batch_size=24)])
     shown = truth_pixels[truth_pixels >= 0].bincount(minlength=11)
     majority = 100 * (shown.max() / shown.sum()).item()
-    linear = LinearSegmentation(train, test, num_steps=200, **shared).run(model).scores
-    context = InContextSegmentation(train, test, **shared).run(model).scores
-    clusters = ClusterSegmentation(test, num_starts=1, **shared).run(model).scores
+    linear = LinearSegmentation(num_steps=200, **shared).run(model, both).scores
+    context = InContextSegmentation(**shared).run(model, both).scores
+    clusters = ClusterSegmentation(num_starts=1, **shared).run(model, both).scores
     for scores in (linear, context):
         assert scores["accuracy"].value > majority + 15
         assert scores["iou_Road"].value > 50 and scores["iou_Sky"].value > 50

@@ -5,6 +5,7 @@ A source decodes one item at a time. It draws no random number that is not a fun
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -51,6 +52,11 @@ class Source(ABC):
     def groups(self) -> Sequence[str]:
         """Name of the group of each item, such as the video that a frame is from; empty where items are not grouped."""
         return ()
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether this source is the one for a folder or file that a user names; other sources of its kind may be asked first."""
+        return True
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -9,6 +9,7 @@ five items of a class contain the one), and more than three.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -16,78 +17,54 @@ from torch import Tensor
 from torch.nn import functional
 
 from glpretrain.core import keys
-from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, Result, Score
+from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.cls.knn import labelled_pair
-from glpretrain.evaluate.cls.linear import small_products
-from glpretrain.evaluate.features import LabelledFeatures, cls_features
+from glpretrain.evaluate.features import LabelledFeatures
+from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import Z95, mean_interval, rate_interval
-from glpretrain.evaluate.pixels import Pixels
+from glpretrain.evaluate.probes import small_products
 
 _DRAW_SEED = 80
 _MAX_ITER = 1000
 _TOLERANCE = 1e-8  # scikit-learn's own of 1e-4 stops after two steps at so weak a penalty, with other answers for one item in ten
 
 
+@dataclass(frozen=True, kw_only=True)
 class FewShot(Evaluator):
     """Mean accuracy over draws of n training items per class: `shot<n>` by logistic regression, `centroid<n>` by the nearest centroid.
 
-    `accuracy` is `shot<n>` for the last n given; `shot<n>_std` and `centroid<n>_std` are the standard deviations over draws (their n
-    is the number of draws).
+    `accuracy` is `shot<n>` for the last n; `shot<n>_std` and `centroid<n>_std` are the standard deviations over draws (their n is the
+    number of draws). Items of `train` are drawn, all of `test` are classified.
 
     Args:
-        train: items that are drawn from.
-        test: items that are classified.
-        shots: items per class.
+        shots: numbers of items per class.
         num_draws: how often they are drawn.
         inverse_l2: scikit-learn's C.
-        image_size: side of the square, or height and width; None for the card's item shape.
-        layer: block whose features are taken; negative numbers count from the last.
-        batch_size: items at a time.
-        bf16: encode under bfloat16 autocast.
     """
 
     headlines = ("accuracy",)
+    scored = "test"
+    needs = ("train", "test")
+    truth = "classes"
 
-    def __init__(
-        self,
-        train: Source | Pixels,
-        test: Source | Pixels,
-        *,
-        shots: Sequence[int] = (1, 5, 10),
-        num_draws: int = 10,
-        inverse_l2: float = 4000.0,
-        image_size: int | Sequence[int] | None = None,
-        layer: int = -1,
-        batch_size: int = 64,
-        bf16: bool = False,
-    ) -> None:
-        self.train, self.test = labelled_pair(train, test)
-        if not shots or min(shots) < 1:
-            raise ValueError(f"shots: {list(shots)}; accepted: positive numbers")
-        if num_draws < 1:
-            raise ValueError(f"num_draws: {num_draws}; accepted: a positive number")
-        if inverse_l2 <= 0:
-            raise ValueError(f"inverse_l2: {inverse_l2}; accepted: a positive number")
-        self.shots, self.num_draws, self.inverse_l2 = tuple(shots), num_draws, inverse_l2
-        self.image_size, self.layer, self.batch_size, self.bf16 = image_size, layer, batch_size, bf16
+    shots: Sequence[int] = (1, 5, 10)
+    num_draws: int = 10
+    inverse_l2: float = 4000.0
 
-    @property
-    def scored(self) -> Pixels:
-        return self.test
+    def validate(self) -> None:
+        require_positive("shots", self.shots)
+        require_positive("num_draws", self.num_draws)
+        require_positive("inverse_l2", self.inverse_l2)
 
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
-        options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
-        train, test = (centred(cls_features(encoder, pixels, **options)) for pixels in (self.train, self.test))
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
+        train, test = (centred(self.features.labelled(encoder, sources[role], cache)) for role in ("train", "test"))
         draws = class_draws(train.labels, num_items=max(self.shots), num_draws=self.num_draws)  # [draws classes items]
         scores: dict[str, Score] = {}
         for num in self.shots:
             logistic, centroid = [], []
             for draw in draws:
-                items = draw[:, :num].flatten()
-                drawn = LabelledFeatures(train.cls[items], train.labels[items])
+                drawn = train.at(draw[:, :num].flatten())
                 logistic.append((logistic_predict(drawn, test.cls, inverse_l2=self.inverse_l2) == test.labels).float().mean())
                 centroid.append((centroid_predict(drawn, test.cls) == test.labels).float().mean())
             scores |= draw_scores(f"shot{num}", torch.stack(logistic), num_items=len(test.labels))
@@ -97,7 +74,7 @@ class FewShot(Evaluator):
 
 def centred(features: LabelledFeatures) -> LabelledFeatures:
     """Every row less its own mean, scaled to length one."""
-    return LabelledFeatures(functional.normalize(features.cls - features.cls.mean(dim=1, keepdim=True), dim=1), features.labels)
+    return features.with_cls(functional.normalize(features.cls - features.cls.mean(dim=1, keepdim=True), dim=1))
 
 
 def class_draws(labels: Tensor, *, num_items: int, num_draws: int) -> Tensor:
@@ -105,8 +82,8 @@ def class_draws(labels: Tensor, *, num_items: int, num_draws: int) -> Tensor:
 
     Args:
         labels: Int[B].
-        num_items: per class.
-        num_draws: how many draws.
+        num_items: number of items of each class.
+        num_draws: number of draws.
 
     Returns:
         Int[num_draws classes num_items], for the classes that there are.

@@ -5,11 +5,12 @@ github.com/facebookresearch/dinov2 at b8931f7: `cls` of the last 1 or 4 blocks, 
 with momentum 0.9 and no weight decay; rates scaled by items per step / 256 and lowered to zero along a cosine. Known differences:
 the best head is chosen on a held-out part of the training items and then trained anew on all of them, where DINOv2 chooses on the
 very items that it reports; heads of one kind start from the same weights; no augmentation, so features are computed once; its
-rates times ten, since a thousand steps are a twelfth of its 12,500. Left out on purpose: probes of patches (segmentation).
+rates times ten, since a thousand steps are a twelfth of its 12,500. Probes of patches (segmentation) are left out on purpose.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,14 +18,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from glpretrain.core import keys
-from glpretrain.data.sources.base import Source
+from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, Result
+from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.cls.knn import accuracy, labelled_pair
-from glpretrain.evaluate.cls.linear import held_out_split
-from glpretrain.evaluate.features import LabelledFeatures, encode_layers
-from glpretrain.evaluate.pixels import Pixels
+from glpretrain.evaluate.features import LabelledFeatures, labelled_rows
+from glpretrain.evaluate.items import DecodedItems, Sources
+from glpretrain.evaluate.metrics.intervals import accuracy
+from glpretrain.evaluate.probes import held_out_split
 
 _ORDER_SEED, _WEIGHT_SEED = 70, 71
 _SGD_MOMENTUM = 0.9
@@ -56,116 +57,98 @@ class Kind(NamedTuple):
     mean_patch: bool
 
 
+@dataclass(frozen=True, kw_only=True)
 class LinearSweep(Evaluator):
     """Accuracy of the best of many linear heads: `accuracy`; chosen: its `learning_rate`, `num_blocks` and `mean_patch` (0 or 1).
 
+    Heads are trained on `train`, `test` is classified.
+
     Args:
-        train: items that the heads are trained on.
-        test: items that are classified.
-        learning_rates: for 256 items per step, as DINOv2 gives them; the one used is scaled.
+        learning_rates: candidates, for 256 items per step, as DINOv2 gives them; the one used is scaled.
         num_blocks: how many of the last blocks' `cls` a head sees; one kind of head for each, with and without the mean patch.
-        num_steps: of every head.
-        items_per_step: fewer where `train` is smaller.
+        num_steps: number of steps of every head.
+        items_per_step: number of items in a step; fewer where `train` is smaller.
         held_out_ratio: share of `train` that chooses.
-        image_size: side of the square, or height and width; None for the card's item shape.
-        batch_size: items at a time in the encoder.
-        bf16: encode under bfloat16 autocast.
     """
 
     headlines = ("accuracy",)
+    scored = "test"
+    needs = ("train", "test")
+    truth = "classes"
+    unused = ("layer",)
 
-    def __init__(
-        self,
-        train: Source | Pixels,
-        test: Source | Pixels,
-        *,
-        learning_rates: Sequence[float] = DEFAULT_RATES,
-        num_blocks: Sequence[int] = (1, 4),
-        num_steps: int = 1000,
-        items_per_step: int = 128,
-        held_out_ratio: float = 0.2,
-        image_size: int | Sequence[int] | None = None,
-        batch_size: int = 64,
-        bf16: bool = False,
-    ) -> None:
-        self.train, self.test = labelled_pair(train, test)
-        if not learning_rates or min(learning_rates) <= 0:
-            raise ValueError(f"learning_rates: {list(learning_rates)}; accepted: positive numbers")
-        if not num_blocks or min(num_blocks) < 1:
-            raise ValueError(f"num_blocks: {list(num_blocks)}; accepted: numbers from 1 to the encoder's depth")
-        if num_steps < 1 or items_per_step < 1:
-            raise ValueError(f"num_steps: {num_steps}, items_per_step: {items_per_step}; accepted: positive numbers")
-        if not 0 < held_out_ratio < 1:
-            raise ValueError(f"held_out_ratio: {held_out_ratio}; accepted: between 0 and 1")
-        self.learning_rates, self.num_blocks = tuple(learning_rates), tuple(num_blocks)
-        self.num_steps, self.items_per_step, self.held_out_ratio = num_steps, items_per_step, held_out_ratio
-        self.image_size, self.batch_size, self.bf16 = image_size, batch_size, bf16
+    learning_rates: Sequence[float] = DEFAULT_RATES
+    num_blocks: Sequence[int] = (1, 4)
+    num_steps: int = 1000
+    items_per_step: int = 128
+    held_out_ratio: float = 0.2
 
-    @property
-    def scored(self) -> Pixels:
-        return self.test
+    def validate(self) -> None:
+        require_positive("learning_rates", self.learning_rates)
+        require_positive("num_blocks", self.num_blocks)
+        require_positive("num_steps", self.num_steps)
+        require_positive("items_per_step", self.items_per_step)
+        require_share("held_out_ratio", self.held_out_ratio)
 
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
-        train = self._features(encoder, self.train, cache)
-        rates = self._held_out_rates(train)  # [kinds R]
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
+        train = self._kinds(encoder, sources["train"], cache)
+        num_classes = len(sources["train"].source.classes)
+        rates = self._held_out_rates(train, num_classes=num_classes)  # [kinds R]
         # argmax takes the first of equals, in the order in which kinds and rates were given.
         kind, rate = divmod(int(rates.argmax()), len(self.learning_rates))
         chosen, learning_rate = list(train)[kind], self.learning_rates[rate]
-        heads = self._trained(train[chosen], (learning_rate,))
+        heads = self._trained(train[chosen], (learning_rate,), num_classes=num_classes)
         if not heads.is_finite.all():
             raise ValueError(f"learning_rates: {list(self.learning_rates)}; the weights grew without bound; accepted: smaller ones")
-        test = self._features(encoder, self.test, cache)[chosen]
+        test = self._kinds(encoder, sources["test"], cache)[chosen]
         predicted = heads.logits(test.cls)[:, 0].argmax(dim=-1)
         return Result(
             {"accuracy": accuracy(predicted, test.labels)},
             chosen={"learning_rate": learning_rate, "num_blocks": chosen.num_blocks, "mean_patch": float(chosen.mean_patch)},
         )
 
-    def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
+    def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`learning_rates`: held-out accuracy by learning rate, a line per kind of features."""
-        train = self._features(encoder, self.train, cache)
-        return {"learning_rates": _rates_figure(list(train), self.learning_rates, self._held_out_rates(train))}
+        train = self._kinds(encoder, sources["train"], cache)
+        rates = self._held_out_rates(train, num_classes=len(sources["train"].source.classes))
+        return {"learning_rates": _rates_figure(list(train), self.learning_rates, rates)}
 
-    def _held_out_rates(self, train: dict[Kind, LabelledFeatures]) -> Tensor:
+    def _held_out_rates(self, train: dict[Kind, LabelledFeatures], *, num_classes: int) -> Tensor:
         """Float[kinds R]: share of held-out items that each head, trained on the others, gets right."""
         count = len(next(iter(train.values())).labels)
         held_out, fitted = held_out_split(count, ratio=self.held_out_ratio)
         if len(held_out) == 0 or len(fitted) == 0:
             raise ValueError(f"train: {count} labelled items are too few to hold {self.held_out_ratio} of them out")
         rates = []
-        for features, labels in train.values():
-            heads = self._trained(LabelledFeatures(features[fitted], labels[fitted]), self.learning_rates)
-            predicted = heads.logits(features[held_out]).argmax(dim=-1)  # [M R]
-            rates.append((predicted == labels[held_out, None]).float().mean(dim=0) * heads.is_finite)
+        for features in train.values():
+            heads = self._trained(features.at(fitted), self.learning_rates, num_classes=num_classes)
+            queries = features.at(held_out)
+            predicted = heads.logits(queries.cls).argmax(dim=-1)  # [M R]
+            rates.append((predicted == queries.labels[:, None]).float().mean(dim=0) * heads.is_finite)
         return torch.stack(rates)
 
-    def _trained(self, train: LabelledFeatures, learning_rates: Sequence[float]) -> Heads:
+    def _trained(self, train: LabelledFeatures, learning_rates: Sequence[float], *, num_classes: int) -> Heads:
         per_step = min(self.items_per_step, len(train.labels))
         scaled = torch.tensor([rate * per_step / _RATE_UNIT for rate in learning_rates])
-        heads = initial_heads(train.cls.shape[1], num_heads=len(scaled), num_classes=len(self.train.source.classes))
+        heads = initial_heads(train.cls.shape[1], num_heads=len(scaled), num_classes=num_classes)
         order = training_order(len(train.labels), num_steps=self.num_steps, items_per_step=per_step)
         return train_heads(heads, train, learning_rates=scaled, order=order)
 
-    def _features(self, encoder: Encoder, pixels: Pixels, cache: FeatureCache | None) -> dict[Kind, LabelledFeatures]:
+    def _kinds(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> dict[Kind, LabelledFeatures]:
         """Every kind of features of the items that have a label."""
-        if max(self.num_blocks) > encoder.num_layers:
+        deepest = max(self.num_blocks)
+        if deepest > encoder.num_layers:
             raise ValueError(f"num_blocks: {list(self.num_blocks)}; accepted: numbers from 1 to {encoder.num_layers}, the encoder's depth")
-        options = {"image_size": self.image_size, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
-        layers = {layer: layer == -1 for layer in range(-max(self.num_blocks), 0)}
-        rows: list[list[Tensor]] = []
-        for batch, outputs in encode_layers(encoder, pixels, fit="crop", layers=layers, **options):
-            there = batch.labels >= 0
-            rows.append(
-                [part[there] for part in (*(outputs[layer].cls for layer in layers), outputs[-1].patches.mean(dim=1), batch.labels)]
-            )
-        # `cls` of the last blocks, deepest last as in DINOv2.
-        *blocks, mean_patch, labels = (torch.cat(part) for part in zip(*rows, strict=True))
-        if len(labels) == 0:
-            raise ValueError(f"source {pixels.source.name!r}: no item has a label; this evaluator needs labels")
-        if not all(part.isfinite().all() for part in (*blocks, mean_patch)):
-            raise ValueError(f"source {pixels.source.name!r}: the encoder's features are not finite; nothing can be scored on them")
+        layers = {layer: layer == -1 for layer in range(-deepest, 0)}  # `cls` of the last blocks, deepest last as in DINOv2
+        batches = self.features.encode_layers(encoder, items, resize="crop", layers=layers, cache=cache)
+
+        def joined(outputs: Mapping[int, EncoderOutput]) -> Tensor:
+            return torch.cat([*(outputs[layer].cls for layer in layers), outputs[-1].patches.mean(dim=1)], dim=1)
+
+        found = labelled_rows(batches, joined, name=items.name)
+        *blocks, mean_patch = found.cls.unflatten(1, (deepest + 1, -1)).unbind(dim=1)
         kinds = [Kind(num, pooled) for num in self.num_blocks for pooled in (False, True)]
-        return {kind: LabelledFeatures(linear_input(blocks, mean_patch, kind=kind), labels) for kind in kinds}
+        return {kind: found.with_cls(linear_input(blocks, mean_patch, kind=kind)) for kind in kinds}
 
 
 def linear_input(blocks: Sequence[Tensor], mean_patch: Tensor, *, kind: Kind) -> Tensor:

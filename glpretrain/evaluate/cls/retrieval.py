@@ -3,10 +3,11 @@
 Definitions, those of metric learning: recall@k is the share of queries with at least one item of their class among the k nearest
 (not the share of the relevant items that are among them), and mAP the mean over queries of the average precision over the whole
 gallery. Items at equal distance enter the average precision together, as in scikit-learn, so that the order of the gallery does not
-count and features that have collapsed score the share of their class. Left out on purpose: re-ranking and query expansion.
+count and features that have collapsed score the share of their class. Re-ranking and query expansion are left out on purpose.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,28 +16,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
+from glpretrain import modalities
 from glpretrain.core import keys
-from glpretrain.data.sources.base import Source, Subset
+from glpretrain.core.types import EncoderCard
+from glpretrain.data.sources.base import Subset
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.cls.knn import labelled_pair
-from glpretrain.evaluate.features import encode, evaluation_shape
-from glpretrain.evaluate.metrics.intervals import mean_interval, rate_interval
-from glpretrain.evaluate.pixels import Pixels
+from glpretrain.evaluate.features import LabelledFeatures, labelled_rows
+from glpretrain.evaluate.items import DecodedItems, Sources
+from glpretrain.evaluate.metrics.intervals import mean_score, rate_score
 
 _TABLE_CELLS = 1 << 22  # of queries x gallery at a time
 _ORDER_SEED, _SHOWN_SEED = 90, 91
 _SHOWN_QUERIES, _SHOWN_NEIGHBOURS = 6, 5
 _RIGHT, _WRONG = "#009e73", "#d55e00"
-
-
-class LocatedFeatures(NamedTuple):
-    """Rows that know their item."""
-
-    cls: Tensor  # Float[B D]  of length one
-    labels: Tensor  # Int[B]
-    index: Tensor  # Int[B]  dataset index
 
 
 class Ranking(NamedTuple):
@@ -47,109 +41,79 @@ class Ranking(NamedTuple):
     nearest: Tensor  # Int[B M]  positions in the gallery of the nearest, nearest first
 
 
+@dataclass(frozen=True, kw_only=True)
 class Retrieval(Evaluator):
     """`map` and `recall<k>`, over the queries that have an item of their class in the gallery; intervals take the gallery as given.
 
+    Queries are the items of `test`. The gallery is `train`; where there is no `train`, the other items of `test`.
+
     Args:
-        test: queries.
-        train: gallery; None searches among the other items of `test`.
         k: numbers of neighbours for the recall.
-        image_size: side of the square, or height and width; None for the card's item shape.
-        layer: block whose features are taken; negative numbers count from the last.
-        batch_size: items at a time.
-        bf16: encode under bfloat16 autocast.
     """
 
     headlines = ("map", "recall1")
+    scored = "test"
+    needs = ("test",)
+    takes = ("train",)
+    truth = "classes"
 
-    def __init__(
-        self,
-        test: Source | Pixels,
-        train: Source | Pixels | None = None,
-        *,
-        k: Sequence[int] = (1, 5, 10),
-        image_size: int | Sequence[int] | None = None,
-        layer: int = -1,
-        batch_size: int = 64,
-        bf16: bool = False,
-    ) -> None:
-        gallery, self.test = labelled_pair(test if train is None else train, test)
-        self.train = None if train is None else gallery
-        largest = len(gallery) if self.train is not None else len(gallery) - 1
-        if 1 not in k or min(k) < 1 or max(k) > largest:
-            raise ValueError(f"k: {list(k)}; accepted: 1 and other numbers up to {largest}, the items that are searched")
-        self.k = tuple(k)
-        self.image_size, self.layer, self.batch_size, self.bf16 = image_size, layer, batch_size, bf16
+    k: Sequence[int] = (1, 5, 10)
 
-    @property
-    def scored(self) -> Pixels:
-        return self.test
+    def validate(self) -> None:
+        if 1 not in self.k or min(self.k) < 1:
+            raise ValueError(f"k: {list(self.k)}; accepted: 1 and other positive numbers")
 
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
-        queries, gallery = self._features(encoder, cache)
-        found = rank(queries, gallery, leave_one_out=self.train is None)
+    def check_items(self, sources: Sources) -> None:
+        largest = len(sources["train"]) if "train" in sources else len(sources["test"]) - 1
+        if max(self.k) > largest:
+            raise ValueError(f"k: {list(self.k)}; accepted: 1 and other numbers up to {largest}, the items that are searched")
+
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
+        queries, gallery = self._rows(encoder, sources, cache)
+        found = rank(queries, gallery, leave_one_out="train" not in sources)
         there = found.first_hit > 0
         if not there.any():
-            raise ValueError(f"source {self.test.source.name!r}: no query has an item of its class in the gallery")
-        count = int(there.sum())
-        precision = found.average_precision[there]
-        scores = {"map": Score(100 * precision.mean().item(), 100 * mean_interval(precision), count)}
-        for k in self.k:
-            rate = (found.first_hit[there] <= k).float().mean().item()
-            scores[f"recall{k}"] = Score(100 * rate, 100 * rate_interval(rate, count=count), count)
-        return Result(scores, chosen={})
+            raise ValueError(f"source {sources['test'].name!r}: no query has an item of its class in the gallery")
+        scores: dict[str, Score] = {"map": mean_score(found.average_precision[there])}
+        return Result(scores | {f"recall{k}": rate_score((found.first_hit[there] <= k).float()) for k in self.k}, chosen={})
 
-    def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
+    def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`neighbours`: a few queries, each with its nearest items, framed in green where the class is the same and in red otherwise."""
-        queries, gallery = self._features(encoder, cache)
-        shown = keys.permutation(torch.tensor(_SHOWN_SEED), len(queries.labels))[:_SHOWN_QUERIES]
-        queries = LocatedFeatures(*(part[shown] for part in queries))
-        nearest = rank(queries, gallery, leave_one_out=self.train is None, num_nearest=_SHOWN_NEIGHBOURS).nearest  # [B M]
-        if encoder.card.modality != "image":
-            return {}
-        shape = evaluation_shape(encoder, self.image_size)
-        searched = self.test if self.train is None else self.train
-        pictures = _pictures(self.test, queries.index, shape)
-        others = _pictures(searched, gallery.index[nearest.flatten()], shape).unflatten(0, nearest.shape)
-        classes = self.test.source.classes
-        figure = Figure(figsize=(1.1 * (nearest.shape[1] + 1), 1.25 * len(shown)), layout="constrained")
-        grid = figure.subplots(len(shown), nearest.shape[1] + 1, squeeze=False)
+        queries, gallery = self._rows(encoder, sources, cache)
+        queries = queries.at(keys.permutation(torch.tensor(_SHOWN_SEED), len(queries.labels))[:_SHOWN_QUERIES])
+        nearest = rank(queries, gallery, leave_one_out="train" not in sources, num_nearest=_SHOWN_NEIGHBOURS).nearest  # [B M]
+        searched, shape = sources["train" if "train" in sources else "test"], self.features.shape(encoder)
+        pictures = _pictures(sources["test"], queries.index, shape, encoder.card)
+        others = _pictures(searched, gallery.index[nearest.flatten()], shape, encoder.card).unflatten(0, nearest.shape)
+        classes = searched.source.classes
+        figure = Figure(figsize=(1.1 * (nearest.shape[1] + 1), 1.25 * len(pictures)), layout="constrained")
+        grid = figure.subplots(len(pictures), nearest.shape[1] + 1, squeeze=False)
         for row, label in enumerate(queries.labels.tolist()):
-            _show(grid[row, 0], pictures[row], title=f"query: {classes[label]}", colour="0.2")
+            _show(grid[row, 0], pictures[row], title=f"query: {classes[int(label)]}", colour="0.2")
             for column, other in enumerate(gallery.labels[nearest[row]].tolist()):
                 colour = _RIGHT if other == label else _WRONG
-                _show(grid[row, column + 1], others[row, column], title=classes[other], colour=colour)
+                _show(grid[row, column + 1], others[row, column], title=classes[int(other)], colour=colour)
         return {"neighbours": figure}
 
-    def _features(self, encoder: Encoder, cache: FeatureCache | None) -> tuple[LocatedFeatures, LocatedFeatures]:
-        """Queries and gallery, the gallery in a fixed pseudo-random order: items at equal distance lie in no order of classes."""
-        options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
-        queries = _located(encoder, self.test, **options)
-        gallery = queries if self.train is None else _located(encoder, self.train, **options)
-        order = keys.permutation(torch.tensor(_ORDER_SEED), len(gallery.labels))
-        return queries, LocatedFeatures(*(part[order] for part in gallery))
+    def _rows(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> tuple[LabelledFeatures, LabelledFeatures]:
+        """Queries and gallery, rows of length one; the gallery in a fixed pseudo-random order, so that ties follow no order of classes."""
+        queries = self._normalised(encoder, sources["test"], cache)
+        gallery = self._normalised(encoder, sources["train"], cache) if "train" in sources else queries
+        return queries, gallery.at(keys.permutation(torch.tensor(_ORDER_SEED), len(gallery.labels)))
+
+    def _normalised(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> LabelledFeatures:
+        batches = self.features.encode(encoder, items, resize="crop", patches=False, cache=cache)
+        return labelled_rows(batches, lambda output: functional.normalize(output.cls, dim=1), name=items.name)
 
 
-def _located(encoder: Encoder, pixels: Pixels, **options: object) -> LocatedFeatures:
-    rows: list[LocatedFeatures] = []
-    for batch, output in encode(encoder, pixels, fit="crop", patches=False, **options):
-        there = batch.labels >= 0
-        rows.append(LocatedFeatures(functional.normalize(output.cls[there], dim=1), batch.labels[there], batch.index[there]))
-    features = LocatedFeatures(*(torch.cat(part) for part in zip(*rows, strict=True)))
-    if len(features.labels) == 0:
-        raise ValueError(f"source {pixels.source.name!r}: no item has a label; this evaluator needs labels")
-    if not features.cls.isfinite().all():
-        raise ValueError(f"source {pixels.source.name!r}: the encoder's cls features are not finite; nothing can be scored on them")
-    return features
+def _pictures(items: DecodedItems, index: Tensor, shape: Sequence[int], card: EncoderCard) -> Tensor:
+    """Float[B h w 3]: the items with these dataset indices as the encoder sees them."""
+    modality, some = modalities.get(card.modality), DecodedItems(Subset(items.source, indices=index.tolist()))
+    batches = some.batches(shape, resize="crop", batch_size=len(index))
+    return torch.cat([modality.pictures(modality.normalise(batch.items, card), card=card) for batch in batches])
 
 
-def _pictures(pixels: Pixels, index: Tensor, shape: Sequence[int]) -> Tensor:
-    """UInt8[B C H W]: the items with these dataset indices as the encoder sees them."""
-    some = Pixels(Subset(pixels.source, indices=index.tolist()))
-    return torch.cat([batch.images for batch in some.batches(shape, fit="crop", batch_size=len(index))])
-
-
-def rank(queries: LocatedFeatures, gallery: LocatedFeatures, *, leave_one_out: bool, num_nearest: int = 0) -> Ranking:
+def rank(queries: LabelledFeatures, gallery: LabelledFeatures, *, leave_one_out: bool, num_nearest: int = 0) -> Ranking:
     """Order the gallery around every query, a bounded number of cosines at a time.
 
     Args:
@@ -164,13 +128,14 @@ def rank(queries: LocatedFeatures, gallery: LocatedFeatures, *, leave_one_out: b
     parts: list[Ranking] = []
     per_chunk = max(1, _TABLE_CELLS // len(gallery.labels))
     columns = torch.arange(len(gallery.labels))
-    for cls, labels, index in zip(*(part.split(per_chunk) for part in queries), strict=True):
-        similarity = cls @ gallery.cls.T  # [B J]
+    for positions in torch.arange(len(queries.labels)).split(per_chunk):
+        part = queries.at(positions)
+        similarity = part.cls @ gallery.cls.T  # [B J]
         if leave_one_out:
-            similarity.masked_fill_(gallery.index == index[:, None], -torch.inf)
+            similarity.masked_fill_(gallery.index == part.index[:, None], -torch.inf)
         similarity, position = similarity.sort(dim=1, descending=True, stable=True)
         there = similarity > -torch.inf
-        relevant = (gallery.labels[position] == labels[:, None]) & there
+        relevant = (gallery.labels[position] == part.labels[:, None]) & there
         # Precision where the run of equal cosines that an item is in has ended.
         ends = functional.pad(similarity[:, :-1] != similarity[:, 1:], (0, 1), value=True)
         end = torch.where(ends, columns, len(columns)).flip(1).cummin(dim=1).values.flip(1)
@@ -183,9 +148,9 @@ def rank(queries: LocatedFeatures, gallery: LocatedFeatures, *, leave_one_out: b
     return Ranking(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _show(axis: Axes, image: Tensor, *, title: str, colour: str) -> None:
-    """UInt8[C H W] in a frame; the first channel where there are not three."""
-    axis.imshow((image if len(image) == 3 else image[:1].expand(3, -1, -1)).permute(1, 2, 0).numpy())
+def _show(axis: Axes, picture: Tensor, *, title: str, colour: str) -> None:
+    """Float[h w 3] in a frame."""
+    axis.imshow(picture.numpy())
     axis.set_title(title, fontsize=6, pad=2)
     axis.set_xticks([])
     axis.set_yticks([])

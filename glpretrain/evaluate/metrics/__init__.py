@@ -1,1 +1,3 @@
-"""Metrics and their confidence intervals: numbers in, numbers out, without encoders or sources."""
+"""Numbers made of predictions and truth, and how sure they are. Modules are imported by their own names."""
+
+__all__: list[str] = []

@@ -1,4 +1,7 @@
-"""How sure a number is: half-widths of 95 % intervals of rates, means and whatever is computed from sums over images."""
+"""How sure a number is: half-widths of 95 % intervals of rates, means and whatever is computed from sums over images.
+
+Scores that are a rate or a mean are made here as well, each with its interval.
+"""
 
 import math
 from collections.abc import Callable
@@ -7,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glpretrain.core import keys
+from glpretrain.evaluate.base import Score
 
 Z95 = 1.959964  # two-sided 95 % of the standard normal
 _BOOTSTRAP_SEED = 60
@@ -30,6 +34,22 @@ def mean_interval(values: Tensor) -> float:
     """
     count = len(values)
     return math.inf if count < 2 else Z95 * values.std().item() / math.sqrt(count)
+
+
+def rate_score(hits: Tensor) -> Score:
+    """The share of ones in Float[B] of zeros and ones, in percent, with Wilson's interval."""
+    rate, count = hits.mean().item(), len(hits)
+    return Score(100 * rate, 100 * rate_interval(rate, count=count), count)
+
+
+def accuracy(predicted: Tensor, labels: Tensor) -> Score:
+    """Share of Int[B] that equals Int[B], in percent, with Wilson's interval."""
+    return rate_score((predicted == labels).float())
+
+
+def mean_score(values: Tensor) -> Score:
+    """Mean of shares in [0, 1], Float[B], in percent, with the interval of a mean."""
+    return Score(100 * values.mean().item(), 100 * mean_interval(values), len(values))
 
 
 def bootstrap_interval(statistic: Callable[[Tensor], Tensor], parts: Tensor) -> float:

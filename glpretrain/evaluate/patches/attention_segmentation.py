@@ -6,10 +6,10 @@ block, the patches that hold the largest 60 % of the mass are kept, brought to p
 image's objects, all of them as one mask, by the Jaccard index (IoU).
 DINO reports the best head of each image, chosen by the truth: an upper bound that grows with the number of heads. The mean over heads
 and each head's own score need no choice.
-Left out on purpose: a choice of the share, and refinement of the masks.
+A choice of the share and refinement of the masks are left out on purpose.
 """
 
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,103 +17,81 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain.data.sources.base import Source
 from glpretrain.encoders.attention import cls_attention
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, Result, Score
+from glpretrain.evaluate.base import Evaluator, Result, Score, require_share
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import evaluating, evaluation_shape, normalised, tracked
+from glpretrain.evaluate.features import evaluating, normalised
 from glpretrain.evaluate.figures import attention_figure, shown_positions
-from glpretrain.evaluate.patches.prompt_segmentation import masked_pixels, mean_score
-from glpretrain.evaluate.pixels import PixelBatch, Pixels
+from glpretrain.evaluate.items import DecodedItems, Sources
+from glpretrain.evaluate.metrics.intervals import mean_score
 
 
 class _Looked(NamedTuple):
-    """Where the heads look in the images of a batch that have an object."""
+    """Where the heads look in images that have an object."""
 
+    images: Tensor  # UInt8[B C H W]
     attention: Tensor  # Float[B heads h w]
     kept: Tensor  # Bool[B heads h w]
     jaccard: Tensor  # Float[B heads]
     union: Tensor  # Float[B]  of all heads' masks together
 
 
+@dataclass(frozen=True, kw_only=True)
 class AttentionSegmentation(Evaluator):
-    """Jaccard index of thresholded attention and objects, in percent, means over images that show an object.
+    """Jaccard index of thresholded attention and the objects of `masked`, in percent, means over images that show an object.
 
     `jaccard_best`: the best head of each image, chosen by the truth (DINO's number, an upper bound); `jaccard_mean`: mean over heads;
-    `jaccard_union`: what any head keeps; `jaccard_head1`, ...: each head. Attention is not cached.
+    `jaccard_union`: what any head keeps; `jaccard_head1`, ...: each head. Attention is not cached. The encoder must be a ViT with a class
+    token.
 
     Args:
-        masked: images with masks of objects.
         mass: share of a head's attention that is kept.
-        image_size: side of the square, or height and width; None for the card's item shape.
-        layer: block whose attention is taken; negative numbers count from the last.
-        batch_size: images at a time.
-
-    Raises:
-        ValueError: the source has no masks, or a number is out of range.
+        features: size, block whose attention is taken, and number of images at a time.
     """
 
     headlines = ("jaccard_best", "jaccard_mean")
+    scored = "masked"
+    needs = ("masked",)
+    truth = "masks"
+    modality = "image"
+    unused = ("bf16",)
 
-    def __init__(
-        self,
-        masked: Source | Pixels,
-        *,
-        mass: float = 0.6,
-        image_size: int | Sequence[int] | None = None,
-        layer: int = -1,
-        batch_size: int = 64,
-    ) -> None:
-        self.masked = masked_pixels(masked)
-        if not 0 < mass < 1:
-            raise ValueError(f"mass: {mass}; accepted: between 0 and 1")
-        self.mass, self.image_size, self.layer, self.batch_size = mass, image_size, layer, batch_size
+    mass: float = 0.6
 
-    @property
-    def scored(self) -> Pixels:
-        return self.masked
+    def validate(self) -> None:
+        require_share("mass", self.mass)
 
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
-        """See `Evaluator.run`; the encoder must be a ViT with a class token."""
-        looked = [found for _, found in self._look(encoder)]
-        per_head = torch.cat([found.jaccard for found in looked])  # [B heads]
-        if len(per_head) == 0:
-            raise ValueError(f"source {self.masked.name!r}: no image shows an object; at least one is needed")
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
+        looked = self._look(encoder, sources["masked"])
         scores: dict[str, Score] = {
-            "jaccard_best": mean_score(per_head.amax(dim=1)),
-            "jaccard_mean": mean_score(per_head.mean(dim=1)),
-            "jaccard_union": mean_score(torch.cat([found.union for found in looked])),
-            **{f"jaccard_head{head + 1}": mean_score(values) for head, values in enumerate(per_head.unbind(dim=1))},
+            "jaccard_best": mean_score(looked.jaccard.amax(dim=1)),
+            "jaccard_mean": mean_score(looked.jaccard.mean(dim=1)),
+            "jaccard_union": mean_score(looked.union),
+            **{f"jaccard_head{head + 1}": mean_score(values) for head, values in enumerate(looked.jaccard.unbind(dim=1))},
         }
         return Result(scores, chosen={})
 
-    def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
+    def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`heads`: a few images, each head's attention, the outline of what is kept and its Jaccard index."""
-        images: list[Tensor] = []
-        looked: list[_Looked] = []
-        for batch, found in self._look(encoder):
-            images.append(batch.images[_has_object(batch.instances)])
-            looked.append(found)
-        attention, kept, jaccard, _ = (torch.cat(parts) for parts in zip(*looked, strict=True))
-        chosen = shown_positions(len(jaccard))
-        return {
-            "heads": attention_figure(torch.cat(images)[chosen], attention=attention[chosen], kept=kept[chosen], jaccard=jaccard[chosen])
-        }
+        looked = self._look(encoder, sources["masked"])
+        images, attention, kept, jaccard, _ = (part[shown_positions(len(looked.images))] for part in looked)
+        return {"heads": attention_figure(list(images), attention=list(attention), kept=list(kept), jaccard=list(jaccard))}
 
-    def _look(self, encoder: Encoder) -> Iterator[tuple[PixelBatch, _Looked]]:
-        shape = evaluation_shape(encoder, self.image_size)
-        batches = self.masked.batches(shape, fit="stretch", batch_size=self.batch_size)
-        total = -(-len(self.masked) // self.batch_size)
-        for batch in tracked(batches, total=total, description=f"attention on {self.masked.name}"):
-            if batch.instances is None:
-                raise ValueError(f"source {self.masked.name!r}: an item among {batch.index.tolist()} has no mask")
+    def _look(self, encoder: Encoder, items: DecodedItems) -> _Looked:
+        found: list[_Looked] = []
+        for batch in self.features.batches(encoder, items, resize="stretch", description="attention on"):
+            instances = batch.instance_masks()
             with evaluating(encoder):
-                attention = cls_attention(encoder, normalised(batch.images, encoder), block=self.layer).cpu()  # [B heads h w]
+                attention = cls_attention(encoder, normalised(batch.items, encoder), block=self.features.layer).cpu()  # [B heads h w]
             if not attention.isfinite().all():
-                raise ValueError(f"source {self.masked.name!r}: the encoder's attention is not finite; nothing can be scored on it")
-            shown = _has_object(batch.instances)
-            yield batch, _compared(attention[shown], batch.instances[shown], mass=self.mass)
+                raise ValueError(f"source {items.name!r}: the encoder's attention is not finite; nothing can be scored on it")
+            shown = (instances > 0).flatten(1).any(dim=1)
+            found.append(_compared(batch.items[shown], attention[shown], instances[shown], mass=self.mass))
+        looked = _Looked(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        if len(looked.images) == 0:
+            raise ValueError(f"source {items.name!r}: no image shows an object; at least one is needed")
+        return looked
 
 
 def keep_mass(attention: Tensor, *, mass: float) -> Tensor:
@@ -146,14 +124,10 @@ def jaccard_index(predicted: Tensor, truth: Tensor, *, known: Tensor) -> Tensor:
     return (predicted & truth).sum(dim=(-2, -1)) / (predicted | truth).sum(dim=(-2, -1))
 
 
-def _has_object(instances: Tensor) -> Tensor:
-    return (instances > 0).flatten(1).any(dim=1)
-
-
-def _compared(attention: Tensor, instances: Tensor, *, mass: float) -> _Looked:
+def _compared(images: Tensor, attention: Tensor, instances: Tensor, *, mass: float) -> _Looked:
     """Float[B heads h w] and Int[B H W], of images with objects."""
     kept = keep_mass(attention.flatten(2), mass=mass).unflatten(2, attention.shape[2:])  # [B heads h w]
     masks = functional.interpolate(kept.float(), size=instances.shape[1:], mode="nearest").bool()  # [B heads H W]
     masks = torch.cat([masks, masks.any(dim=1, keepdim=True)], dim=1)
     jaccard = jaccard_index(masks, instances > 0, known=instances >= 0)
-    return _Looked(attention, kept, jaccard[:, :-1], jaccard[:, -1])
+    return _Looked(images, attention, kept, jaccard[:, :-1], jaccard[:, -1])

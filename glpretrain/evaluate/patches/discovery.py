@@ -10,10 +10,11 @@ show no object are left out.
 LOST reads the keys of the last attention of a ViT, as they are. For any encoder there are the patches after the final norm, less
 their mean over the image, which is ours: all patches of an image share a large part, every similarity is then positive, and the box
 would be the whole image. What that box scores is reported beside, since objects that fill the picture are met by it.
-Left out on purpose: several objects per image, and detectors trained on the boxes.
+Several objects per image and detectors trained on the boxes are left out on purpose.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,17 +22,15 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 from torch import Tensor
 
-from glpretrain.data.sources.base import Source
 from glpretrain.encoders.attention import attention_keys
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, Result, Score
+from glpretrain.evaluate.base import Evaluator, Result, require_positive
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import encode, evaluating, evaluation_shape, normalised, tracked
+from glpretrain.evaluate.features import evaluating, normalised
 from glpretrain.evaluate.figures import boxes_figure, shown_positions
-from glpretrain.evaluate.metrics.intervals import rate_interval
-from glpretrain.evaluate.patches.prompt_segmentation import masked_pixels, mean_score
+from glpretrain.evaluate.items import DecodedItems, ItemBatch, Sources
+from glpretrain.evaluate.metrics.intervals import mean_score, rate_score
 from glpretrain.evaluate.patches.segmentation import checked_patches
-from glpretrain.evaluate.pixels import PixelBatch, Pixels
 
 
 class _Found(NamedTuple):
@@ -43,91 +42,71 @@ class _Found(NamedTuple):
     iou: float  # with the true box that it covers best
 
 
+@dataclass(frozen=True, kw_only=True)
 class ObjectDiscovery(Evaluator):
-    """`corloc`: share of images whose box meets a true one, in percent; `iou`: mean IoU with the best-met one.
+    """`corloc`: share of the images of `masked` whose box meets a true one, in percent; `iou`: mean IoU with the best-met one.
 
     `corloc_whole`: what the box of the whole image would score, for comparison.
 
     Args:
-        masked: images with masks of objects.
-        features: "patches" after the final norm, less their mean over the image, or "keys" of the layer's attention (LOST's own; a ViT
+        tokens: "patches" after the final norm, less their mean over the image, or "keys" of the layer's attention (LOST's own; a ViT
             is needed, nothing is cached).
         k_patches: how many patches of lowest degree may expand the seed; LOST's 100 is for grids of some 30 x 30.
-        image_size: side of the square, or height and width; None for the card's item shape.
-        layer: block whose features are taken; negative numbers count from the last.
-        batch_size: images at a time.
-
-    Raises:
-        ValueError: the source has no masks, or an argument is not what is accepted.
     """
 
     headlines = ("corloc", "corloc_whole")
+    scored = "masked"
+    needs = ("masked",)
+    truth = "masks"
+    modality = "image"
+    unused = ("bf16",)
 
-    def __init__(
-        self,
-        masked: Source | Pixels,
-        *,
-        features: Literal["patches", "keys"] = "patches",
-        k_patches: int = 100,
-        image_size: int | Sequence[int] | None = None,
-        layer: int = -1,
-        batch_size: int = 64,
-    ) -> None:
-        self.masked = masked_pixels(masked)
-        if features not in ("patches", "keys"):
-            raise ValueError(f"features: {features!r}; accepted: 'patches', 'keys'")
-        if k_patches < 1:
-            raise ValueError(f"k_patches: {k_patches}; accepted: a positive number")
-        self.features, self.k_patches = features, k_patches
-        self.image_size, self.layer, self.batch_size = image_size, layer, batch_size
+    tokens: Literal["patches", "keys"] = "patches"
+    k_patches: int = 100
 
-    @property
-    def scored(self) -> Pixels:
-        return self.masked
+    def validate(self) -> None:
+        if self.tokens not in ("patches", "keys"):
+            raise ValueError(f"tokens: {self.tokens!r}; accepted: 'patches', 'keys'")
+        require_positive("k_patches", self.k_patches)
 
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
-        discovered = self._discover(encoder, cache)
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
+        discovered = self._discover(encoder, sources["masked"], cache)
         iou = torch.tensor([found.iou for found in discovered], dtype=torch.float64)
         height, width = discovered[0].image.shape[1:]
         whole = torch.stack([box_iou(torch.tensor([0, 0, width, height]), found.true).max() for found in discovered])
-        return Result({"corloc": _hit_rate(iou), "iou": mean_score(iou), "corloc_whole": _hit_rate(whole)}, chosen={})
+        hits, whole_hits = (rate_score((values >= 0.5).double()) for values in (iou, whole))
+        return Result({"corloc": hits, "iou": mean_score(iou), "corloc_whole": whole_hits}, chosen={})
 
-    def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
+    def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`boxes`: a few images with the box that was found and the true ones."""
-        found = self._discover(encoder, cache)
+        found = self._discover(encoder, sources["masked"], cache)
         images, boxes, true, iou = zip(*(found[position] for position in shown_positions(len(found))), strict=True)
         return {"boxes": boxes_figure(images, found=boxes, true=true, titles=[f"IoU {100 * value:.0f} %" for value in iou])}
 
-    def _discover(self, encoder: Encoder, cache: FeatureCache | None) -> list[_Found]:
-        shape = evaluation_shape(encoder, self.image_size)
-        grid = encoder.grid(shape)
-        step = torch.tensor([shape[2] / grid[1], shape[1] / grid[0]] * 2)
+    def _discover(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> list[_Found]:
+        (_, height, width), grid = self.features.shape(encoder), self.features.image_grid(encoder)
+        step = torch.tensor([width / grid[1], height / grid[0]] * 2)
         discovered: list[_Found] = []
-        for batch, patches in self._patches(encoder, shape, cache):
-            if batch.instances is None:
-                raise ValueError(f"source {self.masked.name!r}: an item among {batch.index.tolist()} has no mask")
-            patches = checked_patches(patches, count=grid[0] * grid[1], encoder=encoder, pixels=self.masked)
-            for image, instances, tokens in zip(batch.images, batch.instances, patches, strict=True):
+        for batch, found in self._tokens(encoder, items, cache):
+            patches = checked_patches(found, count=grid[0] * grid[1], encoder=encoder, items=items)
+            for image, instances, tokens in zip(batch.items, batch.instance_masks(), patches, strict=True):
                 true = object_boxes(instances)
                 if len(true):
                     box = (lost_box(tokens, grid=grid, k_patches=self.k_patches) * step).round().long()
                     discovered.append(_Found(image, box, true, box_iou(box, true).max().item()))
         if not discovered:
-            raise ValueError(f"source {self.masked.name!r}: no image shows an object; at least one is needed")
+            raise ValueError(f"source {items.name!r}: no image shows an object; at least one is needed")
         return discovered
 
-    def _patches(self, encoder: Encoder, shape: tuple[int, int, int], cache: FeatureCache | None) -> Iterator[tuple[PixelBatch, Tensor]]:
+    def _tokens(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> Iterator[tuple[ItemBatch, Tensor]]:
         """Each batch with Float[B N D]."""
-        if self.features == "patches":
-            options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "cache": cache}
-            for batch, output in encode(encoder, self.masked, fit="stretch", **options):
+        if self.tokens == "patches":
+            for batch, output in self.features.encode(encoder, items, resize="stretch", cache=cache):
                 yield batch, output.patches - output.patches.mean(dim=1, keepdim=True)
             return
-        batches = self.masked.batches(shape, fit="stretch", batch_size=self.batch_size)
-        total = -(-len(self.masked) // self.batch_size)
-        for batch in tracked(batches, total=total, description=f"keys on {self.masked.name}"):
+        for batch in self.features.batches(encoder, items, resize="stretch", description="keys on"):
             with evaluating(encoder):
-                found = attention_keys(encoder, normalised(batch.images, encoder), block=self.layer).cpu()
+                found = attention_keys(encoder, normalised(batch.items, encoder), block=self.features.layer).cpu()
             yield batch, found
 
 
@@ -135,7 +114,7 @@ def lost_box(patches: Tensor, *, grid: tuple[int, int], k_patches: int) -> Tenso
     """The box of LOST, in patches.
 
     Args:
-        patches: Float[N D] of one image.
+        patches: Float[N D], the patches of one image.
         grid: patches along height and width.
         k_patches: candidates for the expansion of the seed; all patches where there are fewer.
 
@@ -150,7 +129,7 @@ def lost_box(patches: Tensor, *, grid: tuple[int, int], k_patches: int) -> Tenso
     expansion = lowest[positive[seed, lowest]]
     segment = similarity[expansion].sum(dim=0) > 0  # [N]
     segment[seed] = True  # it is, unless its features are all zero
-    components, _ = ndimage.label(segment.unflatten(0, grid).numpy())
+    components, _ = ndimage.label(segment.unflatten(0, grid).numpy())  # pyright: ignore[reportGeneralTypeIssues] - a pair without `output`
     row, column = divmod(seed, grid[1])
     return _box_of(torch.from_numpy(components == components[row, column]))
 
@@ -166,12 +145,6 @@ def box_iou(box: Tensor, others: Tensor) -> Tensor:
     overlap = torch.minimum(box[2:], others[:, 2:]) - torch.maximum(box[:2], others[:, :2])  # [M 2]
     shared = overlap.clamp_min(0).prod(dim=1).double()
     return shared / ((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(dim=1) - shared)
-
-
-def _hit_rate(iou: Tensor) -> Score:
-    """How often Float64[B] is at least a half, in percent."""
-    rate, count = (iou >= 0.5).double().mean().item(), len(iou)
-    return Score(100 * rate, 100 * rate_interval(rate, count=count), count)
 
 
 def _box_of(mask: Tensor) -> Tensor:

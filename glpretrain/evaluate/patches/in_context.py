@@ -4,10 +4,11 @@ Protocol: Balazevic et al., "Towards in-context scene understanding", NeurIPS 20
 shares of the classes among their pixels; a patch attends to its k nearest in cosine with softmax(cosine / temp); the shares that it
 finds are upsampled bilinearly, a pixel shows the class with the largest. k = 30 and temp = 0.02 are the paper's.
 Differences: the memory is a uniform sample of the training patches where the paper prefers patches with many classes, without
-augmented copies. Left out on purpose: approximate search.
+augmented copies. Approximate search is left out on purpose.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
@@ -15,109 +16,79 @@ from torch import Tensor
 from torch.nn import functional
 
 from glpretrain.core import keys
-from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, Result
+from glpretrain.evaluate.base import Evaluator, Result, require_positive
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import evaluation_shape
-from glpretrain.evaluate.patches.segmentation import (
-    FeatureOptions,
-    Predictor,
-    best_class,
-    class_patches,
-    class_pixels_pair,
-    class_shares,
-    predicted_figure,
-    predicted_scores,
-)
-from glpretrain.evaluate.pixels import Pixels
+from glpretrain.evaluate.features import device_of
+from glpretrain.evaluate.items import DecodedItems, Sources
+from glpretrain.evaluate.patches.segmentation import Predictor, best_class, class_shares, image_patches, predicted_figure, predicted_scores
 
 _MEMORY_SEED = 90
 _QUERY_CHUNK = 1024  # bounds the similarity table to 1,024 x the memory
 
 
+@dataclass(frozen=True, kw_only=True)
 class InContextSegmentation(Evaluator):
-    """Segmentation by nearest patches: `miou` over the classes that occur, `accuracy` of pixels, `iou_<class>`.
+    """Segmentation of `masked` by nearest patches: `miou` over the classes that occur, `accuracy` of pixels, `iou_<class>`.
+
+    The patches of `masked_train` make the memory.
 
     Args:
-        masked_train: images with masks of classes, whose patches make the memory.
-        masked: images that are scored.
-        k: nearest patches that a patch attends to.
+        k: number of nearest patches that a patch attends to.
         temp: temperature of the attention.
-        memory_size: patches in the memory at most, as many from every training image, drawn pseudo-randomly and the same each time.
-        image_size: side of the square, or height and width; None for the card's item shape.
-        layer: block whose features are taken; negative numbers count from the last.
-        batch_size: images at a time.
-        bf16: encode under bfloat16 autocast.
-
-    Raises:
-        ValueError: masks hold no classes or different ones, or a number is out of range.
+        memory_size: number of patches in the memory at most, as many from every training image, drawn pseudo-randomly and always the same.
     """
 
     headlines = ("miou", "accuracy")
+    scored = "masked"
+    needs = ("masked_train", "masked")
+    truth = "mask_classes"
+    modality = "image"
 
-    def __init__(
-        self,
-        masked_train: Source | Pixels,
-        masked: Source | Pixels,
-        *,
-        k: int = 30,
-        temp: float = 0.02,
-        memory_size: int = 10_240,
-        image_size: int | Sequence[int] | None = None,
-        layer: int = -1,
-        batch_size: int = 64,
-        bf16: bool = False,
-    ) -> None:
-        self.masked_train, self.masked = class_pixels_pair(masked_train, masked)
-        if temp <= 0:
-            raise ValueError(f"temp: {temp}; accepted: a positive number")
-        if not 1 <= k <= memory_size:
-            raise ValueError(f"k: {k}; accepted: 1 to {memory_size}, the memory_size")
-        if memory_size < len(self.masked_train):
-            raise ValueError(f"memory_size: {memory_size}; accepted: from {len(self.masked_train)}, one patch per training image")
-        self.k, self.temp, self.memory_size = k, temp, memory_size
-        self.image_size, self.layer, self.batch_size, self.bf16 = image_size, layer, batch_size, bf16
+    k: int = 30
+    temp: float = 0.02
+    memory_size: int = 10_240
 
-    @property
-    def scored(self) -> Pixels:
-        return self.masked
+    def validate(self) -> None:
+        require_positive("temp", self.temp)
+        if not 1 <= self.k <= self.memory_size:
+            raise ValueError(f"k: {self.k}; accepted: 1 to {self.memory_size}, the memory_size")
 
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
-        options = self._options(cache)
-        return Result(predicted_scores(encoder, self.masked, self._predictor(encoder, options), options=options), chosen={})
+    def check_items(self, sources: Sources) -> None:
+        if self.memory_size < (count := len(sources["masked_train"])):
+            raise ValueError(f"memory_size: {self.memory_size}; accepted: from {count}, one patch per training image")
 
-    def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
+        predict = self._predictor(encoder, sources["masked_train"], cache)
+        return Result(predicted_scores(encoder, sources["masked"], predict, features=self.features, cache=cache), chosen={})
+
+    def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`classes`: a few scored images, their masks and the prediction."""
-        options = self._options(cache)
-        return {"classes": predicted_figure(encoder, self.masked, self._predictor(encoder, options), options=options)}
+        predict = self._predictor(encoder, sources["masked_train"], cache)
+        return {"classes": predicted_figure(encoder, sources["masked"], predict, features=self.features, cache=cache)}
 
-    def _options(self, cache: FeatureCache | None) -> FeatureOptions:
-        return FeatureOptions(self.image_size, self.layer, self.batch_size, self.bf16, cache)
-
-    def _predictor(self, encoder: Encoder, options: FeatureOptions) -> Predictor:
-        grid = encoder.grid(evaluation_shape(encoder, self.image_size))
-        device = next(encoder.parameters(), torch.empty(0)).device
-        memory, shares = (part.to(device) for part in self._memory(encoder, grid, options))
+    def _predictor(self, encoder: Encoder, train: DecodedItems, cache: FeatureCache | None) -> Predictor:
+        grid, device = self.features.image_grid(encoder), device_of(encoder)
+        memory, shares = (part.to(device) for part in self._memory(encoder, train, grid, cache))
         if len(memory) < self.k:
             raise ValueError(f"k: {self.k}; only {len(memory)} patches of masked_train have a class and are in the memory")
 
-        def predict(patches: Tensor, size: tuple[int, int]) -> Tensor:
+        def predict(patches: Tensor, size: Sequence[int]) -> Tensor:
             found = attend(patches.flatten(0, 1).to(device), memory, shares, k=self.k, temp=self.temp)
             return best_class(found.cpu().unflatten(0, patches.shape[:2]), grid=grid, size=size)
 
         return predict
 
-    def _memory(self, encoder: Encoder, grid: tuple[int, int], options: FeatureOptions) -> tuple[Tensor, Tensor]:
+    def _memory(self, encoder: Encoder, train: DecodedItems, grid: tuple[int, int], cache: FeatureCache | None) -> tuple[Tensor, Tensor]:
         """Float[M D] patches, and Float[M C] the shares of their known pixels."""
-        num_patches, num_classes = grid[0] * grid[1], len(self.masked.source.mask_classes)
-        of_image = min(num_patches, self.memory_size // len(self.masked_train))
+        num_patches, num_classes = grid[0] * grid[1], len(train.source.mask_classes)
+        of_image = min(num_patches, self.memory_size // len(train))
         patches: list[Tensor] = []
         shares: list[Tensor] = []
-        for batch, found in class_patches(encoder, self.masked_train, options=options):
+        for batch, found in image_patches(encoder, train, features=self.features, cache=cache):
             item_keys = keys.item_keys(seed=_MEMORY_SEED, epoch=0, index=batch.index)
             drawn = keys.permutation(item_keys, num_patches)[:, :of_image, None]  # [B M 1]
-            of_batch = class_shares(batch.semantic, grid=grid, num_classes=num_classes)  # [B N C]
+            of_batch = class_shares(batch.class_masks(), grid=grid, num_classes=num_classes)  # [B N C]
             patches.append(found.gather(1, drawn.expand(-1, -1, found.shape[2])).flatten(0, 1))
             shares.append(of_batch.gather(1, drawn.expand(-1, -1, num_classes)).flatten(0, 1))
         memory, known = torch.cat(patches), torch.cat(shares)

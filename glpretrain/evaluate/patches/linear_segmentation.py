@@ -9,40 +9,33 @@ bilinearly to the mask. Two choices make it cheap and exact:
 
 The problem is then multinomial logistic regression. All candidates (learning rate x L2 strength) descend side by side on the same
 patches with Adam, the one with the best mIoU on held-out training images is fitted again on all of them.
-Left out on purpose: augmentation, features of several layers, and heads that are not linear.
+Augmentation, features of several layers, and heads that are not linear are left out on purpose.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from glpretrain.core import keys
-from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, Result
+from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import evaluation_shape
+from glpretrain.evaluate.features import device_of
+from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.confusion import areas, confusion, mean_iou
-from glpretrain.evaluate.patches.segmentation import (
-    FeatureOptions,
-    Predictor,
-    best_class,
-    class_patches,
-    class_pixels_pair,
-    class_shares,
-    predicted_figure,
-    predicted_scores,
-)
-from glpretrain.evaluate.pixels import Pixels
+from glpretrain.evaluate.patches.segmentation import Predictor, best_class, class_shares, image_patches, predicted_figure, predicted_scores
+from glpretrain.evaluate.probes import held_out_split, standardiser
 
-_SPLIT_SEED, _BATCH_SEED = 70, 71
-_MIN_STD = 1e-6  # a collapsed feature is not blown up beyond this
+_BATCH_SEED = 71
 _MIN_FREQUENCY = 1e-6  # of a class that no training pixel shows
+
+Layer = Callable[[Tensor], Tensor]  # Float[B N D] to the logits of tokens, Float[B N C]
 
 
 class Heads(NamedTuple):
@@ -51,140 +44,126 @@ class Heads(NamedTuple):
     weight: Tensor  # Float[K D C]
     bias: Tensor  # Float[K C]
 
-
-class _Training(NamedTuple):
-    patches: Tensor  # Float[B N D]  standardised
-    shares: Tensor  # Float[B N C]
-    semantic: Tensor  # Int[B H W]
+    def layer(self, number: int) -> Layer:
+        """One of them."""
+        return lambda tokens: tokens @ self.weight[number] + self.bias[number]
 
 
-class LinearSegmentation(Evaluator):
-    """Segmentation by a linear layer on patches: `miou` over the classes that occur, `accuracy` of pixels, `iou_<class>`.
+@dataclass(frozen=True, kw_only=True)
+class LinearLayer(Evaluator):
+    """What segmentation by one linear layer on tokens shares, of images and of clouds; not used by itself.
 
-    Chosen: `learning_rate` and `l2`.
+    The layer is fitted on `masked_train`, whose tokens are all held in memory.
 
     Args:
-        masked_train: images with masks of classes that it is fitted on; all their patches are held in memory.
-        masked: images that are scored.
-        learning_rates: candidates, of Adam; they fall to zero along a cosine.
-        l2: candidates; l2 / 2 times the sum of squared weights is added to the mean cross-entropy.
-        num_steps: of Adam.
-        patches_per_step: patches drawn for each.
-        held_out_ratio: share of the images of `masked_train` that chooses.
-        image_size: side of the square, or height and width; None for the card's item shape.
-        layer: block whose features are taken; negative numbers count from the last.
-        batch_size: images at a time.
-        bf16: encode under bfloat16 autocast.
+        learning_rates: candidates for Adam's learning rate, which falls to zero along a cosine.
+        l2: candidates for the penalty; l2 / 2 times the sum of squared weights is added to the mean cross-entropy.
+        num_steps: number of Adam's steps.
+        patches_per_step: number of tokens that are drawn for a step.
+        held_out_ratio: share of the items of `masked_train` that chooses.
+    """
 
-    Raises:
-        ValueError: masks hold no classes or different ones, or a number is out of range.
+    scored = "masked"
+    needs = ("masked_train", "masked")
+    truth = "mask_classes"
+    split_seed: ClassVar[int]
+
+    learning_rates: Sequence[float] = (0.03, 0.3)
+    l2: Sequence[float] = (1e-5, 1e-3)
+    num_steps: int = 1000
+    patches_per_step: int = 1024
+    held_out_ratio: float = 0.2
+
+    def validate(self) -> None:
+        require_positive("learning_rates", self.learning_rates)
+        if not self.l2 or min(self.l2) < 0:
+            raise ValueError(f"l2: {list(self.l2)}; accepted: numbers from 0")
+        require_positive("num_steps", self.num_steps)
+        require_positive("patches_per_step", self.patches_per_step)
+        require_share("held_out_ratio", self.held_out_ratio)
+
+    def fitted(
+        self, tokens: Tensor, shares: Tensor, *, device: torch.device, rate: Callable[[Layer, Tensor, Tensor], float]
+    ) -> tuple[Layer, dict[str, float]]:
+        """The layer with the best learning rate and penalty on held-out items, fitted on all, and what was chosen.
+
+        Args:
+            tokens: Float[B N D] of the training items.
+            shares: Float[B N C], the share of each token's pixels or points that shows each class.
+            device: where it is fitted.
+            rate: mIoU of a layer on held-out items, of their standardised tokens and their positions; NaN where none has a class.
+
+        Raises:
+            ValueError: there are too few items to choose, or none has a class.
+        """
+        standardised = standardiser(tokens)
+        tokens = standardised(tokens)
+        candidates = list(itertools.product(self.learning_rates, self.l2))
+        chosen = candidates[0]
+        if len(candidates) > 1:
+            held_out, others = held_out_split(len(tokens), ratio=self.held_out_ratio, seed=self.split_seed)
+            if len(held_out) == 0 or len(others) == 0:
+                raise ValueError(
+                    f"masked_train: {len(tokens)} items are too few to choose among learning_rates {list(self.learning_rates)} and "
+                    f"l2 {list(self.l2)}; give one of each"
+                )
+            heads = self._heads(tokens[others].to(device), shares[others].to(device), candidates)
+            queries = tokens[held_out]
+            rates = [rate(heads.layer(number), queries, held_out) for number in range(len(candidates))]
+            if math.isnan(rates[0]):
+                raise ValueError(f"masked_train: none of the {len(held_out)} held-out items shows a class; give more items")
+            chosen = candidates[rates.index(max(rates))]
+        layer = self._heads(tokens.to(device), shares.to(device), [chosen]).layer(0)
+        return lambda features: layer(standardised(features)), dict(zip(("learning_rate", "l2"), chosen, strict=True))
+
+    def _heads(self, tokens: Tensor, shares: Tensor, candidates: Sequence[tuple[float, float]]) -> Heads:
+        """Of Float[B N D] and Float[B N C], on their device: one layer for each learning rate and penalty."""
+        learning_rates, l2 = zip(*candidates, strict=True)
+        options = {"num_steps": self.num_steps, "patches_per_step": self.patches_per_step}
+        return fit_heads(tokens.flatten(0, 1), shares.flatten(0, 1), learning_rates=learning_rates, l2=l2, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSegmentation(LinearLayer):
+    """Segmentation of `masked` by a linear layer on patches: `miou` over the classes that occur, `accuracy` of pixels, `iou_<class>`.
+
+    Chosen: `learning_rate` and `l2`. Settings are those of `LinearLayer`.
     """
 
     headlines = ("miou", "accuracy")
+    modality = "image"
+    split_seed = 70
 
-    def __init__(
-        self,
-        masked_train: Source | Pixels,
-        masked: Source | Pixels,
-        *,
-        learning_rates: Sequence[float] = (0.03, 0.3),
-        l2: Sequence[float] = (1e-5, 1e-3),
-        num_steps: int = 1000,
-        patches_per_step: int = 1024,
-        held_out_ratio: float = 0.2,
-        image_size: int | Sequence[int] | None = None,
-        layer: int = -1,
-        batch_size: int = 64,
-        bf16: bool = False,
-    ) -> None:
-        self.masked_train, self.masked = class_pixels_pair(masked_train, masked)
-        if not learning_rates or min(learning_rates) <= 0:
-            raise ValueError(f"learning_rates: {list(learning_rates)}; accepted: positive numbers")
-        if not l2 or min(l2) < 0:
-            raise ValueError(f"l2: {list(l2)}; accepted: numbers from 0")
-        if num_steps < 1 or patches_per_step < 1:
-            raise ValueError(f"num_steps: {num_steps}, patches_per_step: {patches_per_step}; accepted: positive numbers")
-        if not 0 < held_out_ratio < 1:
-            raise ValueError(f"held_out_ratio: {held_out_ratio}; accepted: between 0 and 1")
-        self.learning_rates, self.l2 = tuple(learning_rates), tuple(l2)
-        self.num_steps, self.patches_per_step, self.held_out_ratio = num_steps, patches_per_step, held_out_ratio
-        self.image_size, self.layer, self.batch_size, self.bf16 = image_size, layer, batch_size, bf16
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
+        predict, chosen = self._predictor(encoder, sources["masked_train"], cache)
+        return Result(predicted_scores(encoder, sources["masked"], predict, features=self.features, cache=cache), chosen)
 
-    @property
-    def scored(self) -> Pixels:
-        return self.masked
-
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
-        options = self._options(cache)
-        predict, (learning_rate, l2) = self._fitted(encoder, options)
-        return Result(predicted_scores(encoder, self.masked, predict, options=options), {"learning_rate": learning_rate, "l2": l2})
-
-    def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
+    def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`classes`: a few scored images, their masks and the prediction."""
-        options = self._options(cache)
-        return {"classes": predicted_figure(encoder, self.masked, self._fitted(encoder, options)[0], options=options)}
+        predict, _ = self._predictor(encoder, sources["masked_train"], cache)
+        return {"classes": predicted_figure(encoder, sources["masked"], predict, features=self.features, cache=cache)}
 
-    def _options(self, cache: FeatureCache | None) -> FeatureOptions:
-        return FeatureOptions(self.image_size, self.layer, self.batch_size, self.bf16, cache)
-
-    def _fitted(self, encoder: Encoder, options: FeatureOptions) -> tuple[Predictor, tuple[float, float]]:
+    def _predictor(self, encoder: Encoder, train: DecodedItems, cache: FeatureCache | None) -> tuple[Predictor, dict[str, float]]:
         """The prediction, and the learning rate and L2 strength behind it."""
-        grid = encoder.grid(evaluation_shape(encoder, self.image_size))
+        grid, num_classes = self.features.image_grid(encoder), len(train.source.mask_classes)
         patches: list[Tensor] = []
-        shares: list[Tensor] = []
-        semantic: list[Tensor] = []
-        for batch, found in class_patches(encoder, self.masked_train, options=options):
+        masks: list[Tensor] = []
+        for batch, found in image_patches(encoder, train, features=self.features, cache=cache):
             patches.append(found)
-            shares.append(class_shares(batch.semantic, grid=grid, num_classes=len(self.masked.source.mask_classes)))
-            semantic.append(batch.semantic)
-        features = torch.cat(patches)
-        mean, std = features.mean(dim=(0, 1)), features.std(dim=(0, 1)).clamp_min(_MIN_STD)
-        training = _Training((features - mean) / std, torch.cat(shares), torch.cat(semantic))
-        device = next(encoder.parameters(), torch.empty(0)).device
-        candidates = list(itertools.product(self.learning_rates, self.l2))
-        chosen = candidates[self._choose(training, candidates, grid, device)] if len(candidates) > 1 else candidates[0]
-        heads = self._heads(training.patches.to(device), training.shares.to(device), [chosen])
+            masks.append(batch.class_masks())
+        semantic = torch.cat(masks)
+        shares = torch.cat([class_shares(mask, grid=grid, num_classes=num_classes) for mask in masks])
 
-        def predict(patches: Tensor, size: tuple[int, int]) -> Tensor:
-            return best_class((patches - mean) / std @ heads.weight[0] + heads.bias[0], grid=grid, size=size)
-
-        return predict, chosen
-
-    def _heads(self, patches: Tensor, shares: Tensor, candidates: Sequence[tuple[float, float]]) -> Heads:
-        """Of Float[B N D] and Float[B N C], on their device: one layer for each learning rate and L2 strength."""
-        learning_rates, l2 = zip(*candidates, strict=True)
-        return fit_heads(
-            patches.flatten(0, 1),
-            shares.flatten(0, 1),
-            learning_rates=learning_rates,
-            l2=l2,
-            num_steps=self.num_steps,
-            patches_per_step=self.patches_per_step,
-        )
-
-    def _choose(self, training: _Training, candidates: Sequence[tuple[float, float]], grid: tuple[int, int], device: torch.device) -> int:
-        """The candidate with the best mIoU on held-out images, the first of them on a tie."""
-        order = keys.permutation(torch.tensor(_SPLIT_SEED), len(training.patches))
-        num_held_out = round(self.held_out_ratio * len(order))
-        if num_held_out in (0, len(order)):
-            raise ValueError(
-                f"masked_train: {len(order)} images are too few to choose among learning_rates {list(self.learning_rates)} and "
-                f"l2 {list(self.l2)}; give one of each"
-            )
-        held_out = _Training(*(part[order[:num_held_out]] for part in training))
-        fitted = order[num_held_out:]
-        heads = self._heads(training.patches[fitted].to(device), training.shares[fitted].to(device), candidates)
-        num_classes = training.shares.shape[-1]
-        rates: list[float] = []
-        for weight, bias in zip(*heads, strict=True):
+        def rate(layer: Layer, queries: Tensor, held_out: Tensor) -> float:
             counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-            for patches, truth in zip(held_out.patches.split(self.batch_size), held_out.semantic.split(self.batch_size), strict=True):
-                predicted = best_class(patches @ weight + bias, grid=grid, size=truth.shape[1:])
+            size = self.features.batch_size
+            for patches, truth in zip(queries.split(size), semantic[held_out].split(size), strict=True):
+                predicted = best_class(layer(patches), grid=grid, size=truth.shape[1:])
                 counts += confusion(truth, predicted, num_classes=num_classes, num_predicted=num_classes).sum(dim=0)
-            rates.append(mean_iou(areas(counts)).item())
-        if math.isnan(rates[0]):
-            raise ValueError(f"masked_train: none of the {num_held_out} held-out images has a pixel with a class; give more images")
-        return rates.index(max(rates))
+            return mean_iou(areas(counts)).item()
+
+        layer, chosen = self.fitted(torch.cat(patches), shares, device=device_of(encoder), rate=rate)
+        return lambda patches, size: best_class(layer(patches), grid=grid, size=size), chosen
 
 
 def fit_heads(
@@ -199,8 +178,8 @@ def fit_heads(
         shares: Float[M C], rows that sum to at most 1.
         learning_rates: K.
         l2: K.
-        num_steps: of Adam.
-        patches_per_step: drawn with replacement.
+        num_steps: number of Adam's steps.
+        patches_per_step: number of patches in a step, drawn with replacement.
 
     Returns:
         The layers, on the CPU.

@@ -17,7 +17,7 @@ normalises with a standard deviation of 0.228 in the first channel; here the siz
 encoder's card normalises. Ids that the first frame does not show are no objects. Pixels to be ignored are ground when they are
 propagated and do not count in J and F; without such pixels the numbers are those of the official evaluation.
 
-Left out on purpose: objects that appear later, recall and decay.
+Objects that appear later, recall and decay are left out on purpose.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -34,13 +35,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain.data.sources.images.videos import Video, VideoSource
+from glpretrain.data.sources.images.videos import Video
 from glpretrain.encoders.base import Encoder, bytes_of
-from glpretrain.evaluate.base import Evaluator, Result, Score
+from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import encode_batch, evaluation_shape, tracked
+from glpretrain.evaluate.features import Features, device_of, encode_batch, tracked
+from glpretrain.evaluate.items import Sources
+from glpretrain.evaluate.metrics.intervals import mean_score
 from glpretrain.evaluate.metrics.video_metrics import object_ids, object_scores, scored_frames
-from glpretrain.evaluate.patches.prompt_segmentation import mean_score
 
 _LOG = logging.getLogger(__name__)
 _TILE = 4  # rows of patches that are matched at a time: bounds the memory, and few rows outside the window are compared
@@ -57,66 +59,58 @@ class ObjectScore(NamedTuple):
     grid: Tensor  # of the truth, brought to the patch grid and back
 
 
+@dataclass(frozen=True, kw_only=True)
 class LabelPropagation(Evaluator):
-    """How well the similarity of patches follows the objects of the first frame through a video.
+    """How well the similarity of patches follows the objects of the first frame through the videos of `videos`.
 
     Scores in percent, means over objects: `jf`, the mean of `j` (region) and `f` (boundary); `jf_<video>`, the same for the objects
     of one video. Two levels to read them by, the same for all encoders with one grid: `still_jf`, when the first mask stays where it
     is, and `grid_jf`, when the truth of each frame goes through the patch grid.
 
     Args:
-        videos: sequences with masks.
-        short_side: of a frame, in pixels, a multiple of the patch; None for that of the card's item shape.
-        num_neighbours: patches whose labels are averaged.
+        short_side: short side of a frame in pixels, a multiple of the patch; None for that of the card's item shape.
+        num_neighbours: number of patches whose labels are averaged.
         window: how many rows and columns a source may be away, in patches; None for no limit. The default is DINO's for 60 rows; on
             a coarse grid it is no limit, and objects are confused with what looks like them elsewhere.
-        num_frames: sources beside the first frame.
+        num_frames: number of sources beside the first frame.
         temp: temperature of the weights.
-        layer: block whose features are taken; negative numbers count from the last.
-        batch_size: frames encoded at a time.
-        bf16: encode under bfloat16 autocast.
+        features: how frames are encoded.
     """
 
     headlines = ("jf", "j", "f")
+    scored = "videos"
+    needs = ("videos",)
+    modality = "image"
+    unused = ("size",)
 
-    def __init__(
-        self,
-        videos: VideoSource,
-        *,
-        short_side: int | None = None,
-        num_neighbours: int = 5,
-        window: int | None = 12,
-        num_frames: int = 7,
-        temp: float = 0.1,
-        layer: int = -1,
-        batch_size: int = 16,
-        bf16: bool = False,
-    ) -> None:
-        if not isinstance(videos, VideoSource):
-            raise ValueError(f"videos: {type(videos).__name__}; accepted: a source of videos, such as VideoFolder")
-        if num_neighbours < 1 or batch_size < 1:
-            raise ValueError(f"num_neighbours: {num_neighbours}, batch_size: {batch_size}; accepted: positive numbers")
-        if num_frames < 0 or (window is not None and window < 0):
-            raise ValueError(f"num_frames: {num_frames}, window: {window}; accepted: 0 or more")
-        if temp <= 0:
-            raise ValueError(f"temp: {temp}; accepted: a positive number")
-        self.videos, self.short_side, self.layer, self.batch_size, self.bf16 = videos, short_side, layer, batch_size, bf16
-        self.num_neighbours, self.window, self.num_frames, self.temp = num_neighbours, window, num_frames, temp
+    short_side: int | None = None
+    num_neighbours: int = 5
+    window: int | None = 12
+    num_frames: int = 7
+    temp: float = 0.1
+    features: Features = field(default=Features(batch_size=16))
 
-    @property
-    def scored(self) -> VideoSource:
-        return self.videos
+    def validate(self) -> None:
+        require_positive("num_neighbours", self.num_neighbours)
+        if self.num_frames < 0 or (self.window is not None and self.window < 0):
+            raise ValueError(f"num_frames: {self.num_frames}, window: {self.window}; accepted: 0 or more")
+        require_positive("temp", self.temp)
 
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
+    def check_items(self, sources: Sources) -> None:
+        sources.videos()
+
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         objects: list[ObjectScore] = []
-        videos = (self.videos[index] for index in range(len(self.videos)))
-        for video in tracked(videos, total=len(self.videos), description=f"propagating labels in {self.videos.name}"):
+        videos = sources.videos()
+        for video in tracked(
+            (videos[index] for index in range(len(videos))), total=len(videos), description=f"propagating labels in {videos.name}"
+        ):
             found = self._score_video(encoder, video, cache)
             if not found:
                 _LOG.warning("not scored: video %r has no object, or no mask between its first and its last frame", video.name)
             objects += found
         if not objects:
-            raise ValueError(f"videos {self.videos.name!r}: none has an object and a mask between its first and its last frame")
+            raise ValueError(f"videos {videos.name!r}: none has an object and a mask between its first and its last frame")
         region, contour = torch.stack([score.propagated for score in objects]).unbind(dim=1)  # [O] each
         scores = {"jf": mean_score((region + contour) / 2), "j": mean_score(region), "f": mean_score(contour)}
         scores["still_jf"] = _mean_jf([score.still for score in objects])
@@ -125,12 +119,13 @@ class LabelPropagation(Evaluator):
             scores[f"jf_{name}"] = _mean_jf([score.propagated for score in objects if score.video == name])
         return Result(scores, {})
 
-    def pictures(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> dict[str, Figure]:
+    def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`videos`: up to four videos at five moments, the propagated masks in colour and the outlines of the true ones in white."""
-        count = min(len(self.videos), _MAX_PICTURED)
+        videos = sources.videos()
+        count = min(len(videos), _MAX_PICTURED)
         rows = []
-        for index in (number * len(self.videos) // count for number in range(count)):
-            video = self.videos[index]
+        for index in (number * len(videos) // count for number in range(count)):
+            video = videos[index]
             rows.append((video, torch.stack([video.masks[0], *self.propagated(encoder, video, cache=cache)])))
         return {"videos": _figure(rows)}
 
@@ -151,7 +146,7 @@ class LabelPropagation(Evaluator):
         Raises:
             ValueError: the encoder is not for images of so many channels, or the short side does not divide into its patches.
         """
-        channels, *own = evaluation_shape(encoder, None)
+        channels, *own = encoder.card.item_shape
         if video.frames.shape[1] != channels:
             raise ValueError(f"video {video.name!r}: {video.frames.shape[1]} channels; the encoder accepts {channels}")
         short_side = min(own) if self.short_side is None else self.short_side
@@ -167,7 +162,7 @@ class LabelPropagation(Evaluator):
         """
         ids = object_ids(video.masks)
         shape, grid = self._sizes(encoder, video)
-        device = next(encoder.parameters(), torch.empty(0)).device
+        device = device_of(encoder)
         start = one_hot(nearest(video.masks[0], grid), ids).to(device)  # [h w C]
         lookup = torch.tensor([0, *ids], dtype=torch.int32)
         first: Tensor | None = None
@@ -191,13 +186,14 @@ class LabelPropagation(Evaluator):
 
     def _features(self, encoder: Encoder, video: Video, size: Sequence[int], cache: FeatureCache | None) -> Iterator[Tensor]:
         """Float[N D] of every frame."""
-        for frames in video.frames.split(self.batch_size):
+        for frames in video.frames.split(self.features.batch_size):
             images = frames
             if images.shape[2:] != tuple(size):
                 images = functional.interpolate(images, size=tuple(size), mode="bilinear", antialias=True)
             digests = [hashlib.sha256(f"{tuple(frame.shape)}".encode() + bytes_of(frame)).hexdigest() for frame in frames]
-            options = {"digests": digests, "fit": "bilinear", "layers": {self.layer: True}, "bf16": self.bf16, "cache": cache}
-            patches = encode_batch(encoder, images, **options)[self.layer].patches  # [B N D]
+            layer, bf16 = self.features.layer, self.features.bf16
+            outputs = encode_batch(encoder, images, digests=digests, resize="bilinear", layers={layer: True}, bf16=bf16, cache=cache)
+            patches = outputs[layer].patches  # [B N D]
             if not patches.isfinite().all():
                 raise ValueError(f"video {video.name!r}: the encoder's patch features are not finite")
             yield from patches

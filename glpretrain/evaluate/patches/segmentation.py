@@ -1,86 +1,50 @@
 """What the evaluators of semantic segmentation share: masks of classes, patches that go with them, and from patch scores to pixels.
 
-Left out: the classifiers and their protocols, each in its own file, and the scores (`confusion`).
+The classifiers and their protocols are left out, each has its own file, and so are the scores (`metrics.confusion`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import encode, evaluation_shape
+from glpretrain.evaluate.features import Features
 from glpretrain.evaluate.figures import segmentation_figure, shown_positions
+from glpretrain.evaluate.items import DecodedItems, ItemBatch
 from glpretrain.evaluate.metrics.confusion import areas, confusion, segmentation_scores
-from glpretrain.evaluate.pixels import PixelBatch, Pixels
 
 # Float[B N D] to Int[B H W]: patches of some images to the class of each pixel, for a size (H, W).
-Predictor = Callable[[Tensor, tuple[int, int]], Tensor]
+Predictor = Callable[[Tensor, Sequence[int]], Tensor]
 
 
-class FeatureOptions(NamedTuple):
-    """How features are made, as in `encode`."""
-
-    image_size: int | Sequence[int] | None
-    layer: int
-    batch_size: int
-    bf16: bool
-    cache: FeatureCache | None
-
-
-def class_pixels(source: Source | Pixels) -> Pixels:
-    """As `Pixels`.
-
-    Raises:
-        ValueError: the masks of the source do not hold classes.
-    """
-    pixels = Pixels.of(source)
-    if not pixels.source.mask_classes:
-        raise ValueError(f"source {pixels.source.name!r} has no masks of classes (mask_classes); this evaluator needs them")
-    return pixels
-
-
-def class_pixels_pair(masked_train: Source | Pixels, masked: Source | Pixels) -> tuple[Pixels, Pixels]:
-    """Both as `Pixels`.
-
-    Raises:
-        ValueError: the masks of a source do not hold classes, or those of the two hold different ones.
-    """
-    pair = class_pixels(masked_train), class_pixels(masked)
-    if list(pair[0].source.mask_classes) != list(pair[1].source.mask_classes):
-        accepted, given = (list(pixels.source.mask_classes) for pixels in pair)
-        raise ValueError(f"masked: mask_classes {given}; accepted: those of masked_train, {accepted}")
-    return pair
-
-
-def class_patches(encoder: Encoder, pixels: Pixels, *, options: FeatureOptions) -> Iterator[tuple[PixelBatch, Tensor]]:
-    """Batches whose items all have a mask of classes, stretched to the evaluation size, and their patches.
+def image_patches(
+    encoder: Encoder, items: DecodedItems, *, features: Features, cache: FeatureCache | None
+) -> Iterator[tuple[ItemBatch, Tensor]]:
+    """Batches of images, stretched to the evaluation size, and their patches.
 
     Args:
-        encoder: see `encode`.
-        pixels: the items.
-        options: size, layer and precision.
+        encoder: see `Features.encode`.
+        items: the images.
+        features: how they are encoded.
+        cache: see `Features.encode`.
 
     Yields:
         A batch and Float[B N D].
 
     Raises:
-        ValueError: an item has no mask of classes, or the features are not finite or no grid.
+        ValueError: the features are not finite or no grid.
     """
-    height, width = encoder.grid(evaluation_shape(encoder, options.image_size))
-    for batch, output in encode(encoder, pixels, fit="stretch", **options._asdict()):
-        if batch.semantic is None:
-            raise ValueError(f"source {pixels.source.name!r}: an item among {batch.index.tolist()} has no mask of classes")
-        yield batch, checked_patches(output.patches, count=height * width, encoder=encoder, pixels=pixels)
+    rows, columns = features.image_grid(encoder)
+    for batch, output in features.encode(encoder, items, resize="stretch", cache=cache):
+        yield batch, checked_patches(output.patches, count=rows * columns, encoder=encoder, items=items)
 
 
-def checked_patches(patches: Tensor, *, count: int, encoder: Encoder, pixels: Pixels) -> Tensor:
+def checked_patches(patches: Tensor, *, count: int, encoder: Encoder, items: DecodedItems) -> Tensor:
     """`patches`, Float[B N D].
 
     Raises:
@@ -89,7 +53,7 @@ def checked_patches(patches: Tensor, *, count: int, encoder: Encoder, pixels: Pi
     if patches.shape[1] != count:
         raise ValueError(f"encoder {encoder.card.encoder!r}: {patches.shape[1]} patches; its grid has {count}")
     if not patches.isfinite().all():
-        raise ValueError(f"source {pixels.source.name!r}: the encoder's patch features are not finite; nothing can be scored on them")
+        raise ValueError(f"source {items.name!r}: the encoder's patch features are not finite; nothing can be scored on them")
     return patches
 
 
@@ -113,7 +77,7 @@ def class_shares(semantic: Tensor, *, grid: tuple[int, int], num_classes: int) -
     return (shares / patch.flatten().bincount(minlength=num_patches)[:, None]).float().unflatten(0, (count, -1))  # [B N C]
 
 
-def best_class(scores: Tensor, *, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def best_class(scores: Tensor, *, grid: tuple[int, int], size: Sequence[int]) -> Tensor:
     """The class with the largest score at each pixel, the scores of patches being upsampled bilinearly.
 
     Args:
@@ -126,32 +90,35 @@ def best_class(scores: Tensor, *, grid: tuple[int, int], size: tuple[int, int]) 
     """
     maps = scores.transpose(1, 2).unflatten(2, grid)  # [B C h w]
     # Image by image: many classes at every pixel of a batch would be gigabytes.
-    upsampled = (functional.interpolate(one, size=size, mode="bilinear", align_corners=False) for one in maps.split(1))
+    upsampled = (functional.interpolate(one, size=tuple(size), mode="bilinear", align_corners=False) for one in maps.split(1))
     return torch.cat([one.argmax(dim=1) for one in upsampled])
 
 
-def predicted_scores(encoder: Encoder, pixels: Pixels, predict: Predictor, *, options: FeatureOptions) -> dict[str, Score]:
-    """`segmentation_scores` of what `predict` says; arguments as in `class_patches`."""
-    classes = pixels.source.mask_classes
+def predicted_scores(
+    encoder: Encoder, items: DecodedItems, predict: Predictor, *, features: Features, cache: FeatureCache | None
+) -> dict[str, Score]:
+    """`segmentation_scores` of what `predict` says; other arguments as in `image_patches`."""
+    classes = items.source.mask_classes
     per_image: list[Tensor] = []
-    for batch, patches in class_patches(encoder, pixels, options=options):
-        predicted = predict(patches, batch.semantic.shape[1:])
-        per_image.append(areas(confusion(batch.semantic, predicted, num_classes=len(classes), num_predicted=len(classes))))
+    for batch, patches in image_patches(encoder, items, features=features, cache=cache):
+        truth = batch.class_masks()
+        counts = confusion(truth, predict(patches, truth.shape[1:]), num_classes=len(classes), num_predicted=len(classes))
+        per_image.append(areas(counts))
     return segmentation_scores(torch.cat(per_image), classes=classes)
 
 
-def predicted_figure(encoder: Encoder, pixels: Pixels, predict: Predictor, *, options: FeatureOptions) -> Figure:
-    """A few images, their masks and what `predict` says; arguments as in `class_patches`."""
-    chosen = shown_positions(len(pixels))
+def predicted_figure(
+    encoder: Encoder, items: DecodedItems, predict: Predictor, *, features: Features, cache: FeatureCache | None
+) -> Figure:
+    """A few images, their masks and what `predict` says; other arguments as in `image_patches`."""
+    wanted = {items.indices[position] for position in shown_positions(len(items))}
     images: list[Tensor] = []
     truths: list[Tensor] = []
     predictions: list[Tensor] = []
-    seen = 0
-    for batch, patches in class_patches(encoder, pixels, options=options):
-        here = [position - seen for position in chosen if seen <= position < seen + len(patches)]
-        seen += len(patches)
-        if here:
-            images += batch.images[here]
-            truths += batch.semantic[here]
-            predictions += predict(patches[here], batch.semantic.shape[1:])
-    return segmentation_figure(images, truths=truths, predictions=predictions, classes=pixels.source.mask_classes)
+    for batch, patches in image_patches(encoder, items, features=features, cache=cache):
+        if here := batch.positions_of(wanted):
+            truth = batch.class_masks()[here]
+            images += batch.items[here]
+            truths += truth
+            predictions += predict(patches[here], truth.shape[1:])
+    return segmentation_figure(images, truths=truths, predictions=predictions, classes=items.source.mask_classes)

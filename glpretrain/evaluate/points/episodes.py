@@ -8,86 +8,72 @@ fine-tune instead; their numbers are higher and not comparable.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from glpretrain.core import keys
-from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, Result, Score
+from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.cls.knn import labelled_pair
-from glpretrain.evaluate.features import LabelledFeatures, cls_features
-from glpretrain.evaluate.metrics.intervals import Z95, mean_interval
-from glpretrain.evaluate.pixels import Pixels
+from glpretrain.evaluate.features import LabelledFeatures
+from glpretrain.evaluate.items import Sources
+from glpretrain.evaluate.metrics.intervals import Z95, mean_score
 from glpretrain.evaluate.points.linear_svm import svm_predict
 
 _EPISODE_SEED = 120
 
 
+@dataclass(frozen=True, kw_only=True)
 class Episodes(Evaluator):
     """Mean accuracy over episodes: `way<n>_shot<k>` and its standard deviation `way<n>_shot<k>_std`; `accuracy` is the first pair's.
 
+    Episodes learn from items of `train` and classify items of `test`.
+
     Args:
-        train: items that are learned from.
-        test: items that are classified.
         ways: numbers of classes n.
-        shots: training items k of each.
-        num_queries: test items of each class at most.
+        shots: numbers of training items k of each class.
+        num_queries: number of test items of each class at most.
         num_episodes: how often classes and items are drawn.
         inverse_l2: scikit-learn's C.
-        image_size: side of the square, height and width, or points of a cloud; None for the card's item shape.
-        layer: block whose features are taken; negative numbers count from the last.
-        batch_size: items at a time.
-        bf16: encode under bfloat16 autocast.
     """
 
     headlines = ("accuracy",)
+    scored = "test"
+    needs = ("train", "test")
+    truth = "classes"
 
-    def __init__(
-        self,
-        train: Source | Pixels,
-        test: Source | Pixels,
-        *,
-        ways: Sequence[int] = (5, 10),
-        shots: Sequence[int] = (10, 20),
-        num_queries: int = 20,
-        num_episodes: int = 10,
-        inverse_l2: float = 1.0,
-        image_size: int | Sequence[int] | None = None,
-        layer: int = -1,
-        batch_size: int = 64,
-        bf16: bool = False,
-    ) -> None:
-        self.train, self.test = labelled_pair(train, test)
-        num_classes = len(self.train.source.classes)
-        if not ways or min(ways) < 2 or max(ways) > num_classes:
-            raise ValueError(f"ways: {list(ways)}; accepted: numbers from 2 to {num_classes}, the classes")
-        if not shots or min(shots) < 1 or num_queries < 1 or num_episodes < 2:
-            given = f"shots: {list(shots)}, num_queries: {num_queries}, num_episodes: {num_episodes}"
-            raise ValueError(f"{given}; accepted: positive numbers, and at least 2 episodes")
-        if inverse_l2 <= 0:
-            raise ValueError(f"inverse_l2: {inverse_l2}; accepted: a positive number")
-        self.ways, self.shots, self.num_queries, self.num_episodes = tuple(ways), tuple(shots), num_queries, num_episodes
-        self.inverse_l2 = inverse_l2
-        self.image_size, self.layer, self.batch_size, self.bf16 = image_size, layer, batch_size, bf16
+    ways: Sequence[int] = (5, 10)
+    shots: Sequence[int] = (10, 20)
+    num_queries: int = 20
+    num_episodes: int = 10
+    inverse_l2: float = 1.0
 
-    @property
-    def scored(self) -> Pixels:
-        return self.test
+    def validate(self) -> None:
+        if not self.ways or min(self.ways) < 2:
+            raise ValueError(f"ways: {list(self.ways)}; accepted: numbers from 2 to that of the classes")
+        require_positive("shots", self.shots)
+        require_positive("num_queries", self.num_queries)
+        if self.num_episodes < 2:
+            raise ValueError(f"num_episodes: {self.num_episodes}; accepted: at least 2")
+        require_positive("inverse_l2", self.inverse_l2)
 
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
-        options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
-        train, test = (cls_features(encoder, pixels, **options) for pixels in (self.train, self.test))
+    def check_items(self, sources: Sources) -> None:
+        num_classes = len(sources["train"].source.classes)
+        if max(self.ways) > num_classes:
+            raise ValueError(f"ways: {list(self.ways)}; accepted: numbers from 2 to {num_classes}, the classes")
+
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
+        train, test = (self.features.labelled(encoder, sources[role], cache) for role in ("train", "test"))
         mean = train.cls.mean(dim=0)
-        train, test = (LabelledFeatures(side.cls - mean, side.labels) for side in (train, test))
+        train, test = (side.with_cls(side.cls - mean) for side in (train, test))
         scores: dict[str, Score] = {}
         for way in self.ways:
             for shot in self.shots:
                 rates = torch.tensor([self._episode(train, test, way=way, shot=shot, number=n) for n in range(self.num_episodes)])
                 name, std = f"way{way}_shot{shot}", rates.std().item()
-                scores[name] = Score(100 * rates.mean().item(), 100 * mean_interval(rates), self.num_episodes)
+                scores[name] = mean_score(rates)
                 scores[f"{name}_std"] = Score(100 * std, 100 * Z95 * std / (2 * (self.num_episodes - 1)) ** 0.5, self.num_episodes)
         return Result({"accuracy": scores[f"way{self.ways[0]}_shot{self.shots[0]}"], **scores}, chosen={})
 
@@ -102,8 +88,7 @@ class Episodes(Evaluator):
         queries = torch.cat(
             [self._drawn(test.labels, label, count=self.num_queries, key=keys.fold_in(key, 2), exactly=False) for label in classes]
         )
-        drawn = LabelledFeatures(train.cls[support], train.labels[support])
-        predicted = svm_predict(drawn, test.cls[queries], inverse_l2=self.inverse_l2, scale="unit")
+        predicted = svm_predict(train.at(support), test.cls[queries], inverse_l2=self.inverse_l2, scale="unit")
         return (predicted == test.labels[queries]).float().mean().item()
 
     @staticmethod

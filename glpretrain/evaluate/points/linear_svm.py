@@ -5,10 +5,16 @@ side. Published numbers differ in what is done before: POS-BERT scales every vec
 `inverse_l2: [1.0]`); Point-BERT and PointGLR take the vectors as they are (`scale: none`). By default the features are standardised
 and C is chosen on a held-out part of the training items, so that encoders with features of any scale, untrained ones too, are
 compared at their best. Nothing is chosen on the test items, where POS-BERT keeps its best checkpoint by them.
+
+`ShapeHistogram` is the baseline beside every score of an encoder of points: the same machine on D2 histograms, the distribution of
+distances between two random points of a surface (Osada et al., "Shape distributions", ACM Transactions on Graphics 2002). No encoder is
+involved; an encoder that scores less has learned less than the distances say.
 """
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,126 +23,111 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain.data.sources.base import Source
+from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, Result
+from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.cls.knn import accuracy, labelled_pair
-from glpretrain.evaluate.cls.linear import held_out_split, small_products
-from glpretrain.evaluate.features import LabelledFeatures, cls_features, encode
-from glpretrain.evaluate.pixels import Pixels
+from glpretrain.evaluate.features import LabelledFeatures, labelled_rows
+from glpretrain.evaluate.items import DecodedItems, Sources
+from glpretrain.evaluate.metrics.intervals import accuracy
+from glpretrain.evaluate.probes import choose_strength, small_products, standardiser
 
 Scale = Literal["standard", "unit", "none"]
-Pooling = Literal["cls", "mean_max"]
-_MIN_STD = 1e-6  # a collapsed feature is not blown up beyond this
 _MAX_ITER = 5000
+_LARGEST = 2.0  # distance within a unit sphere
 
 
-class LinearSVM(Evaluator):
-    """Accuracy of a linear SVM: `accuracy`; chosen: `inverse_l2`, scikit-learn's C.
+@dataclass(frozen=True, kw_only=True)
+class SupportVectors(Evaluator):
+    """What a linear SVM on one vector per item shares, whatever the vector is; not used by itself.
 
     Args:
-        train: items that it is fitted on.
-        test: items that are classified.
-        inverse_l2: candidates for C; the best on a held-out part of `train` is refitted on all of it.
-        scale: what is done to the features before: standard (by the training items' mean and deviation), unit (length one) or none.
-        pooling: cls, or mean_max: mean and maximum of the patches side by side.
+        inverse_l2: candidates for scikit-learn's C; the best one on a held-out part of `train` is fitted again on all of it.
+        scale: what is done to the vectors before: standard (by the training items' mean and deviation), unit (length one) or none.
         held_out_ratio: share of `train` that chooses.
-        image_size: side of the square, height and width, or points of a cloud; None for the card's item shape.
-        layer: block whose features are taken; negative numbers count from the last.
-        batch_size: items at a time.
-        bf16: encode under bfloat16 autocast.
     """
 
     headlines = ("accuracy",)
+    scored = "test"
+    needs = ("train", "test")
+    truth = "classes"
 
-    def __init__(
-        self,
-        train: Source | Pixels,
-        test: Source | Pixels,
-        *,
-        inverse_l2: Sequence[float] = (0.0001, 0.001, 0.01, 0.1, 1.0),
-        scale: Scale = "standard",
-        pooling: Pooling = "cls",
-        held_out_ratio: float = 0.2,
-        image_size: int | Sequence[int] | None = None,
-        layer: int = -1,
-        batch_size: int = 64,
-        bf16: bool = False,
-    ) -> None:
-        self.train, self.test = labelled_pair(train, test)
-        check_svm(inverse_l2=inverse_l2, scale=scale, held_out_ratio=held_out_ratio)
-        if pooling not in ("cls", "mean_max"):
-            raise ValueError(f"pooling: {pooling!r}; accepted: cls, mean_max")
-        self.inverse_l2, self.scale, self.pooling, self.held_out_ratio = tuple(inverse_l2), scale, pooling, held_out_ratio
-        self.image_size, self.layer, self.batch_size, self.bf16 = image_size, layer, batch_size, bf16
+    inverse_l2: Sequence[float] = (0.0001, 0.001, 0.01, 0.1, 1.0)
+    scale: Scale = "standard"
+    held_out_ratio: float = 0.2
 
-    @property
-    def scored(self) -> Pixels:
-        return self.test
+    def validate(self) -> None:
+        require_positive("inverse_l2", self.inverse_l2)
+        if self.scale not in ("standard", "unit", "none"):
+            raise ValueError(f"scale: {self.scale!r}; accepted: standard, unit, none")
+        require_share("held_out_ratio", self.held_out_ratio)
 
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
-        options = {"image_size": self.image_size, "layer": self.layer, "batch_size": self.batch_size, "bf16": self.bf16, "cache": cache}
-        gather = cls_features if self.pooling == "cls" else mean_max_features
-        train, test = gather(encoder, self.train, **options), gather(encoder, self.test, **options)
-        return svm_result(train, test, inverse_l2=self.inverse_l2, scale=self.scale, held_out_ratio=self.held_out_ratio)
+    @abstractmethod
+    def vectors(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> LabelledFeatures:
+        """The vector of every item that has a label."""
+
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
+        train, test = (self.vectors(encoder, sources[role], cache) for role in ("train", "test"))
+
+        def predict(part: LabelledFeatures, queries: Tensor, inverse_l2: float) -> Tensor:
+            return svm_predict(part, queries, inverse_l2=inverse_l2, scale=self.scale)
+
+        chosen = choose_strength(train, self.inverse_l2, held_out_ratio=self.held_out_ratio, predict=predict)
+        return Result({"accuracy": accuracy(predict(train, test.cls, chosen), test.labels)}, chosen={"inverse_l2": chosen})
 
 
-def check_svm(*, inverse_l2: Sequence[float], scale: str, held_out_ratio: float) -> None:
-    """Of the settings of an SVM.
+@dataclass(frozen=True, kw_only=True)
+class LinearSVM(SupportVectors):
+    """Accuracy on `test` of a linear SVM that is fitted on `train`: `accuracy`; chosen: `inverse_l2`, scikit-learn's C.
 
-    Raises:
-        ValueError: one is out of range.
+    Args:
+        pooling: the vector of an item: cls, or mean_max, mean and maximum of the patches side by side.
     """
-    if not inverse_l2 or min(inverse_l2) <= 0:
-        raise ValueError(f"inverse_l2: {list(inverse_l2)}; accepted: positive numbers")
-    if scale not in ("standard", "unit", "none"):
-        raise ValueError(f"scale: {scale!r}; accepted: standard, unit, none")
-    if not 0 < held_out_ratio < 1:
-        raise ValueError(f"held_out_ratio: {held_out_ratio}; accepted: between 0 and 1")
+
+    pooling: Literal["cls", "mean_max"] = "cls"
+
+    def validate(self) -> None:
+        super().validate()
+        if self.pooling not in ("cls", "mean_max"):
+            raise ValueError(f"pooling: {self.pooling!r}; accepted: cls, mean_max")
+
+    def vectors(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> LabelledFeatures:
+        """See `SupportVectors`."""
+        if self.pooling == "cls":
+            return self.features.labelled(encoder, items, cache)
+        return labelled_rows(self.features.encode(encoder, items, resize="crop", cache=cache), _mean_max, name=items.name)
 
 
-def mean_max_features(encoder: Encoder, pixels: Pixels, **options: object) -> LabelledFeatures:
-    """Mean and maximum of the patches side by side, Float[B 2D], of every item that has a label. Options as of `encode`.
+@dataclass(frozen=True, kw_only=True)
+class ShapeHistogram(SupportVectors):
+    """Accuracy on `test` of a linear SVM on D2 histograms: `accuracy`, which is the same for every encoder.
 
-    Raises:
-        ValueError: no item has a label, or features are not finite.
+    Args:
+        num_bins: number of bins of the histogram.
+        max_points: number of points of a cloud at most; all pairs of them count.
     """
-    rows: list[Tensor] = []
-    labels: list[Tensor] = []
-    for batch, output in encode(encoder, pixels, fit="crop", **options):
-        labelled = batch.labels >= 0
-        rows.append(torch.cat([output.patches.mean(dim=1), output.patches.amax(dim=1)], dim=1)[labelled])
-        labels.append(batch.labels[labelled])
-    features = LabelledFeatures(torch.cat(rows), torch.cat(labels))
-    if len(features.labels) == 0:
-        raise ValueError(f"source {pixels.source.name!r}: no item has a label; this evaluator needs labels")
-    if not features.cls.isfinite().all():
-        raise ValueError(f"source {pixels.source.name!r}: the encoder's patch features are not finite; nothing can be scored on them")
-    return features
+
+    modality = "points"
+    unused = ("layer", "bf16")
+
+    num_bins: int = 64
+    max_points: int = 512
+
+    def validate(self) -> None:
+        super().validate()
+        if self.num_bins < 2 or self.max_points < 2:
+            raise ValueError(f"num_bins: {self.num_bins}, max_points: {self.max_points}; accepted: at least 2")
+
+    def vectors(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> LabelledFeatures:
+        """See `SupportVectors`."""
+        batches = items.batches(self.features.shape(encoder), resize="crop", batch_size=self.features.batch_size)
+        histograms = ((batch, distance_histograms(batch.items[:, : self.max_points], num_bins=self.num_bins)) for batch in batches)
+        return labelled_rows(histograms, lambda rows: rows, name=items.name)
 
 
-def svm_result(
-    train: LabelledFeatures, test: LabelledFeatures, *, inverse_l2: Sequence[float], scale: Scale, held_out_ratio: float
-) -> Result:
-    """Choose C on a part of the training items, fit on all of them, score on the test items; see `LinearSVM`.
-
-    Raises:
-        ValueError: too few training items to choose.
-    """
-    chosen = inverse_l2[0]
-    if len(inverse_l2) > 1:
-        held_out, fitted = held_out_split(len(train.labels), ratio=held_out_ratio)
-        if len(held_out) == 0 or len(train.labels[fitted].unique()) < 2:
-            raise ValueError(f"train: {len(train.labels)} items are too few to choose among inverse_l2 {list(inverse_l2)}; give one")
-        part = LabelledFeatures(train.cls[fitted], train.labels[fitted])
-        rates = [
-            (svm_predict(part, train.cls[held_out], inverse_l2=value, scale=scale) == train.labels[held_out]).float().mean().item()
-            for value in sorted(inverse_l2)
-        ]
-        chosen = sorted(inverse_l2)[rates.index(max(rates))]  # the strongest penalty on a tie
-    predicted = svm_predict(train, test.cls, inverse_l2=chosen, scale=scale)
-    return Result({"accuracy": accuracy(predicted, test.labels)}, chosen={"inverse_l2": chosen})
+def _mean_max(output: EncoderOutput) -> Tensor:
+    """Float[B 2D]."""
+    return torch.cat([output.patches.mean(dim=1), output.patches.amax(dim=1)], dim=1)
 
 
 def svm_predict(train: LabelledFeatures, queries: Tensor, *, inverse_l2: float, scale: Scale) -> Tensor:
@@ -144,13 +135,30 @@ def svm_predict(train: LabelledFeatures, queries: Tensor, *, inverse_l2: float, 
     rows = train.cls.double()
     queries = queries.double()
     if scale == "standard":
-        mean, std = rows.mean(dim=0), rows.std(dim=0).clamp_min(_MIN_STD)
-        rows, queries = (rows - mean) / std, (queries - mean) / std
+        standardised = standardiser(rows)
+        rows, queries = standardised(rows), standardised(queries)
     elif scale == "unit":
         rows, queries = functional.normalize(rows, dim=1), functional.normalize(queries, dim=1)
     # The primal problem: its solver draws no random number.
-    machine = LinearSVC(C=inverse_l2, dual=False, max_iter=_MAX_ITER)
+    machine = LinearSVC(C=inverse_l2, dual=False, max_iter=_MAX_ITER)  # pyright: ignore[reportArgumentType] - guessed from its default
     with warnings.catch_warnings(), small_products(rows):
         warnings.simplefilter("ignore", ConvergenceWarning)
         machine.fit(rows.numpy(), train.labels.numpy())
     return torch.from_numpy(machine.predict(queries.numpy()))
+
+
+def distance_histograms(points: Tensor, *, num_bins: int) -> Tensor:
+    """How distances of all pairs are distributed on [0, 2], the largest there is in a unit sphere.
+
+    Args:
+        points: Float[B P 3].
+        num_bins: number of bins.
+
+    Returns:
+        Float[B num_bins], rows sum to one.
+    """
+    first, second = torch.triu_indices(points.shape[1], points.shape[1], offset=1)
+    # Cloud by cloud: the pairs of a batch would be gigabytes.
+    return torch.stack(
+        [torch.histc((cloud[first] - cloud[second]).norm(dim=1).clamp(max=_LARGEST), num_bins, min=0.0, max=_LARGEST) for cloud in points]
+    ) / len(first)

@@ -11,7 +11,9 @@ The protocol is that of `prompt_segmentation` (after MMC), carried over to point
 - thresholds, and which items choose them, as there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -19,119 +21,72 @@ from torch import Tensor
 from torch.nn import functional
 
 from glpretrain.core.clouds import squared_distances
-from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.figures import shown_positions
-from glpretrain.evaluate.patches.prompt_segmentation import THRESHOLDS, ObjectScore, PromptSegmentation, calibration_images
-from glpretrain.evaluate.patches.similarity import PairSample, pair_sample
-from glpretrain.evaluate.pixels import Pixels
+from glpretrain.evaluate.items import DecodedItems, ItemBatch
+from glpretrain.evaluate.patches.prompt_segmentation import THRESHOLDS, Places, Prompted, Prompts
 from glpretrain.evaluate.points.tokens import at_points, cells, clouds_figure, point_tokens
 
 
-class PointPrompts(PromptSegmentation):
+class CloudPlaces(NamedTuple):
+    """Tokens of a cloud."""
+
+    points: Tensor  # Float[P 3]
+    centres: Tensor  # Float[N 3]
+    cell: Tensor  # Int[P]  the token that each point belongs to
+
+    def shares(self, mask: Tensor) -> Tensor:
+        """See `Places`; the mask is Bool[P]."""
+        return share_of_cells(mask, self.cell, count=len(self.centres))
+
+    def click(self, mask: Tensor) -> int:
+        """The token of the point that is farthest from all points of other parts."""
+        return int(self.cell[careful_click(self.points, mask)])
+
+    def iou(self, similarity: Tensor, queries: Tensor, mask: Tensor, *, known: Tensor) -> Tensor:
+        """See `Places`."""
+        maps = at_points(similarity[:, queries][None], points=self.points[None], centres=self.centres[None])[0].T  # [M P]
+        return point_iou(maps[:, known], mask[known])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointPrompts(Prompts):
     """How well the similarity to one token of a part segments the part; scores and choices as of `PromptSegmentation`.
 
+    `masked` are clouds with instances: which part of the shape each point lies on.
+
     Args:
-        masked: clouds with instances: which part of the shape each point lies on.
-        image_size: points of a cloud; None for the card's.
-        layer: block whose features are taken; negative numbers count from the last.
-        min_patches: parts with fewer tokens inside are left out; clouds have few.
-        max_prompts: parts with more tokens inside are prompted with this many, evenly spaced.
-        calibration_share: share of the clouds that choose the threshold.
-        batch_size: clouds at a time.
-        bf16: encode under bfloat16 autocast.
+        min_patches: parts with fewer tokens inside are left out; clouds have few tokens.
     """
 
-    def __init__(
-        self,
-        masked: Source | Pixels,
-        *,
-        image_size: int | None = None,
-        layer: int = -1,
-        min_patches: int = 2,
-        max_prompts: int = 64,
-        calibration_share: float = 0.25,
-        batch_size: int = 64,
-        bf16: bool = False,
-    ) -> None:
-        super().__init__(
-            masked,
-            image_size=image_size,
-            layer=layer,
-            min_patches=min_patches,
-            max_prompts=max_prompts,
-            calibration_share=calibration_share,
-            batch_size=batch_size,
-            bf16=bf16,
-        )
+    modality = "points"
 
-    def _measure(self, encoder: Encoder, cache: FeatureCache | None) -> tuple[list[ObjectScore], list[PairSample]]:
-        objects: list[ObjectScore] = []
-        pairs: list[PairSample] = []
-        for batch, patches, centres in point_tokens(encoder, self.masked, options=self._options(cache)):
-            if batch.instances is None:
-                raise ValueError(f"source {self.masked.source.name!r}: an item among {batch.index.tolist()} has no mask")
-            tokens = functional.normalize(patches, dim=-1)
-            for position, index in enumerate(batch.index.tolist()):
-                classes = None if batch.semantic is None else batch.semantic[position]
-                place = batch.images[position], centres[position]
-                found, sample = self._score_cloud(tokens[position], *place, batch.instances[position], classes, index)
-                objects += found
-                pairs += sample
-        return objects, pairs
+    min_patches: int = 2
 
-    def _score_cloud(
-        self, tokens: Tensor, points: Tensor, centres: Tensor, instances: Tensor, classes: Tensor | None, index: int
-    ) -> tuple[list[ObjectScore], list[PairSample]]:
-        """Every part of one cloud that is large enough, and a sample of its pairs of tokens if there is any."""
-        similarity = tokens @ tokens.T  # [N N]
-        cell = cells(points[None], centres[None])[0]  # [P]
-        known = instances >= 0  # [P]
-        objects: list[ObjectScore] = []
-        insides: list[Tensor] = []
-        for identity in instances[instances > 0].unique().tolist():
-            part = instances == identity  # [P]
-            inside = share_of_cells(part, cell, count=len(centres)) >= 0.5  # [N]
-            prompts = inside.nonzero()[:, 0]  # [M]
-            if len(prompts) < self.min_patches:
-                continue
-            insides.append(inside)
-            if len(prompts) > self.max_prompts:
-                prompts = prompts[torch.arange(self.max_prompts) * len(prompts) // self.max_prompts]
-            queries = torch.cat([prompts, cell[careful_click(points, part)][None]])  # [M+1]
-            maps = at_points(similarity[:, queries][None], points=points[None], centres=centres[None])[0].T  # [M+1 P]
-            iou = point_iou(maps[:, known], part[known])  # [M+1 T]
-            label = -1 if classes is None else int(classes[part].mode().values)
-            objects.append(ObjectScore(index, label, iou[:-1].mean(dim=0), iou[-1]))
-        if not insides:
-            return [], []
-        usable = share_of_cells(known, cell, count=len(centres)) > 0.5
-        return objects, pair_sample(similarity, torch.stack(insides), usable=usable, index=index)
+    def placed(
+        self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None
+    ) -> Iterator[tuple[ItemBatch, Tensor, Sequence[Places]]]:
+        """See `Prompts`."""
+        for batch, tokens, centres in point_tokens(encoder, items, features=self.features, cache=cache):
+            pairs = zip(batch.items, centres, strict=True)
+            places = [CloudPlaces(points, own, cells(points[None], own[None])[0]) for points, own in pairs]
+            yield batch, functional.normalize(tokens, dim=-1), places
 
-    def _prompts_figure(self, encoder: Encoder, cache: FeatureCache | None, objects: list[ObjectScore], *, threshold: float) -> Figure:
-        """The largest part of a few of the clouds that were scored."""
-        scored = sorted({score.image for score in objects} - calibration_images(self.masked, share=self.calibration_share))
-        wanted = {scored[position] for position in shown_positions(len(scored))}
-        clouds, clicks = [], []
+    def figure(self, shown: Sequence[Prompted], *, threshold: float) -> Figure:
+        """See `Prompts`."""
+        clicks: list[Tensor] = []
         rows: dict[str, list[Tensor]] = {"cosine with the prompt": [], f"above {threshold:.2f}": [], "truth": []}
-        for batch, patches, centres in point_tokens(encoder, self.masked, options=self._options(cache)):
-            for position, index in enumerate(batch.index.tolist()):
-                if index not in wanted:
-                    continue
-                points, instances = batch.images[position], batch.instances[position]
-                part = instances == instances[instances > 0].mode().values
-                click = careful_click(points, part)
-                tokens = functional.normalize(patches[position], dim=-1)  # [N D]
-                prompt = tokens[cells(points[None], centres[position : position + 1])[0, click]]
-                cosine = at_points((tokens @ prompt)[None, :, None], points=points[None], centres=centres[position : position + 1])[0, :, 0]
-                clouds.append(points)
-                clicks.append(points[click])
-                low, high = cosine.min(), cosine.max()
-                shown = ((cosine - low) / (high - low).clamp_min(1e-6), (cosine > threshold).float(), part.float())
-                for row, colours in zip(rows.values(), shown, strict=True):
-                    row.append(colours)
-        return clouds_figure(clouds, rows=rows, marks=clicks)
+        for points, part, tokens, places in shown:
+            assert isinstance(places, CloudPlaces)
+            click = careful_click(points, part)
+            prompt = tokens[places.cell[click]]
+            cosine = at_points((tokens @ prompt)[None, :, None], points=points[None], centres=places.centres[None])[0, :, 0]
+            low, high = cosine.min(), cosine.max()
+            clicks.append(points[click])
+            colourings = ((cosine - low) / (high - low).clamp_min(1e-6), (cosine > threshold).float(), part.float())
+            for row, colours in zip(rows.values(), colourings, strict=True):
+                row.append(colours)
+        return clouds_figure([one.item for one in shown], rows=rows, marks=clicks)
 
 
 def share_of_cells(inside: Tensor, cell: Tensor, *, count: int) -> Tensor:
@@ -140,7 +95,7 @@ def share_of_cells(inside: Tensor, cell: Tensor, *, count: int) -> Tensor:
     Args:
         inside: Bool[P].
         cell: Int[P], from range(count).
-        count: N.
+        count: number of cells N.
 
     Returns:
         Float[N]; 0 for a cell without points.
@@ -168,7 +123,7 @@ def point_iou(similarity: Tensor, part: Tensor, *, thresholds: Sequence[float] |
     Args:
         similarity: Float[M P].
         part: Bool[P], not empty.
-        thresholds: T.
+        thresholds: T of them.
 
     Returns:
         Float[M T].

@@ -1,9 +1,9 @@
 """What the evaluators of points share: tokens with their places, and from scores at centres to scores at points.
 
-Left out: the protocols, each in its own file.
+The protocols are left out; each has its own file.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,33 +13,35 @@ from torch import Tensor
 
 from glpretrain.core.clouds import farthest_points, interpolation, nearest_points, take
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.features import encode, fitted_shape
-from glpretrain.evaluate.patches.segmentation import FeatureOptions, checked_patches
-from glpretrain.evaluate.pixels import PixelBatch, Pixels
+from glpretrain.evaluate.cache import FeatureCache
+from glpretrain.evaluate.features import Features
+from glpretrain.evaluate.items import DecodedItems, ItemBatch
+from glpretrain.evaluate.patches.segmentation import checked_patches
 
 _VIEW = ((0.87, 0.5, 0.0), (-0.25, 0.43, 0.87))  # what is shown to the right and up: from the side and a little from above
 
 
-def point_tokens(encoder: Encoder, pixels: Pixels, *, options: FeatureOptions) -> Iterator[tuple[PixelBatch, Tensor, Tensor]]:
+def point_tokens(
+    encoder: Encoder, items: DecodedItems, *, features: Features, cache: FeatureCache | None
+) -> Iterator[tuple[ItemBatch, Tensor, Tensor]]:
     """Batches of clouds with their tokens and where these stand.
 
     Args:
-        encoder: of points.
-        pixels: the clouds.
-        options: number of points, layer and precision.
+        encoder: an encoder of points.
+        items: the clouds.
+        features: how they are encoded.
+        cache: see `Features.encode`.
 
     Yields:
         A batch, Float[B N D], and the centres, Float[B N 3].
 
     Raises:
-        ValueError: the encoder is not for points, or its features are not finite.
+        ValueError: the features are not finite.
     """
-    if encoder.card.modality != "points":
-        raise ValueError(f"encoder {encoder.card.encoder!r} is for {encoder.card.modality}; this evaluator accepts: points")
-    (count,) = encoder.grid(fitted_shape(encoder, options.image_size))
-    for batch, output in encode(encoder, pixels, fit="stretch", **options._asdict()):
-        centres = take(batch.images, farthest_points(batch.images, count=count))
-        yield batch, checked_patches(output.patches, count=count, encoder=encoder, pixels=pixels), centres
+    (count,) = encoder.grid(features.shape(encoder))
+    for batch, output in features.encode(encoder, items, resize="stretch", cache=cache):
+        centres = take(batch.items, farthest_points(batch.items, count=count))
+        yield batch, checked_patches(output.patches, count=count, encoder=encoder, items=items), centres
 
 
 def cells(points: Tensor, centres: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ def at_points(scores: Tensor, *, points: Tensor, centres: Tensor) -> Tensor:
     return (take(scores, index) * weight.unsqueeze(-1)).sum(dim=2)
 
 
-def clouds_figure(clouds: Sequence[Tensor], *, rows: dict[str, Sequence[Tensor]], marks: Sequence[Tensor] = ()) -> Figure:
+def clouds_figure(clouds: Sequence[Tensor], *, rows: Mapping[str, Sequence[Tensor]], marks: Sequence[Tensor] = ()) -> Figure:
     """One column per cloud, one row per colouring.
 
     Args:

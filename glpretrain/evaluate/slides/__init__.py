@@ -1,1 +1,5 @@
-"""Evaluators of encoders of whole-slide images."""
+"""From the tiles of a whole-slide image to the slide."""
+
+from glpretrain.evaluate.slides.multiple_instance import GatedAttention, fit_gated_attention
+
+__all__ = ["GatedAttention", "fit_gated_attention"]

@@ -25,6 +25,9 @@ class GatedAttention(nn.Module):
         dropout: of the features, while it is fitted.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, embed_dim: int, *, num_classes: int, hidden_dim: int = 128, dropout: float = 0.25) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(embed_dim))

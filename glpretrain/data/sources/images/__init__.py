@@ -1,7 +1,7 @@
 """Sources of images: files, shards, tiles of slides, faces, videos, and synthetic scenes and tissue."""
 
 from glpretrain.data.sources.images.faces import Faces, FaceSwaps, LFWSubset
-from glpretrain.data.sources.images.folders import ImageFolder, ImageList, MaskedFolder, mask_folders, source_for
+from glpretrain.data.sources.images.folders import ImageFolder, ImageList, MaskedFolder, mask_folders
 from glpretrain.data.sources.images.scenes import Scenes
 from glpretrain.data.sources.images.shards import HuggingFaceImages, TarShards
 from glpretrain.data.sources.images.tiles import TileFolder
@@ -25,5 +25,4 @@ __all__ = [
     "VideoFolder",
     "VideoSource",
     "mask_folders",
-    "source_for",
 ]

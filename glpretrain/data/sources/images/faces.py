@@ -55,6 +55,11 @@ class Faces(Source):
     def groups(self) -> Sequence[str]:
         return self._images.groups
 
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether it is a folder of images with region maps, as `glpretrain faces` writes it."""
+        return all((path / name).is_dir() for name in ("images", "regions"))
+
     def __len__(self) -> int:
         return len(self._images)
 

@@ -11,25 +11,10 @@ from torch import Tensor
 
 from glpretrain.data.sources.base import Item, Source, UnreadableItemError, checked_index, label_items
 from glpretrain.data.sources.images.decoding import ENDINGS, decode, decode_mask, existing_folder, find_images
-from glpretrain.prepare.slides.folder import SETTINGS
 
 _FRAME = "_frame_"
 _TEST_FOLDERS = ("val", "test")
 _MASK_FOLDERS = (("images", "masks"), ("JPEGImages", "Annotations"))
-
-
-def source_for(root: str | Path) -> str:
-    """Name of the class in `glpretrain.data` that reads a folder, told by what the folder holds.
-
-    This is `TileFolder` for the output of `glpretrain tiles`, `Faces` for the output of `glpretrain faces`, `TarShards` for a .tar file
-    or a folder that holds some, and `ImageFolder` for anything else, because that class says what is wrong with other content.
-    """
-    folder = Path(root).expanduser()
-    if (folder / SETTINGS).is_file():
-        return "TileFolder"
-    if all((folder / name).is_dir() for name in ("images", "regions")):
-        return "Faces"
-    return "TarShards" if folder.is_file() or any(folder.glob("*.tar")) else "ImageFolder"
 
 
 def mask_folders(root: str | Path) -> dict[str, Path]:

@@ -59,6 +59,11 @@ class TarShards(Source):
         labels = [label for _, label in samples]
         self.classes, self._labels = label_items(labels, owner=f"TarShards: {self.root}", key=_numbers_first)
 
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether it is a .tar file, or a folder with some at its top."""
+        return path.is_file() or any(path.glob("*.tar"))
+
     def __len__(self) -> int:
         return len(self._images)
 

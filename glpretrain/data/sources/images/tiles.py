@@ -72,6 +72,11 @@ class TileFolder(Source):
         self.tissue = np.array(tissue, dtype=np.float32)
         self._shards = [self.root / "shards" / name for name in shards]
 
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether it is a folder that `glpretrain tiles` wrote."""
+        return (path / SETTINGS).is_file()
+
     def __len__(self) -> int:
         return len(self.slide_of)
 

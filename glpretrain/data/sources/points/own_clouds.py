@@ -119,6 +119,11 @@ class PointArrays(PointSource):
         self.classes = _names(arrays.get("class_names"), numbers=_joined(arrays, "labels", "label", prefixes=everywhere))
         self.mask_classes = _names(arrays.get("part_names"), numbers=_joined(arrays, "parts", "pid", "mask", prefixes=everywhere))
 
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether it is a file."""
+        return path.is_file()
+
     def __len__(self) -> int:
         return len(self.points)
 

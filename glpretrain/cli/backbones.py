@@ -1,0 +1,132 @@
+"""The verbs that open backbones: `glpretrain export` and `glpretrain inspect`.
+
+Layouts (`glpretrain.weights.exports`) and the page (`glpretrain.report`) are left out.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from glpretrain import modalities
+from glpretrain.encoders import Encoder
+from glpretrain.report import untrained as fresh
+from glpretrain.weights import load_backbone
+from glpretrain.weights.exports import export_as
+
+_EXPORTED = "backbone"  # what a run calls the folder of its encoder
+
+
+def export(
+    backbone: str,
+    out: Path,
+    *,
+    format: Literal["folder", "timm", "huggingface", "torch", "onnx"] = "folder",
+    img_size: tuple[int, ...] | None = None,
+    any_size: bool = False,
+    licence: str | None = None,
+    which: Literal["teacher", "student"] = "teacher",
+    read_as: str | None = None,
+    num_heads: int | None = None,
+) -> None:
+    """Write a backbone to a folder: timm, Hugging Face, torch.export or ONNX.
+
+    The encoder is written to a new folder, with its card (mean, std, licence) beside it. The command says how far the written one is
+    from the encoder on a check batch.
+
+    formats:
+      folder       model.safetensors and config.json: load_backbone and timm's local-dir: open it
+      timm         the same as folder
+      huggingface  config.json, model.safetensors, preprocessor_config.json: transformers.AutoModel opens it; ViTs only
+      torch        encoder.pt2: torch.export.load opens it, without this package and without timm
+      onnx         encoder.onnx: input images, outputs cls and patches (pip install 'glpretrain[onnx]')
+    torch and onnx take any number of images, normalised with the card's mean and std, of one size (--img_size) or of --any_size.
+
+    Args:
+        backbone: checkpoints/last.ckpt of a run, an exported folder, or a published checkpoint (DINO, iBOT, Mugs, MAE, FSFM, DINOv2,
+            DINOv3, MoCo v3, MSN, timm, Hugging Face)
+        out: a new or empty folder
+        format: layout that is written
+        img_size: pixels, or height and width, that the export is made for; the encoder's own when left out
+        any_size: torch and onnx: let height and width vary (not every model can)
+        licence: licence of the weights
+        which: side that is written, where there are two
+        read_as: layout of a published file, where its contents do not tell (dino, mae, timm, ...)
+        num_heads: number of attention heads, for a published file of an unpublished width
+    """
+    size = img_size[0] if img_size is not None and len(img_size) == 1 else img_size
+    encoder = load_backbone(backbone, which=which, format=read_as, num_heads=num_heads)
+    print(export_as(encoder, out, format=format, img_size=size, any_size=any_size, licence=licence))
+
+
+def inspect(
+    backbone: str,
+    images: list[Path],
+    *,
+    compare: list[str] = [],  # noqa: B006 - read only
+    untrained: bool = False,
+    out: Path = Path("report.html"),
+    size: str | None = None,
+    threshold: float = 0.5,
+    layers: str = "all",
+) -> None:
+    """Write a page to look into backbones: attention, patch PCA, prompts by click.
+
+    The page is one file, complete in itself. It shows items as backbones see them: attention of every head and block, the PCA of the
+    patches, and what resembles the patch that you click, with a threshold to move.
+
+    Before and after training, side by side:
+      glpretrain inspect runs/mmc/latest/backbone photo.jpg --untrained
+      glpretrain inspect mmc=runs/mmc/latest/backbone a.jpg b.jpg --compare mae=runs/mae/latest/backbone --size 192
+
+    Args:
+        backbone: folder of a run or export, or a published checkpoint; NAME=PATH names it
+        images: pictures, which are stretched to the size of the backbone; clouds or meshes where the backbone is for points
+        compare: another backbone beside it (may be repeated)
+        untrained: also the architecture of the first backbone with fresh weights
+        out: a new file
+        size: side of the square, or HEIGHTxWIDTH, or number of points, to look at; each backbone's own when left out
+        threshold: cosine that the page opens with
+        layers: blocks whose attention is kept: all, last, or numbers such as 0,5,11
+    """
+    encoders: dict[str, Encoder] = {}
+    for given in (backbone, *compare):
+        name, path = _name(given)
+        if name in encoders:
+            raise ValueError(f"inspect: two backbones are called {name!r}; name them, as in before={path}")
+        encoders[name] = load_backbone(path)
+    if untrained:
+        if "untrained" in encoders:
+            raise ValueError("inspect: a backbone is called 'untrained' and --untrained adds another; choose another name")
+        encoders = {"untrained": fresh(next(iter(encoders.values()))), **encoders}
+    kind = next(iter(encoders.values())).card.modality
+    page = modalities.imported(modalities.get(kind).page)
+    path = page(encoders, images, out=out, size=_size(size), threshold=threshold, layers=_layers(layers))
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, open it in a browser")
+
+
+def _name(given: str) -> tuple[str, str]:
+    """What a backbone is called on the page, and its folder: NAME=PATH, or the end of the path that tells it from others."""
+    name, equals, path = given.partition("=")
+    if equals and name and not Path(given).exists():
+        return name, path
+    parts = Path(given).parts
+    if len(parts) > 1 and parts[-1] == _EXPORTED:
+        parts = parts[:-1]
+    return "/".join(parts[-2:]), given
+
+
+def _size(given: str | None) -> int | tuple[int, int] | None:
+    if given is None:
+        return None
+    sides = given.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"inspect: --size {given}; accepted: PIXELS, or HEIGHTxWIDTH, as in 224 or 224x320")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def _layers(given: str) -> Literal["all", "last"] | list[int]:
+    if given == "all" or given == "last":
+        return given
+    try:
+        return [int(number) for number in given.split(",")]
+    except ValueError as error:
+        raise ValueError(f"inspect: --layers {given}; accepted: all, last, or numbers such as 0,5,11") from error

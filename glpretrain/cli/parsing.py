@@ -1,0 +1,188 @@
+"""Verbs from typed functions: arguments, help and completion, and mistakes in one line that says what would have been accepted.
+
+What the verbs do is left out. A recipe and a configuration are parsed by the same parser, so its messages are explained here too.
+"""
+
+import argparse
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import docstring_parser
+from jsonargparse import ArgumentParser, Namespace
+
+from glpretrain.modalities import imported
+
+REST = "overrides"  # name of the parameter of a verb that gets what its parser does not know
+_KEY = re.compile(r'Parser key "([\w.]+)"')
+_CLASS = re.compile(r"class_path '([\w.]+)'")
+_NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+_NO_NAME = re.compile(r"(?:Group '([\w.]+)' does not accept option|Option) '([\w.]+)'|unrecognized arguments: --([\w.]+)")
+_VALUE = re.compile(r"(?:Given|Got) value: (.*)")
+_TYPES = re.compile(r"Subtypes: \[(.*)\]|Expected an? (.*?)\. Got value")
+
+
+def verb_parser(function: Callable, *, verb: str) -> ArgumentParser:
+    """The parser of a verb.
+
+    A parameter that can be given by position is a positional argument, any other one an option. A bool is a flag; a list is an option that
+    may be repeated, or a positional argument with any number of values; a tuple is an option with several values.
+
+    Args:
+        function: what the verb does; its docstring is the help.
+        verb: name of the verb.
+    """
+    text = docstring_parser.parse(inspect.getdoc(function) or "")
+    described = {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in text.params}
+    parser = ArgumentParser(
+        prog=f"glpretrain {verb}",
+        description="\n\n".join(part for part in (text.short_description, text.long_description) if part),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    hints = get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name != REST:
+            _add(parser, parameter, hints[name], description=described[name])
+    return parser
+
+
+def _add(parser: ArgumentParser, parameter: inspect.Parameter, hint: object, *, description: str) -> None:
+    name, default = parameter.name, parameter.default
+    by_position, required = parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD, default is inspect.Parameter.empty
+    text = description if required or not default else f"{description} (default: {default})"
+    add = partial(parser.add_argument, name if by_position else f"--{name}", help=text)
+    if hint is bool:
+        add(action="store_true")
+        return
+    parts = (hint, *get_args(hint))  # of a union, its members
+    several = next((part for part in parts if get_origin(part) in (list, tuple)), None)
+    choices = next((get_args(part) for part in parts if get_origin(part) is Literal), ())
+    metavar = "{" + ",".join(choices) + "}" if choices else name.upper()
+    add = partial(add, type=hint if several is None else get_args(several)[0], metavar=metavar)
+    if several is not None:
+        add = partial(add, action="append") if get_origin(several) is list and not by_position else partial(add, nargs="+")
+    if not by_position:
+        add = partial(add, required=True) if required else partial(add, default=default)
+    add()
+
+
+def parse_verb(function: Callable, arguments: Sequence[str], *, verb: str) -> Mapping[str, object]:
+    """The arguments of a verb's function.
+
+    Raises:
+        ValueError: an argument is unknown or missing, or has a value that is not accepted.
+    """
+    parser = verb_parser(function, verb=verb)
+    own, rest = _divided(arguments, parser)
+    takes_rest = REST in inspect.signature(function).parameters
+    values = parse(parser, own if takes_rest else [*own, *rest]).as_dict()
+    return values | {REST: rest} if takes_rest else values
+
+
+def _divided(arguments: Sequence[str], parser: ArgumentParser) -> tuple[list[str], list[str]]:
+    """What a parser knows, with what is given by position first, and the options that it does not know, each with its value."""
+    known = parser._option_string_actions
+    by_position: list[str] = []
+    own: list[str] = []
+    rest: list[str] = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        name, equals, _ = word.partition("=")
+        if not word.startswith("-"):
+            by_position.append(word)
+            continue
+        target, nargs = (own, known[name].nargs) if name in known else (rest, None)
+        target.append(word)
+        while words and not equals and nargs != 0 and not words[0].startswith("--"):
+            target.append(words.pop(0))
+            if nargs != "+":
+                break
+    return [*by_position, *own], rest
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str], *, values: Mapping[str, object] | None = None) -> Namespace:
+    """Parse arguments.
+
+    Args:
+        parser: the parser.
+        arguments: words of the command line.
+        values: a configuration that they override.
+
+    Raises:
+        ValueError: says in one line what is wrong and what is accepted.
+    """
+    try:
+        return parser.parse_args(list(arguments), namespace=None if values is None else parser.parse_object(dict(values)))
+    except argparse.ArgumentError as error:
+        raise ValueError(explained(str(error), parser)) from error
+
+
+def completion(verbs: Mapping[str, Callable], *, shell: str) -> str:
+    """The script that completes verbs and their options in a shell: bash, zsh, fish or tcsh."""
+    parser = ArgumentParser(prog="glpretrain", description="Self-supervised pretraining.")
+    subcommands = parser.add_subcommands()
+    for verb, function in verbs.items():
+        subcommands.add_subcommand(verb, verb_parser(function, verb=verb))
+    return parser.get_completion_script(f"shtab-{shell}")
+
+
+def meant(name: str, accepted: Iterable[str]) -> str:
+    """`; did you mean ...?` where one of the accepted names is close, and all of them."""
+    names = list(accepted)
+    close = difflib.get_close_matches(name, names, n=1)
+    return (f"; did you mean {close[0]}?" if close else "") + f" (accepted: {', '.join(names)})"
+
+
+def explained(message: str, parser: ArgumentParser) -> str:
+    """One line for what the parser says over many: the key, the value, what is accepted, and what may have been meant."""
+    where, classes = ".".join(_KEY.findall(message)), _CLASS.findall(message)
+    if found := _NO_CLASS.search(message):
+        module, name = found.groups()
+        return f"{where}: there is no class {module}.{name}" + meant(name, vars(import_module(module))["__all__"])
+    names = argument_names(imported(classes[-1])) if classes else _names(parser)
+    if found := _NO_NAME.search(message):
+        group, _, name = ".".join(part for part in found.groups() if part).rpartition(".")
+        while group and not _below(names, group):
+            group, _, name = group.rpartition(".")
+        place = ".".join(part for part in (where, group) if part)
+        return (f"{place}: " if place else "") + f"nothing reads {name!r}" + meant(name, _below(names, group))
+    last = message.rpartition("Parser key")[2]
+    value, types = _VALUE.search(last), _TYPES.search(last)
+    if where and value and types:
+        return f"{where}: {value[1]!r} given; accepted: {_plain(types[1] or types[2])}"
+    return " ".join(line.strip().removeprefix("- ") for line in message.splitlines())
+
+
+def argument_names(owner: Callable) -> list[str]:
+    """What a class, or a function that makes one, can be given in a recipe, as dotted names."""
+    parser = ArgumentParser()
+    if isinstance(owner, type):
+        parser.add_class_arguments(owner)
+    else:
+        parser.add_function_arguments(owner)
+    return _names(parser)
+
+
+def _names(parser: ArgumentParser) -> list[str]:
+    """Of all options, as dotted names."""
+    options = (option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--"))
+    return [name for name in options if not name.endswith(("help", "print_config", "+"))]
+
+
+def _below(names: Iterable[str], group: str | None) -> list[str]:
+    """The next parts of the dotted names that begin with `group`, each once."""
+    prefix = f"{group}." if group else ""
+    return list(dict.fromkeys(name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix)))
+
+
+def _plain(types: str) -> str:
+    """Names of types for a person: `int, null` of `<class 'int'>, <class 'NoneType'>`."""
+    text = re.sub(r"<class '(?:[\w]+\.)*(\w+)'>", r"\1", types).replace("NoneType", "null")
+    return re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", text)

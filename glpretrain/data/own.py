@@ -1,0 +1,77 @@
+"""Which source is meant: by a folder or a file whose contents nobody names, by its held-out part, and where there is none at all."""
+
+import inspect
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from glpretrain import modalities
+from glpretrain.core import keys
+from glpretrain.data.sources.base import Source, Subset
+
+_TRAIN_SHARE = 0.8
+_EMBEDDED_ITEMS = 2400
+
+
+class SourceSpec(NamedTuple):
+    """A source as a configuration names it."""
+
+    class_path: str
+    init_args: dict[str, str | int]
+
+    def arguments(self, name: str) -> list[str]:
+        """The source as arguments of the command line, under this name."""
+        return [f"--{name}", self.class_path, *(f"--{name}.init_args.{key}={value}" for key, value in self.init_args.items())]
+
+
+def source_for(path: str | Path, modality: str) -> str:
+    """Import path of the source that reads the user's items.
+
+    Args:
+        path: a folder, or a file.
+        modality: name of the kind of items; its sources are asked one after the other.
+
+    Raises:
+        ValueError: none of them reads the path.
+    """
+    for class_path in modalities.get(modality).own_sources:
+        source = modalities.imported(class_path)
+        assert isinstance(source, type) and issubclass(source, Source)
+        if source.reads(Path(path).expanduser()):
+            return class_path
+    raise ValueError(f"{path}: no source of the kind {modality} reads it; accepted: {', '.join(modalities.get(modality).own_sources)}")
+
+
+def source_spec(path: str | Path, class_path: str, *, channels: int | None = None) -> SourceSpec:
+    """The source of a path.
+
+    Args:
+        path: a folder, or a file.
+        class_path: import path of the source.
+        channels: number of channels of every item, where the source can be told.
+    """
+    first, *others = inspect.signature(modalities.imported(class_path)).parameters
+    return SourceSpec(class_path, {first: str(path)} | ({"channels": channels} if channels is not None and "channels" in others else {}))
+
+
+def train_test_parts(source: Source) -> tuple[Source, Source]:
+    """(train, test) parts of a source with classes: its own split, or else a fixed fifth of it is the test part."""
+    if (split := source.train_test_split()) is not None:
+        return split
+    index = torch.arange(len(source))
+    train = keys.uniform(keys.item_keys(seed=0, epoch=0, index=index)) < _TRAIN_SHARE  # not of the run's seed: runs stay comparable
+    return Subset(source, indices=index[train].tolist()), Subset(source, indices=index[~train].tolist())
+
+
+def embedded_source(modality: str, *, size: int) -> Source:
+    """The source of synthetic items, with classes and masks, that runs on unlabelled data are scored on.
+
+    Args:
+        modality: name of the kind of item.
+        size: size of its items.
+    """
+    kind = modalities.get(modality)
+    source = modalities.imported(kind.embedded_source)(_EMBEDDED_ITEMS, **{kind.embedded_size: size})
+    assert isinstance(source, Source), f"{kind.embedded_source} is no source"
+    return source
