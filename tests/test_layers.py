@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "prepare.faces": {"core", "masking", "data"},
     "evaluate": {"core", "modalities", "encoders", "data"},
     "weights": {"core", "encoders", "training"},
-    "report": {"core", "modalities", "encoders", "weights"},
+    "report": {"core", "modalities", "encoders", "data"},
     "callbacks": {"core", "modalities", "objectives", "encoders", "data", "evaluate", "weights", "report"},
     "runs": {"core", "encoders", "weights"},
     "cli": _MODEL

@@ -3,7 +3,7 @@
   "use strict";
   const SIDE = 440, REACH = 1.15, NEIGHBOURS = 3, CLICK = 4; // pixels, coordinate at the edge, centres per point, pixels of a click
   const data = JSON.parse(document.getElementById("data").textContent);
-  const colours = maps.bytes(data.colours);
+  const colours = maps.bytes(data.colours), { element, plural, card } = drawing(colours);
   const by = (id) => document.getElementById(id);
   const state = { yaw: 0.6, pitch: 0.35, threshold: data.threshold, shown: "similarity", prompts: data.images.map(() => 0) };
 
@@ -46,7 +46,7 @@
   function valuesOf(i, b) {
     const view = views[i][b];
     if (state.shown.startsWith("attention")) {
-      if (view.shades === null) return { values: null, text: "no class token, no attention" };
+      if (view.shades === null) return { values: null, text: `no attention: ${view.reason}` };
       const [layer, head] = state.shown.split(" ").slice(1).map(Number), count = view.centres.length;
       if (!(layer < view.shades.length / (view.heads * count) && head < view.heads)) return { values: null, text: "no such block or head" };
       const start = (layer * view.heads + head) * count;
@@ -156,23 +156,13 @@
     });
   }
 
-  function made(tag, className, text, ...children) {
-    const element = document.createElement(tag);
-    element.className = className;
-    if (text !== "") element.textContent = text;
-    element.append(...children);
-    return element;
-  }
-
   function build() {
-    by("lead").textContent = `${data.images.length} clouds in ${data.backbones.length} backbones. Click a point to prompt, drag to turn.`;
-    by("version").textContent = `glpretrain ${data.version}`;
+    by("lead").textContent = `${plural(data.images.length, "cloud")}, ${plural(data.backbones.length, "backbone")}. `
+      + "Click a point to prompt, drag to turn.";
+    by("version").textContent = `made by glpretrain ${data.version}`;
     const error = Math.max(...data.views.flat().map((view) => view.error));
     by("exactness").textContent = `Features are stored as 16-bit integers: the largest error of any cosine on this page is ${error.toExponential(1)}.`;
-    for (const { name, encoder, source, parameters } of data.backbones) {
-      const facts = made("p", "note", `${encoder}, ${(parameters / 1e6).toFixed(2)} M parameters. ${source}`);
-      by("cards").append(made("section", "card", "", made("h2", "", name), facts));
-    }
+    by("cards").append(...data.backbones.map((backbone) => card(backbone, {})));
     const options = [["similarity", "similarity"], ["mask", "mask"]];
     const layers = data.backbones[0].layers, heads = Math.max(0, ...data.views.flat().map((view) => view.heads ?? 0));
     layers.forEach((layer, n) => {
@@ -180,17 +170,17 @@
     });
     by("shown").append(...options.map(([value, text]) => new Option(text, value)));
     data.images.forEach(({ name }, i) => {
-      const columns = made("div", "columns", "");
+      const columns = element("div", { className: "columns" });
       data.backbones.forEach((backbone, b) => {
-        const canvas = Object.assign(document.createElement("canvas"), { width: SIDE, height: SIDE, tabIndex: 0 });
-        canvas.setAttribute("aria-label", `${name} in ${backbone.name}`);
-        const caption = made("figcaption", "", "");
-        columns.append(made("section", "backbone", "", made("h3", "", backbone.name), made("figure", "cloud", "", canvas, caption)));
+        const attributes = { "aria-label": `${name} in ${backbone.name}` };
+        const canvas = element("canvas", { width: SIDE, height: SIDE, tabIndex: 0, attributes }), caption = element("figcaption");
+        const figure = element("figure", { className: "cloud" }, canvas, caption);
+        columns.append(element("section", { className: "backbone" }, element("h3", { textContent: backbone.name }), figure));
         const cell = { i, b, canvas, caption, values: null, range: [0, 1], text: "" };
         cells.push(cell);
         listen(cell);
       });
-      by("main").append(made("section", "image", "", made("h2", "", name), columns));
+      by("main").append(element("section", { className: "image" }, element("h2", { textContent: name }), columns));
     });
     by("threshold").value = state.threshold;
     by("threshold").addEventListener("input", (event) => { state.threshold = Number(event.target.value); update(); });

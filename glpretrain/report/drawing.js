@@ -1,4 +1,4 @@
-// Elements and canvases of the page. Everything that is drawn comes as an argument; what there is to draw, `page.js` knows.
+// Elements and canvases of the pages. Everything that is drawn comes as an argument; `images.js` and `clouds.js` know what there is to draw.
 const drawing = (colours) => { // 256 * RGB
   "use strict";
   const OUTLINE = "#ff2d6f";
@@ -10,6 +10,21 @@ const drawing = (colours) => { // 256 * RGB
     for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
     made.append(...children);
     return made;
+  }
+
+  const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
+  // What a backbone is, in a card at the top of the page; facts that are empty are left out.
+  function card(backbone, facts) {
+    const common = {
+      encoder: backbone.encoder, source: backbone.source, licence: backbone.licence,
+      parameters: `${(backbone.parameters / 1e6).toPrecision(3)} M`, width: `${backbone.dim}, ${backbone.depth} blocks`, ...facts,
+    };
+    const list = element("dl");
+    for (const [name, value] of Object.entries(common)) {
+      if (value) list.append(element("dt", { textContent: name }), element("dd", { textContent: value }));
+    }
+    return element("div", { className: "card" }, element("h3", { textContent: backbone.name }), list);
   }
 
   // A colour in one number, as a canvas keeps it on a little-endian machine: pictures are redrawn while a slider moves.
@@ -107,5 +122,5 @@ const drawing = (colours) => { // 256 * RGB
     }
   }
 
-  return { element, packed, painted, enlarged, colour, greys, heat, cutOut, histogram, frame };
+  return { element, plural, card, packed, painted, enlarged, colour, greys, heat, cutOut, histogram, frame };
 };

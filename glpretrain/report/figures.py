@@ -1,6 +1,6 @@
 """The pictures of the report as matplotlib figures, for notebooks and papers.
 
-A notebook shows them after `%matplotlib inline`; nothing here touches pyplot's global state. Left out: the interactive page (`report`).
+A notebook shows them after `%matplotlib inline`; nothing here touches pyplot's global state. The interactive page is left out (`page`).
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from glpretrain.encoders import Encoder
-from glpretrain.report.maps import Layers, Picture, Seen, attention, layer_numbers, look, patch_pca, similarity_map
+from glpretrain.report.maps import Layers, Picture, Seen, Size, attention, layer_numbers, look, patch_pca, similarity_map
 
 COLOURS = "viridis"
 OPACITY = 0.7  # of a similarity map over the grey picture
@@ -21,7 +21,7 @@ _OUTLINE, _PROMPT = "#ff2d6f", "white"
 _CELL, _TITLE = 1.9, 0.3  # inches
 
 
-def attention_figure(encoder: Encoder, image: Picture, *, layers: Layers = "last", size: int | tuple[int, int] | None = None) -> Figure:
+def attention_figure(encoder: Encoder, image: Picture, *, layers: Layers = "last", size: Size = None) -> Figure:
     """Where the class token looks: a row per block, a column per head, and their mean; every map from zero to its own maximum.
 
     Args:
@@ -44,11 +44,11 @@ def attention_figure(encoder: Encoder, image: Picture, *, layers: Layers = "last
     return figure
 
 
-def pca_figure(encoder: Encoder, image: Picture, *, size: int | tuple[int, int] | None = None) -> Figure:
+def pca_figure(encoder: Encoder, image: Picture, *, size: Size = None) -> Figure:
     """The picture beside the first three principal components of its patches, as red, green and blue.
 
     Args:
-        encoder: in evaluation mode.
+        encoder: an encoder in evaluation mode.
         image: a file, or UInt8[C H W].
         size: see `look`.
 
@@ -68,12 +68,12 @@ def similarity_figure(
     *,
     patch: tuple[int, int],
     threshold: float = 0.5,
-    size: int | tuple[int, int] | None = None,
+    size: Size = None,
 ) -> Figure:
     """The prompt, the similarity of all patches to it, and the mask above the threshold.
 
     Args:
-        encoder: in evaluation mode.
+        encoder: an encoder in evaluation mode.
         image: a file, or UInt8[C H W].
         patch: row and column of the prompt.
         threshold: the mask is where the upsampled cosine exceeds it.
@@ -96,12 +96,12 @@ def compare_figure(
     *,
     point: tuple[float, float] = (0.5, 0.5),
     threshold: float = 0.5,
-    size: int | tuple[int, int] | None = None,
+    size: Size = None,
 ) -> Figure:
     """A row per encoder: the prompt, similarity, mask and PCA.
 
     Args:
-        encoders: by the name that they are shown under; in evaluation mode.
+        encoders: encoders by the name that they are shown under; in evaluation mode.
         image: a file, or UInt8[C H W].
         point: of the prompt, down and across, as shares of height and width; each encoder is prompted with its patch there.
         threshold: the mask is where the upsampled cosine exceeds it.

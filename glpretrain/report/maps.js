@@ -1,4 +1,4 @@
-// Mathematics of the page: what `glpretrain/inspect/maps.py` computes, from the features that `report.py` stored.
+// Mathematics of the pages: what `maps.py` computes, from the features that `page.py` stored.
 const maps = (() => {
   "use strict";
   const UNIT = 32767; // features are int16 of value * UNIT

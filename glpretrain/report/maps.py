@@ -1,7 +1,7 @@
 """What an encoder makes of one picture, as tensors: its patches, their similarities and main directions, and its attention.
 
 Size, normalisation and similarity are those of prompt segmentation in `glpretrain.evaluate`: a picture shows what a score measured.
-Left out: drawing them (`figures`, `report`).
+Drawing them is left out (`figures`, `page`).
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
+from glpretrain import modalities
+from glpretrain.core.types import Item
+from glpretrain.data.sources.base import UnreadableItemError
+from glpretrain.data.sources.images import decode
 from glpretrain.encoders import Encoder, build
 from glpretrain.encoders.attention import cls_attention_of_blocks
 
@@ -22,6 +24,8 @@ from glpretrain.encoders.attention import cls_attention_of_blocks
 Picture = str | Path | Tensor
 # Blocks, counted from 0, or from the last in negative numbers.
 Layers = Literal["all", "last"] | Sequence[int]
+# Side of a square, or height and width, or number of points; None is the card's.
+Size = int | tuple[int, int] | None
 
 
 class Seen(NamedTuple):
@@ -33,26 +37,23 @@ class Seen(NamedTuple):
     grid: tuple[int, int]  # rows and columns of the N patches
 
 
-def look(encoder: Encoder, image: Picture, *, size: int | tuple[int, int] | None = None) -> Seen:
+def look(encoder: Encoder, image: Picture, *, size: Size = None) -> Seen:
     """Stretch a picture to the size of the encoder, normalise and encode it.
 
     Args:
-        encoder: in evaluation mode, for grey or RGB images.
+        encoder: an encoder in evaluation mode, for grey or RGB images.
         image: a file, or UInt8[C H W].
         size: side of the square, or height and width, that the picture is stretched to; None is the card's.
 
     Raises:
         ValueError: the picture cannot be read, or does not fit the encoder, or the size does not divide into patches.
     """
-    height, width = shape_of(encoder, size)[1:]
+    shape, modality = shape_of(encoder, size), modalities.get(encoder.card.modality)
     if encoder.training:
         raise ValueError("inspect: the encoder is in training mode; call eval() first")
-    pixels = read(image, channels=encoder.card.item_shape[0])
-    if pixels.shape[1:] != (height, width):
-        pixels = functional.interpolate(pixels[None], size=(height, width), mode="bicubic", antialias=True)[0]  # [C H W]
-    device = next(encoder.parameters()).device
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (encoder.card.mean, encoder.card.std))
-    items = ((pixels.to(device).float() / 255 - mean) / std)[None]  # [1 C H W]
+    item = Item(read(image, channels=shape[0]), label=-1, instances=None, regions=None)
+    pixels = modality.resize(item, shape, fit="stretch").image  # [C H W]
+    items = modality.normalise(pixels[None].to(next(encoder.parameters()).device), encoder.card)  # [1 C H W]
     with torch.no_grad():
         patches = encoder(items).patches[0].float().cpu()  # [N D]
     if not patches.isfinite().all():
@@ -61,19 +62,18 @@ def look(encoder: Encoder, image: Picture, *, size: int | tuple[int, int] | None
     return Seen(pixels, items, patches, (rows, columns))
 
 
-def shape_of(encoder: Encoder, size: int | tuple[int, int] | None) -> tuple[int, int, int]:
+def shape_of(encoder: Encoder, size: Size) -> tuple[int, int, int]:
     """Channels, height and width of what the encoder is shown.
 
     Raises:
         ValueError: the encoder is not for grey or RGB images, or the size does not divide into its patches.
     """
     card = encoder.card
-    if card.modality != "image" or card.item_shape[0] not in (1, 3):
+    if len(card.item_shape) != 3 or card.item_shape[0] not in (1, 3):
         raise ValueError(f"inspect: the backbone takes {card.modality} of {card.item_shape[0]} channels; accepted: image of 1 or 3")
-    height, width = card.item_shape[1:] if size is None else (size, size) if isinstance(size, int) else size
-    shape = (card.item_shape[0], height, width)
-    encoder.grid(shape)
-    return shape
+    channels, height, width = modalities.get(card.modality).item_shape(card, size)
+    encoder.grid((channels, height, width))
+    return channels, height, width
 
 
 def read(image: Picture, *, channels: int) -> Tensor:
@@ -87,11 +87,9 @@ def read(image: Picture, *, channels: int) -> Tensor:
             raise ValueError(f"inspect: image is {image.dtype} of shape {tuple(image.shape)}; accepted: uint8 of ({channels}, H, W)")
         return image.cpu()
     try:
-        with Image.open(image) as opened:
-            array = np.array(ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L"))
-    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is how PIL names a broken header
+        return decode(Path(image), channels=channels)
+    except UnreadableItemError as error:
         raise ValueError(f"inspect: {image} cannot be read as an image: {error}") from error
-    return torch.from_numpy(array).reshape(*array.shape[:2], channels).permute(2, 0, 1)  # [C H W]
 
 
 def similarity_map(seen: Seen, *, patch: tuple[int, int]) -> Tensor:

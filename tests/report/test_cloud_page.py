@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from browser import MISSING, Browser
@@ -9,14 +10,14 @@ from golden import noise
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain.cli.inspection import inspect
+from glpretrain.cli.backbones import inspect
 from glpretrain.core.clouds import in_unit_sphere, take
 from glpretrain.encoders import PointTransformer, ViT
 from glpretrain.evaluate.points.tokens import at_points, cells
 from glpretrain.report import write_cloud_report
 from glpretrain.weights import export
 
-CLOUDS = {"a <1>": in_unit_sphere(noise(90, 3, name="a")), "b": in_unit_sphere(noise(70, 3, name="b") * torch.tensor([1.0, 0.3, 2.0]))}
+CLOUDS = {"a <1>": in_unit_sphere(noise(90, 3, name="a")), "b": in_unit_sphere(noise(90, 3, name="b") * torch.tensor([1.0, 0.3, 2.0]))}
 in_a_browser = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
@@ -30,9 +31,17 @@ def encoders() -> dict[str, PointTransformer]:
     return {"pos": small("pos_bert_base"), "mae": small("point_mae")}
 
 
+def written(folder: Path) -> list[Path]:
+    """The clouds as files."""
+    for name, cloud in CLOUDS.items():
+        np.save(folder / f"{name}.npy", cloud.numpy())
+    return [folder / f"{name}.npy" for name in CLOUDS]
+
+
 @pytest.fixture(scope="module")
 def page(encoders, tmp_path_factory) -> Path:
-    return write_cloud_report(encoders, CLOUDS, out=tmp_path_factory.mktemp("clouds") / "r.html", threshold=0.3)
+    folder = tmp_path_factory.mktemp("clouds")
+    return write_cloud_report(encoders, written(folder), out=folder / "r.html", threshold=0.3)
 
 
 @pytest.fixture
@@ -97,28 +106,36 @@ def test_every_map_is_drawn(browser) -> None:
         pictures.append(browser.run("return document.querySelector('canvas').toDataURL()"))
     assert len(set(pictures)) == len(pictures)
     captions = browser.run("return Array.from(document.querySelectorAll('figcaption'), (caption) => caption.textContent)")
-    assert captions[0] == "attention of the class token" and captions[1] == "no class token, no attention"
+    assert captions[0] == "attention of the class token" and captions[1].startswith("no attention: ") and "class token" in captions[1]
+
+
+@in_a_browser
+def test_cards_say_what_the_backbones_are(browser) -> None:
+    cards = browser.run("return Array.from(document.querySelectorAll('.card'), (card) => card.textContent)")
+    assert len(cards) == 2 and "pos_bert_base" in cards[0] and "point_mae" in cards[1] and "24, 2 blocks" in cards[0]
+    headings = browser.run("return Array.from(document.querySelectorAll('.image h2'), (heading) => heading.textContent)")
+    assert headings == ["a <1>.npy", "b.npy"]
 
 
 def test_the_command_line_reads_files(tmp_path: Path) -> None:
     export(small("pos_bert_base"), tmp_path / "backbone")
     file = tmp_path / "shape.txt"
     file.write_text("\n".join(" ".join(map(str, row)) for row in CLOUDS["b"].tolist()))
-    options = {"with_untrained": True, "threshold": 0.5, "layers": "last"}
-    page = inspect([str(tmp_path / "backbone")], [file], out=tmp_path / "r.html", size="64", **options)
-    text = page.read_text(encoding="ascii")
+    options = {"untrained": True, "layers": "last"}
+    inspect(str(tmp_path / "backbone"), [file], out=tmp_path / "r.html", size="64", **options)
+    text = (tmp_path / "r.html").read_text(encoding="ascii")
     assert "shape.txt" in text and "untrained" in text
-    with pytest.raises(ValueError, match="accepted for clouds: a number of points"):
-        inspect([str(tmp_path / "backbone")], [file], out=tmp_path / "s.html", size="64x32", **options)
+    with pytest.raises(ValueError, match="the size of a cloud is its number of points"):
+        inspect(str(tmp_path / "backbone"), [file], out=tmp_path / "s.html", size="64x32", **options)
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path, encoders) -> None:
-    vit = ViT("vit_tiny_patch16_224", img_size=32, depth=1).eval()
+    vit, files = ViT("vit_tiny_patch16_224", img_size=32, depth=1).eval(), written(tmp_path)
     with pytest.raises(ValueError, match="vit is for image"):
-        write_cloud_report({"vit": vit}, CLOUDS, out=tmp_path / "r.html")
-    with pytest.raises(ValueError, match="0 clouds given"):
-        write_cloud_report(encoders, {}, out=tmp_path / "r.html")
+        write_cloud_report({"vit": vit}, files, out=tmp_path / "r.html")
+    with pytest.raises(ValueError, match="0 files given"):
+        write_cloud_report(encoders, [], out=tmp_path / "r.html")
     with pytest.raises(ValueError, match="threshold=2"):
-        write_cloud_report(encoders, CLOUDS, out=tmp_path / "r.html", threshold=2)
-    with pytest.raises(ValueError, match="is in training mode"):
-        write_cloud_report({"x": small("point_mae").train()}, CLOUDS, out=tmp_path / "r.html")
+        write_cloud_report(encoders, files, out=tmp_path / "r.html", threshold=2)
+    with pytest.raises(ValueError, match="x is in training mode"):
+        write_cloud_report({"x": small("point_mae").train()}, files, out=tmp_path / "r.html")

@@ -8,13 +8,12 @@ import torch
 from browser import MISSING, Browser
 from evaluate.evaluate_stubs import TableSource
 from PIL import Image
-from test_inspect import features_of, picture, save, small, stored
+from test_report import features_of, picture, save, small, stored
 from torch.nn import functional
 
 from glpretrain.data.sources.base import Item
 from glpretrain.encoders import FeatureMap, ViT
-from glpretrain.evaluate.features import encode
-from glpretrain.evaluate.pixels import Pixels
+from glpretrain.evaluate import DecodedItems, Features
 from glpretrain.report import untrained, write_report
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -63,7 +62,7 @@ def similarity_of(patches, prompt, grid, size):
 def evaluated(encoder, pixels):
     """Float[N D]: the normalised patches that the evaluator would use."""
     source = TableSource([Item(image=pixels, label=-1, instances=None, regions=None)])
-    ((_, output),) = encode(encoder, Pixels(source), fit="stretch")
+    ((_, output),) = Features().encode(encoder, DecodedItems(source), resize="stretch")
     return functional.normalize(output.patches[0], dim=-1)
 
 

@@ -16,10 +16,9 @@ from PIL import Image
 from torch.nn import functional
 
 from glpretrain.data.sources.base import Item
-from glpretrain.encoders import FeatureMap, ViT
+from glpretrain.encoders import FeatureMap, PointTransformer, ViT
 from glpretrain.encoders.attention import cls_attention
-from glpretrain.evaluate.features import encode
-from glpretrain.evaluate.pixels import Pixels
+from glpretrain.evaluate import DecodedItems, Features
 from glpretrain.report import attention_figure, compare_figure, pca_figure, similarity_figure, untrained, write_report
 from glpretrain.report.maps import attention, layer_numbers, look, patch_pca, similarity_map
 from glpretrain.report.page import compact
@@ -61,7 +60,7 @@ def features_of(view):
 def test_patches_are_those_that_the_evaluator_scores(size):
     encoder = small()
     source = TableSource([Item(image=picture(), label=-1, instances=None, regions=None)])
-    ((_, output),) = encode(encoder, Pixels(source), fit="stretch", image_size=size)
+    ((_, output),) = Features(size=size).encode(encoder, DecodedItems(source), resize="stretch")
     seen = look(encoder, picture(), size=size)
     assert torch.equal(seen.patches, output.patches[0])
     assert seen.grid == ((3, 5) if size is None else (5, 5))
@@ -224,9 +223,11 @@ def test_mistakes_are_named(tmp_path):
     refused("layers='first'; accepted: all, last", layers="first")
     refused("does not divide by the patch of 8", size=20)
     refused("0 backbones", encoders={})
-    refused("0 images", images=[])
+    refused("0 files", images=[])
     refused("training mode; call eval", encoders={"one": small().train()})
     refused("takes image of 5 channels; accepted: image of 1 or 3", encoders={"one": small(in_chans=5)})
+    points = PointTransformer("point_mae", num_points=64, embed_dim=24, num_heads=3, depth=1).eval()
+    refused("two is for points; accepted on this page: backbones for image", encoders={"one": encoder, "two": points})
     broken = small()
     with torch.no_grad():
         broken.model.norm.weight.fill_(torch.nan)
@@ -258,7 +259,7 @@ def test_three_photographs_and_a_small_vit_stay_far_below_the_budget(tmp_path):
 
 def test_wheels_hold_the_parts_of_the_page():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["glpretrain.report"]
-    parts = [path.name for path in (ROOT / "glpretrain" / "inspect").iterdir() if path.is_file() and path.suffix != ".py"]
+    parts = [path.name for path in (ROOT / "glpretrain" / "report").iterdir() if path.is_file() and path.suffix != ".py"]
     assert parts
     assert all(any(fnmatch(part, pattern) for pattern in listed) for part in parts)
-    assert all((ROOT / "glpretrain" / "inspect" / pattern).read_text().isascii() for pattern in listed)
+    assert all((ROOT / "glpretrain" / "report" / part).read_text().isascii() for part in parts)

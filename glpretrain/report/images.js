@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const LOW = -1, HIGH = 1; // of the threshold's slider, the histogram and the common colour scale
   const DRAWN = 640; // about how many pixels wide pictures are drawn, whatever the encoder's size
-  const { element, packed, painted, enlarged, colour, greys, heat, cutOut, histogram, frame } = drawing(maps.bytes(data.colours));
+  const { element, plural, card, packed, painted, enlarged, colour, greys, heat, cutOut, histogram, frame } = drawing(maps.bytes(data.colours));
   const state = {
     thresholds: data.backbones.map(() => data.threshold),
     layers: data.backbones.map((backbone) => backbone.layers.length - 1), // positions among the stored blocks
@@ -242,29 +242,20 @@
 
   const across = ([height, width]) => `${width} \u00d7 ${height}`;
 
-  function card(backbone) {
-    const facts = {
-      encoder: backbone.encoder, source: backbone.source, licence: backbone.licence,
-      parameters: `${(backbone.parameters / 1e6).toPrecision(3)} M`, width: `${backbone.dim}, ${backbone.depth} blocks`,
-      patches: `${across(backbone.patch)} pixels`,
-      shown: `${across(backbone.size)} pixels, ${backbone.grid[0]} rows of ${backbone.grid[1]} patches`,
-      trained: `${across(backbone.trained)} pixels`,
-    };
-    const list = element("dl");
-    for (const [name, value] of Object.entries(facts)) {
-      if (value) list.append(element("dt", { textContent: name }), element("dd", { textContent: value }));
-    }
-    return element("div", { className: "card" }, element("h3", { textContent: backbone.name }), list);
-  }
+  const cardOf = (backbone) => card(backbone, {
+    patches: `${across(backbone.patch)} pixels`,
+    shown: `${across(backbone.size)} pixels, ${backbone.grid[0]} rows of ${backbone.grid[1]} patches`,
+    trained: `${across(backbone.trained)} pixels`,
+  });
 
   async function build() {
-    const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`, byId = (id) => document.getElementById(id);
+    const byId = (id) => document.getElementById(id);
     byId("lead").textContent = `${plural(data.images.length, "picture")}, ${plural(data.backbones.length, "backbone")}. `
       + "Click a patch: what resembles it lights up, and the mask is what exceeds the threshold.";
     byId("version").textContent = `made by glpretrain ${data.version}`;
     byId("exactness").textContent = "Patches are stored as 16-bit integers on their principal axes. Largest error of any cosine: "
       + data.backbones.map((backbone) => `${backbone.error.toExponential(1)} (${backbone.name})`).join(", ") + ".";
-    byId("cards").append(...data.backbones.map(card));
+    byId("cards").append(...data.backbones.map(cardOf));
     byId("link-option").hidden = data.backbones.length < 2;
     byId("linked").addEventListener("change", (event) => { state.linked = event.target.checked; });
     byId("shared").addEventListener("change", (event) => {

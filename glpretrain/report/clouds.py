@@ -1,0 +1,73 @@
+"""The page of clouds of points, which turn: click a point and see, in every backbone, what resembles it.
+
+The browser carries values from tokens to points as the evaluators do (inverse squared distances to the nearest three centres), so a mask on
+the page is the evaluator's.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from glpretrain import modalities
+from glpretrain.core.clouds import farthest_points
+from glpretrain.data.sources.clouds import cloud_item
+from glpretrain.data.sources.point_files import read_points
+from glpretrain.encoders import Encoder
+from glpretrain.report.maps import Layers, Size
+from glpretrain.report.page import Plain, base64_of, described, stored, write_page
+
+
+def write_cloud_report(
+    encoders: Mapping[str, Encoder],
+    files: Sequence[str | Path],
+    *,
+    out: str | Path,
+    size: Size = None,
+    threshold: float = 0.5,
+    layers: Layers = "all",
+) -> Path:
+    """Write the page of some clouds.
+
+    Args:
+        encoders: encoders of points, by the name that they are shown under; in evaluation mode.
+        files: clouds and meshes, which are moved into the unit sphere.
+        out: a new .html file; its folder is made where it is missing.
+        size: number of points; None is that of the first card.
+        threshold: threshold that the page opens with.
+        layers: blocks whose attention is stored, counted from 0, or from the last in negative numbers; or "all", or "last".
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: a file cannot be read, or see `write_page`.
+    """
+
+    def contents(paths: Sequence[Path]) -> Plain:
+        modality = modalities.get("points")
+        shape = modality.item_shape(next(iter(encoders.values())).card, size)
+        clouds: list[Tensor] = []
+        for path in paths:
+            item = cloud_item(read_points(path, num_points=shape[0]), label=-1, normalise=True)
+            clouds.append(modality.resize(item, shape, fit="stretch").image)  # [P 3]
+        images = [
+            {"name": path.name, "points": base64_of(points.numpy().astype("<f4"))} for path, points in zip(paths, clouds, strict=True)
+        ]
+        return {
+            "images": images,
+            "backbones": [described(name, encoder, layers=layers) for name, encoder in encoders.items()],
+            "views": [[_view(encoder, points, layers=layers) for encoder in encoders.values()] for points in clouds],
+        }
+
+    return write_page(encoders, files, modality="points", part="clouds", contents=contents, out=out, threshold=threshold, layers=layers)
+
+
+@torch.no_grad()
+def _view(encoder: Encoder, points: Tensor, *, layers: Layers) -> Plain:
+    """What the page holds of one cloud in one backbone."""
+    items = points[None].to(next(encoder.parameters()).device)
+    patches = encoder(items).patches[0].float().cpu()  # [N D]
+    view, error = stored(encoder, items, patches, layers=layers)
+    return view | {"centres": farthest_points(items, count=len(patches))[0].tolist(), "error": error}
