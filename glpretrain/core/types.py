@@ -21,7 +21,7 @@ from glpretrain import __version__
 class Item(NamedTuple):
     """One decoded item at its own size. What is said of pixels holds for the points of a cloud, as Int[P] in place of Int[H W]."""
 
-    image: Tensor  # UInt8[C H W], or Float[P 3] for a cloud of points
+    values: Tensor  # UInt8[C H W] of an image, Float[P 3] of a cloud of points
     label: int  # index into `Source.classes`, -1 where there is none
     instances: Tensor | None  # Int[H W]  0 background, 1.. objects of this item, -1 to be ignored; None without masks
     regions: Tensor | None  # Int[H W]  region id per pixel (face parts), -1 where there is none; None without regions

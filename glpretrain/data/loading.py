@@ -77,7 +77,7 @@ class RawItems(Dataset[RawBatch]):
                 unreadable.append((position, str(error)))
                 continue
             fitted = self.resize(item)
-            return fitted.image, fitted.aspect, position, fitted.regions
+            return fitted.values, fitted.aspect, position, fitted.regions
         raise ValueError(f"{self.source.name}: {len(unreadable)} items in a row cannot be read, the first: {unreadable[0][1]}")
 
     def bytes_in_memory(self) -> int:

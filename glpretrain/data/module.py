@@ -337,7 +337,7 @@ class DataModule(LightningDataModule):
     def _embedded_source(self, argument: str) -> Source:
         embedded = embedded_source(self.views.modality, size=self.item_size)
         axis = modalities.get(self.views.modality).channel_axis
-        channels, accepted = self.raw_batch([0]).items[0].shape[axis], embedded[0].image.shape[axis]
+        channels, accepted = self.raw_batch([0]).items[0].shape[axis], embedded[0].values.shape[axis]
         if channels != accepted:
             raise ValueError(f"DataModule: {self.source.name} has {channels} channels and {embedded.name} has {accepted}; give {argument}")
         return embedded

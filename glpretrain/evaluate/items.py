@@ -157,7 +157,7 @@ class DecodedItems:
         if not items:
             return None
         return ItemBatch(
-            items=torch.stack([item.image for item in items.values()]),
+            items=torch.stack([item.values for item in items.values()]),
             labels=torch.tensor([item.label for item in items.values()]),
             instances=_stacked([item.instances for item in items.values()]),
             semantic=_stacked([item.semantic for item in items.values()]),
@@ -221,7 +221,7 @@ def _stacked(masks: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _digest(item: Item) -> str:
-    digest = hashlib.sha256(f"{tuple(item.image.shape)} {item.label}".encode())
-    for tensor in (item.image, item.instances, item.semantic):
+    digest = hashlib.sha256(f"{tuple(item.values.shape)} {item.label}".encode())
+    for tensor in (item.values, item.instances, item.semantic):
         digest.update(b"-" if tensor is None else bytes_of(tensor))
     return digest.hexdigest()

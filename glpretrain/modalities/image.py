@@ -44,23 +44,23 @@ class Image(Modality):
     def resize(self, item: Item, shape: Sequence[int], *, fit: Literal["crop", "stretch"]) -> Item:
         """Bicubic with antialiasing; masks by the nearest pixel."""
         channels, *size = shape
-        if item.image.dim() != 3:
-            raise ValueError(f"an item of shape {tuple(item.image.shape)} is no image; the encoder needs images (C H W)")
-        if item.image.shape[0] != channels:
-            raise ValueError(f"an image has {item.image.shape[0]} channels; the encoder needs {channels}")
-        height, width = item.image.shape[1:]
+        if item.values.dim() != 3:
+            raise ValueError(f"an item of shape {tuple(item.values.shape)} is no image; the encoder needs images (C H W)")
+        if item.values.shape[0] != channels:
+            raise ValueError(f"an image has {item.values.shape[0]} channels; the encoder needs {channels}")
+        height, width = item.values.shape[1:]
         inner = tuple(size)
         if fit == "crop":
             scale = max(size[0] / height, size[1] / width)
             inner = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-        image, masks = item.image, {"instances": item.instances, "semantic": item.semantic}
+        image, masks = item.values, {"instances": item.instances, "semantic": item.semantic}
         if inner != (height, width):
             image = functional.interpolate(image.unsqueeze(0), size=inner, mode="bicubic", antialias=True)[0]
             masks = {name: None if mask is None else _resized_ids(mask, inner) for name, mask in masks.items()}
         top, left = (inner[0] - size[0]) // 2, (inner[1] - size[1]) // 2
         window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
         cut = {name: None if mask is None else mask[window].clone() for name, mask in masks.items()}
-        return item._replace(image=image[window].clone(), instances=cut["instances"], semantic=cut["semantic"])
+        return item._replace(values=image[window].clone(), instances=cut["instances"], semantic=cut["semantic"])
 
     def normalise(self, items: Tensor, card: EncoderCard) -> Tensor:
         """(image / 255 - mean) / std."""

@@ -42,8 +42,8 @@ class Points(Modality):
 
     def resize(self, item: Item, shape: Sequence[int], *, fit: Literal["crop", "stretch"]) -> Item:
         """A fixed pseudo-random part of the points, or all of them again and again; `fit` makes no difference."""
-        if item.image.dim() != 2:
-            raise ValueError(f"an item of shape {tuple(item.image.shape)} is no cloud; the encoder needs clouds of points (P 3)")
+        if item.values.dim() != 2:
+            raise ValueError(f"an item of shape {tuple(item.values.shape)} is no cloud; the encoder needs clouds of points (P 3)")
         return with_count(item, shape[0])
 
     def normalise(self, items: Tensor, card: EncoderCard) -> Tensor:
@@ -74,7 +74,7 @@ class Points(Modality):
 
 def with_count(item: Item, count: int) -> Item:
     """A cloud with exactly `count` points: a fixed pseudo-random part of them, or all of them again and again."""
-    num_points = len(item.image)
+    num_points = len(item.values)
     if num_points == count:
         return item
     order = torch.arange(num_points)
@@ -82,4 +82,4 @@ def with_count(item: Item, count: int) -> Item:
         order = keys.permutation(keys.fold_in(torch.tensor(num_points), _SUBSET), num_points)
     chosen = order[torch.arange(count) % num_points]
     instances, semantic = (None if mask is None else mask[chosen] for mask in (item.instances, item.semantic))
-    return item._replace(image=item.image[chosen], instances=instances, semantic=semantic)
+    return item._replace(values=item.values[chosen], instances=instances, semantic=semantic)

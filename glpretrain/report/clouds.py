@@ -12,8 +12,7 @@ from torch import Tensor
 
 from glpretrain import modalities
 from glpretrain.core.clouds import farthest_points
-from glpretrain.data.sources.clouds import cloud_item
-from glpretrain.data.sources.point_files import read_points
+from glpretrain.data.sources.points import cloud_item, read_points
 from glpretrain.encoders import Encoder
 from glpretrain.report.maps import Layers, Size
 from glpretrain.report.page import Plain, base64_of, described, stored, write_page
@@ -51,7 +50,7 @@ def write_cloud_report(
         clouds: list[Tensor] = []
         for path in paths:
             item = cloud_item(read_points(path, num_points=shape[0]), label=-1, normalise=True)
-            clouds.append(modality.resize(item, shape, fit="stretch").image)  # [P 3]
+            clouds.append(modality.resize(item, shape, fit="stretch").values)  # [P 3]
         images = [
             {"name": path.name, "points": base64_of(points.numpy().astype("<f4"))} for path, points in zip(paths, clouds, strict=True)
         ]

@@ -16,7 +16,7 @@ from torch.nn import functional
 from glpretrain import modalities
 from glpretrain.core.types import Item
 from glpretrain.data.sources.base import UnreadableItemError
-from glpretrain.data.sources.images import decode
+from glpretrain.data.sources.images.decoding import decode
 from glpretrain.encoders import Encoder, build
 from glpretrain.encoders.attention import cls_attention_of_blocks
 
@@ -52,7 +52,7 @@ def look(encoder: Encoder, image: Picture, *, size: Size = None) -> Seen:
     if encoder.training:
         raise ValueError("inspect: the encoder is in training mode; call eval() first")
     item = Item(read(image, channels=shape[0]), label=-1, instances=None, regions=None)
-    pixels = modality.resize(item, shape, fit="stretch").image  # [C H W]
+    pixels = modality.resize(item, shape, fit="stretch").values  # [C H W]
     items = modality.normalise(pixels[None].to(next(encoder.parameters()).device), encoder.card)  # [1 C H W]
     with torch.no_grad():
         patches = encoder(items).patches[0].float().cpu()  # [N D]

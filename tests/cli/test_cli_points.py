@@ -31,7 +31,7 @@ def stack(tmp_path: Path) -> Path:
     fields: dict[str, np.ndarray] = {"class_names": np.array(Solids(1).classes), "part_names": np.array(Solids(1).mask_classes)}
     for part, count in (("train", 24), ("test", 12)):
         items = [Solids(count, num_points=64, split=part)[index] for index in range(count)]
-        fields[f"{part}_points"] = torch.stack([item.image for item in items]).numpy()
+        fields[f"{part}_points"] = torch.stack([item.values for item in items]).numpy()
         fields[f"{part}_labels"] = np.array([item.label for item in items])
         fields[f"{part}_parts"] = torch.stack([item.semantic for item in items]).numpy()
     np.savez(tmp_path / "stack.npz", **fields)

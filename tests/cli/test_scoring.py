@@ -49,7 +49,7 @@ def write_masked(folder: Path, count: int) -> None:
         (folder / kind).mkdir(parents=True)
     for index in range(count):
         item = scenes[index]
-        Image.fromarray(item.image.permute(1, 2, 0).numpy()).save(folder / "images" / f"{index}.png")
+        Image.fromarray(item.values.permute(1, 2, 0).numpy()).save(folder / "images" / f"{index}.png")
         Image.fromarray(item.instances.byte().numpy()).save(folder / "masks" / f"{index}.png")
 
 

@@ -75,7 +75,7 @@ def test_faces_read_images_with_their_maps(prepared: Path) -> None:
     assert source.groups == ["fake/a", "fake/a", "real/b", "real/b"] == ImageFolder(prepared / "images").groups
     assert Subset(source, indices=[3, 0]).groups == ["real/b", "fake/a"]
     item = source[1]
-    assert item.label == 0 and item.image.shape == (3, 20, 30) and torch.equal(item.regions, (torch.arange(30) // 3).expand(20, -1))
+    assert item.label == 0 and item.values.shape == (3, 20, 30) and torch.equal(item.regions, (torch.arange(30) // 3).expand(20, -1))
     assert source_for(prepared, "image") == "glpretrain.data.Faces" and not Faces.reads(prepared / "images")
 
 
@@ -99,7 +99,7 @@ def test_views_move_image_and_map_together() -> None:
         def __getitem__(self, index: int):
             regions = torch.ones(96, 96, dtype=torch.long)
             regions[:, 40:], regions[70:80] = 10, 5
-            return super().__getitem__(index)._replace(image=(regions * 20).to(torch.uint8).repeat(3, 1, 1), regions=regions)
+            return super().__getitem__(index)._replace(values=(regions * 20).to(torch.uint8).repeat(3, 1, 1), regions=regions)
 
     views = MultiCrop([ViewSpec(48, (0.4, 1.0), count=2, interpolation="bilinear")])
     raw = DataModule(Painted(40, size=96), views, batch_size=8, item_size=96, mask=CRFRPMask()).raw_batch(range(8))
@@ -134,12 +134,12 @@ def test_a_batch_has_the_covered_tokens_where_its_mask_covers_some() -> None:
 
 def test_the_embedded_faces_have_splits_and_all_regions() -> None:
     source = LFWSubset(170, size=48)
-    assert len(source) == 170 and source[165].image.shape == (3, 48, 48) and torch.equal(source[165].image, source[5].image)
+    assert len(source) == 170 and source[165].values.shape == (3, 48, 48) and torch.equal(source[165].values, source[5].values)
     assert set(source[0].regions.unique().tolist()) == set(range(11))
     train, test = source.train_test_split()
     assert len(train) == 160 and len(test) == 40 and {test[index].label for index in range(40)} == {0, 1}
-    seen = {tuple(train[index].image.flatten().tolist()) for index in range(160)}
-    assert not any(tuple(test[index].image.flatten().tolist()) in seen for index in range(40))
+    seen = {tuple(train[index].values.flatten().tolist()) for index in range(160)}
+    assert not any(tuple(test[index].values.flatten().tolist()) in seen for index in range(40))
     with pytest.raises(ValueError, match="LFWSubset: split is 'val'; expected 'faces' or 'train' or 'test'"):
         LFWSubset(split="val")
 
@@ -148,7 +148,7 @@ def test_swapped_faces_differ_inside_and_keep_the_rest() -> None:
     source = FaceSwaps(size=50, split="test")
     assert len(source) == 40 and source.classes == ("real", "fake")
     real, fake = source[6], source[7]
-    changed = (real.image.float() - fake.image.float()).abs().amax(dim=0) > 0
+    changed = (real.values.float() - fake.values.float()).abs().amax(dim=0) > 0
     assert (real.label, fake.label) == (0, 1) and 0.1 < changed.float().mean() < 0.7
     assert not changed[:, :2].any() and not changed[-4:].any()
     with pytest.raises(ValueError, match="frames is 0; expected at least 16 pixels and 1 frame"):

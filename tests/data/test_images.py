@@ -23,8 +23,8 @@ def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
     picture(tmp_path / ".hidden.png")
     source = ImageFolder(tmp_path)
     assert len(source) == 3 and not source.classes
-    assert [int(source[index].image[0, 0, 0]) for index in range(3)] == [0, 1, 2]
-    assert source[0].image.shape == (3, 7, 5) and source[0].image.dtype == torch.uint8 and source[0].label == -1
+    assert [int(source[index].values[0, 0, 0]) for index in range(3)] == [0, 1, 2]
+    assert source[0].values.shape == (3, 7, 5) and source[0].values.dtype == torch.uint8 and source[0].label == -1
     with pytest.raises(IndexError):
         source[3]
 
@@ -85,18 +85,18 @@ def test_orientation_of_the_camera_is_honoured(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6  # turned by a quarter
     Image.fromarray(np.zeros((5, 7, 3), dtype=np.uint8)).save(tmp_path / "a.jpg", exif=exif)
-    assert ImageFolder(tmp_path)[0].image.shape == (3, 7, 5)
+    assert ImageFolder(tmp_path)[0].values.shape == (3, 7, 5)
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16)).save(tmp_path / "a.png")
-    assert ImageFolder(tmp_path, channels=1)[0].image.flatten().tolist() == [0, 127, 255]
-    assert ImageFolder(tmp_path, channels=3)[0].image.shape == (3, 1, 3)
+    assert ImageFolder(tmp_path, channels=1)[0].values.flatten().tolist() == [0, 127, 255]
+    assert ImageFolder(tmp_path, channels=3)[0].values.shape == (3, 1, 3)
 
 
 def test_other_numbers_of_channels_come_from_arrays(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.full((5, 7, 4), 9, dtype=np.uint8))
-    assert ImageFolder(tmp_path, channels=4)[0].image.shape == (4, 5, 7)
+    assert ImageFolder(tmp_path, channels=4)[0].values.shape == (4, 5, 7)
     with pytest.raises(UnreadableItemError, match=r"shape \(5, 7, 4\), expected \(height, width, 2\)"):
         ImageFolder(tmp_path, channels=2)[0]
 
@@ -106,7 +106,7 @@ def test_a_list_is_relative_to_itself(tmp_path: Path) -> None:
     picture(tmp_path / "b.png", 4)
     (tmp_path / "list.txt").write_text("# comment\nin/with space.png\n\nb.png\n")
     source = ImageList(tmp_path / "list.txt")
-    assert [int(source[index].image[0, 0, 0]) for index in range(2)] == [3, 4] and not source.classes
+    assert [int(source[index].values[0, 0, 0]) for index in range(2)] == [3, 4] and not source.classes
     (tmp_path / "list.txt").write_text("in/with space.png\tdog\nb.png cat\n")
     source = ImageList(tmp_path / "list.txt")
     assert source.classes == ["cat", "dog"] and [source[0].label, source[1].label] == [1, 0]

@@ -39,7 +39,7 @@ class Ramp(Source):
         wave = torch.sin(torch.arange(self.channels * 20 * 30) * 0.01 + index)
         image = (wave * 127 + 128).to(torch.uint8).view(self.channels, 20, 30)
         regions = (torch.arange(30) // 15).expand(20, 30) if self.regions else None
-        return Item(image=image, label=-1, instances=None, regions=regions)
+        return Item(values=image, label=-1, instances=None, regions=regions)
 
 
 class FakeEncoder(nn.Module):

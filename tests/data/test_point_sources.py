@@ -90,14 +90,14 @@ def test_folders_of_classes_and_splits(pattern: str, tmp_path: Path) -> None:
     assert len(train) == len(test) == 4 and train.classes == source.classes
     assert sorted(train[i].label for i in range(4)) == [0, 0, 1, 1]
     assert len(PointFolder(tmp_path, split="test")) == 4 and len(PointFolder(tmp_path, split="all")) == 8
-    assert source[0].image.shape == (20, 3) and source[0].image.norm(dim=1).max() == pytest.approx(1.0)
+    assert source[0].values.shape == (20, 3) and source[0].values.norm(dim=1).max() == pytest.approx(1.0)
 
 
 def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
     write(tmp_path / "a.npy")
     source = PointFolder(tmp_path, normalise=False)
     assert not source.classes and source[0].label == -1 and source.train_test_split() is None
-    torch.testing.assert_close(source[0].image, torch.from_numpy(CLOUD))
+    torch.testing.assert_close(source[0].values, torch.from_numpy(CLOUD))
     with pytest.raises(ValueError, match="split is 'train'; expected 'all'"):
         PointFolder(tmp_path, split="train")
     with pytest.raises(ValueError, match="is not a folder"):
@@ -143,7 +143,7 @@ def test_modelnet40_in_its_three_layouts(tmp_path: Path) -> None:
         train, test = ModelNet40(root, split="all", num_points=30).train_test_split()
         assert list(train.classes) == list(test.classes) == ["night_stand", "sofa"]
         assert sorted(train[i].label for i in range(len(train))) == [0, 1] and [test[i].label for i in range(len(test))] == [1]
-        assert train[0].image.shape[1] == 3
+        assert train[0].values.shape[1] == 3
     with pytest.raises(ValueError, match=r"none of modelnet40_train\.txt"):
         ModelNet40(tmp_path)
 
@@ -179,9 +179,9 @@ def test_solids_are_a_function_of_the_index() -> None:
     source, again = Solids(40, num_points=64), Solids(400, num_points=64)
     for index in (0, 7, 39):
         one, two = source[index], again[index]
-        assert one.label == two.label and torch.equal(one.image, two.image) and torch.equal(one.semantic, two.semantic)
-    assert not torch.equal(source[0].image, Solids(40, num_points=64, split="test")[0].image)
-    assert not torch.equal(source[0].image, Solids(40, num_points=64, seed=1)[0].image)
+        assert one.label == two.label and torch.equal(one.values, two.values) and torch.equal(one.semantic, two.semantic)
+    assert not torch.equal(source[0].values, Solids(40, num_points=64, split="test")[0].values)
+    assert not torch.equal(source[0].values, Solids(40, num_points=64, seed=1)[0].values)
     with pytest.raises(IndexError):
         source[40]
 
@@ -191,21 +191,23 @@ def test_solids_have_all_classes_and_parts_that_lie_where_they_should() -> None:
     items = [source[index] for index in range(len(source))]
     assert {item.label for item in items} == set(range(len(source.classes)))
     for item in items:
-        assert item.image.shape == (256, 3) and item.image.isfinite().all() and item.image.norm(dim=1).max() == pytest.approx(1.0, abs=1e-5)
+        assert (
+            item.values.shape == (256, 3) and item.values.isfinite().all() and item.values.norm(dim=1).max() == pytest.approx(1.0, abs=1e-5)
+        )
         assert item.semantic.min() >= 0 and item.semantic.max() < len(source.mask_classes)
         assert item.instances.unique().tolist() == list(range(1, 1 + len(item.semantic.unique())))
     tables = [item for item in items if source.classes[item.label] == "table"]
     for item in tables:
-        heights = [item.image[item.semantic == source.mask_classes.index(part), 2] for part in ("top", "leg")]
+        heights = [item.values[item.semantic == source.mask_classes.index(part), 2] for part in ("top", "leg")]
         assert heights[0].min() > heights[1].median()
 
 
 def test_any_number_of_points_becomes_the_requested_number() -> None:
     item = Solids(3, num_points=64)[1]
     fewer, more = with_count(item, 10), with_count(item, 150)
-    rows = {tuple(row) for row in item.image.tolist()}
-    assert len({tuple(row) for row in fewer.image.tolist()} & rows) == 10 and len(fewer.semantic) == 10
-    assert torch.equal(more.image[:64], item.image) and torch.equal(more.image[64:128], item.image) and len(more.instances) == 150
+    rows = {tuple(row) for row in item.values.tolist()}
+    assert len({tuple(row) for row in fewer.values.tolist()} & rows) == 10 and len(fewer.semantic) == 10
+    assert torch.equal(more.values[:64], item.values) and torch.equal(more.values[64:128], item.values) and len(more.instances) == 150
 
 
 @pytest.mark.parametrize(

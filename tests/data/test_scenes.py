@@ -12,10 +12,10 @@ from glpretrain.data.sources.images.scenes import CLASSES
 def test_a_scene_depends_on_seed_split_and_index_alone() -> None:
     one, longer = Scenes(11, size=32), Scenes(1000, size=32)
     for index in (0, 7, 10):
-        assert torch.equal(one[index].image, longer[index].image)
+        assert torch.equal(one[index].values, longer[index].values)
         assert torch.equal(one[index].instances, longer[index].instances)
     different = [Scenes(11, size=32)[6], Scenes(11, size=32, seed=1)[7], Scenes(11, size=32, split="test")[7]]
-    assert not any(torch.equal(one[7].image, other.image) for other in different)
+    assert not any(torch.equal(one[7].values, other.values) for other in different)
     with pytest.raises(IndexError):
         one[11]
 
@@ -26,7 +26,7 @@ def test_any_size_has_its_shape_and_an_object(size: int | tuple[int, int]) -> No
     shape = (size, size) if isinstance(size, int) else size
     for index in range(13):
         item = source[index]
-        assert item.image.shape == (3, *shape) and item.image.dtype == torch.uint8
+        assert item.values.shape == (3, *shape) and item.values.dtype == torch.uint8
         assert item.instances.shape == shape
         assert 0 <= item.label < len(CLASSES)
         assert item.instances.max() > 0
@@ -34,9 +34,9 @@ def test_any_size_has_its_shape_and_an_object(size: int | tuple[int, int]) -> No
 
 def test_a_larger_scene_shows_the_same() -> None:
     small, large = Scenes(5, size=32)[3], Scenes(5, size=128)[3]
-    shrunk = torch.nn.functional.interpolate(large.image[None].float(), size=32, mode="area")[0]
+    shrunk = torch.nn.functional.interpolate(large.values[None].float(), size=32, mode="area")[0]
     # Texture is sampled at other places and the rim is smoothed, so the pictures agree but for a small part of the range.
-    assert (shrunk - small.image.float()).abs().mean() < 12
+    assert (shrunk - small.values.float()).abs().mean() < 12
     assert (large.instances[2::4, 2::4] != small.instances).float().mean() < 0.05
 
 
@@ -59,7 +59,7 @@ def test_objects_differ_in_brightness_from_the_background() -> None:
     contrasts = []
     for index in range(60):
         item = source[index]
-        grey = item.image.float().mean(dim=0)
+        grey = item.values.float().mean(dim=0)
         contrasts.append((grey[item.instances == item.instances.max()].mean() - grey[item.instances == 0].mean()).abs())
     # Between 0.08 and 0.2 of the range is drawn, and the tint is added to it; light, clipping and what the crop shows take from it.
     assert torch.stack(contrasts).median() > 0.12 * 255
@@ -70,7 +70,7 @@ def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("scenes opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert Scenes(40, size=16)[39].image.shape == (3, 16, 16)
+    assert Scenes(40, size=16)[39].values.shape == (3, 16, 16)
 
 
 def test_train_and_test_share_classes_but_no_texture() -> None:

@@ -30,10 +30,10 @@ def test_members_of_equal_stem_are_one_sample_in_any_order(tmp_path: Path) -> No
     write(tmp_path / "b.tar", {"x/02.cls": b"10", "x/02.png": png(2)})
     write(tmp_path / "a.tar", {"00.png": png(0), "00.cls": b"2\n", "01.png": png(1), "01.json": b'{"label": 10}', "note.txt": b"."})
     source = TarShards(tmp_path)
-    assert [int(source[index].image[0, 0, 0]) for index in (2, 0, 1)] == [2, 0, 1]
+    assert [int(source[index].values[0, 0, 0]) for index in (2, 0, 1)] == [2, 0, 1]
     assert source.classes == ["2", "10"]
     assert [source[index].label for index in range(3)] == [0, 1, 1]
-    assert source[0].image.shape == (3, 3, 5)
+    assert source[0].values.shape == (3, 3, 5)
 
 
 def test_a_damaged_image_is_named_with_its_shard(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_hugging_face_images_read_a_saved_folder(tmp_path: Path) -> None:
     made.save_to_disk(str(tmp_path / "set"))
     source = HuggingFaceImages(str(tmp_path / "set"), label="label")
     assert (len(source), list(source.classes), source[1].label) == (2, ["a", "b"], 1)
-    assert source[1].image.shape == (3, 3, 5)
+    assert source[1].values.shape == (3, 3, 5)
     with pytest.raises(UnreadableItemError, match=r"set\[0\]"):
         source[0]
     with pytest.raises(ValueError, match="no column 'picture'"):

@@ -40,7 +40,7 @@ def test_slides_and_classes(cut: Path) -> None:
     assert list(TileFolder(cut, labels="slides").classes) == source.slides
     assert TileFolder(cut, labels="slides")[len(source) - 1].label == 5
     assert not TileFolder(cut, labels="none").classes and TileFolder(cut, labels="none").train_test_split() is None
-    assert TileFolder(cut, channels=1)[0].image.shape == (1, 64, 64)
+    assert TileFolder(cut, channels=1)[0].values.shape == (1, 64, 64)
     assert source.tissue.min() >= 0.9 and source.corners.shape == (len(source), 2) and set(source.sides.tolist()) == {64}
     with pytest.raises(ValueError, match="'x' is not in"):
         source.tiles_of("x")
@@ -67,7 +67,7 @@ def test_a_damaged_shard_is_named(cut: Path, tmp_path: Path) -> None:
     source = TileFolder(tmp_path / "tiles")
     with pytest.raises(UnreadableItemError, match=r"a-00000\.tar, tile 0"):
         source[0]
-    assert source[1].image.shape == (3, 64, 64)
+    assert source[1].values.shape == (3, 64, 64)
     with pytest.raises(ValueError, match="was not written by `glpretrain tiles`"):
         TileFolder(tmp_path)
 

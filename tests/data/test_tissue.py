@@ -12,9 +12,9 @@ from glpretrain.data.sources.images.tissue import CLASSES, _photo
 
 def test_a_tile_depends_on_seed_split_and_index_alone() -> None:
     one, longer = Tissue(11, size=32), Tissue(1000, size=32)
-    assert torch.equal(one[7].image, longer[7].image) and torch.equal(one[7].instances, longer[7].instances)
+    assert torch.equal(one[7].values, longer[7].values) and torch.equal(one[7].instances, longer[7].instances)
     others = [one[6], Tissue(11, size=32, seed=1)[7], Tissue(11, size=32, split="test")[7]]
-    assert not any(torch.equal(one[7].image, other.image) for other in others)
+    assert not any(torch.equal(one[7].values, other.values) for other in others)
     with pytest.raises(IndexError):
         one[11]
 
@@ -35,7 +35,7 @@ def test_classes_say_how_much_of_a_tile_is_gland(split: str) -> None:
     for item in items:
         share = item.semantic.float().mean().item()
         assert (item.label == 0) == (share < 0.15) and (item.label == 2) == (share > 0.75)
-        assert item.image.shape == (3, 64, 64) and item.image.dtype == torch.uint8
+        assert item.values.shape == (3, 64, 64) and item.values.dtype == torch.uint8
         assert item.instances.shape == (64, 64) and (item.semantic[item.instances > 0] == 1).all()
 
 
@@ -43,7 +43,7 @@ def test_both_splits_have_all_classes_and_glands_are_brown() -> None:
     train, test = Tissue(5000).train_test_split()
     assert (len(train), len(test)) == (2400, 1200) and train.classes == test.classes == CLASSES
     items = [test[index] for index in range(60)]
-    pixels = torch.cat([item.image.flatten(1) for item in items], dim=1).float()
+    pixels = torch.cat([item.values.flatten(1) for item in items], dim=1).float()
     gland = torch.cat([item.semantic.flatten() for item in items]) == 1
     red_over_blue = pixels[0] - pixels[2]
     assert red_over_blue[gland].mean() > 60 and red_over_blue[~gland].mean() < 20

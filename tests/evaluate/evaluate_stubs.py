@@ -58,7 +58,7 @@ def labelled(labels: Sequence[int], *, num_classes: int, size: int = 4) -> Table
     for position, label in enumerate(labels):
         image = torch.empty(3, size, size, dtype=torch.uint8)
         image[0], image[1], image[2] = label, position // 256, position % 256
-        items.append(Item(image=image, label=label, instances=None, regions=None))
+        items.append(Item(values=image, label=label, instances=None, regions=None))
     return TableSource(items, classes=[f"c{n}" for n in range(num_classes)])
 
 
@@ -68,7 +68,7 @@ def masked(instances: Sequence[Tensor]) -> TableSource:
     for position, mask in enumerate(instances):
         image = torch.zeros(3, *mask.shape, dtype=torch.uint8)
         image[0], image[1], image[2] = mask.clamp_min(0), position // 256, position % 256
-        items.append(Item(image=image, label=-1, instances=mask, regions=None))
+        items.append(Item(values=image, label=-1, instances=mask, regions=None))
     return TableSource(items)
 
 

@@ -84,7 +84,7 @@ def test_noise_scores_chance_within_its_interval(monkeypatch: pytest.MonkeyPatch
     looking(monkeypatch, anywhere)
     source = masked(scenes)
     scores = run(source).scores
-    images = torch.stack([item.image for item in source.items])
+    images = torch.stack([item.values for item in source.items])
     kept = keep_mass(anywhere(images.float()).flatten(2), mass=0.6).unflatten(2, GRID)
     kept = kept.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)  # [B heads H W]
     truth = torch.stack(scenes) > 0

@@ -58,7 +58,7 @@ def test_what_changes_features_is_never_served_old_ones(tmp_path: Path):
     assert computed(model, items, layer=0) == 3
     assert computed(model, items, size=12) == 3
     assert computed(model, items, bf16=True) == 3
-    items.items[7].image[0, 0, 0] += 1
+    items.items[7].values[0, 0, 0] += 1
     assert computed(model, items) == 1  # only the batch with the changed item
     assert computed(model, items) == 0
 

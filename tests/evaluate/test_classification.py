@@ -177,7 +177,7 @@ def test_items_are_cropped_in_the_middle_for_classification():
     source = labelled([3], num_classes=5)
     image = torch.zeros(3, 8, 20, dtype=torch.uint8)
     image[:, :, 6:14] = 200  # the centre square; short side 8 -> 4 halves it
-    source.items[0] = source.items[0]._replace(image=image)
+    source.items[0] = source.items[0]._replace(values=image)
     encoder = StubEncoder(lambda items: output(items[:, 0, :2, :4].flatten(1)))
     ((batch, _),) = Features().encode(encoder, DecodedItems(source), resize="crop")
     assert batch.items.shape == (1, 3, 4, 4)
@@ -212,7 +212,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="max_items: 0"):
         DecodedItems(small, max_items=0)
     grey = labelled([0], num_classes=1)
-    grey.items[0] = grey.items[0]._replace(image=torch.zeros(1, 4, 4, dtype=torch.uint8))
+    grey.items[0] = grey.items[0]._replace(values=torch.zeros(1, 4, 4, dtype=torch.uint8))
     with pytest.raises(ValueError, match="item 0: an image has 1 channels; the encoder needs 3"):
         features_of(StubEncoder(truth), grey)
     nan = StubEncoder(lambda items: output(torch.full((len(items), 8), torch.nan)))

@@ -85,7 +85,7 @@ def test_noise_scores_chance_within_its_interval() -> None:
     scenes = [scene(p) for p in range(36)]
     source = masked(scenes)
     scores = run(chance, source).scores
-    found = [lost_box(chance(item.image[None].float())[0] - 3.0, grid=GRID, k_patches=100) * PATCH for item in source.items]
+    found = [lost_box(chance(item.values[None].float())[0] - 3.0, grid=GRID, k_patches=100) * PATCH for item in source.items]
     hits = torch.tensor([[box_iou(box, object_boxes(mask)).max() >= 0.5 for mask in scenes] for box in found]).double()
     hits.fill_diagonal_(0)
     level = (hits.sum() / (36 * 35)).item()

@@ -107,7 +107,7 @@ def test_the_probe_is_scikit_learns_and_its_strength_is_chosen_on_held_out_items
     train, test = items(200), items(300, skip=200)
     encoder = StubEncoder(noisy)
     result = run(noisy, train, test, inverse_l2=[0.1])
-    rows = [encoder(torch.stack([(item.image.float() / 255 - torch.tensor(encoder.card.mean)[:, None, None])
+    rows = [encoder(torch.stack([(item.values.float() / 255 - torch.tensor(encoder.card.mean)[:, None, None])
             / torch.tensor(encoder.card.std)[:, None, None] for item in source.items])).cls for source in (train, test)]  # fmt: skip
     mean, std = rows[0].mean(dim=0), rows[0].std(dim=0)
     truths = [[item.label for item in source.items] for source in (train, test)]

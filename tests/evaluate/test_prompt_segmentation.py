@@ -208,7 +208,7 @@ def test_scores_of_classes_agree_with_loops_over_objects_and_clicks():
     for position, item in enumerate(source.items):
         if position in calibration:
             continue
-        patches = functional.normalize(noisy(item.image[None].float()).patches[0], dim=1)
+        patches = functional.normalize(noisy(item.values[None].float()).patches[0], dim=1)
         for identity in (1, 2):
             mask = item.instances == identity
             overlaps = []

@@ -61,7 +61,7 @@ def similarity_of(patches, prompt, grid, size):
 
 def evaluated(encoder, pixels):
     """Float[N D]: the normalised patches that the evaluator would use."""
-    source = TableSource([Item(image=pixels, label=-1, instances=None, regions=None)])
+    source = TableSource([Item(values=pixels, label=-1, instances=None, regions=None)])
     ((_, output),) = Features().encode(encoder, DecodedItems(source), resize="stretch")
     return functional.normalize(output.patches[0], dim=-1)
 

@@ -59,7 +59,7 @@ def features_of(view):
 @pytest.mark.parametrize("size", [None, 40])
 def test_patches_are_those_that_the_evaluator_scores(size):
     encoder = small()
-    source = TableSource([Item(image=picture(), label=-1, instances=None, regions=None)])
+    source = TableSource([Item(values=picture(), label=-1, instances=None, regions=None)])
     ((_, output),) = Features(size=size).encode(encoder, DecodedItems(source), resize="stretch")
     seen = look(encoder, picture(), size=size)
     assert torch.equal(seen.patches, output.patches[0])

@@ -22,7 +22,7 @@ _TRAIN_WIDTH, _GAP = 0.62, 0.03  # shares of a photograph's width
 class FittedItem(NamedTuple):
     """An item as a worker hands it over: of one size for all."""
 
-    image: Tensor  # UInt8[C S S], stretched to a square, or Float[S 3]
+    values: Tensor  # UInt8[C S S], stretched to a square, or Float[S 3]
     aspect: float  # true width / height
     regions: Tensor | None  # Int16[S S]
 

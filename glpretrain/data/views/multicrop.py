@@ -105,9 +105,9 @@ class MultiCrop(ViewMaker):
 
     def fitted(self, item: Item, *, size: int) -> FittedItem:
         """The item stretched to a square, with its true aspect."""
-        height, width = item.image.shape[1:]
+        height, width = item.values.shape[1:]
         regions = None if item.regions is None else _resized(item.regions[None], size, mode="nearest")[0].to(torch.int16)
-        return FittedItem(_resized(item.image, size, mode="bilinear"), width / height, regions)
+        return FittedItem(_resized(item.values, size, mode="bilinear"), width / height, regions)
 
     def make(self, raw: RawBatch, *, keys: Tensor, card: EncoderCard) -> Views:
         """`forward` on a batch as workers hand it over."""

@@ -141,7 +141,7 @@ class PointCrops(ViewMaker):
 
     def fitted(self, item: Item, *, size: int) -> FittedItem:
         """The item with exactly so many points."""
-        return FittedItem(with_count(item, size).image, 1.0, None)
+        return FittedItem(with_count(item, size).values, 1.0, None)
 
     def make(self, raw: RawBatch, *, keys: Tensor, card: EncoderCard) -> Views:
         """See `forward`; coordinates are taken as they are, whatever the card."""

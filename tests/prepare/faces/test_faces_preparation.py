@@ -111,7 +111,7 @@ def test_pictures_become_faces_with_maps_and_bad_ones_a_line(pictures: Path, tmp
     )
     assert all(line in shown.err for line in skipped)
     source = Faces(out)
-    assert len(source) == 3 and source.classes == ["fake", "real"] and source[0].image.shape == (3, 64, 64)
+    assert len(source) == 3 and source.classes == ["fake", "real"] and source[0].values.shape == (3, 64, 64)
     assert {ID["nose"], ID["skin"], ID["hair"]} <= set(source[0].regions.unique().tolist())
 
 
@@ -142,7 +142,7 @@ def test_maps_of_the_user_are_cut_with_the_face(pictures: Path, tmp_path: Path, 
 
 def test_pictures_that_are_faces_already_are_kept_whole(pictures: Path, tmp_path: Path) -> None:
     assert faces(pictures, out=tmp_path / "faces", detector="none", size=50, workers=0) == {"written": 4, "skipped": 1}
-    assert Faces(tmp_path / "faces")[0].image.shape == (3, 50, 50)
+    assert Faces(tmp_path / "faces")[0].values.shape == (3, 50, 50)
 
 
 @pytest.mark.parametrize(

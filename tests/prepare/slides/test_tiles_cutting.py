@@ -139,7 +139,7 @@ def test_tiles_are_the_pixels_of_the_slide(small: Path, small_tiles: Path) -> No
     for index, entry in enumerate(found):
         x, y = entry["x"], entry["y"]
         assert (x % 64, y % 64, entry["side"], entry["level"], entry["mpp"]) == (0, 0, 64, 0, 0.5)
-        np.testing.assert_array_equal(source[index].image.permute(1, 2, 0).numpy(), pixels[y : y + 64, x : x + 64])
+        np.testing.assert_array_equal(source[index].values.permute(1, 2, 0).numpy(), pixels[y : y + 64, x : x + 64])
         stained = (np.ptp(pixels[y : y + 64, x : x + 64], axis=-1) > 25).mean()
         assert entry["tissue"] >= 0.5 and abs(entry["tissue"] - stained) < 0.12
     corners = {(entry["x"], entry["y"]) for entry in found}
@@ -157,7 +157,7 @@ def test_level_and_resampling_follow_the_microns(small: Path, tmp_path: Path, mp
         for index in range(0, len(source), 5):
             x, y = source.corners[index].tolist()
             expected = opened.convert("RGB").crop((x, y, x + side, y + side)).resize((64, 64), Image.Resampling.BOX)
-            difference = source[index].image.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected).astype(int)
+            difference = source[index].values.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected).astype(int)
             assert np.abs(difference).mean() < 12 and np.abs(difference.mean(axis=(0, 1))).max() < 1.5
 
 
@@ -294,7 +294,7 @@ def test_shards_are_readable_as_any_other(small: Path, tmp_path: Path) -> None:
     tiles, shards = TileFolder(tmp_path), TarShards(tmp_path)
     assert len(tiles) == len(shards) and list(tmp_path.glob("shards/*-00001.tar"))
     for index in range(0, len(tiles), 7):
-        assert (tiles[index].image == shards[index].image).all()
+        assert (tiles[index].values == shards[index].values).all()
 
 
 @pytest.mark.skipif(not SVS.is_file(), reason=f"no slide {SVS}")
@@ -304,8 +304,8 @@ def test_a_scanned_slide(tmp_path: Path) -> None:
     assert (record.width, record.height, record.reader, record.slide_mpp) == (2220, 2967, "openslide", 0.499)
     assert 40 <= record.tiles <= 55 and 0.3 < record.tissue < 0.45
     source = TileFolder(tmp_path)
-    assert source.slides == ["CMU-1-Small-Region"] and source[0].image.shape == (3, 224, 224)
-    means = np.array([source[index].image.float().mean(dim=(1, 2)).numpy() for index in range(len(source))])
+    assert source.slides == ["CMU-1-Small-Region"] and source[0].values.shape == (3, 224, 224)
+    means = np.array([source[index].values.float().mean(dim=(1, 2)).numpy() for index in range(len(source))])
     assert (means[:, 1] < means[:, 0]).all() and (means[:, 1] < means[:, 2]).all()  # haematoxylin and eosin: least green
     assert means[:, 1].max() < 215  # none is glass
 

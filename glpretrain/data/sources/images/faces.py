@@ -65,7 +65,7 @@ class Faces(Source):
 
     def __getitem__(self, index: int) -> Item:
         item = self._images[index]
-        _, height, width = item.image.shape
+        _, height, width = item.values.shape
         return item._replace(regions=read_map(self._maps[index], table=self._table, size=(height, width)))
 
     def train_test_split(self) -> tuple[Source, Source] | None:
@@ -119,7 +119,7 @@ class LFWSubset(Source):
     def __getitem__(self, index: int) -> Item:
         crop = self._crops[checked_index(index, len(self)) % len(self._crops)]
         image = _enlarged(self._pixels[crop], size=self.size)
-        return Item(image=image, label=int(crop >= _NUM_FACES), instances=None, regions=_template(image))
+        return Item(values=image, label=int(crop >= _NUM_FACES), instances=None, regions=_template(image))
 
     def train_test_split(self) -> tuple[Source, Source]:
         return LFWSubset(size=self.size, split="train"), LFWSubset(size=self.size, split="test")
@@ -170,7 +170,7 @@ class FaceSwaps(Source):
             inside[int(rows.min()) : int(rows.max()) + 1, int(columns.min()) : int(columns.max()) + 1] = True
             face = torch.where(inside, donor - donor[inside].mean() + face[inside].mean(), face)
         moved = face.roll((frame % 3, frame // 3 % 3), dims=(0, 1)).clamp(0, 255).round().to(torch.uint8)
-        return Item(image=_enlarged(moved, size=self.size), label=label, instances=None, regions=None)
+        return Item(values=_enlarged(moved, size=self.size), label=label, instances=None, regions=None)
 
 
 def _crops() -> Tensor:

@@ -89,7 +89,7 @@ class ImageFolder(Source):
     def __getitem__(self, index: int) -> Item:
         path, parts = self._files[checked_index(index, len(self))]
         label = self.classes.index(parts[0]) if self.classes else -1
-        return Item(image=decode(path, channels=self.channels), label=label, instances=None, regions=None)
+        return Item(values=decode(path, channels=self.channels), label=label, instances=None, regions=None)
 
     def train_test_split(self) -> tuple[Source, Source] | None:
         if self._split_folders is None or not self.classes:
@@ -138,7 +138,7 @@ class ImageList(Source):
 
     def __getitem__(self, index: int) -> Item:
         path = self._files[checked_index(index, len(self))]
-        return Item(image=decode(path, channels=self.channels), label=self._labels[index], instances=None, regions=None)
+        return Item(values=decode(path, channels=self.channels), label=self._labels[index], instances=None, regions=None)
 
 
 def _split_line(line: str) -> tuple[str, str | None]:
@@ -208,7 +208,7 @@ class MaskedFolder(Source):
         instances = values + self.offset
         if self.ignore is not None:
             instances[values == self.ignore] = -1
-        return Item(image=image, label=-1, instances=instances, regions=None, semantic=self._semantic(values, mask_path))
+        return Item(values=image, label=-1, instances=instances, regions=None, semantic=self._semantic(values, mask_path))
 
     def _semantic(self, values: Tensor, path: Path) -> Tensor | None:
         if not self.mask_classes:

@@ -198,7 +198,7 @@ class Scenes(SyntheticSource):
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [C H W]
         instances = torch.from_numpy(ids)
         semantic = torch.tensor([0, *(label + 1 for label in labels)])[instances]  # [H W]
-        return Item(image=image, label=labels[-1], instances=instances, regions=None, semantic=semantic)
+        return Item(values=image, label=labels[-1], instances=instances, regions=None, semantic=semantic)
 
 
 def object_count(scene: Sequence[float]) -> int:

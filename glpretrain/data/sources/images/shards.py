@@ -72,7 +72,7 @@ class TarShards(Source):
         with damage_named(member):
             content = read_range(member.shard, offset=member.offset, size=member.size)
             image = decode_pil(io.BytesIO(content), channels=self.channels)
-        return Item(image=image, label=self._labels[index], instances=None, regions=None)
+        return Item(values=image, label=self._labels[index], instances=None, regions=None)
 
 
 def _numbers_first(name: str) -> tuple[bool, int, str]:
@@ -163,4 +163,4 @@ class HuggingFaceImages(Source):
         stored = row[self._image]
         with damage_named(f"{self._path}[{index}]"):
             image = decode_pil(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]), channels=self._channels)
-        return Item(image=image, label=-1 if self._label is None else row[self._label], instances=None, regions=None)
+        return Item(values=image, label=-1 if self._label is None else row[self._label], instances=None, regions=None)

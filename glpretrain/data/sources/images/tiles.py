@@ -85,7 +85,7 @@ class TileFolder(Source):
         with damage_named(f"{shard}, tile {index}"):
             content = read_range(shard, offset=int(self._offset[index]), size=int(self._num_bytes[index]))
             image = decode_pil(io.BytesIO(content), channels=self.channels)
-        return Item(image=image, label=self._class_of_slide[self.slide_of[index]], instances=None, regions=None)
+        return Item(values=image, label=self._class_of_slide[self.slide_of[index]], instances=None, regions=None)
 
     def tiles_of(self, slide: str) -> np.ndarray:
         """Int[M]: dataset indices of the tiles of a slide."""

@@ -84,7 +84,7 @@ class Tissue(SyntheticSource):
         share = brown.mean()
         label = 0 if share < _MOST_STROMA else 2 if share > _LEAST_GLAND else 1
         return Item(
-            image=photo.image[:, place[0], place[1]].clone(),
+            values=photo.image[:, place[0], place[1]].clone(),
             label=label,
             instances=torch.from_numpy(instances),
             regions=None,
