@@ -142,7 +142,7 @@ def cls_attention_of_blocks(encoder: Encoder, items: Tensor, *, blocks: Sequence
 def _transformer(encoder: Encoder) -> ViT | PointTransformer:
     if not isinstance(encoder, ViT | PointTransformer):
         given = encoder.card.arguments.get("name", encoder.card.encoder)
-        raise ValueError(f"attention: {given} given; accepted: a ViT or a PointTransformer")
+        raise ValueError(f"attention maps: {given} given; accepted: a ViT or a PointTransformer")
     return encoder
 
 
@@ -150,7 +150,7 @@ def _blocks(encoder: Encoder, numbers: Sequence[int]) -> list[nn.Module]:
     transformer, depth = _transformer(encoder), encoder.num_layers
     for number in numbers:
         if not -depth <= number < depth:
-            raise ValueError(f"attention: block={number}; accepted: {-depth} to {depth - 1}")
+            raise ValueError(f"attention maps: block={number}; accepted: {-depth} to {depth - 1}")
     return [transformer.model.blocks[number] for number in numbers]
 
 
