@@ -65,9 +65,7 @@ class ForgeryDetection(Evaluator):
         for items in (sources[role] for role in self.roles if role in sources):
             classes = list(items.source.classes)
             if self.positive not in classes or len(classes) < 2:
-                raise ValueError(
-                    f"positive: {self.positive!r}; {items.name} has the classes {classes}; accepted: one of at least two"
-                )
+                raise ValueError(f"positive: {self.positive!r}; {items.name} has the classes {classes}; accepted: one of at least two")
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         cls, known = self._rows(encoder, sources["train"], cache)
