@@ -1,6 +1,6 @@
 """Recipes by name, the folder of a run, and the run as Python sees it afterwards.
 
-Left out: training. Nothing here needs Lightning, so results can be read where it is not installed.
+Training is left out. Nothing here needs Lightning, so results can be read where it is not installed.
 """
 
 import json

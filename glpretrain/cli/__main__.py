@@ -1,4 +1,4 @@
-"""`python -m glpretrain.cli`: the console script for whoever has only the interpreter."""
+"""`python -m glpretrain.cli`: the console script, for when only the interpreter is at hand."""
 
 import sys
 

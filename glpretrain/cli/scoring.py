@@ -34,11 +34,12 @@ from glpretrain.weights import load_backbone
 _DEFAULT_RECIPE = "mmc"
 
 
-class Scoring(NamedTuple):
-    """What came of scoring a backbone."""
+class Scores(list[dict[str, object]]):
+    """One mapping per score: evaluator, score, value, ci, n, measured_on, fingerprint, protocol, chosen, backbone, card and more."""
 
-    lines: list[dict[str, object]]  # one per score
-    refusals: list[str]  # of evaluators whose scores are missing
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusals: list[str] = []  # of evaluators whose scores are missing
 
 
 class Own(NamedTuple):
@@ -95,11 +96,9 @@ def evaluate(
     """
     drawn = None if no_pictures else pictures or out.with_name(f"{out.stem}_pictures")
     kept = None if no_cache else cache or default_folder()
-    if overrides and config is None:
-        raise ValueError(f"{' '.join(overrides)}: accepted with --config only (see glpretrain evaluate --help)")
-    own = Own(data, masks, videos)
-    found = _scored(backbone, config=config, recipe=recipe, own=own, overrides=overrides, out=out, pictures=drawn, cache=kept)
-    print(f"{len(found.lines)} scores appended to {out}" + ("" if drawn is None else f", pictures in {drawn}/"))
+    own = {"data": data, "masks": masks, "videos": videos}
+    found = score(backbone, config=config, recipe=recipe, **own, overrides=overrides, out=out, pictures=drawn, cache=kept)
+    print(f"{len(found)} scores appended to {out}" + ("" if drawn is None else f", pictures in {drawn}/"))
     return 1 if found.refusals else 0
 
 
@@ -115,7 +114,7 @@ def score(
     out: Path | None = None,
     pictures: Path | None = None,
     cache: Path | None = None,
-) -> list[dict[str, object]]:
+) -> Scores:
     """Score a backbone with the evaluators of a configuration, or with those that every run is scored with.
 
     Args:
@@ -132,27 +131,12 @@ def score(
         pictures: folder for PNGs, `<evaluator>_<picture>.png`; None draws none.
         cache: folder where features outlive this call.
 
-    Returns:
-        One mapping per score: evaluator, score, value, ci, n, measured_on, fingerprint, protocol, chosen, backbone, card and more.
-
     Raises:
         ValueError: a folder, recipe or evaluator is not what is accepted, or no score could be computed.
     """
     own = Own(data, masks, videos)
-    return _scored(backbone, config=config, recipe=recipe, own=own, overrides=overrides, out=out, pictures=pictures, cache=cache).lines
-
-
-def _scored(
-    backbone: str | Path | Encoder,
-    *,
-    config: str | Path | None,
-    recipe: str | None,
-    own: Own,
-    overrides: Sequence[str],
-    out: Path | None,
-    pictures: Path | None,
-    cache: Path | None,
-) -> Scoring:
+    if overrides and config is None:
+        raise ValueError(f"{' '.join(overrides)}: accepted with --config only (see glpretrain evaluate --help)")
     encoder = backbone if isinstance(backbone, Encoder) else load_backbone(backbone)
     if torch.cuda.is_available():
         encoder.cuda()
@@ -177,7 +161,7 @@ def _scored(
         "weights": features.fingerprint,
         "card": encoder.card.to_json(),
     }
-    found = Scoring([], [])
+    found = Scores()
     results: dict[str, tuple[Evaluator, Result]] = {}
     for name, evaluator in evaluators.items():
         start = time.perf_counter()
@@ -211,7 +195,7 @@ def _scored(
         if pictures is not None:
             for title, figure in evaluator.pictures(encoder, sources, features).items():
                 figure.savefig(pictures / f"{name}_{title}.png", dpi=120)
-        found.lines.extend(lines)
+        found += lines
     if not results:
         raise ValueError("evaluate: no score could be computed; " + "; ".join(found.refusals))
     Console().print(table(results, sources))

@@ -150,7 +150,7 @@ def labelled_rows(batches: Iterable[tuple[ItemBatch, Element]], rows: Callable[[
 
     Args:
         batches: each batch with what its rows are made of.
-        rows: makes Float[B D] of that.
+        rows: function of that to Float[B D].
         name: name of the source, for messages.
 
     Raises:

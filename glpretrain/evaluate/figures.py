@@ -24,16 +24,27 @@ def shown_positions(count: int) -> list[int]:
     return [number * count // shown for number in range(shown)]
 
 
+def curves_figure(title: str, *, x: str, y: str) -> tuple[Figure, Axes]:
+    """An empty plot of curves, with names for its axes; the legend is the caller's, once there are curves."""
+    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+    axis = figure.subplots()
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.set_title(title, fontsize=9, loc="left")
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
 def segmentation_figure(
     images: Sequence[Tensor], *, truths: Sequence[Tensor], predictions: Sequence[Tensor], classes: Sequence[str]
 ) -> Figure:
     """One column per image: the image, its truth and the prediction, under one legend.
 
     Args:
-        images: UInt8[C H W] each.
-        truths: Int[H W] each, -1 (black) where a pixel does not count.
-        predictions: Int[H W] each.
-        classes: names.
+        images: the images, UInt8[C H W] each.
+        truths: true classes, Int[H W] each, -1 (black) where a pixel does not count.
+        predictions: predicted classes, Int[H W] each.
+        classes: names of the classes.
     """
     colours = class_colours(len(classes))
     painted = torch.tensor([*colours, _IGNORED])  # Float[C+1 3]  -1 finds the last
@@ -57,10 +68,10 @@ def boxes_figure(images: Sequence[Tensor], *, found: Sequence[Tensor], true: Seq
     """One column per image, with the box that was found and the true ones.
 
     Args:
-        images: UInt8[C H W] each.
-        found: Int[4] each: left, top, right, bottom in pixels, the last two exclusive.
-        true: Int[M 4] each.
-        titles: one per image.
+        images: the images, UInt8[C H W] each.
+        found: the boxes that were found, Int[4] each: left, top, right, bottom in pixels, the last two exclusive.
+        true: the true boxes, Int[M 4] each.
+        titles: a title for each image.
     """
     figure = Figure(figsize=(1.9 * len(images), 1.9 * _aspect(images[0]) + 0.7), layout="constrained")
     axes = figure.subplots(1, len(images), squeeze=False)[0]
@@ -79,10 +90,10 @@ def attention_figure(images: Sequence[Tensor], *, attention: Sequence[Tensor], k
     """One row per image: the image, then each head's attention with the outline of what is kept; the best head's title is bold.
 
     Args:
-        images: UInt8[C H W] each.
-        attention: Float[heads h w] each.
-        kept: Bool[heads h w] each.
-        jaccard: Float[heads] each, in [0, 1].
+        images: the images, UInt8[C H W] each.
+        attention: attention of each head, Float[heads h w] each.
+        kept: patches that are kept, Bool[heads h w] each.
+        jaccard: Jaccard index of each head in [0, 1], Float[heads] each.
     """
     heads = len(attention[0])
     figure = Figure(figsize=(1.6 * (heads + 1), (1.6 * _aspect(images[0]) + 0.25) * len(images)), layout="constrained")
@@ -111,11 +122,11 @@ def prompts_figure(
     """One column per image: the prompt on the image, the similarity to it, and the segment beside the outline of the object.
 
     Args:
-        images: UInt8[C H W] each.
-        prompts: row and column in pixels.
-        similarity: Float[H W] each, cosines.
-        threshold: the segment is where they exceed it.
-        truths: Bool[H W] each, the object that was prompted.
+        images: the images, UInt8[C H W] each.
+        prompts: row and column of each prompt, in pixels.
+        similarity: cosines, Float[H W] each.
+        threshold: the segment is where the cosines exceed it.
+        truths: the objects that were prompted, Bool[H W] each.
     """
     figure = Figure(figsize=(1.9 * len(images), 1.9 * 3 * _aspect(images[0]) + 0.5), layout="constrained")
     axes = figure.subplots(3, len(images), squeeze=False)

@@ -25,6 +25,7 @@ from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
+from glpretrain.evaluate.figures import curves_figure
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import Z95, jackknife_interval, mean_interval
 
@@ -37,7 +38,7 @@ _SAME = 1e-6  # patches whose cosines differ by less are the same
 
 
 class Moments(NamedTuple):
-    """What one pass over the items leaves."""
+    """What one pass over the items gathers."""
 
     cls: Tensor  # Float[B D]
     mean_patch: Tensor  # Float[B D]
@@ -153,7 +154,7 @@ def uniformity(rows: Tensor) -> Score:
     The interval is that of a mean over pairs (Hoeffding): twice that of the rows' own means, and relative, for the logarithm.
 
     Args:
-        rows: Float[B D] of length one.
+        rows: Float[B D], rows of length one.
     """
     count = len(rows)
     means: list[Tensor] = []
@@ -171,7 +172,7 @@ def decay(unit: Tensor, *, grid: tuple[int, int]) -> Tensor:
     """Mean cosine of two patches of an item by their distance, rounded to 1, 2, ... up to the longer side less one.
 
     Args:
-        unit: Float[B N D] of length one.
+        unit: Float[B N D], patches of length one.
         grid: patches along height and width.
 
     Returns:
@@ -223,8 +224,7 @@ def half_distance(sums: Tensor) -> Tensor:
 
 
 def _spectrum_figure(found: Moments) -> Figure:
-    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = curves_figure(f"{len(found.cls)} items", x="direction", y="singular value / largest")
     for gram, colour, name in ((found.cls_gram, "#0072b2", "cls"), (found.patch_gram, "#d55e00", "patches")):
         total = gram.sum(dim=0)
         values = singular_values(total)
@@ -232,11 +232,7 @@ def _spectrum_figure(found: Moments) -> Figure:
         axis.plot(range(1, len(values) + 1), values / values[0], color=colour, linewidth=1.4, label=label)
     axis.set_yscale("log")
     axis.set_ylim(bottom=1e-7)
-    axis.set_xlabel("direction")
-    axis.set_ylabel("singular value / largest")
-    axis.set_title(f"{len(found.cls)} items", fontsize=9, loc="left")
     axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -245,8 +241,8 @@ def _decay_figure(found: Moments) -> Figure:
     mean = torch.cat([torch.ones(1), found.decay.mean(dim=0)])
     spread = torch.cat([torch.zeros(1), Z95 * found.decay.std(dim=0) / math.sqrt(len(found.decay))])
     half = half_distance(found.decay_sums.sum(dim=0)).item()
-    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
-    axis = figure.subplots()
+    title = f"half distance {half:.1f} patches, {len(found.decay)} items"
+    figure, axis = curves_figure(title, x="distance in patches", y="mean cosine of two patches")
     distances = range(num_distances + 1)
     axis.plot(distances, mean, color="#0072b2", marker="o", markersize=3, linewidth=1.4, label="one image, by distance")
     axis.fill_between(distances, mean - spread, mean + spread, color="#0072b2", alpha=0.25, linewidth=0)
@@ -255,9 +251,5 @@ def _decay_figure(found: Moments) -> Figure:
         cosine_between(found.unit_sums.sum(dim=0)).item(), color="#d55e00", linewidth=1.2, linestyle="--", label="different images"
     )
     axis.axvline(half, color="0.75", linewidth=0.8, zorder=0)
-    axis.set_xlabel("distance in patches")
-    axis.set_ylabel("mean cosine of two patches")
-    axis.set_title(f"half distance {half:.1f} patches, {len(found.decay)} items", fontsize=9, loc="left")
     axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
     return figure

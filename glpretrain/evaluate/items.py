@@ -68,7 +68,7 @@ class DecodedItems:
     """The items that a score is computed on, decoded and resized once however often they are asked for.
 
     Args:
-        source: where the items come from.
+        source: source of the items.
         max_items: sources with more items are cut to a fixed pseudo-random subset of this size; None takes all items.
     """
 

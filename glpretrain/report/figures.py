@@ -26,7 +26,7 @@ def attention_figure(encoder: Encoder, image: Picture, *, layers: Layers = "last
 
     Args:
         encoder: a ViT with a class token, in evaluation mode.
-        image: a file, or UInt8[C H W].
+        image: a picture: a file, or UInt8[C H W].
         layers: blocks, counted from 0, or from the last in negative numbers; or "all", or "last".
         size: see `look`.
 
@@ -49,7 +49,7 @@ def pca_figure(encoder: Encoder, image: Picture, *, size: Size = None) -> Figure
 
     Args:
         encoder: an encoder in evaluation mode.
-        image: a file, or UInt8[C H W].
+        image: a picture: a file, or UInt8[C H W].
         size: see `look`.
 
     Raises:
@@ -74,7 +74,7 @@ def similarity_figure(
 
     Args:
         encoder: an encoder in evaluation mode.
-        image: a file, or UInt8[C H W].
+        image: a picture: a file, or UInt8[C H W].
         patch: row and column of the prompt.
         threshold: the mask is where the upsampled cosine exceeds it.
         size: see `look`.
@@ -102,7 +102,7 @@ def compare_figure(
 
     Args:
         encoders: encoders by the name that they are shown under; in evaluation mode.
-        image: a file, or UInt8[C H W].
+        image: a picture: a file, or UInt8[C H W].
         point: of the prompt, down and across, as shares of height and width; each encoder is prompted with its patch there.
         threshold: the mask is where the upsampled cosine exceeds it.
         size: see `look`.

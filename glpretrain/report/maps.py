@@ -42,7 +42,7 @@ def look(encoder: Encoder, image: Picture, *, size: Size = None) -> Seen:
 
     Args:
         encoder: an encoder in evaluation mode, for grey or RGB images.
-        image: a file, or UInt8[C H W].
+        image: a picture: a file, or UInt8[C H W].
         size: side of the square, or height and width, that the picture is stretched to; None is the card's.
 
     Raises:

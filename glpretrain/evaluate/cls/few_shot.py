@@ -81,7 +81,7 @@ def class_draws(labels: Tensor, *, num_items: int, num_draws: int) -> Tensor:
     """Which items are drawn, without replacement within a draw.
 
     Args:
-        labels: Int[B].
+        labels: Int[B], classes of the items.
         num_items: number of items of each class.
         num_draws: number of draws.
 

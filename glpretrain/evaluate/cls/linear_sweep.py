@@ -23,6 +23,7 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import LabelledFeatures, labelled_rows
+from glpretrain.evaluate.figures import curves_figure
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
 from glpretrain.evaluate.probes import held_out_split
@@ -155,9 +156,9 @@ def linear_input(blocks: Sequence[Tensor], mean_patch: Tensor, *, kind: Kind) ->
     """What a head of this kind sees.
 
     Args:
-        blocks: Float[B D] each, `cls` of the last blocks, the last of them last.
-        mean_patch: Float[B D], of the last block.
-        kind: which of them.
+        blocks: `cls` of the last blocks in their order, Float[B D] each.
+        mean_patch: Float[B D], mean of the patches of the last block.
+        kind: which of these a head sees.
 
     Returns:
         Float[B num_blocks*D], or D more.
@@ -182,9 +183,9 @@ def train_heads(heads: Heads, train: LabelledFeatures, *, learning_rates: Tensor
     """SGD with momentum 0.9 on the mean cross-entropy, every head by itself, the rates lowered to zero along a cosine.
 
     Args:
-        heads: where they start.
-        train: Float[B D] and labels.
-        learning_rates: Float[R], of the first step.
+        heads: heads to start from.
+        train: the training items.
+        learning_rates: Float[R], learning rate of each head in the first step.
         order: Int[T M], the items of each step.
 
     Returns:
@@ -207,8 +208,9 @@ def train_heads(heads: Heads, train: LabelledFeatures, *, learning_rates: Tensor
 
 
 def _rates_figure(kinds: list[Kind], learning_rates: Sequence[float], held_out: Tensor) -> Figure:
-    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
-    axis = figure.subplots()
+    best = int(held_out.max(dim=0).values.argmax())
+    title = f"best {100 * held_out.max():.1f} % at {learning_rates[best]:g}"
+    figure, axis = curves_figure(title, x="learning rate for 256 items per step", y="held-out accuracy in percent")
     order = sorted(range(len(learning_rates)), key=lambda position: learning_rates[position])
     for kind, rates, colour in zip(kinds, held_out, _colours(len(kinds)), strict=True):
         name = f"cls of the last {kind.num_blocks}" if kind.num_blocks > 1 else "cls"
@@ -216,14 +218,9 @@ def _rates_figure(kinds: list[Kind], learning_rates: Sequence[float], held_out: 
         style = "--" if kind.mean_patch else "-"
         shown = [100 * rates[position].item() for position in order]
         axis.plot([learning_rates[position] for position in order], shown, style, color=colour, marker="o", markersize=3, label=label)
-    best = int(held_out.max(dim=0).values.argmax())
     axis.axvline(learning_rates[best], color="0.75", linewidth=0.8, zorder=0)
     axis.set_xscale("log")
-    axis.set_xlabel("learning rate for 256 items per step")
-    axis.set_ylabel("held-out accuracy in percent")
-    axis.set_title(f"best {100 * held_out.max():.1f} % at {learning_rates[best]:g}", fontsize=9, loc="left")
     axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 

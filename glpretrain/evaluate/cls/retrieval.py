@@ -117,8 +117,8 @@ def rank(queries: LabelledFeatures, gallery: LabelledFeatures, *, leave_one_out:
     """Order the gallery around every query, a bounded number of cosines at a time.
 
     Args:
-        queries: rows of length one.
-        gallery: rows of length one; of items at equal distance the earlier is nearer.
+        queries: the items that are searched for, rows of length one.
+        gallery: the items that are searched, rows of length one; of items at equal distance the earlier is nearer.
         leave_one_out: the queries are in the gallery; each is searched for among the others.
         num_nearest: how many of the nearest to name; fewer where the gallery is smaller.
 

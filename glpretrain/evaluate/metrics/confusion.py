@@ -1,8 +1,8 @@
-"""Pixels counted by true and by predicted class, and the scores that come of the counts: mIoU, accuracy, IoU of each class.
+"""Confusion of true and predicted classes of pixels, and the scores that are computed from it: mIoU, accuracy, IoU of each class.
 
-Counts are summed over all images before anything is divided, as semantic segmentation is scored everywhere. A class that no pixel of
-the images shows has no IoU and is left out of the mean; whoever predicts it still loses the pixels to it.
-Left out: how a class was predicted.
+Counts are summed over all images before anything is divided, as is usual in semantic segmentation. A class that no pixel of the images
+shows has no IoU and is left out of the mean; pixels that are predicted to show it still count as errors. How a class is predicted is left
+out.
 """
 
 import math
@@ -16,13 +16,13 @@ from glpretrain.evaluate.metrics.intervals import bootstrap_interval
 
 
 def confusion(truth: Tensor, predicted: Tensor, *, num_classes: int, num_predicted: int) -> Tensor:
-    """How many pixels of each true class were called what, image by image.
+    """Number of pixels of each true class by predicted class, image by image.
 
     Args:
-        truth: Int[B H W], -1 where a pixel does not count.
-        predicted: Int[B H W], from range(num_predicted).
-        num_classes: C.
-        num_predicted: P, which is C unless clusters are counted.
+        truth: Int[B H W], true classes, -1 where a pixel does not count.
+        predicted: Int[B H W], predicted classes or clusters.
+        num_classes: number of classes C.
+        num_predicted: number of predicted classes or clusters P.
 
     Returns:
         Int[B C P].
@@ -34,7 +34,7 @@ def confusion(truth: Tensor, predicted: Tensor, *, num_classes: int, num_predict
 
 
 def areas(counts: Tensor) -> Tensor:
-    """All that the scores need of a confusion, Int[*S C C]: pixels called rightly, true and predicted ones per class.
+    """What the scores need of a confusion, Int[*S C C]: correct, true and predicted pixels of each class.
 
     Returns:
         Float64[*S 3 C].
@@ -54,7 +54,7 @@ def mean_iou(summed: Tensor) -> Tensor:
 
 
 def pixel_accuracy(summed: Tensor) -> Tensor:
-    """Share of the pixels that were called rightly, Float64[*S 3 C] to Float64[*S]."""
+    """Share of correct pixels, Float64[*S 3 C] to Float64[*S]."""
     return summed[..., 0, :].sum(dim=-1) / summed[..., 1, :].sum(dim=-1)
 
 
@@ -63,7 +63,7 @@ def segmentation_scores(per_image: Tensor, *, classes: Sequence[str]) -> dict[st
 
     Args:
         per_image: Float64[B 3 C], `areas` of each image.
-        classes: their names.
+        classes: names of the classes.
 
     Returns:
         The scores; n counts images with a true pixel, for `iou_<class>` those that show the class.
@@ -83,7 +83,7 @@ def segmentation_scores(per_image: Tensor, *, classes: Sequence[str]) -> dict[st
         of_class = per_image[:, :, number : number + 1]
         showing = int((of_class[:, 1] > 0).sum())
         if showing:
-            # Draws of the one image that shows a class would only tell how often others are taken for it.
+            # With one image that shows the class, draws would only tell how often other classes are taken for it.
             interval = bootstrap_interval(mean_iou, of_class) if showing > 1 else math.inf
             scores[f"iou_{name}"] = Score(100 * mean_iou(of_class.sum(dim=0)).item(), 100 * interval, showing)
     return scores

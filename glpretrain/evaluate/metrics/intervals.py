@@ -27,7 +27,7 @@ def mean_interval(values: Tensor) -> float:
     """Half-width of the normal 95 % interval of a mean.
 
     Args:
-        values: Float[B], taken as independent.
+        values: Float[B], independent observations.
 
     Returns:
         Infinity for a single value.
@@ -56,8 +56,8 @@ def bootstrap_interval(statistic: Callable[[Tensor], Tensor], parts: Tensor) -> 
     """Half-width of the normal 95 % interval of a statistic of a sum, the summands (images) being drawn with replacement 200 times.
 
     Args:
-        statistic: Float[R *S] to Float[R]; what cannot be computed of a draw (no such class in it) is NaN and left out.
-        parts: Float[B *S], one summand per independent thing.
+        statistic: function of Float[R *S] to Float[R]; NaN where it cannot be computed (a draw without the class), and then left out.
+        parts: Float[B *S], one summand per independent observation.
 
     Returns:
         Infinity for a single summand.
@@ -70,24 +70,24 @@ def bootstrap_interval(statistic: Callable[[Tensor], Tensor], parts: Tensor) -> 
 
 
 def drawn_counts(count: int) -> Tensor:
-    """Float[200 count]: how often each of `count` things is drawn when as many are drawn with replacement, 200 times."""
+    """Float[200 count]: how often each of `count` observations is drawn when as many are drawn with replacement, 200 times."""
     draws = keys.integers(torch.tensor(_BOOTSTRAP_SEED), 0, count, _NUM_RESAMPLES, count)
     return torch.zeros(_NUM_RESAMPLES, count).scatter_add_(1, draws, torch.ones(draws.shape))
 
 
 def spread_interval(values: Tensor) -> float:
-    """Half-width of the normal 95 % interval of a statistic from Float[R], what it was for each draw; NaN (not computable) is left out."""
+    """Half-width of the normal 95 % interval of a statistic, from its values for each draw, Float[R]; NaN is left out."""
     values = values[values.isfinite()]
     return math.inf if len(values) < 2 else Z95 * values.std().item()
 
 
 def jackknife_interval(statistic: Callable[[Tensor], Tensor], parts: Tensor) -> float:
-    """Half-width of the normal 95 % interval of a smooth statistic of a sum, one summand (a group of items) being left out at a time.
+    """Half-width of the normal 95 % interval of a smooth statistic of a sum, by leaving out one summand (a group of items) at a time.
 
-    For what repeated items would distort, such as a rank: the bootstrap draws items twice, this draws each at most once.
+    It is for statistics that repeated items would distort, such as a rank: the bootstrap draws items twice.
 
     Args:
-        statistic: Float[R *S] to Float[R].
+        statistic: function of Float[R *S] to Float[R].
         parts: Float[R *S], sums over disjoint groups of about equal size.
 
     Returns:

@@ -1,7 +1,7 @@
 """Scores of a detector of two classes: area under the ROC curve, equal error rate, half total error rate, each for many weightings at once.
 
-A weighting counts every item as often as it was drawn, so intervals come from drawing videos (or items) with replacement. Left
-out: where the scores come from.
+A weighting counts every item as often as it was drawn, so intervals come from drawing videos (or items) with replacement. Where the
+scores come from is left out.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 class Detections(NamedTuple):
-    """What a detector said of items of two classes."""
+    """Scores of a detector for items of two classes."""
 
     scores: Tensor  # Float[B]  higher: more likely positive
     positive: Tensor  # Bool[B]
-    groups: Tensor  # Int[B]  number of the video, from 0; of the item itself where every item stands for itself
+    groups: Tensor  # Int[B]  number of the video, from 0; number of the item where items are not frames
 
     @property
     def has_groups(self) -> bool:
@@ -39,7 +39,7 @@ class Detections(NamedTuple):
 
 
 def numbered(names: Sequence[str], *, count: int) -> Tensor:
-    """Int[B]: names as numbers from 0; without names every item has its own."""
+    """Int[B]: names as numbers from 0; without names every item has a number of its own."""
     if not names:
         return torch.arange(count)
     order = {name: number for number, name in enumerate(dict.fromkeys(names))}
@@ -63,7 +63,7 @@ def auc(found: Detections, weights: Tensor) -> Tensor:
     """Area under the curve.
 
     Args:
-        found: B items.
+        found: scores and classes of B items.
         weights: Float[R B], how often each item counts.
 
     Returns:
@@ -74,7 +74,7 @@ def auc(found: Detections, weights: Tensor) -> Tensor:
 
 
 def eer(found: Detections, weights: Tensor) -> Tensor:
-    """Where the two error rates are equal, between points of the curve along the straight line. Arguments as in `auc`."""
+    """Error rate at which both error rates are equal, interpolated linearly between points of the curve. Arguments as in `auc`."""
     false, true = _curve(found, weights)
     excess = 1.0 - true - false  # of misses over false alarms: from 1 down to -1
     after = (excess <= 0.0).int().argmax(dim=1, keepdim=True).clamp(min=1)
@@ -86,7 +86,7 @@ def eer(found: Detections, weights: Tensor) -> Tensor:
 
 
 def hter(found: Detections, weights: Tensor, *, threshold: float) -> Tensor:
-    """Mean of the rates of positives below the threshold and of negatives at or above it. Other arguments as in `auc`."""
+    """Mean of two error rates: positives below the threshold, and negatives at or above it. Other arguments as in `auc`."""
     said = found.scores >= threshold
     errors = [(weights[:, chosen].double() * (said != found.positive)[chosen]).sum(dim=1) for chosen in (~found.positive, found.positive)]
     sizes = [weights[:, chosen].double().sum(dim=1) for chosen in (~found.positive, found.positive)]
@@ -94,7 +94,7 @@ def hter(found: Detections, weights: Tensor, *, threshold: float) -> Tensor:
 
 
 def eer_threshold(found: Detections) -> float:
-    """The score from which on an item is called positive so that the two error rates differ least; half-way to the next lower score."""
+    """The threshold at which the two error rates differ least, half-way between two scores; items from it on are called positive."""
     levels = found.scores.double().unique()  # ascending
     misses = torch.searchsorted(found.scores[found.positive].double().sort().values, levels) / found.positive.sum()
     alarms = 1.0 - torch.searchsorted(found.scores[~found.positive].double().sort().values, levels) / (~found.positive).sum()

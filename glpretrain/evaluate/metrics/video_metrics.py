@@ -1,7 +1,7 @@
 """How well one mask agrees with another, in the two measures of DAVIS: J for the region and F for its boundary.
 
 Definitions of Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation" (CVPR 2016), as in
-github.com/davisvideochallenge/davis2017-evaluation. Left out: its recall and decay.
+github.com/davisvideochallenge/davis2017-evaluation. Its recall and decay are left out.
 """
 
 import math
@@ -17,12 +17,12 @@ _BOUNDARY_SHARE = 0.008  # of the image's diagonal: how far apart two boundaries
 
 
 def object_ids(masks: Tensor) -> list[int]:
-    """Ids of what the first of the masks, Int[T H W], shows."""
+    """Ids of the objects that the first of the masks, Int[T H W], shows."""
     return masks[0][masks[0] > 0].unique().tolist()
 
 
 def scored_frames(masks: Tensor) -> list[int]:
-    """Those of the masks, Int[T H W], that are known, without the first (it is given) and the last (the convention of DAVIS)."""
+    """Positions of the known masks in Int[T H W], without the first, which is given, and the last, by the convention of DAVIS."""
     return [time for time in range(1, len(masks) - 1) if (masks[time] != UNKNOWN).any()]
 
 
@@ -30,8 +30,8 @@ def object_scores(predictions: Tensor, masks: Tensor) -> Tensor:
     """J and F of each object of the first mask, means over the scored frames.
 
     Args:
-        predictions: Int[T H W], ids.
-        masks: Int[T H W], as in `Video`.
+        predictions: Int[T H W], predicted ids.
+        masks: Int[T H W], true ids as in `Video`.
 
     Returns:
         Float[O 2]; NaN where no frame is scored.
@@ -50,8 +50,8 @@ def region_similarity(prediction: Tensor, truth: Tensor, *, known: Tensor) -> fl
     """J: intersection over union, 1 where both are empty.
 
     Args:
-        prediction: Bool[H W].
-        truth: Bool[H W].
+        prediction: Bool[H W], the predicted mask.
+        truth: Bool[H W], the true mask.
         known: Bool[H W], pixels that count.
     """
     union = int(((prediction | truth) & known).sum())
@@ -59,15 +59,15 @@ def region_similarity(prediction: Tensor, truth: Tensor, *, known: Tensor) -> fl
 
 
 def boundary_similarity(prediction: Tensor, truth: Tensor, *, known: Tensor) -> float:
-    """F: harmonic mean of the shares of either boundary that lie within 0.8 % of the diagonal, rounded up, of the other one.
+    """F: harmonic mean of two shares, those of each boundary that lies near the other one: within 0.8 % of the diagonal, rounded up.
 
-    A dilation by a disk and a look-up is the same as the distance to the nearest point of the other boundary; boundaries have few
-    points, so the distances are cheaper.
+    The official code dilates a boundary by a disk and looks up the other one. The distance to the nearest point of the other boundary
+    is the same test, and cheaper, because boundaries have few points.
 
     Args:
-        prediction: Bool[H W].
-        truth: Bool[H W].
-        known: Bool[H W]; what is not known is taken off both masks.
+        prediction: Bool[H W], the predicted mask.
+        truth: Bool[H W], the true mask.
+        known: Bool[H W], pixels that count; both masks lose the other ones.
 
     Returns:
         1 where neither has a boundary, 0 where one has.
@@ -84,6 +84,6 @@ def boundary_similarity(prediction: Tensor, truth: Tensor, *, known: Tensor) -> 
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """Bool[H W]: pixels of Bool[H W] that differ from the one right of, below or diagonally below them; no picture's border."""
+    """Bool[H W]: pixels of a mask that differ from the one to the right, below or diagonally below; the picture's border is no boundary."""
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     return (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])

@@ -98,8 +98,8 @@ def keep_mass(attention: Tensor, *, mass: float) -> Tensor:
     """The places that hold the largest `mass` of each row: those where the sum of all smaller values and their own exceeds 1 - mass.
 
     Args:
-        attention: Float[*S N], not negative.
-        mass: in (0, 1).
+        attention: Float[*S N], rows that are not negative.
+        mass: share of a row's sum, between 0 and 1.
 
     Returns:
         Bool[*S N].
@@ -113,9 +113,9 @@ def jaccard_index(predicted: Tensor, truth: Tensor, *, known: Tensor) -> Tensor:
     """Intersection over union over the pixels that count; the truth must not be empty.
 
     Args:
-        predicted: Bool[B M H W].
-        truth: Bool[B H W].
-        known: Bool[B H W].
+        predicted: Bool[B M H W], M predicted masks of each image.
+        truth: Bool[B H W], the true mask of each image.
+        known: Bool[B H W], pixels that count.
 
     Returns:
         Float[B M].

@@ -101,11 +101,11 @@ def attend(queries: Tensor, memory: Tensor, values: Tensor, *, k: int, temp: flo
     """The mean of the values of the k nearest, weighted by softmax(cosine / temp).
 
     Args:
-        queries: Float[B D].
-        memory: Float[M D].
-        values: Float[M C].
-        k: at most M.
-        temp: temperature.
+        queries: Float[B D], features that attend.
+        memory: Float[M D], features that are attended to.
+        values: Float[M C], values of the memory.
+        k: number of nearest features that count, at most M.
+        temp: temperature of the softmax.
 
     Returns:
         Float[B C].

@@ -174,10 +174,10 @@ def fit_heads(
     Each minimises -sum(shares * log_softmax(patches @ weight + bias)) / sum(shares) + l2 / 2 * sum(weight ** 2).
 
     Args:
-        patches: Float[M D].
-        shares: Float[M C], rows that sum to at most 1.
-        learning_rates: K.
-        l2: K.
+        patches: Float[M D], features.
+        shares: Float[M C], soft targets, rows that sum to at most 1.
+        learning_rates: learning rate of each of K layers.
+        l2: penalty of each of K layers.
         num_steps: number of Adam's steps.
         patches_per_step: number of patches in a step, drawn with replacement.
 

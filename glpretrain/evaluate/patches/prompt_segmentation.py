@@ -280,7 +280,7 @@ def occupancy(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     """Share of each patch that the mask covers.
 
     Args:
-        mask: Bool[H W].
+        mask: Bool[H W], the mask.
         grid: patches along height and width.
 
     Returns:
@@ -307,8 +307,8 @@ def iou_at_thresholds(similarity: Tensor, mask: Tensor, *, known: Tensor) -> Ten
     One histogram of the similarity inside the mask and one outside hold every threshold's counts: exact, in one pass over the pixels.
 
     Args:
-        similarity: Float[M *grid], a map per prompt.
-        mask: Bool[H W], not empty.
+        similarity: Float[M *grid], a map of cosines per prompt.
+        mask: Bool[H W], the object, not empty.
         known: Bool[H W], pixels that count.
 
     Returns:

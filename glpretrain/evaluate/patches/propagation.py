@@ -51,7 +51,7 @@ _MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a video, that a picture shows
 
 
 class ObjectScore(NamedTuple):
-    """J and F of one object, Float[2] each."""
+    """J and F of one object, Float[2] each, for three predictions."""
 
     video: str
     propagated: Tensor
@@ -229,9 +229,9 @@ def propagate(target: Tensor, sources: Tensor, labels: Tensor, *, num_neighbours
     """Soft labels of one frame: each patch takes the weighted mean of those of its most similar sources.
 
     Args:
-        target: Float[h w D], each patch of unit length.
-        sources: Float[M h w D], likewise.
-        labels: Float[M h w C].
+        target: Float[h w D], patches of the frame, of unit length.
+        sources: Float[M h w D], patches of the source frames, of unit length.
+        labels: Float[M h w C], soft labels of these.
         num_neighbours: as in `LabelPropagation`.
         window: as in `LabelPropagation`.
         temp: as in `LabelPropagation`.
@@ -262,7 +262,7 @@ def segmentation(labels: Tensor, *, scaled: Sequence[int]) -> Tensor:
     """The channel that wins at every pixel.
 
     Args:
-        labels: Float[h w C], not negative.
+        labels: Float[h w C], soft labels, not negative.
         scaled: height and width of the frame that was encoded.
 
     Returns:
@@ -276,7 +276,7 @@ def segmentation(labels: Tensor, *, scaled: Sequence[int]) -> Tensor:
 
 
 def _through_grid(mask: Tensor, ids: Sequence[int], *, grid: Sequence[int], scaled: Sequence[int]) -> Tensor:
-    """Int[H W] of ids: what is left of a mask on the patch grid."""
+    """Int[H W]: a mask of ids after it went through the patch grid."""
     return torch.tensor([0, *ids], dtype=torch.int32)[nearest(segmentation(one_hot(nearest(mask, grid), ids), scaled=scaled), mask.shape)]
 
 

@@ -61,9 +61,9 @@ def class_shares(semantic: Tensor, *, grid: tuple[int, int], num_classes: int) -
     """The share of each patch's pixels that shows each class; what is to be ignored is missing from the sum of 1.
 
     Args:
-        semantic: Int[B H W], -1 to be ignored.
+        semantic: Int[B H W], classes of pixels, -1 to be ignored.
         grid: patches along height and width.
-        num_classes: C.
+        num_classes: number of classes C.
 
     Returns:
         Float[B N C].
@@ -81,7 +81,7 @@ def best_class(scores: Tensor, *, grid: tuple[int, int], size: Sequence[int]) ->
     """The class with the largest score at each pixel, the scores of patches being upsampled bilinearly.
 
     Args:
-        scores: Float[B N C].
+        scores: Float[B N C], scores of the classes for each patch.
         grid: patches along height and width.
         size: height and width of the image.
 

@@ -1,6 +1,6 @@
 """Intra- and inter-object similarity: how two distributions of cosines between patches differ, as numbers and as a plot.
 
-Left out on purpose: features and masks; `prompt_segmentation` brings those.
+Features and masks are left out on purpose; `prompt_segmentation` brings those.
 """
 
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from glpretrain.core import keys
 from glpretrain.evaluate.base import Score
+from glpretrain.evaluate.figures import curves_figure
 from glpretrain.evaluate.metrics.intervals import bootstrap_interval, mean_interval
 
 NUM_BINS = 200  # on [-1, 1]
@@ -29,10 +30,10 @@ def pair_sample(similarity: Tensor, insides: Tensor, *, usable: Tensor, index: i
     """At most 2,000 pairs of either kind.
 
     Args:
-        similarity: Float[N N].
+        similarity: Float[N N], cosines of all patches of an image.
         insides: Bool[M N], the patches inside each of M objects.
         usable: Bool[N], patches that may be the outer one of an inter pair.
-        index: dataset index, the key of the draw.
+        index: dataset index, from which the key of the draw is made.
 
     Returns:
         One sample, or none where a kind has no pair.
@@ -79,19 +80,15 @@ def similarity_figure(samples: list[PairSample]) -> Figure:
     intra, inter = (density / density.sum() * NUM_BINS / 2 for density in densities)
     centres = (torch.arange(NUM_BINS) + 0.5) * (2 / NUM_BINS) - 1
     scores = pair_scores(samples)
-    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
-    axis = figure.subplots()
+    title = f"AUC {scores['auc'].value:.1f} %, {len(samples)} images"
+    figure, axis = curves_figure(title, x="cosine of two patches", y="density")
     for density, colour, name in ((intra, "#0072b2", "same object (intra)"), (inter, "#d55e00", "inside and outside (inter)")):
         axis.step(centres, density, where="mid", color=colour, linewidth=1.4, label=name)
     axis.fill_between(centres, torch.minimum(intra, inter), step="mid", color="0.75", label=f"overlap {scores['ovl'].value:.1f} %")
     shown = centres[(intra + inter) > 0]
     axis.set_xlim(shown.min().item() - 0.02, shown.max().item() + 0.02)
     axis.set_ylim(bottom=0)
-    axis.set_xlabel("cosine of two patches")
-    axis.set_ylabel("density")
-    axis.set_title(f"AUC {scores['auc'].value:.1f} %, {len(samples)} images", fontsize=9, loc="left")
     axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -115,8 +112,8 @@ def auc(positive: Tensor, negative: Tensor) -> float:
     """P(positive > negative) + P(equal) / 2, exact.
 
     Args:
-        positive: Float[M].
-        negative: Float[N].
+        positive: Float[M], values of the one kind.
+        negative: Float[N], values of the other kind.
     """
     ordered = negative.sort().values
     below = torch.searchsorted(ordered, positive, right=False)

@@ -151,7 +151,7 @@ def distance_histograms(points: Tensor, *, num_bins: int) -> Tensor:
     """How distances of all pairs are distributed on [0, 2], the largest there is in a unit sphere.
 
     Args:
-        points: Float[B P 3].
+        points: Float[B P 3], points of the clouds.
         num_bins: number of bins.
 
     Returns:

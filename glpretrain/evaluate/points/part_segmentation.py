@@ -99,7 +99,7 @@ def point_areas(truth: Tensor, logits: Tensor) -> Tensor:
 
 
 def part_shares(batch: ItemBatch, centres: Tensor, *, num_parts: int) -> Tensor:
-    """Share of each cell's points that lie on each part; what is to be ignored is missing from the sum of 1. Float[B N C]."""
+    """Float[B N C]: the share of each cell's points that lie on each part; the sum is below 1 where points are to be ignored."""
     num_items, num_tokens, _ = centres.shape
     semantic = batch.class_masks()
     cell = cells(batch.items, centres) + num_tokens * torch.arange(num_items)[:, None]  # [B P]
@@ -123,8 +123,8 @@ def instance_iou(logits: Tensor, truth: Tensor, *, allowed: Tensor) -> Tensor:
     """ShapeNetPart's score of each cloud: mean over the parts of its class, 1 for one that is neither there nor predicted.
 
     Args:
-        logits: Float[B P C].
-        truth: Int[B P], -1 where a point does not count.
+        logits: Float[B P C], scores of the parts for each point.
+        truth: Int[B P], true parts, -1 where a point does not count.
         allowed: Bool[B C], the parts of the cloud's class.
 
     Returns:

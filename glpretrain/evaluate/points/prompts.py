@@ -93,8 +93,8 @@ def share_of_cells(inside: Tensor, cell: Tensor, *, count: int) -> Tensor:
     """Share of the points of each cell that are inside.
 
     Args:
-        inside: Bool[P].
-        cell: Int[P], from range(count).
+        inside: Bool[P], points that are inside.
+        cell: Int[P], cell of each point.
         count: number of cells N.
 
     Returns:
@@ -108,8 +108,8 @@ def careful_click(points: Tensor, part: Tensor) -> int:
     """The point of a part that is farthest from all others of the shape; the one nearest to the mean place where there are none.
 
     Args:
-        points: Float[P 3].
-        part: Bool[P], not empty.
+        points: Float[P 3], points of the shape.
+        part: Bool[P], points of the part, not empty.
     """
     own = part.nonzero()[:, 0]
     if part.all():
@@ -121,9 +121,9 @@ def point_iou(similarity: Tensor, part: Tensor, *, thresholds: Sequence[float] |
     """IoU of `similarity > threshold` with a part, for every threshold.
 
     Args:
-        similarity: Float[M P].
-        part: Bool[P], not empty.
-        thresholds: T of them.
+        similarity: Float[M P], cosines of the points with M prompts.
+        part: Bool[P], points of the part, not empty.
+        thresholds: T thresholds.
 
     Returns:
         Float[M T].

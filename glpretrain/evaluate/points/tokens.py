@@ -53,9 +53,9 @@ def at_points(scores: Tensor, *, points: Tensor, centres: Tensor) -> Tensor:
     """Scores at centres carried over to points, as PointNet++ carries features: inverse squared distances to the nearest three.
 
     Args:
-        scores: Float[B N C].
-        points: Float[B P 3].
-        centres: Float[B N 3].
+        scores: Float[B N C], scores of the tokens.
+        points: Float[B P 3], points of the clouds.
+        centres: Float[B N 3], centres of the tokens.
 
     Returns:
         Float[B P C].
@@ -68,9 +68,9 @@ def clouds_figure(clouds: Sequence[Tensor], *, rows: Mapping[str, Sequence[Tenso
     """One column per cloud, one row per colouring.
 
     Args:
-        clouds: Float[P 3] each.
-        rows: by title, for each cloud Float[P] in [0, 1] or a colour per point, Float[P 3].
-        marks: Float[3] each, a place that is marked in the first row.
+        clouds: the clouds, Float[P 3] each.
+        rows: colourings by title, for each cloud Float[P] in [0, 1] or a colour per point, Float[P 3].
+        marks: places that are marked in the first row, Float[3] each.
     """
     figure = Figure(figsize=(1.9 * len(clouds), 1.9 * len(rows) + 0.2), layout="constrained")
     axes = figure.subplots(len(rows), len(clouds), squeeze=False)

@@ -1,7 +1,7 @@
 """From the tiles of a slide to the slide: attention over a bag of features, fitted to one label per bag.
 
 Ilse, Tomczak, Welling, "Attention-based deep multiple instance learning", 2018, equation 9 (gated). Settings as in GPFM's evaluation:
-Adam, rate 2e-4, decay 1e-4, dropout 0.25, one slide a step. Left out: early stopping, class weights, survival.
+Adam, rate 2e-4, decay 1e-4, dropout 0.25, one slide a step. Early stopping, class weights and survival are left out.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ class GatedAttention(nn.Module):
 
     Args:
         embed_dim: width D of the features.
-        num_classes: K.
-        hidden_dim: rows of V and U.
-        dropout: of the features, while it is fitted.
+        num_classes: number of classes K.
+        hidden_dim: number of rows of V and U.
+        dropout: dropout rate of the features, while it is fitted.
     """
 
     mean: Tensor
@@ -42,7 +42,7 @@ class GatedAttention(nn.Module):
         """One bag.
 
         Args:
-            bag: Float[M D].
+            bag: Float[M D], the rows of the bag.
 
         Returns:
             Logits, Float[K], and the attention of each row, Float[M], which sums to 1.
@@ -67,14 +67,14 @@ def fit_gated_attention(
     """Fit attention to labelled bags; the caller's random numbers are left alone.
 
     Args:
-        bags: Float[M D] each, M may differ.
+        bags: rows of each bag, Float[M D]; M may differ.
         labels: class of each bag, from 0.
-        hidden_dim: of `GatedAttention`.
-        dropout: likewise.
-        epochs: passes over the bags.
-        lr: Adam's rate.
-        weight_decay: L2 penalty.
-        seed: of weights, order and dropout.
+        hidden_dim: see `GatedAttention`.
+        dropout: see `GatedAttention`.
+        epochs: number of passes over the bags.
+        lr: Adam's learning rate.
+        weight_decay: Adam's weight decay.
+        seed: seed of weights, order and dropout.
 
     Returns:
         The module in evaluation mode.
