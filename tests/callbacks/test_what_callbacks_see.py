@@ -1,5 +1,6 @@
 """Callbacks look at the right thing: the trained backbone, the view at hand, the steps that are left."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,27 +15,28 @@ from glpretrain.callbacks.views import columns
 from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
 from glpretrain.data import Scenes
+from glpretrain.data.sources.base import Source
+from glpretrain.data.sources.images.videos import VideoSource
 from glpretrain.encoders import Encoder, ViT
-from glpretrain.evaluate import Evaluator, FeatureCache, Pixels, Result, Score
-from glpretrain.evaluate.features import encode
+from glpretrain.evaluate import Evaluator, FeatureCache, Result, Score, Sources
 from glpretrain.methods import DINO
 
 
+@dataclass(frozen=True, kw_only=True)
 class FirstFeature(Evaluator):
     """The mean of the first feature: as good a score as any to tell one encoder from another."""
 
     headlines = ("feature",)
+    scored = "test"
+    needs = ("test",)
 
-    def __init__(self) -> None:
-        self.pixels = Pixels(Scenes(4, size=32))
-
-    @property
-    def scored(self) -> Pixels:
-        return self.pixels
-
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
-        rows = [output.cls for _, output in encode(encoder, self.pixels, fit="crop", cache=cache)]
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
+        rows = [output.cls for _, output in self.features.encode(encoder, sources["test"], resize="crop", cache=cache)]
         return Result({"feature": Score(torch.cat(rows)[:, 0].mean().item(), 1.0, 4)}, chosen={})
+
+
+def sources() -> dict[str, Source | VideoSource]:
+    return {"test": Scenes(4, size=32)}
 
 
 class Notes(Logger):
@@ -71,10 +73,10 @@ def batches(count: int) -> list[Batch]:
 
 def test_the_teachers_encoder_is_scored_as_it_is_at_the_moment() -> None:
     model, evaluator, notes = dino(), FirstFeature(), Notes()
-    before = evaluator.run(teacher_of(model).encoder).scores["feature"].value
-    evaluators = RunEvaluators({"first": evaluator}, every_n_steps=1)
+    before = evaluator.run(teacher_of(model).encoder, sources()).scores["feature"].value
+    evaluators = RunEvaluators({"first": evaluator}, sources(), every_n_steps=1)
     fitted(model, batches(2), callbacks=[evaluators], logger=notes)
-    after, student = (evaluator.run(encoder).scores["feature"].value for encoder in (model.backbone(), model.encoder))
+    after, student = (evaluator.run(encoder, sources()).scores["feature"].value for encoder in (model.backbone(), model.encoder))
     assert len({round(value, 4) for value in (before, after, student)}) == 3
     assert evaluators.before is not None and evaluators.before["first_feature"] == pytest.approx(before)
     assert evaluators.after is not None and evaluators.after["first_feature"] == pytest.approx(after)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from browser import MISSING, Browser
+from glpretrain.cli.inspection import inspect
 from golden import noise
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain.cli.inspection import inspect
 from glpretrain.core.clouds import in_unit_sphere, take
 from glpretrain.encoders import PointTransformer, ViT
 from glpretrain.evaluate.points.tokens import at_points, cells

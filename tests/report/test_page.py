@@ -7,6 +7,7 @@ import pytest
 import torch
 from browser import MISSING, Browser
 from evaluate.evaluate_stubs import TableSource
+from glpretrain.evaluate.pixels import Pixels
 from PIL import Image
 from test_inspect import features_of, picture, save, small, stored
 from torch.nn import functional
@@ -14,7 +15,6 @@ from torch.nn import functional
 from glpretrain.data.sources.base import Item
 from glpretrain.encoders import FeatureMap, ViT
 from glpretrain.evaluate.features import encode
-from glpretrain.evaluate.pixels import Pixels
 from glpretrain.report import untrained, write_report
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))

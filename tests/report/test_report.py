@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from evaluate.evaluate_stubs import TableSource
+from glpretrain.evaluate.pixels import Pixels
 from matplotlib import pyplot
 from PIL import Image
 from torch.nn import functional
@@ -19,7 +20,6 @@ from glpretrain.data.sources.base import Item
 from glpretrain.encoders import FeatureMap, ViT
 from glpretrain.encoders.attention import cls_attention
 from glpretrain.evaluate.features import encode
-from glpretrain.evaluate.pixels import Pixels
 from glpretrain.report import attention_figure, compare_figure, pca_figure, similarity_figure, untrained, write_report
 from glpretrain.report.maps import attention, layer_numbers, look, patch_pca, similarity_map
 from glpretrain.report.page import compact
