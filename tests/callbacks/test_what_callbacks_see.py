@@ -17,7 +17,7 @@ from glpretrain.core.schedule import Schedule
 from glpretrain.data import Scenes
 from glpretrain.data.sources.base import Source
 from glpretrain.data.sources.images.videos import VideoSource
-from glpretrain.encoders import Encoder, ViT
+from glpretrain.encoders import Encoder, PointTransformer, ViT
 from glpretrain.evaluate import Evaluator, FeatureCache, Result, Score, Sources
 from glpretrain.methods import DINO
 
@@ -137,11 +137,34 @@ def test_a_report_of_prototypes_is_of_the_last_steps_alone() -> None:
 
 def test_every_view_is_shown_with_its_own_mask() -> None:
     encoder = ViT("vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=12, depth=1, num_heads=3)
-    mask = torch.tensor([[True, False, False, False], [False, False, False, True]]).unsqueeze(1)  # [G 1 N]
+    mask = torch.tensor([[False, True, False, False], [False, False, False, True]]).unsqueeze(1)  # [G 1 N]
     shown = columns(batch_of(global_views=torch.ones(2, 1, 3, 16, 16), mask=mask), encoder, num_items=1)
     darker = [shown[f"global {view}, hidden"] < shown[f"global {view}"] for view in (1, 2)]  # [1 H W 3]
-    assert darker[0][:, :8, :8].all() and not darker[0][:, 8:].any()
+    assert darker[0][:, :8, 8:].all() and not darker[0][:, 8:].any() and not darker[0][:, :8, :8].any()
     assert darker[1][:, 8:, 8:].all() and not darker[1][:, :8].any()
+
+
+def test_every_view_is_shown_with_its_own_corruption() -> None:
+    encoder = ViT("vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=12, depth=1, num_heads=3)
+    corruption = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    corruption[0, 0, 3, 5] = corruption[1, 0, 12, 2] = True
+    views = torch.ones(2, 1, 3, 16, 16)
+    shown = columns(batch_of(global_views=views, corrupted_views=-views, corruption=corruption), encoder, num_items=1)
+    for view in range(2):
+        darker = (shown[f"global {view + 1}, replaced"] < shown[f"global {view + 1}"]).all(dim=-1)
+        assert torch.equal(darker, corruption[view])
+        assert (shown[f"global {view + 1}, corrupted"] < shown[f"global {view + 1}"]).all()
+
+
+def test_hidden_groups_of_a_cloud_are_drawn_darker() -> None:
+    cloud = torch.tensor([[[-1.0, 0.0, 0.0], [-0.9, 0.0, 0.0], [1.0, 0.0, 0.0], [0.9, 0.0, 0.0]]])  # two groups, left and right
+    encoder = PointTransformer("pos_bert_base", num_points=4, points_per_token=2, group_size=2, embed_dim=12, depth=1, num_heads=3)
+    mask = torch.zeros(1, 1, 2, dtype=torch.bool)
+    mask[..., 0] = True  # the group of the first point, from which the farthest is sought
+    shown = columns(batch_of(global_views=cloud.unsqueeze(0), mask=mask), encoder, num_items=1)
+    darker = (shown["global 1, hidden"] < shown["global 1"]).all(dim=-1)[0].any(dim=0)  # [w]
+    first, last = (int(darker.nonzero()[place]) for place in (0, -1))
+    assert int(darker.sum()) == 2 and (last < len(darker) // 2 or first > len(darker) // 2)
 
 
 def test_the_picture_is_of_the_first_batch_alone(tmp_path: Path) -> None:
