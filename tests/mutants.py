@@ -32,12 +32,15 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "glpretrain"
 _SECONDS = 900  # after which a mutant that makes a test wait for ever counts as killed
+_ITEMS = "test_the_terms_of_an_item_are_its_own"
 _CONTRACT = (
+    _ITEMS,
     "test_terms_gradients_and_overfitting",
     "test_two_micro_batches_are_one_step",
     "test_export_gives_the_features_of_the_trained_backbone",
     "test_resume_goes_on_with_the_same_losses",
 )
+_SEVERAL = {"contract": _CONTRACT, "items": (_ITEMS,)}
 _VERDICTS = {0: "survived", 1: "killed"}  # by the exit status of pytest
 
 
@@ -62,12 +65,13 @@ def load_mutants() -> list[Mutant]:
 
 
 def _spelt_out(tests: Sequence[str]) -> tuple[str, ...]:
-    """With the contract's tests of a recipe in place of `contract:NAME`."""
+    """With the contract's tests of a recipe in place of `contract:NAME`, and one of them in place of `items:NAME`."""
     arguments: list[str] = []
     for test in tests:
-        recipe = test.removeprefix("contract:")
-        arguments += [test] if recipe == test else [f"tests/methods/test_contract.py::{name}[{recipe}]" for name in _CONTRACT]
-    return tuple(arguments)
+        several, _, recipe = test.partition(":")
+        names = _SEVERAL.get(several, ())
+        arguments += [f"tests/methods/test_contract.py::{name}[{recipe}]" for name in names] or [test]
+    return tuple(dict.fromkeys(arguments))
 
 
 def try_in_a_fork(mutant: Mutant | None, tests: Sequence[str], *, seconds: int = _SECONDS) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Callbacks look at the right thing: the trained backbone, the view at hand, the steps that are left."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,27 +15,28 @@ from glpretrain.callbacks.views import columns
 from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
 from glpretrain.data import Scenes
-from glpretrain.encoders import Encoder, ViT
-from glpretrain.evaluate import Evaluator, FeatureCache, Pixels, Result, Score
-from glpretrain.evaluate.features import encode
+from glpretrain.data.sources.base import Source
+from glpretrain.data.sources.images.videos import VideoSource
+from glpretrain.encoders import Encoder, PointTransformer, ViT
+from glpretrain.evaluate import Evaluator, FeatureCache, Result, Score, Sources
 from glpretrain.methods import DINO
 
 
+@dataclass(frozen=True, kw_only=True)
 class FirstFeature(Evaluator):
     """The mean of the first feature: as good a score as any to tell one encoder from another."""
 
     headlines = ("feature",)
+    scored = "test"
+    needs = ("test",)
 
-    def __init__(self) -> None:
-        self.pixels = Pixels(Scenes(4, size=32))
-
-    @property
-    def scored(self) -> Pixels:
-        return self.pixels
-
-    def run(self, encoder: Encoder, *, cache: FeatureCache | None = None) -> Result:
-        rows = [output.cls for _, output in encode(encoder, self.pixels, fit="crop", cache=cache)]
+    def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
+        rows = [output.cls for _, output in self.features.encode(encoder, sources["test"], resize="crop", cache=cache)]
         return Result({"feature": Score(torch.cat(rows)[:, 0].mean().item(), 1.0, 4)}, chosen={})
+
+
+def sources() -> dict[str, Source | VideoSource]:
+    return {"test": Scenes(4, size=32)}
 
 
 class Notes(Logger):
@@ -71,10 +73,10 @@ def batches(count: int) -> list[Batch]:
 
 def test_the_teachers_encoder_is_scored_as_it_is_at_the_moment() -> None:
     model, evaluator, notes = dino(), FirstFeature(), Notes()
-    before = evaluator.run(teacher_of(model).encoder).scores["feature"].value
-    evaluators = RunEvaluators({"first": evaluator}, every_n_steps=1)
+    before = evaluator.run(teacher_of(model).encoder, sources()).scores["feature"].value
+    evaluators = RunEvaluators({"first": evaluator}, sources(), every_n_steps=1)
     fitted(model, batches(2), callbacks=[evaluators], logger=notes)
-    after, student = (evaluator.run(encoder).scores["feature"].value for encoder in (model.backbone(), model.encoder))
+    after, student = (evaluator.run(encoder, sources()).scores["feature"].value for encoder in (model.backbone(), model.encoder))
     assert len({round(value, 4) for value in (before, after, student)}) == 3
     assert evaluators.before is not None and evaluators.before["first_feature"] == pytest.approx(before)
     assert evaluators.after is not None and evaluators.after["first_feature"] == pytest.approx(after)
@@ -135,11 +137,34 @@ def test_a_report_of_prototypes_is_of_the_last_steps_alone() -> None:
 
 def test_every_view_is_shown_with_its_own_mask() -> None:
     encoder = ViT("vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=12, depth=1, num_heads=3)
-    mask = torch.tensor([[True, False, False, False], [False, False, False, True]]).unsqueeze(1)  # [G 1 N]
+    mask = torch.tensor([[False, True, False, False], [False, False, False, True]]).unsqueeze(1)  # [G 1 N]
     shown = columns(batch_of(global_views=torch.ones(2, 1, 3, 16, 16), mask=mask), encoder, num_items=1)
     darker = [shown[f"global {view}, hidden"] < shown[f"global {view}"] for view in (1, 2)]  # [1 H W 3]
-    assert darker[0][:, :8, :8].all() and not darker[0][:, 8:].any()
+    assert darker[0][:, :8, 8:].all() and not darker[0][:, 8:].any() and not darker[0][:, :8, :8].any()
     assert darker[1][:, 8:, 8:].all() and not darker[1][:, :8].any()
+
+
+def test_every_view_is_shown_with_its_own_corruption() -> None:
+    encoder = ViT("vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=12, depth=1, num_heads=3)
+    corruption = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    corruption[0, 0, 3, 5] = corruption[1, 0, 12, 2] = True
+    views = torch.ones(2, 1, 3, 16, 16)
+    shown = columns(batch_of(global_views=views, corrupted_views=-views, corruption=corruption), encoder, num_items=1)
+    for view in range(2):
+        darker = (shown[f"global {view + 1}, replaced"] < shown[f"global {view + 1}"]).all(dim=-1)
+        assert torch.equal(darker, corruption[view])
+        assert (shown[f"global {view + 1}, corrupted"] < shown[f"global {view + 1}"]).all()
+
+
+def test_hidden_groups_of_a_cloud_are_drawn_darker() -> None:
+    cloud = torch.tensor([[[-1.0, 0.0, 0.0], [-0.9, 0.0, 0.0], [1.0, 0.0, 0.0], [0.9, 0.0, 0.0]]])  # two groups, left and right
+    encoder = PointTransformer("pos_bert_base", num_points=4, points_per_token=2, group_size=2, embed_dim=12, depth=1, num_heads=3)
+    mask = torch.zeros(1, 1, 2, dtype=torch.bool)
+    mask[..., 0] = True  # the group of the first point, from which the farthest is sought
+    shown = columns(batch_of(global_views=cloud.unsqueeze(0), mask=mask), encoder, num_items=1)
+    darker = (shown["global 1, hidden"] < shown["global 1"]).all(dim=-1)[0].any(dim=0)  # [w]
+    first, last = (int(darker.nonzero()[place]) for place in (0, -1))
+    assert int(darker.sum()) == 2 and (last < len(darker) // 2 or first > len(darker) // 2)
 
 
 def test_the_picture_is_of_the_first_batch_alone(tmp_path: Path) -> None:

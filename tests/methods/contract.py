@@ -8,7 +8,7 @@ import torch
 from shrinking import shrunk
 
 from glpretrain.cli.training import Training
-from glpretrain.core.batch import Batch
+from glpretrain.core.batch import Batch, ViewGroup
 from glpretrain.methods.base import Method
 from glpretrain.training.memory import states_of
 from glpretrain.weights import export, load_backbone
@@ -55,6 +55,21 @@ def check_gradients(model: Method, batch: Batch) -> None:
         elif parameter.requires_grad:
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
     model.zero_grad(set_to_none=True)
+
+
+def check_items(model: Method, batch: Batch) -> None:
+    """In another order of the items, their terms are in this order; a term of one number does not depend on the order."""
+    order = torch.arange(len(batch.index)).roll(1)
+    views = {}
+    for name, group in batch.views.items():
+        parts = {part: value for part, value in group._asdict().items() if value is not None}
+        views[name] = ViewGroup(**{part: value[order] if part == "strong" else value[:, order] for part, value in parts.items()})
+    mixed = model.losses(Batch(index=batch.index[order], views=views, weight=batch.weight[order]), 0.5)
+    for name, value in model.losses(batch, 0.5).items():
+        if value.ndim == 1:
+            assert value.std() > 1e-6, f"{name}: all items have the same number"
+            value = value[order]
+        torch.testing.assert_close(mixed[name], value, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def check_overfits(model: Method, batch: Batch) -> None:

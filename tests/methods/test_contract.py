@@ -8,6 +8,7 @@ from contract import (
     check_accumulation,
     check_export,
     check_gradients,
+    check_items,
     check_overfits,
     check_resume,
     check_terms,
@@ -31,6 +32,12 @@ def test_terms_gradients_and_overfitting(recipe: Path, tmp_path: Path) -> None:
     check_terms(training.model, batch)
     check_gradients(training.model, batch)
     check_overfits(training.model, batch)
+
+
+@every_recipe
+def test_the_terms_of_an_item_are_its_own(recipe: Path, tmp_path: Path) -> None:
+    training = build(recipe, tmp_path)
+    check_items(training.model, fixed_batch(training))
 
 
 @every_recipe

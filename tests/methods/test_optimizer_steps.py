@@ -88,6 +88,25 @@ def test_a_warm_started_run_has_the_same_rates_and_its_teacher_the_weights() -> 
     check_rates(fitted(model, batches(2)), model, lr=[0.4, 0.2], weight_decay=[0.0, 0.3])
 
 
+def test_a_term_is_the_mean_of_its_items_times_their_weights_and_the_loss_the_weighted_sum_of_terms() -> None:
+    weights = {"cls": 0.5, "patch": 2.0}
+    model = method(LocalContrast, encoder(), hidden_dim=11, projection_dim=5, weights=weights)
+    batch = batches(1)[0]._replace(weight=torch.tensor([2.0, 0.0, 0.5]))
+    expected = {name: ((2.0 * term[0] + 0.5 * term[2]) / 3).item() for name, term in model.losses(batch, 0.0).items()}
+    logged = fitted(model, [batch]).logged[0]
+    assert {name: logged[f"train/{name}"] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert logged["train/loss"] == pytest.approx(sum(weights[name] * value for name, value in expected.items()), rel=1e-5)
+
+
+@pytest.mark.parametrize("wrong", ["cls", "patch"])
+def test_one_term_of_the_last_step_that_is_not_finite_ends_the_run(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = method(LocalContrast, encoder(), hidden_dim=11, projection_dim=5)
+    losses = model.losses
+    monkeypatch.setattr(model, "losses", lambda batch, progress: {**losses(batch, progress), wrong: torch.tensor(float("inf"))})
+    with pytest.raises(ValueError, match=rf"step 1: the loss is not finite \(.*{wrong} = inf"):
+        fitted(model, batches(1))
+
+
 def test_the_backbone_is_the_teachers_where_there_is_one() -> None:
     model = dino()
     assert model.backbone() is teacher_of(model).encoder is not model.encoder
@@ -117,7 +136,8 @@ def test_processes_are_given_equal_states_before_the_first_step(monkeypatch: pyt
 def test_a_trunk_waits_for_its_share_and_what_is_watched_is_the_total() -> None:
     """Ten steps with windows of two: the means of the first two are known at step 4, the first step that can begin at rate is 5."""
     for tolerance, released in ((9.0, 0.5), (None, 0.8)):
-        model = dino(Optimized(trunk=TrunkRelease(frozen=0.8, ramp=0.0, tolerance=tolerance, window=0.2)), teacher_temp=Schedule(0.2))
+        trunk = TrunkRelease(frozen=0.8, ramp=0.0, tolerance=tolerance, window=0.2)
+        model = dino(Optimized(trunk=trunk), teacher_temp=Schedule(0.2), weights={"cls": 0.5})
         apart(model).init_from(encoder())
         seen = fitted(model, batches(10))
         assert model.trunk is not None and model.trunk.released == released
