@@ -10,7 +10,6 @@ from typing import ClassVar
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.distributed import all_reduce_sum, world_size
@@ -18,8 +17,8 @@ from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.transfer import Transfer, copy_backbone
 from glpretrain.training.branch import Branch
-from glpretrain.training.checks import FiniteTerms, identity, require_same_run
-from glpretrain.training.memory import broadcast_states, states_of
+from glpretrain.training.checks import FiniteTerms, identity, require_end, require_same_run
+from glpretrain.training.memory import broadcast_states, keep_from_ddp, states_of
 from glpretrain.training.optim import Optimization, TrunkRelease
 from glpretrain.training.teacher import EMATeacher
 from glpretrain.training.warm_start import Trunk
@@ -117,16 +116,10 @@ class Method(pl.LightningModule, ABC):
         return (self.current_epoch * per_epoch + done) / ((self.trainer.max_epochs or 1) * per_epoch)
 
     def setup(self, stage: str) -> None:
-        """Keep states away from DistributedDataParallel, which would send them around before every step.
-
-        Raises:
-            ValueError: a setting would be ignored.
-        """
+        """Look at settings that would be ignored, and keep states away from DistributedDataParallel."""
         if self.optimization.trunk is not None and self.trunk is None:
             raise ValueError("optimization.trunk would be ignored: the run starts from random weights; leave it out, or give init_from")
-        states = {id(buffer) for state in states_of(self) for buffer in state.buffers()}
-        ignored = [name for name, buffer in self.named_buffers() if id(buffer) in states]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, ignored)
+        keep_from_ddp(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of the terms, each averaged over the weighted items, all of them logged."""
@@ -156,8 +149,7 @@ class Method(pl.LightningModule, ABC):
     def on_train_start(self) -> None:
         """All processes must start with equal states; from here on these stay equal, since each is written from what all gathered."""
         broadcast_states(self)
-        if self.trainer.max_steps <= 0 and (self.trainer.max_epochs or 0) <= 0:
-            raise ValueError("trainer: give max_steps or max_epochs; the schedules need to know where the run ends")
+        require_end(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set this step's rate and decay, and whether the trunk learns."""
@@ -175,9 +167,7 @@ class Method(pl.LightningModule, ABC):
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:  # noqa: ANN001
         """Called once the gradients are unscaled and complete."""
         if gradient_clip_val is not None:
-            raise ValueError(
-                f"trainer.gradient_clip_val={gradient_clip_val} is ignored here; set model.init_args.optimization.clip instead"
-            )
+            raise ValueError(f"trainer.gradient_clip_val={gradient_clip_val} is ignored; set model.init_args.optimization.clip")
         if not self.student.trunk_learns:  # a gradient of zero is not none: the optimizer would still decay the weights
             self.encoder.zero_grad(set_to_none=True)
         self.optimization.finish_gradients(self, self.progress())

@@ -1,5 +1,6 @@
-"""What a run refuses: a loss that is not finite, and a checkpoint of another method, of other experts or of another start."""
+"""What a run refuses: no end, a loss that is not finite, and a checkpoint of another method, of other experts or of another start."""
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,16 @@ class FiniteTerms:
             shown = ", ".join(f"{name} = {value:.4g}" for name, value in zip(self._terms, values.tolist(), strict=True))
             raise ValueError(f"step {step}: the loss is not finite ({shown}); try a lower lr, or precision 32-true")
         self._terms = {}
+
+
+def require_end(trainer: pl.Trainer) -> None:
+    """Refuse a run without an end, which its schedules need to know.
+
+    Raises:
+        ValueError: the trainer has neither steps nor epochs.
+    """
+    if trainer.max_steps <= 0 and (trainer.max_epochs or 0) <= 0:
+        raise ValueError("trainer: give max_steps or max_epochs; the schedules need to know where the run ends")
 
 
 def identity(method: nn.Module) -> dict[str, object]:

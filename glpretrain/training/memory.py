@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from glpretrain.core.distributed import gather_with_grad, world_size
 
@@ -123,6 +124,13 @@ def broadcast_states(module: nn.Module) -> None:
         for state in states_of(module):
             for buffer in state.buffers():
                 torch.distributed.broadcast(buffer, src=0)
+
+
+def keep_from_ddp(module: nn.Module) -> None:
+    """Let DistributedDataParallel pass over all states; it would send them around before every step."""
+    states = {id(buffer) for state in states_of(module) for buffer in state.buffers()}
+    ignored = [name for name, buffer in module.named_buffers() if id(buffer) in states]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
 
 
 def states_of(module: nn.Module) -> list[State]:
