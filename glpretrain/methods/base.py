@@ -149,7 +149,7 @@ class Method(pl.LightningModule, ABC):
     def on_train_start(self) -> None:
         """All processes must start with equal states; from here on these stay equal, since each is written from what all gathered."""
         broadcast_states(self)
-        require_end(self.trainer)
+        require_end(steps=self.trainer.max_steps, epochs=self.trainer.max_epochs)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set this step's rate and decay, and whether the trunk learns."""

@@ -1,6 +1,5 @@
 """What a run refuses: no end, a loss that is not finite, and a checkpoint of another method, of other experts or of another start."""
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -36,13 +35,17 @@ class FiniteTerms:
         self._terms = {}
 
 
-def require_end(trainer: pl.Trainer) -> None:
+def require_end(*, steps: int, epochs: int | None) -> None:
     """Refuse a run without an end, which its schedules need to know.
 
+    Args:
+        steps: the trainer's `max_steps`; -1 for none.
+        epochs: its `max_epochs`; -1 or None for none.
+
     Raises:
-        ValueError: the trainer has neither steps nor epochs.
+        ValueError: there are neither steps nor epochs.
     """
-    if trainer.max_steps <= 0 and (trainer.max_epochs or 0) <= 0:
+    if steps <= 0 and (epochs or 0) <= 0:
         raise ValueError("trainer: give max_steps or max_epochs; the schedules need to know where the run ends")
 
 
