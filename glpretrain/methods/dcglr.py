@@ -79,7 +79,7 @@ class DCGLR(Method):
             heads["contrast"] = ContrastHead(encoder.embed_dim, hidden_dim=contrast_hidden_dim, out_dim=contrast_dim)
         super().__init__(Branch(encoder, heads), momentum=momentum, **kwargs)
         self.teacher_temp = teacher_temp
-        self.objective = ViewDistillation(num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum)
+        self.cls_objective = ViewDistillation(num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum)
         self.contrast_objective = contrast
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -94,12 +94,12 @@ class DCGLR(Method):
         logits = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
         temp = self.teacher_temp(progress)
         terms = {
-            "cls": self.objective(student_logits=logits, teacher_logits=teacher_logits, teacher_temp=temp),
+            "cls": self.cls_objective(student_logits=logits, teacher_logits=teacher_logits, teacher_temp=temp),
             "contrast": self._contrast(
-                cls, teacher_cls, logits=logits, assignments=self.objective.targets(teacher_logits, teacher_temp=temp)
+                cls, teacher_cls, logits=logits, assignments=self.cls_objective.targets(teacher_logits, teacher_temp=temp)
             ),
         }
-        self.objective.update(teacher_logits=teacher_logits)
+        self.cls_objective.update(teacher_logits=teacher_logits)
         return terms
 
     def _contrast(self, cls: Tensor, teacher_cls: Tensor, *, logits: Tensor, assignments: Tensor) -> Tensor:

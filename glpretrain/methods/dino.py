@@ -63,7 +63,7 @@ class DINO(Method):
         )
         super().__init__(Branch(encoder, {"cls": head}), momentum=momentum, **kwargs)
         self.teacher_temp = teacher_temp
-        self.objective = ViewDistillation(num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum)
+        self.cls_objective = ViewDistillation(num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`cls`: every pair of a teacher view and another student view."""
@@ -74,6 +74,6 @@ class DINO(Method):
             teacher_logits = self.teacher_branch.heads["cls"](seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
         cls = torch.cat([output.cls for output in self.student.encode([views.flatten(0, 1) for views in groups])])  # [(V B) D]
         student_logits = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
-        loss = self.objective(student_logits=student_logits, teacher_logits=teacher_logits, teacher_temp=self.teacher_temp(progress))
-        self.objective.update(teacher_logits=teacher_logits)
+        loss = self.cls_objective(student_logits=student_logits, teacher_logits=teacher_logits, teacher_temp=self.teacher_temp(progress))
+        self.cls_objective.update(teacher_logits=teacher_logits)
         return {"cls": loss}

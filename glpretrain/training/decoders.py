@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from glpretrain.training.heads import truncated_linear
 
+NORM_EPS = 1e-6  # of every layer norm, as in the constructors of MAE and FSFM; torch's own is 1e-5
+
 
 def sincos_position(grid: tuple[int, int], dim: int) -> Tensor:
     """Fixed two-dimensional sine-cosine positions, Float[N dim] (MAE util/pos_embed.py: half of the width for each axis).
@@ -55,7 +57,7 @@ def _with_positions(tokens: Tensor, *, grid: tuple[int, int]) -> Tensor:
     return torch.cat([tokens[:, :1], tokens[:, 1:] + sincos_position(grid, tokens.shape[-1]).to(tokens)], dim=1)
 
 
-def _blocks(embed_dim: int, *, depth: int, num_heads: int, norm_eps: float) -> nn.Sequential:
+def _blocks(embed_dim: int, *, depth: int, num_heads: int) -> nn.Sequential:
     return nn.Sequential(
         *(
             nn.TransformerEncoderLayer(
@@ -64,7 +66,7 @@ def _blocks(embed_dim: int, *, depth: int, num_heads: int, norm_eps: float) -> n
                 dim_feedforward=4 * embed_dim,
                 dropout=0.0,
                 activation="gelu",
-                layer_norm_eps=norm_eps,
+                layer_norm_eps=NORM_EPS,
                 batch_first=True,
                 norm_first=True,
             )
@@ -89,8 +91,8 @@ class TokenDecoder(nn.Module):
         self.embed = truncated_linear(in_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.empty(embed_dim))
         nn.init.normal_(self.mask_token, std=0.02)
-        self.blocks = _blocks(embed_dim, depth=depth, num_heads=num_heads, norm_eps=1e-5)
-        self.norm = nn.LayerNorm(embed_dim)
+        self.blocks = _blocks(embed_dim, depth=depth, num_heads=num_heads)
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.predict = truncated_linear(embed_dim, patch_dim)
 
     def forward(self, cls: Tensor, patches: Tensor, *, keep: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -120,8 +122,8 @@ class RestoredDecoder(nn.Module):
     def __init__(self, in_dim: int, *, patch_dim: int, embed_dim: int = 512, depth: int = 8, num_heads: int = 16) -> None:
         super().__init__()
         self.embed = nn.Linear(in_dim, embed_dim)
-        self.blocks = _blocks(embed_dim, depth=depth, num_heads=num_heads, norm_eps=1e-6)
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.blocks = _blocks(embed_dim, depth=depth, num_heads=num_heads)
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.predict = nn.Linear(embed_dim, patch_dim)
         _init_xavier(self)
 
@@ -154,8 +156,8 @@ class RepresentationDecoder(nn.Module):
         self.embed = nn.Linear(dim, dim)
         self.mask_token = nn.Parameter(torch.empty(dim))
         nn.init.normal_(self.mask_token, std=0.02)
-        self.blocks = _blocks(dim, depth=depth, num_heads=num_heads, norm_eps=1e-6)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.blocks = _blocks(dim, depth=depth, num_heads=num_heads)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.predict = nn.Linear(dim, dim)
         _init_xavier(self)
 

@@ -118,15 +118,15 @@ class Usage(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        if "health/objective/perplexity" in trainer.callback_metrics and (trainer.global_step % 2 == 0):
-            self.reports.append(float(trainer.callback_metrics["health/objective/perplexity"]))
+        if "health/cls/perplexity" in trainer.callback_metrics and (trainer.global_step % 2 == 0):
+            self.reports.append(float(trainer.callback_metrics["health/cls/perplexity"]))
 
 
 def test_a_report_of_prototypes_is_of_the_last_steps_alone() -> None:
     model, usage, targets = dino(), Usage(), list[Tensor]()
-    model.objective.register_forward_hook(
+    model.cls_objective.register_forward_hook(
         lambda module, args, given, output: targets.append(
-            model.objective.targets(given["teacher_logits"], teacher_temp=given["teacher_temp"]).flatten(0, 1)
+            model.cls_objective.targets(given["teacher_logits"], teacher_temp=given["teacher_temp"]).flatten(0, 1)
         ),
         with_kwargs=True,
     )

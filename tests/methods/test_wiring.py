@@ -140,13 +140,13 @@ def test_dcglr_distils_and_contrasts_every_pair_of_a_teacher_view_and_another_st
     teacher_logits = torch.stack([teacher.heads["cls"](cls) for cls in seen])
     student_logits = torch.stack([student.heads["cls"](cls) for cls in looked])
     keys, queries = [teacher.heads["contrast"](cls) for cls in seen], [student.heads["contrast"](cls) for cls in looked]
-    centre, pairs = model.objective.centre.clone(), [(v, g) for v in range(4) for g in range(2) if v != g]
+    centre, pairs = model.cls_objective.centre.clone(), [(v, g) for v in range(4) for g in range(2) if v != g]
     cls = mean_of([cross_entropy(student_logits[v, b], teacher_logits[g, b], centre) for v, g in pairs for b in range(3)])
     torch.testing.assert_close(terms["cls"], cls, rtol=1e-4, atol=1e-5)
     contrast = mean_of([info_nce(queries[v], keys[g], temp=0.2) for v, g in pairs])
     torch.testing.assert_close(terms["contrast"], contrast, rtol=1e-4, atol=1e-5)
     advance(model)
-    check_centre(model.objective, centre, teacher_logits)
+    check_centre(model.cls_objective, centre, teacher_logits)
 
 
 def test_dcglr_with_npair_compares_the_teachers_assignments_with_the_students_logits() -> None:
@@ -155,7 +155,7 @@ def test_dcglr_with_npair_compares_the_teachers_assignments_with_the_students_lo
     found = value_of(model.losses(batch_of(global_views=views), 0.5)["contrast"])
     logits = torch.stack([model.student.heads["cls"](model.student.encoder(view).cls) for view in views])
     teacher = torch.stack([teacher_of(model).heads["cls"](teacher_of(model).encoder(view).cls) for view in views])
-    assigned = ((teacher - model.objective.centre) / 0.2).softmax(dim=-1)
+    assigned = ((teacher - model.cls_objective.centre) / 0.2).softmax(dim=-1)
     expected: Rows = []
     for g, v, b in product(range(2), range(2), range(3)):
         scores = torch.stack([8.0 * (assigned[g, b] * logits[v, j] / 0.1).sum() for j in range(3)])
