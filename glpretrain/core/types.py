@@ -7,7 +7,7 @@ Axis legend (views come first, so a tensor of views is `V B ...`):
     A coordinates of a place in an item   D embedding         K prototypes, or the width of a projection
     C H W image        P points           F T spectrogram
 
-Left out: what data hands to a method, which is `glpretrain.core.batch`.
+Left out: what data gives to a method (`glpretrain.core.batch`).
 """
 
 from dataclasses import MISSING, asdict, dataclass, fields

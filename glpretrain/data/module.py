@@ -1,6 +1,6 @@
 """The DataModule: batches for a method, with views and masks made on the training device.
 
-Workers hand over items of one size (`glpretrain.data.loading`); everything random is a function of (seed, epoch, dataset index), so a
+Workers give items of one size (`glpretrain.data.loading`); everything random is a function of (seed, epoch, dataset index), so a
 resumed run or another number of processes sees the same. Left out: reading files (`sources`) and the operations on a view (`views`).
 """
 

@@ -140,7 +140,7 @@ class Method(pl.LightningModule, ABC):
             total = total + self.student.zero_gradient()
         seen = {name: value.detach() for name, value in terms.items()}
         self._finite.keep(seen)
-        # One small collective: what is logged is the loss of the joined batch, however many processes share it.
+        # One small collective: what is logged is the loss of the joined batch, whatever the number of processes.
         logged = all_reduce_sum(torch.stack([*seen.values(), total])) / world_size()
         *values, loss = logged
         self.log_dict({f"train/{name}": value for name, value in zip(terms, values, strict=True)})
