@@ -44,6 +44,14 @@ def test_header_points_to_what_exists(path: Path) -> None:
         assert (REPOSITORY / file).exists(), file
 
 
+def test_files_named_in_the_architecture_exist() -> None:
+    text = (REPOSITORY / "ARCHITECTURE.md").read_text()
+    linked, named = re.findall(r"\]\(([\w./-]+)\)", text), re.findall(r"`([a-z]\w*/[\w./]*)`", text)
+    assert linked and named
+    assert not [name for name in linked if not (REPOSITORY / name).exists()]
+    assert not [name for name in named if not any((root / name).exists() for root in (REPOSITORY, REPOSITORY / "glpretrain"))]
+
+
 @pytest.mark.parametrize("document", ["CONTRIBUTING.md", "README.md", "docs/measurements.md"])
 def test_paths_in_the_document_exist(document: str) -> None:
     text = (REPOSITORY / document).read_text()

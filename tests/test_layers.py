@@ -12,7 +12,7 @@ ALLOWED: dict[str, set[str]] = {
     "masking": {"core"},
     "modalities": {"core"},
     "encoders": {"core"},
-    "training": {"core", "encoders", "objectives"},
+    "training": {"core", "encoders"},
     "objectives": {"core", "training"},
     "methods": _MODEL | {"modalities"},
     "prepare.slides": {"core"},

@@ -1,8 +1,7 @@
-"""What data hands to a method: groups of views, and what a method says that it uses of them.
+"""What data gives to a method: groups of views; and how a method declares what it uses of them.
 
 A group holds views of one size that play one role, and is named by that role: `global`, `local`, `student`, `coarse_128`. A method declares
-which groups and which parts of them it uses (`Uses`); data that it lacks and data that would be made for nothing are both errors, found
-before the first step.
+which groups and which parts of them it uses (`Uses`); missing data and unused data are errors before the first step.
 
 Left out on purpose: a free-form field for extras. A method that needs other views asks for another group.
 """
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-# The parts of a group that cost time or change what a method sees. A frame costs nothing and is there wherever it can be.
+# The parts of a group that cost time or change what a method sees. A frame costs nothing, so every maker of views adds it.
 PARTS = ("mask", "region_mask", "corrupted", "corruption", "strong")
 
 
@@ -21,7 +20,7 @@ class ViewGroup(NamedTuple):
     items: Tensor  # Float[V B *item]  normalised
     frame: Tensor | None = None  # Float[V B A A+1]  the affine map from a place in the view to the place in the item, see `core.frames`
     mask: Tensor | None = None  # Bool[V B N]  True: hidden from the student
-    region_mask: Tensor | None = None  # Bool[V B N]  True: hidden as a part of the region that is hidden whole
+    region_mask: Tensor | None = None  # Bool[V B N]  True: hidden, and in the region that is hidden completely
     corrupted: Tensor | None = None  # Float[V B *item]  the views with groups of inputs replaced (GMML)
     corruption: Tensor | None = None  # Bool[V B *inputs]  True: this pixel or point was replaced
     strong: Tensor | None = None  # Bool[B]  True: all views of this item are strongly augmented
@@ -32,11 +31,11 @@ class ViewGroup(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """All that a method ever sees of the data."""
+    """All that a method sees of the data."""
 
     index: Tensor  # Int[B]  dataset index  # pyright: ignore[reportIncompatibleMethodOverride]  hides tuple.index
     views: dict[str, ViewGroup]
-    weight: Tensor  # Float[B]  weight of every item in the loss, 1 where nothing else is said
+    weight: Tensor  # Float[B]  weight of every item in the loss, 1 unless the order sets others
 
 
 class Uses(NamedTuple):

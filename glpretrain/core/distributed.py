@@ -95,7 +95,7 @@ class SyncedBatchNorm(nn.BatchNorm1d):
 
     Parameters, buffers and constructor are those of torch's batch norm. With running statistics, evaluation mode uses them, the result
     has the input's dtype, and a single process runs torch's own kernel. Without (`track_running_stats=False`), both modes normalise with
-    the statistics of the batch at hand, and the result is float32: what a head needs whose teacher normalises its own batch.
+    the statistics of the current batch, and the result is float32, as a head needs whose teacher normalises its own batch.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 A frame Float[A A+1] takes a place in the view, with every coordinate in [0, 1] along an axis of the view's tensor, to a place in the
 item. Coordinates are in the order of the tensor's axes: row and column of an image. A crop scales and shifts, a flip has a negative
-scale, a quarter turn exchanges two axes; places of different views of one item can be compared once each went through its own frame.
+scale, a quarter turn exchanges two axes. Frames bring places of different views into their common item, where they can be compared.
 """
 
 from collections.abc import Sequence

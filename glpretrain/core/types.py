@@ -1,4 +1,4 @@
-"""Items, what an encoder makes of them, the card that travels with weights, and the letters that name axes everywhere in the package.
+"""Items, the output of an encoder, the card that travels with its weights, and the letters that name axes everywhere in the package.
 
 Axis legend (views come first, so a tensor of views is `V B ...`):
 
@@ -7,7 +7,7 @@ Axis legend (views come first, so a tensor of views is `V B ...`):
     A coordinates of a place in an item   D embedding         K prototypes, or the width of a projection
     C H W image        P points           F T spectrogram
 
-Left out: what data hands to a method, which is `glpretrain.core.batch`.
+Left out: what data gives to a method (`glpretrain.core.batch`).
 """
 
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -19,13 +19,13 @@ from glpretrain import __version__
 
 
 class Item(NamedTuple):
-    """One decoded item at its own size. What is said of pixels holds for the points of a cloud, as Int[P] in place of Int[H W]."""
+    """One decoded item at its own size. A cloud has Int[P], one number per point, where an image has Int[H W]."""
 
     values: Tensor  # UInt8[C H W] of an image, Float[P 3] of a cloud of points
-    label: int  # index into `Source.classes`, -1 where there is none
+    label: int  # index into the class names of the source, -1 where there is none
     instances: Tensor | None  # Int[H W]  0 background, 1.. objects of this item, -1 to be ignored; None without masks
     regions: Tensor | None  # Int[H W]  region id per pixel (face parts), -1 where there is none; None without regions
-    semantic: Tensor | None = None  # Int[H W]  index into `Source.mask_classes`, -1 to be ignored; None without such masks
+    semantic: Tensor | None = None  # Int[H W]  index into the source's names of mask classes, -1 to be ignored
 
 
 class EncoderOutput(NamedTuple):
@@ -47,21 +47,21 @@ _JSON_TYPES = {
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """What must travel with the weights so that nobody has to guess.
+    """What is stored with the weights, so that nobody has to guess.
 
     A written card also says its format and the version of the package that wrote it. A new field comes with a default, so that cards of
     older formats can still be read, and raises `format` by one. A card without a format is of format 1.
 
     Args:
         encoder: name in the encoder registry.
-        arguments: what the registered builder needs to make the same architecture again (plain JSON values).
+        arguments: arguments with which the registered builder makes the same architecture again (plain JSON values).
         modality: name of the kind of item, see `glpretrain.modalities`.
         item_shape: shape of the items that the encoder was trained on: channels, height and width of an image, (points, 3) of a cloud.
         patch_size: inputs of a token along each axis: height and width in pixels, or the points of a group.
         embed_dim: width D of `cls` and `patches`.
         mean: mean per channel, of images scaled to [0, 1]; coordinates of points are taken as they are.
         std: standard deviation per channel, of the same values.
-        licence: licence of the weights; empty where nobody has said.
+        licence: licence of the weights; empty if unknown.
         source: where the weights come from (method, recipe, steps).
     """
 

@@ -1,4 +1,4 @@
-"""From a source to batches of items of one size: decoding in workers, items kept in memory, and files that cannot be read.
+"""Batches of items of one size from a source: decoding in workers, items kept in memory, and files that cannot be read.
 
 Left out: which items an epoch holds (`orders`), how an item is brought to that size (`views`), and views and masks, which are made on the
 device (`glpretrain.data.module`).
@@ -21,7 +21,7 @@ _CHUNK = 64
 
 
 class RawBatch(NamedTuple):
-    """What a worker hands over."""
+    """A batch as a worker gives it."""
 
     items: Tensor  # UInt8[B C S S]  images, each stretched to one square; or Float[B P 3], clouds of one number of points
     aspect: Tensor  # Float[B]  true width / height
@@ -31,11 +31,11 @@ class RawBatch(NamedTuple):
 
 
 class RawItems(Dataset[RawBatch]):
-    """Batches of a source's items by lists of indices. An unreadable item is replaced by the next readable one.
+    """A source as a dataset of batches, each asked for by its list of indices. An unreadable item is replaced by the next readable one.
 
     Args:
         source: source of the items.
-        resize: brings an item to the size of the batch.
+        resize: function that brings an item to the size of the batch.
     """
 
     def __init__(self, source: Source, *, resize: Callable[[Item], FittedItem]) -> None:
@@ -90,8 +90,8 @@ class RawItems(Dataset[RawBatch]):
         """Decode everything once.
 
         Args:
-            num_workers: processes that decode.
-            show: a progress bar.
+            num_workers: number of processes that decode.
+            show: whether to show a progress bar.
 
         Returns:
             Dataset index and reason of each unreadable item.

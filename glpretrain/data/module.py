@@ -1,7 +1,7 @@
-"""The DataModule: batches for a method, views and masks made on the device that trains.
+"""The DataModule: batches for a method, with views and masks made on the training device.
 
-Workers hand over items of one size (`glpretrain.data.loading`); everything random is a function of (seed, epoch, dataset index), so a
-resumed run or another number of processes sees the same. Left out: reading files (`sources`) and what is done to a view (`views`).
+Workers give items of one size (`glpretrain.data.loading`); everything random is a function of (seed, epoch, dataset index), so a
+resumed run or another number of processes sees the same. Left out: reading files (`sources`) and the operations on a view (`views`).
 """
 
 import logging
@@ -29,9 +29,9 @@ from glpretrain.masking import Corruption, Mask, RegionMask
 
 _log = logging.getLogger(__name__)
 
-_MASK, _CORRUPTION = 0x3A5C, 0xC022  # what an item's key is folded with here; `views` uses small numbers
+_MASK, _CORRUPTION = 0x3A5C, 0xC022  # purposes that an item's key is folded with here; `views` uses small numbers
 _AUTO_CACHE_BYTES = 1_500_000_000
-_LEAST_SEEN = 500  # the share of unreadable items is taken of at least so many, or the first would stop a run
+_LEAST_SEEN = 500  # the share of unreadable items is taken of at least this number, so that the first one stops no run
 
 
 class DataModule(LightningDataModule):
@@ -41,7 +41,7 @@ class DataModule(LightningDataModule):
         source: source that the run trains on.
         views: maker of the views of an item.
         batch_size: items per process.
-        item_size: size of the items that workers hand over: the side of the square that images are stretched to, or the number of points
+        item_size: size of the items that workers give: the side of the square that images are stretched to, or the number of points
             of a cloud; when left out, the size that the views ask for.
         mask: mask that hides tokens of the global views from the student; a region mask needs a source with region maps.
         corruption: replacement of groups of pixels (or points) of the global views.
@@ -119,7 +119,7 @@ class DataModule(LightningDataModule):
         self._in_memory = False
         self._batches: EpochBatches | None = None
         self._resumed = Position(0, 0)
-        self._epoch_start, self._epoch_length = 0, 0  # batches before the epoch at hand, and in it
+        self._epoch_start, self._epoch_length = 0, 0  # batches before this epoch, and in it
         self._items_seen = 0
         self._unreadable: set[int] = set()
         self._run_folder = Path()
@@ -138,12 +138,12 @@ class DataModule(LightningDataModule):
         return {name: Made(count, frozenset(parts[name])) for name, (count, _) in self.views.groups(num_channels).items()}
 
     def setup(self, stage: str) -> None:
-        """Fail now where data and method do not fit, a view does not divide into patches, or the source does not fill a batch."""
+        """Fail now if data and method do not fit, a view does not divide into patches, or the source does not fill a batch."""
         assert self.trainer is not None
         method = self.trainer.lightning_module
         if not isinstance(method, Consumer):
             raise ValueError(
-                f"DataModule: {type(method).__name__} has no `encoder` or no `uses`; give a method of glpretrain.methods, or both"
+                f"DataModule: {type(method).__name__} lacks `encoder` or `uses`; give a method of glpretrain.methods, or one with both"
             )
         self._encoder = encoder = method.encoder
         if encoder.card.modality != self.views.modality:
@@ -164,11 +164,11 @@ class DataModule(LightningDataModule):
             seed=self.seed,
             on_epoch=self._begin_epoch,
         )
-        # Only the first process knows the run's folder when it starts; the others would list what they skip where they stand.
+        # Only the first process knows the run's folder at the start; the others would write their lists elsewhere.
         self._run_folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir))
 
     def train_dataloader(self) -> DataLoader:
-        """Batches as workers hand them over; `on_after_batch_transfer` makes a `Batch` of each."""
+        """Batches as workers give them; `on_after_batch_transfer` makes a `Batch` of each."""
         assert self.trainer is not None and self._batches is not None
         if not self._in_memory and (self.cache is True or (self.cache == "auto" and self._items.bytes_in_memory() < _AUTO_CACHE_BYTES)):
             unreadable = self._items.keep_in_memory(num_workers=usable_cores(), show=self.trainer.is_global_zero)
@@ -183,12 +183,12 @@ class DataModule(LightningDataModule):
         return batches_of(self._items, self._batches, num_workers=num_workers)
 
     def _begin_epoch(self, batches: EpochBatches) -> None:
-        """Tell Lightning how long the epoch is, which it would otherwise know of the first one only."""
+        """Tell Lightning the length of this epoch; by itself it keeps that of the first one."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
         limit = self.trainer.limit_train_batches
         self._epoch_length = min(len(batches), limit) if isinstance(limit, int) else int(len(batches) * (limit or 1.0))
-        if loop._combined_loader is not None:  # which would stop where the first epoch of this run did
+        if loop._combined_loader is not None:  # it would stop at the length of the run's first epoch
             loop._combined_loader.limits = [self._epoch_length]
         loop.max_batches = self._epoch_length
         if batches.position == self._resumed and self._resumed.batches_done == 0:
@@ -202,11 +202,11 @@ class DataModule(LightningDataModule):
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore[reportAttributeAccessIssue]  its stub
 
     def raw_batch(self, indices: Sequence[int]) -> RawBatch:
-        """Items as a worker would hand them over, for pictures, notebooks and tests."""
+        """Items as a worker gives them, for pictures, notebooks and tests."""
         return self._items[list(indices)]
 
     def on_before_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> RawBatch:
-        """Account for what the worker could not read."""
+        """Count and report the items that the worker could not read."""
         assert self.trainer is not None
         self.trainer.fit_loop.max_batches = self._epoch_length
         self._items_seen += 0 if self._in_memory else len(batch.index)
@@ -226,7 +226,7 @@ class DataModule(LightningDataModule):
         Args:
             raw: items from a worker or from `raw_batch`.
             encoder: encoder whose card names mean and standard deviation, and whose tokens are masked.
-            epoch: how many epochs there were before.
+            epoch: number of epochs before this one.
         """
         keys = rng.item_keys(seed=self.seed, epoch=epoch, index=raw.index)  # [B]
         views = self.views.make(raw, keys=keys, card=encoder.card)
@@ -240,7 +240,7 @@ class DataModule(LightningDataModule):
         G, B, *shape = group.items.shape
         grid = encoder.grid(shape)
         if self.mask is not None:
-            # One call for all views: what block-wise masks cost is the number of their attempts, not of their items.
+            # One call for all views: block-wise masks cost per attempt, not per item.
             mask_keys = _per_view(keys, _MASK, count=G).flatten()  # [(G B)]
             region_mask = None
             if isinstance(self.mask, RegionMask):
@@ -251,7 +251,7 @@ class DataModule(LightningDataModule):
                 mask = self.mask(mask_keys, grid)
             group = group._replace(mask=mask.unflatten(0, (G, B)), region_mask=region_mask)
         if self.corruption is not None:
-            # View by view: a corruption takes pixels from neighbours in the batch, which must be the same view.
+            # View by view: a corruption takes pixels from a neighbour in the batch, which must be the same view of another item.
             view_keys = _per_view(keys, _CORRUPTION, count=G)
             pairs = [self.corruption(view, key, grid=grid) for view, key in zip(group.items, view_keys, strict=True)]
             corrupted, corruption = (torch.stack(parts) for parts in zip(*pairs, strict=True))  # [G B *item], [G B *inputs]
@@ -259,7 +259,7 @@ class DataModule(LightningDataModule):
         return group
 
     def state_dict(self) -> dict[str, object]:
-        """Where in the data the run is."""
+        """The position of the run in its data."""
         assert self.trainer is not None and self._batches is not None
         epoch, done = self._batches.position.epoch, self._batches_processed() - self._epoch_start
         if done >= self.trainer.fit_loop.max_batches:
@@ -277,7 +277,7 @@ class DataModule(LightningDataModule):
                 raise ValueError(f"resume: the checkpoint's run had {name} = {state_dict[name]}, this one has {value}; make them equal")
         self._resumed = Position(state_dict["epoch"], state_dict["batches_done"])
         self.order.load_state_dict(state_dict["order"])
-        # Lightning looks for the position in the loader, where it cannot be: workers fetch ahead of the steps.
+        # Lightning expects the position in the loader, which cannot know it: workers fetch ahead of the steps.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
 
     def _identity(self) -> dict[str, int]:
@@ -285,7 +285,7 @@ class DataModule(LightningDataModule):
         return {"seed": self.seed, "num_items": len(self.source), "global_batch_size": self.batch_size * self.trainer.world_size}
 
     def _report(self, unreadable: Sequence[tuple[int, str]]) -> None:
-        """Log, list and count items that could not be read, each once.
+        """Log, list and count the items that could not be read, each of them once.
 
         Raises:
             ValueError: there are too many of them.
@@ -309,8 +309,8 @@ class DataModule(LightningDataModule):
     def labelled_sources(self) -> tuple[Source, Source]:
         """(train, test) sources for k-NN and linear probe.
 
-        These are the sources that were given; without them the split that the source itself defines; without one, a fixed fifth of a source
-        with classes is the test part; for a source without classes, an embedded source.
+        These are the given sources; otherwise the source's own split; otherwise a source with classes, a fixed fifth of it as test part;
+        otherwise an embedded source.
 
         Raises:
             ValueError: only an embedded source is left, but its items have another number of channels.
@@ -323,7 +323,7 @@ class DataModule(LightningDataModule):
         return train_test_parts(source)
 
     def masked_source(self) -> Source:
-        """Source for prompt segmentation: the one that was given; or the source, or its test part, where it has masks; or an embedded one.
+        """Source for prompt segmentation: the given one; otherwise the source, or its test part, if it has masks; or an embedded one.
 
         Raises:
             ValueError: only an embedded source is left, but its items have another number of channels.

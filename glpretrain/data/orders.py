@@ -23,8 +23,8 @@ class Epoch(NamedTuple):
 class Order(nn.Module, ABC):
     """Decides what each epoch holds.
 
-    An order draws from keys, so that the same (seed, epoch) gives the same items whatever ran before. One that also needs to remember
-    something (losses of items, say) keeps it in registered buffers, which are in every checkpoint; it must be equal in all processes.
+    An order draws from keys, so that the same (seed, epoch) gives the same items whatever ran before. An order that remembers something,
+    such as losses of items, keeps it in registered buffers, which are in every checkpoint and must be equal in all processes.
     """
 
     @abstractmethod
@@ -32,7 +32,7 @@ class Order(nn.Module, ABC):
         """The items of an epoch.
 
         Args:
-            number: how many epochs were there before.
+            number: number of epochs before this one.
             length: number of items of the source.
             seed: seed of the run.
         """
@@ -61,7 +61,7 @@ class _Length(Dataset[int]):
 
 
 class Position(NamedTuple):
-    """Where in the data a run is."""
+    """The position of a run in its data."""
 
     epoch: int
     batches_done: int  # of this epoch
@@ -71,9 +71,9 @@ class EpochBatches(DistributedSampler):
     """The batches of each epoch, as lists of dataset indices.
 
     Global batch t is the t-th contiguous slice of the epoch's items, and rank r takes the slice's r-th part: two processes with B items
-    each see what one with 2B sees, in the same order. The last items that do not fill a global batch are left out.
+    each see the items of one process with 2B, in the same order. The last items that do not fill a global batch are left out.
 
-    A `DistributedSampler` by type only, which tells Lightning that the items are already divided between the processes.
+    It is a `DistributedSampler` only to tell Lightning that the items are already divided between the processes.
 
     Args:
         order: which items an epoch holds.
@@ -82,7 +82,7 @@ class EpochBatches(DistributedSampler):
         rank: number of this process.
         world_size: number of processes.
         seed: seed of the run.
-        on_epoch: called with this object when an epoch begins, whose length may be another than that of the one before.
+        on_epoch: function that is called with this object when an epoch begins; epochs may differ in length.
 
     Raises:
         ValueError: an epoch has fewer items than one global batch.
@@ -122,13 +122,13 @@ class EpochBatches(DistributedSampler):
     def position(self) -> Position:
         """Where the next iteration begins.
 
-        Where a checkpoint was made after the last batch of an epoch, Lightning asks for batches before it has raised its own count of
-        epochs: the later of the two is right.
+        After a resume from the end of an epoch, Lightning asks for batches before it has raised its own count of epochs, so the later of
+        the two positions is right.
         """
         return max(self._resumed, Position(self.epoch, 0))
 
     def weights_of(self, index: Tensor) -> Tensor:
-        """Float[B]: weights of items Int[B] in the epoch at hand, 0 for items that it does not hold."""
+        """Float[B]: weights of items Int[B] in this epoch, 0 for items that are not in it."""
         assert self._planned is not None
         _, planned = self._planned
         if planned.weights is None:
@@ -150,7 +150,7 @@ class EpochBatches(DistributedSampler):
         return self._planned[1]
 
     def __len__(self) -> int:
-        """Batches of the whole epoch, also of one that was resumed: Lightning counts the ones done before."""
+        """Number of batches of the whole epoch, also after a resume: Lightning counts those that were done before."""
         assert self._planned is not None
         return len(self._planned[1].indices) // (self.batch_size * self.num_replicas)
 

@@ -1,4 +1,4 @@
-"""Which source is meant: by a folder or a file whose contents nobody names, by its held-out part, and where there is none at all."""
+"""Chooses sources: the one that reads a user's folder or file, held-out parts, and the embedded one that replaces missing data."""
 
 import inspect
 from pathlib import Path
@@ -15,7 +15,7 @@ _EMBEDDED_ITEMS = 2400
 
 
 class SourceSpec(NamedTuple):
-    """A source as a configuration names it."""
+    """A source as a configuration describes it."""
 
     class_path: str
     init_args: dict[str, str | int]
@@ -30,7 +30,7 @@ def source_for(path: str | Path, modality: str) -> str:
 
     Args:
         path: a folder, or a file.
-        modality: name of the kind of items; its sources are asked one after the other.
+        modality: name of the kind of items; the first of its sources that reads the path is taken.
 
     Raises:
         ValueError: none of them reads the path.
@@ -49,7 +49,7 @@ def source_spec(path: str | Path, class_path: str, *, channels: int | None = Non
     Args:
         path: a folder, or a file.
         class_path: import path of the source.
-        channels: number of channels of every item, where the source can be told.
+        channels: number of channels of every item, for sources with this argument.
     """
     first, *others = inspect.signature(modalities.imported(class_path)).parameters
     return SourceSpec(class_path, {first: str(path)} | ({"channels": channels} if channels is not None and "channels" in others else {}))
@@ -60,12 +60,12 @@ def train_test_parts(source: Source) -> tuple[Source, Source]:
     if (split := source.train_test_split()) is not None:
         return split
     index = torch.arange(len(source))
-    train = keys.uniform(keys.item_keys(seed=0, epoch=0, index=index)) < _TRAIN_SHARE  # not of the run's seed: runs stay comparable
+    train = keys.uniform(keys.item_keys(seed=0, epoch=0, index=index)) < _TRAIN_SHARE  # a fixed seed, so that runs stay comparable
     return Subset(source, indices=index[train].tolist()), Subset(source, indices=index[~train].tolist())
 
 
 def embedded_source(modality: str, *, size: int) -> Source:
-    """The source of synthetic items, with classes and masks, that runs on unlabelled data are scored on.
+    """The synthetic source with classes and masks on which runs with unlabelled data are scored.
 
     Args:
         modality: name of the kind of item.

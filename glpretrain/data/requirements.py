@@ -1,6 +1,6 @@
-"""Do data and method fit? What a method says that it uses is held against what the data makes, before the first step.
+"""Compares what a method uses with what the data makes, before the first step.
 
-Data that a method needs and that is not made is an error, and so is data that is made and that nobody uses: it would only cost time.
+Missing data is an error, and so is data that the method does not use, because it would only cost time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from glpretrain.core.types import EncoderCard
 
 
 class Tokens(Protocol):
-    """What data has to know of an encoder: every `Encoder` is one."""
+    """The part of an encoder that data needs; every `Encoder` has it."""
 
     @property
     def card(self) -> EncoderCard:
@@ -26,11 +26,11 @@ class Tokens(Protocol):
 
 @runtime_checkable
 class Consumer(Protocol):
-    """What data has to know of a method: every `Method` is one."""
+    """The part of a method that data needs; every `Method` has it."""
 
     @property
     def encoder(self) -> Tokens:
-        """The encoder whose tokens are masked and whose normalisation the views get."""
+        """The encoder whose tokens are masked and for which views are normalised."""
         ...
 
     @property
@@ -40,14 +40,14 @@ class Consumer(Protocol):
 
 
 class Made(NamedTuple):
-    """What a data module makes of one group of views."""
+    """One group of views that a data module makes."""
 
     num_views: int
     parts: frozenset[str]
 
 
 class Setting(NamedTuple):
-    """Which setting makes a group or a part of one, for messages."""
+    """The setting that makes a group or a part of one, for messages."""
 
     name: str
     example: str
@@ -68,7 +68,7 @@ _SETTINGS: Mapping[str, Setting] = {
 
 
 def check_uses(method: str, uses: Mapping[str, Uses], made: Mapping[str, Made]) -> None:
-    """Does the data make what the method uses, and nothing else?
+    """Check that the data makes what the method uses, and nothing else.
 
     Args:
         method: name of the method, for messages.
@@ -91,7 +91,7 @@ def check_uses(method: str, uses: Mapping[str, Uses], made: Mapping[str, Made]) 
     for name, group in made.items():
         users = [use for pattern, use in uses.items() if fnmatchcase(name, pattern)]
         makers = {_setting(name).name, *(_setting(f"{name}.{part}").name for part in group.parts)}
-        # What one setting makes is used when any of it is: a region mask brings the mask of all hidden tokens along.
+        # A setting is used if any part that it makes is used: a region mask also makes the mask of all hidden tokens.
         used = {_setting(name).name for _ in users}
         used |= {_setting(f"{name}.{part}").name for use in users for part in (*use.needs, *use.takes)}
         for setting in sorted(makers - used):
@@ -99,6 +99,6 @@ def check_uses(method: str, uses: Mapping[str, Uses], made: Mapping[str, Made]) 
 
 
 def _setting(name: str) -> Setting:
-    """What makes a group, or a part of one as `group.part`; groups that only their maker knows are made by the views."""
+    """The setting that makes a group or, as `group.part`, a part of one; a group that is not listed is made by the views."""
     found = [setting for pattern, setting in _SETTINGS.items() if fnmatchcase(name, pattern) and pattern.count(".") == name.count(".")]
     return found[0] if found else Setting("data.views", f"views that make {name}")

@@ -1,4 +1,4 @@
-"""One file per method; recipes name the class."""
+"""Methods, one per file. A recipe names the class of its method."""
 
 from glpretrain.methods.dcglr import DCGLR
 from glpretrain.methods.dino import DINO

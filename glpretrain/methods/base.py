@@ -1,6 +1,6 @@
-"""The one LightningModule. A method says which terms it computes; weighting, schedules, EMA and logging are written here once.
+"""The base of all methods and the only LightningModule: weights of the terms, schedules, the teacher's moving average and logging.
 
-Left out: evaluation and export (callbacks), augmentation (data), rates and clipping (`training.optim`), and any loop (Lightning's).
+Left out: evaluation and export (`callbacks`), augmentation (`data`), learning rates and clipping (`training.optim`), loops (Lightning).
 """
 
 from abc import ABC, abstractmethod
@@ -25,22 +25,22 @@ from glpretrain.training.warm_start import Trunk
 
 
 class Method(pl.LightningModule, ABC):
-    """A student, perhaps its momentum teacher, and named loss terms.
+    """A student, optionally its momentum teacher, and named loss terms.
 
-    A subclass builds its heads, hands the student here, and implements `losses`. `terms` names what `losses` returns; `uses` names the
-    groups of views that it looks at, so that data made for nothing is an error and not a slow run.
+    A subclass builds its heads, hands the student here, and implements `losses`. `terms` names what `losses` returns; `uses` says
+    which groups of views it uses, so that unused data is an error and not a slow run.
 
     Args:
         student: the branch that learns.
         weights: weight of every term; the names must be exactly the method's terms.
         momentum: momentum of the teacher's moving average; None trains without a teacher.
-        optimization: rates, decay, clipping, and what does not learn yet.
+        optimization: learning rates, weight decay, clipping, and which parameters do not learn yet.
 
     Raises:
         ValueError: the names in `weights` are not the method's terms.
     """
 
-    terms: tuple[str, ...]  # of the class, or of the instance, set before this constructor, where they depend on arguments
+    terms: tuple[str, ...]  # set by the class, or before this constructor where they depend on arguments
     uses: ClassVar[Mapping[str, Uses]]
 
     def __init__(
@@ -54,18 +54,18 @@ class Method(pl.LightningModule, ABC):
         super().__init__()
         weights = dict.fromkeys(self.terms, 1.0) if weights is None else weights
         if set(weights) != set(self.terms):
-            raise ValueError(f"weights: {type(self).__name__} has the terms {sorted(self.terms)}, not {sorted(weights)}")
+            raise ValueError(f"weights: {sorted(weights)} given; {type(self).__name__} needs one weight for each of {sorted(self.terms)}")
         self.weights = weights
         self.momentum = momentum
         self.optimization = optimization
         self.student = student
         self.teacher = EMATeacher(student) if momentum is not None else None
-        self.trunk: Trunk | None = None  # of a run that starts from trained weights
+        self.trunk: Trunk | None = None  # set in a run that starts from trained weights
         self._finite = FiniteTerms()
 
     @abstractmethod
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """The named, unweighted terms: Float[B], one number per item, or Float[] where items cannot be told apart.
+        """The terms by name, without weights: Float[B], one number per item, or Float[] where a loss has no value per item.
 
         Args:
             batch: what the data module made.
@@ -74,7 +74,7 @@ class Method(pl.LightningModule, ABC):
 
     @property
     def encoder(self) -> Encoder:
-        """The student's."""
+        """The student's encoder."""
         return self.student.encoder
 
     @property
@@ -97,18 +97,18 @@ class Method(pl.LightningModule, ABC):
             What was copied and what was resized.
 
         Raises:
-            ValueError: the backbone is of another architecture or was normalised otherwise.
+            ValueError: the backbone has another architecture or expects another normalisation.
         """
         assert self.trunk is None, "a run starts from one backbone"
         transfer = copy_backbone(backbone, target=self.student.encoder)
         if self.teacher is not None:
             self.teacher.branch.encoder.load_backbone_state(self.student.encoder.backbone_state())
-        has_heads = next(self.student.heads.parameters(), None) is not None  # else there is nothing to wait for
+        has_heads = next(self.student.heads.parameters(), None) is not None  # without heads the trunk need not wait
         self.trunk = Trunk((self.optimization.trunk or TrunkRelease()) if has_heads else TrunkRelease(frozen=0.0))
         return transfer
 
     def progress(self) -> float:
-        """Share of the run that is done: optimizer steps of all steps, or epochs of all epochs where the run is as long as its epochs."""
+        """Share of the run that is done, counted in optimizer steps where `max_steps` is set, else in epochs."""
         if self.trainer.max_steps > 0:
             return self.global_step / self.trainer.max_steps
         per_epoch = self.trainer.num_training_batches
@@ -133,7 +133,7 @@ class Method(pl.LightningModule, ABC):
             total = total + self.student.zero_gradient()
         seen = {name: value.detach() for name, value in terms.items()}
         self._finite.keep(seen)
-        # One small collective: what is logged is the loss of the joined batch, however many processes share it.
+        # One small collective: what is logged is the loss of the joined batch, whatever the number of processes.
         logged = all_reduce_sum(torch.stack([*seen.values(), total])) / world_size()
         *values, loss = logged
         self.log_dict({f"train/{name}": value for name, value in zip(terms, values, strict=True)})
@@ -147,7 +147,7 @@ class Method(pl.LightningModule, ABC):
         return self.optimization.optimizer(self.encoder, others, from_weights=self.trunk is not None)
 
     def on_train_start(self) -> None:
-        """All processes must start with equal states; from here on these stay equal, since each is written from what all gathered."""
+        """Make the states of all processes equal; they stay equal, because each process writes what was gathered from all."""
         broadcast_states(self)
         require_end(steps=self.trainer.max_steps, epochs=self.trainer.max_epochs)
 
@@ -165,15 +165,15 @@ class Method(pl.LightningModule, ABC):
         self.log_dict({f"schedule/{name}": value for name, value in values.items()})
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:  # noqa: ANN001
-        """Called once the gradients are unscaled and complete."""
+        """Clip once the gradients are unscaled and complete."""
         if gradient_clip_val is not None:
             raise ValueError(f"trainer.gradient_clip_val={gradient_clip_val} is ignored; set model.init_args.optimization.clip")
-        if not self.student.trunk_learns:  # a gradient of zero is not none: the optimizer would still decay the weights
+        if not self.student.trunk_learns:  # with a gradient of zero the optimizer would still decay the weights
             self.encoder.zero_grad(set_to_none=True)
         self.optimization.finish_gradients(self, self.progress())
 
     def optimizer_step(self, *args, **kwargs) -> None:  # noqa: ANN002, ANN003  Lightning's signature, passed on untouched
-        """Teacher, centres and queues move right after the optimizer: once per step, however many micro-batches it took.
+        """Move teacher, centres and queues right after the optimizer: once per step, whatever the number of micro-batches.
 
         Not in on_train_batch_end: Lightning writes checkpoints before it, and they would hold the teacher of the step before.
         """
@@ -185,14 +185,14 @@ class Method(pl.LightningModule, ABC):
             state.advance(progress)
 
     def on_train_end(self) -> None:
-        """The last step's terms have not been looked at."""
+        """Check the terms of the last step."""
         self._finite.check(step=self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """What export and resume need to know. A checkpoint never holds weights that a non-finite loss has touched."""
+        """Add what export and resume need. A checkpoint never holds weights that a non-finite loss has changed."""
         self._finite.check(step=self.global_step)
         checkpoint |= {"encoder_card": self.encoder.card.to_json(), **identity(self)}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Refuse what this run cannot continue."""
+        """Refuse a checkpoint that this run cannot continue."""
         require_same_run(self, checkpoint)

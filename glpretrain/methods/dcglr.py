@@ -1,15 +1,15 @@
-"""DCGLR: self-distillation between global and local crops of a shape, and a contrast between shapes that steadies the teacher.
+"""DCGLR: self-distillation between global and local crops of a shape, and a contrast between shapes that stabilises the teacher.
 
-Idea: the teacher sees global crops, the student global and local ones and lower resolutions; distillation teaches the whole and what
-a part says about it, and a contrastive term keeps shapes apart, so that "the teacher network be better updated".
+Idea: the teacher sees global crops, the student global and local ones and lower resolutions; distillation makes
+parts agree with the whole, and a contrastive term keeps shapes apart, so that "the teacher network be better updated".
 Paper: Fu et al., "Distillation with contrast is all you need for self-supervised point cloud representation learning",
 arXiv 2202.04241. Only its abstract was available to us, and no code was published.
 Reference code: fukexue/POS-BERT at d922651 (pretrain.py, dataloader.py), by the same first author and a continuation of it. From there:
 the crops, the distillation over all pairs of a teacher view and another student view, temperatures, centre, head, and the
-N-pair contrast, which is dead code there.
+N-pair contrast, which is never called there.
 WHAT IS OURS: that the contrast is InfoNCE behind a head of its own (SiT's, whose batch norms let it learn from the first step on;
 on the bottleneck of the distillation's head it stayed at chance for hundreds of steps), its temperature and weight, and that its
-negatives are the items of all processes. POS-BERT's masked tokens are left out, which are its own addition.
+negatives are the items of all processes. POS-BERT's masked tokens, its own addition, are left out.
 Known differences: centres and temperatures as listed for DINO; the teacher's batch norms use the student's running statistics.
 """
 
@@ -32,7 +32,7 @@ class DCGLR(Method):
     """Distillation with contrast.
 
     Args:
-        encoder: the trunk; one that takes views of several sizes.
+        encoder: the trunk; it must take views of several sizes.
         num_prototypes: number of prototypes, K.
         hidden_dim: hidden width of the head's MLP.
         bottleneck_dim: width of the head's output, which is on the unit sphere.
@@ -42,7 +42,7 @@ class DCGLR(Method):
         centre_momentum: momentum of the running centre of the teacher's logits.
         contrast: InfoNCE behind a head of its own, or NPair of the teacher's assignments with the student's logits; None is
             InfoNCE(temp=0.2).
-        contrast_hidden_dim: hidden width of the contrast head's MLP; without a meaning for NPair.
+        contrast_hidden_dim: hidden width of the contrast head's MLP; unused with NPair.
         contrast_dim: width of the contrast head's output.
         momentum: momentum of the teacher's moving average, over progress.
         **kwargs: arguments of `Method`.
@@ -103,12 +103,12 @@ class DCGLR(Method):
         return terms
 
     def _contrast(self, cls: Tensor, teacher_cls: Tensor, *, logits: Tensor, assignments: Tensor) -> Tensor:
-        """Of Float[(V B) D] and Float[(G B) D], or of logits Float[V B K] and assignments Float[G B K]."""
+        """Float[B]: InfoNCE of `cls`, Float[(V B) D] and Float[(G B) D], or NPair of logits Float[V B K] and assignments Float[G B K]."""
         if isinstance(self.contrast_objective, NPair):
             # Every teacher view with every crop, itself included, as the reference code has it.
             return self.contrast_objective(assignments=assignments, logits=logits)
         num_views, num_items, _ = logits.shape
-        # The head's batch norms see one view at a time, so that no view's resolution gives it away.
+        # The head's batch norms see one view at a time, so that their statistics do not reveal a view's resolution.
         queries = [self.student.heads["contrast"](view) for view in cls.unflatten(0, (num_views, num_items))]
         with torch.no_grad():
             keys = [self.teacher_branch.heads["contrast"](view) for view in teacher_cls.unflatten(0, (-1, num_items))]

@@ -1,4 +1,4 @@
-"""DINO: the student's view of a crop must be assigned to prototypes as the momentum teacher assigns another crop.
+"""DINO: the student assigns a crop to prototypes as the momentum teacher assigns another crop of the same item.
 
 Idea: no negatives and no labels; the teacher is the moving average of the student, its assignments are centred (against one
 prototype winning all) and sharpened (against the uniform answer); small crops must agree with large ones.

@@ -1,13 +1,13 @@
-"""FSFM: reconstruct a face of which one region is hidden whole, and recognise it from what is left.
+"""FSFM: reconstruct a face with one region hidden completely, and match the features of the whole face from the visible part.
 
-Idea: the mask knows the face (`masking.CRFRPMask`): one region is hidden whole and the same share of all others, so that filling in
-asks for what holds within regions and between them. Two reconstruction terms (all hidden patches; once more those of the covered
-region) and one term between branches: what is seen of the face must point where the momentum target points that sees all of it.
+Idea: the mask (`masking.CRFRPMask`) covers one region of the face completely and hides the same share of each other region, so that
+reconstruction needs relations within and between regions. Two terms reconstruct pixels (of all hidden patches, and again of those in
+the covered region); one makes the student's feature of the visible part similar to the momentum target's feature of the whole face.
 Paper: Wang et al., "FSFM: a generalizable face security foundation model via self-supervised facial representation learning", CVPR 2025.
 Reference code: wolo-wolo/FSFM-CVPR25 at 986aaab (fsfm-3c/models_fsfm.py, util/loss_contrastive.py, pretrain/engine_pretrain.py).
 Known differences: the target moves once per optimizer step, officially once per micro-batch (`momentum` to the power of the
-micro-batches is the same pace); a covered region that no item of a batch has gives a term of 0, officially NaN and a skipped batch;
-the encoder's positions are timm's learned ones, officially fixed; gradients are clipped one by one, officially by their joint norm;
+micro-batches is the same pace); without a covered region in the batch its term is 0, officially NaN, and the batch is skipped;
+the encoder's positions are timm's learned ones, officially fixed; the recipes clip gradients one by one, officially by their joint norm;
 the mask token has one axis here, so it does not decay; several views of an item count as several items; the exported encoder is the
 target's, as everywhere here, while the official code publishes both and fine-tunes the online one (`export --which student`).
 """
@@ -34,18 +34,18 @@ class FSFM(Method):
     """A masked autoencoder of faces with a momentum target.
 
     Args:
-        encoder: one that can drop tokens.
+        encoder: the trunk; it must be able to drop tokens.
         decoder_dim: width of the pixel decoder.
         decoder_depth: number of blocks of the pixel decoder.
         decoder_heads: attention heads in each block of the pixel decoder.
-        rep_depth: blocks of the decoder behind the projection.
-        rep_heads: attention heads in each block of that decoder.
-        rep_positions: position embedding of that decoder, see `RepresentationDecoder`.
+        rep_depth: number of blocks of the representation decoder, in front of the projector.
+        rep_heads: attention heads in each block of the representation decoder.
+        rep_positions: its position embedding, see `RepresentationDecoder`.
         hidden_dim: hidden width of the projector and the predictor.
         projection_dim: output width of the projector and the predictor.
         normalise_pixels: give every target patch mean 0 and variance 1.
-        similarity: what the term between branches is; None is `NegativeCosine`, the published choice. The official code also offers
-            `InfoNCE` (temp 0.1), which tells items apart.
+        similarity: objective between student and target; None is `NegativeCosine`, the published choice. The official code also offers
+            `InfoNCE` (temp 0.1), which contrasts items.
         weights: weights of the terms.
         momentum: momentum of the target's moving average, over progress.
         **kwargs: arguments of `Method`.

@@ -1,8 +1,8 @@
-"""GPFM: DINOv2, and at once a few frozen experts whose `cls` and patches the student must be able to give. Without experts, DINOv2.
+"""GPFM: DINOv2 and distillation from frozen experts, whose `cls` and patches the student predicts. Without experts it is DINOv2.
 
-Idea: no expert is best everywhere, so one student learns from several and from its own moving copy. Between views and on hidden
-patches it plays DINO and iBOT, KoLeo keeps `cls` of a batch apart, and for each expert a small head turns the student's tokens into
-the expert's. The student's global views are masked throughout, the experts and the teacher see everything.
+Idea: no expert is best everywhere, so one student learns from several and from its own moving copy. Its terms are DINO's
+between views, iBOT's on hidden patches, KoLeo, which spreads `cls` of a batch, and for each expert the distance from its tokens to those
+that a small head predicts. The student's global views are masked; the experts and the teacher see the whole views.
 Paper: Ma et al., "A generalizable pathology foundation model using a unified knowledge distillation pretraining framework", Nature
 Biomedical Engineering 2025; Oquab et al., "DINOv2: learning robust visual features without supervision", TMLR 2024.
 Reference code: birkhoffkiki/GPFM at 4f8be2b (pretrain/dinov2: train/ssl_meta_arch.py, kl_loss.py, fms.py), facebookresearch/dinov2 at
@@ -10,7 +10,7 @@ b8931f7 (loss/, data/masking.py, data/collate.py).
 Known differences: an expert gets views in its own normalisation and size, the official ones those of the student; the patch centre is
 the mean over the hidden patches of all processes, the official one the mean of their means; neighbours for KoLeo come from all
 processes; every view is masked or not by its own draw, where the official code masks exactly half of a batch and spreads the ratios
-evenly over it; gradients are clipped parameter by parameter; dropped paths grow with depth (timm); the mask token has one axis here,
+evenly over it; the recipes clip gradients parameter by parameter and drop more paths in deeper blocks; the mask token has one axis here,
 so it does not decay.
 """
 
@@ -36,15 +36,15 @@ _KINDS = ("cls", "patch")
 class GPFM(Method):
     """Self-distillation of views and hidden patches with KoLeo, and distillation from frozen experts.
 
-    The terms are `cls`, `patch`, `koleo`, and `<expert>_cls` and `<expert>_patch` of every expert; one that `weights` leaves out is
-    not computed, but each expert needs at least one.
+    The terms are `cls`, `patch`, `koleo`, and `<expert>_cls` and `<expert>_patch` of every expert. An expert's term that `weights`
+    leaves out is not computed; each expert needs at least one.
 
     Args:
-        encoder: one that can hide tokens.
+        encoder: the trunk; it must be able to hide tokens.
         experts: frozen teachers by name, see `glpretrain.weights.load_expert`.
         weights: weights of the terms; None is 0.1 for `koleo` and 1 for all others.
         num_prototypes: number of prototypes, K.
-        num_patch_prototypes: number of prototypes of a head of its own for patches; None shares that of `cls`.
+        num_patch_prototypes: number of prototypes of a separate head for patches; None shares the head of `cls`.
         hidden_dim: hidden width of the heads' MLPs.
         bottleneck_dim: width of the heads' outputs, which are on the unit sphere.
         num_layers: number of layers of the heads' MLPs.
@@ -58,7 +58,7 @@ class GPFM(Method):
         **kwargs: arguments of `Method`.
 
     Raises:
-        ValueError: an expert's name or the names in `weights` do not fit.
+        ValueError: an expert's name cannot name a module, or `weights` has other names than the terms.
     """
 
     uses: ClassVar = {"global": Uses(needs=("mask",)), "local": Uses(required=False)}
@@ -104,7 +104,7 @@ class GPFM(Method):
         self.cls_objective = ViewDistillation(num_prototypes=num_prototypes, **balance)
         self.patch_objective = PatchDistillation(num_prototypes=num_patch_prototypes or num_prototypes, **balance)
         self.koleo_objective = KoLeo()
-        # Outside of the branch: they have no moving copy.
+        # Not in the branch, because the teacher has no copy of them.
         self.experts = nn.ModuleDict(experts)
         self.expert_heads = nn.ModuleDict(
             {
@@ -142,7 +142,7 @@ class GPFM(Method):
             "patch": self.patch_objective(
                 student_logits=student_patches, teacher_logits=teacher_patches, mask=group.mask, teacher_temp=temp
             ),
-            # View by view: two views of one item are not to be kept apart.
+            # View by view, because two views of one item must not be pushed apart.
             "koleo": torch.stack([self.koleo_objective(features=view) for view in outputs[0].cls.chunk(num_global)]).sum(),
         }
         self.cls_objective.update(teacher_logits=teacher_cls)
@@ -167,7 +167,7 @@ def _terms(experts: dict[str, FrozenTeacher], weights: dict[str, float] | None) 
     """Names of the terms that are computed.
 
     Raises:
-        ValueError: an expert has no name that a module can have, or no term.
+        ValueError: an expert's name cannot name a module, or the expert has no term.
     """
     terms = ["cls", "patch", "koleo"]
     for name in experts:

@@ -1,10 +1,10 @@
-"""Hybrid Distillation: what a contrastive expert knows of an image as a whole, and how a masked-image one relates its tokens.
+"""Hybrid Distillation: final features of a contrastive expert, and token relations of an expert trained by masked image modelling.
 
-Idea: a contrastive (or supervised) expert discriminates but its tokens become alike; one trained by masked image modelling keeps them
-diverse. The student matches the first in its final map of features and the second in the relations of tokens at a middle block.
+Idea: a contrastive (or supervised) expert discriminates, but its tokens become alike; one trained by masked image modelling keeps them
+diverse. The student matches the final features of the first and the relations between tokens in a middle block of the second.
 Paper: Shi et al., "Hybrid distillation: connecting masked autoencoders with contrastive learners", ICLR 2024.
-Reference code: none was published. Established by the abstract and the reviews: the two places of comparison, both weights 1.
-Ours: the map is whitened and compared by smooth L1 with a corner at 2 (feature distillation, Wei et al. 2022); relations are query to
+Reference code: none was published. The abstract and the reviews give the two places of comparison and weights of 1.
+Ours: the features are whitened and compared by smooth L1 with a corner at 2 (feature distillation, Wei et al. 2022); relations are query to
 key and value to value as in TinyMIM, of the expert's block at three quarters of its depth and the student's last; instead of
 dropping redundant tokens step by step the student may see a random part of its tokens (`data.mask`), and both comparisons
 then run over that part, relations renormalised within it.
@@ -29,12 +29,12 @@ class HybridDistillation(Method):
     """Final features of one expert, token relations of another.
 
     Args:
-        encoder: a ViT.
-        contrastive: expert for the final map; its grid must be the student's.
-        masked: a ViT, expert for the relations; its grid must be the student's.
+        encoder: the trunk; a ViT.
+        contrastive: expert for the final features; its grid must equal the student's.
+        masked: expert for the relations, a ViT; its grid must equal the student's.
         num_relation_heads: number of heads of the relations, see `TokenRelations`.
         masked_depth: which of the expert's blocks is compared, as a share of its depth.
-        student_depth: which of the student's.
+        student_depth: which of the student's blocks is compared, as a share of its depth.
         corner: corner of the smooth L1 distance, see `WhitenedFeatures`.
         **kwargs: arguments of `Method`.
 
@@ -66,7 +66,7 @@ class HybridDistillation(Method):
         self.relation_objective = TokenRelations(num_heads=num_relation_heads)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """`feature`: the final map; `relation`: of tokens at a middle block."""
+        """`feature`: distance of the final features; `relation`: divergence of the token relations."""
         group = batch.views["global"]
         num_global = len(group.items)
         views = group.items.flatten(0, 1)  # [(G B) C H W]

@@ -1,7 +1,7 @@
-"""iBOT: DINO between views, and the same game on hidden patches within a view.
+"""iBOT: DINO between views, and the same loss on hidden patches within a view.
 
 Idea: the student sees its global views with blocks of patches hidden and must assign every hidden patch to prototypes as the
-teacher, who sees everything, does; one head for `cls` and patches, so what `cls` learns reaches the patches.
+teacher does, which sees the whole view; one head for `cls` and patches, so what `cls` learns reaches the patches.
 Paper: Zhou et al., "iBOT: image BERT pre-training with online tokenizer", ICLR 2022.
 Reference code: bytedance/ibot at da316d8 (main_ibot.py, loader.py, models/head.py).
 Known differences: the head is shared (the paper's recommendation, `shared_head` and `shared_head_teacher` true); the student's
@@ -27,7 +27,7 @@ class IBOT(Method):
     """Self-distillation between crops, and of hidden patches.
 
     Args:
-        encoder: one that can hide tokens.
+        encoder: the trunk; it must be able to hide tokens.
         num_prototypes: number of prototypes, K, of `cls` and patches.
         hidden_dim: hidden width of the head's MLP.
         bottleneck_dim: width of the head's output, which is on the unit sphere.
@@ -72,7 +72,7 @@ class IBOT(Method):
         self.patch_objective = PatchDistillation(**sizes)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """`cls`: as DINO, the student's global views masked; `patch`: hidden patches, same view, same position."""
+        """`cls`: as in DINO, with masked global views of the student; `patch`: hidden patches, same view, same position."""
         group = batch.views["global"]
         assert group.mask is not None
         num_global, num_items = group.items.shape[:2]

@@ -1,7 +1,7 @@
-"""Local contrast: two crops of an item must agree as wholes, and patch by patch where they show the same place.
+"""Local contrast: `cls` of two crops of an item must agree, and so must patches that show the same place.
 
-Idea: the plain baseline for every local loss. InfoNCE between the `cls` of two views, and InfoNCE between patches that are
-matched by where they came from, which the crops and flips tell; no teacher, no prototypes.
+Idea: the plain baseline for every local loss. InfoNCE between the `cls` of two views, and InfoNCE between patches that
+are matched by their places in the item; no teacher, no prototypes.
 Paper: none; the two halves are MoCo v3's loss (Chen et al., ICCV 2021) and the location matching of dense contrastive
 methods such as PixPro (Xie et al., CVPR 2021). What is ours: negatives of a patch are the other patches of its item.
 Reference code: none.
@@ -29,7 +29,7 @@ class LocalContrast(Method):
         hidden_dim: hidden width of both heads' MLPs.
         projection_dim: width of both heads' outputs.
         temp: temperature of both losses.
-        max_distance: between matched patch centres, in patches of the other view.
+        max_distance: largest distance between the centres of matched patches, in patches of the other view.
         hallucinate: largest strength of hallucinated positives of `cls` (`Hallucinator`; the paper's is 0.1); 0 makes none.
         **kwargs: arguments of `Method`.
     """
@@ -64,7 +64,7 @@ class LocalContrast(Method):
         self.patch_objective = PatchInfoNCE(temp=temp, max_distance=max_distance)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """`cls` and `patch`, each the mean of both directions between the first two global views."""
+        """`cls` and `patch`, each the mean of both directions between the two global views."""
         group = batch.views["global"]
         assert group.frame is not None
         frames = group.frame
@@ -72,7 +72,7 @@ class LocalContrast(Method):
         views = group.items.flatten(0, 1)
         output = self.student.encode(views)
         grid = self.encoder.grid(views.shape[1:])
-        # The head normalises over rows, view by view, so that the two directions see the same statistics.
+        # View by view, so that the head's batch norms use the same statistics in both directions.
         first, second = (self.student.heads["cls"](cls) for cls in output.cls.unflatten(0, (num_global, num_items)))
         patches = self.student.heads["patch"](output.patches).unflatten(0, (num_global, num_items))  # [2 B N D]
         cls = []

@@ -26,9 +26,9 @@ class MAE(Method):
     """A masked autoencoder.
 
     Args:
-        encoder: one that can drop tokens.
+        encoder: the trunk; it must be able to drop tokens.
         decoder_dim: width of the decoder.
-        decoder_depth: blocks of the decoder.
+        decoder_depth: number of blocks of the decoder.
         decoder_heads: attention heads per block of the decoder.
         normalise_pixels: give every target patch mean 0 and variance 1.
         **kwargs: arguments of `Method`.
@@ -49,7 +49,7 @@ class MAE(Method):
     ) -> None:
         encoder.require_keep()
         if encoder.card.modality != "image":
-            raise ValueError(f"MAE: it predicts pixels, the encoder is for {encoder.card.modality}; use PointMAE for points")
+            raise ValueError(f"MAE: predicts pixels, the encoder is for {encoder.card.modality}; give one of images, or use PointMAE")
         channels, *_ = encoder.card.item_shape
         rows, columns = encoder.card.patch_size
         self.patch_size = (rows, columns)
@@ -60,7 +60,7 @@ class MAE(Method):
         self.objective = PatchPixels(normalise=normalise_pixels)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """`pixels`: of hidden patches."""
+        """`pixels`: error on the hidden patches."""
         group = batch.views["global"]
         assert group.mask is not None
         num_global = len(group.items)

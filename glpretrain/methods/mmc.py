@@ -1,13 +1,13 @@
-"""MMC: masked image modelling makes patches similar, momentum distillation moves meaning to them, contrast gives it to `cls`.
+"""MMC: masked image modelling and momentum distillation of patches, and contrast of `cls`.
 
-Idea: look at a frozen encoder by asking which patches resemble one patch of an object. Three terms serve that picture: pixels
-of corrupted groups are predicted (M), every patch of the corrupted view is assigned to prototypes as the momentum teacher
+Idea: the patches that resemble one patch of an object should cover that object. Three terms serve this: pixels of corrupted
+groups are predicted (M), every patch of the corrupted view is assigned to prototypes as the momentum teacher
 assigns it in the clean view (M), and `cls` is contrasted between views (C).
 Paper: "MMC", arXiv 2308.11448. Only its abstract was available to us: it names the three ingredients and their purpose.
 EVERYTHING ELSE HERE IS OUR CHOICE, the smallest method that fits the abstract and the same group's published code: pixel
 head, corruption and contrast as in SiT (Sara-Ahmed/SiT @ 7f22e9c), distillation of all patches as in MC-SSL. Local views are
-optional: they are clean, as in MC-SSL, and their `cls` is contrasted with the teacher's global views. Clouds of points go through
-the same three terms: what is predicted are the inputs behind each token, compared by an objective for sets (`CorruptedPoints`).
+optional: they are clean, as in MC-SSL, and their `cls` is contrasted with the teacher's global views. Clouds of points have
+the same three terms; the points of each token are predicted and compared by an objective for sets (`CorruptedPoints`).
 Reference code: none for MMC.
 """
 
@@ -91,7 +91,7 @@ class MMC(Method):
         self.contrast_objective = InfoNCE(temp=contrast_temp)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """`pixels` of the corrupted groups, `patch` assignments, `contrast` of `cls` with the teacher's of every other view.
+        """`pixels` of the corrupted groups, `patch` assignments, `contrast` of `cls` with the teacher's `cls` of every other view.
 
         The contrast is the mean over pairs times two: without local views that is SiT's sum of two directions.
         """

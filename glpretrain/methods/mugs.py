@@ -1,16 +1,16 @@
-"""Mugs: what an item is, which items are near it, which group they form: three granularities, one trunk.
+"""Mugs: one trunk learns to discriminate items, neighbourhoods of items, and groups.
 
-Idea: the student agrees with its momentum teacher on three things. Instance: `cls` of a crop is told apart from a queue of
-earlier items (InfoNCE). Local group: a relation block lets the crop's pooled tokens look at their nearest neighbours in a memory
-of earlier items, and what comes out is told apart in the same way. Group: `cls` is assigned to prototypes as in DINO. The student
-has crops of its own, half of them strongly augmented; only items whose global crops were not enter its memory.
+Idea: the student agrees with its momentum teacher on three things. Instance: `cls` of a crop is contrasted with a queue of
+earlier items (InfoNCE). Local group: a relation block lets the crop's pooled tokens attend to their nearest neighbours in a memory
+of earlier items, and its result is contrasted in the same way. Group: `cls` is assigned to prototypes as in DINO. The student
+has crops of its own, half of them strongly augmented; only items without strong augmentation enter its memory.
 Paper: Zhou et al., "Mugs: A Multi-Granular Self-Supervised Learning Framework", arXiv 2203.14415.
-Reference code: sail-sg/mugs @ 10ab634 (main.py, src/loss.py, src/model.py, src/vision_transformer.py). Kept from it although one
-would not guess it: neighbours are sought with the mean of all tokens before the final norm, and found among means of patches after
+Reference code: sail-sg/mugs @ 10ab634 (main.py, src/loss.py, src/model.py, src/vision_transformer.py). Details that are
+kept from it: neighbours are searched with the mean of all tokens before the final norm, and found among means of patches after
 it; the k-NN memory of the student and that of the teacher are two; crop i of the student is never compared with crop i of the
 teacher, though they are different crops.
 Known differences: memories fill every row (the official pointer moves on twice per write and skips half of them, see
-`FeatureQueue.advance_twice`); one buffer per memory where the official code keeps three equal ones; weights multiply the terms (there
+`FeatureQueue.advance_twice`); one buffer per memory where the official code keeps three equal ones; weights multiply the terms (officially
 they only switch them on; 1/3 each is the same); the mean over terms also without local views, where the official code divides by
 zero; temperature follows progress step by step, not epoch by epoch; no batch norm in heads, an official option that is off.
 """
@@ -37,10 +37,10 @@ class Mugs(Method):
     """Instance, local-group and group discrimination.
 
     Args:
-        encoder: a plain ViT.
+        encoder: the trunk; a plain ViT.
         queue_size: rows of each of the two queues of negatives.
         memory_size: rows of each of the two memories that neighbours come from.
-        num_neighbours: k.
+        num_neighbours: number of neighbours, k, of each crop.
         projection_dim: output width of the instance and the local-group head.
         predictor_dim: hidden width of the student's predictors.
         contrast_temp: temperature of both contrasts.
@@ -118,7 +118,7 @@ class Mugs(Method):
         )
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """`instance` and `local_group` against their queues, `group` assignments; then queues, memories and centre take the batch in."""
+        """`instance` and `local_group` against their queues, `group` assignments; then queues, memories and centre are updated."""
         clean = batch.views["global"].items
         num_global, num_items = clean.shape[:2]
         student = batch.views.get("student", batch.views["global"])
@@ -154,7 +154,7 @@ class Mugs(Method):
         return terms
 
     def _heads(self, branch: Branch, cls: Tensor, pooled: Tensor, memory: FeatureQueue, num_items: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Up to the predictors, from Float[(V B) D] twice: Float[V B projection_dim] of instances and of local groups, Float[V B K]."""
+        """The heads in front of the predictors: Float[V B projection_dim] of instances and of local groups, and logits Float[V B K]."""
         neighbours = memory.neighbours(pooled, count=self.num_neighbours)  # [(V B) k D]
         related = branch.heads["relation"](pooled, neighbours, encoder=branch.encoder)  # [(V B) D]
         projections = (branch.heads["instance"](cls), branch.heads["local_group"](related), branch.heads["group"](cls))

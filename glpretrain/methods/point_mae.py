@@ -1,7 +1,7 @@
 """Point-MAE: encode four in ten groups of points, predict the points of the others.
 
-Idea: a cloud is cut into overlapping groups around centres; the encoder sees some of them, a small decoder is told where the hidden
-ones are and must say which points they hold, up to their order (Chamfer distance).
+Idea: a cloud is cut into overlapping groups around centres; the encoder sees some of them, and a small decoder gets the centres of
+the hidden ones and predicts their points, in any order (Chamfer distance).
 Paper: Pang et al., "Masked autoencoders for point cloud self-supervised learning", ECCV 2022.
 Reference code: Pang-Yatian/Point-MAE at 7445a68 (models/Point_MAE.py, cfgs/pretrain.yaml).
 Known differences: several views of an item count as several items; pointnet2's sampler is replaced, see `encoders.points`; decay
@@ -24,14 +24,14 @@ from glpretrain.training.branch import Branch
 
 
 class GroupDecoder(nn.Module):
-    """Visible tokens and a mask token for every hidden group, each with the position of its centre, to the hidden groups' points.
+    """Predicts the points of hidden groups from the visible tokens and a mask token per hidden group, each with its centre's position.
 
     Args:
-        dim: D, of the encoder and of the decoder.
-        depth: blocks.
-        num_heads: per block.
-        group_size: M, points to predict.
-        drop_path_rate: stochastic depth.
+        dim: width D of the encoder and of the decoder.
+        depth: number of blocks.
+        num_heads: attention heads per block.
+        group_size: number of points of a group.
+        drop_path_rate: rate of stochastic depth in the last block.
     """
 
     def __init__(self, dim: int, *, depth: int, num_heads: int, group_size: int, drop_path_rate: float = 0.0) -> None:
@@ -69,11 +69,11 @@ class PointMAE(Method):
     """A masked autoencoder of groups of points.
 
     Args:
-        encoder: a `PointTransformer`.
-        decoder_depth: blocks of the decoder.
+        encoder: the trunk; a `PointTransformer`.
+        decoder_depth: number of blocks of the decoder.
         decoder_heads: attention heads per block of the decoder.
-        decoder_drop_path_rate: stochastic depth of the decoder.
-        objective: between predicted and true groups; None is `ChamferL2`.
+        decoder_drop_path_rate: rate of stochastic depth in the decoder's last block.
+        objective: compares predicted and true groups; None is `ChamferL2`.
         **kwargs: arguments of `Method`.
     """
 
@@ -103,7 +103,7 @@ class PointMAE(Method):
         self.objective = ChamferL2() if objective is None else objective
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """`points`: of hidden groups."""
+        """`points`: distance of the hidden groups."""
         group = batch.views["global"]
         assert group.mask is not None and isinstance(self.encoder, PointTransformer)
         num_global = len(group.items)

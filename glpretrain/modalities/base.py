@@ -1,4 +1,4 @@
-"""What the package has to know of one kind of item, in one object per kind.
+"""What the package needs to know about one kind of item, in one object per kind.
 
 Everything that differs between images and clouds of points, and that is not a data source, a maker of views or an encoder, is here: how an
 item is brought to the size of a batch, normalised and drawn, and by what it is evaluated. Code elsewhere asks the object and does not
@@ -22,13 +22,13 @@ Size = int | Sequence[int]
 class Modality(ABC):
     """One kind of item. Objects hold no state; there is one per kind (`glpretrain.modalities.get`)."""
 
-    name: ClassVar[str]  # as cards, sources and makers of views say it
+    name: ClassVar[str]  # name in cards, sources and makers of views
     axes: ClassVar[tuple[str, ...]]  # letters of the axes of one item, from the legend in `glpretrain.core.types`
-    num_coordinates: ClassVar[int]  # A: the length of a place within an item
-    channel_axis: ClassVar[int]  # of one item
+    num_coordinates: ClassVar[int]  # A: number of coordinates of a place in an item
+    channel_axis: ClassVar[int]  # axis of the channels in one item
     embedded_source: ClassVar[str]  # a source with classes and masks that needs no files, to score on where the data has none
     embedded_size: ClassVar[str]  # name of its argument for the size of items
-    own_sources: ClassVar[tuple[str, ...]]  # sources of a user's folder or file; the first one whose `reads` says yes is taken
+    own_sources: ClassVar[tuple[str, ...]]  # sources of a user's folder or file; the first one whose `reads` is true is taken
     masked_source: ClassVar[str]  # the source that reads a user's items with masks
     default_evaluators: ClassVar[dict[str, str]]  # evaluators that every run is scored with, by name
     page: ClassVar[str]  # function that writes the page to look into backbones

@@ -41,7 +41,7 @@ class Points(Modality):
         return (card.item_shape[0] if size is None else size, 3)
 
     def resize(self, item: Item, shape: Sequence[int], *, fit: Literal["crop", "stretch"]) -> Item:
-        """A fixed pseudo-random part of the points, or all of them again and again; `fit` makes no difference."""
+        """A fixed pseudo-random part of the points, or all of them repeated; `fit` makes no difference."""
         if item.values.dim() != 2:
             raise ValueError(f"an item of shape {tuple(item.values.shape)} is no cloud; the encoder needs clouds of points (P 3)")
         return with_count(item, shape[0])
@@ -73,7 +73,7 @@ class Points(Modality):
 
 
 def with_count(item: Item, count: int) -> Item:
-    """A cloud with exactly `count` points: a fixed pseudo-random part of them, or all of them again and again."""
+    """A cloud with exactly `count` points: a fixed pseudo-random part of them, or all of them repeated."""
     num_points = len(item.values)
     if num_points == count:
         return item

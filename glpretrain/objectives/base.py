@@ -13,18 +13,16 @@ class Objective(nn.Module, ABC):
     """Keyword tensors in, a float32 loss out. Knows no trainer, step, schedule, teacher or weight.
 
     The loss is Float[B], one number per item, where it is a mean over items: the method averages it, with the weights of the items. It is
-    Float[] where items cannot be told apart in it; the docstring of the objective says so.
+    Float[] where it has no value per item; the docstring of the objective says so.
 
-    A subclass writes `forward`, which takes its own tensors as keywords, and returns Float[].
-
-    What an objective remembers (centre, queue) is a `State` of its own: `update` only gathers what a micro-batch has to say, and
-    the method moves all states once per optimizer step. So accumulating micro-batches changes nothing.
+    What an objective remembers (centre, queue) is a `State`: `update` gathers from each micro-batch, and the method moves all states once
+    per optimizer step. So accumulating micro-batches changes nothing.
     """
 
     forward: Callable[..., Tensor]  # subclasses take their tensors as keywords
 
     def advance(self, progress: float = 0.0) -> None:
-        """Move the objective's states by one optimizer step: what a method does for all its states together."""
+        """Move the objective's states by one optimizer step, as a method does for all its states."""
         for state in states_of(self):
             state.advance(progress)
 

@@ -1,4 +1,4 @@
-"""Chamfer distance between sets of points: how far each point is from the nearest of the other set, both ways.
+"""Chamfer distance between sets of points: from each point to the nearest point of the other set, in both directions.
 
 Gradients flow through the nearest points and not through the choice of them, as in Point-MAE's compiled extension
 (Pang-Yatian/Point-MAE at 7445a68, extensions/chamfer_dist). Left out: the earth mover's distance.
@@ -13,7 +13,7 @@ from glpretrain.objectives.base import Objective
 
 
 def nearest_distances(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distance of every point to the nearest of the other set, in float32.
+    """Squared distance from every point to the nearest point of the other set, in float32.
 
     Args:
         first: Float[B M 3].

@@ -14,10 +14,10 @@ from glpretrain.training.memory import FeatureQueue
 
 
 class InfoNCE(Objective):
-    """For every item: which of the keys of all items, in all processes, belongs to it?
+    """InfoNCE between items: each query against the keys of all items in all processes.
 
     2 temp * mean over items i of -log softmax_j(cos(query_i, key_j) / temp)[i], as MoCo v3 and SiT (main.py).
-    Zero in the limit of matching pairs that are far from all others.
+    Near zero where matching pairs are alike and far from all others.
     """
 
     def __init__(self, *, temp: float = 0.2) -> None:
@@ -32,7 +32,7 @@ class InfoNCE(Objective):
         Args:
             queries: Float[B D], of this process.
             keys: Float[B D], in the same order.
-            hallucinated: Float[B D], one more query per item, which counts like the item's own.
+            hallucinated: Float[B D], one more query per item, with the same weight as the item's own.
 
         Returns:
             Float[B].
@@ -53,8 +53,8 @@ class QueueInfoNCE(Objective):
     """MoCo's loss between the views of an item, with negatives from a queue of earlier keys (Mugs src/loss.py, InfoNCELoss).
 
     Mean over items, over pairs of a key view g and a query view v != g, of -log softmax([query_v . key_g, query_v . queue] / temp)[0];
-    pairs with a global and pairs with a local query view count one half each. Zero in the limit of queries on their keys and far
-    from the queue. The queue holds the keys of steps before, not of this one.
+    pairs with a global and pairs with a local query view count one half each. Near zero where queries are like their keys and
+    far from the queue. The queue holds the keys of earlier steps only.
 
     Args:
         dim: width D.
@@ -75,7 +75,7 @@ class QueueInfoNCE(Objective):
         Args:
             queries: Float[V B D], rows of length one; the first G views are the keys'.
             keys: Float[G B D], rows of length one.
-            hallucinated: Float[G V B D], rows of length one: one more query per pair, which counts like the pair's own.
+            hallucinated: Float[G V B D], rows of length one: one more query per pair, with the same weight as the pair's own.
 
         Returns:
             Float[B].
@@ -100,17 +100,17 @@ class QueueInfoNCE(Objective):
         return mean_over_pairs(torch.logaddexp(positives, negatives) - positives, balanced=True)
 
     def update(self, *, keys: Tensor) -> None:
-        """Take in one micro-batch's keys, Float[G B D]; the queue moves in `advance`."""
+        """Gather the keys of one micro-batch, Float[G B D]; the queue moves in `advance`."""
         self.queue.update(keys)
 
 
 class PatchInfoNCE(Objective):
-    """For every patch of one view: which patch of the item's other view shows the same place?
+    """InfoNCE between the patches of two views that show the same place of an item.
 
     A query whose centre lies within `max_distance` key patches of the nearest key's centre has that key as its positive and the
-    item's other keys as negatives; the loss is InfoNCE's over all such queries of the batch. A pair of views that do not
-    overlap adds nothing. Our choice, as plain as possible: negatives come from the same item only, so the loss does not
-    depend on how a batch is cut into processes.
+    item's other keys as negatives; the loss of an item is InfoNCE over its queries with a positive. Views that do not overlap
+    have the loss 0. Our choice, as plain as possible: negatives come from the same item only, so the loss does not depend on how a batch
+    is cut into processes.
     """
 
     def __init__(self, *, temp: float = 0.2, max_distance: float = 0.75) -> None:
@@ -121,7 +121,7 @@ class PatchInfoNCE(Objective):
         self.max_distance = max_distance
 
     def match(self, *, query_frames: Tensor, key_frames: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The nearest key of every query, and whether it is near enough.
+        """The nearest key of every query, and whether it is within `max_distance`.
 
         Args:
             query_frames: Float[B A A+1].
@@ -131,7 +131,7 @@ class PatchInfoNCE(Objective):
         Returns:
             Int[B N] index of the key, Bool[B N].
         """
-        # Length of a key patch along each axis of the item: that of the view's unit steps, whichever axis of the item they go along.
+        # Length of a key patch along each axis of the item; after a quarter turn, the view's axes are exchanged.
         side = torch.stack([(key_frames[..., axis] / count).abs() for axis, count in enumerate(grid)]).sum(dim=0)  # [B A]
         scaled = [token_centres(frames, grid=grid) / side.unsqueeze(1) for frames in (query_frames, key_frames)]
         distance, nearest = torch.cdist(scaled[0], scaled[1]).min(dim=-1)
@@ -155,17 +155,16 @@ class PatchInfoNCE(Objective):
         nearest, valid = self.match(query_frames=query_frames, key_frames=key_frames, grid=grid)
         logits = torch.einsum("bnd,bmd->bnm", F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)) / self.temp
         cross = F.cross_entropy(logits.flatten(0, 1), nearest.flatten(), reduction="none").unflatten(0, (num_items, num_tokens))
-        # Per item, then over items: every item weighs the same, which is what makes halves of a batch average to the whole.
+        # The mean of each item, so that items count the same and the halves of a batch average to the whole.
         return 2.0 * self.temp * (cross * valid).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
 
 
 class NPair(Objective):
-    """N-pair contrast between a teacher's assignments and a student's logits (PointGLR; dead code of POS-BERT).
+    """N-pair contrast between a teacher's assignments and a student's logits (PointGLR; never called in POS-BERT).
 
-    For every item and crop: which of all items' crops, by the student's logits, fits the teacher's assignment of the item?
     mean over teacher views g, crops v and items b of -log softmax_j(scale * <assignments[g, b], logits[v, j] / student_temp>)[b], as
-    POS-BERT's pretrain.py, get_npair_loss. Ours: the items of all processes are compared. Zero in the limit of assignments that only
-    their own item's logits fit.
+    POS-BERT's pretrain.py, get_npair_loss. Ours: the items of all processes are compared. Near zero where the teacher's
+    assignments fit the logits of their own item only.
 
     Args:
         scale: factor on the products.
@@ -204,7 +203,7 @@ class NegativeCosine(Objective):
     """
 
     def forward(self, *, queries: Tensor, keys: Tensor) -> Tensor:
-        """Compare row by row; gradients flow wherever they are asked for.
+        """Compare row by row; both arguments may get gradients.
 
         Args:
             queries: Float[B D].

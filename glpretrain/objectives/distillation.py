@@ -11,7 +11,7 @@ from glpretrain.training.memory import State
 class Centre(State):
     """Running mean of the teacher's logits; subtracting it keeps one prototype from winning everything.
 
-    Starts at zero. `centre` Float[K] is in the checkpoint; the sums of the micro-batches at hand are not.
+    Starts at zero. `value`, Float[K], is in the checkpoint; the sums over the micro-batches of the current step are not.
     """
 
     value: Tensor
@@ -27,16 +27,16 @@ class Centre(State):
 
     @torch.no_grad()
     def update(self, logits: Tensor) -> None:
-        """Take in one micro-batch's teacher logits, Float[*S K]."""
+        """Gather the teacher's logits of one micro-batch, Float[*S K]."""
         rows = logits.detach().float().flatten(0, -2)  # [rows K]
         count = rows.new_full((1,), float(rows.shape[0]))
         self.pending += torch.cat([rows.sum(dim=0), count])
 
     @torch.no_grad()
     def advance(self, progress: float = 0.0) -> None:
-        """centre = momentum * centre + (1 - momentum) * mean over all micro-batches and processes since the last call."""
+        """value = momentum * value + (1 - momentum) * mean over all micro-batches and processes since the last call."""
         total = all_reduce_sum(self.pending)
-        # Rows can be missing (no token was masked): the mean is then the centre itself, and it stays where it is.
+        # Without any row (no token was masked) the centre stays as it is.
         mean = torch.where(total[-1] > 0, total[:-1] / total[-1].clamp(min=1.0), self.value)
         self.value.lerp_(mean, 1.0 - self.momentum)
         self.pending.zero_()
@@ -44,21 +44,21 @@ class Centre(State):
 
 @torch.no_grad()
 def sinkhorn_knopp(logits: Tensor, *, temp: float, num_iterations: int) -> Tensor:
-    """Assignments that share all prototypes out evenly over the rows of all processes (SwAV; DINOv2's dinov2/loss).
+    """Assignments that use all prototypes equally over the rows of all processes (SwAV; DINOv2's dinov2/loss).
 
     exp(logits / temp), then in turn: every prototype gets the share 1 / K of the whole, every row the share 1 / rows. In logarithms,
     because the official exponential overflows or leaves rows of zeros once learned gains spread the logits.
 
     Args:
         logits: Float[*S K]; processes may have different numbers of rows, or none.
-        temp: sharpness.
-        num_iterations: how often both are set right; the rows come last.
+        temp: temperature of the assignments.
+        num_iterations: number of iterations, each over prototypes and then over rows.
 
     Returns:
         Float[*S K], rows sum to one.
     """
     shares = logits.float().flatten(0, -2) / temp  # [rows K], logarithms
-    lowest = shares.new_full((1, shares.shape[1]), torch.finfo(shares.dtype).min)  # what a process without rows says
+    lowest = shares.new_full((1, shares.shape[1]), torch.finfo(shares.dtype).min)  # the maximum of a process without rows
     for _ in range(num_iterations):
         largest = all_reduce_max(torch.cat([shares, lowest]).amax(dim=0))  # [K]
         total = all_reduce_sum(torch.exp(shares - largest).sum(dim=0))  # [K]
@@ -67,13 +67,13 @@ def sinkhorn_knopp(logits: Tensor, *, temp: float, num_iterations: int) -> Tenso
 
 
 class Distillation(Objective):
-    """What both distillation objectives share: the temperatures, and how the teacher's assignments are balanced.
+    """The common part of both distillation objectives: the temperatures, and how the teacher's assignments are balanced.
 
     Args:
         num_prototypes: number of prototypes, K.
         student_temp: temperature of the student's assignment.
         centre_momentum: momentum of the running mean that is subtracted from the teacher's logits.
-        sinkhorn_iterations: balance by `sinkhorn_knopp` within the batch instead, without a centre.
+        sinkhorn_iterations: iterations of `sinkhorn_knopp`, which replaces the centre; None uses the centre.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Distillation(Objective):
         return torch.softmax((teacher_logits.detach().float() - self.centre) / teacher_temp, dim=-1)
 
     def entropy(self, teacher_logits: Tensor, *, teacher_temp: float) -> Tensor:
-        """Float[*S]: of the teacher's assignments, in nats; between 0 (one prototype) and ln K (all alike)."""
+        """Float[*S]: entropy of the teacher's assignments in nats, between 0 (one prototype) and ln K (all alike)."""
         return torch.special.entr(self.targets(teacher_logits, teacher_temp=teacher_temp)).sum(dim=-1)
 
     def log_assignments(self, student_logits: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Distillation(Objective):
         return torch.log_softmax(student_logits.float() / self.student_temp, dim=-1)
 
     def update(self, *, teacher_logits: Tensor) -> None:
-        """Take in one micro-batch's raw teacher logits, Float[*S K]; the centre moves in `advance`."""
+        """Gather the teacher's logits of one micro-batch, Float[*S K]; the centre moves in `advance`."""
         if self.centre_state is not None:
             self.centre_state.update(teacher_logits)
 
@@ -121,14 +121,14 @@ class ViewDistillation(Distillation):
     """DINO's loss (main_dino.py, DINOLoss).
 
     mean over items, and over pairs of a teacher view g and a student view v != g, of -sum_k targets[g, k] log student[v, k].
-    The student's first G views are the teacher's. At its minimum, the teacher's entropy, the student agrees with it everywhere.
+    The student's first G views are the teacher's. Smallest, at the entropy of the targets, where the student's assignments equal them.
 
     Args:
         num_prototypes: number of prototypes, K.
         student_temp: temperature of the student's assignments.
         centre_momentum: momentum of the running centre of the teacher's logits.
         sinkhorn_iterations: iterations of Sinkhorn-Knopp in place of the centre, see `Distillation`.
-        balanced: pairs with a global and with a local student view count one half each (Mugs src/loss.py, ClusteringLoss).
+        balanced: whether pairs with a global and pairs with a local student view count one half each (Mugs src/loss.py, ClusteringLoss).
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class ViewDistillation(Distillation):
         Args:
             student_logits: Float[V B K].
             teacher_logits: Float[G B K].
-            teacher_temp: sharpness of the targets.
+            teacher_temp: temperature of the targets.
 
         Returns:
             Float[B].
@@ -181,7 +181,7 @@ class PatchDistillation(Distillation):
             student_logits: Float[M K], the selected tokens in row-major order of `mask`.
             teacher_logits: Float[M K], the same tokens of the teacher.
             mask: Bool[G B N], True: selected.
-            teacher_temp: sharpness of the targets.
+            teacher_temp: temperature of the targets.
 
         Returns:
             Float[B].

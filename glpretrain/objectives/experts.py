@@ -1,4 +1,4 @@
-"""A student against an expert: directions of `cls`, maps of tokens on another grid, and how the tokens of an item relate to one another."""
+"""Distances from a student to an expert: of `cls`, of maps of tokens, and of the relations between the tokens of an item."""
 
 import torch
 import torch.nn.functional as F
@@ -25,14 +25,14 @@ def resize_tokens(tokens: Tensor, *, grid: tuple[int, int], new_grid: tuple[int,
 
 
 class CosineDistance(Objective):
-    """1 - mean over items of cos(student, expert) (GPFM's kl_loss.py, Cosine). Zero when all point the same way."""
+    """1 - mean over items of cos(student, expert) (GPFM's kl_loss.py, Cosine). Zero when all pairs have the same direction."""
 
     def forward(self, *, predictions: Tensor, targets: Tensor) -> Tensor:
         """Distance of directions.
 
         Args:
-            predictions: Float[B D], of the student behind its head for this expert.
-            targets: Float[B D], of the expert.
+            predictions: Float[B D], the student's features after its head for this expert.
+            targets: Float[B D], the expert's features.
 
         Returns:
             Float[B].
@@ -58,10 +58,10 @@ class FeatureDistance(Objective):
         """Distance of maps.
 
         Args:
-            predictions: Float[B N D], of the student behind its head for this expert.
-            targets: Float[B M D], of the expert.
-            grid: rows and columns of the student, N in all.
-            target_grid: rows and columns of the expert, M in all.
+            predictions: Float[B N D], the student's tokens after its head for this expert.
+            targets: Float[B M D], the expert's tokens.
+            grid: rows and columns of the student's tokens, N in all.
+            target_grid: rows and columns of the expert's tokens, M in all.
 
         Returns:
             Float[B].
@@ -77,7 +77,7 @@ class FeatureDistance(Objective):
 class WhitenedFeatures(Objective):
     """Smooth L1 to an expert's whitened map (feature distillation, Wei et al. 2022): every target token gets mean 0 and variance 1.
 
-    mean over all numbers of smooth L1 with a corner at `corner`. Zero when the student gives the whitened map.
+    mean over all numbers of smooth L1 with a corner at `corner`. Zero when the student predicts the whitened map.
     """
 
     def __init__(self, *, corner: float = 2.0) -> None:
@@ -90,8 +90,8 @@ class WhitenedFeatures(Objective):
         """Distance of maps on one grid.
 
         Args:
-            predictions: Float[B N D], of the student behind its head.
-            targets: Float[B N D], of the expert.
+            predictions: Float[B N D], the student's tokens after its head.
+            targets: Float[B N D], the expert's tokens.
 
         Returns:
             Float[B].
@@ -107,7 +107,7 @@ class TokenRelations(Objective):
     A relation is softmax over tokens m of <a_n, b_m> / sqrt(d). The loss is the sum over both kinds of the mean over items, heads
     and tokens n of KL(expert's || student's). Zero when all relations are equal.
 
-    Our choice, after MiniLMv2 (Wang et al. 2021): the channels of all attention heads are cut anew into `num_heads`, so that experts
+    Our choice, after MiniLMv2 (Wang et al. 2021): the channels of all attention heads are divided again into `num_heads`, so that experts
     and students may have any number of heads and any width.
 
     Args:

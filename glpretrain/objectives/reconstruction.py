@@ -1,4 +1,4 @@
-"""Pixels of hidden patches (MAE) and of replaced pixels (GMML)."""
+"""Reconstruction of the pixels of hidden patches (MAE) and of replaced pixels (GMML)."""
 
 import torch
 from torch import Tensor
@@ -10,8 +10,8 @@ from glpretrain.objectives.base import Objective
 class PatchPixels(Objective):
     """Squared error on hidden patches (MAE models_mae.py, forward_loss).
 
-    sum over hidden patches of mean over numbers of (prediction - target)^2, divided by how many are hidden (in the mean over
-    processes); with `normalise` each target patch is first given mean 0 and variance 1. Zero when every hidden patch is predicted.
+    sum over hidden patches of mean over numbers of (prediction - target)^2, divided by the number of hidden patches (its mean
+    over processes); with `normalise` each target patch is first given mean 0 and variance 1. Zero when every hidden patch is predicted.
     """
 
     def __init__(self, *, normalise: bool = True) -> None:
@@ -35,7 +35,7 @@ class PatchPixels(Objective):
             variance, mean = torch.var_mean(targets, dim=-1, keepdim=True)
             targets = (targets - mean) * torch.rsqrt(variance + 1e-6)
         error = (predictions.float() - targets).square().mean(dim=-1)  # [B N]
-        # The mean over processes, as in `CorruptedPixels`. No hidden patch in any of them: nothing to predict, 0 and not 0 / 0.
+        # The mean over processes, as in `CorruptedPixels`. Without a hidden patch in any of them the loss is 0, not 0 / 0.
         count = all_reduce_sum(mask.sum().float()) / world_size()
         return (error * mask).sum(dim=1) * (len(mask) / count.clamp(min=1.0 / world_size()))
 
@@ -59,5 +59,5 @@ class CorruptedPixels(Objective):
         error = (predictions.float() - targets.float()).abs() * corruption.unsqueeze(1)
         # The count is averaged over processes, so that the mean of their losses is the loss of the joined batch.
         count = all_reduce_mean(corruption.sum().float()) * num_channels
-        # A batch without a replaced pixel has nothing to predict: 0 / 1, not 0 / 0.
+        # Without a replaced pixel in the batch the loss is 0 / 1, not 0 / 0.
         return error.flatten(1).sum(dim=1) * (len(error) / count.clamp(min=1.0))

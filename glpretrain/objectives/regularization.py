@@ -1,4 +1,4 @@
-"""What keeps features apart without saying where they belong."""
+"""Regularization of features: KoLeo keeps the features of different items apart."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ class KoLeo(Objective):
 
     mean over items i of -log |z_i - z_j(i)|, z of length one, j(i) the nearest other item. Smallest where all are equally far apart.
 
-    Our choices. The nearest is sought in all processes' items, where the official code looks at each process alone, so that the
+    Our choices. The nearest item is searched in all processes, while the official code searches each process alone, so that the
     value is that of the joined batch. Items closer than `least_distance` (duplicates, which no weights can tell apart) count as
     that far and get no gradient: the derivative 1 / distance would overflow half precision.
     """
@@ -31,10 +31,10 @@ class KoLeo(Objective):
             features: Float[B D], of this process.
 
         Returns:
-            Float[]: an item's nearest other item is pushed away by it too, so that the items cannot be weighted one by one.
+            Float[]: the loss of an item also moves its nearest item, so items cannot be weighted one by one.
 
         Raises:
-            ValueError: there is one item in all.
+            ValueError: the batch of all processes has a single item.
         """
         num_items, _ = features.shape
         with torch.autocast(device_type=features.device.type, enabled=False):  # cosines near 1 need all 24 bits

@@ -1,4 +1,4 @@
-"""One side of student and teacher: an encoder and the heads behind it."""
+"""`Branch`: an encoder and its heads, as the student and its teacher have them."""
 
 from collections.abc import Sequence
 from typing import overload
@@ -12,11 +12,11 @@ from glpretrain.encoders.base import Encoder
 
 
 class Branch(nn.Module):
-    """An encoder and its heads; a teacher copies the whole of it.
+    """An encoder and its heads; the teacher is a copy of it.
 
     Args:
         encoder: the trunk.
-        heads: modules by name, dropped after pretraining. What only the student has belongs to the method, beside its branches.
+        heads: modules by name, dropped after pretraining. Modules that only the student has belong to the method.
     """
 
     def __init__(self, encoder: Encoder, heads: dict[str, nn.Module]) -> None:
@@ -46,7 +46,7 @@ class Branch(nn.Module):
             return self.encoder(items, mask=mask)
 
     def set_trunk_learns(self, learns: bool) -> None:
-        """Let the trunk learn or leave it as it is. A trunk that does not learn drops no paths.
+        """Let the trunk learn, or freeze it. A frozen trunk drops no paths.
 
         Its parameters keep `requires_grad`: DistributedDataParallel decides once, before the first step, which gradients it averages.
         """
@@ -55,9 +55,9 @@ class Branch(nn.Module):
             self.encoder.train(learns)
 
     def zero_gradient(self) -> Tensor:
-        """Float[]: zero, with a gradient of zero for a trunk that does not learn, where DistributedDataParallel waits for one."""
+        """Float[]: zero, with a gradient of zero for a frozen trunk, because DistributedDataParallel waits for one."""
         parameters = [] if self.trunk_learns or not has_process_group() else [p for p in self.encoder.parameters() if p.requires_grad]
         if not parameters:
             return torch.zeros((), device=next(self.parameters()).device)
-        # One number of each: a sum over all of them may overflow in half precision, and zero times infinity is not zero.
+        # One number of each parameter: a sum over all of them may overflow in half precision, and zero times infinity is not zero.
         return 0.0 * torch.stack([parameter.reshape(-1)[0] for parameter in parameters]).sum()

@@ -1,4 +1,4 @@
-"""What a run refuses: no end, a loss that is not finite, and a checkpoint of another method, of other experts or of another start."""
+"""Refuses a run without an end, a loss that is not finite, and a checkpoint from another method, with other experts, or another start."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from glpretrain.training.warm_start import Trunk
 
 
 class FiniteTerms:
-    """The terms of the step before. Reading those of the step at hand would make the host wait for the device."""
+    """Checks the terms of the step before, because reading those of the current step would make the host wait for the device."""
 
     def __init__(self) -> None:
         self._terms: dict[str, Tensor] = {}
@@ -18,7 +18,7 @@ class FiniteTerms:
         self._terms = terms
 
     def check(self, *, step: int) -> None:
-        """Look at what was kept, once.
+        """Check the terms that were kept, once.
 
         Args:
             step: number of optimizer steps that are done, for the message.
@@ -50,7 +50,7 @@ def require_end(*, steps: int, epochs: int | None) -> None:
 
 
 def identity(method: nn.Module) -> dict[str, object]:
-    """What a checkpoint says of its run: the method, and the fingerprints of its experts, whose weights are not in it."""
+    """What a checkpoint records of its run: the method, and the fingerprints of its experts, whose weights it leaves out."""
     experts = {name: module.fingerprint for name, module in method.named_modules() if isinstance(module, FrozenTeacher)}
     return {"method": type(method).__name__, "experts": experts}
 
@@ -63,16 +63,14 @@ def require_same_run(method: nn.Module, checkpoint: dict) -> None:
     """
     own = identity(method)
     if checkpoint.get("method") != own["method"]:
-        raise ValueError(
-            f"checkpoint: it was written by {checkpoint.get('method')}, this run is {own['method']}; only the same method resumes"
-        )
+        raise ValueError(f"checkpoint: it was written by {checkpoint.get('method')}, this run is {own['method']}; give the same method")
     written, present = checkpoint.get("experts", {}), own["experts"]
     assert isinstance(written, dict) and isinstance(present, dict)
     for name in sorted(written.keys() | present.keys()):
         before, now = (found.get(name, "none")[:12] for found in (written, present))
         if before != now:
-            raise ValueError(f"checkpoint: its {name} has the weights {before}, this run's {now}; only the same experts resume")
+            raise ValueError(f"checkpoint: its {name} has the weights {before}, this run's {now}; give the same experts")
     from_weights = any(name.startswith("trunk.") for name in checkpoint["state_dict"])
     if from_weights is not any(isinstance(module, Trunk) for module in method.children()):
         how = "with" if from_weights else "without"
-        raise ValueError(f"checkpoint: it was written {how} init_from; only a run {how} it resumes")
+        raise ValueError(f"checkpoint: it was written {how} init_from, this run is not; resume {how} init_from")

@@ -1,6 +1,6 @@
-"""How a method is optimised: rates, decay, clipping, what does not learn yet. One object of settings, and the functions that apply it.
+"""Settings of the optimization (learning rates, weight decay, clipping, frozen parameters) and the functions that apply them.
 
-Left out: the optimizer's loop (Lightning's) and the teacher's momentum (the method's).
+Left out: the training loop (Lightning) and the momentum of the teacher (`Method`).
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.training.branch import Branch
 from glpretrain.training.heads import Prototypes
 
-# Of a run that starts from trained weights and says nothing else; the default of MAE's fine-tuning (main_finetune.py).
+# For runs that start from trained weights and set none; the default of MAE's fine-tuning (main_finetune.py).
 _LAYER_DECAY_FROM_WEIGHTS = 0.75
 
 
@@ -26,10 +26,10 @@ class Clip:
     Args:
         mode: what one L2 norm is taken over: every single `parameter` (DINO utils.py, clip_gradients), every `module` of the method, which
             is the encoder and each head (DINOv2 train.py), or all gradients `joint` (MAE, FSFM).
-        max_norm: largest norm; over progress where it is a schedule.
+        max_norm: largest norm, a number or a schedule over progress.
 
     Raises:
-        ValueError: a `max_norm` of 0 or below.
+        ValueError: `max_norm` is 0 or below.
     """
 
     mode: Literal["parameter", "module", "joint"] = "parameter"
@@ -44,13 +44,13 @@ class Clip:
 class TrunkRelease:
     """When the trunk of a run that starts from trained weights begins to learn.
 
-    Random heads send random gradients into the trunk. So the trunk can stay as it is for a share of the run; then its rate rises.
+    Random heads send random gradients into the trunk. So the trunk can stay frozen for a share of the run; then its rate rises.
 
     Args:
         frozen: share of the run in which only the heads learn; 0 lets the trunk learn from the first step on.
         ramp: share of the run in which the rate of the trunk rises to its full value.
-        tolerance: with a value, the trunk is released earlier than `frozen` says, as soon as the mean losses of two successive windows
-            differ by at most this share; None waits for `frozen`.
+        tolerance: releases the trunk before the end of `frozen`, as soon as the mean losses of two successive windows differ by at most
+            this share; None waits for the end of `frozen`.
         window: share of the run over which the loss is averaged for `tolerance`.
 
     Raises:
@@ -72,17 +72,17 @@ class TrunkRelease:
 
 @dataclass(frozen=True)
 class Optimization:
-    """Settings of AdamW and of what surrounds it.
+    """Settings of AdamW, of clipping, and of parameters that are frozen at first.
 
     Args:
-        lr: learning rate; the one that is used, not a base that is scaled by the batch.
-        weight_decay: decay of parameters with more than one axis, except biases (DINO utils.py, get_params_groups).
+        lr: learning rate as it is used; it is not scaled by the batch size.
+        weight_decay: weight decay of parameters with more than one axis, except biases (DINO utils.py, get_params_groups).
         betas: AdamW's two momenta.
         layer_decay: factor on the rate from one layer of the encoder to the one below; None is 1, and 0.75 in a run that starts from
             trained weights.
         patch_lr: one more factor on the rate of the patch embedding (0.2 in Mugs and DINOv2).
         clip: bounds on gradients; None leaves gradients alone.
-        freeze_prototypes: share of the run in which prototypes do not move (DINO: the first epoch).
+        freeze_prototypes: share of the run in which prototypes do not learn (DINO: the first epoch).
         trunk: when the trunk learns in a run that starts from trained weights, where None is the default release; a run from random
             weights accepts None only.
 
@@ -122,7 +122,7 @@ class Optimization:
         """Set rates and decays for one step.
 
         Args:
-            optimizer: the one that `optimizer` made.
+            optimizer: optimizer that `optimizer` made.
             progress: share of the run that is done.
             trunk_rate: factor on the rates of the trunk.
 
@@ -136,7 +136,7 @@ class Optimization:
         return values
 
     def finish_gradients(self, method: nn.Module, progress: float) -> None:
-        """Drop the gradients of what does not learn yet, and clip the others; called once gradients are unscaled and complete."""
+        """Drop the gradients of frozen prototypes and clip the others; called once gradients are unscaled and complete."""
         if progress < self.freeze_prototypes:
             for module in method.modules():
                 if isinstance(module, Prototypes):
@@ -153,13 +153,13 @@ def parameter_groups(
     """Groups for an optimizer; each carries `lr_scale` and `decays`, which the schedules are multiplied with, and `is_trunk`.
 
     Args:
-        encoder: its parameters learn at `layer_decay` ** (layers above them).
+        encoder: encoder whose parameters learn at `layer_decay` ** (number of layers above them).
         others: (name, parameter) of heads and decoders, at full rate.
-        layer_decay: in (0, 1]; 1 gives every layer the same rate.
+        layer_decay: factor in (0, 1] from a layer to the one below; 1 gives every layer the same rate.
         patch_lr: one more factor on the rate of the patch embedding.
 
     Raises:
-        ValueError: a `patch_lr` for an encoder without a patch embedding.
+        ValueError: `patch_lr` is given for an encoder without a patch embedding.
     """
     trunk = list(encoder.named_parameters())
     if patch_lr != 1.0 and not any(encoder.embeds_patches(name) for name, _ in trunk):

@@ -1,6 +1,6 @@
-"""The trunk of a run that starts from trained weights: frozen in front of random heads, then learning at a rate that rises.
+"""The trunk of a run that starts from trained weights: first frozen in front of random heads, then learning at a rate that rises.
 
-Left out: where weights come from (`glpretrain.weights`), what may differ (`encoders.transfer`) and the rates of layers (`optim`).
+Left out: loading weights (`glpretrain.weights`), copying them (`encoders.transfer`), and the rates of layers (`optim`).
 """
 
 import math
@@ -14,7 +14,7 @@ from glpretrain.training.optim import TrunkRelease
 
 
 class Trunk(State):
-    """Whether the trunk learns, and at which share of its rate. All of it is in checkpoints, so that a resumed run goes on.
+    """Decides whether the trunk learns, and at which share of its rate. Its buffers are in checkpoints, so that a resumed run goes on.
 
     Args:
         settings: when the trunk is released.
@@ -30,10 +30,10 @@ class Trunk(State):
         super().__init__()
         self.settings = settings
         self.register_buffer("released_at", torch.full((), math.inf, dtype=torch.float64))  # progress; infinite before
-        self.register_buffer("sums", torch.zeros(2))  # of the losses in the window at hand, and their count
-        self.register_buffer("means", torch.full((2,), math.nan))  # losses of the two windows before
-        self.register_buffer("pending", torch.zeros(2), persistent=False)  # the same of the micro-batches of the step at hand
-        self.register_buffer("window", torch.zeros((), dtype=torch.int64))  # number of the window at hand
+        self.register_buffer("sums", torch.zeros(2))  # sum of the losses in the current window, and their number
+        self.register_buffer("means", torch.full((2,), math.nan))  # mean losses of the two windows before
+        self.register_buffer("pending", torch.zeros(2), persistent=False)  # the same for the micro-batches of the current step
+        self.register_buffer("window", torch.zeros((), dtype=torch.int64))  # number of the current window
         self._released: float | None = None  # the same on the host, which must not ask the device at every step
 
     @property
@@ -61,17 +61,17 @@ class Trunk(State):
         if self.settings.tolerance is None:
             return False
         before, last = self.means.tolist()
-        return abs(last - before) <= self.settings.tolerance * abs(last)  # false while a window is missing: no number is near NaN
+        return abs(last - before) <= self.settings.tolerance * abs(last)  # false while a mean is still NaN
 
     @torch.no_grad()
     def update(self, loss: Tensor) -> None:
-        """Take in the loss of one micro-batch, Float[]."""
+        """Gather the loss of one micro-batch, Float[]."""
         if self.settings.tolerance is not None and math.isinf(self.released):
             self.pending += torch.stack([all_reduce_mean(loss.detach().float()), torch.ones_like(loss)])
 
     @torch.no_grad()
     def advance(self, progress: float = 0.0) -> None:
-        """Close the window at hand where the step at `progress` is the first of another one."""
+        """End the current window if the step at `progress` is the first of the next one."""
         if self.settings.tolerance is None or not math.isinf(self.released):
             return
         window = math.floor(progress / self.settings.window + 1e-9)

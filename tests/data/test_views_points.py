@@ -174,7 +174,7 @@ def test_views_of_another_kind_are_refused() -> None:
         DataModule(Scenes(4), PointCrops([PointViewSpec(32)]), batch_size=2)
     with pytest.raises(ValueError, match="source 'solids' has items of kind points, but MultiCrop makes views of kind image"):
         DataModule(Solids(4), MultiCrop([ViewSpec(32, scale=(0.5, 1.0))]), batch_size=2)
-    with pytest.raises(ValueError, match="item_size 10 leaves fewer than 4 points"):
+    with pytest.raises(ValueError, match=r"item_size 10 leaves fewer than 4 points where keep is 0\.2; raise one"):
         DataModule(Solids(4), PointCrops([PointViewSpec(32, keep=(0.2, 0.5))]), batch_size=2, item_size=10)
 
 

@@ -83,5 +83,5 @@ def test_the_trainers_own_clipping_is_refused(tmp_path: Path) -> None:
 
 def test_weights_must_name_the_terms(tmp_path: Path) -> None:
     encoder = build(ROOT / "dino.yaml", tmp_path).model.encoder
-    with pytest.raises(ValueError, match=r"DINO has the terms \['cls'\], not \['clss'\]"):
+    with pytest.raises(ValueError, match=r"weights: \['clss'\] given; DINO needs one weight for each of \['cls'\]"):
         DINO(encoder, weights={"clss": 1.0}, num_prototypes=7)

@@ -80,7 +80,7 @@ def test_point_mae_takes_another_distance_and_points_only() -> None:
     assert method.losses(batch_of(cloud(1, 2, 40), mask=mask), 0.0)["points"].isfinite().all()
     with pytest.raises(ValueError, match="encoder ViT given; accepted: PointTransformer"):
         PointMAE(ViT("vit_tiny_patch16_224", img_size=32, depth=1))
-    with pytest.raises(ValueError, match="MAE: it predicts pixels, the encoder is for points; use PointMAE"):
+    with pytest.raises(ValueError, match="MAE: predicts pixels, the encoder is for points; give one of images, or use PointMAE"):
         MAE(small())
     with pytest.raises(ValueError, match="LocalContrast: patches are matched by their places on a grid of 3 axes"):
         LocalContrast(small())

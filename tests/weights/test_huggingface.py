@@ -147,7 +147,7 @@ def test_the_preprocessor_holds_size_mean_and_std(tmp_path: Path) -> None:
     assert values["size"] == {"height": 24, "width": 40}
     assert values["image_mean"] == list(encoder.card.mean) and values["image_std"] == list(encoder.card.std)
     config, weights = read(folder)
-    assert config["item_size"] == [24, 40] and config["num_channels"] == 5
+    assert config["image_size"] == [24, 40] and config["num_channels"] == 5
     assert weights["embeddings.patch_embeddings.projection.weight"].shape[1] == 5
 
 

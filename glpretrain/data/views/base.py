@@ -1,4 +1,4 @@
-"""What every maker of views offers, whatever an item is: how a worker hands an item over, and views of a batch on the device."""
+"""The contract of a maker of views: it brings an item to one size in a worker, and makes the views of a batch on the device."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
@@ -19,36 +19,36 @@ class Views(NamedTuple):
 
 
 class ViewMaker(nn.Module, ABC):
-    """Holds no state and no randomness: views are a function of items and keys."""
+    """Makes views as a function of items and keys, without state or random generator."""
 
     modality: ClassVar[str]  # name of the kind of item, see `glpretrain.modalities`
 
     @abstractmethod
     def groups(self, num_channels: int) -> dict[str, tuple[int, tuple[int, ...]]]:
-        """Groups of views that are made, each with the number of views V and the shape of one of them, as `Encoder.grid` takes it."""
+        """The groups that are made, each with its number of views V and the shape of one view, as `Encoder.grid` takes it."""
 
     @abstractmethod
     def default_size(self) -> int:
-        """Size of items as workers hand them over, where a recipe does not say."""
+        """Size to which workers bring items if the recipe names none."""
 
     @abstractmethod
     def require_size(self, size: int) -> None:
-        """Say at construction that items come in this size.
+        """Check at construction that items of this size can be used.
 
         Raises:
-            ValueError: it is too small for the views.
+            ValueError: the size is too small for the views.
         """
 
     @abstractmethod
     def fitted(self, item: Item, *, size: int) -> FittedItem:
-        """An item in one size; runs in a worker."""
+        """The item, brought to this size; runs in a worker."""
 
     @abstractmethod
     def make(self, raw: RawBatch, *, keys: Tensor, card: EncoderCard) -> Views:
         """Views of a batch on its device.
 
         Args:
-            raw: items as workers hand them over.
+            raw: items as workers give them.
             keys: Int[B], one key per item.
             card: card of the encoder, which names mean and standard deviation.
         """

@@ -1,8 +1,8 @@
 """Multi-crop on the device that holds the batch: every view of every item in a few batched operations.
 
-The worker hands over items stretched to one square; crops are drawn in their true proportions. All randomness comes from
-one key per item (`glpretrain.core.keys`), so views do not depend on the batch, the process or the device. Nothing here waits
-for the device. Left out: masks over tokens (`masking`), reading files (`data`).
+Workers stretch items to one square; crops are drawn in the true proportions. All draws come from one key per item
+(`glpretrain.core.keys`), so views do not depend on the batch, the process or the device. Nothing here waits for the device.
+Left out: masks over tokens (`masking`), reading files (`data`).
 """
 
 import math
@@ -28,7 +28,7 @@ from glpretrain.data.views.spec import Strong, ViewSpec
 from glpretrain.data.views.stain import quarter_turns, turn
 
 _BOX, _COLOUR, _STRONG, _RAND_AUGMENT, _ERASE, _TURN = range(6)
-# Where the numbers of views of each kind start: one more global view leaves the locals as they were.
+# Number of the first view of each kind, so that one more global view changes no local one.
 _LOCAL, _STUDENT, _ALL_STUDENT_VIEWS = (kind << 16 for kind in range(1, 4))
 
 
@@ -39,7 +39,7 @@ def _check_sizes(name: str, specs: Sequence[ViewSpec]) -> None:
 
 
 def _resized(image: Tensor, size: int, *, mode: str) -> Tensor:
-    """[C S S] of [C H W], antialiased where the mode can be."""
+    """[C S S] of [C H W], antialiased where the mode allows it."""
     if image.shape[1:] == (size, size):
         return image
     if mode == "nearest":
@@ -94,11 +94,11 @@ class MultiCrop(ViewMaker):
         return {name: (sum(spec.count for spec in specs), (num_channels, *specs[0].shape)) for name, specs in kinds.items() if specs}
 
     def default_size(self) -> int:
-        """Side that leaves a crop of most of the item something to be scaled down from: 1.15 times the view, rounded up."""
+        """1.15 times the view, rounded up, so that a crop of most of the item is still scaled down."""
         return math.ceil(1.15 * max(self.global_views[0].shape))
 
     def require_size(self, size: int) -> None:
-        """A global view is never larger than the item."""
+        """Refuse items that are smaller than a global view."""
         height, width = self.global_views[0].shape
         if size < max(height, width):
             raise ValueError(f"DataModule: item_size {size} is smaller than the global view of {height} x {width} pixels")
@@ -110,7 +110,7 @@ class MultiCrop(ViewMaker):
         return FittedItem(_resized(item.values, size, mode="bilinear"), width / height, regions)
 
     def make(self, raw: RawBatch, *, keys: Tensor, card: EncoderCard) -> Views:
-        """`forward` on a batch as workers hand it over."""
+        """`forward` on a batch as workers give it."""
         regions = None if raw.regions is None else raw.regions.long()
         return self(raw.items, aspect=raw.aspect, keys=keys, mean=card.mean, std=card.std, regions=regions)
 
@@ -131,15 +131,15 @@ class MultiCrop(ViewMaker):
             images: UInt8[B C H W], or Float[B C H W] in [0, 1]; each item stretched to one size.
             aspect: Float[B], true width / height of each item.
             keys: Int[B], one key per item.
-            mean: per channel, of items in [0, 1].
-            std: per channel.
+            mean: mean of each channel, of items scaled to [0, 1].
+            std: standard deviation of each channel.
             regions: Int[B H W], region id per pixel.
 
         Returns:
             Views in float32.
 
         Raises:
-            ValueError: `mean` or `std` of another length than C, or an operation that needs RGB on other items.
+            ValueError: `mean` or `std` has another length than C, or an operation needs RGB and the items have other channels.
         """
         B, C, H, W = images.shape
         for name, values in (("mean", mean), ("std", std)):
@@ -184,7 +184,7 @@ class MultiCrop(ViewMaker):
     ) -> tuple[ViewGroup, Tensor]:
         """A group of V views with their frames, and the packed boxes Float[V B 5].
 
-        Strongly augmented are the items Bool[B] of `selected`; where it is left out each view draws for itself.
+        `selected`, Bool[B], says which items are strongly augmented; without it each view is drawn by itself.
         """
         all_views, all_boxes = [], []
         for spec in specs:

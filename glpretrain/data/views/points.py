@@ -1,10 +1,9 @@
 """Views of clouds of points on the device that holds the batch: spherical crops, rotation, scale, translation, jitter, dropout.
 
-The counterpart of `multicrop` and under its rules: all randomness comes from one key per item, nothing waits for the device, and there
-is a loop over views but none over clouds. The crops are those of POS-BERT (fukexue/POS-BERT at d922651, dataloader.py): the points
-nearest to a random one; where a crop has fewer points than the view, means of four neighbours are added. Known differences: what is
-placed and jittered are the points of the view, after the crop and not before, and a point whose neighbours are averaged twice gives
-the same mean twice.
+As in `multicrop`, all draws come from one key per item and nothing waits for the device; there is a loop over views but none over
+clouds. The crops are those of POS-BERT (fukexue/POS-BERT at d922651, dataloader.py): the points nearest to a random one; where a crop has
+fewer points than the view, means of four neighbours are added. Known differences: points are transformed and jittered after the crop, not
+before, and a point whose neighbours are averaged twice gives the same mean twice.
 """
 
 import math
@@ -25,26 +24,26 @@ from glpretrain.data.views.base import ViewMaker, Views
 from glpretrain.modalities.points import with_count
 
 _CROP, _ROTATION, _SCALE, _TRANSLATION, _JITTER, _DROPOUT = range(6)
-_LOCAL, _COARSE = 1 << 16, 1 << 17  # numbers of these views start here: one more global view leaves the others as they were
+_LOCAL, _COARSE = 1 << 16, 1 << 17  # numbers of their first views, so that one more global view changes no other
 _AVERAGED = 4  # points in the mean that completes a crop
 _ORDER_BITS = 61
 
 
 @dataclass(frozen=True)
 class PointViewSpec:
-    """One view of a cloud, or `count` equal ones. What is left out is off.
+    """One view of a cloud, or `count` equal ones. Settings that are left out change nothing.
 
     Args:
-        points: P, of the view.
+        points: number of points P of the view.
         keep: smallest and largest share of the item's points that a crop covers.
-        count: how many such views.
-        sampling: choice of the view's points among those of the crop, by chance or each the farthest from all before.
-        rotation: about one axis, or about any.
+        count: number of such views.
+        sampling: how the view's points are chosen from the crop: at random, or each the farthest from all before it.
+        rotation: axis of a random rotation; `any` draws from all rotations.
         scale: smallest and largest factor, drawn for every axis.
         translation: largest shift along every axis.
         jitter: standard deviation of the noise on coordinates.
         jitter_limit: largest absolute value of the jitter.
-        dropout: largest share of points that fall onto the view's first; the share is drawn uniformly (PointNet++: 0.875).
+        dropout: largest share of points that are moved onto the view's first point; the share is drawn uniformly (PointNet++: 0.875).
 
     Raises:
         ValueError: a value outside its range.
@@ -132,15 +131,15 @@ class PointCrops(ViewMaker):
         return max(spec.points for spec in (*self.global_views, *self.local_views, *self.coarse_views))
 
     def require_size(self, size: int) -> None:
-        """Every crop has the four points whose mean completes it."""
+        """Refuse items so small that a crop lacks the four points whose mean completes it."""
         for spec in (*self.global_views, *self.local_views, *self.coarse_views):
             if math.ceil(spec.keep[0] * size) < _AVERAGED:
                 raise ValueError(
-                    f"DataModule: item_size {size} leaves fewer than {_AVERAGED} points in a crop of {spec.keep[0]}; raise one"
+                    f"DataModule: item_size {size} leaves fewer than {_AVERAGED} points where keep is {spec.keep[0]}; raise one of them"
                 )
 
     def fitted(self, item: Item, *, size: int) -> FittedItem:
-        """The item with exactly so many points."""
+        """The item with exactly `size` points."""
         return FittedItem(with_count(item, size).values, 1.0, None)
 
     def make(self, raw: RawBatch, *, keys: Tensor, card: EncoderCard) -> Views:
@@ -174,7 +173,7 @@ def view_of(points: Tensor, *, spec: PointViewSpec, keys: Tensor) -> tuple[Tenso
 
     Args:
         points: Float[B P 3].
-        spec: what is drawn.
+        spec: settings of the view.
         keys: Int[B].
 
     Returns:
@@ -223,7 +222,7 @@ def _cropped(points: Tensor, *, spec: PointViewSpec, keys: Tensor) -> Tensor:
     order = draws.argsort(dim=1)  # [B P]
     if spec.sampling == "farthest" and spec.points < num_points:
         ordered = take(points, order)
-        # Points outside stand on the first one: they are taken last.
+        # Points outside are moved onto the first one, so that they are taken last.
         alike = torch.where((torch.arange(num_points, device=points.device) < count.unsqueeze(1)).unsqueeze(2), ordered, ordered[:, :1])
         return take(alike, farthest_points(alike, count=spec.points))
     position = torch.arange(spec.points, device=points.device).expand(num_items, -1)  # [B p]
