@@ -14,7 +14,7 @@ from skimage.data import astronaut
 
 from glpretrain.cli import main
 from glpretrain.cli.faces import faces
-from glpretrain.data import Faces, FaceSwaps, ImageFolder, LFWSubset, Subset, UnreadableItemError
+from glpretrain.data import Faces, FaceSwaps, ImageFolder, LFWSubset, Subset, UnreadableItemError, source_for
 from glpretrain.data.module import DataModule
 from glpretrain.data.sources.face_regions import TABLES, read_map
 from glpretrain.data.views import MultiCrop, ViewSpec

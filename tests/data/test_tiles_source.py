@@ -8,8 +8,7 @@ from shrinking import ROOT, shrunk
 
 import glpretrain
 from glpretrain.cli.scoring import score
-from glpretrain.data import TarShards, TileFolder, UnreadableItemError
-from glpretrain.data import source_for
+from glpretrain.data import TarShards, TileFolder, UnreadableItemError, source_for
 from glpretrain.encoders import ViT
 from glpretrain.prepare.slides.cutting import cut_slides
 from glpretrain.prepare.slides.settings import Settings
