@@ -173,7 +173,7 @@ def argument_names(owner: Callable) -> list[str]:
 def _names(parser: ArgumentParser) -> list[str]:
     """Of all options, as dotted names."""
     options = (option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--"))
-    return [name for name in options if not name.endswith(("help", "print_config", "+"))]
+    return [name for name in options if not name.endswith(("help", "print_config", "print_shtab", "+"))]
 
 
 def _below(names: Iterable[str], group: str | None) -> list[str]:
