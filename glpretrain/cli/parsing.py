@@ -134,10 +134,10 @@ def completion(verbs: Mapping[str, Callable], *, shell: str) -> str:
 
 
 def meant(name: str, accepted: Iterable[str]) -> str:
-    """`; did you mean ...?` where one of the accepted names is close, and all of them."""
+    """The end of a message: `; did you mean ...?` where one of the accepted names is close, and all of them."""
     names = list(accepted)
     close = difflib.get_close_matches(name, names, n=1)
-    return (f"; did you mean {close[0]}?" if close else "") + f" (accepted: {', '.join(names)})"
+    return (f"; did you mean {close[0]}?" if close else "") + (f" (accepted: {', '.join(names)})" if names else "")
 
 
 def explained(message: str, parser: ArgumentParser) -> str:
@@ -145,9 +145,9 @@ def explained(message: str, parser: ArgumentParser) -> str:
     where, classes = ".".join(_KEY.findall(message)), _CLASS.findall(message)
     if found := _NO_CLASS.search(message):
         module, name = found.groups()
-        return f"{where}: there is no class {module}.{name}" + meant(name, vars(import_module(module))["__all__"])
-    names = argument_names(imported(classes[-1])) if classes else _names(parser)
+        return f"{where}: there is no class {module}.{name}" + meant(name, vars(import_module(module)).get("__all__", ()))
     if found := _NO_NAME.search(message):
+        names = argument_names(imported(classes[-1])) if classes else _names(parser)
         group, _, name = ".".join(part for part in found.groups() if part).rpartition(".")
         while group and not _below(names, group):
             group, _, name = group.rpartition(".")
@@ -173,7 +173,7 @@ def argument_names(owner: Callable) -> list[str]:
 def _names(parser: ArgumentParser) -> list[str]:
     """Of all options, as dotted names."""
     options = (option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--"))
-    return [name for name in options if not name.endswith(("help", "print_config", "+"))]
+    return [name for name in options if not name.endswith(("help", "print_config", "print_shtab", "+"))]
 
 
 def _below(names: Iterable[str], group: str | None) -> list[str]:

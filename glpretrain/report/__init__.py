@@ -3,9 +3,9 @@
 `glpretrain inspect` writes the page.
 """
 
-from glpretrain.report.clouds import write_cloud_report
+from glpretrain.report.cloud_page import write_cloud_report
 from glpretrain.report.figures import attention_figure, compare_figure, pca_figure, similarity_figure
-from glpretrain.report.images import write_report
+from glpretrain.report.image_page import write_report
 from glpretrain.report.maps import untrained
 
 __all__ = ["attention_figure", "compare_figure", "pca_figure", "similarity_figure", "untrained", "write_cloud_report", "write_report"]

@@ -1,4 +1,4 @@
-// Elements and canvases of the pages. Everything that is drawn comes as an argument; `images.js` and `clouds.js` know what there is to draw.
+// Elements and canvases of the pages. Everything that is drawn comes as an argument; `image_page.js` and `cloud_page.js` know what there is to draw.
 const drawing = (colours) => { // 256 * RGB
   "use strict";
   const OUTLINE = "#ff2d6f";

@@ -8,7 +8,7 @@ backbone, and how exact it is:
   practice some 1e-5. The largest error over all pairs is measured and shown on the page.
 - attention of the class token: uint8, 255 is the map's own maximum, which is stored too.
 
-What is shown of an item has a module per kind (`images`, `clouds`). Scores are left out (`glpretrain.evaluate`).
+What is shown of an item has a module per kind (`image_page`, `cloud_page`). Scores are left out (`glpretrain.evaluate`).
 """
 
 import base64

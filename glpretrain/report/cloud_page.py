@@ -60,7 +60,7 @@ def write_cloud_report(
             "views": [[_view(encoder, points, layers=layers) for encoder in encoders.values()] for points in clouds],
         }
 
-    return write_page(encoders, files, modality="points", part="clouds", contents=contents, out=out, threshold=threshold, layers=layers)
+    return write_page(encoders, files, modality="points", part="cloud_page", contents=contents, out=out, threshold=threshold, layers=layers)
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def write_report(
         images = [{"name": path.name, "size": sides, "pictures": own} for path, sides, own in zip(paths, sizes, pictures, strict=True)]
         return {"opacity": OPACITY, "dimmed": DIMMED, "images": images, "backbones": backbones, "views": views}
 
-    return write_page(encoders, files, modality="image", part="images", contents=contents, out=out, threshold=threshold, layers=layers)
+    return write_page(encoders, files, modality="image", part="image_page", contents=contents, out=out, threshold=threshold, layers=layers)
 
 
 def _png(pixels: Tensor) -> str:
