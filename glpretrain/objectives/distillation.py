@@ -103,10 +103,6 @@ class Distillation(Objective):
             return sinkhorn_knopp(teacher_logits, temp=teacher_temp, num_iterations=self.sinkhorn_iterations)
         return torch.softmax((teacher_logits.detach().float() - self.centre) / teacher_temp, dim=-1)
 
-    def entropy(self, teacher_logits: Tensor, *, teacher_temp: float) -> Tensor:
-        """Float[*S]: entropy of the teacher's assignments in nats, between 0 (one prototype) and ln K (all alike)."""
-        return torch.special.entr(self.targets(teacher_logits, teacher_temp=teacher_temp)).sum(dim=-1)
-
     def log_assignments(self, student_logits: Tensor) -> Tensor:
         """Float[*S K]: logarithm of the student's assignment, in float32."""
         return torch.log_softmax(student_logits.float() / self.student_temp, dim=-1)
