@@ -11,6 +11,7 @@ from signals import Signal, SignalCrops, SignalTransformer, Waves
 from glpretrain import modalities
 from glpretrain.cli.training import Training
 from glpretrain.core.frames import token_centres
+from glpretrain.core.imports import imported
 from glpretrain.data import Source
 from glpretrain.data.module import DataModule
 from glpretrain.data.own import embedded_source, source_for
@@ -25,9 +26,9 @@ KNOWN = modalities.names()
 def test_import_paths_of_a_kind_lead_to_what_they_promise(name: str) -> None:
     kind = modalities.get(name)
     for path in (kind.embedded_source, kind.masked_source, *kind.own_sources):
-        assert issubclass(modalities.imported(path), Source), path
+        assert issubclass(imported(path), Source), path
     assert all(isinstance(evaluator, Evaluator) for evaluator in default_evaluators(name).values())
-    assert callable(modalities.imported(kind.page))
+    assert callable(imported(kind.page))
     source = embedded_source(name, size=64)
     assert source.modality == name and source.classes and source.has_masks and source.train_test_split() is not None
 

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(verb: str, arguments: Sequence[str]) -> int:
     from glpretrain.cli.parsing import completion, meant, parse_verb
-    from glpretrain.modalities import imported
+    from glpretrain.core.imports import imported
 
     option, _, shell = verb.partition("=")
     if option == _COMPLETION:

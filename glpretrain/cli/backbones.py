@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from glpretrain import modalities
+from glpretrain.core.imports import imported
 from glpretrain.encoders import Encoder
 from glpretrain.report import untrained as fresh
 from glpretrain.weights import load_backbone
@@ -98,7 +99,7 @@ def inspect(
             raise ValueError("inspect: a backbone is called 'untrained' and --untrained adds another; choose another name")
         encoders = {"untrained": fresh(next(iter(encoders.values()))), **encoders}
     kind = next(iter(encoders.values())).card.modality
-    page = modalities.imported(modalities.get(kind).page)
+    page = imported(modalities.get(kind).page)
     path = page(encoders, images, out=out, size=_size(size), threshold=threshold, layers=_layers(layers))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, open it in a browser")
 

@@ -15,7 +15,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 
-from glpretrain.modalities import imported
+from glpretrain.core.imports import imported
 
 REST = "overrides"  # name of the parameter of a verb that gets what its parser does not know
 _KEY = re.compile(r'Parser key "([\w.]+)"')

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from glpretrain import __version__, modalities
 from glpretrain.cli.parsing import meant, parse
+from glpretrain.core.imports import imported
 from glpretrain.core.types import EncoderCard
 from glpretrain.data.module import DataModule
 from glpretrain.data.own import SourceSpec, source_for, source_spec, train_test_parts
@@ -267,7 +268,7 @@ def _of_config(path: Path, overrides: Sequence[str], *, card: EncoderCard, own: 
     given: dict[str, Source | VideoSource] = vars(made.get("sources", Namespace()))
     if own.data is not None:
         spec = _own_data(own.data, card)
-        folder = modalities.imported(spec.class_path)(**spec.init_args)
+        folder = imported(spec.class_path)(**spec.init_args)
         _require_classes(folder, own.data)
         given["train"], given["test"] = train_test_parts(folder)
     accepted = dict.fromkeys((*ROLES, *(role for evaluator in evaluators.values() for role in evaluator.roles)))

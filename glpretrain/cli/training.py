@@ -30,6 +30,7 @@ from glpretrain import __version__, modalities
 from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse
+from glpretrain.core.imports import imported
 from glpretrain.data.module import DataModule
 from glpretrain.data.own import source_for, source_spec
 from glpretrain.data.views import ViewMaker
@@ -292,7 +293,7 @@ def pretrain(
 
 def _modality_of(recipe: Path) -> str:
     """The kind of items of a recipe, which its views know."""
-    views = modalities.imported(yaml.safe_load(recipe.read_text())["data"]["views"]["class_path"])
+    views = imported(yaml.safe_load(recipe.read_text())["data"]["views"]["class_path"])
     assert isinstance(views, type) and issubclass(views, ViewMaker)
     return views.modality
 

@@ -8,6 +8,7 @@ import torch
 
 from glpretrain import modalities
 from glpretrain.core import keys
+from glpretrain.core.imports import imported
 from glpretrain.data.sources.base import Source, Subset
 
 _TRAIN_SHARE = 0.8
@@ -36,7 +37,7 @@ def source_for(path: str | Path, modality: str) -> str:
         ValueError: none of them reads the path.
     """
     for class_path in modalities.get(modality).own_sources:
-        source = modalities.imported(class_path)
+        source = imported(class_path)
         assert isinstance(source, type) and issubclass(source, Source)
         if source.reads(Path(path).expanduser()):
             return class_path
@@ -51,7 +52,7 @@ def source_spec(path: str | Path, class_path: str, *, channels: int | None = Non
         class_path: import path of the source.
         channels: number of channels of every item, for sources with this argument.
     """
-    first, *others = inspect.signature(modalities.imported(class_path)).parameters
+    first, *others = inspect.signature(imported(class_path)).parameters
     return SourceSpec(class_path, {first: str(path)} | ({"channels": channels} if channels is not None and "channels" in others else {}))
 
 
@@ -72,6 +73,6 @@ def embedded_source(modality: str, *, size: int) -> Source:
         size: size of its items.
     """
     kind = modalities.get(modality)
-    source = modalities.imported(kind.embedded_source)(_EMBEDDED_ITEMS, **{kind.embedded_size: size})
+    source = imported(kind.embedded_source)(_EMBEDDED_ITEMS, **{kind.embedded_size: size})
     assert isinstance(source, Source), f"{kind.embedded_source} is no source"
     return source

@@ -1,6 +1,7 @@
 """Scores of a frozen encoder. `default_evaluators` is what a training run reports before and after."""
 
 from glpretrain import modalities
+from glpretrain.core.imports import imported
 from glpretrain.data.sources.base import Source
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
@@ -68,7 +69,7 @@ def default_evaluators(modality: str) -> dict[str, Evaluator]:
     """
     evaluators: dict[str, Evaluator] = {}
     for name, path in modalities.get(modality).default_evaluators.items():
-        evaluators[name] = modalities.imported(path)()
+        evaluators[name] = imported(path)()
     return evaluators
 
 

@@ -1,13 +1,10 @@
 """The kinds of items that the package knows. A new kind is a class in a file of its own here and one entry in the list below."""
 
-from collections.abc import Callable
-from importlib import import_module
-
 from glpretrain.modalities.base import Modality, Size
 from glpretrain.modalities.image import Image
 from glpretrain.modalities.points import Points
 
-__all__ = ["Image", "Modality", "Points", "Size", "get", "imported", "names", "register"]
+__all__ = ["Image", "Modality", "Points", "Size", "get", "names", "register"]
 
 _KNOWN: dict[str, Modality] = {}
 
@@ -32,12 +29,6 @@ def get(name: str) -> Modality:
     if name not in _KNOWN:
         raise ValueError(f"modality: {name!r} given; known: {', '.join(_KNOWN)}")
     return _KNOWN[name]
-
-
-def imported(path: str) -> Callable:
-    """The class or function that a modality names by its import path."""
-    module, _, name = path.rpartition(".")
-    return vars(import_module(module))[name]
 
 
 def names() -> tuple[str, ...]:

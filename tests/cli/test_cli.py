@@ -21,8 +21,8 @@ from glpretrain.callbacks.evaluators import result_key
 from glpretrain.cli import VERBS, main, one_line
 from glpretrain.cli.parsing import parse_verb, verb_parser
 from glpretrain.cli.training import Training, pretrain
+from glpretrain.core.imports import imported
 from glpretrain.core.types import EncoderCard
-from glpretrain.modalities import imported
 from glpretrain.runs import find_recipe, new_folder, recipe_name, recipe_names
 
 QUIET = ["--evaluate", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]

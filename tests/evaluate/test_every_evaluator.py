@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 
 import glpretrain.evaluate
 from glpretrain import modalities
+from glpretrain.core.imports import imported
 from glpretrain.data import Scenes, Source
 from glpretrain.evaluate import ROLES, Evaluator, Features, Sources, default_evaluators
 
@@ -105,12 +106,12 @@ def test_later_sources_come_first_where_two_have_a_role() -> None:
 def test_every_path_of_a_modality_leads_to_what_it_says(name: str) -> None:
     modality = modalities.get(name)
     for path in (modality.embedded_source, modality.masked_source, *modality.own_sources):
-        source = modalities.imported(path)
+        source = imported(path)
         assert inspect.isclass(source) and issubclass(source, Source), path
     for path in modality.default_evaluators.values():
-        evaluator = modalities.imported(path)
+        evaluator = imported(path)
         assert issubclass(evaluator, Evaluator) and evaluator.modality in (None, name), path
-    parameters = inspect.signature(modalities.imported(modality.page)).parameters
+    parameters = inspect.signature(imported(modality.page)).parameters
     assert list(parameters) == ["encoders", "files", "out", "size", "threshold", "layers"]
     assert list(default_evaluators(name)) == list(modality.default_evaluators)
     assert all(set(evaluator.needs) <= {"train", "test", "masked"} for evaluator in default_evaluators(name).values())
