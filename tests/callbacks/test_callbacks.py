@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from PIL import Image
 from rich.console import Console
 from shrinking import ROOT, shrunk
@@ -63,18 +64,12 @@ def batch(*, mask: bool, corrupted: bool) -> Batch:
     hidden[:, :, 1] = True  # the second patch of the upper row
     corruption = torch.zeros(2, 5, 16, 24, dtype=torch.bool)
     corruption[..., :4, :] = True
-    return Batch(
-        global_views=views,
+    return batch_of(
+        views,
         local_views=views[:1, :, :, :8, :8].expand(3, -1, -1, -1, -1),
         mask=hidden if mask else None,
-        region_mask=None,
         corrupted_views=-views if corrupted else None,
         corruption=corruption if corrupted else None,
-        student_views=None,
-        weak=None,
-        regions=None,
-        boxes=None,
-        index=torch.arange(5),
     )
 
 
@@ -150,13 +145,14 @@ def test_names_in_results_follow_the_contract() -> None:
 
 def test_grid_has_a_column_per_view_and_shows_what_is_hidden() -> None:
     shown = columns(batch(mask=True, corrupted=True), encoder(), num_items=3)
-    expected = [f"{kind} {g}" for g in (1, 2) for kind in ("global", "hidden", "replaced", "corrupted")] + ["local 1", "local 2", "local 3"]
+    expected = [f"global {g}{part}" for g in (1, 2) for part in ("", ", hidden", ", replaced", ", corrupted")]
+    expected += ["local 1", "local 2", "local 3"]
     assert list(shown) == expected
     assert {picture.shape for title, picture in shown.items() if "local" not in title} == {(3, 16, 24, 3)}
-    dimmed = shown["hidden 1"] < shown["global 1"]
+    dimmed = shown["global 1, hidden"] < shown["global 1"]
     assert dimmed[:, :8, 8:16].all()
     assert dimmed.sum() == dimmed[:, :8, 8:16].sum()  # and nothing outside the hidden patch
-    assert torch.equal(shown["replaced 2"][:, 4:], shown["global 2"][:, 4:])
+    assert torch.equal(shown["global 2, replaced"][:, 4:], shown["global 2"][:, 4:])
 
 
 def test_grid_without_masks_has_only_views() -> None:
@@ -165,9 +161,9 @@ def test_grid_without_masks_has_only_views() -> None:
 
 def test_grid_marks_strongly_augmented_student_views() -> None:
     plain = batch(mask=False, corrupted=False)
-    own = plain._replace(student_views=plain.global_views, weak=torch.tensor([True, False, True, True, False]))
-    shown = columns(own, encoder(), num_items=2)
-    assert list(shown)[:5] == ["global 1", "global 2", "student 1", "student 2", "local 1"]
+    student = plain.views["global"]._replace(strong=torch.tensor([False, True, False, False, True]))
+    shown = columns(plain._replace(views=plain.views | {"student": student}), encoder(), num_items=2)
+    assert list(shown) == ["global 1", "global 2", "local 1", "local 2", "local 3", "student 1", "student 2"]
     assert torch.equal(shown["student 2"][0], shown["global 2"][0])
     assert torch.equal(shown["student 2"][1, :-1], shown["global 2"][1, :-1])
     assert (shown["student 2"][1, -1] == torch.tensor([1.0, 0.0, 0.0])).all()
