@@ -231,8 +231,10 @@ def largest_difference(found: dict[str, Tensor], expected: dict[str, Summary], s
 def apart(model: AnyMethod) -> AnyMethod:
     """Weights and centres by formula: student, teacher, heads and experts differ, so that one cannot pass for another."""
     state = model.state_dict()
-    for name, weights in official_weights({name: list(value.shape) for name, value in state.items() if value.is_floating_point()}).items():
-        # Rows of prototypes and gains near one; memories, running means and the like stay as they were.
+    # Running statistics of batch norms stay as they were: with others, nothing that an item says would come through.
+    shapes = {name: list(value.shape) for name, value in state.items() if value.is_floating_point() and ".running_" not in name}
+    for name, weights in official_weights(shapes).items():
+        # Gains near one.
         state[name] = 1.0 + 0.3 * noise(*weights.shape, name=name) if name.endswith(".gain") else weights
     model.load_state_dict(state)
     return model

@@ -17,6 +17,8 @@ Left out: finding mutants by machine. A mutant of which nobody can say why it is
 """
 
 import argparse
+import compileall
+import gc
 import os
 import shutil
 import signal
@@ -116,7 +118,8 @@ def _run_and_exit(mutant: Mutant | None, tests: Sequence[str], *, folder: Path, 
             path = folder / "glpretrain" / mutant.file
             path.write_text(path.read_text().replace(mutant.old, mutant.new))
         sys.path.insert(0, str(folder))
-        os.environ["PYTHONPATH"] = str(folder)
+        # Also before the working folder, where `python -m` would look first.
+        os.environ |= {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
         os.chdir(ROOT)
         import glpretrain  # the copy
 
@@ -141,6 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     _import_libraries()
+    compileall.compile_dir(PACKAGE, quiet=1)  # once, and not again in every child; tests are compiled by the first child
+    sys.dont_write_bytecode = False
+    gc.freeze()  # or every child looks through all that the libraries hold
     verdict, last = try_in_a_fork(None, [*dict.fromkeys(test for mutant in chosen for test in mutant.tests)], seconds=10 * _SECONDS)
     print(f"without a change: {last}", flush=True)
     if verdict != "survived":
@@ -157,10 +163,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _import_libraries() -> None:
     """Once for all children; nothing of ours, which each child imports from its own copy."""
+    import hypothesis  # noqa: F401
+    import jsonargparse  # noqa: F401
     import kornia  # noqa: F401
     import pytest  # noqa: F401
-    import pytorch_lightning  # noqa: F401
+    import pytorch_lightning.cli  # noqa: F401
+    import skimage.color
+    import skimage.morphology  # noqa: F401
+    import sklearn.cluster
     import sklearn.linear_model
+    import sklearn.pipeline
     import sklearn.svm  # noqa: F401
     import timm  # noqa: F401
     import torch

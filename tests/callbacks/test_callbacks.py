@@ -22,7 +22,7 @@ from glpretrain.callbacks.health import usage
 from glpretrain.callbacks.loggers import wandb_mode
 from glpretrain.callbacks.views import columns, grid_figure
 from glpretrain.cli.training import Training, pretrain
-from glpretrain.core.batch import Batch, ViewGroup
+from glpretrain.core.batch import Batch
 from glpretrain.data import Scenes
 from glpretrain.encoders import Encoder, ViT
 from glpretrain.evaluate import KNN, Evaluator, FeatureCache, Result, Score, Sources
@@ -161,10 +161,9 @@ def test_grid_without_masks_has_only_views() -> None:
 
 def test_grid_marks_strongly_augmented_student_views() -> None:
     plain = batch(mask=False, corrupted=False)
-    student = ViewGroup(plain.views["global"].items, strong=torch.tensor([False, True, False, False, True]))
-    own = plain._replace(views={"global": plain.views["global"], "student": student, "local": plain.views["local"]})
-    shown = columns(own, encoder(), num_items=2)
-    assert list(shown)[:5] == ["global 1", "global 2", "student 1", "student 2", "local 1"]
+    student = plain.views["global"]._replace(strong=torch.tensor([False, True, False, False, True]))
+    shown = columns(plain._replace(views=plain.views | {"student": student}), encoder(), num_items=2)
+    assert list(shown) == ["global 1", "global 2", "local 1", "local 2", "local 3", "student 1", "student 2"]
     assert torch.equal(shown["student 2"][0], shown["global 2"][0])
     assert torch.equal(shown["student 2"][1, :-1], shown["global 2"][1, :-1])
     assert (shown["student 2"][1, -1] == torch.tensor([1.0, 0.0, 0.0])).all()

@@ -144,6 +144,17 @@ def test_an_item_gets_the_same_views_in_any_batch() -> None:
 
 
 # The end of an epoch is the hard case with workers, which fetch the next epoch before Lightning has counted the last.
+def test_every_epoch_has_views_of_its_own(tmp_path: Path) -> None:
+    data, model, seen = DataModule(Ramp(5), views(), batch_size=5), Recorder(), list[Batch]()
+    model.on_train_batch_start = lambda batch, batch_idx: seen.append(batch)
+    trainer(tmp_path, max_epochs=2).fit(model, datamodule=data)
+    for epoch, batch in enumerate(seen):
+        expected = data.make_batch(data.raw_batch(batch.index.tolist()), encoder=FakeEncoder(), epoch=epoch)
+        assert torch.equal(batch.views["global"].items, expected.views["global"].items)
+    first, second = (batch.views["global"].items[:, batch.index.argsort()] for batch in seen)
+    assert not any(torch.equal(before, after) for before, after in zip(first.unbind(1), second.unbind(1), strict=True))
+
+
 @pytest.mark.parametrize(("steps", "num_workers"), [(3, 0), (7, 0), (10, 0), (7, 1)])
 def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(tmp_path: Path, steps: int, num_workers: int) -> None:
     def data() -> DataModule:

@@ -63,6 +63,15 @@ def test_what_changes_features_is_never_served_old_ones(tmp_path: Path):
     assert computed(model, items) == 0
 
 
+def test_a_cropped_item_does_not_stand_for_a_stretched_one():
+    model, items = encoder(), source(3)
+    items.items = [item._replace(image=(torch.arange(3 * 8 * 12) % 251).to(torch.uint8).reshape(3, 8, 12)) for item in items.items]
+    cache = FeatureCache(model)
+    found = {resize: list(Features().encode(model, DecodedItems(items), resize=resize, cache=cache)) for resize in ("crop", "stretch")}
+    assert cache.num_computed == 2
+    assert not torch.equal(found["crop"][0][1].cls, found["stretch"][0][1].cls)
+
+
 def test_cls_alone_does_not_stand_for_patches(tmp_path: Path):
     model = encoder()
     scenes = [torch.tensor([[1, 1, 0, 0]] * 8).repeat_interleave(2, 1) for _ in range(6)]

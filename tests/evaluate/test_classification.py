@@ -173,6 +173,14 @@ def test_unreadable_items_are_left_out_with_a_warning(caplog):
     assert "item 2: truncated" in caplog.text
 
 
+def test_items_without_a_label_do_not_count():
+    source = labelled(labels(11), num_classes=NUM_CLASSES)
+    source.items[3] = source.items[3]._replace(label=-1)
+    features = Features(batch_size=3).labelled(StubEncoder(truth), DecodedItems(source))
+    assert features.index.tolist() == [0, 1, 2, *range(4, 11)] and features.labels.min() >= 0
+    assert KNN(k=(1,)).run(StubEncoder(truth), {"train": source, "test": source}).scores["accuracy"].n == 10
+
+
 def test_items_are_cropped_in_the_middle_for_classification():
     source = labelled([3], num_classes=5)
     image = torch.zeros(3, 8, 20, dtype=torch.uint8)

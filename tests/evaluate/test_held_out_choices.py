@@ -103,6 +103,12 @@ def test_candidates_are_fitted_to_four_fifths_and_the_chosen_one_to_all(
     assert set(seen[:-1]) == {whole * 4 // 5} and seen[-1] == whole, seen
 
 
+def test_a_linear_layer_is_scored_on_the_images_that_it_was_not_fitted_to() -> None:
+    sources = {"masked_train": MASKS, "masked": with_classes([striped(position) for position in range(7)], num_classes=2)}
+    scores = LinearSegmentation(num_steps=5).run(StubEncoder(of_patches, size=8), sources).scores
+    assert {score.n for score in scores.values()} == {7}
+
+
 def test_the_strength_of_the_probe_is_the_one_that_is_best_on_held_out_items() -> None:
     """With so weak features a strong penalty is better; what the probe was fitted to would prefer a weak one."""
 

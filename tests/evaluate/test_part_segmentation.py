@@ -16,8 +16,9 @@ from glpretrain.encoders import PointTransformer
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate import PartSegmentation, PointPrompts, Result
 from glpretrain.evaluate.items import ItemBatch
+from glpretrain.evaluate.points import part_segmentation
 from glpretrain.evaluate.points.part_segmentation import instance_iou, part_shares
-from glpretrain.evaluate.points.prompts import careful_click, point_iou, share_of_cells
+from glpretrain.evaluate.points.prompts import CloudPlaces, careful_click, point_iou, share_of_cells
 from glpretrain.evaluate.points.tokens import at_points
 
 NUM_PARTS, POINTS, TOKENS = 4, 96, 24
@@ -138,6 +139,28 @@ def test_instance_iou_is_that_of_a_plain_loop():
             ious.append((a & b).sum().item() / union if union else 1.0)
         expected.append(sum(ious) / len(ious))
     torch.testing.assert_close(instance_iou(logits, truth, allowed=allowed), torch.tensor(expected))
+
+
+def test_a_cloud_is_compared_over_the_parts_of_its_class(monkeypatch: pytest.MonkeyPatch):
+    seen: list[Tensor] = []
+
+    def noting(logits: Tensor, truth: Tensor, *, allowed: Tensor) -> Tensor:
+        seen.append(allowed)
+        return instance_iou(logits, truth, allowed=allowed)
+
+    monkeypatch.setattr(part_segmentation, "instance_iou", noting)
+    parts(random, blobs(6), blobs(5, seed=1), **FAST)
+    assert [allowed.nonzero()[:, 0].tolist() for allowed in torch.cat(seen)] == [[n % 3, n % 3 + 1] for n in range(5)]
+
+
+def test_points_that_do_not_count_are_in_no_iou():
+    points, centres = torch.arange(6.0)[:, None] * torch.tensor([1.0, 0, 0]), torch.tensor([[0.5, 0, 0], [2.5, 0, 0], [4.5, 0, 0]])
+    similarity, mask = torch.tensor([[1.0, 0.6, -0.4], [0.6, 1.0, 0.2], [-0.4, 0.2, 1.0]]), torch.arange(6) < 2
+    places, known = CloudPlaces(points, centres, torch.arange(6) // 2), torch.arange(6) != 2
+    found, all_points = (places.iou(similarity, torch.tensor([0, 2]), mask, known=counts) for counts in (known, known | True))
+    some = CloudPlaces(points[known], centres, places.cell[known])
+    expected = some.iou(similarity, torch.tensor([0, 2]), mask[known], known=torch.ones(5, dtype=torch.bool))
+    assert torch.equal(found, expected) and not torch.equal(found, all_points)
 
 
 def test_shares_are_those_of_the_points_nearest_to_a_centre():

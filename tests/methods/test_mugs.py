@@ -185,6 +185,15 @@ def test_without_own_or_local_views_the_student_sees_the_teachers() -> None:
     assert method.student_memory.place == 3
 
 
+def test_the_temperature_of_the_teacher_follows_progress() -> None:
+    batch = batch_with([1, 2, 3])
+    sharpening, fixed = small(teacher_temp=Schedule(0.3, 0.1, shape="linear")), small(teacher_temp=Schedule(0.2))
+    fixed.load_state_dict(sharpening.state_dict())
+    expected = fixed.losses(batch, 0.5)["group"]
+    torch.testing.assert_close(sharpening.losses(batch, 0.5)["group"], expected)
+    assert not torch.allclose(sharpening.losses(batch, 0.0)["group"], expected)
+
+
 def test_hallucinated_positives_change_the_instance_term_only() -> None:
     plain, more = small(), small(hallucinate=0.1)
     more.load_state_dict(plain.state_dict(), strict=False)

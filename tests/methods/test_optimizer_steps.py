@@ -8,6 +8,7 @@ import torch
 from batches import Optimized, Recorder, apart, batch_of, fitted, method, teacher_of, views_of
 
 import glpretrain.methods.base
+import glpretrain.training.branch
 from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders import Encoder, ViT
@@ -131,6 +132,18 @@ def test_processes_are_given_equal_states_before_the_first_step(monkeypatch: pyt
     model = dino()
     fitted(model, batches(2))
     assert given == [(model, 0)]
+
+
+def test_a_trunk_that_does_not_learn_has_no_gradient_where_processes_wait_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient of zero would go into the optimizer's momenta and count as a step of the trunk."""
+    monkeypatch.setattr(glpretrain.training.branch, "has_process_group", lambda: True)
+    model = dino(Optimized(trunk=TrunkRelease(frozen=0.6, ramp=0.0)))
+    model.init_from(encoder())
+    seen = fitted(model, batches(2))
+    for before, after in zip(seen.gradients, seen.clipped, strict=True):
+        trunk = {name: value for name, value in before.items() if name.startswith("student.encoder.")}
+        assert trunk and not any(value.any() for value in trunk.values())
+        assert after and not [name for name in after if name in trunk]
 
 
 def test_a_trunk_waits_for_its_share_and_what_is_watched_is_the_total() -> None:

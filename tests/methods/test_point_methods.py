@@ -74,6 +74,16 @@ def test_point_mae_has_the_official_loss_and_gradients() -> None:
         assert_matches(parameters[ours].grad.norm(), norms[theirs], rtol=1e-4)  # float32 sums through batch norms on both sides
 
 
+def test_a_cloud_has_the_mean_of_its_own_views() -> None:
+    """Three views of two clouds: what belongs to a view and what to a cloud cannot be confused."""
+    method = PointMAE(small("point_mae"), decoder_depth=1, decoder_heads=3).eval()
+    views, mask = cloud(3, 2, 40), noise(3, 2, 10, name="order").argsort(dim=2) < 6
+    found = method.losses(batch_of(views, mask=mask), 0.0)["points"]
+    batches = [batch_of(view.unsqueeze(0), mask=hidden.unsqueeze(0)) for view, hidden in zip(views, mask, strict=True)]
+    alone = [method.losses(batch, 0.0)["points"] for batch in batches]
+    torch.testing.assert_close(found, torch.stack(alone).mean(dim=0))
+
+
 def test_point_mae_takes_another_distance_and_points_only() -> None:
     method = PointMAE(small("point_mae"), decoder_depth=1, decoder_heads=3, objective=ChamferL1())
     mask = torch.arange(10).expand(1, 2, -1) < 6

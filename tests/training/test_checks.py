@@ -1,0 +1,46 @@
+"""What a run refuses to go on with: a term that is not finite, and a checkpoint of another run."""
+
+import pytest
+import torch
+from batches import method
+
+from glpretrain.encoders import ViT
+from glpretrain.methods import DINO
+from glpretrain.training.checks import FiniteTerms, identity, require_same_run
+
+
+def dino(*, from_weights: bool = False) -> DINO:
+    def encoder() -> ViT:
+        return ViT("vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=12, depth=1, num_heads=3)
+
+    model = method(DINO, encoder(), num_prototypes=7, hidden_dim=11, bottleneck_dim=5)
+    if from_weights:
+        model.init_from(encoder())
+    return model
+
+
+def written(model: DINO) -> dict[str, object]:
+    return {"state_dict": model.state_dict(), **identity(model)}
+
+
+def test_terms_are_looked_at_once_and_each_of_them_counts() -> None:
+    finite = FiniteTerms()
+    finite.check(step=0)
+    finite.keep({"one": torch.tensor(1.0), "two": torch.tensor(float("nan"))})
+    with pytest.raises(ValueError, match=r"step 3: the loss is not finite \(one = 1, two = nan\); try a lower lr"):
+        finite.check(step=3)
+    finite.keep({"one": torch.tensor(1.0), "two": torch.tensor(2.0)})
+    finite.check(step=4)
+
+
+@pytest.mark.parametrize("from_weights", [False, True])
+def test_a_run_goes_on_from_its_own_checkpoint_and_from_no_other(from_weights: bool) -> None:
+    model, other = dino(from_weights=from_weights), dino(from_weights=not from_weights)
+    require_same_run(model, written(model))
+    with pytest.raises(ValueError, match="checkpoint: it was written by IBOT, this run is DINO; only the same method resumes"):
+        require_same_run(model, {**written(model), "method": "IBOT"})
+    with pytest.raises(ValueError, match=r"checkpoint: its experts\.uni has the weights 123abc, this run's none; only the same experts"):
+        require_same_run(model, {**written(model), "experts": {"experts.uni": "123abc"}})
+    how = "without" if from_weights else "with"
+    with pytest.raises(ValueError, match=f"checkpoint: it was written {how} init_from; only a run {how} it resumes"):
+        require_same_run(model, written(other))
