@@ -57,7 +57,7 @@ class TrunkRelease:
         ValueError: a value out of range.
     """
 
-    frozen: float = 0.1
+    frozen: float = 0.0
     ramp: float = 0.05
     tolerance: float | None = None
     window: float = 0.05
