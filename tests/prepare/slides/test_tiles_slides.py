@@ -30,8 +30,9 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_cutting_slides_needs_no_torch() -> None:
-    command = "import sys, glpretrain.prepare.slides; print('torch' in sys.modules)"
+@pytest.mark.parametrize("call", ["", "glpretrain.cli.main(['tiles', '/no/slides', '--out', 'out'])"])
+def test_cutting_slides_needs_no_torch(call: str) -> None:
+    command = f"import sys, glpretrain.cli, glpretrain.prepare.slides; {call or 0}; print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     assert subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True).stdout == "False\n"
 
