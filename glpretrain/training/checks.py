@@ -73,4 +73,4 @@ def require_same_run(method: nn.Module, checkpoint: dict) -> None:
     from_weights = any(name.startswith("trunk.") for name in checkpoint["state_dict"])
     if from_weights is not any(isinstance(module, Trunk) for module in method.children()):
         how = "with" if from_weights else "without"
-        raise ValueError(f"checkpoint: it was written {how} init_from, this run is not; resume {how} init_from")
+        raise ValueError(f"checkpoint: it was written {how} init_from; resume it {how} init_from")

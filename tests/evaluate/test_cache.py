@@ -65,7 +65,7 @@ def test_what_changes_features_is_never_served_old_ones(tmp_path: Path):
 
 def test_a_cropped_item_does_not_stand_for_a_stretched_one():
     model, items = encoder(), source(3)
-    items.items = [item._replace(image=(torch.arange(3 * 8 * 12) % 251).to(torch.uint8).reshape(3, 8, 12)) for item in items.items]
+    items.items = [item._replace(values=(torch.arange(3 * 8 * 12) % 251).to(torch.uint8).reshape(3, 8, 12)) for item in items.items]
     cache = FeatureCache(model)
     found = {resize: list(Features().encode(model, DecodedItems(items), resize=resize, cache=cache)) for resize in ("crop", "stretch")}
     assert cache.num_computed == 2

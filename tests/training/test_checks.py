@@ -37,10 +37,10 @@ def test_terms_are_looked_at_once_and_each_of_them_counts() -> None:
 def test_a_run_goes_on_from_its_own_checkpoint_and_from_no_other(from_weights: bool) -> None:
     model, other = dino(from_weights=from_weights), dino(from_weights=not from_weights)
     require_same_run(model, written(model))
-    with pytest.raises(ValueError, match="checkpoint: it was written by IBOT, this run is DINO; only the same method resumes"):
+    with pytest.raises(ValueError, match="checkpoint: it was written by IBOT, this run is DINO; give the same method"):
         require_same_run(model, {**written(model), "method": "IBOT"})
-    with pytest.raises(ValueError, match=r"checkpoint: its experts\.uni has the weights 123abc, this run's none; only the same experts"):
+    with pytest.raises(ValueError, match=r"checkpoint: its experts\.uni has the weights 123abc, this run's none; give the same experts"):
         require_same_run(model, {**written(model), "experts": {"experts.uni": "123abc"}})
     how = "without" if from_weights else "with"
-    with pytest.raises(ValueError, match=f"checkpoint: it was written {how} init_from; only a run {how} it resumes"):
+    with pytest.raises(ValueError, match=f"checkpoint: it was written {how} init_from; resume it {how} init_from"):
         require_same_run(model, written(other))
