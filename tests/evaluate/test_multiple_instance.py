@@ -40,6 +40,7 @@ def test_it_is_the_gated_attention_of_the_paper() -> None:
     )
 
 
+@pytest.mark.slow
 def test_it_finds_the_rows_that_decide_and_classifies_new_bags() -> None:
     module = fit_gated_attention(*bags_of(30, seed=1), epochs=60, lr=2e-3)
     bags, labels = bags_of(20, seed=2)

@@ -192,6 +192,7 @@ def test_the_trunk_is_released_when_the_loss_has_settled(backbone: Path, tmp_pat
     assert [float(row["schedule/trunk_rate"]) > 0.0 for row in rows] == [False] * 5 + [True] * 15
 
 
+@pytest.mark.slow
 def test_two_processes_release_the_trunk_where_one_does_and_have_its_losses(backbone: Path, tmp_path: Path) -> None:
     found = {}
     for processes, batch_size in ((1, 4), (2, 2)):
