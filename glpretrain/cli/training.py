@@ -27,7 +27,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore[reportPrivateImportUsage] - its public home
 
 from glpretrain import __version__, modalities
-from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
+from glpretrain.callbacks import KeepRefused, LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse
 from glpretrain.core.imports import imported
@@ -134,7 +134,7 @@ class Training(LightningCLI):
         if given.enable_progress_bar is not False:
             callbacks.append(RunProgress(self.throughput))
         if self.folder is not None:
-            callbacks.append(LogViews(self.folder / "views.png"))
+            callbacks += [LogViews(self.folder / "views.png"), KeepRefused(self.folder)]
         if given.enable_checkpointing is not False:
             folder = None if self.folder is None else self.folder / "checkpoints"
             options = {"filename": "last", "every_n_train_steps": _CHECKPOINT_EVERY, "enable_version_counter": False}
@@ -190,6 +190,7 @@ class Training(LightningCLI):
             "measured_on": {} if evaluators is None else evaluators.measured_on,
             "data": self.datamodule.source.name,
             "steps": self.trainer.global_step,
+            "refused_steps": self.model.step.num_refused,
             "images_seen": self.throughput.images_seen,
             "seconds": seconds - evaluation_seconds,
             "evaluation_seconds": evaluation_seconds,
