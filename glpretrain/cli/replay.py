@@ -45,7 +45,7 @@ def replay(bundle: Path) -> int:
     config = yaml.safe_load(content["config"])
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(Method, "model", subclass_mode=True)
-    method = parser.instantiate_classes(parser.parse_object({"model": config["model"]})).model
+    method = parser.instantiate_classes(parser.parse_object({"model": config["model"]}))["model"]
     result = replayed(method, content)
     print(f"in the run: {content['reason']}")
     for number, terms in enumerate(result.terms):
