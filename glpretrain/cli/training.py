@@ -162,6 +162,8 @@ class Training(LightningCLI):
             export(self.model.backbone(), folder / "backbone", source=source)
             write_json(folder / "results.json", self._results(seconds))
             finish(self.trainer.loggers)
+            if refused := self.model.step.num_refused:
+                print(f"{refused} of {self.trainer.global_step} steps had a loss or gradient that was not finite, and moved nothing")
             print(f"results, checkpoint and backbone: {folder}", flush=True)
         self.trainer.strategy.barrier("run folder")
         return Run(folder)
