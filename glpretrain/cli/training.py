@@ -27,7 +27,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore[reportPrivateImportUsage] - its public home
 
 from glpretrain import __version__, modalities
-from glpretrain.callbacks import KeepRefused, LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
+from glpretrain.callbacks import KeepRefused, LogViews, RunEvaluators, RunProgress, Throughput, TrainingHealth, default_loggers, finish
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse
 from glpretrain.core.imports import imported
@@ -130,7 +130,8 @@ class Training(LightningCLI):
             evaluators = RunEvaluators()
         self.evaluators, self.throughput = evaluators, Throughput(evaluators=evaluators)
         callbacks: list[pl.Callback] = [] if evaluators is None else [evaluators]
-        callbacks.append(self.throughput)
+        self.health = next((callback for callback in own if isinstance(callback, TrainingHealth)), None) or TrainingHealth()
+        callbacks += [self.throughput, self.health]
         if given.enable_progress_bar is not False:
             callbacks.append(RunProgress(self.throughput))
         if self.folder is not None:
@@ -192,6 +193,7 @@ class Training(LightningCLI):
             "measured_on": {} if evaluators is None else evaluators.measured_on,
             "data": self.datamodule.source.name,
             "steps": self.trainer.global_step,
+            "health": {"verdicts": [verdict._asdict() for verdict in self.health.verdicts], "last": self.health.numbers},
             "refused_steps": self.model.step.num_refused,
             "images_seen": self.throughput.images_seen,
             "seconds": seconds - evaluation_seconds,

@@ -24,6 +24,7 @@ class Step:
     def __init__(self, *, max_refused: int) -> None:
         self.max_refused = max_refused
         self.num_refused = 0  # in this run
+        self.norms: dict[str, Tensor] = {}  # of the gradients of the last step, before clipping
         self.reason = ""  # why the last step was refused; empty if it was accepted
         self.is_moving = False  # True from the moment that the optimizer moves until the last state has moved
         self._in_a_row = 0
@@ -52,6 +53,7 @@ class Step:
         Raises:
             ValueError: too many steps in a row were refused.
         """
+        self.norms = norms
         values = torch.stack([*norms.values(), *(value for terms in self.terms for value in terms.values())])
         if bool(torch.isfinite(values).all()):
             self.reason, self._in_a_row = "", 0
