@@ -118,39 +118,16 @@ class ViewDistillation(Distillation):
 
     mean over items, and over pairs of a teacher view g and a student view v != g, of -sum_k targets[g, k] log student[v, k].
     The student's first G views are the teacher's. Smallest, at the entropy of the targets, where the student's assignments equal them.
-
-    Args:
-        num_prototypes: number of prototypes, K.
-        student_temp: temperature of the student's assignments.
-        centre_momentum: momentum of the running centre of the teacher's logits.
-        sinkhorn_iterations: iterations of Sinkhorn-Knopp in place of the centre, see `Distillation`.
-        balanced: whether pairs with a global and pairs with a local student view count one half each (Mugs src/loss.py, ClusteringLoss).
     """
 
-    def __init__(
-        self,
-        *,
-        num_prototypes: int,
-        student_temp: float = 0.1,
-        centre_momentum: float = 0.9,
-        sinkhorn_iterations: int | None = None,
-        balanced: bool = False,
-    ) -> None:
-        super().__init__(
-            num_prototypes=num_prototypes,
-            student_temp=student_temp,
-            centre_momentum=centre_momentum,
-            sinkhorn_iterations=sinkhorn_iterations,
-        )
-        self.balanced = balanced
-
-    def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
+    def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float, balanced: bool = False) -> Tensor:
         """Cross-entropy over all pairs of different views.
 
         Args:
             student_logits: Float[V B K].
             teacher_logits: Float[G B K].
             teacher_temp: temperature of the targets.
+            balanced: whether pairs with a global and with a local student view count one half each (Mugs src/loss.py, ClusteringLoss).
 
         Returns:
             Float[B].
@@ -160,7 +137,7 @@ class ViewDistillation(Distillation):
         assert rest == [num_items, num_prototypes], f"student {tuple(student_logits.shape)}, teacher {tuple(teacher_logits.shape)}"
         targets = self.targets(teacher_logits, teacher_temp=teacher_temp)
         cross = -torch.einsum("gbk,vbk->gvb", targets, self.log_assignments(student_logits))  # [G V B]
-        return mean_over_pairs(cross, balanced=self.balanced)
+        return mean_over_pairs(cross, balanced=balanced)
 
 
 class PatchDistillation(Distillation):
