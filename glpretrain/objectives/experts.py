@@ -6,6 +6,8 @@ from torch import Tensor
 
 from glpretrain.objectives.base import Objective
 
+_COSINE_SHARE = 0.9  # of `FeatureDistance`
+
 
 def resize_tokens(tokens: Tensor, *, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
     """Tokens of one grid on another: bicubic, corners not aligned, not antialiased (GPFM's kl_loss.py).
@@ -44,15 +46,9 @@ class CosineDistance(Objective):
 class FeatureDistance(Objective):
     """Cosine and smooth L1 between maps of tokens, the expert's resized to the student's grid (GPFM's kl_loss.py, FeatureLoss).
 
-    cosine_share * (1 - mean over items and tokens of cos) + (1 - cosine_share) * mean over all numbers of smooth L1 with a corner
-    at 1. Zero when both maps are equal.
+    0.9 * (1 - mean over items and tokens of cos) + 0.1 * mean over all numbers of smooth L1 with a corner at 1. Zero when both maps are
+    equal.
     """
-
-    def __init__(self, *, cosine_share: float = 0.9) -> None:
-        super().__init__()
-        if not 0.0 <= cosine_share <= 1.0:
-            raise ValueError(f"cosine_share: accepted are values in [0, 1], not {cosine_share}")
-        self.cosine_share = cosine_share
 
     def forward(self, *, predictions: Tensor, targets: Tensor, grid: tuple[int, int], target_grid: tuple[int, int]) -> Tensor:
         """Distance of maps.
@@ -71,7 +67,7 @@ class FeatureDistance(Objective):
         predictions = predictions.float()
         cosine = 1.0 - F.cosine_similarity(predictions, targets, dim=-1).mean(dim=1)
         distance = F.smooth_l1_loss(predictions, targets, reduction="none").mean(dim=(1, 2))
-        return self.cosine_share * cosine + (1.0 - self.cosine_share) * distance
+        return _COSINE_SHARE * cosine + (1.0 - _COSINE_SHARE) * distance
 
 
 class WhitenedFeatures(Objective):
