@@ -122,15 +122,6 @@ class RelationBlock(nn.Module):
                 module.drop_prob = 0.0
 
     def forward(self, pooled: Tensor, neighbours: Tensor, *, encoder: ViT) -> Tensor:
-        """The feature after it has attended to its neighbours.
-
-        Args:
-            pooled: Float[B D], see `pooled_tokens`.
-            neighbours: Float[B k D].
-            encoder: the encoder whose final norm is used.
-
-        Returns:
-            Float[B D].
-        """
+        """Float[B D]: a feature, Float[B D], that has attended to its neighbours, Float[B k D], under the encoder's final norm."""
         sequence = torch.cat([pooled.unsqueeze(1), neighbours.to(pooled.dtype)], dim=1)  # [B 1+k D]
         return encoder.model.norm(self.block(sequence)[:, 0])

@@ -44,7 +44,7 @@ class Centre(State):
 
 @torch.no_grad()
 def sinkhorn_knopp(logits: Tensor, *, temp: float, num_iterations: int) -> Tensor:
-    """Assignments that use all prototypes equally over the rows of all processes (SwAV; DINOv2's dinov2/loss).
+    """Assignments Float[*S K] that use all prototypes equally over the rows of all processes (SwAV; DINOv2's dinov2/loss); rows sum to one.
 
     exp(logits / temp), then in turn: every prototype gets the share 1 / K of the whole, every row the share 1 / rows. In logarithms,
     because the official exponential overflows or leaves rows of zeros once learned gains spread the logits.
@@ -53,9 +53,6 @@ def sinkhorn_knopp(logits: Tensor, *, temp: float, num_iterations: int) -> Tenso
         logits: Float[*S K]; processes may have different numbers of rows, or none.
         temp: temperature of the assignments.
         num_iterations: number of iterations, each over prototypes and then over rows.
-
-    Returns:
-        Float[*S K], rows sum to one.
     """
     shares = logits.float().flatten(0, -2) / temp  # [rows K], logarithms
     lowest = shares.new_full((1, shares.shape[1]), torch.finfo(shares.dtype).min)  # the maximum of a process without rows
@@ -121,16 +118,13 @@ class ViewDistillation(Distillation):
     """
 
     def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float, balanced: bool = False) -> Tensor:
-        """Cross-entropy over all pairs of different views.
+        """Float[B]: cross-entropy over all pairs of different views.
 
         Args:
             student_logits: Float[V B K].
             teacher_logits: Float[G B K].
             teacher_temp: temperature of the targets.
             balanced: whether pairs with a global and with a local student view count one half each (Mugs src/loss.py, ClusteringLoss).
-
-        Returns:
-            Float[B].
         """
         _, num_items, num_prototypes = student_logits.shape
         _, *rest = teacher_logits.shape
@@ -148,16 +142,13 @@ class PatchDistillation(Distillation):
     """
 
     def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, teacher_temp: float) -> Tensor:
-        """Cross-entropy on the selected tokens.
+        """Float[B]: cross-entropy on the selected tokens.
 
         Args:
             student_logits: Float[M K], the selected tokens in row-major order of `mask`.
             teacher_logits: Float[M K], the same tokens of the teacher.
             mask: Bool[G B N], True: selected.
             teacher_temp: temperature of the targets.
-
-        Returns:
-            Float[B].
         """
         assert student_logits.shape == teacher_logits.shape, f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
         targets = self.targets(teacher_logits, teacher_temp=teacher_temp)

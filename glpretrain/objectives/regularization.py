@@ -21,13 +21,8 @@ class KoLeo(Objective):
     """
 
     def forward(self, *, features: Tensor) -> Tensor:
-        """Spread of one view's items.
-
-        Args:
-            features: Float[B D], of this process.
-
-        Returns:
-            Float[]: the loss of an item also moves its nearest item, so items cannot be weighted one by one.
+        """Float[]: spread of one view's items, Float[B D] of this process. The loss of an item also moves its nearest item, so items cannot
+        be weighted one by one.
 
         Raises:
             ValueError: the batch of all processes has a single item.
