@@ -110,7 +110,10 @@ class TokenRelations(Objective):
         expert_keys: Tensor,
         expert_values: Tensor,
     ) -> Tensor:
-        """Float[B]: divergence of the relations of the same tokens, Float[B heads N d] with the heads and width of either side."""
+        """Float[B]: divergence of the relations of the same tokens.
+
+        Queries, keys and values are Float[B heads N d], with the heads and the width of the student or of the expert.
+        """
         assert student_queries.shape[::2] == expert_queries.shape[::2], f"{student_queries.shape} and {expert_queries.shape}"
         pairs = (
             ((student_queries, student_keys), (expert_queries, expert_keys)),

@@ -19,8 +19,12 @@ class PatchPixels(Objective):
         self.normalise = normalise
 
     def forward(self, *, predictions: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        """Float[B] of Float[B N P] and Bool[B N], True: hidden. Its mean is the error of a hidden patch: items with more of them weigh
-        more.
+        """Float[B], whose mean is the error of a hidden patch: an item with more hidden patches weighs more.
+
+        Args:
+            predictions: Float[B N P].
+            targets: Float[B N P].
+            mask: Bool[B N], True: hidden.
         """
         assert predictions.shape == targets.shape and predictions.shape[:2] == mask.shape, f"{predictions.shape}, {mask.shape}"
         targets = targets.float()
@@ -37,7 +41,13 @@ class CorruptedPixels(Objective):
     """Absolute error on replaced pixels (SiT main.py): mean over replaced pixels and channels of |prediction - target|."""
 
     def forward(self, *, predictions: Tensor, targets: Tensor, corruption: Tensor) -> Tensor:
-        """Float[B] of Float[B C H W] and Bool[B H W], True: replaced. Its mean is the error of a replaced pixel: see `PatchPixels`."""
+        """Float[B], whose mean is the error of a replaced pixel: an item with more replaced pixels weighs more.
+
+        Args:
+            predictions: Float[B C H W].
+            targets: Float[B C H W], the clean views.
+            corruption: Bool[B H W], True: replaced.
+        """
         _, num_channels, *size = predictions.shape
         assert predictions.shape == targets.shape and list(corruption.shape[1:]) == size, f"{predictions.shape}, {corruption.shape}"
         error = (predictions.float() - targets.float()).abs() * corruption.unsqueeze(1)

@@ -98,7 +98,13 @@ class Hallucinator(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
 
     def forward(self, queries: Tensor, keys: Tensor, *, strengths: Tensor) -> Tensor:
-        """One more query, not normalised, for every Float[... B D] and its key (broadcast against it), by strengths Float[B]."""
+        """Float[... B D], not normalised: one more query for every query.
+
+        Args:
+            queries: Float[... B D].
+            keys: Float[... B D], broadcast against the queries.
+            strengths: Float[B].
+        """
         strengths = strengths.unsqueeze(-1)
         pushed = (1.0 + strengths) * queries - strengths * keys
         return self.mlp(torch.cat([queries.expand_as(pushed), pushed], dim=-1))

@@ -119,7 +119,11 @@ class Optimization:
         return torch.optim.AdamW(groups, lr=self.lr(0.0), betas=self.betas, weight_decay=0.0)
 
     def set_step(self, optimizer: torch.optim.Optimizer, progress: float, *, trunk_rate: float = 1.0) -> dict[str, float]:
-        """Set rates and decays of one step, those of the trunk times `trunk_rate`; returns rate and decay before all factors, by name."""
+        """Set rates and decays of one step, those of the trunk times `trunk_rate`.
+
+        Returns:
+            Rate and decay before the factors of groups, by name.
+        """
         values = {"lr": self.lr(progress), "weight_decay": self.weight_decay(progress)}
         for group in optimizer.param_groups:
             group["lr"] = values["lr"] * group["lr_scale"] * (trunk_rate if group["is_trunk"] else 1.0)

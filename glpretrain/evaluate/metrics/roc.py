@@ -60,7 +60,12 @@ def _curve(found: Detections, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def auc(found: Detections, weights: Tensor) -> Tensor:
-    """Float[R]: area under the curve, for each weighting Float[R B] of how often an item counts; NaN where a class is missing."""
+    """Float[R]: area under the curve, NaN where a class is missing.
+
+    Args:
+        found: scores and classes of B items.
+        weights: Float[R B], how often each item counts.
+    """
     false, true = _curve(found, weights)
     return torch.trapezoid(true, false, dim=1)
 

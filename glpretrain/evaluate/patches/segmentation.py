@@ -49,7 +49,7 @@ def checked_patches(patches: Tensor, *, count: int, encoder: Encoder, items: Dec
 
 
 def class_shares(semantic: Tensor, *, grid: tuple[int, int], num_classes: int) -> Tensor:
-    """Float[B N C]: the share of each patch's pixels that shows each class of Int[B H W]; -1 is missing from the sum of 1."""
+    """Float[B N C]: the share of each patch's pixels that shows each class of Int[B H W]; pixels of -1 are missing from the sum of 1."""
     count, (height, width) = len(semantic), semantic.shape[1:]
     rows, columns = (torch.arange(length) * parts // length for length, parts in zip((height, width), grid, strict=True))
     patch = rows[:, None] * grid[1] + columns + (torch.arange(count) * grid[0] * grid[1])[:, None, None]  # [B H W]
