@@ -18,10 +18,7 @@ class FiniteTerms:
         self._terms = terms
 
     def check(self, *, step: int) -> None:
-        """Check the terms that were kept, once.
-
-        Args:
-            step: number of optimizer steps that are done, for the message.
+        """Check the terms that were kept, once; the message names `step`, the number of optimizer steps that are done.
 
         Raises:
             ValueError: a term is not finite.
@@ -36,11 +33,7 @@ class FiniteTerms:
 
 
 def require_end(*, steps: int, epochs: int | None) -> None:
-    """Refuse a run without an end, which its schedules need to know.
-
-    Args:
-        steps: the trainer's `max_steps`; -1 for none.
-        epochs: its `max_epochs`; -1 or None for none.
+    """Refuse a run without an end, which its schedules need to know; the trainer's -1, or None for epochs, stands for no end.
 
     Raises:
         ValueError: there are neither steps nor epochs.
