@@ -240,3 +240,9 @@ def apart(model: AnyMethod) -> AnyMethod:
         state[name] = 1.0 + 0.3 * noise(*weights.shape, name=name) if name.endswith(".gain") else weights
     model.load_state_dict(state)
     return model
+
+
+def unpatchify(patches: Tensor, *, patch_size: tuple[int, int], grid: tuple[int, int], num_channels: int) -> Tensor:
+    """The inverse of `patchify`: Float[B N P] to Float[B C H W], where `grid` are the rows and columns of patches."""
+    blocks = patches.unflatten(2, (*patch_size, num_channels)).unflatten(1, grid)  # [B rows columns p q C]
+    return blocks.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)

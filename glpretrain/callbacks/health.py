@@ -229,16 +229,15 @@ def judge(numbers: Mapping[str, float], stuck: set[str]) -> dict[str, str]:
         if update >= 1e-9:
             found[f"stuck {name}"] = f"{name} does not move; lower its momentum below 1"
     for term in sorted({name.partition("/")[0] for name in numbers if name.endswith("/sharpness")}):
-        if numbers[f"{term}/sharpness"] < 0.01:
+        sharpness, excess = numbers[f"{term}/sharpness"], numbers[f"{term}/excess"]
+        if sharpness < 0.01:
             found[f"uniform {term}"] = f"the teacher's targets of {term} are uniform, so they say nothing; lower teacher_temp"
         elif numbers[f"{term}/perplexity"] < 1.5:
-            found[f"one prototype {term}"] = (
-                f"the teacher gives every row of {term} the same prototype; lower centre_momentum or optimization.lr"
-            )
-        if numbers[f"{term}/excess"] > 2.0:
-            found[f"excess {term}"] = (
-                f"the loss {term} is {numbers[f'{term}/excess']:.1f} above that of guessing; raise student_temp (0.1), or lower optimization.lr"
-            )
+            what = f"the teacher gives every row of {term} the same prototype"
+            found[f"one prototype {term}"] = f"{what}; lower centre_momentum or optimization.lr"
+        if excess > 2.0:
+            what = f"the loss {term} is {excess:.1f} above that of guessing"
+            found[f"excess {term}"] = f"{what}; raise student_temp (0.1 for most runs), or lower optimization.lr"
     for part in ("cls", "patches"):
         if numbers.get(f"spread_{part}", 1.0) < 1e-6:
             found[f"collapse {part}"] = f"all {part} features are the same; lower optimization.lr, raise momentum, or lower teacher_temp"

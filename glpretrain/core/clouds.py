@@ -25,13 +25,10 @@ def farthest_points(points: Tensor, *, count: int) -> Tensor:
 
     Args:
         points: Float[B P 3].
-        count: number of samples N, at most P.
+        count: number of samples N, at most P; more are a ValueError.
 
     Returns:
         Int[B N], indices in the order in which the points are taken.
-
-    Raises:
-        ValueError: there are fewer points than samples.
     """
     num_items, num_points, _ = points.shape
     if not 1 <= count <= num_points:
@@ -57,18 +54,12 @@ def farthest_points(points: Tensor, *, count: int) -> Tensor:
 
 @torch.no_grad()
 def nearest_points(queries: Tensor, points: Tensor, *, count: int) -> Tensor:
-    """The nearest points of every query, nearest first; of equally near points the one with the lower index comes first.
+    """Int[B Q count]: the nearest points of every query, nearest first; of equally near points the one with the lower index comes first.
 
     Args:
         queries: Float[B Q 3].
         points: Float[B P 3].
-        count: number of points for each query, at most P.
-
-    Returns:
-        Int[B Q count].
-
-    Raises:
-        ValueError: there are fewer points than `count`.
+        count: number of points for each query, at most P; more are a ValueError.
     """
     num_points = points.shape[1]
     if not 1 <= count <= num_points:
@@ -80,15 +71,7 @@ def nearest_points(queries: Tensor, points: Tensor, *, count: int) -> Tensor:
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
-    """Rows of `values` by their index.
-
-    Args:
-        values: Float[B P C].
-        index: Int[B *S], positions along the axis P.
-
-    Returns:
-        Float[B *S C].
-    """
+    """Rows of Float[B P C] by their index Int[B *S] along the axis P: Float[B *S C]."""
     flat = index.flatten(1).unsqueeze(-1)  # [B S 1]
     return values.gather(1, flat.expand(-1, -1, values.shape[-1])).unflatten(1, index.shape[1:])
 

@@ -78,14 +78,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_with_grad(value: Tensor) -> Tensor:
-    """Rows of all processes in the order of their ranks, with gradient.
-
-    Args:
-        value: Float[B *S]; B is the same in every process.
-
-    Returns:
-        Float[world_size*B *S].
-    """
+    """Float[world_size*B *S]: rows Float[B *S] of all processes in the order of their ranks, with gradient; B is the same in each."""
     return value if world_size() == 1 else _Gather.apply(value)
 
 

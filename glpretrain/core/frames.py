@@ -12,15 +12,7 @@ from torch import Tensor
 
 
 def token_centres(frames: Tensor, *, grid: Sequence[int]) -> Tensor:
-    """Where the centre of every token of a view lies in the item.
-
-    Args:
-        frames: Float[*S A A+1].
-        grid: tokens along each of the A axes of the view, N in all.
-
-    Returns:
-        Float[*S N A].
-    """
+    """Float[*S N A]: where the centre of every token of a view lies in the item, by frames Float[*S A A+1] and the grid of tokens."""
     along = [(torch.arange(count, device=frames.device) + 0.5) / count for count in grid]
     centres = torch.stack(torch.meshgrid(*along, indexing="ij"), dim=-1).flatten(0, -2)  # [N A]
     return places(frames, centres)
@@ -33,15 +25,12 @@ def places(frames: Tensor, centres: Tensor) -> Tensor:
 
 
 def crop_frames(boxes: Tensor, *, flip: Tensor, turns: Tensor) -> Tensor:
-    """Frames of crops of images.
+    """Float[*S 2 3]: frames of crops of images, rows and columns in this order.
 
     Args:
         boxes: Float[*S 4], x0 y0 x1 y1 in the item's unit square.
         flip: Bool[*S], True: the crop was flipped left to right.
         turns: Int[*S], quarter turns counterclockwise after the flip.
-
-    Returns:
-        Float[*S 2 3], rows and columns in this order.
     """
     x0, y0, x1, y1 = boxes.unbind(-1)
     left, width = torch.where(flip, x1, x0), torch.where(flip, x0 - x1, x1 - x0)

@@ -10,9 +10,6 @@ from importlib import import_module
 def imported(path: str) -> Callable:
     """The class or function at an import path, such as `glpretrain.data.Scenes`.
 
-    Args:
-        path: name of the module, a dot, and the name in it.
-
     Raises:
         ImportError: there is no such module, or something that it needs is missing.
         KeyError: the module has no such name.

@@ -35,14 +35,9 @@ def _mix(bits: Tensor) -> Tensor:
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
-    """A new key, independent of the old one and of the keys for other purposes.
+    """Int[*S]: new keys, independent of the old ones Int[*S] and of the keys for other purposes.
 
-    Args:
-        key: Int[*S].
-        data: number of the purpose of the new key: an int, or Int broadcastable to [*S].
-
-    Returns:
-        Int[*S].
+    `data`, the number of the purpose, is an int, or Int broadcastable to [*S].
     """
     if isinstance(data, int):  # filled on the device, because a copy from the host would wait for the device
         data = torch.full((), data, dtype=torch.int64, device=key.device)
@@ -50,16 +45,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
 
 
 def item_keys(*, seed: int, epoch: int, index: Tensor) -> Tensor:
-    """One key per item.
-
-    Args:
-        seed: seed of the run.
-        epoch: number of completed passes over the data.
-        index: Int[B], dataset index of each item.
-
-    Returns:
-        Int[B].
-    """
+    """Int[B]: one key per item, from the seed of the run, the number of completed passes over the data, and the dataset index Int[B]."""
     start = torch.full_like(index, seed, dtype=torch.int64)
     return fold_in(fold_in(start, epoch), index)
 

@@ -1,4 +1,4 @@
-"""Between images and patches: the grid of patches of an image, cutting an image into patches, and putting patches together again.
+"""From images to patches: the grid of patches of an image, and cutting an image into patches.
 
 The numbers of a patch are in MAE's order (models_mae.py, `patchify`): row, column, channel.
 """
@@ -21,12 +21,6 @@ def pixels_of_patches(images: Tensor, *, patch_size: tuple[int, int]) -> Tensor:
     """The pixels of every patch, row by row, channel by channel: Float[B C H W] to Float[B C N M]."""
     patches = patchify(images, patch_size=patch_size).unflatten(2, (-1, images.shape[1]))  # [B N M C]
     return patches.permute(0, 3, 1, 2).contiguous()
-
-
-def unpatchify(patches: Tensor, *, patch_size: tuple[int, int], grid: tuple[int, int], num_channels: int) -> Tensor:
-    """The inverse of `patchify`: Float[B N P] to Float[B C H W], where `grid` are the rows and columns of patches."""
-    blocks = patches.unflatten(2, (*patch_size, num_channels)).unflatten(1, grid)  # [B rows columns p q C]
-    return blocks.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def image_grid(card: EncoderCard, item_shape: Sequence[int]) -> tuple[int, int]:

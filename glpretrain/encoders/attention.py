@@ -99,35 +99,20 @@ def attention_inputs(encoder: Encoder, *, block: int) -> Iterator[list[Attention
 
 
 def cls_attention(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tensor:
-    """How much the class token attends to every patch; registers are left out.
-
-    Args:
-        encoder: see `attention_maps`; it needs a class token.
-        items: Float[B C H W].
-        block: see `attention_maps`.
-
-    Returns:
-        Float[B heads *grid] over the tokens.
-
-    Raises:
-        ValueError: there is no class token, or see `attention_maps`.
-    """
+    """Float[B heads *grid]: how much the class token attends to every patch in one block; see `cls_attention_of_blocks`."""
     return cls_attention_of_blocks(encoder, items, blocks=[block])[0]
 
 
 def cls_attention_of_blocks(encoder: Encoder, items: Tensor, *, blocks: Sequence[int]) -> Tensor:
-    """`cls_attention` of several blocks, in one pass over the items.
+    """Float[L B heads *grid]: how much the class token attends to every patch (registers are left out) in L blocks, in one pass.
 
     Args:
-        encoder: see `cls_attention`.
-        items: Float[B C H W].
+        encoder: see `attention_maps`; it needs a class token.
+        items: Float[B *item].
         blocks: numbers of the blocks, see `attention_maps`; each block at most once.
 
-    Returns:
-        Float[L B heads *grid] over the tokens, L blocks in the order of `blocks`.
-
     Raises:
-        ValueError: see `cls_attention`.
+        ValueError: there is no class token, or see `attention_maps`.
     """
     grid = encoder.grid(items.shape[1:])
 

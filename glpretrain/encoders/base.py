@@ -56,6 +56,7 @@ def build_from(name: str, arguments: Mapping[str, object]) -> "Encoder":
 class Encoder(nn.Module, ABC):
     """Turns each item into one `cls` and N `patches`. The constructor reads no file and runs no forward pass.
 
+    The wrapped library model is the submodule `model`, unless an encoder has its own `backbone_state` and `load_backbone_state`.
     A registered builder takes `licence` and `source` beside its own arguments and writes both on the card.
     """
 
@@ -175,17 +176,13 @@ class Encoder(nn.Module, ABC):
         """Whether the named parameter belongs to the patch embedding, which some methods train more slowly than the rest."""
         return False
 
-    @abstractmethod
     def backbone_state(self) -> dict[str, Tensor]:
         """Weights under the names of the wrapped library model (timm's), without what only pretraining needs (the mask token)."""
+        return self.get_submodule("model").state_dict()
 
-    @abstractmethod
     def load_backbone_state(self, state: dict[str, Tensor]) -> None:
-        """Load what `backbone_state` returned; the names must be exactly the same.
-
-        Raises:
-            ValueError: names every missing tensor, every unknown one and every tensor of a wrong shape.
-        """
+        """Load what `backbone_state` returned; see `load_strictly`."""
+        load_strictly(self.get_submodule("model"), state)
 
     def library_config(self, card: EncoderCard) -> dict[str, object]:
         """The `config.json` with which the wrapped library opens an exported folder by itself; empty where it cannot.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from glpretrain.core.patches import image_grid
 from glpretrain.core.types import EncoderCard, EncoderOutput
-from glpretrain.encoders.base import Encoder, check_numbers, load_strictly, register
+from glpretrain.encoders.base import Encoder, check_numbers, register
 from glpretrain.encoders.timm_model import TimmArguments, check_model, create_model, image_card, pair, timm_config
 
 # Their windows are laid out for one size when the model is built.
@@ -119,14 +119,6 @@ class FeatureMap(Encoder):
     def layer_of(self, name: str) -> int:
         """0 for the stem, i + 1 for stage i."""
         return self._layer_ids[name.removeprefix("model.")]
-
-    def backbone_state(self) -> dict[str, Tensor]:
-        """timm's state dict."""
-        return self.model.state_dict()
-
-    def load_backbone_state(self, state: dict[str, Tensor]) -> None:
-        """Inverse of `backbone_state`, strict."""
-        load_strictly(self.model, state)
 
     def library_config(self, card: EncoderCard) -> dict[str, object]:
         """What timm needs to open an exported folder."""

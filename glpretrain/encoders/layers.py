@@ -122,15 +122,9 @@ class RelationBlock(nn.Module):
                 module.drop_prob = 0.0
 
     def forward(self, pooled: Tensor, neighbours: Tensor, *, encoder: ViT) -> Tensor:
-        """The feature after it has attended to its neighbours.
+        """Float[B D]: the feature `pooled`, Float[B D] of `pooled_tokens`, after it has attended to its neighbours, Float[B k D].
 
-        Args:
-            pooled: Float[B D], see `pooled_tokens`.
-            neighbours: Float[B k D].
-            encoder: the encoder whose final norm is used.
-
-        Returns:
-            Float[B D].
+        The final norm is that of `encoder`.
         """
         sequence = torch.cat([pooled.unsqueeze(1), neighbours.to(pooled.dtype)], dim=1)  # [B 1+k D]
         return encoder.model.norm(self.block(sequence)[:, 0])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from glpretrain.core.clouds import take
 from glpretrain.core.types import EncoderCard, EncoderOutput
-from glpretrain.encoders.base import Encoder, check_numbers, load_strictly, register
+from glpretrain.encoders.base import Encoder, check_numbers, register
 from glpretrain.encoders.point_tokens import Groups, MiniPointNet, RelativeFeatures, group_points
 from glpretrain.encoders.sequences import hide_tokens, split_tokens
 
@@ -98,7 +98,7 @@ def position_layers(dim: int) -> nn.Sequential:
 
 
 class _Model(nn.Module):
-    """The part of the encoder whose weights an export holds."""
+    """The part of the encoder whose weights an export holds, under our own names; those inside the blocks are timm's."""
 
     def __init__(self, size: _Size, *, drop_path_rate: float) -> None:
         super().__init__()
@@ -290,14 +290,6 @@ class PointTransformer(Encoder):
         if found := re.match(r"model\.blocks\.(\d+)\.", name):
             return int(found[1]) + 1
         return self.num_layers + 1 if name.startswith(("model.norm.", "mask_")) else 0
-
-    def backbone_state(self) -> dict[str, Tensor]:
-        """State dict under our own names; those inside the blocks are timm's."""
-        return self.model.state_dict()
-
-    def load_backbone_state(self, state: dict[str, Tensor]) -> None:
-        """Inverse of `backbone_state`, strict."""
-        load_strictly(self.model, state)
 
 
 def start_weights(module: nn.Module) -> None:

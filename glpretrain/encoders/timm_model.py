@@ -98,16 +98,13 @@ def image_card(
 
 
 def resize_positions(positions: Tensor, *, grid: Sequence[int], new_grid: Sequence[int], how: PositionResize) -> Tensor:
-    """Resize learned positions to another grid; where both grids are the same, they stay as they are.
+    """Float[1 R+M D]: learned positions on another grid; where both grids are the same, they stay as they are.
 
     Args:
         positions: Float[1 R+N D]; the first R belong to class and register tokens, which have no place, and stay as they are.
         grid: rows and columns, N in all.
         new_grid: rows and columns, M in all.
         how: see `PositionResize`.
-
-    Returns:
-        Float[1 R+M D].
     """
     if tuple(grid) == tuple(new_grid):
         return positions

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from glpretrain.core.clouds import take
 from glpretrain.core.patches import image_grid
 from glpretrain.core.types import EncoderCard, EncoderOutput
-from glpretrain.encoders.base import Encoder, check_numbers, load_strictly, register
+from glpretrain.encoders.base import Encoder, check_numbers, register
 from glpretrain.encoders.sequences import hide_tokens, split_tokens
 from glpretrain.encoders.timm_model import (
     POSITION_RESIZES,
@@ -254,14 +254,6 @@ class ViT(Encoder):
     def embeds_patches(self, name: str) -> bool:
         """True for the projection of pixels, not for the tokens and positions that are added to it."""
         return name.startswith("model.patch_embed.")
-
-    def backbone_state(self) -> dict[str, Tensor]:
-        """timm's state dict."""
-        return self.model.state_dict()
-
-    def load_backbone_state(self, state: dict[str, Tensor]) -> None:
-        """Inverse of `backbone_state`, strict."""
-        load_strictly(self.model, state)
 
     def library_config(self, card: EncoderCard) -> dict[str, object]:
         """What timm needs to open an exported folder."""

@@ -90,15 +90,7 @@ class GroupCorruption(Corruption):
         self.replace_prob = replace_prob
 
     def __call__(self, views: Tensor, keys: Tensor, *, grid: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
-        """Corrupt one view of each item.
-
-        Args:
-            views: Float[B C H W], normalised.
-            keys: Int[B].
-            grid: number of tokens along each axis; it does not matter for pixels and may be left out.
-
-        Returns:
-            Float[B C H W], the views with groups replaced, and Bool[B H W], True where a pixel was replaced.
+        """As `Corruption`, on images Float[B C H W]; the grid does not matter for pixels and may be left out.
 
         Raises:
             ValueError: `align` does not divide the size, or the blocks can never cover the share.
@@ -117,19 +109,11 @@ class GroupCorruption(Corruption):
         return torch.where(corruption.unsqueeze(1), filling, views), corruption
 
     def _cover(self, keys: Tensor, *, share: Tensor, size: tuple[int, int]) -> Tensor:
-        """The union of the fewest blocks, in the order in which they are drawn, that reaches the share of each item.
+        """Bool[B H/align W/align]: the union of the fewest blocks, in the order of their draws, that covers the share Float[B] of each
+        item.
 
-        62 blocks are laid at once: block k is bit k of one integer per row and of one integer per column. The lowest bit that is set in
-        the row and in the column of a cell names the first block on it. The union of the first k blocks are the cells where it is below
-        2^k.
-
-        Args:
-            keys: Int[B].
-            share: Float[B], share of the cells that are to be covered.
-            size: height and width of the view in pixels.
-
-        Returns:
-            Bool[B H/align W/align].
+        62 blocks are laid at once: block k is bit k of one integer per row and of one integer per column. The lowest bit that is set in the
+        row and in the column of a cell names the first block on it. The union of the first k blocks are the cells where it is below 2^k.
         """
         self._require_reach(size)
         grid = (size[0] // self.align, size[1] // self.align)

@@ -64,10 +64,7 @@ class RegionMask(ABC):
     As for `RandomMask`, int(N * (1 - ratio)) tokens stay visible and the rest is hidden.
 
     Args:
-        ratio: share of hidden tokens, in [0, 1).
-
-    Raises:
-        ValueError: `ratio` is outside [0, 1).
+        ratio: share of hidden tokens, in [0, 1); any other is a ValueError.
     """
 
     has_region_mask: ClassVar[bool]  # whether one region is hidden whole
@@ -180,14 +177,7 @@ class FaskingMask(RegionMask):
 
 
 def touched(regions: Tensor, *, grid: tuple[int, ...]) -> Tensor:
-    """The groups of regions that each token touches.
-
-    Args:
-        regions: Int[B H W].
-        grid: rows and columns of tokens.
-
-    Returns:
-        Bool[B R N]; a token belongs to the first of its groups in this order.
+    """Bool[B R N]: groups of regions that each token touches in maps Int[B H W]; a token belongs to its first group in this order.
 
     Raises:
         ValueError: the map does not divide into the grid.

@@ -20,14 +20,11 @@ class Mask(ABC):
 
     @abstractmethod
     def __call__(self, keys: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """Draw one mask per key.
+        """Bool[B N], True where a token is hidden: one mask per key.
 
         Args:
             keys: Int[B].
             grid: number of tokens along each axis, N in all.
-
-        Returns:
-            Bool[B N], True where a token is hidden.
 
         Raises:
             ValueError: this mask cannot be drawn on such a grid.
@@ -56,10 +53,7 @@ class RandomMask(Mask):
     As in MAE's code, int(N * (1 - ratio)) tokens stay visible and the rest is hidden.
 
     Args:
-        ratio: share of hidden tokens, in [0, 1).
-
-    Raises:
-        ValueError: `ratio` is outside [0, 1).
+        ratio: share of hidden tokens, in [0, 1); any other is a ValueError.
     """
 
     def __init__(self, ratio: float) -> None:
@@ -177,13 +171,7 @@ def _cover_with_blocks(keys: Tensor, grid: tuple[int, ...], *, wanted: Tensor, l
 
 
 def visible_indices(mask: Tensor) -> Tensor:
-    """Indices of the tokens that are not hidden, in ascending order.
-
-    Args:
-        mask: Bool[B N], with the same number of hidden tokens in every row.
-
-    Returns:
-        Int[B M].
+    """Int[B M]: indices of the tokens that are not hidden in Bool[B N], in ascending order.
 
     Raises:
         ValueError: the rows have different numbers of visible tokens.

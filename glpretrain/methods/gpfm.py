@@ -127,12 +127,8 @@ class GPFM(Method):
             seen = self.teacher_branch.encode(clean)
             teacher_cls = self.teacher_branch.heads["cls"](seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
             teacher_patches = self.teacher_branch.heads[self._patch_head](seen.patches[hidden])  # [M K]
-        views: list[Tensor] = [clean]
-        masks: list[Tensor | None] = [hidden]
-        if "local" in batch.views:
-            views.append(batch.views["local"].items.flatten(0, 1))
-            masks.append(None)
-        outputs = self.student.encode(views, mask=masks)
+        local = [batch.views["local"].items.flatten(0, 1)] if "local" in batch.views else []
+        outputs = self.student.encode([clean, *local], mask=[hidden, *[None] * len(local)])
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
         student_cls = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
         student_patches = self.student.heads[self._patch_head](outputs[0].patches[hidden])  # [M K]

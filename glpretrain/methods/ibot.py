@@ -82,12 +82,8 @@ class IBOT(Method):
             teacher_head = self.teacher_branch.heads["shared"]
             teacher_cls = teacher_head(seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
             teacher_patches = teacher_head(seen.patches)  # [(G B) N K]: all of them, for the centre
-        views: list[Tensor] = [clean]
-        masks: list[Tensor | None] = [hidden]
-        if "local" in batch.views:
-            views.append(batch.views["local"].items.flatten(0, 1))
-            masks.append(None)
-        outputs = self.student.encode(views, mask=masks)
+        local = [batch.views["local"].items.flatten(0, 1)] if "local" in batch.views else []
+        outputs = self.student.encode([clean, *local], mask=[hidden, *[None] * len(local)])
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
         selected = outputs[0].patches[hidden]  # [M D]
         logits = self.student.heads["shared"](torch.cat([cls, selected]))  # [(V B) + M, K]

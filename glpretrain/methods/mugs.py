@@ -113,9 +113,7 @@ class Mugs(Method):
         self.teacher_memory = FeatureQueue(memory_size, width)
         self.instance_objective = QueueInfoNCE(dim=projection_dim, queue_size=queue_size, temp=contrast_temp)
         self.local_group_objective = QueueInfoNCE(dim=projection_dim, queue_size=queue_size, temp=contrast_temp)
-        self.group_objective = ViewDistillation(
-            num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum, balanced=True
-        )
+        self.group_objective = ViewDistillation(num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`instance` and `local_group` against their queues, `group` assignments; then queues, memories and centre are updated."""
@@ -141,7 +139,7 @@ class Mugs(Method):
             "instance": self.instance_objective(queries=queries, keys=keys, hallucinated=hallucinated),
             "local_group": self.local_group_objective(queries=self.predictors["local_group"](groups), keys=key_groups),
             "group": self.group_objective(
-                student_logits=student_logits, teacher_logits=teacher_logits, teacher_temp=self.teacher_temp(progress)
+                student_logits=student_logits, teacher_logits=teacher_logits, teacher_temp=self.teacher_temp(progress), balanced=True
             ),
         }
         self.instance_objective.update(keys=keys)

@@ -28,14 +28,11 @@ class Objective(nn.Module, ABC):
 
 
 def mean_over_pairs(values: Tensor, *, balanced: bool) -> Tensor:
-    """Mean over pairs of a teacher view g and a student view v != g; the student's first G views are the teacher's.
+    """Float[*S]: mean over pairs of a teacher view g and a student view v != g; the student's first G views are the teacher's.
 
     Args:
         values: Float[G V *S].
         balanced: pairs with a global and pairs with a local student view count one half each (Mugs); otherwise all pairs count alike.
-
-    Returns:
-        Float[*S].
     """
     num_global, num_views, *rest = values.shape
     same = torch.eye(num_global, num_views, device=values.device, dtype=torch.bool)

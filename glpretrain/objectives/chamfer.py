@@ -13,15 +13,7 @@ from glpretrain.objectives.base import Objective
 
 
 def nearest_distances(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distance from every point to the nearest point of the other set, in float32.
-
-    Args:
-        first: Float[B M 3].
-        second: Float[B N 3].
-
-    Returns:
-        Float[B M] and Float[B N].
-    """
+    """Float[B M] and Float[B N]: squared distances, in float32, from Float[B M 3] and Float[B N 3] to the nearest point of the other."""
     first, second = first.float(), second.float()
     with torch.no_grad():
         between = squared_distances(first, second)  # [B M N]
@@ -33,15 +25,7 @@ class ChamferL2(Objective):
     """Mean squared distance to the nearest point, prediction to target plus target to prediction; zero for equal sets."""
 
     def forward(self, *, predictions: Tensor, targets: Tensor) -> Tensor:
-        """Distance of sets.
-
-        Args:
-            predictions: Float[B M 3].
-            targets: Float[B N 3].
-
-        Returns:
-            Float[B].
-        """
+        """Float[B]: distance of the sets Float[B M 3] and Float[B N 3]."""
         there, back = nearest_distances(predictions, targets)
         return there.mean(dim=1) + back.mean(dim=1)
 
@@ -50,15 +34,7 @@ class ChamferL1(Objective):
     """Mean distance to the nearest point, averaged over both directions; zero for equal sets, where the gradient is not finite."""
 
     def forward(self, *, predictions: Tensor, targets: Tensor) -> Tensor:
-        """Distance of sets.
-
-        Args:
-            predictions: Float[B M 3].
-            targets: Float[B N 3].
-
-        Returns:
-            Float[B].
-        """
+        """Float[B]: distance of the sets Float[B M 3] and Float[B N 3]."""
         there, back = nearest_distances(predictions, targets)
         return (there.sqrt().mean(dim=1) + back.sqrt().mean(dim=1)) / 2
 
@@ -67,15 +43,12 @@ class CorruptedPoints(Objective):
     """`ChamferL2` of the groups in which a point was replaced: `CorruptedPixels` for inputs that have no order."""
 
     def forward(self, *, predictions: Tensor, targets: Tensor, corruption: Tensor) -> Tensor:
-        """Distance of the replaced groups.
+        """Float[B], whose mean is the distance of a replaced group: an item with more of them weighs more.
 
         Args:
             predictions: Float[B 3 N M], the points of every group.
             targets: Float[B 3 N M], those of the clean cloud.
             corruption: Bool[B N M], True: replaced.
-
-        Returns:
-            Float[B], whose mean is the distance of a replaced group: an item with more of them weighs more.
         """
         _, _, *inputs = predictions.shape
         assert predictions.shape == targets.shape and list(corruption.shape[1:]) == inputs, f"{predictions.shape}, {corruption.shape}"

@@ -27,15 +27,12 @@ class InfoNCE(Objective):
         self.temp = temp
 
     def forward(self, *, queries: Tensor, keys: Tensor, hallucinated: Tensor | None = None) -> Tensor:
-        """Contrast in one direction: every query against the keys of all processes.
+        """Float[B]: contrast in one direction, every query against the keys of all processes.
 
         Args:
             queries: Float[B D], of this process.
             keys: Float[B D], in the same order.
             hallucinated: Float[B D], one more query per item, with the same weight as the item's own.
-
-        Returns:
-            Float[B].
         """
         num_items, _ = queries.shape
         assert queries.shape == keys.shape, f"{tuple(queries.shape)} and {tuple(keys.shape)}"
@@ -70,15 +67,12 @@ class QueueInfoNCE(Objective):
         self.queue = FeatureQueue(queue_size, dim, unit=True)
 
     def forward(self, *, queries: Tensor, keys: Tensor, hallucinated: Tensor | None = None) -> Tensor:
-        """Contrast of all pairs of different views.
+        """Float[B]: contrast of all pairs of different views.
 
         Args:
             queries: Float[V B D], rows of length one; the first G views are the keys'.
             keys: Float[G B D], rows of length one.
             hallucinated: Float[G V B D], rows of length one: one more query per pair, with the same weight as the pair's own.
-
-        Returns:
-            Float[B].
         """
         _, num_items, dim = queries.shape
         _, *rest = keys.shape
@@ -121,16 +115,7 @@ class PatchInfoNCE(Objective):
         self.max_distance = max_distance
 
     def match(self, *, query_frames: Tensor, key_frames: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The nearest key of every query, and whether it is within `max_distance`.
-
-        Args:
-            query_frames: Float[B A A+1].
-            key_frames: Float[B A A+1].
-            grid: tokens along each axis of both views.
-
-        Returns:
-            Int[B N] index of the key, Bool[B N].
-        """
+        """Int[B N] and Bool[B N]: the nearest key of every query, and whether it is within `max_distance`. Arguments as in `forward`."""
         # Length of a key patch along each axis of the item; after a quarter turn, the view's axes are exchanged.
         side = torch.stack([(key_frames[..., axis] / count).abs() for axis, count in enumerate(grid)]).sum(dim=0)  # [B A]
         scaled = [token_centres(frames, grid=grid) / side.unsqueeze(1) for frames in (query_frames, key_frames)]
@@ -138,7 +123,7 @@ class PatchInfoNCE(Objective):
         return nearest, distance <= self.max_distance
 
     def forward(self, *, queries: Tensor, keys: Tensor, query_frames: Tensor, key_frames: Tensor, grid: Sequence[int]) -> Tensor:
-        """Contrast in one direction: every patch of one view against the patches of the other.
+        """Float[B]: contrast in one direction, every patch of one view against the patches of the other.
 
         Args:
             queries: Float[B N D], patches of one view.
@@ -146,9 +131,6 @@ class PatchInfoNCE(Objective):
             query_frames: Float[B A A+1], where the first view lies in the item.
             key_frames: Float[B A A+1], where the second view lies.
             grid: tokens along each axis of both views, N in all.
-
-        Returns:
-            Float[B].
         """
         num_items, num_tokens, _ = queries.shape
         assert queries.shape == keys.shape and math.prod(grid) == num_tokens, f"{queries.shape}, {keys.shape}, {grid}"
@@ -178,15 +160,7 @@ class NPair(Objective):
         self.scale, self.student_temp = scale, student_temp
 
     def forward(self, *, assignments: Tensor, logits: Tensor) -> Tensor:
-        """Contrast of every teacher view with every crop.
-
-        Args:
-            assignments: Float[G B K], rows sum to one; no gradient flows into them.
-            logits: Float[V B K].
-
-        Returns:
-            Float[B].
-        """
+        """Float[B] of teacher views' assignments, Float[G B K] with rows that sum to one, without gradient, and logits Float[V B K]."""
         _, num_items, num_prototypes = assignments.shape
         _, *rest = logits.shape
         assert rest == [num_items, num_prototypes], f"{tuple(assignments.shape)} and {tuple(logits.shape)}"
@@ -203,15 +177,7 @@ class NegativeCosine(Objective):
     """
 
     def forward(self, *, queries: Tensor, keys: Tensor) -> Tensor:
-        """Compare row by row; both arguments may get gradients.
-
-        Args:
-            queries: Float[B D].
-            keys: Float[B D], in the same order.
-
-        Returns:
-            Float[B].
-        """
+        """Float[B]: rows Float[B D] compared with rows Float[B D] in the same order; both may get gradients."""
         assert queries.shape == keys.shape and queries.dim() == 2, f"{tuple(queries.shape)} and {tuple(keys.shape)}"
         # In float32: the mean of many cosines near 1 moves by less than half precision holds.
         return -0.5 * F.cosine_similarity(queries.float(), keys.float(), dim=1)

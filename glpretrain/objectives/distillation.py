@@ -48,7 +48,7 @@ class Centre(State):
 
 @torch.no_grad()
 def sinkhorn_knopp(logits: Tensor, *, temp: float, num_iterations: int) -> Tensor:
-    """Assignments that use all prototypes equally over the rows of all processes (SwAV; DINOv2's dinov2/loss).
+    """Assignments Float[*S K] that use all prototypes equally over the rows of all processes (SwAV; DINOv2's dinov2/loss); rows sum to one.
 
     exp(logits / temp), then in turn: every prototype gets the share 1 / K of the whole, every row the share 1 / rows. In logarithms,
     because the official exponential overflows or leaves rows of zeros once learned gains spread the logits.
@@ -57,9 +57,6 @@ def sinkhorn_knopp(logits: Tensor, *, temp: float, num_iterations: int) -> Tenso
         logits: Float[*S K]; processes may have different numbers of rows, or none.
         temp: temperature of the assignments.
         num_iterations: number of iterations, each over prototypes and then over rows.
-
-    Returns:
-        Float[*S K], rows sum to one.
     """
     shares = logits.float().flatten(0, -2) / temp  # [rows K], logarithms
     lowest = shares.new_full((1, shares.shape[1]), torch.finfo(shares.dtype).min)  # the maximum of a process without rows
@@ -122,49 +119,23 @@ class ViewDistillation(Distillation):
 
     mean over items, and over pairs of a teacher view g and a student view v != g, of -sum_k targets[g, k] log student[v, k].
     The student's first G views are the teacher's. Smallest, at the entropy of the targets, where the student's assignments equal them.
-
-    Args:
-        num_prototypes: number of prototypes, K.
-        student_temp: temperature of the student's assignments.
-        centre_momentum: momentum of the running centre of the teacher's logits.
-        sinkhorn_iterations: iterations of Sinkhorn-Knopp in place of the centre, see `Distillation`.
-        balanced: whether pairs with a global and pairs with a local student view count one half each (Mugs src/loss.py, ClusteringLoss).
     """
 
-    def __init__(
-        self,
-        *,
-        num_prototypes: int,
-        student_temp: float = 0.1,
-        centre_momentum: float = 0.9,
-        sinkhorn_iterations: int | None = None,
-        balanced: bool = False,
-    ) -> None:
-        super().__init__(
-            num_prototypes=num_prototypes,
-            student_temp=student_temp,
-            centre_momentum=centre_momentum,
-            sinkhorn_iterations=sinkhorn_iterations,
-        )
-        self.balanced = balanced
-
-    def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
-        """Cross-entropy over all pairs of different views.
+    def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float, balanced: bool = False) -> Tensor:
+        """Float[B]: cross-entropy over all pairs of different views.
 
         Args:
             student_logits: Float[V B K].
             teacher_logits: Float[G B K].
             teacher_temp: temperature of the targets.
-
-        Returns:
-            Float[B].
+            balanced: whether pairs with a global and with a local student view count one half each (Mugs src/loss.py, ClusteringLoss).
         """
         _, num_items, num_prototypes = student_logits.shape
         _, *rest = teacher_logits.shape
         assert rest == [num_items, num_prototypes], f"student {tuple(student_logits.shape)}, teacher {tuple(teacher_logits.shape)}"
         targets = self.targets(teacher_logits, teacher_temp=teacher_temp)
         cross = -torch.einsum("gbk,vbk->gvb", targets, self.log_assignments(student_logits))  # [G V B]
-        return mean_over_pairs(cross, balanced=self.balanced)
+        return mean_over_pairs(cross, balanced=balanced)
 
 
 class PatchDistillation(Distillation):
@@ -175,16 +146,13 @@ class PatchDistillation(Distillation):
     """
 
     def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, teacher_temp: float) -> Tensor:
-        """Cross-entropy on the selected tokens.
+        """Float[B]: cross-entropy on the selected tokens.
 
         Args:
             student_logits: Float[M K], the selected tokens in row-major order of `mask`.
             teacher_logits: Float[M K], the same tokens of the teacher.
             mask: Bool[G B N], True: selected.
             teacher_temp: temperature of the targets.
-
-        Returns:
-            Float[B].
         """
         assert student_logits.shape == teacher_logits.shape, f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
         targets = self.targets(teacher_logits, teacher_temp=teacher_temp)

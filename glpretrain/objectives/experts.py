@@ -6,18 +6,11 @@ from torch import Tensor
 
 from glpretrain.objectives.base import Objective
 
+_COSINE_SHARE = 0.9  # of `FeatureDistance`
+
 
 def resize_tokens(tokens: Tensor, *, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Tokens of one grid on another: bicubic, corners not aligned, not antialiased (GPFM's kl_loss.py).
-
-    Args:
-        tokens: Float[B M D].
-        grid: rows and columns, M in all.
-        new_grid: rows and columns, N in all.
-
-    Returns:
-        Float[B N D].
-    """
+    """Tokens Float[B M D] of one grid on another, Float[B N D]: bicubic, corners not aligned, not antialiased (GPFM's kl_loss.py)."""
     if grid == new_grid:
         return tokens
     maps = tokens.unflatten(1, grid).permute(0, 3, 1, 2)  # [B D h w]
@@ -28,15 +21,7 @@ class CosineDistance(Objective):
     """1 - mean over items of cos(student, expert) (GPFM's kl_loss.py, Cosine). Zero when all pairs have the same direction."""
 
     def forward(self, *, predictions: Tensor, targets: Tensor) -> Tensor:
-        """Distance of directions.
-
-        Args:
-            predictions: Float[B D], the student's features after its head for this expert.
-            targets: Float[B D], the expert's features.
-
-        Returns:
-            Float[B].
-        """
+        """Float[B]: the student's features after its head for this expert, Float[B D], and the expert's, Float[B D]."""
         assert predictions.shape == targets.shape, f"{tuple(predictions.shape)} and {tuple(targets.shape)}"
         return 1.0 - F.cosine_similarity(predictions.float(), targets.detach().float(), dim=-1)
 
@@ -44,34 +29,24 @@ class CosineDistance(Objective):
 class FeatureDistance(Objective):
     """Cosine and smooth L1 between maps of tokens, the expert's resized to the student's grid (GPFM's kl_loss.py, FeatureLoss).
 
-    cosine_share * (1 - mean over items and tokens of cos) + (1 - cosine_share) * mean over all numbers of smooth L1 with a corner
-    at 1. Zero when both maps are equal.
+    0.9 * (1 - mean over items and tokens of cos) + 0.1 * mean over all numbers of smooth L1 with a corner at 1. Zero for equal maps.
     """
 
-    def __init__(self, *, cosine_share: float = 0.9) -> None:
-        super().__init__()
-        if not 0.0 <= cosine_share <= 1.0:
-            raise ValueError(f"cosine_share: accepted are values in [0, 1], not {cosine_share}")
-        self.cosine_share = cosine_share
-
     def forward(self, *, predictions: Tensor, targets: Tensor, grid: tuple[int, int], target_grid: tuple[int, int]) -> Tensor:
-        """Distance of maps.
+        """Float[B]: distance of maps.
 
         Args:
             predictions: Float[B N D], the student's tokens after its head for this expert.
             targets: Float[B M D], the expert's tokens.
             grid: rows and columns of the student's tokens, N in all.
             target_grid: rows and columns of the expert's tokens, M in all.
-
-        Returns:
-            Float[B].
         """
         targets = resize_tokens(targets.detach().float(), grid=target_grid, new_grid=grid)
         assert predictions.shape == targets.shape, f"{tuple(predictions.shape)} and {tuple(targets.shape)}"
         predictions = predictions.float()
         cosine = 1.0 - F.cosine_similarity(predictions, targets, dim=-1).mean(dim=1)
         distance = F.smooth_l1_loss(predictions, targets, reduction="none").mean(dim=(1, 2))
-        return self.cosine_share * cosine + (1.0 - self.cosine_share) * distance
+        return _COSINE_SHARE * cosine + (1.0 - _COSINE_SHARE) * distance
 
 
 class WhitenedFeatures(Objective):
@@ -87,15 +62,7 @@ class WhitenedFeatures(Objective):
         self.corner = corner
 
     def forward(self, *, predictions: Tensor, targets: Tensor) -> Tensor:
-        """Distance of maps on one grid.
-
-        Args:
-            predictions: Float[B N D], the student's tokens after its head.
-            targets: Float[B N D], the expert's tokens.
-
-        Returns:
-            Float[B].
-        """
+        """Float[B]: the student's tokens after its head, Float[B N D], and the expert's on the same grid, Float[B N D]."""
         assert predictions.shape == targets.shape, f"{tuple(predictions.shape)} and {tuple(targets.shape)}"
         targets = F.layer_norm(targets.detach().float(), targets.shape[-1:])
         return F.smooth_l1_loss(predictions.float(), targets, beta=self.corner, reduction="none").mean(dim=(1, 2))
@@ -143,18 +110,9 @@ class TokenRelations(Objective):
         expert_keys: Tensor,
         expert_values: Tensor,
     ) -> Tensor:
-        """Divergence of the relations of the same tokens.
+        """Float[B]: divergence of the relations of the same tokens.
 
-        Args:
-            student_queries: Float[B heads N d], with the student's heads and width.
-            student_keys: Float[B heads N d].
-            student_values: Float[B heads N d].
-            expert_queries: Float[B heads N d] with the expert's heads and width.
-            expert_keys: Float[B heads N d].
-            expert_values: Float[B heads N d].
-
-        Returns:
-            Float[B].
+        Queries, keys and values are Float[B heads N d], with the heads and the width of the student or of the expert.
         """
         assert student_queries.shape[::2] == expert_queries.shape[::2], f"{student_queries.shape} and {expert_queries.shape}"
         pairs = (

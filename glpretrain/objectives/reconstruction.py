@@ -19,15 +19,12 @@ class PatchPixels(Objective):
         self.normalise = normalise
 
     def forward(self, *, predictions: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        """Error of the hidden patches.
+        """Float[B], whose mean is the error of a hidden patch: an item with more hidden patches weighs more.
 
         Args:
             predictions: Float[B N P].
             targets: Float[B N P].
             mask: Bool[B N], True: hidden.
-
-        Returns:
-            Float[B], whose mean is the error of a hidden patch: an item with more hidden patches weighs more.
         """
         assert predictions.shape == targets.shape and predictions.shape[:2] == mask.shape, f"{predictions.shape}, {mask.shape}"
         targets = targets.float()
@@ -44,15 +41,12 @@ class CorruptedPixels(Objective):
     """Absolute error on replaced pixels (SiT main.py): mean over replaced pixels and channels of |prediction - target|."""
 
     def forward(self, *, predictions: Tensor, targets: Tensor, corruption: Tensor) -> Tensor:
-        """Error of the replaced pixels.
+        """Float[B], whose mean is the error of a replaced pixel: an item with more replaced pixels weighs more.
 
         Args:
             predictions: Float[B C H W].
             targets: Float[B C H W], the clean views.
             corruption: Bool[B H W], True: replaced.
-
-        Returns:
-            Float[B], whose mean is the error of a replaced pixel: an item with more replaced pixels weighs more.
         """
         _, num_channels, *size = predictions.shape
         assert predictions.shape == targets.shape and list(corruption.shape[1:]) == size, f"{predictions.shape}, {corruption.shape}"

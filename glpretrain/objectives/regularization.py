@@ -7,6 +7,8 @@ from torch import Tensor
 from glpretrain.core.distributed import gather_with_grad, rank
 from glpretrain.objectives.base import Objective
 
+_LEAST_DISTANCE = 1e-4
+
 
 class KoLeo(Objective):
     """Spreads features over the sphere: the Kozachenko-Leonenko estimate of entropy (DINOv2's dinov2/loss/koleo_loss.py).
@@ -14,24 +16,13 @@ class KoLeo(Objective):
     mean over items i of -log |z_i - z_j(i)|, z of length one, j(i) the nearest other item. Smallest where all are equally far apart.
 
     Our choices. The nearest item is searched in all processes, while the official code searches each process alone, so that the
-    value is that of the joined batch. Items closer than `least_distance` (duplicates, which no weights can tell apart) count as
+    value is that of the joined batch. Items closer than 1e-4 (duplicates, which no weights can tell apart) count as
     that far and get no gradient: the derivative 1 / distance would overflow half precision.
     """
 
-    def __init__(self, *, least_distance: float = 1e-4) -> None:
-        super().__init__()
-        if not 0.0 < least_distance < 1.0:
-            raise ValueError(f"least_distance: accepted are values in (0, 1), not {least_distance}")
-        self.least_distance = least_distance
-
     def forward(self, *, features: Tensor) -> Tensor:
-        """Spread of one view's items.
-
-        Args:
-            features: Float[B D], of this process.
-
-        Returns:
-            Float[]: the loss of an item also moves its nearest item, so items cannot be weighted one by one.
+        """Float[]: spread of one view's items, Float[B D] of this process. The loss of an item also moves its nearest item, so items cannot
+        be weighted one by one.
 
         Raises:
             ValueError: the batch of all processes has a single item.
@@ -47,4 +38,4 @@ class KoLeo(Objective):
                 own = torch.arange(num_items, device=rows.device) + num_items * rank()
                 nearest = cosines.scatter(1, own.unsqueeze(1), -2.0).argmax(dim=1)
             distances = F.pairwise_distance(rows, others[nearest], eps=1e-8)  # [B]
-        return -torch.log(distances.clamp(min=self.least_distance) + 1e-8).mean()
+        return -torch.log(distances.clamp(min=_LEAST_DISTANCE) + 1e-8).mean()

@@ -27,18 +27,12 @@ def write_cloud_report(
     threshold: float = 0.5,
     layers: Layers = "all",
 ) -> Path:
-    """Write the page of some clouds.
+    """Write the page of some clouds. The arguments are those of `write_report`, except:
 
     Args:
-        encoders: encoders of points, by the name that they are shown under; in evaluation mode.
+        encoders: encoders of points.
         files: clouds and meshes, which are moved into the unit sphere.
-        out: a new .html file; its folder is made where it is missing.
         size: number of points; None is that of the first card.
-        threshold: threshold that the page opens with.
-        layers: blocks whose attention is stored, counted from 0, or from the last in negative numbers; or "all", or "last".
-
-    Returns:
-        The file.
 
     Raises:
         ValueError: a file cannot be read, or see `write_page`.

@@ -50,20 +50,12 @@ def write_page(
     threshold: float,
     layers: Layers,
 ) -> Path:
-    """Write the page of one kind of items.
+    """Write the page of one kind of items; the other arguments and the result are those of `write_report`.
 
     Args:
-        encoders: encoders by the name that they are shown under; in evaluation mode.
-        files: the items.
         modality: name of the kind of items, which every encoder must be for.
         part: name of the .html and the .js file beside this one that show such items.
         contents: makes `images`, `backbones` and `views` of the files, once all arguments have been checked.
-        out: a new .html file; its folder is made where it is missing.
-        threshold: threshold that the page opens with.
-        layers: blocks whose attention is stored, counted from 0, or from the last in negative numbers; or "all", or "last".
-
-    Returns:
-        The file.
 
     Raises:
         ValueError: `out` exists or is no .html file, or an argument does not fit an encoder.

@@ -7,11 +7,7 @@ from glpretrain.training.warm_start import Trunk
 
 
 def require_end(*, steps: int, epochs: int | None) -> None:
-    """Refuse a run without an end, which its schedules need to know.
-
-    Args:
-        steps: the trainer's `max_steps`; -1 for none.
-        epochs: its `max_epochs`; -1 or None for none.
+    """Refuse a run without an end, which its schedules need to know; the trainer's -1, or None for epochs, stands for no end.
 
     Raises:
         ValueError: there are neither steps nor epochs.

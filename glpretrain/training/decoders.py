@@ -14,11 +14,7 @@ NORM_EPS = 1e-6  # of every layer norm, as in the constructors of MAE and FSFM; 
 
 
 def sincos_position(grid: tuple[int, int], dim: int) -> Tensor:
-    """Fixed two-dimensional sine-cosine positions, Float[N dim] (MAE util/pos_embed.py: half of the width for each axis).
-
-    Args:
-        grid: rows and columns of tokens, N in all.
-        dim: width of a token.
+    """Float[N dim]: fixed two-dimensional sine-cosine positions, half of the width for each axis (MAE util/pos_embed.py).
 
     Raises:
         ValueError: `dim` is not a multiple of four.
@@ -36,16 +32,13 @@ def sincos_position(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def with_mask_tokens(tokens: Tensor, *, mask_token: Tensor, keep: Tensor, num_tokens: int) -> Tensor:
-    """Put the kept patches back to their places, and the mask token everywhere else.
+    """Float[B 1+N E]: the kept patches at their places, and the mask token everywhere else.
 
     Args:
         tokens: Float[B 1+M E], `cls` and the kept patches.
         mask_token: Float[E].
         keep: Int[B M], places of the kept patches.
         num_tokens: number of all patches N.
-
-    Returns:
-        Float[B 1+N E].
     """
     full = mask_token.to(tokens.dtype).expand(len(tokens), num_tokens, -1)  # [B N E]
     full = full.scatter(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]), tokens[:, 1:])
@@ -96,16 +89,13 @@ class TokenDecoder(nn.Module):
         self.predict = truncated_linear(embed_dim, patch_dim)
 
     def forward(self, cls: Tensor, patches: Tensor, *, keep: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Predict all tokens from the kept ones.
+        """Float[B N patch_dim]: all tokens, predicted from the kept ones.
 
         Args:
             cls: Float[B D].
             patches: Float[B M D], the kept tokens.
             keep: Int[B M], places of the kept tokens.
             grid: rows and columns of tokens, N in all.
-
-        Returns:
-            Float[B N patch_dim].
         """
         tokens = self.embed(torch.cat([cls.unsqueeze(1), patches], dim=1))  # [B 1+M E]
         tokens = with_mask_tokens(tokens, mask_token=self.mask_token, keep=keep, num_tokens=grid[0] * grid[1])  # [B 1+N E]
@@ -162,16 +152,13 @@ class RepresentationDecoder(nn.Module):
         _init_xavier(self)
 
     def forward(self, cls: Tensor, patches: Tensor, *, grid: tuple[int, int], keep: Tensor | None = None) -> Tensor:
-        """The vector of the whole item.
+        """Float[B D]: the vector of the whole item.
 
         Args:
             cls: Float[B D].
             patches: Float[B M D], the kept tokens, or all N.
             grid: rows and columns of tokens, N in all.
             keep: Int[B M], places of the kept tokens; None where all are given.
-
-        Returns:
-            Float[B D].
         """
         tokens = self.embed(torch.cat([cls.unsqueeze(1), patches], dim=1))  # [B 1+M D]
         if keep is not None:

@@ -98,32 +98,27 @@ class Hallucinator(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
 
     def forward(self, queries: Tensor, keys: Tensor, *, strengths: Tensor) -> Tensor:
-        """One more query for every query.
+        """Float[... B D], not normalised: one more query for every query.
 
         Args:
             queries: Float[... B D].
             keys: Float[... B D], broadcast against the queries.
             strengths: Float[B].
-
-        Returns:
-            Float[... B D], not normalised.
         """
         strengths = strengths.unsqueeze(-1)
         pushed = (1.0 + strengths) * queries - strengths * keys
         return self.mlp(torch.cat([queries.expand_as(pushed), pushed], dim=-1))
 
     def positives(self, queries: Tensor, keys: Tensor, *, index: Tensor, progress: float) -> Tensor:
-        """`forward` between unit rows, with one strength per item and step. The official code draws one per batch, so that its result
-        depends on how the items are distributed over processes.
+        """Float[... B D]: `forward` between rows of length one in float32, with one strength per item and step.
+
+        The official code draws one per batch, so that its result depends on how the items are distributed over processes.
 
         Args:
             queries: Float[... B D].
             keys: Float[... B D], broadcast against the queries.
             index: Int[B], dataset index of each item.
             progress: progress of the run, in [0, 1].
-
-        Returns:
-            Float[... B D], float32 rows of length one.
         """
         item_keys = rng.item_keys(seed=_HALLUCINATION, epoch=round(progress * 2**40), index=index)
         unit = F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)

@@ -22,11 +22,7 @@ class State(nn.Module, ABC):
 
     @abstractmethod
     def advance(self, progress: float = 0.0) -> None:
-        """Move by one optimizer step.
-
-        Args:
-            progress: share of the run that was done before this step, for states that move at certain shares of it.
-        """
+        """Move by one optimizer step; `progress`, the share of the run done before it, is for states that move at certain shares."""
 
     @abstractmethod
     def discard(self) -> None:
@@ -65,12 +61,7 @@ class FeatureQueue(State):
 
     @torch.no_grad()
     def update(self, features: Tensor, *, chosen: Tensor | None = None) -> None:
-        """Gather the features of one micro-batch; the queue itself moves in `advance`.
-
-        Args:
-            features: Float[V B D].
-            chosen: Bool[B], True for the items that enter the queue; None stands for all.
-        """
+        """Gather one micro-batch, Float[V B D], or the items of it that Bool[B] chooses; the queue itself moves in `advance`."""
         num_views, num_items, _ = features.shape
         flags = features.new_ones(num_items) if chosen is None else chosen
         assert flags.shape == (num_items,), f"{tuple(features.shape)} and {tuple(flags.shape)}"
@@ -109,15 +100,7 @@ class FeatureQueue(State):
 
     @torch.no_grad()
     def neighbours(self, queries: Tensor, *, count: int) -> Tensor:
-        """The rows of the highest cosine similarity, most similar first, as they are stored.
-
-        Args:
-            queries: Float[B D].
-            count: number of neighbours k.
-
-        Returns:
-            Float[B k D].
-        """
+        """Float[B k D]: the k = `count` rows of the highest cosine similarity with Float[B D], most similar first, as they are stored."""
         # In float32: with half of the bits, the eighth and the ninth neighbour are often equally similar.
         with torch.autocast(device_type=queries.device.type, enabled=False):
             # The products are divided by the lengths, not the rows: a normalised copy of a large memory would cost more than the search.

@@ -116,19 +116,14 @@ class Optimization:
         Args:
             encoder: the trunk, whose layers learn at rates of their own.
             others: (name, parameter) of heads and decoders, at full rate.
-            from_weights: the run starts from trained weights.
+            from_weights: whether the run starts from trained weights.
         """
         layer_decay = self.layer_decay if self.layer_decay is not None else _LAYER_DECAY_FROM_WEIGHTS if from_weights else 1.0
         groups = parameter_groups(encoder, others, layer_decay=layer_decay, patch_lr=self.patch_lr)
         return torch.optim.AdamW(groups, lr=self.lr(0.0), betas=self.betas, weight_decay=0.0)
 
     def set_step(self, optimizer: torch.optim.Optimizer, progress: float, *, trunk_rate: float = 1.0) -> dict[str, float]:
-        """Set rates and decays for one step.
-
-        Args:
-            optimizer: optimizer that `optimizer` made.
-            progress: share of the run that is done.
-            trunk_rate: factor on the rates of the trunk.
+        """Set rates and decays of one step, those of the trunk times `trunk_rate`.
 
         Returns:
             Rate and decay before the factors of groups, by name.
@@ -165,11 +160,8 @@ def parameter_groups(
 ) -> list[dict]:
     """Groups for an optimizer; each carries `lr_scale` and `decays`, which the schedules are multiplied with, and `is_trunk`.
 
-    Args:
-        encoder: encoder whose parameters learn at `layer_decay` ** (number of layers above them).
-        others: (name, parameter) of heads and decoders, at full rate.
-        layer_decay: factor in (0, 1] from a layer to the one below; 1 gives every layer the same rate.
-        patch_lr: one more factor on the rate of the patch embedding.
+    `encoder` and `others` are those of `Optimization.optimizer`, the factors those of `Optimization`. A layer of the encoder learns at
+    `layer_decay` ** (number of layers above it).
 
     Raises:
         ValueError: `patch_lr` is given for an encoder without a patch embedding.

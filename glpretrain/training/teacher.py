@@ -90,14 +90,7 @@ class FrozenTeacher(nn.Module):
         return self
 
     def prepare(self, views: Tensor, *, card: EncoderCard) -> Tensor:
-        """Bring views to the expert's size and normalisation.
-
-        Args:
-            views: Float[B C H W], normalised for the student.
-            card: card of the student's encoder.
-
-        Returns:
-            Float[B C h w] in the expert's size and normalisation, in float32.
+        """Float[B C h w]: views, Float[B C H W] normalised for the student's card, in the expert's size and normalisation, in float32.
 
         Raises:
             ValueError: the student's items have another number of channels.
@@ -117,15 +110,7 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, views: Tensor, *, card: EncoderCard) -> EncoderOutput:
-        """The expert's features of views, without gradient.
-
-        Args:
-            views: Float[B C H W], normalised for the student.
-            card: card of the student's encoder.
-
-        Returns:
-            Its output in float32, with the N tokens of `grid`.
-        """
+        """The expert's output in float32, without gradient and with the N tokens of `grid`; arguments as in `prepare`."""
         with torch.autocast(device_type=views.device.type, enabled=False):
             output = self.encoder(self.prepare(views, card=card).to(next(self.encoder.parameters()).dtype))
         registers = None if output.registers is None else output.registers.float()

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from batches import batch_of
+from batches import batch_of, unpatchify
 from golden import assert_matches, load, noise, official_weights
 from torch import Tensor
 
 from glpretrain.core.keys import item_keys
-from glpretrain.core.patches import unpatchify
 from glpretrain.data.views import CollapsedGroups
 from glpretrain.encoders import PointTransformer, ViT
 from glpretrain.methods import DCGLR, MAE, MMC, LocalContrast, PointMAE

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
+from batches import unpatchify
 from golden import assert_matches, load, wave
 from torch import Tensor, nn
 
-from glpretrain.core.patches import unpatchify
 from glpretrain.training.heads import ContrastHead, PixelHead, ProjectionHead, Prototypes
 
 DINO, SIT = load("dino_head"), load("sit_heads")

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from batches import unpatchify
 from golden import assert_matches, load, wave
 
 from glpretrain.core import keys
-from glpretrain.core.patches import patchify, unpatchify
+from glpretrain.core.patches import patchify
 from glpretrain.masking import RandomMask, visible_indices
 from glpretrain.objectives.reconstruction import PatchPixels
 

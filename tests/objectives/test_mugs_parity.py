@@ -34,7 +34,7 @@ def test_losses_gradients_queue_and_centre_follow_the_official_code(number: int,
     G, V, B, D, K, P = (setting[axis] for axis in "GVBDKP")
     contrast = QueueInfoNCE(dim=D, queue_size=K)
     contrast.queue.rows.copy_(unit(noise(K, D, name=f"queue{number}")))
-    group = ViewDistillation(num_prototypes=P, balanced=True)
+    group = ViewDistillation(num_prototypes=P)
     pairs = []
     for i, step in enumerate(setting["steps"]):
         queries = unit(noise(V, B, D, name=f"queries{number}.{i}")).requires_grad_()
@@ -42,7 +42,7 @@ def test_losses_gradients_queue_and_centre_follow_the_official_code(number: int,
         loss = contrast(queries=queries, keys=keys).mean()
         student = (2 * noise(V, B, P, name=f"student{number}.{i}")).requires_grad_()
         teacher = noise(G, B, P, name=f"teacher{number}.{i}")
-        group_loss = group(student_logits=student, teacher_logits=teacher, teacher_temp=step["teacher_temp"]).mean()
+        group_loss = group(student_logits=student, teacher_logits=teacher, teacher_temp=step["teacher_temp"], balanced=True).mean()
         (loss + group_loss).backward()
         contrast.update(keys=keys)
         group.update(teacher_logits=teacher)

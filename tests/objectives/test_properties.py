@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from batches import unpatchify
 
 from glpretrain.core.frames import crop_frames, token_centres
-from glpretrain.core.patches import patchify, unpatchify
+from glpretrain.core.patches import patchify
 from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
 from glpretrain.objectives.reconstruction import CorruptedPixels, PatchPixels

@@ -37,16 +37,7 @@ class CollapsedGroups(Corruption):
         self.num_blocks = num_blocks
 
     def __call__(self, views: Tensor, keys: Tensor, *, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Corrupt one view of each item.
-
-        Args:
-            views: Float[B P 3].
-            keys: Int[B].
-            grid: grid (N,) of the encoder, whose tokens are the groups.
-
-        Returns:
-            Float[B P 3], and Bool[B P], True where a point was moved. The centres are never moved.
-        """
+        """As `Corruption`, on clouds Float[B P 3] by the encoder's grid (N,), whose tokens are the groups. Centres are never moved."""
         (num_groups,) = grid
         centre_index = farthest_points(views, count=num_groups)  # [B N]
         centres = take(views, centre_index)  # [B N 3]

@@ -25,11 +25,7 @@ _ORDER, _STAIN = 1, 2  # purposes of keys: the order of the four jitter operatio
 
 
 def require_rgb(spec: ViewSpec, *, channels: int) -> None:
-    """Refuse operations that are defined for RGB only.
-
-    Raises:
-        ValueError: `spec` has such an operation, and there are not three channels.
-    """
+    """Refuse, with a ValueError, operations that are defined for RGB only where there are not three channels."""
     if channels == 3:
         return
     if spec.strong is not None:
@@ -50,18 +46,10 @@ def _per_sample(values: Tensor) -> Tensor:
 
 
 def blend(images: Tensor, *, brightness: Tensor | None = None, contrast: Tensor | None = None, saturation: Tensor | None = None) -> Tensor:
-    """Blend every item with black (brightness), with its mean grey (contrast) or with its grey version (saturation), and clamp it.
+    """Blend every item with black (brightness), its mean grey (contrast) or its grey version (saturation, RGB only), and clamp it.
 
-    Items with different operations share one pass, f * image + (1 - f) * other, in which only `other` differs.
-
-    Args:
-        images: Float[B C H W].
-        brightness: Float[B], factor. At most one of the three factors of an item may differ from 1.
-        contrast: Float[B], factor.
-        saturation: Float[B], factor; RGB only.
-
-    Returns:
-        Float[B C H W].
+    Items with different operations share one pass, f * image + (1 - f) * other, in which only `other` differs. Images are Float[B C H W].
+    The three factors are Float[B]; at most one of an item's may differ from 1.
     """
     factor = images.new_ones(images.shape[0], 1, 1, 1)
     other = images.new_zeros(())
@@ -79,16 +67,9 @@ def blend(images: Tensor, *, brightness: Tensor | None = None, contrast: Tensor 
 
 
 def shift_hue(images: Tensor, *, turns: Tensor) -> Tensor:
-    """Rotate the hue of RGB images in HSV, as `adjust_hue` of kornia does (there, a full turn is 2 pi).
+    """Rotate the hue of RGB, Float[B 3 H W], in HSV by Float[B] full turns, as kornia's `adjust_hue` does (there, a full turn is 2 pi).
 
     This is the most expensive of all operations. The closed form of RGB -> HSV -> RGB is 2.5 times faster than kornia's implementation.
-
-    Args:
-        images: Float[B 3 H W].
-        turns: Float[B], rotation as a share of a full turn.
-
-    Returns:
-        Float[B 3 H W].
     """
     red, green, blue = images.unbind(1)
     value = images.amax(dim=1)
@@ -105,15 +86,12 @@ def shift_hue(images: Tensor, *, turns: Tensor) -> Tensor:
 
 
 def blur_weights(sigma: Tensor, *, size: int, max_sigma: float) -> Tensor:
-    """Matrices of a Gaussian blur along one axis, with reflection at the borders.
+    """Float[B size size], rows sum to 1: matrices of a Gaussian blur along one axis, with reflection at the borders.
 
     Args:
         sigma: Float[B], standard deviation in pixels; a value close to 0 gives the identity.
         size: number of pixels along the axis.
         max_sigma: largest possible sigma; the kernel reaches three times as far, or to the end of the axis.
-
-    Returns:
-        Float[B size size]; rows sum to 1.
     """
     radius = min(math.ceil(3.0 * max_sigma), size - 1)
     taps = get_gaussian_kernel1d(2 * radius + 1, sigma.unsqueeze(-1))  # [B taps]
@@ -126,15 +104,9 @@ def blur_weights(sigma: Tensor, *, size: int, max_sigma: float) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, *, sigma: Tensor, max_sigma: float) -> Tensor:
-    """Blur every item with its own sigma. Two matrix products take half the time of a grouped convolution on a CPU.
+    """Blur every item of Float[B C H W] with its own sigma, Float[B] in pixels and at most `max_sigma`.
 
-    Args:
-        images: Float[B C H W].
-        sigma: Float[B], standard deviation in pixels.
-        max_sigma: largest possible sigma.
-
-    Returns:
-        Float[B C H W].
+    Two matrix products take half the time of a grouped convolution on a CPU.
     """
     H, W = images.shape[-2:]
     rows = blur_weights(sigma, size=H, max_sigma=max_sigma)
@@ -175,16 +147,7 @@ def _jitter(images: Tensor, *, spec: ViewSpec, draws: Tensor, place: Tensor) -> 
 
 
 def augment(images: Tensor, *, spec: ViewSpec, keys: Tensor) -> Tensor:
-    """Apply all colour operations of a view: stain, then jitter, grayscale, blur and solarize in the order of DINO.
-
-    Args:
-        images: Float[B C H W] in [0, 1].
-        spec: probabilities and strengths.
-        keys: Int[B].
-
-    Returns:
-        Float[B C H W] in [0, 1].
-    """
+    """Apply all colour operations to Float[B C H W] in [0, 1]: stain, then jitter, grayscale, blur and solarize in DINO's order."""
     draws = rng.uniform(keys, _DRAWS)
     if spec.stain > 0:
         images = jitter_stain(images, strength=spec.stain, prob=spec.stain_prob, keys=rng.fold_in(keys, _STAIN))

@@ -21,18 +21,15 @@ _BITS = 24  # bits of a uniform number
 
 
 def rectangles(keys: Tensor, *, size: tuple[int, int], prob: float) -> Tensor:
-    """Draw the rectangles that are erased.
+    """Int[B 4] for keys Int[B]: top, left, bottom, right of what is erased, the last two exclusive; all 0 where nothing is erased.
 
-    A try draws an area U(.02, 1/3) of the view and a ratio exp(U(log .3, log 1/.3)) of height to width, rounded to pixels. The first of
-    ten tries that is smaller than the view is placed uniformly. If none is smaller, nothing is erased.
+    A try draws an area U(.02, 1/3) of the view and a ratio exp(U(log .3, log 1/.3)) of height to width, rounded to pixels. The first of ten
+    tries that is smaller than the view is placed uniformly. If none is smaller, nothing is erased.
 
     Args:
         keys: Int[B].
         size: height and width of the views.
         prob: probability that a rectangle of a view is erased.
-
-    Returns:
-        Int[B 4]: top, left, bottom, right, where bottom and right are exclusive; all 0 where nothing is erased.
     """
     H, W = size
     draws = rng.uniform(rng.fold_in(keys, _RECTANGLE), 2 * _TRIES + 3)
@@ -74,16 +71,6 @@ def _fill(images: Tensor, *, keys: Tensor, box: Tensor) -> Tensor:
 
 
 def erase(images: Tensor, *, keys: Tensor, selected: Tensor, prob: float) -> Tensor:
-    """Erase a rectangle of some views.
-
-    Args:
-        images: Float[B C H W] in [0, 1].
-        keys: Int[B].
-        selected: Bool[B], the views in which a rectangle may be erased.
-        prob: probability that it is erased in such a view.
-
-    Returns:
-        Float[B C H W]; the noise may lie outside [0, 1].
-    """
+    """Erase a rectangle, with probability `prob`, of each selected view, Bool[B], of Float[B C H W]; the noise may lie outside [0, 1]."""
     box = rectangles(keys, size=(images.shape[2], images.shape[3]), prob=prob)
     return apply_where(images, where=selected & (box[:, 2] > 0), change=_fill, per_item={"keys": keys, "box": box})

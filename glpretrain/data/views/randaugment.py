@@ -82,16 +82,13 @@ def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def tables(images: Tensor, *, operation: Tensor, magnitude: Tensor, factor: Tensor) -> Tensor:
-    """Lookup tables of pointwise operations: the new value for each value of each channel.
+    """UInt8[B 3 256]: lookup tables of pointwise operations, the new value for each value of each channel.
 
     Args:
         images: UInt8[B 3 H W].
         operation: Int[B], index into `OPERATIONS`, below 8.
         magnitude: Float[B] in [0, 10].
         factor: Float[B], factor of Contrast and Brightness.
-
-    Returns:
-        UInt8[B 3 256].
     """
     B, C, H, W = images.shape
     device = images.device
@@ -153,15 +150,12 @@ def _sharpness(images: Tensor, *, factor: Tensor) -> Tensor:
 
 
 def affine(operation: Tensor, *, level: Tensor, aspect: Tensor) -> Tensor:
-    """Affine maps from output to input points, in the unit square of a stretched item.
+    """Float[B 2 3]: affine maps from output to input points in the unit square of a stretched item, source = matrix @ (x, y, 1).
 
     Args:
         operation: Int[B], index into `OPERATIONS`; the map is the identity unless the operation moves pixels.
         level: Float[B], signed share of the largest magnitude.
         aspect: Float[B], true width / height.
-
-    Returns:
-        Float[B 2 3], source = matrix @ (x, y, 1).
     """
     one, zero = torch.ones_like(level), torch.zeros_like(level)
     angle = torch.where(operation == _ROTATE, level * (torch.pi / 6.0), 0.0)  # 30 degrees
@@ -194,7 +188,7 @@ def _move(images: Tensor, *, operation: Tensor, level: Tensor, aspect: Tensor, f
 
 
 def apply(images: Tensor, *, operation: Tensor, magnitude: Tensor, negative: Tensor, aspect: Tensor, fill: Sequence[int]) -> Tensor:
-    """Apply one operation to each item.
+    """Apply one operation to each item of UInt8[B 3 H W].
 
     Args:
         images: UInt8[B 3 H W].
@@ -203,9 +197,6 @@ def apply(images: Tensor, *, operation: Tensor, magnitude: Tensor, negative: Ten
         negative: Bool[B], whether an operation rotates, shears, shifts or blends in the opposite direction.
         aspect: Float[B], true width / height.
         fill: fill colour of points outside the image, one value per channel.
-
-    Returns:
-        UInt8[B 3 H W].
     """
     level = torch.where(negative, -magnitude, magnitude) / MAX_MAGNITUDE
     factor = 1.0 + 0.9 * level
@@ -219,15 +210,10 @@ def apply(images: Tensor, *, operation: Tensor, magnitude: Tensor, negative: Ten
 
 
 def draw(keys: Tensor, *, strong: Strong) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw the operations of each item.
-
-    Args:
-        keys: Int[B].
-        strong: number, probability and magnitude of the operations.
+    """Draw the operations of each item, for keys Int[B].
 
     Returns:
-        Int[B num_ops] index into `OPERATIONS`, -1 for no operation; Float[B num_ops] magnitudes; Bool[B num_ops] whether the direction is
-        negative.
+        Int[B num_ops] index into `OPERATIONS`, -1 for none; Float[B num_ops] magnitudes; Bool[B num_ops], True: in the negative direction.
     """
     operations = rng.permutation(rng.fold_in(keys, _ORDER), NUM_OPERATIONS)[:, : strong.num_ops]
     applied = rng.uniform(rng.fold_in(keys, _APPLIED), strong.num_ops) < strong.op_prob

@@ -85,7 +85,7 @@ def axis_weights(
     interpolation: Literal["bilinear", "bicubic"],
     flip: Tensor | None = None,
 ) -> Tensor:
-    """Resampling matrices along one axis.
+    """Float[B size source], rows sum to 1: resampling matrices along one axis.
 
     Args:
         start: Float[B], start of the crop, as a share of the axis.
@@ -94,9 +94,6 @@ def axis_weights(
         size: number of output pixels along the axis.
         interpolation: interpolation kernel.
         flip: Float[B], 1 where the axis is reversed.
-
-    Returns:
-        Float[B size source], rows sum to 1.
     """
     reach = 2.0 if interpolation == "bicubic" else 1.0
     stretch = ((end - start) * (source / size)).clamp_min(1.0).view(-1, 1, 1)  # widens the kernel where the crop shrinks
@@ -119,32 +116,16 @@ def axis_weights(
 
 
 def separable(images: Tensor, *, rows: Tensor, columns: Tensor) -> Tensor:
-    """Apply one matrix along the height and one along the width of every item.
-
-    Args:
-        images: Float[B C H W].
-        rows: Float[B h H].
-        columns: Float[B w W].
-
-    Returns:
-        Float[B C h w].
-    """
+    """Float[B C h w]: images Float[B C H W] after one matrix along the height, Float[B h H], and one along the width, Float[B w W]."""
     B, C, H, W = images.shape
     across = torch.bmm(images.reshape(B, C * H, W), columns.transpose(1, 2)).unflatten(1, (C, H))  # [B C H w]
     return torch.matmul(rows.unsqueeze(1), across)  # [B C h w]
 
 
 def crop(images: Tensor, *, boxes: Tensor, size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]) -> Tensor:
-    """Crop, resize and flip; `stain.turn` does the quarter turns. Bicubic interpolation may leave the range of the input, as in torch.
+    """Float[B C h w]: crops of Float[B C H W] by boxes Float[B 5], resized to (h, w) and flipped; `stain.turn` does the quarter turns.
 
-    Args:
-        images: Float[B C H W].
-        boxes: Float[B 5].
-        size: height and width of the result.
-        interpolation: interpolation kernel.
-
-    Returns:
-        Float[B C h w].
+    Bicubic interpolation may leave the range of the input, as in torch.
     """
     x0, y0, x1, y1, orientation = boxes.unbind(-1)
     flip = orientation % 2
@@ -154,16 +135,7 @@ def crop(images: Tensor, *, boxes: Tensor, size: tuple[int, int], interpolation:
 
 
 def crop_nearest(labels: Tensor, *, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same crop of a label map: every output pixel takes the label at its centre.
-
-    Args:
-        labels: Int[B H W].
-        boxes: Float[B 5].
-        size: height and width of the result.
-
-    Returns:
-        Int[B h w].
-    """
+    """Int[B h w]: the same crop of label maps Int[B H W]; every output pixel takes the label at its centre."""
     B, H, W = labels.shape
     x0, y0, x1, y1, orientation = boxes.unbind(-1)
     flip = orientation % 2

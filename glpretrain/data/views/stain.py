@@ -19,15 +19,14 @@ _PROB, _AMOUNTS = range(2)
 
 
 def restain(images: Tensor, *, gains: Tensor, offsets: Tensor) -> Tensor:
-    """Scale and shift the amount of each dye in every pixel.
+    """Float[B 3 H W] in [0, 1]: images with the amount of each dye scaled and shifted in every pixel.
+
+    With gains of 1 and offsets of 0 it is the input up to rounding, where no value is below 0.001.
 
     Args:
         images: Float[B 3 H W] in [0, 1].
         gains: Float[B 3], factors of haematoxylin, eosin and DAB.
         offsets: Float[B 3], added amounts in units of the dyes.
-
-    Returns:
-        Float[B 3 H W] in [0, 1]. With gains of 1 and offsets of 0 it is the input up to rounding, where no value is below 0.001.
     """
     density = -torch.log(images.clamp(min=_DARKEST))
     # The nine numbers stay on the host: a matrix would have to be copied to the device, and the copy would wait for it.
@@ -45,14 +44,7 @@ def _mixed(planes: Sequence[Tensor], *, weights: Sequence[Sequence[float]]) -> l
 def jitter_stain(images: Tensor, *, strength: float, prob: float, keys: Tensor) -> Tensor:
     """Multiply every dye of a selected item by U(1 - strength, 1 + strength), and add U(-strength, strength).
 
-    Args:
-        images: Float[B 3 H W] in [0, 1].
-        strength: half the width of both ranges.
-        prob: probability that an item is selected.
-        keys: Int[B].
-
-    Returns:
-        Float[B 3 H W] in [0, 1]; the other items are unchanged.
+    An item of Float[B 3 H W] in [0, 1] is selected with probability `prob`, by keys Int[B]; the other items are unchanged.
     """
     draws = strength * (2.0 * rng.uniform(rng.fold_in(keys, _AMOUNTS), 2, 3) - 1.0)  # [B 2 3]
     selected = rng.uniform(rng.fold_in(keys, _PROB)) < prob
@@ -61,29 +53,13 @@ def jitter_stain(images: Tensor, *, strength: float, prob: float, keys: Tensor) 
 
 
 def quarter_turns(keys: Tensor, *, prob: float) -> Tensor:
-    """Draw a number of turns by 90 degrees: 1, 2 and 3 are equally likely, with probability `prob` together.
-
-    Args:
-        keys: Int[*S].
-        prob: probability that an item is turned.
-
-    Returns:
-        Int[*S].
-    """
+    """Int[*S] for keys Int[*S]: a number of turns by 90 degrees; 1, 2 and 3 are equally likely, with probability `prob` together."""
     draws = rng.uniform(keys, 2)
     return torch.where(draws[..., 0] < prob, 1 + torch.floor(3.0 * draws[..., 1]).long(), 0)
 
 
 def turn(images: Tensor, *, turns: Tensor) -> Tensor:
-    """Turn every item counterclockwise, as `torch.rot90` does, without waiting for the device.
-
-    Args:
-        images: [B C S S], square images.
-        turns: Int[B], number of quarter turns in {0, 1, 2, 3}.
-
-    Returns:
-        [B C S S].
-    """
+    """Turn every item of [B C S S] counterclockwise by Int[B] quarter turns, as `torch.rot90` does, without waiting for the device."""
     turns = turns.view(-1, 1, 1, 1)
     images = torch.where(turns % 2 == 1, torch.rot90(images, 1, (2, 3)), images)
     return torch.where(turns >= 2, torch.rot90(images, 2, (2, 3)), images)

@@ -16,16 +16,13 @@ from glpretrain.evaluate.metrics.intervals import bootstrap_interval
 
 
 def confusion(truth: Tensor, predicted: Tensor, *, num_classes: int, num_predicted: int) -> Tensor:
-    """Number of pixels of each true class by predicted class, image by image.
+    """Int[B C P]: number of pixels of each true class by predicted class, image by image.
 
     Args:
         truth: Int[B H W], true classes, -1 where a pixel does not count.
         predicted: Int[B H W], predicted classes or clusters.
         num_classes: number of classes C.
         num_predicted: number of predicted classes or clusters P.
-
-    Returns:
-        Int[B C P].
     """
     image = torch.arange(len(truth))[:, None, None]
     cell = (image * num_classes + truth) * num_predicted + predicted  # [B H W]
@@ -34,11 +31,7 @@ def confusion(truth: Tensor, predicted: Tensor, *, num_classes: int, num_predict
 
 
 def areas(counts: Tensor) -> Tensor:
-    """What the scores need of a confusion, Int[*S C C]: correct, true and predicted pixels of each class.
-
-    Returns:
-        Float64[*S 3 C].
-    """
+    """Float64[*S 3 C]: what the scores need of a confusion, Int[*S C C]: correct, true and predicted pixels of each class."""
     return torch.stack([counts.diagonal(dim1=-2, dim2=-1), counts.sum(dim=-1), counts.sum(dim=-2)], dim=-2).double()
 
 

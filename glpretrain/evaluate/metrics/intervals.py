@@ -24,14 +24,7 @@ def rate_interval(rate: float, *, count: int) -> float:
 
 
 def mean_interval(values: Tensor) -> float:
-    """Half-width of the normal 95 % interval of a mean.
-
-    Args:
-        values: Float[B], independent observations.
-
-    Returns:
-        Infinity for a single value.
-    """
+    """Half-width of the normal 95 % interval of a mean of independent observations, Float[B]; infinity for a single value."""
     count = len(values)
     return math.inf if count < 2 else Z95 * values.std().item() / math.sqrt(count)
 

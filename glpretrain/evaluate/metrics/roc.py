@@ -60,14 +60,11 @@ def _curve(found: Detections, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def auc(found: Detections, weights: Tensor) -> Tensor:
-    """Area under the curve.
+    """Float[R]: area under the curve, NaN where a class is missing.
 
     Args:
         found: scores and classes of B items.
         weights: Float[R B], how often each item counts.
-
-    Returns:
-        Float[R], NaN where a class is missing.
     """
     false, true = _curve(found, weights)
     return torch.trapezoid(true, false, dim=1)

@@ -27,15 +27,7 @@ def scored_frames(masks: Tensor) -> list[int]:
 
 
 def object_scores(predictions: Tensor, masks: Tensor) -> Tensor:
-    """J and F of each object of the first mask, means over the scored frames.
-
-    Args:
-        predictions: Int[T H W], predicted ids.
-        masks: Int[T H W], true ids as in `Video`.
-
-    Returns:
-        Float[O 2]; NaN where no frame is scored.
-    """
+    """Float[O 2]: J and F of each object of the first mask, means over the scored frames (NaN without any); ids are Int[T H W]."""
     scores = torch.empty(len(object_ids(masks)), len(scored_frames(masks)), 2, dtype=torch.float64)
     for column, time in enumerate(scored_frames(masks)):
         known = masks[time] != IGNORED
@@ -47,13 +39,7 @@ def object_scores(predictions: Tensor, masks: Tensor) -> Tensor:
 
 
 def region_similarity(prediction: Tensor, truth: Tensor, *, known: Tensor) -> float:
-    """J: intersection over union, 1 where both are empty.
-
-    Args:
-        prediction: Bool[H W], the predicted mask.
-        truth: Bool[H W], the true mask.
-        known: Bool[H W], pixels that count.
-    """
+    """J: intersection over union of two masks, Bool[H W], over the pixels that count, Bool[H W]; 1 where both are empty."""
     union = int(((prediction | truth) & known).sum())
     return int((prediction & truth & known).sum()) / union if union else 1.0
 
@@ -61,16 +47,9 @@ def region_similarity(prediction: Tensor, truth: Tensor, *, known: Tensor) -> fl
 def boundary_similarity(prediction: Tensor, truth: Tensor, *, known: Tensor) -> float:
     """F: harmonic mean of two shares, those of each boundary that lies near the other one: within 0.8 % of the diagonal, rounded up.
 
-    The official code dilates a boundary by a disk and looks up the other one. The distance to the nearest point of the other boundary
-    is the same test, and cheaper, because boundaries have few points.
-
-    Args:
-        prediction: Bool[H W], the predicted mask.
-        truth: Bool[H W], the true mask.
-        known: Bool[H W], pixels that count; both masks lose the other ones.
-
-    Returns:
-        1 where neither has a boundary, 0 where one has.
+    The official code dilates a boundary by a disk and looks up the other one. The distance to the nearest point of the other boundary is
+    the same test, and cheaper, because boundaries have few points. Arguments as in `region_similarity`. F is 1 where neither has a
+    boundary, 0 where one has.
     """
     radius = math.ceil(_BOUNDARY_SHARE * math.hypot(*truth.shape))
     points = [np.argwhere(boundary((mask & known).numpy())) for mask in (prediction, truth)]

@@ -95,14 +95,9 @@ class AttentionSegmentation(Evaluator):
 
 
 def keep_mass(attention: Tensor, *, mass: float) -> Tensor:
-    """The places that hold the largest `mass` of each row: those where the sum of all smaller values and their own exceeds 1 - mass.
+    """Bool[*S N]: the places that hold the largest `mass` of each row of Float[*S N], whose values are not negative.
 
-    Args:
-        attention: Float[*S N], rows that are not negative.
-        mass: share of a row's sum, between 0 and 1.
-
-    Returns:
-        Bool[*S N].
+    They are those where the sum of all smaller values and their own, as a share of the row's sum, exceeds 1 - mass.
     """
     value, place = attention.sort(dim=-1, stable=True)
     kept = (value / value.sum(dim=-1, keepdim=True)).cumsum(dim=-1) > 1 - mass
@@ -110,15 +105,12 @@ def keep_mass(attention: Tensor, *, mass: float) -> Tensor:
 
 
 def jaccard_index(predicted: Tensor, truth: Tensor, *, known: Tensor) -> Tensor:
-    """Intersection over union over the pixels that count; the truth must not be empty.
+    """Float[B M]: intersection over union over the pixels that count; the truth must not be empty.
 
     Args:
         predicted: Bool[B M H W], M predicted masks of each image.
         truth: Bool[B H W], the true mask of each image.
         known: Bool[B H W], pixels that count.
-
-    Returns:
-        Float[B M].
     """
     predicted, truth = predicted & known[:, None], (truth & known)[:, None]
     return (predicted & truth).sum(dim=(-2, -1)) / (predicted | truth).sum(dim=(-2, -1))

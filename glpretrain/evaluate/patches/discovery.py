@@ -111,15 +111,12 @@ class ObjectDiscovery(Evaluator):
 
 
 def lost_box(patches: Tensor, *, grid: tuple[int, int], k_patches: int) -> Tensor:
-    """The box of LOST, in patches.
+    """Int[4]: the box of LOST in patches, as left, top, right, bottom, the last two exclusive.
 
     Args:
         patches: Float[N D], the patches of one image.
         grid: patches along height and width.
         k_patches: candidates for the expansion of the seed; all patches where there are fewer.
-
-    Returns:
-        Int[4]: left, top, right, bottom, the last two exclusive.
     """
     similarity = patches @ patches.T  # [N N]
     positive = similarity > 0

@@ -98,7 +98,7 @@ class InContextSegmentation(Evaluator):
 
 
 def attend(queries: Tensor, memory: Tensor, values: Tensor, *, k: int, temp: float) -> Tensor:
-    """The mean of the values of the k nearest, weighted by softmax(cosine / temp).
+    """Float[B C]: the mean of the values of the k nearest, weighted by softmax(cosine / temp).
 
     Args:
         queries: Float[B D], features that attend.
@@ -106,9 +106,6 @@ def attend(queries: Tensor, memory: Tensor, values: Tensor, *, k: int, temp: flo
         values: Float[M C], values of the memory.
         k: number of nearest features that count, at most M.
         temp: temperature of the softmax.
-
-    Returns:
-        Float[B C].
     """
     targets = functional.normalize(memory, dim=-1)
     found: list[Tensor] = []

@@ -169,7 +169,7 @@ class LinearSegmentation(LinearLayer):
 def fit_heads(
     patches: Tensor, shares: Tensor, *, learning_rates: Sequence[float], l2: Sequence[float], num_steps: int, patches_per_step: int
 ) -> Heads:
-    """K linear layers, fitted side by side on the same draws of patches, from no weights and biases that predict the class frequencies.
+    """K linear layers on the CPU, fitted side by side on the same draws of patches, from no weights and biases of class frequencies.
 
     Each minimises -sum(shares * log_softmax(patches @ weight + bias)) / sum(shares) + l2 / 2 * sum(weight ** 2).
 
@@ -180,9 +180,6 @@ def fit_heads(
         l2: penalty of each of K layers.
         num_steps: number of Adam's steps.
         patches_per_step: number of patches in a step, drawn with replacement.
-
-    Returns:
-        The layers, on the CPU.
 
     Raises:
         ValueError: no patch has a class.

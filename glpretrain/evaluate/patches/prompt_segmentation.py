@@ -67,16 +67,13 @@ class Places(Protocol):
         ...
 
     def iou(self, similarity: Tensor, queries: Tensor, mask: Tensor, *, known: Tensor) -> Tensor:
-        """IoU of the segment of each prompt with a mask, for all of `THRESHOLDS`.
+        """Float[M T]: IoU of the segment of each prompt with a mask, for all of `THRESHOLDS`.
 
         Args:
             similarity: Float[N N], cosines of all tokens.
             queries: Int[M], the prompts.
             mask: the mask, not empty.
             known: inputs that count.
-
-        Returns:
-            Float[M T].
         """
         ...
 
@@ -277,15 +274,7 @@ def calibration_images(items: DecodedItems, *, share: float) -> set[int]:
 
 
 def occupancy(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Share of each patch that the mask covers.
-
-    Args:
-        mask: Bool[H W], the mask.
-        grid: patches along height and width.
-
-    Returns:
-        Float[*grid].
-    """
+    """Float[*grid]: the share of each patch that the mask, Bool[H W], covers."""
     return functional.adaptive_avg_pool2d(mask.float()[None], grid)[0]
 
 
@@ -302,7 +291,7 @@ def upsampled(similarity: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def iou_at_thresholds(similarity: Tensor, mask: Tensor, *, known: Tensor) -> Tensor:
-    """IoU of `upsampled similarity > threshold` with the mask, for all of `THRESHOLDS` at once.
+    """Float[M T]: IoU of `upsampled similarity > threshold` with the mask, for all of `THRESHOLDS` at once.
 
     One histogram of the similarity inside the mask and one outside hold every threshold's counts: exact, in one pass over the pixels.
 
@@ -310,9 +299,6 @@ def iou_at_thresholds(similarity: Tensor, mask: Tensor, *, known: Tensor) -> Ten
         similarity: Float[M *grid], a map of cosines per prompt.
         mask: Bool[H W], the object, not empty.
         known: Bool[H W], pixels that count.
-
-    Returns:
-        Float[M T].
     """
     num_maps = len(similarity)
     maps = upsampled(similarity, mask.shape)  # [M H W]

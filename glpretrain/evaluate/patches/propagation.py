@@ -155,11 +155,7 @@ class LabelPropagation(Evaluator):
         return (channels, *size), (grid[0], grid[1])
 
     def propagated(self, encoder: Encoder, video: Video, *, cache: FeatureCache | None = None) -> Iterator[Tensor]:
-        """The predicted masks of every frame but the first. Of the video's masks only the first is used.
-
-        Yields:
-            Int[H W] of ids.
-        """
+        """Masks Int[H W] of ids that are predicted for every frame but the first. Of the video's masks only the first is used."""
         ids = object_ids(video.masks)
         shape, grid = self._sizes(encoder, video)
         device = device_of(encoder)
@@ -226,18 +222,14 @@ def one_hot(labels: Tensor, ids: Sequence[int]) -> Tensor:
 
 
 def propagate(target: Tensor, sources: Tensor, labels: Tensor, *, num_neighbours: int, window: int | None, temp: float) -> Tensor:
-    """Soft labels of one frame: each patch takes the weighted mean of those of its most similar sources.
+    """Float[h w C]: soft labels of one frame; each patch takes the weighted mean of those of its most similar sources.
+
+    Rows sum to one where those of all labels do. The settings are those of `LabelPropagation`.
 
     Args:
         target: Float[h w D], patches of the frame, of unit length.
         sources: Float[M h w D], patches of the source frames, of unit length.
         labels: Float[M h w C], soft labels of these.
-        num_neighbours: as in `LabelPropagation`.
-        window: as in `LabelPropagation`.
-        temp: as in `LabelPropagation`.
-
-    Returns:
-        Float[h w C]. Rows sum to one where those of all labels do.
     """
     height, width, _ = target.shape
     reach = max(height, width) if window is None else window
@@ -259,15 +251,7 @@ def propagate(target: Tensor, sources: Tensor, labels: Tensor, *, num_neighbours
 
 
 def segmentation(labels: Tensor, *, scaled: Sequence[int]) -> Tensor:
-    """The channel that wins at every pixel.
-
-    Args:
-        labels: Float[h w C], soft labels, not negative.
-        scaled: height and width of the frame that was encoded.
-
-    Returns:
-        Int[*scaled], on the CPU; the lower channel on a tie.
-    """
+    """Int[H W] on the CPU: the channel of soft labels Float[h w C], not negative, that wins at each pixel; the lower on a tie."""
     maps = functional.interpolate(labels.permute(2, 0, 1)[None], size=tuple(scaled), mode="bilinear", align_corners=False)[0]  # [C H W]
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     # A channel that is the same everywhere wins everywhere, unless it is empty: in the official code it is 0 / 0, which is the maximum.

@@ -25,16 +25,7 @@ Predictor = Callable[[Tensor, Sequence[int]], Tensor]
 def image_patches(
     encoder: Encoder, items: DecodedItems, *, features: Features, cache: FeatureCache | None
 ) -> Iterator[tuple[ItemBatch, Tensor]]:
-    """Batches of images, stretched to the evaluation size, and their patches.
-
-    Args:
-        encoder: see `Features.encode`.
-        items: the images.
-        features: how they are encoded.
-        cache: see `Features.encode`.
-
-    Yields:
-        A batch and Float[B N D].
+    """Batches of images, stretched to the evaluation size, and their patches, Float[B N D]; arguments as in `Features.encode`.
 
     Raises:
         ValueError: the features are not finite or no grid.
@@ -58,16 +49,7 @@ def checked_patches(patches: Tensor, *, count: int, encoder: Encoder, items: Dec
 
 
 def class_shares(semantic: Tensor, *, grid: tuple[int, int], num_classes: int) -> Tensor:
-    """The share of each patch's pixels that shows each class; what is to be ignored is missing from the sum of 1.
-
-    Args:
-        semantic: Int[B H W], classes of pixels, -1 to be ignored.
-        grid: patches along height and width.
-        num_classes: number of classes C.
-
-    Returns:
-        Float[B N C].
-    """
+    """Float[B N C]: the share of each patch's pixels that shows each class of Int[B H W]; pixels of -1 are missing from the sum of 1."""
     count, (height, width) = len(semantic), semantic.shape[1:]
     rows, columns = (torch.arange(length) * parts // length for length, parts in zip((height, width), grid, strict=True))
     patch = rows[:, None] * grid[1] + columns + (torch.arange(count) * grid[0] * grid[1])[:, None, None]  # [B H W]
@@ -78,16 +60,7 @@ def class_shares(semantic: Tensor, *, grid: tuple[int, int], num_classes: int) -
 
 
 def best_class(scores: Tensor, *, grid: tuple[int, int], size: Sequence[int]) -> Tensor:
-    """The class with the largest score at each pixel, the scores of patches being upsampled bilinearly.
-
-    Args:
-        scores: Float[B N C], scores of the classes for each patch.
-        grid: patches along height and width.
-        size: height and width of the image.
-
-    Returns:
-        Int[B H W].
-    """
+    """Int[B H W]: the class with the largest score at each pixel, the scores of patches, Float[B N C], being upsampled bilinearly."""
     maps = scores.transpose(1, 2).unflatten(2, grid)  # [B C h w]
     # Image by image: many classes at every pixel of a batch would be gigabytes.
     upsampled = (functional.interpolate(one, size=tuple(size), mode="bilinear", align_corners=False) for one in maps.split(1))

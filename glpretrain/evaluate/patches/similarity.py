@@ -27,16 +27,13 @@ class PairSample(NamedTuple):
 
 
 def pair_sample(similarity: Tensor, insides: Tensor, *, usable: Tensor, index: int) -> list[PairSample]:
-    """At most 2,000 pairs of either kind.
+    """At most 2,000 pairs of either kind: one sample, or none where a kind has no pair.
 
     Args:
         similarity: Float[N N], cosines of all patches of an image.
         insides: Bool[M N], the patches inside each of M objects.
         usable: Bool[N], patches that may be the outer one of an inter pair.
         index: dataset index, from which the key of the draw is made.
-
-    Returns:
-        One sample, or none where a kind has no pair.
     """
     within = [similarity[inside][:, inside] for inside in insides]
     intra = torch.cat([square[torch.ones_like(square, dtype=torch.bool).triu(1)] for square in within])  # each pair once, none with itself
@@ -109,12 +106,7 @@ def histogram_auc(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def auc(positive: Tensor, negative: Tensor) -> float:
-    """P(positive > negative) + P(equal) / 2, exact.
-
-    Args:
-        positive: Float[M], values of the one kind.
-        negative: Float[N], values of the other kind.
-    """
+    """P(positive > negative) + P(equal) / 2, exact, of values Float[M] of the one kind and Float[N] of the other."""
     ordered = negative.sort().values
     below = torch.searchsorted(ordered, positive, right=False)
     not_above = torch.searchsorted(ordered, positive, right=True)

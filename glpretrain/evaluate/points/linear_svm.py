@@ -148,15 +148,7 @@ def svm_predict(train: LabelledFeatures, queries: Tensor, *, inverse_l2: float, 
 
 
 def distance_histograms(points: Tensor, *, num_bins: int) -> Tensor:
-    """How distances of all pairs are distributed on [0, 2], the largest there is in a unit sphere.
-
-    Args:
-        points: Float[B P 3], points of the clouds.
-        num_bins: number of bins.
-
-    Returns:
-        Float[B num_bins], rows sum to one.
-    """
+    """Float[B num_bins], rows sum to one: distances of all pairs of Float[B P 3] on [0, 2], the largest there is in a unit sphere."""
     first, second = torch.triu_indices(points.shape[1], points.shape[1], offset=1)
     # Cloud by cloud: the pairs of a batch would be gigabytes.
     return torch.stack(

@@ -120,15 +120,14 @@ def parts_of_classes(clouds: _Clouds, *, num_classes: int, num_parts: int) -> Te
 
 
 def instance_iou(logits: Tensor, truth: Tensor, *, allowed: Tensor) -> Tensor:
-    """ShapeNetPart's score of each cloud: mean over the parts of its class, 1 for one that is neither there nor predicted.
+    """Float[B]: ShapeNetPart's score, the mean over the parts of a cloud's class, 1 for one that is neither there nor predicted.
+
+    Clouds whose class has no part are left out.
 
     Args:
         logits: Float[B P C], scores of the parts for each point.
         truth: Int[B P], true parts, -1 where a point does not count.
         allowed: Bool[B C], the parts of the cloud's class.
-
-    Returns:
-        Float[B]; clouds whose class has no part are left out.
     """
     some = allowed.any(dim=1)
     logits, truth, allowed = logits[some], truth[some], allowed[some]

@@ -90,16 +90,7 @@ class PointPrompts(Prompts):
 
 
 def share_of_cells(inside: Tensor, cell: Tensor, *, count: int) -> Tensor:
-    """Share of the points of each cell that are inside.
-
-    Args:
-        inside: Bool[P], points that are inside.
-        cell: Int[P], cell of each point.
-        count: number of cells N.
-
-    Returns:
-        Float[N]; 0 for a cell without points.
-    """
+    """Float[N]: the share of the points of each of N cells, Int[P], that are inside, Bool[P]; 0 for a cell without points."""
     sums = torch.zeros(count).index_add_(0, cell, inside.float())
     return sums / cell.bincount(minlength=count).clamp(min=1)
 
@@ -107,9 +98,7 @@ def share_of_cells(inside: Tensor, cell: Tensor, *, count: int) -> Tensor:
 def careful_click(points: Tensor, part: Tensor) -> int:
     """The point of a part that is farthest from all others of the shape; the one nearest to the mean place where there are none.
 
-    Args:
-        points: Float[P 3], points of the shape.
-        part: Bool[P], points of the part, not empty.
+    The points are Float[P 3]; those of the part, Bool[P], must not be empty.
     """
     own = part.nonzero()[:, 0]
     if part.all():
@@ -118,15 +107,12 @@ def careful_click(points: Tensor, part: Tensor) -> int:
 
 
 def point_iou(similarity: Tensor, part: Tensor, *, thresholds: Sequence[float] | Tensor = THRESHOLDS) -> Tensor:
-    """IoU of `similarity > threshold` with a part, for every threshold.
+    """Float[M T]: IoU of `similarity > threshold` with a part, for every threshold.
 
     Args:
         similarity: Float[M P], cosines of the points with M prompts.
         part: Bool[P], points of the part, not empty.
         thresholds: T thresholds.
-
-    Returns:
-        Float[M T].
     """
     above = similarity.unsqueeze(-1) > torch.as_tensor(thresholds)  # [M P T]
     intersection = (above & part[:, None]).sum(dim=1)

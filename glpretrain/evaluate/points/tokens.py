@@ -24,16 +24,7 @@ _VIEW = ((0.87, 0.5, 0.0), (-0.25, 0.43, 0.87))  # what is shown to the right an
 def point_tokens(
     encoder: Encoder, items: DecodedItems, *, features: Features, cache: FeatureCache | None
 ) -> Iterator[tuple[ItemBatch, Tensor, Tensor]]:
-    """Batches of clouds with their tokens and where these stand.
-
-    Args:
-        encoder: an encoder of points.
-        items: the clouds.
-        features: how they are encoded.
-        cache: see `Features.encode`.
-
-    Yields:
-        A batch, Float[B N D], and the centres, Float[B N 3].
+    """Batches of clouds with their tokens, Float[B N D], and the centres of these, Float[B N 3]; arguments as in `Features.encode`.
 
     Raises:
         ValueError: the features are not finite.
@@ -50,15 +41,9 @@ def cells(points: Tensor, centres: Tensor) -> Tensor:
 
 
 def at_points(scores: Tensor, *, points: Tensor, centres: Tensor) -> Tensor:
-    """Scores at centres carried over to points, as PointNet++ carries features: inverse squared distances to the nearest three.
+    """Float[B P C]: scores of tokens, Float[B N C], carried over from centres, Float[B N 3], to points, Float[B P 3].
 
-    Args:
-        scores: Float[B N C], scores of the tokens.
-        points: Float[B P 3], points of the clouds.
-        centres: Float[B N 3], centres of the tokens.
-
-    Returns:
-        Float[B P C].
+    As PointNet++ carries features: by inverse squared distances to the nearest three.
     """
     index, weight = interpolation(points, centres)  # [B P 3]
     return (take(scores, index) * weight.unsqueeze(-1)).sum(dim=2)
