@@ -66,9 +66,9 @@ class TrainingHealth(pl.Callback):
     minus ln K, which is above 0 where the student is worse than guessing. Of the backbone, in the last step: `rank_cls` and
     `rank_patches`, exp of the entropy of the normalised singular values of the centred features; `spread_cls` and `spread_patches`, share
     of their energy that is not their mean; `patch_decay`, by how much a patch is more like the next one than like any patch of its item.
-    Of the step: `update`, norm of the change of the weights over the norm of the weights; `gradient`, norm of all gradients; `distance`,
-    norm of the difference of teacher and student over the norm of the student; `pull`, 1 minus the teacher's momentum. `update` and
-    `distance` are estimates from a part of each tensor.
+    Of the step: `update`, norm of the change of the weights over the norm of the weights; `growth`, their norm over that at the start of
+    the fit; `gradient`, norm of all gradients; `distance`, norm of the difference of teacher and student over the norm of the student;
+    `pull`, 1 minus the teacher's momentum. `update`, `growth` and `distance` are estimates from a part of each tensor.
 
     Args:
         every_n_steps: number of steps between two reports.
@@ -84,6 +84,7 @@ class TrainingHealth(pl.Callback):
         self._sums: dict[str, Tensor] = {}  # Float[2 K]  assignments, first choices
         self._scalars: dict[str, Tensor] = {}  # Float[4]  sum of entropies, rows, sum of losses, their number
         self._features: dict[str, Tensor] = {}
+        self._start = torch.empty(0)  # norm of a part of the weights when the fit started
         self._before: Tensor | None = None  # part of the weights before the step of a report
         self._last: dict[str, Tensor] = {}  # part of the teacher and of every state at the last report
         self._suspected: set[str] = set()  # what the last report showed
@@ -99,6 +100,7 @@ class TrainingHealth(pl.Callback):
                 self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
         self._handles.append(pl_module.backbone().register_forward_hook(partial(self._see, trainer)))
         self._last = _moving(pl_module)
+        self._start = _sample(_learning(pl_module)).norm()
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
         """Note the weights before the step of a report."""
@@ -193,7 +195,11 @@ class TrainingHealth(pl.Callback):
         assert self._before is not None and isinstance(method, nn.Module)
         now = _sample(_learning(method))
         norms = list(method.step.norms.values())
-        found = {"update": (now - self._before).norm() / now.norm(), "gradient": torch.linalg.vector_norm(torch.stack(norms))}
+        found = {
+            "update": (now - self._before).norm() / now.norm(),
+            "growth": now.norm() / self._start,
+            "gradient": torch.linalg.vector_norm(torch.stack(norms)),
+        }
         if method.teacher is not None:
             student, teacher = _sample(method.student), _sample(method.teacher.branch)
             found["distance"] = (teacher - student).norm() / student.norm()
@@ -219,8 +225,11 @@ def judge(numbers: Mapping[str, float], stuck: set[str]) -> dict[str, str]:
     update = numbers["update"]
     if update < 1e-9:
         found["still"] = "no weight moves; raise optimization.lr, or shorten its warmup"
-    elif update > 0.3:
-        found["wild"] = f"one step changes the weights by {100 * update:.0f} % of their norm; lower optimization.lr"
+    elif update > 0.3 or numbers["growth"] > 10.0:
+        what = (
+            f"one step changes the weights by {100 * update:.2g} % of their norm, which is {numbers['growth']:.2g} times that of the start"
+        )
+        found["wild"] = f"{what}; lower optimization.lr"
     if update >= 1e-9 and numbers.get("distance", 1.0) < 1e-7:
         found["twin"] = "the teacher equals the student; raise momentum (0.99 to 0.999 for most runs)"
     elif update >= 1e-9 and "teacher" in stuck and not 0.0 < numbers["pull"] < 1e-5:  # a weak pull is lost in rounding

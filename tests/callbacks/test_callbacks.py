@@ -17,7 +17,7 @@ from shrinking import ROOT, shrunk
 from torch import Tensor
 
 from glpretrain import modalities
-from glpretrain.callbacks import TrainingHealth, RunEvaluators, Throughput
+from glpretrain.callbacks import RunEvaluators, Throughput, TrainingHealth
 from glpretrain.callbacks.evaluators import result_key
 from glpretrain.callbacks.health import usage
 from glpretrain.callbacks.loggers import wandb_mode

@@ -10,7 +10,7 @@ from batches import Optimized, apart, batch_of, fitted, method, teacher_of, view
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
-from glpretrain.callbacks import LogViews, TrainingHealth, RunEvaluators, RunProgress, Throughput
+from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, TrainingHealth
 from glpretrain.callbacks.views import columns
 from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
