@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from glpretrain.core.listing import expanded
 from glpretrain.data.sources.base import Item, Source, Subset, check_choice, checked_index
 from glpretrain.data.sources.images.decoding import damage_named, decode_pil
 from glpretrain.data.sources.images.shards import read_range
@@ -36,7 +37,7 @@ class TileFolder(Source):
     tissue: np.ndarray  # Float[N]  share of tissue
 
     def __init__(self, root: str | Path, *, channels: int = 3, labels: Literal["folders", "slides", "none"] = "folders") -> None:
-        self.root = Path(root).expanduser()
+        self.root = expanded(root)
         self.name, self.channels, self.labels = self.root.resolve().name, channels, labels
         check_choice(channels, (1, 3), what="TileFolder: channels")
         if not (self.root / SETTINGS).is_file():
