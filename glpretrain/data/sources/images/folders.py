@@ -15,6 +15,7 @@ from glpretrain.data.sources.base import Item, Source, UnreadableItemError, chec
 from glpretrain.data.sources.images.decoding import ENDINGS, decode, decode_mask, existing_folder, find_images, void_of
 
 _FRAME = "_frame_"
+_LISTS = (".txt", ".lst", ".tsv")
 _MOST_NAMES = 10  # in a message
 _TRAIN_FOLDERS = ("train", "training")
 _TEST_FOLDERS = ("val", "valid", "validation", "test", "testing")
@@ -66,6 +67,8 @@ class ImageFolder(Source):
         ValueError: the folder is missing, has no image, has no splits although `split` is given, or holds masks.
     """
 
+    accepts = "a folder of images"
+
     def __init__(self, root: str | Path, *, channels: int = 3, split: Literal["all", "train", "val"] | None = None) -> None:
         self.root = existing_folder(root, "ImageFolder")
         self.channels = channels
@@ -99,6 +102,11 @@ class ImageFolder(Source):
         kept = (train_folder.name, val_folder.name)
         if beside := sorted(name for name in os.listdir(self.root) if name not in kept and not is_leftover(name)):
             say_once(f"ImageFolder: {self.root} is read as {kept[0]}/ and {kept[1]}/; not used: {', '.join(beside[:_MOST_NAMES])}")
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether it is no file."""
+        return not path.is_file()
 
     @property
     def paths(self) -> Sequence[Path]:
@@ -167,6 +175,8 @@ class ImageList(Source):
         ValueError: the file is missing or names no image, or only some lines have a class name.
     """
 
+    accepts = f"a list of images ({', '.join(_LISTS)})"
+
     def __init__(self, path: str | Path, *, channels: int = 3) -> None:
         self.path = expanded(path)
         self.name, self.channels = self.path.stem, channels
@@ -181,6 +191,11 @@ class ImageList(Source):
             raise ValueError(f"ImageList: {self.path} lists no image; expected a path [and a class name] per line")
         self._files = [self.path.parent / name for name, _ in entries]
         self.classes, self._labels = label_items([label for _, label in entries], owner=f"ImageList: {self.path}")
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether it is a text file."""
+        return path.is_file() and path.suffix.lower() in _LISTS
 
     def __len__(self) -> int:
         return len(self._files)

@@ -30,6 +30,8 @@ class TileFolder(Source):
         ValueError: the folder was not written by `glpretrain tiles`, or there is no tile in it.
     """
 
+    accepts = "a folder that `glpretrain tiles` wrote"
+
     slides: list[str]  # names
     slide_of: np.ndarray  # Int[N]  index into `slides`
     corners: np.ndarray  # Int[N 2]  x, y of the upper left corner in pixels of the slide's level 0
