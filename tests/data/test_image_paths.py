@@ -138,7 +138,7 @@ def test_pipes_and_sockets_are_passed_over_and_named(tmp_path: Path, caplog: pyt
     assert "2 pipes, sockets or devices" in caplog.text and "1 links to nothing" in caplog.text
     source = ImageList(tmp_path / "list.txt")
     for index in range(1, 5):
-        with pytest.raises(UnreadableItemError, match="no regular file|no such file"):
+        with pytest.raises(UnreadableItemError, match=r"no regular file|no such file"):
             source[index]
     server.close()
 

@@ -104,8 +104,8 @@ def decode_pil(file: Path | str | BinaryIO, *, channels: int, reduced: bool = Fa
     if turned.mode.startswith(("I", "F")):
         turned = _to_bytes(turned, nodata=nodata)
     mode = "L" if channels == 1 else "RGB"
-    array = np.array(turned if turned.mode == mode else turned.convert(mode))
-    return torch.from_numpy(array).reshape(*array.shape[:2], channels).permute(2, 0, 1).contiguous()  # [C H W]
+    array = np.asarray(turned if turned.mode == mode else turned.convert(mode)).reshape(turned.height, turned.width, channels)
+    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))  # [C H W]
 
 
 def _opened(file: Path | str | BinaryIO) -> Image.Image:
