@@ -172,10 +172,14 @@ def test_masks_that_hold_no_labels_say_what_they_hold(tmp_path: Path) -> None:
 
 def test_rows_of_a_hugging_face_dataset_without_an_image_cost_one_item_each(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="needs the extra huggingface")
-    image = Image.fromarray(waves())
-    features = {"image": datasets.Image(), "images": datasets.Sequence(datasets.Image()), "label": datasets.ClassLabel(names=["a", "b"])}
-    rows = {"image": [image, None], "images": [[image], [image, image]], "label": [1, None]}
-    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).save_to_disk(str(tmp_path / "set"))
+    arrow = pytest.importorskip("pyarrow")
+    buffer = io.BytesIO()
+    Image.fromarray(waves()).save(buffer, "PNG")
+    image = {"bytes": buffer.getvalue(), "path": None}
+    kinds = {"image": datasets.Image(), "images": datasets.Sequence(datasets.Image()), "label": datasets.ClassLabel(names=["a", "b"])}
+    features = datasets.Features(kinds)
+    table = arrow.table({"image": [image, None], "images": [[image], [image, image]], "label": [1, None]}, schema=features.arrow_schema)
+    datasets.Dataset(table, info=datasets.DatasetInfo(features=features), fingerprint="made").save_to_disk(str(tmp_path / "set"))
     source = HuggingFaceImages(str(tmp_path / "set"), label="label")
     assert source[0].values.shape == (3, 40, 56) and source[0].label == 1
     with pytest.raises(UnreadableItemError, match=r"set\[1\]: no image in column 'image'"):

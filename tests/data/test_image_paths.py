@@ -48,6 +48,17 @@ def test_the_value_of_data_is_a_path_and_nothing_else(name: str) -> None:
         assert source.root.samefile(Path(name)) and source.classes == ["a", "b"] and source[0].values.shape == (3, 7, 5)
 
 
+def test_a_split_of_the_recipe_is_not_asked_of_the_users_folder() -> None:
+    for label in "ab":
+        picture(Path("photos", label, "0.png"))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data.source", type=Source)
+    recipe = {"class_path": "glpretrain.data.ImageFolder", "init_args": {"root": "imagenet", "split": "train"}}
+    words = source_spec("photos", "glpretrain.data.ImageFolder").arguments("data.source")
+    found = parse(parser, words, values={"data": {"source": recipe}})
+    assert len(parser.instantiate(found).data.source) == 2
+
+
 def test_a_home_folder_is_meant_only_where_nothing_has_the_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert expanded("~/photos") == tmp_path / "home" / "photos"
