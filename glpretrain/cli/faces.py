@@ -68,7 +68,7 @@ def faces(
     preparation = Preparation(folder, out, parser=made, detector=found, size=size, margin=margin, workers=workers)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     counts: Counter[str] = Counter()
-    with (out / "skipped.txt").open("w", encoding="utf-8") as skipped:
+    with (out / "skipped.txt").open("w", encoding="utf-8", errors="surrogateescape") as skipped:
         run = track(preparation.run(), total=len(preparation), description="faces", console=console, disable=not console.is_terminal)
         for outcome in run:
             counts["skipped" if outcome.reason else "there" if outcome.was_there else "written"] += 1

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
@@ -61,6 +62,8 @@ def _add(parser: ArgumentParser, parameter: inspect.Parameter, hint: object, *, 
         add(action="store_true")
         return
     parts = (hint, *get_args(hint))  # of a union, its members
+    if str in parts or Path in parts:
+        hint = str if str in parts else Path  # taken as it is; a part of a union would be read as YAML first
     several = next((part for part in parts if get_origin(part) in (list, tuple)), None)
     choices = next((get_args(part) for part in parts if get_origin(part) is Literal), ())
     metavar = "{" + ",".join(choices) + "}" if choices else name.upper()
@@ -99,6 +102,9 @@ def _divided(arguments: Sequence[str], parser: ArgumentParser) -> tuple[list[str
             by_position.append(word)
             continue
         target, nargs = (own, known[name].nargs) if name in known else (rest, None)
+        if name in known and nargs is None and not equals and words and not words[0].startswith("--"):
+            own.append(f"{word}={words.pop(0)}")  # joined, since a path may begin with a dash
+            continue
         target.append(word)
         while words and not equals and nargs != 0 and not words[0].startswith("--"):
             target.append(words.pop(0))

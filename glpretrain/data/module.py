@@ -295,7 +295,7 @@ class DataModule(LightningDataModule):
             return
         path = self._run_folder / "unreadable.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="surrogateescape") as file:  # names of files may be any bytes
             for index, reason in fresh:
                 self._unreadable.add(index)
                 _log.warning("skipped, cannot be read: %s", reason)

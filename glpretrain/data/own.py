@@ -1,6 +1,8 @@
 """Chooses sources: the one that reads a user's folder or file, held-out parts, and the embedded one that replaces missing data."""
 
 import inspect
+import json
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +11,9 @@ import torch
 from glpretrain import modalities
 from glpretrain.core import keys
 from glpretrain.core.imports import imported
+from glpretrain.core.listing import expanded
 from glpretrain.data.sources.base import Source, Subset
+from glpretrain.data.sources.images.decoding import ENDINGS
 
 _TRAIN_SHARE = 0.8
 _EMBEDDED_ITEMS = 2400
@@ -22,8 +26,13 @@ class SourceSpec(NamedTuple):
     init_args: dict[str, str | int]
 
     def arguments(self, name: str) -> list[str]:
-        """The source as arguments of the command line, under this name."""
-        return [f"--{name}", self.class_path, *(f"--{name}.init_args.{key}={value}" for key, value in self.init_args.items())]
+        """The source as an argument of the command line, under this name. In JSON, so that a name is never read as YAML.
+
+        A recipe's own source of the same class may have a `split`, which must not be asked of the user's folder.
+        """
+        split = inspect.signature(imported(self.class_path)).parameters.get("split")
+        unset = {"split": None} if split is not None and split.default is None else {}
+        return [f"--{name}={json.dumps({'class_path': self.class_path, 'init_args': {**self.init_args, **unset}})}"]
 
 
 def source_for(path: str | Path, modality: str) -> str:
@@ -36,12 +45,20 @@ def source_for(path: str | Path, modality: str) -> str:
     Raises:
         ValueError: none of them reads the path.
     """
+    accepted = []
     for class_path in modalities.get(modality).own_sources:
         source = imported(class_path)
         assert isinstance(source, type) and issubclass(source, Source)
-        if source.reads(Path(path).expanduser()):
+        if source.reads(expanded(path)):
             return class_path
-    raise ValueError(f"{path}: no source of the kind {modality} reads it; accepted: {', '.join(modalities.get(modality).own_sources)}")
+        accepted.append(source.accepts or class_path)
+    raise ValueError(f"{path} is {_kind_of(expanded(path))}; accepted: {'; '.join(accepted)}")
+
+
+def _kind_of(path: Path) -> str:
+    if zipfile.is_zipfile(path):
+        return "a zip archive, which has to be unpacked first"
+    return "a single image" if path.suffix.lower() in ENDINGS else "of a kind that is not read"
 
 
 def source_spec(path: str | Path, class_path: str, *, channels: int | None = None) -> SourceSpec:
@@ -51,9 +68,17 @@ def source_spec(path: str | Path, class_path: str, *, channels: int | None = Non
         path: a folder, or a file.
         class_path: import path of the source.
         channels: number of channels of every item, for sources with this argument.
+
+    Raises:
+        ValueError: the path is not in UTF-8, which a configuration cannot hold.
     """
+    name = str(path)
+    if not name.isprintable() and any("\udc80" <= letter <= "\udcff" for letter in name):
+        raise ValueError(f"{name!a}: the name of the folder is not in UTF-8; rename it, or give a link to it that has another name")
+    if "/" not in name:
+        name = f"./{name}"  # or a configuration would read names such as 1e3 and null as a number and as nothing
     first, *others = inspect.signature(imported(class_path)).parameters
-    return SourceSpec(class_path, {first: str(path)} | ({"channels": channels} if channels is not None and "channels" in others else {}))
+    return SourceSpec(class_path, {first: name} | ({"channels": channels} if channels is not None and "channels" in others else {}))
 
 
 def train_test_parts(source: Source) -> tuple[Source, Source]:

@@ -22,7 +22,10 @@ class Image(Modality):
     channel_axis = 0
     embedded_source = "glpretrain.data.Scenes"
     embedded_size = "size"
-    own_sources = ("glpretrain.data.TileFolder", "glpretrain.data.Faces", "glpretrain.data.TarShards", "glpretrain.data.ImageFolder")
+    own_sources = (
+        *("glpretrain.data.TileFolder", "glpretrain.data.Faces", "glpretrain.data.TarShards", "glpretrain.data.ImageList"),
+        "glpretrain.data.ImageFolder",
+    )
     masked_source = "glpretrain.data.MaskedFolder"
     default_evaluators: ClassVar[dict[str, str]] = {
         "knn": "glpretrain.evaluate.KNN",

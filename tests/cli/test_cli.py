@@ -439,3 +439,13 @@ def test_paths_in_the_readme_exist() -> None:
     assert not missing
     targets = set(re.findall(r"^make ([a-z-]+)", (root / "README.md").read_text(), re.MULTILINE))
     assert targets <= set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_odd_names_of_folders_and_files_cost_nothing_but_a_line(mae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(Path("~a: b"), 5)
+    Path("~a: b", os.fsdecode(b"caf\xe9.png")).write_bytes(b"no image")
+    run = pretrain(str(mae), data="~a: b", overrides=QUIET)
+    assert run.results["data"] == "~a: b"
+    assert b"caf\xe9.png: " in (run.folder / "unreadable.txt").read_bytes()
+    Path("photos.zip").write_bytes(b"PK\5\6" + bytes(18))
+    assert "photos.zip is a zip archive" in refusal(["pretrain", str(mae), "--data", "photos.zip", *QUIET], capsys)

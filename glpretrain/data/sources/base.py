@@ -6,7 +6,7 @@ A source decodes one item at a time. It draws no random number that is not a fun
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class Source(ABC):
     has_masks: bool = False  # whether items carry `instances`
     has_regions: bool = False  # whether items carry `regions`
     mask_classes: Sequence[str] = ()  # names of the values of `semantic`; empty where items carry none
+    accepts: ClassVar[str] = ""  # what its `reads` is true of, in words
 
     @property
     def modality(self) -> str:

@@ -3,10 +3,10 @@
 Left out: reading (`slide`).
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from glpretrain.core.listing import count_kinds, expanded, files_below, say_once
 from glpretrain.prepare.slides.slide import Slide, UnreadableSlideError
 from glpretrain.prepare.slides.tiff import TiffSlide
 from glpretrain.prepare.slides.vendor import OpenSlideSlide, load_openslide
@@ -65,7 +65,7 @@ def find_slides(given: Sequence[str | Path]) -> dict[str, Path]:
         ValueError: a path does not exist, a folder holds no slide, or two slides have the same name.
     """
     found: dict[str, Path] = {}
-    for path in (Path(one).expanduser() for one in given):
+    for path in (expanded(one) for one in given):
         if not path.exists():
             raise ValueError(f"slides: {path} does not exist; give files and folders")
         files = [(path, path.name)] if not path.is_dir() else [(file, file.relative_to(path).as_posix()) for file in _slides_below(path)]
@@ -80,11 +80,10 @@ def find_slides(given: Sequence[str | Path]) -> dict[str, Path]:
 
 
 def _slides_below(root: Path) -> list[Path]:
-    found = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if name.lower().endswith(ENDINGS) and not name.startswith(".")]
-    return sorted(found)
+    files, passed_over = files_below(root)
+    if passed_over:
+        say_once(f"slides: left out below {root}: {count_kinds(kind for _, kind in passed_over)} (such as {passed_over[0][0]})")
+    return sorted(path for path in files if path.name.lower().endswith(ENDINGS))
 
 
 def _without_ending(name: str) -> str:

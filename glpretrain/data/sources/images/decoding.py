@@ -1,111 +1,226 @@
-"""Image files: which files of a folder are images, and how one becomes a tensor. Nothing is resized here."""
+"""Image files: which files of a folder are images, and how one becomes a tensor.
 
-import os
+Nothing is resized here, except that a very large JPEG is decoded at a reduced scale where the caller allows it.
+"""
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import tifffile
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from glpretrain.core.listing import count_kinds, expanded, files_below, has_plain_ending, say_once
 from glpretrain.data.sources.base import UnreadableItemError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".npy")
-# What readers raise for a damaged file: PIL's plugins raise SyntaxError and ValueError for broken headers, EOFError and OSError for
-# truncated data, and they refuse a file that would decode to an absurd size.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs", ".gif", ".bmp", ".dib"),
+    *(".tif", ".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".pcx", ".qoi"),
+    *(".sgi", ".psd", ".dds", ".ico", ".npy"),
+)
+# The formats of these files. A fixed list, since Pillow would start Ghostscript for a PostScript file, whatever its name.
+_FORMATS = (
+    *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "PCX", "QOI", "SGI", "PSD", "DDS", "ICO"),
+    "TGA",  # last, since its files begin in no particular way
+)
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+_ORIENTATION, _GDAL_NODATA = 0x0112, 42113  # numbers of tags
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LARGEST_FLOAT = 1e38  # files mark missing values by the largest float that there is
+_MOST_BYTES = 1 << 30  # of one decoded array
+_VOID = 255
+_REDUCED_SIDE = 2048
 
 
 @contextmanager
 def damage_named(what: object) -> Iterator[None]:
-    """Turn the errors of readers of image files into one error that names the file.
+    """Turn the errors of readers of image files into one error that names the file. A reader may raise anything for a damaged file.
 
     Args:
         what: path of the file, or whatever else names it.
 
     Raises:
-        UnreadableItemError: the file is damaged.
+        UnreadableItemError: the file is missing, is no regular file, or is damaged.
     """
     try:
+        if isinstance(what, Path) and not what.is_file():
+            reason = "is no regular file (a folder, pipe, socket or device)" if what.exists() else "there is no such file"
+            raise UnreadableItemError(f"{what}: {reason}")
         yield
     except UnreadableItemError:
         raise
-    except _DAMAGE as error:
-        raise UnreadableItemError(f"{what}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise UnreadableItemError(f"{what}: no image file that Pillow can read") from error
+    except Exception as error:
+        name = "" if isinstance(error, OSError | ValueError) and str(error) else f"{type(error).__name__}: "
+        raise UnreadableItemError(f"{what}: {name}{' '.join(str(error).split())}") from error
 
 
-def decode(path: Path, *, channels: int) -> Tensor:
+def decode(path: Path, *, channels: int, reduced: bool = False) -> Tensor:
     """One image file as UInt8[C H W].
 
     PIL decodes images of 1 or 3 channels. The orientation of the EXIF tag is applied, and 16 bits are scaled to 8 over their whole range.
     Any other number of channels is read from `.npy` (H W C) or, by tifffile, from TIFF.
+
+    Args:
+        path: path of the file.
+        channels: number of channels.
+        reduced: whether a JPEG may be decoded at a half, a quarter or an eighth of its size, with 2048 pixels or more on each side.
 
     Raises:
         UnreadableItemError: the file is damaged, is no image, or has another number of channels.
     """
     with damage_named(path):
         if path.suffix.lower() == ".npy":
-            return _from_array(np.load(path, allow_pickle=False), path, channels=channels)
+            return _from_array(load_array(path), path, channels=channels)
         if channels not in (1, 3):
             return _from_array(_read_tiff(path), path, channels=channels)
-        return decode_pil(path, channels=channels)
+        return decode_pil(path, channels=channels, reduced=reduced)
 
 
-def decode_pil(file: Path | str | BinaryIO, *, channels: int) -> Tensor:
+def decode_pil(file: Path | str | BinaryIO, *, channels: int, reduced: bool = False) -> Tensor:
     """UInt8[C H W] of a file that PIL opens, with 1 or 3 channels. Raises whatever PIL raises; see `damage_named`."""
-    with Image.open(file) as opened:
-        image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith(("I", "F")):
-        wide = np.asarray(image, dtype=np.float32)
-        # 16-bit files use their whole range; the values of a float file are taken as [0, 1] unless one is larger.
-        top = 65535.0 if image.mode.startswith("I") else max(1.0, float(wide.max()))
-        image = Image.fromarray(np.clip(wide * (255.0 / top), 0, 255).astype(np.uint8))
-    array = np.array(image.convert("L" if channels == 1 else "RGB"))
-    return torch.from_numpy(array).reshape(*array.shape[:2], channels).permute(2, 0, 1).contiguous()  # [C H W]
+    with _opened(file) as image:
+        if reduced:
+            image.draft(None, (_REDUCED_SIDE, _REDUCED_SIDE))  # changes nothing for files other than JPEG
+        image.load()
+        nodata = image.tag_v2.get(_GDAL_NODATA) if isinstance(image, TiffImageFile) else None
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))  # ImageOps.exif_transpose would write the other tags anew
+        turned = image if turn is None else image.transpose(turn)
+    if turned.mode.startswith(("I", "F")):
+        turned = _to_bytes(turned, nodata=nodata)
+    mode = "L" if channels == 1 else "RGB"
+    array = np.asarray(turned if turned.mode == mode else turned.convert(mode)).reshape(turned.height, turned.width, channels)
+    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))  # [C H W]
+
+
+def _opened(file: Path | str | BinaryIO) -> Image.Image:
+    return Image.open(file, formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those that this version of Pillow has."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _to_bytes(image: Image.Image, *, nodata: object) -> Image.Image:
+    """8-bit grey of wide integers or floats. Missing values (NaN, infinite, or `nodata`) become 0."""
+    wide = np.array(image, dtype=np.float32)
+    known = np.abs(wide) < _LARGEST_FLOAT  # not true of NaN
+    if isinstance(nodata, str):
+        known &= wide != np.float32(nodata.strip("\0 "))
+    if not known.any():
+        raise ValueError("no pixel has a value")
+    wide[~known] = 0.0
+    # 16-bit files use their whole range; the values of a float file are taken as [0, 1] unless one is larger.
+    top = max(65535.0 if image.mode.startswith("I") else 1.0, float(wide.max()))
+    return Image.fromarray(np.clip(wide * (255.0 / top), 0, 255).astype(np.uint8))
 
 
 def decode_mask(path: Path, *, size: Sequence[int]) -> Tensor:
     """Values of a palette or grey file as Int[H W].
 
     Raises:
-        UnreadableItemError: the file is damaged, or its height and width are not `size`.
+        UnreadableItemError: the file is damaged, holds no label per pixel, or its height and width are not `size`.
     """
-    with damage_named(path), Image.open(path) as opened:
-        values = torch.from_numpy(np.array(opened)).long()
+    with damage_named(path), _opened(path) as opened:
+        if opened.format == "JPEG":
+            raise ValueError("a JPEG file does not keep labels exactly; give a PNG file")
+        values = np.array(opened)
+    if values.ndim == 3:
+        colours = values[..., : 1 if values.shape[-1] == 2 else 3]  # without the opacity
+        if not (colours == colours[..., :1]).all():
+            raise UnreadableItemError(f"{path}: holds colours; a mask has one number per pixel, in a palette or grey file")
+        values = colours[..., 0]
+    if values.dtype.kind == "f" and not (np.mod(values, 1) == 0).all():
+        raise UnreadableItemError(f"{path}: holds fractions or missing values; a mask has one whole number per pixel")
     if values.shape != tuple(size):
         raise UnreadableItemError(f"{path}: shape {tuple(values.shape)}, but the image has {tuple(size)}; a mask has the size of its image")
-    return values
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def void_of(values: Tensor, *, first: int) -> int | None:
+    """The value that marks neither background nor object: 255 where there are other labels (as in Pascal VOC), and none in a mask of 0
+    and 255.
+
+    Args:
+        values: Int[...], values of a mask, or of all masks of a video.
+        first: the lowest value that is a label.
+    """
+    others = (values >= first) & (values < _VOID)
+    return _VOID if bool((values == _VOID).any()) and bool(others.any()) else None
+
+
+def load_array(path: Path) -> np.ndarray:
+    """The array of a `.npy` file. It is mapped, so that a header that claims more than the file holds costs no memory."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError("an .npz archive of several arrays; give one .npy file per image")
+    return array
 
 
 def _read_tiff(path: Path) -> np.ndarray:
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise ValueError("only .tif, .tiff and .npy files can have a number of channels other than 1 or 3")
-    return tifffile.imread(path)
+    with tifffile.TiffFile(path) as file:
+        if not file.pages:
+            raise ValueError("a TIFF file without pages")
+        series = file.series[0]
+        if series.nbytes > _MOST_BYTES:
+            raise ValueError(f"a TIFF file of shape {series.shape}; accepted: up to {_MOST_BYTES} bytes")
+        array = series.asarray()
+        return np.moveaxis(array, 0, -1) if series.axes == "SYX" else array
 
 
 def _from_array(array: np.ndarray, path: Path, *, channels: int) -> Tensor:
     if array.ndim == 2:
         array = array[..., None]
-    if array.ndim != 3 or array.shape[-1] != channels:
+    if array.ndim != 3 or array.shape[-1] != channels or 0 in array.shape:
         raise UnreadableItemError(f"{path}: shape {array.shape}, expected (height, width, {channels})")
+    if array.nbytes > _MOST_BYTES:
+        raise UnreadableItemError(f"{path}: shape {array.shape}; accepted: up to {_MOST_BYTES} bytes")
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
     if array.dtype != np.uint8:
         raise UnreadableItemError(f"{path}: type {array.dtype}, expected uint8 or uint16")
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))  # [C H W]
+    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))  # [C H W]
 
 
 def find_images(root: Path) -> list[Path]:
-    """Image files below `root` in the order of their names. Hidden files and folders are left out."""
-    found = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if name.lower().endswith(ENDINGS) and not name.startswith(".")]
-    return sorted(found)
+    """Image files below `root` in the order of their names. Hidden files and folders are left out; what else is left out is logged."""
+    files, passed_over = files_below(root)
+    images = [path for path in files if path.name.lower().endswith(ENDINGS) or (not has_plain_ending(path) and _begins_as_image(path))]
+    others = sorted(set(files) - set(images)) + [path for path, _ in passed_over]
+    if others:
+        kinds = [path.suffix.lower() if has_plain_ending(path) else "without a known ending" for path in others[: len(files) - len(images)]]
+        left_out = count_kinds([*kinds, *(kind for _, kind in passed_over)])
+        say_once(f"{root}: {len(images)} images; left out: {left_out} (such as {others[0].relative_to(root)})")
+    return sorted(images)
+
+
+def _begins_as_image(path: Path) -> bool:
+    try:
+        with path.open("rb") as opened:
+            start = opened.read(16)
+    except OSError:
+        return False
+    return start.startswith(_BEGINNINGS) or start[4:12] == b"ftypavif" or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
 
 
 def existing_folder(root: str | Path, what: str) -> Path:
@@ -118,7 +233,7 @@ def existing_folder(root: str | Path, what: str) -> Path:
     Raises:
         ValueError: there is no such folder.
     """
-    folder = Path(root).expanduser()
+    folder = expanded(root)
     if not folder.is_dir():
         raise ValueError(f"{what}: {folder} is not a folder")
     return folder

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from glpretrain.data.sources.base import UnreadableItemError
-from glpretrain.data.sources.images.decoding import damage_named
+from glpretrain.data.sources.images.decoding import damage_named, load_array
 from glpretrain.masking import FACE_REGIONS
 
 MAP_ENDINGS = (".png", ".npy")
@@ -96,7 +96,7 @@ def read_map(path: Path, *, table: Mapping[int, int], size: tuple[int, int]) -> 
     """
     with damage_named(path):
         if path.suffix == ".npy":
-            labels = np.load(path, allow_pickle=False)
+            labels = np.array(load_array(path))
         else:
             with Image.open(path) as opened:
                 labels = np.array(opened)

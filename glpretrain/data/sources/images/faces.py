@@ -34,6 +34,7 @@ class Faces(Source):
     """
 
     has_regions = True
+    accepts = "a folder of faces with region maps (images/ beside regions/)"
 
     def __init__(
         self,

@@ -3,17 +3,22 @@
 The files are found when a source is constructed, so that an empty folder fails at once. They are decoded one at a time on request.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
+from glpretrain.core.listing import expanded, is_leftover, natural_order, say_once, subfolders
 from glpretrain.data.sources.base import Item, Source, UnreadableItemError, checked_index, label_items
-from glpretrain.data.sources.images.decoding import ENDINGS, decode, decode_mask, existing_folder, find_images
+from glpretrain.data.sources.images.decoding import ENDINGS, decode, decode_mask, existing_folder, find_images, void_of
 
 _FRAME = "_frame_"
-_TEST_FOLDERS = ("val", "test")
+_LISTS = (".txt", ".lst", ".tsv")
+_MOST_NAMES = 10  # in a message
+_TRAIN_FOLDERS = ("train", "training")
+_TEST_FOLDERS = ("val", "valid", "validation", "test", "testing")
 _MASK_FOLDERS = (("images", "masks"), ("JPEGImages", "Annotations"))
 
 
@@ -26,9 +31,18 @@ def mask_folders(root: str | Path) -> dict[str, Path]:
 
 
 def _split_folders(root: Path) -> tuple[Path, Path] | None:
-    """`train/` and, beside it, `val/` or `test/`; None where they are not there."""
-    held_out = [root / name for name in _TEST_FOLDERS if (root / name).is_dir()]
-    return (root / "train", held_out[0]) if held_out and (root / "train").is_dir() else None
+    """`train/` and, beside it, `val/` or `test/`, under one of the names that they have; None where they are not there."""
+    found = {folder.name.lower(): folder for folder in subfolders(root)}
+    train = next((found[name] for name in _TRAIN_FOLDERS if name in found), None)
+    held_out = next((found[name] for name in _TEST_FOLDERS if name in found), None)
+    return None if train is None or held_out is None else (train, held_out)
+
+
+def _mask_folders(root: Path) -> tuple[Path, Path] | None:
+    """The folder of images and the folder of masks in `root`; None where they are not there."""
+    found = {folder.name.lower(): folder for folder in subfolders(root)}
+    pairs = [(found.get(images.lower()), found.get(masks.lower())) for images, masks in _MASK_FOLDERS]
+    return next(((images, masks) for images, masks in pairs if images is not None and masks is not None), None)
 
 
 def _nothing_found(what: str, folder: Path) -> ValueError:
@@ -39,7 +53,9 @@ class ImageFolder(Source):
     """All images of a folder, flat or nested.
 
     The first-level subfolders are the classes, if there are at least two of them and every image is inside one. In a folder with
-    `train/` and `val/` (or `test/`) the classes are the subfolders of these.
+    `train/` and `val/` (also `training/`, `valid/`, `validation/`, `test/` or `testing/`, in capitals or not) the classes are the
+    subfolders of the former; images of `val/` in any other place are left out. JPEGs of more than 4096 pixels are decoded at a half, a
+    quarter or an eighth of their size.
 
     Args:
         root: path of the folder.
@@ -51,25 +67,46 @@ class ImageFolder(Source):
         ValueError: the folder is missing, has no image, has no splits although `split` is given, or holds masks.
     """
 
+    accepts = "a folder of images"
+
     def __init__(self, root: str | Path, *, channels: int = 3, split: Literal["all", "train", "val"] | None = None) -> None:
         self.root = existing_folder(root, "ImageFolder")
         self.channels = channels
-        for images, masks in _MASK_FOLDERS:
-            if (self.root / images).is_dir() and (self.root / masks).is_dir():
-                raise ValueError(f"ImageFolder: {self.root} holds masks ({masks}/); use MaskedFolder, or give {self.root / images}")
+        if (pair := _mask_folders(self.root)) is not None:
+            raise ValueError(f"ImageFolder: {self.root} holds masks ({pair[1].name}/); use MaskedFolder, or give {pair[0]}")
         self._split_folders = _split_folders(self.root)
         if split is not None and self._split_folders is None:
             raise ValueError(f"ImageFolder: split={split!r}, but {self.root} has no train/ beside val/ or test/; leave split out")
-        folders = [self.root]
-        if self._split_folders is not None:
-            train, val = self._split_folders
-            folders = {"all": [train, val], "train": [train], "val": [val]}[split or "train"]
-        self._files = [(path, path.relative_to(folder).parts) for folder in folders for path in find_images(folder)]
+        self.name = self.root.resolve().name
+        if self._split_folders is None:
+            self._files = _found(self.root)
+            self.classes = _classes(self._files)
+        else:
+            self._read_split(*self._split_folders, split=split or "train")
         if not self._files:
-            raise _nothing_found("ImageFolder", self.root if len(folders) > 1 else folders[0])
-        inside = all(len(parts) > 1 for _, parts in self._files)
-        names = sorted({parts[0] for _, parts in self._files}) if inside else []
-        self.name, self.classes = self.root.resolve().name, names if len(names) > 1 else []
+            raise _nothing_found("ImageFolder", self.root if self._split_folders is None else self._split_folders[split == "val"])
+
+    def _read_split(self, train_folder: Path, val_folder: Path, *, split: Literal["all", "train", "val"]) -> None:
+        train, val = _found(train_folder), _found(val_folder)
+        self.classes = _classes(train + val if split == "all" else train)
+        if split == "val" and self.classes:  # its classes are those of train/, so that a class has the same number in both
+            others = sorted({parts[0] for _, parts in val if len(parts) == 1 or parts[0] not in self.classes})
+            scored = [(path, parts) for path, parts in val if len(parts) > 1 and parts[0] in self.classes]
+            if not scored:  # such as a test part without labels
+                self.classes = []
+            elif others:
+                counts = f"{len(val) - len(scored)} of {len(val)} images of {val_folder} are in no class of {train_folder}"
+                say_once(f"ImageFolder: {counts} and are left out: {', '.join(others[:_MOST_NAMES])}")
+                val = scored
+        self._files = {"all": train + val, "train": train, "val": val}[split]
+        kept = (train_folder.name, val_folder.name)
+        if beside := sorted(name for name in os.listdir(self.root) if name not in kept and not is_leftover(name)):
+            say_once(f"ImageFolder: {self.root} is read as {kept[0]}/ and {kept[1]}/; not used: {', '.join(beside[:_MOST_NAMES])}")
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether it is no file."""
+        return not path.is_file()
 
     @property
     def paths(self) -> Sequence[Path]:
@@ -89,16 +126,33 @@ class ImageFolder(Source):
     def __getitem__(self, index: int) -> Item:
         path, parts = self._files[checked_index(index, len(self))]
         label = self.classes.index(parts[0]) if self.classes else -1
-        return Item(values=decode(path, channels=self.channels), label=label, instances=None, regions=None)
+        return Item(values=decode(path, channels=self.channels, reduced=True), label=label, instances=None, regions=None)
 
     def train_test_split(self) -> tuple[Source, Source] | None:
         if self._split_folders is None or not self.classes:
             return None
         train = ImageFolder(self.root, channels=self.channels, split="train")
         test = ImageFolder(self.root, channels=self.channels, split="val")
-        if train.classes != test.classes:
-            raise ValueError(f"ImageFolder: {self.root} has classes {train.classes} to train and {test.classes} to test; expected the same")
+        if not test.classes:
+            kept = [folder.name for folder in self._split_folders]
+            say_once(f"ImageFolder: no image of {self.root / kept[1]} is in a class of {kept[0]}/, so that it gives no scores")
+            return None
         return train, test
+
+
+def _found(folder: Path) -> list[tuple[Path, tuple[str, ...]]]:
+    """Images below a folder, each with the parts of its relative path."""
+    return [(path, path.relative_to(folder).parts) for path in find_images(folder)]
+
+
+def _classes(files: Sequence[tuple[Path, tuple[str, ...]]]) -> list[str]:
+    names = sorted({parts[0] for _, parts in files if len(parts) > 1})
+    if len(names) < 2:
+        return []
+    if loose := [path for path, parts in files if len(parts) == 1]:
+        say_once(f"ImageFolder: {len(loose)} of {len(files)} images are in no class folder (such as {loose[0]}), so there are no classes")
+        return []
+    return names
 
 
 def _group_of(parts: tuple[str, ...], *, depth: int) -> str:
@@ -121,24 +175,34 @@ class ImageList(Source):
         ValueError: the file is missing or names no image, or only some lines have a class name.
     """
 
+    accepts = f"a list of images ({', '.join(_LISTS)})"
+
     def __init__(self, path: str | Path, *, channels: int = 3) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.name, self.channels = self.path.stem, channels
         if not self.path.is_file():
             raise ValueError(f"ImageList: {self.path} is not a file")
-        lines = [line.strip() for line in self.path.read_text(encoding="utf-8").splitlines()]
+        text = self.path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # names of files may be any bytes
+        if "\0" in text:
+            raise ValueError(f"ImageList: {self.path} is no text in UTF-8; expected a path [and a class name] per line")
+        lines = [line.strip() for line in text.split("\n")]
         entries = [_split_line(line) for line in lines if line and not line.startswith("#")]
         if not entries:
             raise ValueError(f"ImageList: {self.path} lists no image; expected a path [and a class name] per line")
         self._files = [self.path.parent / name for name, _ in entries]
         self.classes, self._labels = label_items([label for _, label in entries], owner=f"ImageList: {self.path}")
 
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether it is a text file."""
+        return path.is_file() and path.suffix.lower() in _LISTS
+
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Item:
         path = self._files[checked_index(index, len(self))]
-        return Item(values=decode(path, channels=self.channels), label=self._labels[index], instances=None, regions=None)
+        return Item(values=decode(path, channels=self.channels, reduced=True), label=self._labels[index], instances=None, regions=None)
 
 
 def _split_line(line: str) -> tuple[str, str | None]:
@@ -161,7 +225,8 @@ class MaskedFolder(Source):
     Args:
         root: path of the folder that holds both folders.
         channels: number of channels of every item.
-        ignore: mask value that is neither background nor object.
+        ignore: mask value that is neither background nor object. When left out, this is 255 in masks that hold other labels too (as in
+            Pascal VOC), while in a mask of 0 and 255 it is the object; a value that no mask holds, such as -1, switches this off.
         offset: number that is added to every other mask value; 1 where the masks count classes from 0 and there is no background.
         mask_classes: names of the values 0, 1, 2 ... where masks hold classes; None where they hold objects.
 
@@ -185,18 +250,20 @@ class MaskedFolder(Source):
         folder = self.root.resolve()
         self.name = f"{folder.parent.name}/{folder.name}" if folder.name in ("train", *_TEST_FOLDERS) else folder.name
         self.mask_classes = tuple(mask_classes or ())
-        pairs = [(self.root / images, self.root / masks) for images, masks in _MASK_FOLDERS]
-        present = [(images, masks) for images, masks in pairs if images.is_dir() and masks.is_dir()]
-        if not present:
+        pair = _mask_folders(self.root)
+        if pair is None:
             accepted = " or ".join(f"{images}/ beside {masks}/" for images, masks in _MASK_FOLDERS)
             raise ValueError(f"MaskedFolder: {self.root} does not hold {accepted}")
-        images, masks = present[0]
-        files = find_images(images)
+        images, masks = pair
+        files = sorted(find_images(images), key=natural_order)
         if not files:
             raise _nothing_found("MaskedFolder", images)
-        self._files = [(path, masks / path.relative_to(images).with_suffix(".png")) for path in files]
-        if missing := [mask for _, mask in self._files if not mask.is_file()]:
-            raise ValueError(f"MaskedFolder: {len(missing)} of {len(files)} images have no mask, the first of them {missing[0]}")
+        mask_of = masks_by_stem(masks, owner="MaskedFolder")
+        found = {path: mask_of.get(_stem(path.relative_to(images))) for path in files}
+        self._files = [(path, mask) for path, mask in found.items() if mask is not None]
+        if missing := [path for path, mask in found.items() if mask is None]:
+            expected = masks / missing[0].relative_to(images).with_suffix(".png")
+            raise ValueError(f"MaskedFolder: {len(missing)} of {len(files)} images have no mask, the first of them {expected}")
 
     def __len__(self) -> int:
         return len(self._files)
@@ -206,16 +273,39 @@ class MaskedFolder(Source):
         image = decode(path, channels=self.channels)
         values = decode_mask(mask_path, size=image.shape[1:])
         instances = values + self.offset
-        if self.ignore is not None:
-            instances[values == self.ignore] = -1
-        return Item(values=image, label=-1, instances=instances, regions=None, semantic=self._semantic(values, mask_path))
+        ignore = self.ignore if self.ignore is not None else void_of(values, first=0 if self.offset or self.mask_classes else 1)
+        if ignore is not None:
+            instances[values == ignore] = -1
+        return Item(values=image, label=-1, instances=instances, regions=None, semantic=self._semantic(values, mask_path, ignore))
 
-    def _semantic(self, values: Tensor, path: Path) -> Tensor | None:
+    def _semantic(self, values: Tensor, path: Path, ignore: int | None) -> Tensor | None:
         if not self.mask_classes:
             return None
         semantic = values.clone()
-        if self.ignore is not None:
-            semantic[values == self.ignore] = -1
+        if ignore is not None:
+            semantic[values == ignore] = -1
         if (top := int(semantic.max())) >= (count := len(self.mask_classes)):
             raise UnreadableItemError(f"{path}: value {top}; accepted: 0 to {count - 1} (mask_classes), and ignore={self.ignore}")
         return semantic
+
+
+def masks_by_stem(folder: Path, *, owner: str) -> dict[Path, Path]:
+    """The masks below a folder, as `by_stem` gives them. JPEG files are left out, since they do not keep labels."""
+    return by_stem([path for path in find_images(folder) if path.suffix.lower() not in (".jpg", ".jpeg")], folder, owner=owner)
+
+
+def by_stem(paths: Sequence[Path], folder: Path, *, owner: str) -> dict[Path, Path]:
+    """Files by their path relative to `folder`, without the ending of an image.
+
+    Raises:
+        ValueError: two of them differ in the ending only.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if (other := found.setdefault(_stem(path.relative_to(folder)), path)) != path:
+            raise ValueError(f"{owner}: {other} and {path} differ in the ending only; keep one of them")
+    return found
+
+
+def _stem(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix.lower() in ENDINGS else path

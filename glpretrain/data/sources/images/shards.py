@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
+from glpretrain.core.listing import expanded
 from glpretrain.data.sources.base import Item, Source, check_choice, checked_index, label_items
 from glpretrain.data.sources.images.decoding import ENDINGS, damage_named, decode_pil
 
@@ -45,8 +46,10 @@ class TarShards(Source):
         ValueError: there is no shard or no image in them, a shard is no plain tar file, or only some images have a class.
     """
 
+    accepts = "a .tar file or a folder of them"
+
     def __init__(self, root: str | Path, *, channels: int = 3) -> None:
-        self.root = Path(root).expanduser()
+        self.root = expanded(root)
         self.name, self.channels = self.root.resolve().stem, channels
         check_choice(channels, (1, 3), what="TarShards: channels")
         shards = [self.root] if self.root.is_file() else sorted(self.root.rglob("*.tar"))
@@ -61,8 +64,10 @@ class TarShards(Source):
 
     @classmethod
     def reads(cls, path: Path) -> bool:
-        """Whether it is a .tar file, or a folder with some at its top."""
-        return path.is_file() or any(path.glob("*.tar"))
+        """Whether it is a tar file, or a folder with some at its top."""
+        if path.is_file():
+            return path.suffix.lower() == ".tar" or tarfile.is_tarfile(path)
+        return any(path.glob("*.tar"))
 
     def __len__(self) -> int:
         return len(self._images)
@@ -71,7 +76,7 @@ class TarShards(Source):
         member = self._images[checked_index(index, len(self))]
         with damage_named(member):
             content = read_range(member.shard, offset=member.offset, size=member.size)
-            image = decode_pil(io.BytesIO(content), channels=self.channels)
+            image = decode_pil(io.BytesIO(content), channels=self.channels, reduced=True)
         return Item(values=image, label=self._labels[index], instances=None, regions=None)
 
 
@@ -135,7 +140,7 @@ class HuggingFaceImages(Source):
         except ImportError as error:
             raise ImportError("HuggingFaceImages needs the package datasets: pip install 'glpretrain[huggingface]'") from error
         check_choice(channels, (1, 3), what="HuggingFaceImages: channels")
-        folder = Path(path).expanduser()
+        folder = expanded(path)
         saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
         loaded = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(path)
         if isinstance(loaded, datasets.DatasetDict):
@@ -145,6 +150,9 @@ class HuggingFaceImages(Source):
         for column in (image, label):
             if column is not None and column not in loaded.column_names:
                 raise ValueError(f"HuggingFaceImages: {path} has no column {column!r}; it has {loaded.column_names}")
+        kind = loaded.features[image]
+        if not isinstance(kind, datasets.Image | datasets.Value):
+            raise ValueError(f"HuggingFaceImages: column {image!r} of {path} holds {kind}; expected one image per row")
         # Not decoded by the package, so that a damaged image fails here and the error names its index.
         self._rows = loaded.cast_column(image, datasets.Image(decode=False))
         self._image, self._label, self._path, self._channels = image, label, path, channels
@@ -159,8 +167,13 @@ class HuggingFaceImages(Source):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Item:
-        row = self._rows[checked_index(index, len(self))]
-        stored = row[self._image]
+        checked_index(index, len(self))
         with damage_named(f"{self._path}[{index}]"):
-            image = decode_pil(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]), channels=self._channels)
-        return Item(values=image, label=-1 if self._label is None else row[self._label], instances=None, regions=None)
+            row = self._rows[index]
+            stored = row[self._image]
+            if stored is None or (stored["bytes"] is None and stored["path"] is None):
+                raise ValueError(f"no image in column {self._image!r}")
+            source = Path(stored["path"]) if stored["bytes"] is None else io.BytesIO(stored["bytes"])
+            image = decode_pil(source, channels=self._channels, reduced=True)
+        label = None if self._label is None else row[self._label]
+        return Item(values=image, label=-1 if label is None else label, instances=None, regions=None)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from glpretrain.core.listing import expanded
 from glpretrain.data.sources.base import Item, Source, Subset, check_choice, checked_index
 from glpretrain.data.sources.images.decoding import damage_named, decode_pil
 from glpretrain.data.sources.images.shards import read_range
@@ -29,6 +30,8 @@ class TileFolder(Source):
         ValueError: the folder was not written by `glpretrain tiles`, or there is no tile in it.
     """
 
+    accepts = "a folder that `glpretrain tiles` wrote"
+
     slides: list[str]  # names
     slide_of: np.ndarray  # Int[N]  index into `slides`
     corners: np.ndarray  # Int[N 2]  x, y of the upper left corner in pixels of the slide's level 0
@@ -36,7 +39,7 @@ class TileFolder(Source):
     tissue: np.ndarray  # Float[N]  share of tissue
 
     def __init__(self, root: str | Path, *, channels: int = 3, labels: Literal["folders", "slides", "none"] = "folders") -> None:
-        self.root = Path(root).expanduser()
+        self.root = expanded(root)
         self.name, self.channels, self.labels = self.root.resolve().name, channels, labels
         check_choice(channels, (1, 3), what="TileFolder: channels")
         if not (self.root / SETTINGS).is_file():

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from glpretrain.core import keys
+from glpretrain.core.listing import natural_order, say_once, subfolders
 from glpretrain.data.sources.base import Split, UnreadableItemError, check_choice, checked_index, item_key
-from glpretrain.data.sources.images.decoding import decode, decode_mask, existing_folder, find_images
+from glpretrain.data.sources.images.decoding import decode, decode_mask, existing_folder, find_images, void_of
+from glpretrain.data.sources.images.folders import by_stem, masks_by_stem
 from glpretrain.data.sources.images.scenes import MAX_OBJECTS, NUM_DRAWS, Pose, height_and_width, object_count, render
 
 IGNORED, UNKNOWN = -1, -2  # values of masks: a pixel that is neither background nor object; every pixel of a frame without a mask
@@ -123,9 +125,9 @@ class VideoFolder(VideoSource):
         if frames.is_dir() and masks.is_dir():
             if (frames / _RESOLUTION).is_dir():
                 frames, masks = frames / _RESOLUTION, masks / _RESOLUTION
-            found = {folder.name: (folder, masks / folder.name) for folder in _subfolders(frames)}
+            found = {folder.name: (folder, masks / folder.name) for folder in subfolders(frames)}
         else:
-            own = {folder.name: (folder / "frames", folder / "masks") for folder in _subfolders(self.root)}
+            own = {folder.name: (folder / "frames", folder / "masks") for folder in subfolders(self.root)}
             found = {name: pair for name, pair in own.items() if pair[0].is_dir() and pair[1].is_dir()}
         if not found:
             accepted = "JPEGImages/<sequence>/ beside Annotations/<sequence>/, or <sequence>/frames/ beside <sequence>/masks/"
@@ -156,29 +158,24 @@ class VideoFolder(VideoSource):
             if frame.shape != frames[0].shape:
                 raise UnreadableItemError(f"{path}: shape {tuple(frame.shape)}, but the first frame has {tuple(frames[0].shape)}")
         size = frames[0].shape[1:]
-        masks = [torch.full(size, UNKNOWN, dtype=torch.int32) if path is None else self._mask(path, size) for path in mask_files]
-        return Video(name, torch.stack(frames), torch.stack(masks))
-
-    def _mask(self, path: Path, size: Sequence[int]) -> Tensor:
-        values = decode_mask(path, size=size).int()
-        return values if self.ignore is None else values.masked_fill(values == self.ignore, IGNORED)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        unknown = torch.full(size, UNKNOWN, dtype=torch.int32)
+        masks = torch.stack([unknown if path is None else decode_mask(path, size=size).int() for path in mask_files])  # [T H W]
+        if self.ignore is None and void_of(masks, first=1) is not None:
+            say_once(f"VideoFolder: {self.root}: 255 is an object beside others (such as in {name}); ignore=255 if it marks no object")
+        return Video(name, torch.stack(frames), masks if self.ignore is None else masks.masked_fill(masks == self.ignore, IGNORED))
 
 
 def _matched(name: str, frames: Path, masks: Path, *, max_frames: int | None) -> _Files:
-    frame_files = find_images(frames)
-    mask_of = {path.stem: path for path in find_images(masks)} if masks.is_dir() else {}
-    if not frame_files:
+    frame_of = by_stem(sorted(find_images(frames), key=natural_order), frames, owner="VideoFolder")
+    mask_of = masks_by_stem(masks, owner="VideoFolder") if masks.is_dir() else {}
+    if not frame_of:
         raise ValueError(f"VideoFolder: no frame in {frames}")
-    if extra := sorted(mask_of.keys() - {path.stem for path in frame_files}):
+    if extra := sorted(mask_of.keys() - frame_of.keys()):
         raise ValueError(f"VideoFolder: {len(extra)} masks of {name!r} have no frame, the first of them {mask_of[extra[0]]}")
-    if frame_files[0].stem not in mask_of:
-        raise ValueError(f"VideoFolder: the first frame of {name!r}, {frame_files[0]}, needs a PNG of the same name in {masks}")
-    frame_files = frame_files[:max_frames]
-    return _Files(name, frame_files, [mask_of.get(path.stem) for path in frame_files])
+    stems = list(frame_of)[:max_frames]
+    if stems[0] not in mask_of:
+        raise ValueError(f"VideoFolder: the first frame of {name!r}, {frame_of[stems[0]]}, needs a PNG of the same name in {masks}")
+    return _Files(name, [frame_of[stem] for stem in stems], [mask_of.get(stem) for stem in stems])
 
 
 # How the objects of a scene move: by at most a sixteenth of the side of a frame per frame, which is about one patch.
