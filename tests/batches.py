@@ -102,6 +102,7 @@ class Optimized:
         clip: largest norm of each parameter's gradient.
         freeze_prototypes: share of the run in which prototypes do not move.
         trunk: when the trunk of a run from trained weights learns.
+        max_refused: number of steps in a row that may be refused.
     """
 
     lr: Schedule = Schedule(1e-3, shape="constant")  # noqa: RUF009  frozen
@@ -112,6 +113,7 @@ class Optimized:
     clip: float | Schedule | None = None
     freeze_prototypes: float = 0.0
     trunk: TrunkRelease | None = None
+    max_refused: int = 10
 
 
 def method(kind: Callable[..., AnyMethod], encoder: Encoder, optimized: Optimized | None = None, /, **settings: object) -> AnyMethod:

@@ -20,11 +20,11 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": {"core", "modalities", "encoders", "data"},
     "weights": {"core", "encoders", "training"},
     "report": {"core", "modalities", "encoders", "data"},
-    "callbacks": {"core", "modalities", "objectives", "encoders", "data", "evaluate"},
+    "callbacks": {"core", "modalities", "objectives", "encoders", "training", "data", "evaluate"},
     "runs": {"encoders", "weights"},
     "cli": {
         *("core", "encoders", "modalities", "methods", "data", "prepare.slides", "prepare.faces", "evaluate", "weights", "report"),
-        *("callbacks", "runs"),
+        *("callbacks", "runs", "training"),
     },
     "": {"cli", "runs", "weights"},  # glpretrain/__init__.py, lazily
 }

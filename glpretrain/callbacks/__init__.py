@@ -1,10 +1,11 @@
 """What watches a run. Callbacks read; none of them changes the mathematics."""
 
 from glpretrain.callbacks.evaluators import RunEvaluators
-from glpretrain.callbacks.health import PrototypeUsage
+from glpretrain.callbacks.health import TrainingHealth
 from glpretrain.callbacks.loggers import default_loggers, finish
 from glpretrain.callbacks.progress import RunProgress
+from glpretrain.callbacks.replay import KeepRefused
 from glpretrain.callbacks.throughput import Throughput
 from glpretrain.callbacks.views import LogViews
 
-__all__ = ["LogViews", "PrototypeUsage", "RunEvaluators", "RunProgress", "Throughput", "default_loggers", "finish"]
+__all__ = ["KeepRefused", "LogViews", "RunEvaluators", "RunProgress", "Throughput", "TrainingHealth", "default_loggers", "finish"]

@@ -1,65 +1,154 @@
-"""How many prototypes the teacher uses while it trains: collapse shows here long before it shows in a loss.
+"""Whether a run is healthy: a few numbers every so often, and a verdict in words where they say that nothing is being learned.
 
-Health of features, which needs no method (`evaluate.Health`), and a verdict are left out.
+A loss does not tell: it falls while features collapse, and stays where it is while they become good. Left out: the health of features on
+a source (`evaluate.Health`), and steps that are not finite (`callbacks.replay`).
 """
 
+import logging
+import math
+from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.types import STEP_OUTPUT
-from torch import Tensor
+from torch import Tensor, nn
 
 from glpretrain.core.batch import Batch
-from glpretrain.core.distributed import all_reduce_sum
+from glpretrain.core.distributed import all_reduce_mean, all_reduce_sum
+from glpretrain.core.schedule import Schedule
+from glpretrain.core.types import EncoderOutput
+from glpretrain.encoders.base import Encoder
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
+from glpretrain.training.memory import State
+from glpretrain.training.step import Step
+from glpretrain.training.teacher import EMATeacher
+
+_log = logging.getLogger(__name__)
+_SAMPLE = 4096  # numbers of each tensor that stand for it
+_ROWS = 1024  # patches that the rank is taken of
 
 
-class PrototypeUsage(pl.Callback):
-    """Logs, for every distillation of the method, over the teacher's assignments of the last steps, from all processes:
+class Verdict(NamedTuple):
+    """What is wrong, and what to change."""
 
-    `health/<term>/perplexity`: exp of the entropy of the mean assignment, from 1 (one prototype takes all) to the number of
-    prototypes; `health/<term>/used`: percent of the prototypes that were the first choice of at least one row. Neither can
-    exceed what the rows seen allow.
+    step: int
+    name: str
+    text: str
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """What this callback has to know of a method."""
+
+    step: Step
+    student: nn.Module
+    teacher: EMATeacher | None
+    momentum: Schedule | None
+
+    def progress(self) -> float:
+        """Share of the run that is done."""
+        ...
+
+    def backbone(self) -> Encoder:
+        """The encoder that a run exports."""
+        ...
+
+
+class TrainingHealth(pl.Callback):
+    """Logs numbers of a run's health every `every_n_steps` steps, and says what is wrong when two reports in a row show it.
+
+    Of every distillation, over the teacher's assignments of the last steps, from all processes: `health/<term>/perplexity`, exp of the
+    entropy of the mean assignment, from 1 (one prototype takes all) to the number of prototypes K; `used`, percent of the prototypes that
+    were the first choice of a row; `sharpness`, ln K minus the mean entropy of a row, 0 where the targets are uniform; `excess`, the loss
+    minus ln K, which is above 0 where the student is worse than guessing. Of the backbone, in the last step: `rank_cls` and
+    `rank_patches`, exp of the entropy of the normalised singular values of the centred features; `spread_cls` and `spread_patches`, share
+    of their energy that is not their mean; `patch_decay`, by how much a patch is more like the next one than like any patch of its item.
+    Of the step: `update`, norm of the change of the weights over the norm of the weights; `growth`, their norm over that at the start of
+    the fit; `gradient`, norm of all gradients; `distance`, norm of the difference of teacher and student over the norm of the student;
+    `pull`, 1 minus the teacher's momentum. `update`, `growth` and `distance` are estimates from a part of each tensor.
 
     Args:
         every_n_steps: number of steps between two reports.
-        num_steps: number of steps that a report is over, the last ones before it: assignments are computed a second time in these.
+        num_steps: number of steps that assignments are gathered over, the last ones before a report: they are computed a second time.
     """
 
-    def __init__(self, *, every_n_steps: int = 50, num_steps: int = 5) -> None:
+    def __init__(self, *, every_n_steps: int = 50, num_steps: int = 2) -> None:
         if not 1 <= num_steps <= every_n_steps:
-            raise ValueError(f"PrototypeUsage: num_steps {num_steps}; accepted: from 1 to every_n_steps, which is {every_n_steps}")
+            raise ValueError(f"TrainingHealth: num_steps {num_steps}; accepted: from 1 to every_n_steps, which is {every_n_steps}")
         self.every_n_steps, self.num_steps = every_n_steps, num_steps
+        self.numbers: dict[str, float] = {}  # of the last report
+        self.verdicts: list[Verdict] = []  # of the run so far, one of each name
         self._sums: dict[str, Tensor] = {}  # Float[2 K]  assignments, first choices
+        self._scalars: dict[str, Tensor] = {}  # Float[4]  sum of entropies, rows, sum of losses, their number
+        self._features: dict[str, Tensor] = {}
+        self._start = torch.empty(0)  # norm of a part of the weights when the fit started
+        self._before: Tensor | None = None  # part of the weights before the step of a report
+        self._last: dict[str, Tensor] = {}  # part of the teacher and of every state at the last report
+        self._suspected: set[str] = set()  # what the last report showed
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._reported_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen to what the method's objectives are given."""
+        """Listen to what the method's objectives are given, and to what its backbone gives."""
+        assert isinstance(pl_module, Watched)
         for name, module in pl_module.named_modules():
             if isinstance(module, ViewDistillation | PatchDistillation):
                 hook = partial(self._gather, trainer, name.removesuffix("_objective"))
                 self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        self._handles.append(pl_module.backbone().register_forward_hook(partial(self._see, trainer)))
+        self._last = _moving(pl_module)
+        self._start = _sample(_learning(pl_module)).norm()
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        """Note the weights before the step of a report."""
+        if self._until_report(trainer) == 0:
+            self._before = _sample(_learning(pl_module))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
     ) -> None:
         """Report, once per optimizer step that asks for it."""
         step = trainer.global_step
-        if step % self.every_n_steps or step == self._reported_step:
+        if step % self.every_n_steps or step == self._reported_step or self._before is None:
             return
         self._reported_step = step
-        for name, sums in self._sums.items():
-            for score, value in usage(all_reduce_sum(sums)).items():
-                pl_module.log(f"health/{name}/{score}", value, batch_size=len(batch.index))
-        self._sums = {}
+        assert isinstance(pl_module, Watched)
+        numbers = {**self._of_assignments(), **self._together({**self._features, **self._of_weights(pl_module)})}
+        moving = _moving(pl_module)
+        stuck = {name for name, value in moving.items() if name in self._last and torch.equal(value, self._last[name])}
+        self._last, self._sums, self._scalars, self._features, self._before = moving, {}, {}, {}, None
+        self.numbers = numbers
+        for name, value in numbers.items():
+            pl_module.log(f"health/{name}", value, batch_size=len(batch.index))
+        if pl_module.step.reason:  # nothing moved, and that has been said
+            return
+        found = judge(numbers, stuck)
+        for name in sorted(self._suspected & found.keys()):
+            self._say(trainer, Verdict(step, name, found[name]))
+        self._suspected = set(found)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen no more."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def _say(self, trainer: pl.Trainer, verdict: Verdict) -> None:
+        if any(verdict.name == said.name for said in self.verdicts):
+            return
+        self.verdicts.append(verdict)
+        if trainer.is_global_zero:
+            _log.warning("health, step %d: %s", verdict.step, verdict.text)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.experiment.summary["health/verdicts"] = [said.text for said in self.verdicts]
+
+    def _until_report(self, trainer: pl.Trainer) -> int:
+        """Number of steps between the one at hand and that of the next report. global_step counts the steps that are done."""
+        return -(trainer.global_step + 1) % self.every_n_steps
 
     def _gather(
         self,
@@ -70,8 +159,7 @@ class PrototypeUsage(pl.Callback):
         kwargs: dict[str, object],
         output: Tensor,
     ) -> None:
-        # global_step counts the steps done: the one at hand is the next.
-        if trainer.global_step % self.every_n_steps < self.every_n_steps - self.num_steps:
+        if self._until_report(trainer) >= self.num_steps:
             return
         logits, temp = kwargs["teacher_logits"], kwargs["teacher_temp"]
         assert isinstance(logits, Tensor) and isinstance(temp, float)
@@ -79,7 +167,116 @@ class PrototypeUsage(pl.Callback):
             rows = objective.targets(logits, teacher_temp=temp).flatten(0, -2)  # [rows K]
             first = rows.new_zeros(rows.shape[1]).index_add_(0, rows.argmax(dim=-1), rows.new_ones(len(rows)))
             sums = torch.stack([rows.sum(dim=0), first])
+            counts = rows.new_tensor([len(rows), output.numel()])
+            scalars = torch.stack([torch.special.entr(rows).sum(), counts[0], output.detach().float().sum(), counts[1]])
         self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+        self._scalars[name] = self._scalars[name] + scalars if name in self._scalars else scalars
+
+    @torch.no_grad()
+    def _see(self, trainer: pl.Trainer, encoder: Encoder, args: object, output: EncoderOutput | list[EncoderOutput]) -> None:
+        if self._until_report(trainer) or self._features:
+            return
+        first = output[0] if isinstance(output, list) else output
+        self._features = features_health(first.cls.detach().float().cpu(), first.patches.detach().float().cpu())
+
+    def _of_assignments(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, sums in self._sums.items():
+            log_k = math.log(sums.shape[1])
+            for score, value in usage(all_reduce_sum(sums)).items():
+                found[f"{name}/{score}"] = float(value)
+            entropy, rows, loss, losses = all_reduce_sum(self._scalars[name]).tolist()
+            if rows > 0:
+                found[f"{name}/sharpness"] = log_k - entropy / rows
+                found[f"{name}/excess"] = loss / losses - log_k
+        return found
+
+    def _of_weights(self, method: Watched) -> dict[str, Tensor]:
+        assert self._before is not None and isinstance(method, nn.Module)
+        now = _sample(_learning(method))
+        norms = list(method.step.norms.values())
+        found = {
+            "update": (now - self._before).norm() / now.norm(),
+            "growth": now.norm() / self._start,
+            "gradient": torch.linalg.vector_norm(torch.stack(norms)),
+        }
+        if method.teacher is not None:
+            student, teacher = _sample(method.student), _sample(method.teacher.branch)
+            found["distance"] = (teacher - student).norm() / student.norm()
+        if method.momentum is not None:
+            found["pull"] = torch.tensor(1.0 - method.momentum(method.progress()))
+        return found
+
+    def _together(self, found: Mapping[str, Tensor]) -> dict[str, float]:
+        """Means over the processes, read in one go."""
+        device = next(iter(self._last.values())).device if self._last else torch.device("cpu")
+        values = torch.stack([value.to(device) for value in found.values()])
+        return dict(zip(found, all_reduce_mean(values).tolist(), strict=True))
+
+
+def judge(numbers: Mapping[str, float], stuck: set[str]) -> dict[str, str]:
+    """What is wrong, by name: one sentence that says what is seen, and which setting to change.
+
+    Args:
+        numbers: numbers of a report, by the names of `TrainingHealth`.
+        stuck: names of what has the same values as at the report before: `teacher`, or a state of an objective.
+    """
+    found: dict[str, str] = {}
+    update = numbers["update"]
+    if update < 1e-9:
+        found["still"] = "no weight moves; raise optimization.lr, or shorten its warmup"
+    elif update > 0.3 or numbers["growth"] > 10.0:
+        what = (
+            f"one step changes the weights by {100 * update:.2g} % of their norm, which is {numbers['growth']:.2g} times that of the start"
+        )
+        found["wild"] = f"{what}; lower optimization.lr"
+    if update >= 1e-9 and numbers.get("distance", 1.0) < 1e-7:
+        found["twin"] = "the teacher equals the student; raise momentum (0.99 to 0.999 for most runs)"
+    elif update >= 1e-9 and "teacher" in stuck and not 0.0 < numbers["pull"] < 1e-5:  # a weak pull is lost in rounding
+        found["stuck teacher"] = "the teacher does not move; lower momentum below 1"
+    for name in sorted(stuck - {"teacher"}):
+        if update >= 1e-9:
+            found[f"stuck {name}"] = f"{name} does not move; lower its momentum below 1"
+    for term in sorted({name.partition("/")[0] for name in numbers if name.endswith("/sharpness")}):
+        sharpness, excess = numbers[f"{term}/sharpness"], numbers[f"{term}/excess"]
+        if sharpness < 0.01:
+            found[f"uniform {term}"] = f"the teacher's targets of {term} are uniform, so they say nothing; lower teacher_temp"
+        elif numbers[f"{term}/perplexity"] < 1.5:
+            what = f"the teacher gives every row of {term} the same prototype"
+            found[f"one prototype {term}"] = f"{what}; lower centre_momentum or optimization.lr"
+        if excess > 2.0:
+            what = f"the loss {term} is {excess:.1f} above that of guessing"
+            found[f"excess {term}"] = f"{what}; raise student_temp (0.1 for most runs), or lower optimization.lr"
+    for part in ("cls", "patches"):
+        if numbers.get(f"spread_{part}", 1.0) < 1e-6:
+            found[f"collapse {part}"] = f"all {part} features are the same; lower optimization.lr, raise momentum, or lower teacher_temp"
+    return found
+
+
+def features_health(cls: Tensor, patches: Tensor) -> dict[str, Tensor]:
+    """Rank, spread and decay of the features of a batch.
+
+    Args:
+        cls: Float[B D].
+        patches: Float[B N D].
+
+    Returns:
+        Float[] each; see `TrainingHealth`.
+    """
+    rows = patches.flatten(0, 1)
+    rows = rows[:: max(1, len(rows) // _ROWS)]
+    found: dict[str, Tensor] = {}
+    for name, values in (("cls", cls), ("patches", rows)):
+        centred = values - values.mean(dim=0)
+        singular = torch.linalg.svdvals(centred)
+        shares = singular / singular.sum().clamp_min(1e-30)
+        found[f"rank_{name}"] = torch.special.entr(shares).sum().exp()
+        found[f"spread_{name}"] = centred.square().sum() / values.square().sum().clamp_min(1e-30)
+    if patches.shape[1] > 1:
+        unit = nn.functional.normalize(patches[:16], dim=-1)
+        mean = unit.mean(dim=1).square().sum(dim=-1).mean()  # mean cosine of two patches of one item
+        found["patch_decay"] = (unit[:, 1:] * unit[:, :-1]).sum(dim=-1).mean() - mean
+    return found
 
 
 def usage(sums: Tensor) -> dict[str, Tensor]:
@@ -93,3 +290,23 @@ def usage(sums: Tensor) -> dict[str, Tensor]:
     """
     mean = sums[0] / sums[0].sum()
     return {"perplexity": torch.special.entr(mean).sum().exp(), "used": 100 * (sums[1] > 0).float().mean()}
+
+
+def _learning(module: nn.Module) -> list[Tensor]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _sample(tensors: nn.Module | list[Tensor]) -> Tensor:
+    """Float[n]: the first numbers of each tensor, a copy."""
+    values = list(tensors.parameters()) if isinstance(tensors, nn.Module) else tensors
+    return torch.cat([value.detach().reshape(-1)[:_SAMPLE].float() for value in values])
+
+
+def _moving(method: Watched) -> dict[str, Tensor]:
+    """Part of what must move between two reports: the teacher, and the buffers of states."""
+    assert isinstance(method, nn.Module)
+    found = {} if method.teacher is None else {"teacher": _sample(method.teacher.branch)}
+    for name, state in method.named_modules():
+        if isinstance(state, State) and name != "trunk":  # a trunk that has been released stands still
+            found[name] = _sample([buffer.float() for buffer in state.buffers()])
+    return found

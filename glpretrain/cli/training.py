@@ -27,7 +27,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore[reportPrivateImportUsage] - its public home
 
 from glpretrain import __version__, modalities
-from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
+from glpretrain.callbacks import KeepRefused, LogViews, RunEvaluators, RunProgress, Throughput, TrainingHealth, default_loggers, finish
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse
 from glpretrain.core.imports import imported
@@ -130,11 +130,12 @@ class Training(LightningCLI):
             evaluators = RunEvaluators()
         self.evaluators, self.throughput = evaluators, Throughput(evaluators=evaluators)
         callbacks: list[pl.Callback] = [] if evaluators is None else [evaluators]
-        callbacks.append(self.throughput)
+        self.health = next((callback for callback in own if isinstance(callback, TrainingHealth)), None) or TrainingHealth()
+        callbacks += [self.throughput, self.health]
         if given.enable_progress_bar is not False:
             callbacks.append(RunProgress(self.throughput))
         if self.folder is not None:
-            callbacks.append(LogViews(self.folder / "views.png"))
+            callbacks += [LogViews(self.folder / "views.png"), KeepRefused(self.folder)]
         if given.enable_checkpointing is not False:
             folder = None if self.folder is None else self.folder / "checkpoints"
             options = {"filename": "last", "every_n_train_steps": _CHECKPOINT_EVERY, "enable_version_counter": False}
@@ -162,6 +163,8 @@ class Training(LightningCLI):
             export(self.model.backbone(), folder / "backbone", source=source)
             write_json(folder / "results.json", self._results(seconds))
             finish(self.trainer.loggers)
+            if refused := self.model.step.num_refused:
+                print(f"{refused} of {self.trainer.global_step} steps had a loss or gradient that was not finite, and moved nothing")
             print(f"results, checkpoint and backbone: {folder}", flush=True)
         self.trainer.strategy.barrier("run folder")
         return Run(folder)
@@ -190,6 +193,8 @@ class Training(LightningCLI):
             "measured_on": {} if evaluators is None else evaluators.measured_on,
             "data": self.datamodule.source.name,
             "steps": self.trainer.global_step,
+            "health": {"verdicts": [verdict._asdict() for verdict in self.health.verdicts], "last": self.health.numbers},
+            "refused_steps": self.model.step.num_refused,
             "images_seen": self.throughput.images_seen,
             "seconds": seconds - evaluation_seconds,
             "evaluation_seconds": evaluation_seconds,

@@ -8,7 +8,7 @@
   distance on the grid. Where the last has fallen half of the way from 1 to the mean of one image is the half distance: how far what
   a patch says beyond its image reaches.
 
-Prototypes, which an encoder does not have (`callbacks.PrototypeUsage`), and a verdict are left out on purpose.
+Prototypes, which an encoder does not have (`callbacks.TrainingHealth`), and a verdict are left out on purpose.
 """
 
 import math

@@ -17,9 +17,10 @@ from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.transfer import Transfer, copy_backbone
 from glpretrain.training.branch import Branch
-from glpretrain.training.checks import FiniteTerms, identity, require_end, require_same_run
-from glpretrain.training.memory import broadcast_states, keep_from_ddp, states_of
-from glpretrain.training.optim import Optimization, TrunkRelease
+from glpretrain.training.checks import identity, require_end, require_same_run
+from glpretrain.training.memory import broadcast_states, keep_from_ddp
+from glpretrain.training.optim import Optimization, TrunkRelease, gradient_norms
+from glpretrain.training.step import Step
 from glpretrain.training.teacher import EMATeacher
 from glpretrain.training.warm_start import Trunk
 
@@ -61,7 +62,7 @@ class Method(pl.LightningModule, ABC):
         self.student = student
         self.teacher = EMATeacher(student) if momentum is not None else None
         self.trunk: Trunk | None = None  # set in a run that starts from trained weights
-        self._finite = FiniteTerms()
+        self.step = Step(max_refused=optimization.max_refused)
 
     @abstractmethod
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -123,22 +124,27 @@ class Method(pl.LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of the terms, each averaged over the weighted items, all of them logged."""
-        self._finite.check(step=self.global_step)
+        self.step.begin(self)
         computed = self.losses(batch, self.progress())
         assert computed.keys() == self.weights.keys(), f"{type(self).__name__} declares {sorted(self.terms)}, computed {sorted(computed)}"
-        terms = {name: value if value.ndim == 0 else (batch.weight * value).mean() for name, value in computed.items()}
+        terms = self.averaged(computed, batch)
         total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         if self.trunk is not None:
             self.trunk.update(total)
             total = total + self.student.zero_gradient()
-        seen = {name: value.detach() for name, value in terms.items()}
-        self._finite.keep(seen)
         # One small collective: what is logged is the loss of the joined batch, whatever the number of processes.
-        logged = all_reduce_sum(torch.stack([*seen.values(), total])) / world_size()
+        logged = all_reduce_sum(torch.stack([*terms.values(), total]).detach()) / world_size()
         *values, loss = logged
-        self.log_dict({f"train/{name}": value for name, value in zip(terms, values, strict=True)})
+        averaged = dict(zip(terms, values, strict=True))
+        self.step.keep(averaged)
+        self.log_dict({f"train/{name}": value for name, value in averaged.items()})
         self.log("train/loss", loss, prog_bar=True)
         return total
+
+    @staticmethod
+    def averaged(terms: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Terms as one number each, Float[]: the mean over the weighted items."""
+        return {name: value if value.ndim == 0 else (batch.weight * value).mean() for name, value in terms.items()}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the schedules set rate and decay before every step."""
@@ -165,12 +171,20 @@ class Method(pl.LightningModule, ABC):
         self.log_dict({f"schedule/{name}": value for name, value in values.items()})
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:  # noqa: ANN001
-        """Clip once the gradients are unscaled and complete."""
+        """Clip once the gradients are unscaled and complete, or drop all of them if one of them or a loss is not finite."""
         if gradient_clip_val is not None:
             raise ValueError(f"trainer.gradient_clip_val={gradient_clip_val} is ignored; set model.init_args.optimization.clip")
         if not self.student.trunk_learns:  # with a gradient of zero the optimizer would still decay the weights
             self.encoder.zero_grad(set_to_none=True)
-        self.optimization.finish_gradients(self, self.progress())
+        self.optimization.drop_frozen(self, self.progress())
+        norms = gradient_norms(self)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        counts = scaler is None or scaler.get_scale() <= 1.0  # with float16, a smaller loss scale may help
+        if self.step.accept(norms, number=self.global_step + 1, counts=counts):
+            self.optimization.clip_gradients(self, norms, self.progress())
+        else:
+            self.zero_grad(set_to_none=True)  # the optimizer passes over parameters without a gradient
+        self.step.is_moving = True
 
     def optimizer_step(self, *args, **kwargs) -> None:  # noqa: ANN002, ANN003  Lightning's signature, passed on untouched
         """Move teacher, centres and queues right after the optimizer: once per step, whatever the number of micro-batches.
@@ -179,18 +193,19 @@ class Method(pl.LightningModule, ABC):
         """
         super().optimizer_step(*args, **kwargs)
         progress = self.progress()
-        if self.teacher is not None and self.momentum is not None:
+        if self.teacher is not None and self.momentum is not None and not self.step.reason:
             self.teacher.update(self.student, momentum=self.momentum(progress))
-        for state in states_of(self):
-            state.advance(progress)
-
-    def on_train_end(self) -> None:
-        """Check the terms of the last step."""
-        self._finite.check(step=self.global_step)
+        self.step.end(self, progress=progress)
+        self.step.is_moving = False
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Add what export and resume need. A checkpoint never holds weights that a non-finite loss has changed."""
-        self._finite.check(step=self.global_step)
+        """Add what export and resume need.
+
+        Raises:
+            ValueError: the step was interrupted after the optimizer had moved and before the teacher and all states had.
+        """
+        if self.step.is_moving:
+            raise ValueError(f"checkpoint: step {self.global_step} was interrupted half way; the checkpoint before it is kept")
         checkpoint |= {"encoder_card": self.encoder.card.to_json(), **identity(self)}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:

@@ -39,6 +39,10 @@ class Centre(State):
         # Without any row (no token was masked) the centre stays as it is.
         mean = torch.where(total[-1] > 0, total[:-1] / total[-1].clamp(min=1.0), self.value)
         self.value.lerp_(mean, 1.0 - self.momentum)
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget the logits of this step."""
         self.pending.zero_()
 
 

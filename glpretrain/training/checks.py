@@ -1,35 +1,9 @@
-"""Refuses a run without an end, a loss that is not finite, and a checkpoint from another method, with other experts, or another start."""
+"""Refuses a run without an end, and a checkpoint from another method, with other experts, or another start."""
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from glpretrain.training.teacher import FrozenTeacher
 from glpretrain.training.warm_start import Trunk
-
-
-class FiniteTerms:
-    """Checks the terms of the step before, because reading those of the current step would make the host wait for the device."""
-
-    def __init__(self) -> None:
-        self._terms: dict[str, Tensor] = {}
-
-    def keep(self, terms: dict[str, Tensor]) -> None:
-        """Keep the terms of a step, Float[] each, until the next check."""
-        self._terms = terms
-
-    def check(self, *, step: int) -> None:
-        """Check the terms that were kept, once; the message names `step`, the number of optimizer steps that are done.
-
-        Raises:
-            ValueError: a term is not finite.
-        """
-        if not self._terms:
-            return
-        values = torch.stack(list(self._terms.values()))
-        if not bool(torch.isfinite(values).all()):
-            shown = ", ".join(f"{name} = {value:.4g}" for name, value in zip(self._terms, values.tolist(), strict=True))
-            raise ValueError(f"step {step}: the loss is not finite ({shown}); try a lower lr, or precision 32-true")
-        self._terms = {}
 
 
 def require_end(*, steps: int, epochs: int | None) -> None:

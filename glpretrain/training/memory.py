@@ -24,6 +24,10 @@ class State(nn.Module, ABC):
     def advance(self, progress: float = 0.0) -> None:
         """Move by one optimizer step; `progress`, the share of the run done before it, is for states that move at certain shares."""
 
+    @abstractmethod
+    def discard(self) -> None:
+        """Forget what was gathered since the last step, because the step is refused."""
+
 
 class FeatureQueue(State):
     """The last K features, in a ring buffer: the oldest row is the next one to be overwritten.
@@ -77,6 +81,10 @@ class FeatureQueue(State):
         capacity = len(self.rows)
         for part in rows.split(capacity):
             self._write(part[:, :-1], part[:, -1] > 0.5)
+
+    def discard(self) -> None:
+        """Forget what came in since the last call of `advance`."""
+        self._pending = []
 
     def _write(self, rows: Tensor, chosen: Tensor) -> None:
         """Write the chosen ones, Bool[R], of at most K rows, Float[R D]. The host never learns how many, so it does not wait for them."""

@@ -85,6 +85,7 @@ class Optimization:
         freeze_prototypes: share of the run in which prototypes do not learn (DINO: the first epoch).
         trunk: when the trunk learns in a run that starts from trained weights, where None is the default release; a run from random
             weights accepts None only.
+        max_refused: number of steps in a row whose loss or gradients may be not finite; these steps move nothing. One more stops the run.
 
     Raises:
         ValueError: a value out of range.
@@ -98,6 +99,7 @@ class Optimization:
     clip: Clip | None = Clip()
     freeze_prototypes: float = 0.0
     trunk: TrunkRelease | None = None
+    max_refused: int = 10
 
     def __post_init__(self) -> None:
         for name, value in (("layer_decay", self.layer_decay), ("patch_lr", self.patch_lr)):
@@ -105,6 +107,8 @@ class Optimization:
                 raise ValueError(f"optimization: {name} is in (0, 1], not {value}")
         if not 0.0 <= self.freeze_prototypes <= 1.0:
             raise ValueError(f"optimization: freeze_prototypes is a share of the run in [0, 1], not {self.freeze_prototypes}")
+        if self.max_refused < 0:
+            raise ValueError(f"optimization: max_refused is a number of steps from 0 on, not {self.max_refused}")
 
     def optimizer(self, encoder: Encoder, others: Iterable[tuple[str, nn.Parameter]], *, from_weights: bool) -> torch.optim.AdamW:
         """AdamW over groups of parameters; `set_step` gives each its rate and decay before every step.
@@ -130,16 +134,25 @@ class Optimization:
             group["weight_decay"] = values["weight_decay"] * group["decays"]
         return values
 
-    def finish_gradients(self, method: nn.Module, progress: float) -> None:
-        """Drop the gradients of frozen prototypes and clip the others; called once gradients are unscaled and complete."""
+    def drop_frozen(self, method: nn.Module, progress: float) -> None:
+        """Drop the gradients of prototypes that do not learn yet."""
         if progress < self.freeze_prototypes:
             for module in method.modules():
                 if isinstance(module, Prototypes):
                     for parameter in module.parameters():
                         parameter.grad = None
+
+    def clip_gradients(self, method: nn.Module, norms: dict[str, Tensor], progress: float) -> None:
+        """Clip; called once gradients are unscaled and complete.
+
+        Args:
+            method: module that holds the gradients.
+            norms: what `gradient_norms` gives for it.
+            progress: share of the run that is done.
+        """
         if self.clip is not None:
             max_norm = self.clip.max_norm(progress) if isinstance(self.clip.max_norm, Schedule) else self.clip.max_norm
-            clip_gradients(method, mode=self.clip.mode, max_norm=max_norm)
+            clip_gradients(method, norms, mode=self.clip.mode, max_norm=max_norm)
 
 
 def parameter_groups(
@@ -171,17 +184,37 @@ def parameter_groups(
 
 
 @torch.no_grad()
-def clip_gradients(method: nn.Module, *, mode: Literal["parameter", "module", "joint"], max_norm: float) -> None:
-    """Scale down gradients whose L2 norm exceeds `max_norm`; see `Clip` for what a norm is taken over."""
-    if mode == "parameter":
-        gradients = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
-        if gradients:
-            norms = torch.stack(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]  torch has no public name
-            factors = ((norms + 1e-6).reciprocal() * max_norm).clamp_max(1.0)
-            torch._foreach_mul_(gradients, list(factors.unbind()))  # pyright: ignore[reportPrivateImportUsage]
+def gradient_norms(method: nn.Module) -> dict[str, Tensor]:
+    """L2 norm of every gradient, Float[] each, by the name of its parameter; parameters without gradient are left out."""
+    gradients = {name: parameter.grad for name, parameter in method.named_parameters() if parameter.grad is not None}
+    norms = torch._foreach_norm(list(gradients.values()))  # pyright: ignore[reportPrivateImportUsage]  torch has no public name
+    return dict(zip(gradients, norms, strict=True))
+
+
+@torch.no_grad()
+def clip_gradients(method: nn.Module, norms: dict[str, Tensor], *, mode: Literal["parameter", "module", "joint"], max_norm: float) -> None:
+    """Scale down gradients whose L2 norm exceeds `max_norm`; see `Clip` for what a norm is taken over.
+
+    Args:
+        method: module that holds the gradients.
+        norms: what `gradient_norms` gives for it.
+        mode: what one norm is taken over.
+        max_norm: largest norm.
+    """
+    if not norms:
         return
-    for parameters in _by_module(method) if mode == "module" else [list(method.parameters())]:
-        nn.utils.clip_grad_norm_(parameters, max_norm)
+    parameters = {name: parameter for name, parameter in method.named_parameters() if name in norms}
+    if mode == "parameter":
+        factors = ((torch.stack(list(norms.values())) + 1e-6).reciprocal() * max_norm).clamp_max(1.0)
+        gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, list(factors.unbind()))  # pyright: ignore[reportPrivateImportUsage]
+        return
+    by_identity = {id(parameter): norms[name] for name, parameter in parameters.items()}
+    for group in _by_module(method) if mode == "module" else [list(parameters.values())]:
+        found = [parameter for parameter in group if id(parameter) in by_identity]
+        if found:
+            total = torch.linalg.vector_norm(torch.stack([by_identity[id(parameter)] for parameter in found]))
+            nn.utils.clip_grads_with_norm_(found, max_norm, total)
 
 
 def _by_module(method: nn.Module) -> list[list[nn.Parameter]]:

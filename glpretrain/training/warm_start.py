@@ -80,4 +80,8 @@ class Trunk(State):
             self.means.copy_(torch.stack([self.means[1], self.sums[0] / self.sums[1]]))
             self.sums.zero_()
         self.sums += self.pending
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget the losses of this step."""
         self.pending.zero_()

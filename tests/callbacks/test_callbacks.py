@@ -1,6 +1,7 @@
 """Callbacks read and never change: scores before and after, the picture of the views, the speed, the progress line, the loggers."""
 
 import json
+import math
 import random
 import time
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from shrinking import ROOT, shrunk
 from torch import Tensor
 
 from glpretrain import modalities
-from glpretrain.callbacks import PrototypeUsage, RunEvaluators, Throughput
+from glpretrain.callbacks import RunEvaluators, Throughput, TrainingHealth
 from glpretrain.callbacks.evaluators import result_key
 from glpretrain.callbacks.health import usage
 from glpretrain.callbacks.loggers import wandb_mode
@@ -278,23 +279,26 @@ def test_usage_is_that_of_the_targets_and_changes_no_weight(recipe: str, terms: 
         cli.fit()
         return cli, targets
 
-    own = '{"class_path": "glpretrain.callbacks.PrototypeUsage", "init_args": {"every_n_steps": 3, "num_steps": 2}}'
+    own = '{"class_path": "glpretrain.callbacks.TrainingHealth", "init_args": {"every_n_steps": 3, "num_steps": 2}}'
     (plain, targets), (watched, _) = run(tmp_path / "plain"), run(tmp_path / "watched", own)
     for name, tensor in plain.model.state_dict().items():
         assert torch.equal(tensor, watched.model.state_dict()[name]), name
     logged = {name: value for name, value in watched.trainer.logged_metrics.items() if name.startswith("health/")}
-    assert set(logged) == {f"health/{term}/{score}" for term in terms for score in ("perplexity", "used")}
+    of_terms = {f"health/{term}/{score}" for term in terms for score in ("perplexity", "used", "sharpness", "excess")}
+    assert {name for name in logged if name.count("/") == 2} == of_terms
     for term in terms:
         rows = torch.cat(targets[term][1:3])  # the last two of three steps
         mean = rows.mean(dim=0)
         assert logged[f"health/{term}/perplexity"].item() == pytest.approx(torch.exp(-(mean * mean.log()).sum()).item(), rel=1e-4)
+        entropy = torch.special.entr(rows).sum(dim=1).mean().item()
+        assert logged[f"health/{term}/sharpness"].item() == pytest.approx(math.log(rows.shape[1]) - entropy, rel=1e-4)
         assert logged[f"health/{term}/used"].item() == pytest.approx(100 * len(rows.argmax(dim=1).unique()) / rows.shape[1])
     assert not [module for module in watched.model.modules() if module._forward_hooks]
 
 
 def test_steps_of_usage_are_checked() -> None:
     with pytest.raises(ValueError, match="num_steps 6; accepted: from 1 to every_n_steps, which is 5"):
-        PrototypeUsage(every_n_steps=5, num_steps=6)
+        TrainingHealth(every_n_steps=5, num_steps=6)
 
 
 def test_a_recipe_names_evaluators_that_score_it_on_the_way(tmp_path: Path) -> None:

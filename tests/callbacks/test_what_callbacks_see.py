@@ -10,7 +10,7 @@ from batches import Optimized, apart, batch_of, fitted, method, teacher_of, view
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
-from glpretrain.callbacks import LogViews, PrototypeUsage, RunEvaluators, RunProgress, Throughput
+from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, TrainingHealth
 from glpretrain.callbacks.views import columns
 from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
@@ -130,7 +130,7 @@ def test_a_report_of_prototypes_is_of_the_last_steps_alone() -> None:
         ),
         with_kwargs=True,
     )
-    fitted(model, batches(4), callbacks=[PrototypeUsage(every_n_steps=2, num_steps=1), usage])
+    fitted(model, batches(4), callbacks=[TrainingHealth(every_n_steps=2, num_steps=1), usage])
     means = [targets[step].mean(dim=0) for step in (1, 3)]
     assert usage.reports == pytest.approx([torch.exp(-(mean * mean.log()).sum()).item() for mean in means], rel=1e-4)
 

@@ -23,7 +23,7 @@ def test_prototypes_stay_for_the_share_of_the_run_that_freezes_them(share: float
     assert not torch.equal(projection.mlp[0].weight, before[1])
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_step_and_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_run_saves_and_exports_is_from_before_its_losses_were_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = build(ROOT / "dino.yaml", tmp_path)
     losses = training.model.losses
 
@@ -32,9 +32,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step_and_term(tmp_path:
         return {name: value * float("nan") for name, value in terms.items()} if progress >= 0.5 else terms
 
     monkeypatch.setattr(training.model, "losses", broken)
-    with pytest.raises(ValueError, match=r"step 3: the loss is not finite \(cls = nan\)"):
-        training.fit()
-    assert not list(tmp_path.rglob("*.ckpt"))  # nothing that those weights have touched is kept
+    run = training.fit()
+    assert run.results["refused_steps"] == 2 and training.model.step.reason == "step 4: the loss is not finite (cls = nan)"
+    (saved,) = tmp_path.rglob("*.ckpt")
+    for state in (torch.load(saved, weights_only=True)["state_dict"], run.backbone.state_dict()):
+        assert all(bool(torch.isfinite(value).all()) for value in state.values())
 
 
 def test_rate_decay_and_momentum_follow_their_schedules(tmp_path: Path) -> None:

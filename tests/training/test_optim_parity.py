@@ -7,7 +7,7 @@ from torch import nn
 from glpretrain.encoders.vit import ViT
 from glpretrain.training.branch import Branch
 from glpretrain.training.heads import ProjectionHead, Prototypes
-from glpretrain.training.optim import clip_gradients, parameter_groups
+from glpretrain.training.optim import clip_gradients, gradient_norms, parameter_groups
 
 GROUPS, LAYERS, CLIP = load("parameter_groups"), load("mae_layer_decay"), load("dino_clip")
 # Where the official module's names are ours.
@@ -54,7 +54,8 @@ def test_every_gradient_is_clipped_on_its_own_as_in_dino() -> None:
     gradients = [wave(3, 5, phase=0, scale=4.0), wave(7, phase=1, scale=1.5), wave(2, 2, phase=2, scale=0.5)]
     for parameter, gradient in zip(parameters, gradients, strict=False):
         parameter.grad = gradient.clone()
-    clip_gradients(nn.ParameterList(parameters), mode="parameter", max_norm=3.0)
+    held = nn.ParameterList(parameters)
+    clip_gradients(held, gradient_norms(held), mode="parameter", max_norm=3.0)
     assert parameters[3].grad is None
     for parameter, expected in zip(parameters, CLIP["clipped"], strict=False):
         assert_matches(parameter.grad, expected)
@@ -86,12 +87,12 @@ def test_a_norm_may_be_taken_over_each_module_or_over_all_gradients() -> None:
     """By module as DINOv2 (train.py clips the student's backbone and each head), jointly as MAE and FSFM."""
     before = [norm_of(module) for module in Two().modules_with_gradients()]
     by_module = Two()
-    clip_gradients(by_module, mode="module", max_norm=7.0)
+    clip_gradients(by_module, gradient_norms(by_module), mode="module", max_norm=7.0)
     after = [norm_of(module) for module in by_module.modules_with_gradients()]
     torch.testing.assert_close(torch.tensor(after), torch.tensor([min(7.0, norm) for norm in before]), rtol=1e-4, atol=0.0)
     assert min(before) < 7.0 < max(before)
     jointly = Two()
-    clip_gradients(jointly, mode="joint", max_norm=7.0)
+    clip_gradients(jointly, gradient_norms(jointly), mode="joint", max_norm=7.0)
     total = sum(norm**2 for norm in before) ** 0.5
     after = [norm_of(module) for module in jointly.modules_with_gradients()]
     torch.testing.assert_close(torch.tensor(after), torch.tensor([7.0 * norm / total for norm in before]), rtol=1e-4, atol=0.0)

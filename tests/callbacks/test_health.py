@@ -1,0 +1,141 @@
+"""Faults of a run, and the verdicts that name them at the second report; healthy runs get none."""
+
+from collections.abc import Callable
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from batches import Optimized, batch_of, fitted, method, views_of
+
+from glpretrain.callbacks import TrainingHealth
+from glpretrain.callbacks.health import features_health, judge
+from glpretrain.core.batch import Batch
+from glpretrain.core.schedule import Schedule
+from glpretrain.encoders import ViT
+from glpretrain.methods import DINO, IBOT, MAE
+from glpretrain.methods.base import Method
+from glpretrain.objectives.distillation import Centre
+
+STEPS, EVERY = 40, 20
+
+
+def encoder() -> ViT:
+    return ViT("vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=3)
+
+
+def constant(value: float) -> Schedule:
+    return Schedule(value, shape="constant")
+
+
+def dino(lr: float = 1e-3, **settings: object) -> DINO:
+    settings = {"momentum": constant(0.99), "teacher_temp": constant(0.04), **settings}
+    return method(DINO, encoder(), Optimized(constant(lr)), num_prototypes=64, hidden_dim=32, bottleneck_dim=16, **settings)
+
+
+def ibot(lr: float = 1e-3) -> IBOT:
+    options = {"num_prototypes": 64, "hidden_dim": 32, "bottleneck_dim": 16, "momentum": constant(0.99)}
+    return method(IBOT, encoder(), Optimized(constant(lr)), **options)
+
+
+def mae(lr: float = 1e-3) -> MAE:
+    return method(MAE, encoder(), Optimized(constant(lr)), decoder_dim=12, decoder_depth=1, decoder_heads=3)
+
+
+def batches(*, masked: bool, alike: bool = False) -> list[Batch]:
+    """Items that are recognised in both views, by a pattern of their own."""
+    found = []
+    for step in range(STEPS):
+        items = views_of("item", 1, step=step % 4, items=12, size=16)
+        views = 0.0 * items if alike else items + 0.5 * views_of("view", 2, step=step, items=12, size=16)
+        mask = torch.rand(2, 12, 4).argsort(dim=-1) < 3 if masked else None
+        found.append(batch_of(global_views=views.expand(2, -1, -1, -1, -1).contiguous(), mask=mask))
+    return found
+
+
+class FrozenCentre(pl.Callback):
+    """Puts the centre back after every step."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
+        for module in pl_module.modules():
+            if isinstance(module, Centre):
+                module.value.zero_()
+
+
+class TwinTeacher(pl.Callback):
+    """Gives the teacher the student's weights after every step."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
+        assert isinstance(pl_module, Method) and pl_module.teacher is not None
+        pl_module.teacher.branch.load_state_dict(pl_module.student.state_dict())
+
+
+def verdicts(model: Method, *, masked: bool = False, alike: bool = False, callbacks: tuple[pl.Callback, ...] = ()) -> dict[str, str]:
+    torch.manual_seed(0)
+    health = TrainingHealth(every_n_steps=EVERY)
+    fitted(model, batches(masked=masked, alike=alike), callbacks=[*callbacks, health])
+    assert all(verdict.step == STEPS for verdict in health.verdicts)
+    return {verdict.name: verdict.text for verdict in health.verdicts}
+
+
+FAULTS: dict[str, tuple[Callable[[], Method], tuple[pl.Callback, ...], str, str]] = {
+    "a rate a thousand times too high": (lambda: dino(1.0), (), "wild", "lower optimization.lr"),
+    "a rate of zero": (lambda: dino(0.0), (), "still", "raise optimization.lr"),
+    "a momentum of zero": (lambda: dino(momentum=constant(0.0)), (), "twin", "raise momentum"),
+    "a momentum of one": (lambda: dino(momentum=constant(1.0)), (), "stuck teacher", "lower momentum"),
+    "the teacher is the student": (dino, (TwinTeacher(),), "twin", "raise momentum"),
+    "a frozen centre": (dino, (FrozenCentre(),), "stuck cls_objective.centre_state", "lower its momentum"),
+    "a teacher's temperature of 1": (lambda: dino(teacher_temp=constant(1.0)), (), "uniform cls", "lower teacher_temp"),
+    "a student's temperature of 0.001": (lambda: dino(student_temp=1e-3), (), "excess cls", "raise student_temp"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named_with_the_setting_to_change(fault: str) -> None:
+    make, callbacks, name, setting = FAULTS[fault]
+    found = verdicts(make(), callbacks=callbacks)
+    assert name in found and setting in found[name], found
+
+
+def test_items_that_are_all_the_same_are_a_collapse() -> None:
+    assert "collapse cls" in verdicts(dino(), alike=True)
+
+
+@pytest.mark.parametrize("make", [dino, ibot, mae])
+def test_a_healthy_run_gets_no_verdict(make: Callable[[], Method]) -> None:
+    assert verdicts(make(), masked=make is not dino) == {}
+
+
+def test_reconstruction_has_the_verdicts_of_its_weights() -> None:
+    assert set(verdicts(mae(0.0), masked=True)) == {"still"}
+    assert "wild" in verdicts(mae(1.0), masked=True)
+
+
+NUMBERS = {
+    **{"update": 1e-3, "growth": 2.0, "distance": 0.1, "pull": 0.01, "spread_cls": 0.5, "spread_patches": 0.5},
+    **{"cls/sharpness": 1.0, "cls/perplexity": 30.0, "cls/excess": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "stuck", "name"),
+    [
+        ({}, set(), None),
+        ({"cls/perplexity": 1.2}, set(), "one prototype cls"),
+        ({"spread_patches": 1e-8}, set(), "collapse patches"),
+        ({"update": 0.4}, set(), "wild"),
+        ({"pull": 1e-8}, {"teacher"}, None),  # at the end of a long run, rounding hides so small a step
+        ({"pull": 0.0}, {"teacher"}, "stuck teacher"),
+        ({"update": 0.0, "distance": 0.0}, {"teacher", "cls_objective.centre_state"}, "still"),  # the rest follows from it
+    ],
+)
+def test_numbers_and_their_verdicts(numbers: dict[str, float], stuck: set[str], name: str | None) -> None:
+    assert list(judge({**NUMBERS, **numbers}, stuck)) == ([] if name is None else [name])
+
+
+def test_numbers_of_features() -> None:
+    torch.manual_seed(0)
+    found = features_health(torch.randn(64, 1) @ torch.randn(1, 8) + 3.0, torch.randn(64, 4, 8))
+    assert found["rank_cls"].item() == pytest.approx(1.0, abs=0.01)
+    assert 7.0 < found["rank_patches"].item() <= 8.0
+    assert found["spread_patches"].item() == pytest.approx(1.0, abs=0.05)
+    assert abs(found["patch_decay"].item() + 0.25) < 0.05  # independent patches: 0 minus the 1/4 of a patch with itself
