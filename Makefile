@@ -18,10 +18,11 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.glpretrain
-# Our own environment gets exactly the versions of constraints.txt; one that was there before keeps what it has.
-CONSTRAINTS := $(if $(filter-out .venv,$(wildcard $(VENV))),,--constraint constraints.txt)
+# Our own environment gets exactly the files of requirements.lock; one that was there before keeps what it has.
+PIP := "$(BIN)/python" -m pip install --disable-pip-version-check --progress-bar off --quiet
+LOCKED := $(if $(filter-out .venv,$(wildcard $(VENV))),,yes)
 
-.PHONY: help setup lint types test test-slow pretrain evaluate inspect bench notebooks clean
+.PHONY: help setup lock lint types test test-slow pretrain evaluate inspect bench notebooks clean
 
 help:  ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -32,7 +33,7 @@ help:  ## print this list
 
 setup: $(STAMP)  ## make .venv and install the package (VENV=path: reuse that environment)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml requirements.lock
 	@if [ ! -x "$(BIN)/python" ]; then \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "setup: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed (PYTHON=path chooses another)" >&2; exit 1; }; \
@@ -42,10 +43,18 @@ $(STAMP): pyproject.toml constraints.txt
 	  $(PYTHON) -m venv "$(VENV)"; \
 	fi
 	@echo "setup: installing glpretrain into $(VENV) (the first time this downloads torch, some 2 GB)"
+# Every file is compared with its hash, and none runs code of its own while it is installed.
+	@$(if $(LOCKED),$(PIP) --require-hashes --no-deps --only-binary :all: --requirement requirements.lock)
 	@if "$(BIN)/python" -c 'import sys, setuptools; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' 2>/dev/null; then isolation=--no-build-isolation; fi; \
-	  "$(BIN)/python" -m pip install --disable-pip-version-check --progress-bar off --quiet $$isolation $(CONSTRAINTS) --editable '.[dev]'
+	  $(PIP) $$isolation $(if $(LOCKED),--no-deps) --editable '.[dev]'
 	@touch "$(STAMP)"
 	@echo "setup: done"
+
+lock: $(STAMP)  ## after a change of pyproject.toml or constraints.txt: the hashes and the table of licences (needs uv)
+	@command -v uv >/dev/null || { echo "lock: uv is needed (pip install uv)" >&2; exit 1; }
+	uv pip compile pyproject.toml --extra dev --constraint constraints.txt --universal --generate-hashes --no-annotate \
+	  --custom-compile-command "make lock" --quiet --output-file requirements.lock
+	"$(BIN)/python" docs/licences.py
 
 lint: $(STAMP)  ## ruff: errors, imports, formatting
 	"$(BIN)/ruff" check .
@@ -75,7 +84,6 @@ bench: $(STAMP)  ## what each augmentation costs: [RECIPE=name]
 	@"$(BIN)/python" -m glpretrain.cli bench views $(if $(RECIPE),--recipe "$(RECIPE)") $(ARGS)
 
 notebooks: $(STAMP)  ## execute the notebooks
-	@"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --editable '.[notebooks]'
 	@for notebook in notebooks/*.ipynb; do \
 	  [ -e "$$notebook" ] || { echo "notebooks: there are none in notebooks/"; exit 0; }; \
 	  echo "notebooks: $$notebook"; "$(BIN)/jupyter-execute" "$$notebook" || exit 1; \

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glpretrain.core.files import point
+
 if TYPE_CHECKING:
     from glpretrain.encoders.base import Encoder  # not before a backbone is asked for: `--help` lists recipes at once
 
@@ -73,16 +75,8 @@ def new_folder(recipe: str, *, runs: Path) -> Path:
             count += 1
             continue
         break
-    # Made beside and moved over: a reader sees the old or the new target, and two runs that start together do not collide.
-    link = parent / f".latest-{folder.name}"
-    link.symlink_to(folder.name, target_is_directory=True)
-    link.replace(parent / "latest")
+    point(parent / "latest", folder.name)
     return folder
-
-
-def write_json(path: Path, values: dict[str, object]) -> None:
-    """Indented, with a newline at the end."""
-    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 class Run:

@@ -137,8 +137,8 @@ class Browser:
         return path
 
     def console(self) -> list[str]:
-        """What the page has complained about since the last call."""
-        return [entry["message"] for entry in self._ask("/se/log", {"type": "browser"})]
+        """Errors of the page since the last call. Chromium itself notes there, without a network, that it is slow."""
+        return [entry["message"] for entry in self._ask("/se/log", {"type": "browser"}) if entry["level"] == "SEVERE"]
 
     def requested(self) -> list[str]:
         """Addresses asked for since the last call."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from glpretrain import modalities
 from glpretrain.callbacks.evaluators import Trained
 from glpretrain.core.batch import Batch
+from glpretrain.core.files import part_file
 from glpretrain.encoders.base import Encoder
 
 
@@ -37,7 +38,8 @@ class LogViews(pl.Callback):
             return
         self._saved = True
         assert isinstance(pl_module, Trained)
-        grid_figure(columns(batch, pl_module.encoder, num_items=self.num_items)).savefig(self.path, dpi=130)
+        with part_file(self.path) as part:
+            grid_figure(columns(batch, pl_module.encoder, num_items=self.num_items)).savefig(part, dpi=130, format="png")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("views", [str(self.path)])

@@ -28,6 +28,7 @@ VERBS = {
     "evaluate": Verb("glpretrain.cli.scoring.evaluate", "Score a backbone: what its cls and its patches know, with intervals."),
     "export": Verb("glpretrain.cli.backbones.export", "Write a backbone to a folder: timm, Hugging Face, torch.export or ONNX."),
     "inspect": Verb("glpretrain.cli.backbones.inspect", "Write a page to look into backbones: attention, patch PCA, prompts by click."),
+    "cache": Verb("glpretrain.cli.cache.cache", "Show the features that evaluations keep on disk, or remove them."),
     "tiles": Verb("glpretrain.cli.tiles.tiles", "Cut whole-slide images into tissue tiles, in tar shards to train on."),
     "replay": Verb("glpretrain.cli.replay.replay", "Compute a refused step again, and say in which module the numbers stop being finite."),
     "bench": Verb("glpretrain.cli.bench.bench", "Time the operations that make views."),

@@ -68,13 +68,11 @@ def faces(
     preparation = Preparation(folder, out, parser=made, detector=found, size=size, margin=margin, workers=workers)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     counts: Counter[str] = Counter()
-    with (out / "skipped.txt").open("w", encoding="utf-8", errors="surrogateescape") as skipped:
-        run = track(preparation.run(), total=len(preparation), description="faces", console=console, disable=not console.is_terminal)
-        for outcome in run:
-            counts["skipped" if outcome.reason else "there" if outcome.was_there else "written"] += 1
-            if outcome.reason:
-                print(outcome.reason, file=skipped, flush=True)
-                console.print(f"skipped: {outcome.reason}", markup=False)
+    run = track(preparation.run(), total=len(preparation), description="faces", console=console, disable=not console.is_terminal)
+    for outcome in run:
+        counts["skipped" if outcome.reason else "there" if outcome.was_there else "written"] += 1
+        if outcome.reason:
+            console.print(f"skipped: {outcome.reason}", markup=False)
     if counts["skipped"] == len(preparation):
         raise ValueError(f"faces: none of {len(preparation)} pictures could be used; why is in {Path(out) / 'skipped.txt'}")
     total = counts["written"] + counts["there"]

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from glpretrain import __version__, modalities
 from glpretrain.cli.parsing import meant, parse
+from glpretrain.core.files import append_lines, part_file
 from glpretrain.core.imports import imported
 from glpretrain.core.types import EncoderCard
 from glpretrain.data.module import DataModule
@@ -28,7 +29,7 @@ from glpretrain.data.sources.images import mask_folders
 from glpretrain.data.sources.images.videos import VideoSource
 from glpretrain.encoders import Encoder
 from glpretrain.evaluate import ROLES, Evaluator, FeatureCache, Result, Sources, default_evaluators, default_sources
-from glpretrain.evaluate.cache import default_folder
+from glpretrain.evaluate.cache import DISK_GB, default_folder
 from glpretrain.runs import find_recipe
 from glpretrain.weights import load_backbone
 
@@ -68,6 +69,7 @@ def evaluate(
     pictures: Path | None = None,
     no_pictures: bool = False,
     cache: Path | None = None,
+    cache_gb: float = DISK_GB,
     no_cache: bool = False,
     overrides: Sequence[str] = (),
 ) -> int:
@@ -93,12 +95,15 @@ def evaluate(
         pictures: folder of the pictures; the name of --out with _pictures when left out
         no_pictures: draw none
         cache: folder where features are kept; ~/.cache/glpretrain/features when left out
+        cache_gb: gigabytes that this folder is kept to; features that were not used for longest are removed first
         no_cache: keep features in memory only
     """
     drawn = None if no_pictures else pictures or out.with_name(f"{out.stem}_pictures")
     kept = None if no_cache else cache or default_folder()
     own = {"data": data, "masks": masks, "videos": videos}
-    found = score(backbone, config=config, recipe=recipe, **own, overrides=overrides, out=out, pictures=drawn, cache=kept)
+    found = score(
+        backbone, config=config, recipe=recipe, **own, overrides=overrides, out=out, pictures=drawn, cache=kept, cache_gb=cache_gb
+    )
     print(f"{len(found)} scores appended to {out}" + ("" if drawn is None else f", pictures in {drawn}/"))
     return 1 if found.refusals else 0
 
@@ -115,6 +120,7 @@ def score(
     out: Path | None = None,
     pictures: Path | None = None,
     cache: Path | None = None,
+    cache_gb: float = DISK_GB,
 ) -> Scores:
     """Score a backbone with the evaluators of a configuration, or with those that every run is scored with.
 
@@ -131,6 +137,7 @@ def score(
         out: file that JSON lines are appended to, evaluator by evaluator, so that an interrupted evaluation loses none.
         pictures: folder for PNGs, `<evaluator>_<picture>.png`; None draws none.
         cache: folder where features outlive this call.
+        cache_gb: number of gigabytes that this folder is kept to.
 
     Raises:
         ValueError: a folder, recipe or evaluator is not what is accepted, or no score could be computed.
@@ -153,7 +160,7 @@ def score(
         evaluators, sources = _of_config(path, overrides, card=encoder.card, own=own)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-    features = FeatureCache(encoder, folder=cache)
+    features = FeatureCache(encoder, folder=cache, disk_gb=cache_gb)
     common = {
         "backbone": encoder.card.source if isinstance(backbone, Encoder) else str(backbone),
         "recipe": str(path),
@@ -191,11 +198,11 @@ def score(
             for score, one in result.scores.items()
         ]
         if out is not None:
-            with out.open("a") as file:
-                file.writelines(json.dumps(line, default=str) + "\n" for line in lines)
+            append_lines(out, [json.dumps(line, default=str) for line in lines])
         if pictures is not None:
             for title, figure in evaluator.pictures(encoder, sources, features).items():
-                figure.savefig(pictures / f"{name}_{title}.png", dpi=120)
+                with part_file(pictures / f"{name}_{title}.png") as part:
+                    figure.savefig(part, dpi=120, format="png")
         found += lines
     if not results:
         raise ValueError("evaluate: no score could be computed; " + "; ".join(found.refusals))

@@ -30,12 +30,13 @@ from glpretrain import __version__, modalities
 from glpretrain.callbacks import KeepRefused, LogViews, RunEvaluators, RunProgress, Throughput, TrainingHealth, default_loggers, finish
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse
+from glpretrain.core.files import part_file, write_json
 from glpretrain.core.imports import imported
 from glpretrain.data.module import DataModule
 from glpretrain.data.own import source_for, source_spec
 from glpretrain.data.views import ViewMaker
 from glpretrain.methods.base import Method
-from glpretrain.runs import Run, find_recipe, new_folder, recipe_name, write_json
+from glpretrain.runs import Run, find_recipe, new_folder, recipe_name
 from glpretrain.weights import export
 
 _CHECKPOINT_EVERY = 1000  # steps; a run that is cut short loses no more
@@ -115,7 +116,8 @@ class Training(LightningCLI):
             kwargs["default_root_dir"] = str(self.folder)
             if given.logger in (None, True):
                 kwargs["logger"] = default_loggers(self.folder, recipe=self.recipe)
-            self.parser.save(self.config, self.folder / "config.yaml")
+            with part_file(self.folder / "config.yaml") as part:
+                self.parser.save(self.config, part, overwrite=True)
         elif given.logger in (None, True):
             kwargs["logger"] = False
         if given.enable_model_summary is None:

@@ -5,13 +5,13 @@ and, for a timm model, the `config.json` with which `timm.create_model("local-di
 Nothing in a folder is ever unpickled, and Lightning is not needed for either.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from glpretrain.core.files import new_folder, write_json
 from glpretrain.core.types import EncoderCard
 from glpretrain.encoders import Encoder, build
 from glpretrain.encoders.base import load_strictly
@@ -21,18 +21,6 @@ from glpretrain.weights.report import LoadedWeights, LoadOptions, Which
 WEIGHTS, CARD, LIBRARY_CONFIG = "model.safetensors", "card.json", "config.json"
 # The names under which a method keeps its encoders.
 _ENCODER_PREFIXES: dict[Which, str] = {"teacher": "teacher.branch.encoder.", "student": "student.encoder."}
-
-
-def require_new(folder: Path) -> None:
-    """Make sure that nothing will be overwritten.
-
-    Raises:
-        ValueError: the folder has something in it already, or is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"export: {folder} is a file; accepted: a new or empty folder")
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"export: {folder} is not empty and nothing is overwritten; accepted: a new or empty folder")
 
 
 def export(encoder: Encoder, folder: str | Path, *, licence: str | None = None, source: str | None = None) -> Path:
@@ -48,16 +36,15 @@ def export(encoder: Encoder, folder: str | Path, *, licence: str | None = None, 
         The folder.
 
     Raises:
-        ValueError: the folder has something in it already, or is a file.
+        ValueError: the folder has something in it already, or is a file, or another process is writing to it.
     """
     folder = Path(folder)
-    require_new(folder)
     card = described(encoder.card, licence=licence, source=source)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_weights(encoder.backbone_state(), folder)
-    write_card(card, folder)
-    if config := encoder.library_config(card):
-        write_json(config, folder / LIBRARY_CONFIG)
+    with new_folder(folder, last=CARD, argument="export") as part:
+        write_weights(encoder.backbone_state(), part)
+        write_card(card, part)
+        if config := encoder.library_config(card):
+            write_json(part / LIBRARY_CONFIG, config)
     return folder
 
 
@@ -76,12 +63,7 @@ def write_weights(state: State, folder: Path) -> None:
 
 def write_card(card: EncoderCard, folder: Path) -> None:
     """Write card.json."""
-    write_json(card.to_json(), folder / CARD)
-
-
-def write_json(values: dict, path: Path) -> None:
-    """Write a file that people can read."""
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    write_json(folder / CARD, card.to_json())
 
 
 def read_own_folder(folder: Path) -> LoadedWeights:

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from PIL import Image
+from processes import together
 from shrinking import ROOT, shrunk
 
 import glpretrain
@@ -342,6 +343,14 @@ def test_two_processes_share_a_run_folder_and_have_the_losses_of_one(name: str, 
 def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:
     folders = {new_folder("mmc", runs=tmp_path) for _ in range(3)}
     assert len(folders) == 3
+    assert (tmp_path / "mmc" / "latest").resolve() in {folder.resolve() for folder in folders}
+
+
+def test_runs_of_four_processes_that_start_together_get_a_folder_each(tmp_path: Path) -> None:
+    outcomes = together(lambda _: [new_folder("mmc", runs=tmp_path) for _ in range(10)], count=4)
+    folders = [folder for one in outcomes for folder in one.value]
+    assert len(set(folders)) == 40 and not [one.error for one in outcomes if one.error]
+    assert {path.name for path in (tmp_path / "mmc").iterdir()} == {"latest", *(folder.name for folder in folders)}
     assert (tmp_path / "mmc" / "latest").resolve() in {folder.resolve() for folder in folders}
 
 

@@ -1,14 +1,17 @@
 """Features are computed once per content: whatever changes them changes their name, and nothing else does."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from evaluate_stubs import labelled, masked
+from processes import together
 
+from glpretrain.cli import main
 from glpretrain.encoders import ViT
 from glpretrain.evaluate import KNN, DecodedItems, FeatureCache, Features, LinearProbe, PromptSegmentation, Sources
-from glpretrain.evaluate.cache import fingerprint
+from glpretrain.evaluate.cache import default_folder, entries, fingerprint, shrink
 
 
 def encoder(*, depth: int = 3, phase: float = 0.0) -> ViT:
@@ -102,6 +105,95 @@ def test_damaged_cache_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptu
     assert torch.equal(features(model, items, cache), first)
     assert cache.num_computed == 1
     assert damaged.name in caplog.text
+
+
+def test_evaluations_that_share_a_folder_get_the_same_features(tmp_path: Path):
+    model, items = encoder(), source()
+    expected = features(model, items, None)
+
+    def evaluate(number: int) -> bool:
+        equal = True
+        for _ in range(5):
+            equal = equal and torch.equal(features(model, items, FeatureCache(model, folder=tmp_path)), expected)
+            if number == 3:
+                shrink(tmp_path, to=0)  # `glpretrain cache --empty` meanwhile
+        return equal
+
+    assert [(one.value, one.error) for one in together(evaluate, count=4)] == [(True, "")] * 4
+    cache = FeatureCache(model, folder=tmp_path)
+    assert torch.equal(features(model, items, cache), expected) and cache.folder is not None
+    assert not list(tmp_path.rglob(".*"))
+
+
+def used(folder: Path, model: ViT, seconds: int) -> None:
+    """Say that the features of a model were used so many seconds after 2020 began."""
+    for path in (folder / fingerprint(model)[:32]).glob("*.safetensors"):
+        os.utime(path, (1577836800 + seconds,) * 2)
+
+
+def test_features_that_were_not_used_for_longest_go_first(tmp_path: Path):
+    models, items = [encoder(phase=number / 7) for number in range(3)], source()
+    for number, model in enumerate(models):
+        features(model, items, FeatureCache(model, folder=tmp_path))
+        used(tmp_path, model, number)
+    features(models[0], items, FeatureCache(models[0], folder=tmp_path))  # read again: now the newest
+    found = entries(tmp_path)
+    sizes = {entry.num_bytes for entry in found}
+    assert len(found) == 3 and len(sizes) == 1 and {entry.num_files for entry in found} == {6}
+    assert shrink(tmp_path, to=3 * max(sizes)) == (0, 0)
+    assert shrink(tmp_path, to=int(2.3 * max(sizes))) == (6, max(sizes))
+    for model, num_computed in zip(models, (0, 3, 0), strict=True):
+        cache = FeatureCache(model, folder=tmp_path)
+        features(model, items, cache)
+        assert cache.num_computed == num_computed
+
+
+def test_the_folder_is_kept_to_its_limit(tmp_path: Path):
+    old, new, items = encoder(), encoder(phase=0.1), source(40)
+    features(old, items, FeatureCache(old, folder=tmp_path))
+    used(tmp_path, old, 0)
+    (entry,) = entries(tmp_path)
+    features(new, items, FeatureCache(new, folder=tmp_path, disk_gb=1.2 * entry.num_bytes / 1e9))
+    assert sum(entry.num_bytes for entry in entries(tmp_path)) <= 1.2 * entry.num_bytes
+    cache = FeatureCache(new, folder=tmp_path)
+    features(new, items, cache)
+    assert cache.num_computed == 0
+    for wrong in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"cache_gb: .*; accepted: a positive number"):
+            FeatureCache(new, folder=tmp_path, disk_gb=wrong)
+
+
+def test_emptying_removes_nothing_of_anybody_else(tmp_path: Path):
+    model = encoder()
+    features(model, source(), FeatureCache(model, folder=tmp_path))
+    for name in ("notes.txt", "photos/a.png", "0" * 32 + "/thesis.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    shrink(tmp_path, to=0)
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == {
+        *("notes.txt", "photos/a.png", "0" * 32 + "/thesis.safetensors")
+    }
+
+
+def test_a_folder_that_cannot_be_written_costs_one_line_and_no_score(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    model, items = encoder(), source()
+    (tmp_path / "file").write_text("no folder")
+    cache = FeatureCache(model, folder=tmp_path / "file")
+    assert torch.equal(features(model, items, cache), features(model, items, None))
+    assert caplog.text.count("features cannot be kept in") == 1
+
+
+def test_the_command_shows_the_cache_and_empties_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = encoder()
+    features(model, source(), FeatureCache(model, folder=default_folder()))
+    assert main(["cache"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{default_folder()}: features of 1 backbones, 6 files" in shown and "vit_tiny_patch16_224" in shown
+    assert main(["cache", "--keep_gb", "1"]) == 0 and "0 files removed" in capsys.readouterr().out
+    assert main(["cache", "--empty"]) == 0 and "6 files removed" in capsys.readouterr().out
+    assert not list(default_folder().iterdir())
+    for wrong in (["--keep_gb", "0"], ["--keep_gb", "nan"], ["--empty", "--keep_gb", "1"]):
+        assert main(["cache", *wrong]) == 2 and "accepted: " in capsys.readouterr().err
 
 
 def test_memory_is_bounded(tmp_path: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from exports_stubs import ENCODERS, difference, images, small
+from processes import together
 from safetensors.torch import load_file
 
 import glpretrain.weights.exports.programs as programs
@@ -205,6 +206,26 @@ def test_nothing_is_overwritten(format: str, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             export_as(small("vit_tiny_patch16_224", depth=1), place, format=format)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_of_four_exports_into_one_folder_one_is_written_whole(tmp_path: Path) -> None:
+    encoders = [small("vit_tiny_patch16_224", depth=depth) for depth in (1, 2, 3, 4)]
+    formats = ("folder", "huggingface", "folder", "timm")
+    outcomes = together(lambda number: export_as(encoders[number], tmp_path / "out", format=formats[number]).difference, count=4)
+    (winner,) = (number for number, one in enumerate(outcomes) if not one.error)
+    assert all("is writing to" in one.error or "is not empty and nothing" in one.error for one in outcomes if one.error)
+    assert {path.name for path in tmp_path.rglob("*") if path.name.startswith(".")} == set()
+    loaded = load_backbone(tmp_path / "out")
+    items = images(2, 3, 48, 48)
+    with torch.no_grad():
+        assert difference(loaded(items), expected=encoders[winner](items)) <= TORCH_TOLERANCE
+    assert (tmp_path / "out" / "preprocessor_config.json").exists() == (formats[winner] == "huggingface")
+
+
+def test_an_export_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot hold"):
+        export_as(ENCODERS["windows"](), tmp_path / "out", format="huggingface")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional
 
+from glpretrain.core.files import locked, part_file, remove_parts, write_json
 from glpretrain.data.loading import usable_cores
 from glpretrain.data.sources.base import UnreadableItemError
 from glpretrain.data.sources.images.decoding import decode, existing_folder, find_images
@@ -22,7 +23,7 @@ from glpretrain.data.sources.images.face_regions import resized_map
 from glpretrain.prepare.faces.detection import FaceDetector
 from glpretrain.prepare.faces.parsers import Box, FaceParser
 
-_SETTINGS = "faces.json"
+_SETTINGS, _SKIPPED = "faces.json", "skipped.txt"
 
 
 class Outcome(NamedTuple):
@@ -95,10 +96,8 @@ class _Images(Dataset[Outcome]):
 
 def _write(image: Tensor, path: Path) -> None:
     """Write a PNG that is either complete or absent. It is lossless, because the traces of a forgery are small."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    Image.fromarray((image if image.dim() == 2 else image.permute(1, 2, 0)).numpy()).save(part, format="PNG")
-    part.replace(path)
+    with part_file(path) as part:
+        Image.fromarray((image if image.dim() == 2 else image.permute(1, 2, 0)).numpy()).save(part, format="PNG")
 
 
 class Preparation:
@@ -140,16 +139,30 @@ class Preparation:
         self._images = _Images(existing_folder(folder, "faces"), self.out, parser=parser, detector=detector, size=size, margin=margin)
         self._workers = min(usable_cores(), 8) if workers is None else workers
         detector_name = "whole image" if detector is None else type(detector).__name__
-        settings = {"parser": type(parser).__name__, "detector": detector_name, "size": size, "margin": margin}
-        path = self.out / _SETTINGS
+        self._settings: dict[str, object] = {"parser": type(parser).__name__, "detector": detector_name, "size": size, "margin": margin}
+        self._compare_settings()
+
+    def _compare_settings(self) -> None:
+        path, settings = self.out / _SETTINGS, self._settings
         if path.is_file() and (before := json.loads(path.read_text())) != settings:
             raise ValueError(f"out: {self.out} was written with {before}, not with {settings}; give the same settings, or a new folder")
-        self.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings))
 
     def __len__(self) -> int:
         return len(self._images)
 
     def run(self) -> Iterator[Outcome]:
-        """Prepare all images and yield the result for each of them, in the order of their names."""
-        yield from DataLoader(self._images, batch_size=None, num_workers=min(self._workers, len(self)))
+        """Prepare all images and yield the result for each of them, in the order of their names. skipped.txt gets the reasons.
+
+        Raises:
+            ValueError: another process is writing to `out`, or has written it with other settings since this object was made.
+        """
+        with locked(self.out, argument="out"):
+            self._compare_settings()
+            write_json(self.out / _SETTINGS, self._settings)
+            for part in ("images", "regions"):
+                remove_parts(self.out / part)
+            with (self.out / _SKIPPED).open("w", encoding="utf-8", errors="surrogateescape") as skipped:
+                for outcome in DataLoader(self._images, batch_size=None, num_workers=min(self._workers, len(self))):
+                    if outcome.reason:
+                        print(outcome.reason, file=skipped, flush=True)
+                    yield outcome

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from glpretrain.core.files import write_whole
 from glpretrain.prepare.slides.folder import Settings, SlideRecord, TilesFolder, digest_of
 from glpretrain.prepare.slides.opening import check_readers, find_slides, open_slide
 from glpretrain.prepare.slides.overview import draw_overview
 from glpretrain.prepare.slides.plan import Plan, plan_tiles, read_resampled
-from glpretrain.prepare.slides.shard import TileEntry, encoded_image, write_shard, write_whole
+from glpretrain.prepare.slides.shard import TileEntry, encoded_image, write_shard
 from glpretrain.prepare.slides.slide import Slide
 from glpretrain.prepare.slides.workers import Workers
 

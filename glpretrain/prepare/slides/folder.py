@@ -9,7 +9,6 @@
 Every file is moved to its place when it is complete. Left out: cutting.
 """
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
@@ -17,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from glpretrain.prepare.slides.shard import PART, PartFile, index_of, write_whole
+from glpretrain.core.files import locked, part_file, remove_parts, write_json
+from glpretrain.prepare.slides.shard import index_of
 
 SETTINGS, INDEX = "tiles.json", "index.jsonl"
 _VERSION = 1  # raise it when the same settings give other tiles; it is compared like a setting
@@ -93,33 +93,35 @@ class TilesFolder:
     def __init__(self, root: str | Path, *, settings: Settings) -> None:
         self.root = Path(root).expanduser()
         self.settings = settings.checked()
-        written = {"version": _VERSION, **settings._asdict()}
-        path = self.root / SETTINGS
+        self._compare_settings()
+
+    def _compare_settings(self) -> bool:
+        """Whether the folder holds tiles with these settings; False where it is new or empty."""
+        path, written = self.root / SETTINGS, {"version": _VERSION, **self.settings._asdict()}
         if path.is_file():
             there = json.loads(path.read_text())
             if different := [name for name in sorted(written | there) if written.get(name) != there.get(name)]:
                 pairs = ", ".join(f"{name} is {written.get(name)}, there it is {there.get(name)}" for name in different)
                 raise ValueError(f"out: {self.root} holds tiles with other settings: {pairs}; give the same settings, or another folder")
-        else:
-            if self.root.exists() and (not self.root.is_dir() or any(not name.name.startswith(".") for name in self.root.iterdir())):
-                raise ValueError(f"out: {self.root} holds other files; accepted: a new or empty folder, or a folder of tiles")
-            self.root.mkdir(parents=True, exist_ok=True)
-            write_whole(path, (json.dumps(written, indent=2) + "\n").encode())
+            return True
+        # Another process may have written the settings at this moment; they are compared when this one has the lock.
+        if self.root.exists() and not (
+            self.root.is_dir() and all(p.name.startswith(".") or p.name == SETTINGS for p in self.root.iterdir())
+        ):
+            raise ValueError(f"out: {self.root} holds other files; accepted: a new or empty folder, or a folder of tiles")
+        return False
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Let no other process write here meanwhile, and remove the incomplete files of a killed run.
 
         Raises:
-            ValueError: another process is writing.
+            ValueError: another process is writing, or has written tiles with other settings since this object was made.
         """
-        with (self.root / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"out: another process is writing to {self.root}; wait for it, or use another folder") from error
-            for left in self.root.rglob(f".*{PART}"):
-                left.unlink(missing_ok=True)
+        with locked(self.root, argument="out"):
+            if not self._compare_settings():
+                write_json(self.root / SETTINGS, {"version": _VERSION, **self.settings._asdict()})
+            remove_parts(self.root)
             yield
 
     @property
@@ -143,7 +145,7 @@ class TilesFolder:
         return SlideRecord(**json.loads(path.read_text())) if path.is_file() else None
 
     def write_record(self, record: SlideRecord) -> None:
-        write_whole(self._record(record.slide), (json.dumps(record._asdict(), indent=2) + "\n").encode())
+        write_json(self._record(record.slide), record._asdict())
 
     def _record(self, slide: str) -> Path:
         return self.root / "slides" / f"{slide}.json"
@@ -169,7 +171,7 @@ class TilesFolder:
 
     def write_index(self) -> None:
         """Join the lines of all complete slides."""
-        with PartFile(self.root / INDEX) as part, part.open("wb") as file:
+        with part_file(self.root / INDEX) as part, part.open("wb") as file:
             for record in self.records():
                 for number in range(record.shards if record.complete else 0):
                     file.write(index_of(self.shards / self.shard(record.slide, number)).read_bytes())

@@ -5,17 +5,16 @@ A shard is a plain tar that `TarShards` and WebDataset read. Its bytes depend on
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-PART = ".part"  # ending of files that are not complete yet
+from glpretrain.core.files import part_file, write_whole
+
 _BLOCK = 512  # bytes: the unit of a tar file
 
 
@@ -34,38 +33,6 @@ class TileEntry(NamedTuple):
     num_bytes: int  # of the image
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that, after a kill at any moment, is either complete or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with PartFile(path) as part:
-        part.write_bytes(content)
-
-
-class PartFile:
-    """A context manager that gives a temporary name beside `path`. The file of this name is moved to `path` when all of it is on the
-    disk, and it is removed when the body of the `with` statement fails.
-
-    Args:
-        path: path of the complete file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        # The name contains the process, because a worker that outlives its parent for a moment must not write to a file of the next run.
-        self.part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
-
-    def __enter__(self) -> Path:
-        return self.part
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is not None:
-            self.part.unlink(missing_ok=True)
-            return
-        with self.part.open("rb") as file:
-            os.fsync(file.fileno())
-        self.part.replace(self.path)
-
-
 def write_shard(
     folder: Path, shard: str, tiles: Iterable[tuple[TileEntry, np.ndarray]], *, format: Literal["jpg", "png"], quality: int
 ) -> None:
@@ -81,7 +48,7 @@ def write_shard(
     path = folder / shard
     path.parent.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
-    with PartFile(path) as part:
+    with part_file(path) as part:
         with part.open("wb") as file:
             for entry, pixels in tiles:
                 content = encoded_image(pixels, format=format, quality=quality)

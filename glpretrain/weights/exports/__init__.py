@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from glpretrain.core.files import new_folder
 from glpretrain.encoders import Encoder
 from glpretrain.weights.exports.base import Exported, prepare, write_timm
 from glpretrain.weights.exports.huggingface import write_huggingface
 from glpretrain.weights.exports.programs import write_onnx, write_torch
-from glpretrain.weights.folders import require_new
+from glpretrain.weights.folders import CARD
 
 __all__ = ["FORMATS", "Exported", "export_as"]
 
@@ -42,18 +43,20 @@ def export_as(
         What was written, with its size and the maximum absolute difference to the encoder on the check batches.
 
     Raises:
-        ValueError: the folder has something in it, a package is not installed, or the format cannot hold this encoder.
+        ValueError: the folder has something in it, another process is writing to it, a package is not installed, or the format cannot
+            hold this encoder.
     """
     if format not in FORMATS:
         raise ValueError(f"export: format={format!r} given; accepted: {', '.join(FORMATS)}")
     if any_size and format not in _PROGRAMS:
         raise ValueError(f"export: any_size given with format={format!r}; accepted: {', '.join(_PROGRAMS)}; folders have no fixed size")
     folder = Path(folder)
-    require_new(folder)
-    prepared = prepare(encoder, img_size=img_size, licence=licence, source=source)
-    if format in _PROGRAMS:
-        written = _PROGRAMS[format](prepared, folder, any_size=any_size)
-    else:
-        written = _FOLDERS[format](prepared, folder)
+    with new_folder(folder, last=CARD, argument="export") as part:
+        prepared = prepare(encoder, img_size=img_size, licence=licence, source=source)
+        if format in _PROGRAMS:
+            written = _PROGRAMS[format](prepared, part, any_size=any_size)
+        else:
+            written = _FOLDERS[format](prepared, part)
+    written = written._replace(file=folder / written.file.relative_to(part))
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     return Exported(folder=folder, format=format, megabytes=size, **written._asdict())

@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glpretrain.core.files import write_json
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import Encoder, ViT
 from glpretrain.weights.exports.base import Written, check_images, difference
 from glpretrain.weights.files import State
-from glpretrain.weights.folders import LIBRARY_CONFIG, write_card, write_json, write_weights
+from glpretrain.weights.folders import LIBRARY_CONFIG, write_card, write_weights
 from glpretrain.weights.formats import is_gated
 from glpretrain.weights.names import DINOV2, DINOV2_REGISTERS, DINOV3, HUGGINGFACE, VIT, Layout
 
@@ -53,10 +54,9 @@ def write_huggingface(encoder: Encoder, folder: Path) -> Written:
         worst = max(difference(computed(images), encoder(images)) for images in check_images(encoder))
     if not worst < _SAME:
         raise _refusal(encoder, f"{layout.architecture} computes something else from its weights (difference {worst:.1e})")
-    folder.mkdir(parents=True, exist_ok=True)
     write_weights(weights, folder)
-    write_json(config, folder / LIBRARY_CONFIG)
-    write_json(_preprocessor(encoder), folder / "preprocessor_config.json")
+    write_json(folder / LIBRARY_CONFIG, config)
+    write_json(folder / "preprocessor_config.json", _preprocessor(encoder))
     write_card(encoder.card, folder)
     note = f"open with transformers.AutoModel.from_pretrained(FOLDER): a {layout.architecture}"
     if layout.position_resize != encoder.card.arguments.get("position_resize", "timm"):

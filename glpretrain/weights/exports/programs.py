@@ -88,14 +88,13 @@ def write_torch(encoder: Encoder, folder: Path, *, any_size: bool = False) -> Wr
 
     Args:
         encoder: encoder that `prepare` returned.
-        folder: folder to write to.
+        folder: empty folder to write to.
         any_size: whether height and width are free, from two rows and two columns of tokens on.
 
     Raises:
         ValueError: any_size is asked for and the traced model takes one size only.
     """
     program = _trace(encoder, any_size=any_size)
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / _TORCH_FILE
     torch.export.save(program, file, extra_files={CARD: json.dumps(encoder.card.to_json())})
     write_card(encoder.card, folder)
@@ -110,7 +109,7 @@ def write_onnx(encoder: Encoder, folder: Path, *, any_size: bool = False) -> Wri
 
     Args:
         encoder: encoder that `prepare` returned.
-        folder: folder to write to.
+        folder: empty folder to write to.
         any_size: whether height and width are free, from two rows and two columns of tokens on.
 
     Raises:
@@ -131,7 +130,6 @@ def write_onnx(encoder: Encoder, folder: Path, *, any_size: bool = False) -> Wri
     card = encoder.card.to_json()
     program.model.metadata_props.update({name: json.dumps(card[name]) for name in ("mean", "std", "licence", "source")})
     program.model.metadata_props["card"] = json.dumps(card)
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / _ONNX_FILE
     weights = sum(tensor.numel() * tensor.element_size() for tensor in encoder.backbone_state().values())
     program.save(file, external_data=weights > _LARGEST_ONNX_FILE)

@@ -1,5 +1,7 @@
 """Preparing faces: detection, parsers, and a preparation that can be interrupted."""
 
+import json
+import re
 import shutil
 import sys
 from importlib.machinery import ModuleSpec
@@ -11,6 +13,7 @@ import pytest
 import torch
 from image_files import write_image, write_map
 from PIL import Image
+from processes import together
 from skimage.data import astronaut
 
 from glpretrain.cli import main
@@ -120,11 +123,36 @@ def test_an_interrupted_preparation_goes_on(pictures: Path, tmp_path: Path) -> N
     assert faces(pictures, out=out, size=64, workers=0) == {"written": 3, "skipped": 2}
     before = (out / "images/real/a.png").stat().st_mtime_ns
     (out / "images/real/b.png").unlink()  # its map is there: the image is written last
-    (out / "images/fake/c.part").write_bytes(b"half")
+    (out / "images/fake/.c.png.77.part").write_bytes(b"half")
     assert faces(pictures, out=out, size=64, workers=2) == {"written": 1, "there": 2, "skipped": 2}
     assert (out / "images/real/a.png").stat().st_mtime_ns == before
+    assert not list(out.rglob(".*"))
     with pytest.raises(ValueError, match=r"out: .* was written with .*'size': 64.*; give the same settings, or a new folder"):
         faces(pictures, out=out, size=32, workers=0)
+
+
+def test_two_preparations_do_not_write_to_one_folder(pictures: Path, tmp_path: Path) -> None:
+    options = {"parser": TemplateParser(), "detector": None, "workers": 0}
+    run = Preparation(pictures, tmp_path / "faces", size=64, **options).run()
+    next(run)
+    for size in (64, 32):  # 32: refused for its settings, which the first has written
+        (second,) = together(lambda _, size=size: next(Preparation(pictures, tmp_path / "faces", size=size, **options).run()), count=1)
+        assert re.search(r"out: process \d+ on .* is writing to .*faces; wait" if size == 64 else "was written with", second.error)
+    run.close()
+    assert faces(pictures, out=tmp_path / "faces", detector="none", size=64, workers=0)["there"] == 1
+
+
+def test_of_four_preparations_that_start_together_one_or_more_write_whole_faces(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "faces"
+    sizes = (64, 48)
+    outcomes = together(lambda number: faces(pictures, out=out, size=sizes[number % 2], workers=0), count=4)
+    assert any(not one.error for one in outcomes)
+    refused = r"ValueError: out: (process \d+ on .* is writing to|another process is writing to|.* was written with)"
+    assert all(re.match(refused, one.error) for one in outcomes if one.error)
+    size = json.loads((out / "faces.json").read_text())["size"]
+    assert {Image.open(path).size for path in out.rglob("*.png")} == {(size, size)}
+    assert len(list(out.rglob("*.png"))) == 6 and len((out / "skipped.txt").read_text().splitlines()) == 2
+    assert not list(out.rglob(".*"))
 
 
 def test_maps_of_the_user_are_cut_with_the_face(pictures: Path, tmp_path: Path, astronaut_image: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from processes import together
 from tiles_processes import Job, PeakMemory, contents, ended, family, wait_until
 
 from glpretrain.cli import main
@@ -260,9 +262,27 @@ def test_a_folder_holds_tiles_of_one_kind(small: Path, small_tiles: Path, tmp_pa
 def test_two_runs_do_not_write_to_one_folder(small: Path, tmp_path: Path) -> None:
     with contextlib.closing(cutting(find_slides([small]), out=tmp_path, settings=SMALL, workers=1)) as run:
         next(run)
-        with pytest.raises(ValueError, match="another process is writing to"):
+        with pytest.raises(ValueError, match=f"out: process {os.getpid()} on .* is writing to"):
             cut_slides([small], out=tmp_path, settings=SMALL)
     assert cut_slides([small], out=tmp_path, settings=SMALL).cut
+
+
+def test_four_runs_that_start_together_cut_with_one_set_of_settings(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sizes = (SMALL.size, 2 * SMALL.size)
+
+    def cut(number: int) -> int:
+        return len(cut_slides([small], out=out, settings=SMALL._replace(size=sizes[number % 2])).cut)
+
+    outcomes = together(cut, count=4)
+    assert 1 in [one.value for one in outcomes]
+    refused = r"ValueError: out: (process \d+ on .* is writing to|another process is writing to|.* holds tiles with other settings)"
+    assert all(re.match(refused, one.error) for one in outcomes if one.error)
+    size = json.loads((out / "tiles.json").read_text())["size"]
+    assert cut_slides([small], out=out, settings=SMALL._replace(size=size)).before  # complete, and with the settings that are written
+    with pytest.raises(ValueError, match="holds tiles with other settings: size is"):
+        cut_slides([small], out=out, settings=SMALL._replace(size=sum(sizes) - size))
+    assert not list(out.rglob(".*"))
 
 
 def test_another_slide_of_the_same_name_is_refused_once_the_first_is_complete(small: Path, tmp_path: Path) -> None:
