@@ -208,6 +208,14 @@ def test_of_a_damaged_shard_all_is_read_that_is_whole(how: str, tmp_path: Path, 
     assert len(caplog.records) == 1 and "1 of 2 shards are damaged" in caplog.text and "a.tar" in caplog.text
 
 
+def test_compressed_shards_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1 compressed shards are not read.*a\.tar\.gz"):
+        TarShards(tmp_path)
+    write(tmp_path / "b.tar", {"0.png": png(1)})
+    assert values(TarShards(tmp_path)) == [1] and "1 compressed shards are not read" in caplog.text
+
+
 def test_joined_shards_are_read_to_their_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in (1, 2):
         write(tmp_path / f"{number}.tar", {f"{number}.png": png(number)})

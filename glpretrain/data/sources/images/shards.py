@@ -7,19 +7,19 @@ the source is constructed; items are then read at their offset, in any order. Le
 
 import io
 import json
-import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from glpretrain.core.listing import expanded, files_below, is_leftover, say_once
 from glpretrain.data.sources.base import Item, Source, UnreadableItemError, check_choice, checked_index, label_items
 from glpretrain.data.sources.images.decoding import ENDINGS, damage_named, decode_pil
 from glpretrain.data.sources.images.tar_files import Member, read_contents, read_range
 
-_log = logging.getLogger(__name__)
 _IMAGE_KINDS = tuple(ending for ending in ENDINGS if ending != ".npy")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 _LARGEST_LABEL = 2**24  # bytes
 _NUMBER_FIRST = re.compile(r"(\d[^.]*(?:\.\d[^.]*)*)\.(.+)")
 _SHOWN = 3  # names in a line
@@ -49,13 +49,11 @@ class TarShards(Source):
     """
 
     def __init__(self, root: str | Path, *, channels: int = 3, image_key: str | None = None) -> None:
-        self.root = Path(root).expanduser()
+        self.root = expanded(root)
         self.name, self.channels = self.root.resolve().stem, channels
         check_choice(channels, (1, 3), what="TarShards: channels")
-        shards = [self.root] if self.root.is_file() else sorted(path for path in self.root.rglob("*") if _is_shard(path))
-        if not shards:
-            raise ValueError(f"TarShards: {self.root} is neither a .tar file nor a folder of .tar files")
         notes: list[str] = []
+        shards = [self.root] if self.root.is_file() else _shards_below(self.root, notes)
         samples = _samples(shards, notes)
         keys = _chosen_keys(samples, notes) if image_key is None else _given_keys(samples, image_key)
         with_image = [(sample, sample.members[key]) for sample, key in zip(samples, keys, strict=True) if key is not None]
@@ -73,7 +71,7 @@ class TarShards(Source):
         labels = [label for _, label in labelled]
         self.classes, self._labels = label_items(labels, owner=f"TarShards: {self.root}", key=_numbers_first)
         if notes:
-            _log.warning("TarShards: %s: %s", self.root, "; ".join(notes))
+            say_once(f"TarShards: {self.root}: {'; '.join(notes)}")
 
     @classmethod
     def reads(cls, path: Path) -> bool:
@@ -92,7 +90,22 @@ class TarShards(Source):
 
 
 def _is_shard(path: Path) -> bool:
-    return path.suffix.lower() == ".tar" and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() == ".tar" and not is_leftover(path.name) and path.is_file()
+
+
+def _shards_below(root: Path, notes: list[str]) -> list[Path]:
+    """The shards of a folder in order; compressed ones are added to `notes`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    files = sorted(files_below(root).files) if root.is_dir() else []
+    if compressed := [str(path) for path in files if path.name.lower().endswith(_COMPRESSED)]:
+        notes.append(f"{len(compressed)} compressed shards are not read; unpack them to .tar: {_first_of(compressed)}")
+    shards = [path for path in files if _is_shard(path)]
+    if not shards:
+        raise ValueError("; ".join([f"TarShards: {root} is neither a .tar file nor a folder of .tar files", *notes]))
+    return shards
 
 
 def _numbers_first(name: str) -> tuple[bool, int, str]:

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
+from glpretrain.core.listing import is_leftover
+
 _BLOCK = 512  # bytes: the unit of a tar file
 _LARGEST_EXTENSION = 2**15  # bytes of a header that holds a long name; tarfile takes quadratic time over some of them
 _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _SEARCHED = (2**16, 2**20, 2**26)  # bytes behind a damaged place in which the next header is searched, in up to three attempts
 _MOST_LINKS = 8  # links to links that are followed
-_LEFT_BY_TOOLS = "__MACOSX"
 
 
 class Member(NamedTuple):
@@ -49,7 +50,7 @@ def read_range(file: Path, *, offset: int, size: int) -> bytes:
 def read_contents(shard: Path) -> Contents:
     """Find the members of a tar file in their order, as far as they are whole.
 
-    Links are followed inside the file, and names are written without `./`. Hidden members and what macOS adds are left out.
+    Links are followed inside the file, and names are written without `./`. Hidden members and what tools leave behind are left out.
 
     Raises:
         ValueError: it is no plain tar file.
@@ -61,7 +62,7 @@ def read_contents(shard: Path) -> Contents:
         for entry in _entries(shard, file, faults):
             name = posixpath.normpath(entry.name)
             parts = name.split("/")
-            if _LEFT_BY_TOOLS in parts or any(part.startswith(".") and part != ".." for part in parts):
+            if any(is_leftover(part) and part != ".." for part in parts):
                 continue
             if entry.islnk():
                 place = posixpath.normpath(entry.linkname)
