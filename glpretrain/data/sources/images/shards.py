@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glpretrain.core.listing import expanded, files_below, is_leftover, say_once
-from glpretrain.data.sources.base import Item, Source, UnreadableItemError, check_choice, checked_index, label_items
+from glpretrain.data.sources.base import Item, Source, UnreadableItemError, check_choice, checked_index, label_items, reason_of
 from glpretrain.data.sources.images.decoding import ENDINGS, damage_named, decode_pil
 from glpretrain.data.sources.images.tar_files import Member, read_contents, read_range
 
@@ -246,7 +246,7 @@ def _label(members: dict[str, Member]) -> str | None:
                 raise ValueError(f"{member.size} bytes; accepted: at most {_LARGEST_LABEL}")
             label = _parsed(read_range(member.shard, offset=member.offset, size=member.size), as_json=key == "json")
         except Exception as error:  # json raises RecursionError besides ValueError
-            raise UnreadableItemError(f"{member}: {type(error).__name__}: {error}") from error
+            raise UnreadableItemError(f"{member}: {reason_of(error)}") from error
         if label is not None:
             return label
     return None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
 from glpretrain.core.listing import is_leftover
+from glpretrain.data.sources.base import reason_of
 
 _BLOCK = 512  # bytes: the unit of a tar file
 _LARGEST_EXTENSION = 2**15  # bytes of a header that holds a long name; tarfile takes quadratic time over some of them
@@ -109,7 +110,7 @@ def _entries(shard: Path, file: BinaryIO, faults: list[str]) -> Iterator[tarfile
         except Exception as error:  # whatever tarfile raises for a damaged header
             following, _ = _next_header(file, start)
             if following is None:
-                raise ValueError(f"{shard} is not a plain tar file: {error}") from error
+                raise ValueError(f"{shard} is not a plain tar file: {reason_of(error)}") from error
             faults.append(f"is damaged at byte {start}")
             start = following
     while True:

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.lib import format as npy
 
-from glpretrain.data.sources.base import UnreadableItemError
+from glpretrain.data.sources.base import UnreadableItemError, reason_of
 
 if TYPE_CHECKING:
     from h5py import Dataset
@@ -45,7 +45,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except ModuleNotFoundError:
         raise
     except Exception as error:  # a reader may raise anything for a damaged file
-        raise UnreadableItemError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+        raise UnreadableItemError(f"{path} cannot be read: {reason_of(error)}") from error
 
 
 def read_npy(file: IO[bytes], *, length: int) -> np.ndarray:

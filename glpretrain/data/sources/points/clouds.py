@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glpretrain.core import keys
 from glpretrain.core.clouds import in_unit_sphere
-from glpretrain.data.sources.base import Item, Source, UnreadableItemError
+from glpretrain.data.sources.base import Item, Source, UnreadableItemError, reason_of
 from glpretrain.data.sources.points.arrays import STACKS, TEXTS, read_arrays, read_npy, read_text
 from glpretrain.data.sources.points.meshes import MESHES, read_surface
 
@@ -96,7 +96,7 @@ def read_points(path: Path, *, num_points: int) -> np.ndarray:
     except (UnreadableItemError, ModuleNotFoundError):
         raise
     except Exception as error:  # a reader may raise anything for a damaged file
-        raise UnreadableItemError(f"{path}: {type(error).__name__}: {error}") from error
+        raise UnreadableItemError(f"{path}: {reason_of(error)}") from error
     return points
 
 
