@@ -4,7 +4,10 @@ Nothing in a file is executed (pickle), and no other file that it names is opene
 file before memory is taken. Left out: which array is a cloud (`clouds`, `own_clouds`).
 """
 
+import json
 import math
+import subprocess
+import sys
 import zipfile
 import zlib
 from importlib import import_module
@@ -26,6 +29,18 @@ _NUMBERS, _NAMES = "biuf", "SU"  # kinds of types
 _MOST_BYTES, _MOST_RATIO = 2**28, 100  # what a compressed file may unpack to: this much, or this many times its size
 _MOST_DEFLATED = 1032  # bytes that deflate makes of one byte, at most
 _MOST_STRINGS = 2**16
+_MOST_CHARACTERS, _MOST_SECONDS = 2**24, 10  # of all strings of an array, and to read them
+_READ_STRINGS = """
+import h5py, json, sys
+path, name, most = sys.argv[1:]
+with h5py.File(path, "r") as file:
+    strings = []
+    for place in range(len(file[name])):  # one by one, because all of them may be one long string that is in the file once
+        string = file[name][place]
+        strings.append(string.decode() if isinstance(string, bytes) else str(string))
+        assert len(strings[-1]) * len(file[name]) <= int(most)
+print(json.dumps(strings))
+"""
 _FIRST_BYTES = 2**16  # of a text file that are read to see whether it holds numbers
 
 
@@ -149,18 +164,16 @@ def _read_h5(path: Path) -> dict[str, np.ndarray]:
 
 
 def _strings(dataset: "Dataset", path: Path) -> np.ndarray:
-    """The strings of a dataset, read one by one, because all of them may be one long string that is in the file once."""
+    """The strings of a dataset. HDF5 never ends on some damaged files with such strings, so another process reads them."""
     shape = dataset.shape
     if len(shape) != 1 or shape[0] > _MOST_STRINGS:
         raise ValueError(f"{dataset.name} has the shape {shape}; accepted for strings: one axis of at most {_MOST_STRINGS}")
-    strings: list[str] = []
-    total = 0
-    for index in range(shape[0]):
-        string = dataset[index]
-        strings.append(string.decode() if isinstance(string, bytes) else str(string))
-        total += len(strings[-1])
-        _check_claim(total, path)
-    return np.array(strings, dtype=object)
+    command = [sys.executable, "-c", _READ_STRINGS, str(path.resolve()), str(dataset.name), str(_MOST_CHARACTERS)]
+    try:
+        output = subprocess.run(command, capture_output=True, timeout=_MOST_SECONDS, check=True).stdout
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        raise ValueError(f"{dataset.name}: its strings cannot be read") from error
+    return np.array(json.loads(output), dtype=object)
 
 
 def _check_chunks(dataset: "Dataset") -> None:
