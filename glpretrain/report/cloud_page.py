@@ -43,7 +43,7 @@ def write_cloud_report(
         shape = modality.item_shape(next(iter(encoders.values())).card, size)
         clouds: list[Tensor] = []
         for path in paths:
-            item = cloud_item(read_points(path, num_points=shape[0]), label=-1, normalise=True)
+            item = cloud_item(read_points(path, num_points=shape[0]), name=path, label=-1, normalise=True)
             clouds.append(modality.resize(item, shape, fit="stretch").values)  # [P 3]
         images = [
             {"name": path.name, "points": base64_of(points.numpy().astype("<f4"))} for path, points in zip(paths, clouds, strict=True)

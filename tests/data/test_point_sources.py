@@ -1,5 +1,9 @@
 """Clouds from files: every format, folders, stacks, and the layouts of published sets."""
 
+import time
+import tracemalloc
+import zipfile
+import zlib
 from pathlib import Path
 
 import h5py
@@ -8,9 +12,11 @@ import pytest
 import torch
 import trimesh
 from golden import noise
+from numpy.lib import format as npy
 
 from glpretrain.data import ModelNet40, PointArrays, PointFolder, ScanObjectNN, ShapeNet55, Solids, UnreadableItemError
 from glpretrain.data.sources.points.clouds import read_points, sampled_by_area
+from glpretrain.data.sources.points.meshes import read_surface
 from glpretrain.modalities.points import with_count
 
 CLOUD = noise(20, 3, name="file").numpy()
@@ -69,6 +75,255 @@ def test_damaged_files_are_named(name: str, tmp_path: Path) -> None:
         path.write_bytes(b"damaged")
     with pytest.raises(UnreadableItemError, match=name):
         read_points(path, num_points=10)
+
+
+def cube() -> tuple[np.ndarray, np.ndarray]:
+    """Corners of a unit cube and its twelve triangles."""
+    box = trimesh.creation.box(extents=(1.0, 1.0, 1.0))
+    return np.asarray(box.vertices), np.asarray(box.faces)
+
+
+def as_text(rows: np.ndarray) -> str:
+    return "".join(" ".join(map(str, row)) + "\n" for row in rows.tolist())
+
+
+def off(header: str = "OFF\n8 12 0\n") -> str:
+    vertices, faces = cube()
+    return header + as_text(vertices) + as_text(np.insert(faces, 0, 3, axis=1))
+
+
+def ply(order: str, *, counts: tuple[int, int] = (8, 12)) -> bytes:
+    vertices, faces = cube()
+    lines = ["ply", f"format {order} 1.0", "comment made by a test", f"element vertex {counts[0]}"]
+    lines += [*(f"property double {axis}" for axis in "xyz"), "property uchar red"]
+    lines += [f"element face {counts[1]}", "property list uchar int vertex_indices", "end_header", ""]
+    head = "\n".join(lines).encode()
+    if order == "ascii":
+        return head + (as_text(np.insert(vertices.astype(object), 3, 7, axis=1)) + as_text(np.insert(faces, 0, 3, axis=1))).encode()
+    sign = "<" if "little" in order else ">"
+    rows, corners = np.zeros(8, [("at", f"{sign}f8", 3), ("red", "u1")]), np.zeros(12, [("count", "u1"), ("at", f"{sign}i4", 3)])
+    rows["at"], corners["at"], corners["count"] = vertices, faces, 3
+    return head + rows.tobytes() + corners.tobytes()
+
+
+ORDERS = ("ascii", "binary_little_endian", "binary_big_endian")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_ply_in_any_order_of_bytes_is_the_cube(order: str, tmp_path: Path) -> None:
+    (tmp_path / "a.ply").write_bytes(ply(order))
+    (tmp_path / "a.off").write_text(off())
+    surface = read_surface(tmp_path / "a.ply")
+    assert np.array_equal(surface.vertices, cube()[0]) and np.array_equal(surface.faces, cube()[1])
+    assert np.array_equal(read_points(tmp_path / "a.ply", num_points=50), read_points(tmp_path / "a.off", num_points=50))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("counts", [(8, 11), (8, 13), (7, 12), (9, 12), (10**12, 12), (8, 10**12), (-1, 12)])
+def test_a_ply_whose_header_names_other_counts_is_refused(order: str, counts: tuple[int, int], tmp_path: Path) -> None:
+    (tmp_path / "a.ply").write_bytes(ply(order, counts=counts))
+    with pytest.raises(UnreadableItemError, match=r"a\.ply"):
+        read_points(tmp_path / "a.ply", num_points=50)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_mesh_that_ends_early_is_refused_wherever(order: str, tmp_path: Path) -> None:
+    for name, whole in (("a.ply", ply(order)), ("a.off", off().encode())):
+        for length in range(0, len(whole) - 2, 7):
+            (tmp_path / name).write_bytes(whole[:length])
+            with pytest.raises(UnreadableItemError, match=name):
+                read_points(tmp_path / name, num_points=50)
+
+
+def test_a_ply_with_faces_of_many_corners(tmp_path: Path) -> None:
+    head = "ply\nformat binary_little_endian 1.0\nelement vertex 5\nproperty float x\nproperty float y\nproperty float z\n"
+    head += "element face 2\nproperty list uchar uint vertex_index\nend_header\n"
+    vertices = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1]], dtype="<f4")
+    faces = b"\4" + np.arange(4, dtype="<u4").tobytes() + b"\3" + np.array([0, 1, 4], dtype="<u4").tobytes()
+    (tmp_path / "a.ply").write_bytes(head.encode() + vertices.tobytes() + faces)
+    assert read_surface(tmp_path / "a.ply").faces.tolist() == [[0, 1, 2], [0, 2, 3], [0, 1, 4]]
+
+
+OTHER_HEADERS = (
+    *("OFF\n9 12 0\n", "OFF\n8 13 0\n", f"OFF\n{10**12} 12 0\n", "OFF\n8 11 0\n", "OFF\n-1 12 0\n", "OFF\n8\n"),
+    *("OFFICE\n8 12 0\n", "NOFF\n8 12 0\n", "4OFF\n8 12 0\n", "OFF BINARY\n8 12 0\n"),
+)
+
+
+@pytest.mark.parametrize(
+    "header", ["OFF\n8 12 0\n", "OFF 8 12 0\n", "OFF8 12 0\n", "# made by\nOFF # a cube\n\n8 12 0 # counts\n", "\ufeffOFF\n8 12\n"]
+)
+def test_headers_of_off(header: str, tmp_path: Path) -> None:
+    (tmp_path / "a.off").write_text(off(header).replace("\n3 ", " # before a face\n3 "), encoding="utf-8")
+    assert np.array_equal(read_surface(tmp_path / "a.off").faces, cube()[1])
+    for other in OTHER_HEADERS:
+        (tmp_path / "a.off").write_text(off(other))
+        with pytest.raises(UnreadableItemError, match=r"a\.off"):
+            read_points(tmp_path / "a.off", num_points=9)
+
+
+def test_obj_with_vertices_between_faces_and_corners_counted_back(tmp_path: Path) -> None:
+    vertices, faces = cube()
+    text = "mtllib /etc/passwd\n"
+    for number in range(3):
+        corners = "".join(f"f {a - 8}/1 {b - 8}//2 \\\n {c - 8}/1/2 # c\n" for a, b, c in faces.tolist())
+        text += f"o {number}\n" + "".join(f"v {x + 3 * number} {y} {z} 1 0 0\n" for x, y, z in vertices.tolist()) + "usemtl x\n" + corners
+    (tmp_path / "a.obj").write_text(text)
+    points = read_points(tmp_path / "a.obj", num_points=600)
+    assert np.bincount(np.rint(points[:, 0] / 3).astype(int)).min() > 150  # three cubes, 200 each
+    absolute = "".join(f"v {x} {y} {z}\n" for x, y, z in vertices.tolist()) + as_text(faces + 1).replace("\n", "\nf ")
+    for end in ("1 2", "1 2 99", "0 1 2", "-9 1 2", "1 2 x"):
+        (tmp_path / "b.obj").write_text(absolute.replace("v 0.5 0.5 0.5\n", "v 0.5 0.5 0.5\nf ") + end + "\n")
+        with pytest.raises(UnreadableItemError, match=r"b\.obj"):
+            read_points(tmp_path / "b.obj", num_points=9)
+
+
+def test_clouds_in_the_coordinates_of_a_map_keep_their_values(tmp_path: Path) -> None:
+    ramp = np.arange(600)
+    cloud = np.stack([5 * np.sin(ramp) + 448_000, 5 * np.cos(1.3 * ramp) + 5_411_000, 2 * np.sin(0.7 * ramp) + 120], axis=1)
+    np.save(tmp_path / "a.npy", cloud)
+    np.save(tmp_path / "b.npy", cloud.astype(">f8"))
+    np.savetxt(tmp_path / "c.xyz", cloud, fmt="%.9f")
+    write(tmp_path / "d.npz", cloud)
+    source = PointFolder(tmp_path)
+    expected = (cloud - cloud.mean(axis=0)) / np.linalg.norm(cloud - cloud.mean(axis=0), axis=1).max()
+    for index in range(4):
+        values = source[index].values
+        assert values.dtype == torch.float32 and len(values[:, 0].unique()) == len(np.unique(expected[:, 0].astype(np.float32)))
+        np.testing.assert_allclose(values, expected, atol=1e-6)
+
+
+def test_files_that_are_no_clouds_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(4):
+        write(tmp_path / "a" / f"{number}.npy")
+    write(tmp_path / "a" / "4.txt")
+    for name in ("a/._0.npy", ".cache/0.npy", "__MACOSX/0.npy"):
+        write(tmp_path / "x.npy").rename((tmp_path / name).parent.mkdir(exist_ok=True) or tmp_path / name)
+    for name in ("README.txt", "LICENSE.txt", "a/classes.txt", "a/preview.png"):
+        (tmp_path / name).write_text("MIT License\n\nCopyright 2024 1 2 3\n")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "up").symlink_to(tmp_path)
+    assert len(PointFolder(tmp_path)) == 5 == len(PointFolder(tmp_path))
+    assert len(caplog.records) == 1
+    assert "5 clouds; left out: 3 texts without numbers in the first line, such as LICENSE.txt; 1 .png" in caplog.text
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.xyz").write_text("x y z\n1 2 3\n")
+    with pytest.raises(ValueError, match=r"no point cloud in .*texts.*1 texts without numbers in the first line, such as a\.xyz"):
+        PointFolder(tmp_path / "texts")
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Val"), ("train", "validation"), ("training", "testing")])
+def test_other_names_of_splits(train: str, test: str, tmp_path: Path) -> None:
+    for part in (train, test):
+        for label in "ab":
+            write(tmp_path / part / label / "0.npy")
+    source = PointFolder(tmp_path)
+    assert list(source.classes) == ["a", "b"] and len(source) == 2 and source.train_test_split() is not None
+    for label in ("valid", "broken"):
+        write(tmp_path / "classes" / label / "0.npy")
+    assert list(PointFolder(tmp_path / "classes").classes) == ["broken", "valid"]
+
+
+def test_one_bad_cloud_of_a_stack_costs_one_item(tmp_path: Path) -> None:
+    clouds = np.tile(CLOUD.astype(np.float64), (3, 1, 1))
+    clouds[1, 4, 2] = np.nan
+    clouds[2] *= 1e300
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"], file["label"] = clouds, np.arange(3)
+    source = PointArrays(tmp_path / "a.h5")
+    assert source[0].label == 0
+    with pytest.raises(UnreadableItemError, match=r"a\.h5, cloud 1: 1 of 20 points have coordinates that are not finite or too large"):
+        source[1]
+    with pytest.raises(UnreadableItemError, match=r"a\.h5, cloud 2: 20 of 20"):
+        source[2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": np.array([0, 1, 10**12])}, "labels: from 0 to 1000000000000"),
+        ({"labels": np.array([0.0, 1.0, np.nan])}, "labels: from nan to nan"),
+        ({"labels": np.array(["a", "b", "c"])}, "labels: type <U1"),
+        ({"labels": np.array([0, 1])}, r"labels: type int64 and shape \(2,\); expected numbers of shape \(3,\)"),
+        ({"labels": np.array([0, 1, 2]), "class_names": np.array(["a", "b"])}, "labels: the largest number is 2, and there are 2 names"),
+        ({"parts": np.zeros((3, 19), dtype=int)}, r"parts: type int64 and shape \(3, 19\)"),
+        ({"points": np.zeros((0, 20, 3))}, r"points of shape \(0, 20, 3\)"),
+        ({"points": np.full((3, 20, 3), "a")}, r"points of shape \(3, 20, 3\)"),
+    ],
+)
+def test_fields_of_a_stack_that_do_not_fit_are_named(fields: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **{"points": np.tile(CLOUD, (3, 1, 1)), **fields})
+    with pytest.raises(ValueError, match=message):
+        PointArrays(tmp_path / "a.npz")
+
+
+def header_of_112_gb(path: Path) -> None:
+    with path.open("wb") as file:
+        npy.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (5 * 10**9, 3)})
+
+
+def bomb(path: Path, *, method: int = zipfile.ZIP_DEFLATED) -> None:
+    with zipfile.ZipFile(path, "w", method) as archive, archive.open("points.npy", "w") as member:
+        npy.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": (2**22, 9)})
+        for _ in range(2**22 * 9 // 2**16):
+            member.write(bytes(2**19))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("112 GB.npy", "objects.npy", "archive.npy", "bomb.npz", "bzip2.npz", "header.npz"),
+        *("fill.h5", "chunk.h5", "link.h5", "soft.h5", "external.h5", "virtual.h5"),
+    ],
+)
+def test_files_that_claim_or_name_what_is_not_in_them_are_refused_at_once(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / kind
+    other = tmp_path / "other.h5"
+    with h5py.File(other, "w") as file:
+        file["points"] = CLOUD
+    match kind:
+        case "112 GB.npy":
+            header_of_112_gb(path)
+        case "objects.npy":
+            np.save(path, np.array([[1, 2, 3]], dtype=object), allow_pickle=True)
+        case "archive.npy":
+            write(tmp_path / "a.npz").rename(path)
+        case "bomb.npz":
+            bomb(path)
+        case "bzip2.npz":
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+                archive.writestr("points.npy", b"")
+        case "header.npz":
+            header_of_112_gb(tmp_path / "a.npy")
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.write(tmp_path / "a.npy", "points.npy")
+        case "external.h5":
+            (tmp_path / "secret").write_bytes(bytes(240))
+            with h5py.File(path, "w") as file:
+                file.create_dataset("points", (10, 3), "f8", external=[(str(tmp_path / "secret"), 0, 240)])
+        case _:
+            with h5py.File(path, "w") as file:
+                if kind == "fill.h5":
+                    file.create_dataset("points", (10**10, 3), "f8", chunks=(1000, 3))
+                elif kind == "chunk.h5":
+                    made = file.create_dataset("points", (1000, 3), "f8", chunks=(1000, 3), compression="gzip")
+                    made.id.write_direct_chunk((0, 0), zlib.compress(bytes(2**27), 1))
+                elif kind == "virtual.h5":
+                    layout = h5py.VirtualLayout((20, 3), "f8")
+                    layout[:] = h5py.VirtualSource(other, "points", (20, 3))
+                    file.create_virtual_dataset("points", layout)
+                else:
+                    file["points"] = h5py.ExternalLink(other, "points") if kind == "link.h5" else h5py.SoftLink("/x/points")
+                    file["x"] = h5py.ExternalLink(other, "/")
+    start = time.perf_counter()
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableItemError, match=kind):
+            read_points(path, num_points=9)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+    assert time.perf_counter() - start < 2.0
 
 
 @pytest.mark.parametrize("cloud", [np.zeros((4, 2)), np.zeros(3), np.full((4, 3), np.nan), np.array([object()])])

@@ -9,21 +9,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glpretrain.data import HuggingFaceImages, TarShards, UnreadableItemError
+from glpretrain.data import HuggingFaceImages, TarShards, UnreadableItemError, source_for
 
 
-def png(value: int) -> bytes:
+def png(value: int, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.full((3, 5, 3), value, dtype=np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.full((3, 5, 3), value, dtype=np.uint8)).save(buffer, kind)
     return buffer.getvalue()
 
 
-def write(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
+Members = dict[str, bytes] | list[tuple[str, bytes]]
+
+
+def write(path: Path, members: Members, *, kind: int = tarfile.DEFAULT_FORMAT) -> None:
+    with tarfile.open(path, "w", format=kind) as archive:
+        for name, content in members.items() if isinstance(members, dict) else members:
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
+
+
+def values(source: TarShards) -> list[int]:
+    """The grey value of each item."""
+    return [int(source[index].values.float().mean().round()) for index in range(len(source))]
 
 
 def test_members_of_equal_stem_are_one_sample_in_any_order(tmp_path: Path) -> None:
@@ -58,6 +66,201 @@ def test_bad_shards_are_refused_by_name(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", {"00.png": png(7), "00.cls": b"1", "01.png": png(7)})
     with pytest.raises(ValueError, match="1 of 2 images"):
         TarShards(tmp_path)
+
+
+def test_numbers_with_dots_belong_to_the_name_of_a_sample(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.tar",
+        {f"scan_2024.05.{day:02d}.{key}": data for day in range(1, 21) for key, data in (("png", png(day)), ("cls", b"x"))},
+    )
+    source = TarShards(tmp_path)
+    assert values(source) == list(range(1, 21)) and source.classes == ["x"]
+
+
+@pytest.mark.parametrize("beside", ["seg.png", "depth.png", "png", "JPEG", "mask.tif"])
+def test_the_photograph_is_the_image_and_not_what_lies_beside_it(beside: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(
+        tmp_path / "a.tar",
+        {f"{number}.{key}": png(value, kind) for number in range(3) for key, value, kind in ((beside, 3, "PNG"), ("jpg", 120, "JPEG"))},
+    )
+    assert values(TarShards(tmp_path)) == [120] * 3
+    assert len(caplog.records) == 1 and f"3 images beside the one of their sample are not read: {beside.lower()}" in caplog.text
+    assert values(TarShards(tmp_path, image_key=beside)) == [3] * 3
+
+
+def test_a_mask_whose_photograph_is_missing_is_no_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "a.tar", {"0.seg.png": png(3), "1.jpg": png(9), "1.seg.png": png(3), "note.txt": b".", "noending": png(1)})
+    assert values(TarShards(tmp_path)) == [9]
+    assert "3 of 4 samples hold no image, the first of them" in caplog.text and "a.tar:0\n" in caplog.text
+
+
+def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", {"0.left.png": png(1), "0.right.png": png(2)})
+    with pytest.raises(ValueError, match=r"a\.tar:0 holds 2 images: left\.png, right\.png.*first dot.*image_key"):
+        TarShards(tmp_path)
+    assert values(TarShards(tmp_path, image_key="right.png")) == [2]
+    write(tmp_path / "a.tar", {"0.jpg": png(1), "0.png": png(2), "1.png": png(3)})
+    with pytest.raises(ValueError, match=r"png is beside another image in 1 samples and the only image in 1"):
+        TarShards(tmp_path)
+    assert values(TarShards(tmp_path, image_key="jpg;png")) == [1, 3] and values(TarShards(tmp_path, image_key="jpg")) == [1]
+    with pytest.raises(ValueError, match=r"image_key='tif' in the keys that were found: png, jpg"):
+        TarShards(tmp_path, image_key="tif")
+
+
+def test_capitals_links_and_prefixes(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "A.TAR", "w") as archive:
+        for name, content in {
+            "./0.PNG": png(4),
+            "0.CLS": b"b",
+            "./._0.PNG": b"\0\5\x16\7",
+            "__MACOSX/1.png": png(9),
+            "x/1.png": png(5),
+        }.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+        for name, kind, target in (
+            ("2.png", tarfile.LNKTYPE, "./0.PNG"),
+            ("x/3.png", tarfile.SYMTYPE, "4.png"),
+            ("x/4.png", tarfile.SYMTYPE, "../2.png"),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, target
+            archive.addfile(entry)
+        for name in ("x/1.cls", "2.cls", "x/3.cls", "x/4.cls"):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = tarfile.LNKTYPE, "0.CLS"
+            archive.addfile(entry)
+    source = TarShards(tmp_path)
+    assert values(source) == [4, 5, 4, 4, 4] and source.classes == ["b"]
+    assert source_for(tmp_path, "image") == "glpretrain.data.TarShards"
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_and_equal_names_in_two_shards(kind: int, tmp_path: Path) -> None:
+    folder = "/".join(["a" * 40] * (3 if kind == tarfile.USTAR_FORMAT else 9))
+    for number in (1, 2):
+        write(tmp_path / f"{number}.tar", {f"{folder}/same.png": png(number), f"{folder}/same.cls": b"%d" % number}, kind=kind)
+    (tmp_path / "folder.tar").mkdir()
+    source = TarShards(tmp_path)
+    assert values(source) == [1, 2] and source.classes == ["1", "2"]
+
+
+def test_a_name_that_comes_twice_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "a.tar", [("0.png", png(1)), ("1.png", png(2)), ("0.png", png(3))])
+    assert values(TarShards(tmp_path)) == [3, 2]
+    assert "1 members are not read, because a later member of their shard has the same name" in caplog.text
+
+
+def damaged(path: Path, how: str) -> list[int]:
+    """Write a shard of ten labelled images that is damaged, and return the items that are whole."""
+    whole = path.with_name("whole")
+    write(whole, [(f"{number}.{key}", data) for number in range(10) for key, data in (("png", png(number)), ("cls", b"c"))])
+    content = bytearray(whole.read_bytes())
+    whole.unlink()
+    step = 2048  # a header and a block, twice
+    kept = list(range(10))
+    match how:
+        case "cut in an image":
+            content, kept = content[: 7 * step + 530], kept[:7]
+        case "cut behind an image":
+            content, kept = content[: 7 * step + 1024], kept[:7]
+        case "cut behind a sample":
+            content, kept = content[: 7 * step], kept[:7]
+        case "first header":
+            content[10], kept = 7, kept[1:]
+        case "header":
+            content[4 * step + 10], kept = 7, kept[:4] + kept[5:]
+        case "negative size":
+            header = tarfile.TarInfo("4.png")
+            header.size = -4096
+            content[4 * step : 4 * step + 512], kept = header.tobuf(tarfile.GNU_FORMAT), kept[:4] + kept[5:]
+        case "bytes missing":
+            del content[4 * step + 100 : 4 * step + 200]
+            kept = kept[:4] + kept[5:]
+        case "no tar":
+            content, kept = bytearray(b"no tar" * 500), []
+        case "empty":
+            content, kept = bytearray(), []
+    path.write_bytes(content)
+    return kept
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("cut in an image", "cut behind an image", "cut behind a sample", "first header", "header", "negative size", "bytes missing"),
+        *("no tar", "empty"),
+    ],
+)
+def test_of_a_damaged_shard_all_is_read_that_is_whole(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = damaged(tmp_path / "a.tar", how)
+    if kept:
+        source = TarShards(tmp_path)
+        assert values(source) == kept and source.classes == ["c"]
+    else:
+        with pytest.raises(ValueError, match=r"a\.tar is not a plain tar file"):
+            TarShards(tmp_path)
+    caplog.clear()
+    write(tmp_path / "b.tar", {"0.png": png(50), "0.cls": b"d"})
+    source = TarShards(tmp_path)
+    assert values(source) == [*kept, 50] and source.classes == (["c", "d"] if kept else ["d"])
+    assert len(caplog.records) == 1 and "1 of 2 shards are damaged" in caplog.text and "a.tar" in caplog.text
+
+
+def test_compressed_shards_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1 compressed shards are not read.*a\.tar\.gz"):
+        TarShards(tmp_path)
+    write(tmp_path / "b.tar", {"0.png": png(1)})
+    assert values(TarShards(tmp_path)) == [1] and "1 compressed shards are not read" in caplog.text
+
+
+def test_joined_shards_are_read_to_their_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in (1, 2):
+        write(tmp_path / f"{number}.tar", {f"{number}.png": png(number)})
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "0.tar").write_bytes(b"".join((tmp_path / f"{number}.tar").read_bytes() for number in (1, 2)))
+    assert values(TarShards(tmp_path / "both")) == [1, 2] and not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("key", "content"),
+    [
+        *(("cls", b"\xff\xfe\0\0"), ("cls", b"\x02\0\0\0\0\0\0\0"), ("cls", b" \n"), ("json", b"{"), ("json", b"[" * 200_000)),
+        *(
+            ("json", b'{"label": ' + b"9" * 9000 + b"}"),
+            ("json", b'{"label": [1, 2]}'),
+            ("json", b'{"label": {"a": 1}}'),
+            ("json", b"\xff{}"),
+        ),
+    ],
+)
+def test_a_label_that_cannot_be_read_costs_one_sample(key: str, content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(
+        tmp_path / "a.tar",
+        {"0.png": png(0), "0.cls": b"a", f"1.{key}": content, "1.png": png(1), "2.png": png(2), "2.json": b'{"label": "a"}'},
+    )
+    source = TarShards(tmp_path)
+    assert values(source) == [0, 2] and source.classes == ["a"]
+    assert len(caplog.records) == 1 and "1 samples are left out, because their label cannot be read" in caplog.text
+    assert f"a.tar:1.{key}" in caplog.text and len(caplog.text) < 1000
+    write(tmp_path / "a.tar", {f"1.{key}": content, "1.png": png(1)})
+    with pytest.raises(ValueError, match=rf"no label can be read.*1\.{key}"):
+        TarShards(tmp_path)
+
+
+def test_a_sparse_member_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "a.tar", {"0.png": png(1)})
+    entry = tarfile.TarInfo("1.png")
+    entry.size, entry.pax_headers = (
+        512,
+        {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "0,10,100,10", "GNU.sparse.size": "1" + "0" * 12},
+    )
+    with tarfile.open(tmp_path / "a.tar", "a", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(entry, io.BytesIO(bytes(512)))
+    assert values(TarShards(tmp_path)) == [1]
+    assert "1 of 2 samples hold no image" in caplog.text
 
 
 def test_hugging_face_images_read_a_saved_folder(tmp_path: Path) -> None:

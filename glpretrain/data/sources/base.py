@@ -16,6 +16,7 @@ from glpretrain.core.types import Item
 
 Split = Literal["train", "test"]
 _TRAIN_LENGTH, _TEST_LENGTH = 2400, 1200  # items of the two parts of a synthetic source
+_LONGEST_REASON = 300  # characters
 _TRAIN_WIDTH, _GAP = 0.62, 0.03  # shares of a photograph's width
 
 
@@ -29,6 +30,13 @@ class FittedItem(NamedTuple):
 
 class UnreadableItemError(ValueError):
     """An item cannot be decoded. The message names the file and the reason."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why a reader failed, in one line: some readers put parts of a damaged file into their message."""
+    text = " ".join(str(error).encode("ascii", "backslashreplace").decode().split())
+    text = text if text.isprintable() else repr(text)
+    return f"{type(error).__name__}: {text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + '...'}"
 
 
 class Source(ABC):

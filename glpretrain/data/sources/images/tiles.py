@@ -10,7 +10,7 @@ import numpy as np
 from glpretrain.core.listing import expanded
 from glpretrain.data.sources.base import Item, Source, Subset, check_choice, checked_index
 from glpretrain.data.sources.images.decoding import damage_named, decode_pil
-from glpretrain.data.sources.images.shards import read_range
+from glpretrain.data.sources.images.tar_files import read_range
 from glpretrain.prepare.slides.folder import INDEX, SETTINGS
 
 _TEST_SHARE = 0.2

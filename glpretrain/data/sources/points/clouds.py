@@ -1,12 +1,9 @@
 """Point clouds: read from arrays (.npy, .npz, .h5, .txt) or sampled on meshes (.off, .ply, .obj), as items of a source.
 
-Code that is embedded in a file (pickle) is never executed. Left out: the class of a file (`own_clouds`, `datasets`).
+Left out: the formats (`arrays`, `meshes`), and the class of a file (`own_clouds`, `datasets`).
 """
 
-import zipfile
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -15,13 +12,14 @@ from torch import Tensor
 
 from glpretrain.core import keys
 from glpretrain.core.clouds import in_unit_sphere
-from glpretrain.data.sources.base import Item, Source, UnreadableItemError
+from glpretrain.data.sources.base import Item, Source, UnreadableItemError, reason_of
+from glpretrain.data.sources.points.arrays import STACKS, TEXTS, read_arrays, read_npy, read_text
+from glpretrain.data.sources.points.meshes import MESHES, read_surface
 
-ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".txt", ".xyz")
-MESHES = (".off", ".ply", ".obj")
+ARRAYS = (".npy", *STACKS, *TEXTS)
 _POINT_NAMES = ("points", "data", "pc", "xyz", "arr_0")
+_LARGEST = 1e30  # a coordinate beyond this does not fit into float32 with room for what is computed from it
 _MESH_SEED = 0x3E54
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what readers of arrays raise for a damaged file
 
 
 class PointSource(Source):
@@ -33,19 +31,45 @@ class PointSource(Source):
 
 
 def cloud_item(
-    points: np.ndarray | Tensor, *, label: int, normalise: bool, instances: Tensor | None = None, semantic: Tensor | None = None
+    points: np.ndarray,
+    *,
+    name: object,
+    label: int,
+    normalise: bool,
+    instances: Tensor | None = None,
+    semantic: Tensor | None = None,
 ) -> Item:
     """A point cloud as an item.
 
     Args:
         points: Float[P 3+]; the columns after the third (normals, colours) are dropped.
+        name: path of the file, or whatever else names the cloud.
         label: class, or -1.
         normalise: whether the cloud is centred at its mean and scaled into the unit sphere.
         instances: Int[P].
         semantic: Int[P].
+
+    Raises:
+        UnreadableItemError: the array is no cloud, or some coordinates are not finite or too large.
     """
-    cloud = torch.as_tensor(points)[:, :3].to(torch.float32).contiguous()
-    return Item(in_unit_sphere(cloud) if normalise else cloud, label, instances, None, semantic)
+    try:
+        _check_cloud(points)
+        # In float64, because coordinates of a map have up to seven digits before the point, and float32 has seven in all.
+        cloud = torch.from_numpy(points[:, :3].astype(np.float64))
+    except ValueError as error:
+        raise UnreadableItemError(f"{name}: {error}") from error
+    values = (in_unit_sphere(cloud) if normalise else cloud).to(torch.float32)
+    return Item(values, label, instances, None, semantic)
+
+
+def _check_cloud(points: np.ndarray) -> None:
+    if points.dtype.kind not in "biuf":
+        raise ValueError(f"an array of type {points.dtype}; expected numbers")
+    if points.ndim != 2 or points.shape[1] < 3 or len(points) == 0:
+        raise ValueError(f"an array of shape {points.shape}; expected (points, 3 or more)")
+    usable = np.abs(points[:, :3], dtype=np.float64) < _LARGEST  # not NaN
+    if count := int((~usable.all(axis=1)).sum()):
+        raise ValueError(f"{count} of {len(points)} points have coordinates that are not finite or too large")
 
 
 def read_points(path: Path, *, num_points: int) -> np.ndarray:
@@ -65,50 +89,24 @@ def read_points(path: Path, *, num_points: int) -> np.ndarray:
     if suffix not in ARRAYS + MESHES:
         raise UnreadableItemError(f"{path}: unknown kind of file; accepted: {', '.join(ARRAYS + MESHES)}")
     try:
+        if not path.is_file():  # a pipe would never end
+            raise FileNotFoundError("there is no such file")
         points = _mesh(path, num_points=num_points) if suffix in MESHES else _array(path)
-    except (*_DAMAGE, IndexError, TypeError, AttributeError, NotImplementedError) as error:  # readers of meshes raise these as well
-        raise UnreadableItemError(f"{path}: {type(error).__name__}: {error}") from error
-    if points.ndim != 2 or points.shape[1] < 3 or len(points) == 0:
-        raise UnreadableItemError(f"{path}: an array of shape {points.shape}; expected (points, 3 or more)")
-    if not np.isfinite(points[:, :3]).all():
-        raise UnreadableItemError(f"{path}: some coordinates are not finite")
+        _check_cloud(points)
+    except (UnreadableItemError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # a reader may raise anything for a damaged file
+        raise UnreadableItemError(f"{path}: {reason_of(error)}") from error
     return points
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz or .h5 file, by name.
-
-    Raises:
-        ValueError: the file is missing, is damaged, or is of another kind.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in (".npz", ".h5", ".hdf5"):
-        raise ValueError(f"{path}: unknown kind of file; accepted for arrays of many clouds: .npz, .h5, .hdf5")
-    try:
-        if suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        h5py = _optional("h5py")
-        with h5py.File(path, "r") as file:
-            return {name: value[()] for name, value in file.items() if isinstance(value, h5py.Dataset)}
-    except _DAMAGE as error:
-        raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def _optional(name: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ModuleNotFoundError(f"the package {name} is needed for this kind of file: pip install 'glpretrain[points]'") from error
 
 
 def _array(path: Path) -> np.ndarray:
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        return np.load(path, allow_pickle=False)
-    if suffix in (".txt", ".xyz"):
-        first = path.open(encoding="utf-8").readline()
-        return np.loadtxt(path, delimiter="," if "," in first else None, dtype=np.float32, ndmin=2)
+        with path.open("rb") as file:
+            return read_npy(file, length=path.stat().st_size)
+    if suffix in TEXTS:
+        return read_text(path)
     arrays = read_arrays(path)
     for name in _POINT_NAMES:
         if name in arrays:
@@ -117,14 +115,10 @@ def _array(path: Path) -> np.ndarray:
 
 
 def _mesh(path: Path, *, num_points: int) -> np.ndarray:
-    trimesh = _optional("trimesh")
-    # Without trimesh's processing: merging vertices does not change the surface, and it takes longer than sampling.
-    loaded = trimesh.load(path, process=False, force="mesh" if path.suffix.lower() != ".ply" else None)
-    if isinstance(loaded, trimesh.Scene):
-        loaded = loaded.to_mesh()
-    if isinstance(loaded, trimesh.PointCloud):
-        return np.asarray(loaded.vertices)
-    return sampled_by_area(np.asarray(loaded.vertices), np.asarray(loaded.faces), num_points=num_points)
+    surface = read_surface(path)
+    if path.suffix.lower() == ".ply" and len(surface.faces) == 0:
+        return surface.vertices
+    return sampled_by_area(surface.vertices, surface.faces, num_points=num_points)
 
 
 def sampled_by_area(vertices: np.ndarray, faces: np.ndarray, *, num_points: int) -> np.ndarray:

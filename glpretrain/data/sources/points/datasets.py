@@ -3,7 +3,7 @@
 Nothing is downloaded; an error message says which files are missing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from glpretrain.data.sources.base import Item, Source, check_choice, checked_index
-from glpretrain.data.sources.points.clouds import PointSource, cloud_item, read_arrays, read_points
+from glpretrain.data.sources.points.arrays import read_arrays
+from glpretrain.data.sources.points.clouds import PointSource, cloud_item, read_points
 from glpretrain.data.sources.points.own_clouds import SPLITS, SplitOrAll
 
 
@@ -24,6 +25,15 @@ def _lines(path: Path, *, owner: str) -> list[str]:
 def _listing(folder: Path) -> list[str]:
     """The first names in a folder, for a message."""
     return sorted(found.name for found in folder.glob("*"))[:12]
+
+
+def _joined(stacks: Mapping[Path, Mapping[str, np.ndarray]], name: str) -> np.ndarray:
+    """The arrays of this name in all files, joined."""
+    for path, arrays in stacks.items():
+        if name not in arrays or len(arrays[name]) != len(arrays["data"]):
+            shapes = ", ".join(f"{key} {array.shape}" for key, array in arrays.items())
+            raise ValueError(f"{path}: no array {name} with an entry for each cloud; it holds {shapes or 'no array'}")
+    return np.concatenate([arrays[name] for arrays in stacks.values()])
 
 
 def _single_splits(split: SplitOrAll, *, owner: str) -> tuple[str, ...]:
@@ -84,9 +94,9 @@ class ModelNet40(PointSource):
         files = [path for split in splits for path in sorted(self.root.glob(f"ply_data_{split}*.h5"))]
         if not files:
             raise ValueError(f"ModelNet40: {self.root} has no ply_data_{splits[0]}*.h5; found: {_listing(self.root)}")
-        arrays = [read_arrays(path) for path in files]
-        self._clouds = np.concatenate([stack["data"] for stack in arrays])
-        self._labels = np.concatenate([stack["label"] for stack in arrays]).reshape(-1).tolist()
+        stacks = {path: read_arrays(path) for path in files}
+        self._clouds = _joined(stacks, "data")
+        self._labels = _joined(stacks, "label").reshape(-1).tolist()
 
     def _find_meshes(self, splits: tuple[str, ...]) -> None:
         classes = self.classes = sorted(folder.parent.name for folder in self.root.glob("*/train"))
@@ -99,7 +109,8 @@ class ModelNet40(PointSource):
     def __getitem__(self, index: int) -> Item:
         cloud = self._clouds[checked_index(index, len(self))]
         points = read_points(cloud, num_points=self.num_points) if isinstance(cloud, Path) else cloud
-        return cloud_item(points, label=self._labels[index], normalise=self.normalise)
+        name = cloud if isinstance(cloud, Path) else f"{self.root}, cloud {index}"
+        return cloud_item(points, name=name, label=self._labels[index], normalise=self.normalise)
 
     def train_test_split(self) -> tuple[Source, Source]:
         options = {"num_points": self.num_points, "normalise": self.normalise}
@@ -137,7 +148,7 @@ class ShapeNet55(PointSource):
 
     def __getitem__(self, index: int) -> Item:
         path, label = self._files[checked_index(index, len(self))]
-        return cloud_item(read_points(path, num_points=1), label=label, normalise=self.normalise)
+        return cloud_item(read_points(path, num_points=1), name=path, label=label, normalise=self.normalise)
 
     def train_test_split(self) -> tuple[Source, Source]:
         return ShapeNet55(self.root, split="train", normalise=self.normalise), ShapeNet55(self.root, split="test", normalise=self.normalise)
@@ -185,10 +196,10 @@ class ScanObjectNN(PointSource):
         folder, stem = _SCAN_FILES[variant]
         folder = self.root / folder if (self.root / folder).is_dir() else self.root
         names = {"train": f"training_{stem}.h5", "test": f"test_{stem}.h5"}
-        arrays = [read_arrays(folder / names[own]) for own in splits]
-        self.points, self.labels = (np.concatenate([stack[name] for stack in arrays]) for name in ("data", "label"))
-        self.has_masks = all("mask" in stack for stack in arrays)
-        self.masks = np.concatenate([stack["mask"] for stack in arrays]) if self.has_masks else None
+        stacks = {folder / names[own]: read_arrays(folder / names[own]) for own in splits}
+        self.points, self.labels = _joined(stacks, "data"), _joined(stacks, "label")
+        self.has_masks = all("mask" in stack for stack in stacks.values())
+        self.masks = _joined(stacks, "mask") if self.has_masks else None
 
     def __len__(self) -> int:
         return len(self.points)
@@ -196,7 +207,8 @@ class ScanObjectNN(PointSource):
     def __getitem__(self, index: int) -> Item:
         checked_index(index, len(self))
         instances = None if self.masks is None else torch.from_numpy((self.masks[index] >= 0).astype(np.int64))
-        return cloud_item(self.points[index], label=int(self.labels[index]), normalise=self.normalise, instances=instances)
+        label, name = int(self.labels[index]), f"{self.root}, cloud {index}"
+        return cloud_item(self.points[index], name=name, label=label, normalise=self.normalise, instances=instances)
 
     def train_test_split(self) -> tuple[Source, Source]:
         train, test = (ScanObjectNN(self.root, split=own, variant=self._variant, normalise=self.normalise) for own in ("train", "test"))

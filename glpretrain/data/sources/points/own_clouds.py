@@ -1,5 +1,6 @@
 """The user's own point clouds: a folder of files, or one file of many clouds."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -7,12 +8,16 @@ from typing import Literal
 import numpy as np
 import torch
 
+from glpretrain.core.listing import count_kinds, expanded, files_below, say_once
 from glpretrain.data.sources.base import Item, Source, check_choice, checked_index
-from glpretrain.data.sources.points.clouds import ARRAYS, MESHES, PointSource, cloud_item, read_arrays, read_points
+from glpretrain.data.sources.points.arrays import TEXTS, first_numbers, read_arrays
+from glpretrain.data.sources.points.clouds import ARRAYS, MESHES, PointSource, cloud_item, read_points
 
 SplitOrAll = Literal["train", "test", "all"]
 SPLITS = ("train", "test", "all")
-_TEST_NAMES = ("test", "val")
+_TRAIN_NAMES: tuple[str, ...] = ("train", "training")
+_TEST_NAMES: tuple[str, ...] = ("test", "val", "testing", "valid", "validation")
+_MOST_CLASSES = 2**16
 
 
 def _chosen_split(split: SplitOrAll | None, present: Sequence[str], *, owner: str) -> SplitOrAll:
@@ -28,9 +33,10 @@ def _chosen_split(split: SplitOrAll | None, present: Sequence[str], *, owner: st
 
 
 class PointFolder(PointSource):
-    """Point clouds and meshes in a folder, with or without classes, with or without `train/` and `test/` (or `val/`).
+    """Point clouds and meshes in a folder, with or without classes, with or without `train/` and `test/` (or `val/`, `validation/`).
 
-    A file is `<file>`, `<class>/<file>`, `train/<class>/<file>`, or `<class>/train/<file>` (the layout of ModelNet).
+    A file is `<file>`, `<class>/<file>`, `train/<class>/<file>`, or `<class>/train/<file>` (the layout of ModelNet). A text file is a cloud
+    if its first line begins with three numbers. One line in the log counts the files that are left out.
 
     Args:
         root: path of the folder.
@@ -43,16 +49,23 @@ class PointFolder(PointSource):
     """
 
     def __init__(self, root: str | Path, *, split: SplitOrAll | None = None, num_points: int = 2048, normalise: bool = True) -> None:
-        self.root = Path(root)
-        self.name = self.root.name
+        self.root = expanded(root)
+        self.name = self.root.resolve().name
         if not self.root.is_dir():
             raise ValueError(f"PointFolder: {self.root} is not a folder")
         if num_points < 1:
             raise ValueError(f"PointFolder: num_points is {num_points}; expected at least 1")
         self.num_points, self.normalise = num_points, normalise
-        files = sorted(path for path in self.root.rglob("*") if path.is_file() and path.suffix.lower() in ARRAYS + MESHES)
+        files, left_out = _clouds_below(self.root)
         if not files:
-            raise ValueError(f"PointFolder: no point cloud in {self.root}; accepted endings: {' '.join(ARRAYS + MESHES)}")
+            found = f"; it holds {left_out}" if left_out else ""
+            raise ValueError(f"PointFolder: no point cloud in {self.root}; accepted endings: {' '.join(ARRAYS + MESHES)}{found}")
+        if left_out:
+            say_once(f"PointFolder: {self.root}: {len(files)} clouds; left out: {left_out}")
+        folders = {name.lower() for path in files for name in path.relative_to(self.root).parts[:-1]}
+        # A class may be called `valid`, so less common names are those of a split only beside a folder to train on.
+        tests = _TEST_NAMES if folders & set(_TRAIN_NAMES) else _TEST_NAMES[:2]
+        self._split_of = dict.fromkeys(_TRAIN_NAMES, "train") | dict.fromkeys(tests, "test")
         placed = [(path, *self._split_and_class(path)) for path in files]
         self._splits = sorted({own for _, own, _ in placed if own})
         self.classes = sorted({label for _, _, label in placed if label})
@@ -62,8 +75,8 @@ class PointFolder(PointSource):
     def _split_and_class(self, path: Path) -> tuple[str, str]:
         """Names of the split and the class of a file, taken from its folders; empty where there is none."""
         folders = path.relative_to(self.root).parts[:-1]
-        splits = [("test" if name in _TEST_NAMES else name) for name in folders if name in ("train", *_TEST_NAMES)]
-        classes = [name for name in folders if name not in ("train", *_TEST_NAMES)]
+        splits = [self._split_of[name.lower()] for name in folders if name.lower() in self._split_of]
+        classes = [name for name in folders if name.lower() not in self._split_of]
         return splits[0] if splits else "", classes[0] if classes else ""
 
     def __len__(self) -> int:
@@ -72,13 +85,40 @@ class PointFolder(PointSource):
     def __getitem__(self, index: int) -> Item:
         path, label = self._files[checked_index(index, len(self))]
         number = self.classes.index(label) if label else -1
-        return cloud_item(read_points(path, num_points=self.num_points), label=number, normalise=self.normalise)
+        return cloud_item(read_points(path, num_points=self.num_points), name=path, label=number, normalise=self.normalise)
 
     def train_test_split(self) -> tuple[Source, Source] | None:
         if self._splits != ["test", "train"] or not self.classes:
             return None
         options = {"num_points": self.num_points, "normalise": self.normalise}
         return PointFolder(self.root, split="train", **options), PointFolder(self.root, split="test", **options)
+
+
+def _clouds_below(root: Path) -> tuple[list[Path], str]:
+    """The files of clouds in order, and a description of what is left out."""
+    found = files_below(root)
+    clouds: list[Path] = []
+    others: list[str] = []
+    texts: list[str] = []
+    for path in sorted(found.files):
+        suffix = path.suffix.lower()
+        if suffix not in ARRAYS + MESHES:
+            others.append(suffix or "without an ending")
+        elif suffix in TEXTS and _holds_no_numbers(path):
+            texts.append(path.name)
+        else:
+            clouds.append(path)
+    notes = [f"{len(texts)} texts without numbers in the first line, such as {texts[0]}"] if texts else []
+    if kinds := [*others, *(kind for _, kind in found.passed_over)]:
+        notes.append(count_kinds(kinds))
+    return clouds, "; ".join(notes)
+
+
+def _holds_no_numbers(path: Path) -> bool:
+    try:
+        return not first_numbers(path)
+    except OSError:
+        return False  # it is an item, and the reason is told when it is read
 
 
 class PointArrays(PointSource):
@@ -97,27 +137,26 @@ class PointArrays(PointSource):
     """
 
     def __init__(self, path: str | Path, *, split: SplitOrAll | None = None, normalise: bool = True) -> None:
-        self.path = Path(path)
+        self.path = expanded(path)
         self.name, self.normalise = self.path.stem, normalise
         arrays = read_arrays(self.path)
         self._splits = [own for own in ("train", "test") if _find(arrays, "points", "data", prefix=f"{own}_") is not None]
         chosen = _chosen_split(split, self._splits, owner=f"PointArrays: {self.path}")
         prefixes = [f"{own}_" for own in self._splits if chosen in ("all", own)] or [""]
         points = _joined(arrays, "points", "data", prefixes=prefixes)
-        if points is None or points.ndim != 3 or points.shape[2] < 3:
+        if points is None or points.ndim != 3 or points.shape[2] < 3 or points.dtype.kind not in "biuf" or len(points) == 0:
             shape = None if points is None else points.shape
             raise ValueError(f"PointArrays: {self.path}: points of shape {shape}; accepted: (clouds, points, 3); it holds {sorted(arrays)}")
-        labels = _joined(arrays, "labels", "label", prefixes=prefixes)
-        self.points, self.labels = points, None if labels is None else labels.reshape(-1).astype(np.int64)
-        self.semantic = _joined(arrays, "parts", "pid", "mask", prefixes=prefixes)
+        owner = f"PointArrays: {self.path}"
+        self.points = points
+        self.labels = _whole(_joined(arrays, "labels", "label", prefixes=prefixes), points.shape[:1], what=f"{owner}: labels")
+        self.semantic = _whole(_joined(arrays, "parts", "pid", "mask", prefixes=prefixes), points.shape[:2], what=f"{owner}: parts")
         self.has_masks = self.semantic is not None
-        for name, values in (("labels", self.labels), ("parts", self.semantic)):
-            if values is not None and len(values) != len(points):
-                raise ValueError(f"PointArrays: {self.path}: {len(values)} {name} for {len(points)} clouds; expected one for each")
         # Taken from the whole file, so that both splits have the same classes even where one lacks some of them.
         everywhere = [f"{own}_" for own in self._splits] or [""]
-        self.classes = _names(arrays.get("class_names"), numbers=_joined(arrays, "labels", "label", prefixes=everywhere))
-        self.mask_classes = _names(arrays.get("part_names"), numbers=_joined(arrays, "parts", "pid", "mask", prefixes=everywhere))
+        labels, parts = (_joined(arrays, *names, prefixes=everywhere) for names in (("labels", "label"), ("parts", "pid", "mask")))
+        self.classes = _names(arrays.get("class_names"), numbers=labels, what=f"{owner}: labels")
+        self.mask_classes = _names(arrays.get("part_names"), numbers=parts, what=f"{owner}: parts")
 
     @classmethod
     def reads(cls, path: Path) -> bool:
@@ -134,7 +173,8 @@ class PointArrays(PointSource):
             semantic = torch.from_numpy(self.semantic[index].astype(np.int64))  # [P]
             instances = torch.where(semantic < 0, 0, 1 + semantic.clamp(min=0).unique(return_inverse=True)[1])
         label = -1 if self.labels is None else int(self.labels[index])
-        return cloud_item(self.points[index], label=label, normalise=self.normalise, instances=instances, semantic=semantic)
+        name = f"{self.path}, cloud {index}"
+        return cloud_item(self.points[index], name=name, label=label, normalise=self.normalise, instances=instances, semantic=semantic)
 
     def train_test_split(self) -> tuple[Source, Source] | None:
         if self._splits != ["train", "test"] or self.labels is None:
@@ -153,10 +193,28 @@ def _joined(arrays: dict[str, np.ndarray], *names: str, prefixes: Sequence[str])
     return np.concatenate(found) if len(found) == len(prefixes) else None
 
 
-def _names(names: np.ndarray | None, *, numbers: np.ndarray | None) -> tuple[str, ...]:
+def _whole(numbers: np.ndarray | None, shape: tuple[int, ...], *, what: str) -> np.ndarray | None:
+    """Whole numbers as Int of this shape; None where there are none.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    if numbers is None:
+        return None
+    if numbers.dtype.kind not in "biuf" or numbers.size != math.prod(shape):
+        raise ValueError(f"{what}: type {numbers.dtype} and shape {numbers.shape}; expected numbers of shape {shape}")
+    if not (np.isfinite(numbers) & (np.abs(numbers) < _MOST_CLASSES)).all():
+        raise ValueError(f"{what}: from {numbers.min()} to {numbers.max()}; accepted: numbers of classes, which are below {_MOST_CLASSES}")
+    return numbers.reshape(shape).astype(np.int64)
+
+
+def _names(names: np.ndarray | None, *, numbers: np.ndarray | None, what: str) -> tuple[str, ...]:
     """Names of classes: the given ones, or the numbers themselves; none without numbers."""
     if numbers is None:
         return ()
-    if names is not None:
-        return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist())
-    return tuple(map(str, range(int(numbers.max()) + 1)))
+    count = 1 + int(numbers.max(initial=-1))
+    if names is None:
+        return tuple(map(str, range(count)))
+    if names.ndim != 1 or len(names) < count:
+        raise ValueError(f"{what}: the largest number is {count - 1}, and there are {names.size} names; expected a name for each number")
+    return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names.tolist())

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from glpretrain.core import keys
+from glpretrain.core.clouds import in_unit_sphere
 from glpretrain.data.sources.base import Item, Source, Split, SyntheticSource
-from glpretrain.data.sources.points.clouds import PointSource, cloud_item
+from glpretrain.data.sources.points.clouds import PointSource
 
 _NUM_DRAWS = 12  # random proportions per solid
 _STRETCH = 1.6  # largest factor along an axis; the smallest one is its inverse
@@ -273,7 +274,7 @@ class Solids(SyntheticSource, PointSource):
         points += _BLUR * radius * keys.normal(keys.fold_in(key, 3), self.num_points, 3).double().numpy()
         semantic = torch.tensor([PARTS.index(piece.part) for piece in pieces])[torch.from_numpy(chosen)]  # [P]
         instances = 1 + semantic.unique(return_inverse=True)[1]
-        return cloud_item(points, label=label, normalise=True, instances=instances, semantic=semantic)
+        return Item(in_unit_sphere(torch.from_numpy(points).to(torch.float32)), label, instances, None, semantic)
 
 
 def _surface(pieces: Sequence[_Piece], draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

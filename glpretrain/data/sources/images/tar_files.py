@@ -1,0 +1,164 @@
+"""The members of a tar file that may be damaged: where the bytes of each of them are.
+
+Python's tarfile reads the headers, but it takes a damaged header for the end of the file. Here the search goes on behind it, and what is
+wrong with the file is said. Left out: compressed files, and what the members mean (`shards`).
+"""
+
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Self
+
+from glpretrain.core.listing import is_leftover
+from glpretrain.data.sources.base import reason_of
+
+_BLOCK = 512  # bytes: the unit of a tar file
+_LARGEST_EXTENSION = 2**15  # bytes of a header that holds a long name; tarfile takes quadratic time over some of them
+_EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_MAGIC, _MAGIC_AT = b"ustar", 257
+_SEARCHED = (2**16, 2**20, 2**26)  # bytes behind a damaged place in which the next header is searched, in up to three attempts
+_MOST_LINKS = 8  # links to links that are followed
+
+
+class Member(NamedTuple):
+    """Where the bytes of one member are."""
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.shard}:{self.name}"
+
+
+class Contents(NamedTuple):
+    """What was found in a tar file."""
+
+    members: dict[str, Member | None]  # by name; None where the bytes are not in the file: a link to nowhere, or a sparse member
+    num_replaced: int  # members whose name a later one has too
+    fault: str  # what is wrong with the file; empty where it is whole
+
+
+def read_range(file: Path, *, offset: int, size: int) -> bytes:
+    """`size` bytes of a file from `offset` on."""
+    with file.open("rb") as opened:
+        opened.seek(offset)
+        return opened.read(size)
+
+
+def read_contents(shard: Path) -> Contents:
+    """Find the members of a tar file in their order, as far as they are whole.
+
+    Links are followed inside the file, and names are written without `./`. Hidden members and what tools leave behind are left out.
+
+    Raises:
+        ValueError: it is no plain tar file.
+        OSError: it cannot be opened.
+    """
+    found: dict[str, Member | str | None] = {}  # a link is the name that it leads to
+    num_replaced, faults = 0, []
+    with shard.open("rb") as file:
+        for entry in _entries(shard, file, faults):
+            name = posixpath.normpath(entry.name)
+            parts = name.split("/")
+            if any(is_leftover(part) and part != ".." for part in parts):
+                continue
+            if entry.islnk():
+                place = posixpath.normpath(entry.linkname)
+            elif entry.issym():
+                place = posixpath.normpath(posixpath.join(posixpath.dirname(name), entry.linkname))
+            elif entry.isreg():
+                place = None if entry.issparse() else Member(shard, name, entry.offset_data, entry.size)
+            else:
+                continue
+            num_replaced += name in found
+            found[name] = place
+    members = {name: _followed(place, found) for name, place in found.items()}
+    return Contents(members, num_replaced, faults[0] if faults else "")
+
+
+def _followed(place: Member | str | None, found: dict[str, Member | str | None]) -> Member | None:
+    for _ in range(_MOST_LINKS):
+        if not isinstance(place, str):
+            return place
+        place = found.get(place)
+    return None
+
+
+class _Header(tarfile.TarInfo):
+    """A header whose sizes are possible. Without this, a negative size makes tarfile read the same header forever."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in _EXTENSIONS and header.size > _LARGEST_EXTENSION):
+            raise tarfile.HeaderError(f"size {header.size}")
+        return header
+
+
+def _entries(shard: Path, file: BinaryIO, faults: list[str]) -> Iterator[tarfile.TarInfo]:
+    """The whole members of a file; what is wrong with it is added to `faults`."""
+    length, start, ended = file.seek(0, 2), 0, False
+    while True:
+        file.seek(start)
+        try:
+            # Names that are not UTF-8 stay different from one another, and they can be printed.
+            archive = tarfile.open(fileobj=file, mode="r:", tarinfo=_Header, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            break
+        except Exception as error:  # whatever tarfile raises for a damaged header
+            following, _ = _next_header(file, start)
+            if following is None:
+                raise ValueError(f"{shard} is not a plain tar file: {reason_of(error)}") from error
+            faults.append(f"is damaged at byte {start}")
+            start = following
+    while True:
+        try:
+            entry = archive.next()
+        except Exception:  # likewise
+            entry = None
+        archive.members.clear()  # or it keeps every header  # pyright: ignore[reportAttributeAccessIssue]  missing in the stubs
+        if entry is not None and start < archive.offset and _is_whole(entry, length):
+            yield entry
+            start = archive.offset
+            continue
+        following, only_zeros = _next_header(file, start)
+        ended = ended or (only_zeros and start < length)
+        if not only_zeros:
+            faults.append(f"is damaged at byte {start}" if entry is None else f"is cut short inside {entry.name}")
+        if following is None:
+            if not ended:
+                faults.append("is cut short")
+            return
+        archive.offset = start = following
+
+
+def _is_whole(entry: tarfile.TarInfo, length: int) -> bool:
+    if not entry.isreg() or entry.issparse():
+        return True  # no bytes of it are read
+    return entry.size >= 0 and entry.offset_data + entry.size <= length
+
+
+def _next_header(file: BinaryIO, start: int) -> tuple[int | None, bool]:
+    """Position of the next header behind `start`, None without one, and whether there are only zeros before it."""
+    for length in _SEARCHED:
+        file.seek(start)
+        window = file.read(length)
+        at = window.find(_MAGIC, _MAGIC_AT + 1)
+        while at != -1:
+            place = at - _MAGIC_AT
+            if _is_header(window[place : place + _BLOCK]):
+                return start + place, not window[:place].strip(b"\0")
+            at = window.find(_MAGIC, at + 1)
+        if len(window) < length:
+            return None, not window.strip(b"\0")
+    return None, False
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        _Header.frombuf(block, "utf-8", "backslashreplace")
+    except (tarfile.HeaderError, ValueError):
+        return False
+    return True
