@@ -8,6 +8,7 @@ the source is constructed; items are then read at their offset, in any order. Le
 import io
 import json
 import re
+import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
