@@ -82,7 +82,7 @@ def new_folder(recipe: str, *, runs: Path) -> Path:
 
 def write_json(path: Path, values: dict[str, object]) -> None:
     """Indented, with a newline at the end."""
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 class Run:

@@ -45,7 +45,7 @@ class FeatureCache:
         self._bytes = 0
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "card.json").write_text(json.dumps(encoder.card.to_json(), indent=2) + "\n")
+            (self.folder / "card.json").write_text(json.dumps(encoder.card.to_json(), indent=2, allow_nan=False) + "\n")
 
     def find(self, name: str, *, patches: bool) -> EncoderOutput | None:
         """The features of a batch, on the CPU; None where they were not computed yet.

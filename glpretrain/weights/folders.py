@@ -81,7 +81,7 @@ def write_card(card: EncoderCard, folder: Path) -> None:
 
 def write_json(values: dict, path: Path) -> None:
     """Write a file that people can read."""
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def read_own_folder(folder: Path) -> LoadedWeights:

@@ -145,7 +145,7 @@ class Preparation:
         if path.is_file() and (before := json.loads(path.read_text())) != settings:
             raise ValueError(f"out: {self.out} was written with {before}, not with {settings}; give the same settings, or a new folder")
         self.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings))
+        path.write_text(json.dumps(settings, allow_nan=False))
 
     def __len__(self) -> int:
         return len(self._images)

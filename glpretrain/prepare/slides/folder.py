@@ -104,7 +104,7 @@ class TilesFolder:
             if self.root.exists() and (not self.root.is_dir() or any(not name.name.startswith(".") for name in self.root.iterdir())):
                 raise ValueError(f"out: {self.root} holds other files; accepted: a new or empty folder, or a folder of tiles")
             self.root.mkdir(parents=True, exist_ok=True)
-            write_whole(path, (json.dumps(written, indent=2) + "\n").encode())
+            write_whole(path, (json.dumps(written, indent=2, allow_nan=False) + "\n").encode())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -143,7 +143,7 @@ class TilesFolder:
         return SlideRecord(**json.loads(path.read_text())) if path.is_file() else None
 
     def write_record(self, record: SlideRecord) -> None:
-        write_whole(self._record(record.slide), (json.dumps(record._asdict(), indent=2) + "\n").encode())
+        write_whole(self._record(record.slide), (json.dumps(record._asdict(), indent=2, allow_nan=False) + "\n").encode())
 
     def _record(self, slide: str) -> Path:
         return self.root / "slides" / f"{slide}.json"
