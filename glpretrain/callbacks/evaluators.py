@@ -3,8 +3,9 @@
 What a score is is left out (`glpretrain.evaluate`), and so is anything that would change the training: mode and random state are put back.
 """
 
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol, runtime_checkable
 
 import pytorch_lightning as pl
@@ -12,13 +13,14 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from glpretrain.core.batch import Batch
 from glpretrain.data.module import DataModule
 from glpretrain.data.sources.base import Source
 from glpretrain.data.sources.images.videos import VideoSource
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate import Evaluator, FeatureCache, Result, Sources, default_evaluators, default_sources
+from glpretrain.evaluate import Evaluator, FeatureCache, Result, Score, Sources, default_evaluators, default_sources
 from glpretrain.evaluate.features import evaluating
 
 
@@ -40,7 +42,7 @@ class RunEvaluators(pl.Callback):
     """Runs evaluators on `pl_module.backbone()` when the fit starts and when it ends.
 
     A fit starts from random weights or from those of `init_from`; a resumed fit is not scored at its start. Only the first process
-    evaluates; the others wait for it.
+    evaluates; the others wait for it. Scoring never stops training: what cannot be scored is left out, and the table says why.
 
     Args:
         evaluators: evaluators by name; None for the default ones of the encoder's kind of items.
@@ -62,8 +64,9 @@ class RunEvaluators(pl.Callback):
         self.sources: Sources = Sources(sources or {})
         self.every_n_steps = every_n_steps
         self.measured_on: dict[str, str] = {}
-        self.before: dict[str, float] | None = None
-        self.after: dict[str, float] | None = None
+        self.before: dict[str, float | None] | None = None
+        self.after: dict[str, float | None] | None = None
+        self.left_out: dict[str, str] = {}  # scores that could not be computed, by their names in results.json, each with the reason
         self.seconds = 0.0  # spent on evaluation so far
         self._takes_defaults = evaluators is None
         self._evaluated_step = 0
@@ -73,13 +76,16 @@ class RunEvaluators(pl.Callback):
         assert isinstance(pl_module, Trained)
         if self._takes_defaults:
             self.evaluators = default_evaluators(pl_module.encoder.card.modality)
-        if any(role not in self.sources for evaluator in self.evaluators.values() for role in evaluator.needs):
+        needed = {role for evaluator in self.evaluators.values() for role in evaluator.needs if role not in self.sources}
+        if needed:
             data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] - Lightning sets it without declaring it
             assert isinstance(data, DataModule)
-            self.sources = default_sources(data.labelled_sources(), data.masked_source()) | self.sources
-        for evaluator in self.evaluators.values():
-            evaluator.check(self.sources)
-        self.measured_on = {name: self.sources.measured(evaluator.scored).name for name, evaluator in self.evaluators.items()}
+            self.sources = sources_of(data, needed) | self.sources
+        self.measured_on = {
+            name: self.sources.measured(evaluator.scored).name
+            for name, evaluator in self.evaluators.items()
+            if evaluator.scored in self.sources
+        }
         if trainer.ckpt_path is None:
             self.before = self._evaluate(trainer, pl_module)
 
@@ -98,9 +104,9 @@ class RunEvaluators(pl.Callback):
         if trainer.is_global_zero and self.after:
             Console().print(self.table())
 
-    def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+    def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float | None]:
         start = time.perf_counter()
-        scores: dict[str, float] = {}
+        scores: dict[str, float | None] = {}
         logged: dict[str, float] = {}
         if trainer.is_global_zero:
             assert isinstance(pl_module, Trained)
@@ -108,7 +114,8 @@ class RunEvaluators(pl.Callback):
             with isolate_rng(), evaluating(encoder):
                 cache = FeatureCache(encoder)  # of this moment's weights: k-NN and linear probe share one pass
                 for name, evaluator in self.evaluators.items():
-                    found = evaluator.run(encoder, self.sources, cache)
+                    found = evaluator.attempt(encoder, self.sources, cache)
+                    self._leave_out({result_key(name, score): reason for score, reason in found.left_out.items()})
                     scores |= flat(name, found)
                     logged |= {f"eval/{name}/{score}": value.value for score, value in found.scores.items()}
             for logger in trainer.loggers:
@@ -117,19 +124,53 @@ class RunEvaluators(pl.Callback):
         self.seconds += time.perf_counter() - start
         return scores
 
+    def _leave_out(self, reasons: Mapping[str, str]) -> None:
+        for line in left_out_lines({score: reason for score, reason in reasons.items() if score not in self.left_out}):
+            print(line, file=sys.stderr, flush=True)
+        self.left_out |= reasons
+
     def table(self) -> Table:
-        """One row per headline score; the others are in results.json."""
-        table = Table("score", title="the backbone before and after", title_justify="left")
+        """One row per headline score, and below why scores were left out; all scores are in results.json."""
+        table = Table("score", title="the backbone before and after, with 95 % intervals", title_justify="left")
         for column in ("before", "after", "change"):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=column != "change")
         table.add_column("measured on")
         before, after = self.before, self.after or {}
         for name, evaluator in self.evaluators.items():
             for score in (result_key(name, headline) for headline in evaluator.headlines):
-                change = "" if before is None else f"{after[score] - before[score]:+.1f}"
+                ends = [None if scores is None else scores.get(score) for scores in (before, after)]
+                change = "" if ends[0] is None or ends[1] is None else f"{ends[1] - ends[0]:+.1f}"
                 shown = "" if before is None else _shown(before, score)
-                table.add_row(score, shown, _shown(after, score), change, self.measured_on.get(name, ""))
+                table.add_row(score, shown, _shown(after, score), change, Text(self.measured_on.get(name, "")))
+        explain(table, self.left_out)
         return table
+
+
+def sources_of(data: DataModule, roles: Collection[str]) -> Sources:
+    """The sources of these roles that a data module has for scores; where it has none, the reason."""
+    makers: dict[tuple[str, ...], Callable[[], Sources]] = {
+        ("train", "test"): lambda: default_sources(data.labelled_sources(), None),
+        ("masked",): lambda: default_sources(None, data.masked_source()),
+    }
+    found = Sources({})
+    for given, make in makers.items():
+        if not set(given).isdisjoint(roles):
+            try:
+                found |= make()
+            except ValueError as error:
+                found |= Sources({}, missing=dict.fromkeys(given, str(error)))
+    return found
+
+
+def explain(table: Table, left_out: Mapping[str, str]) -> None:
+    """Say below a table which scores were left out, and why."""
+    table.caption, table.caption_justify = Text("\n".join(left_out_lines(left_out))) if left_out else None, "left"
+
+
+def left_out_lines(reasons: Mapping[str, str]) -> list[str]:
+    """One line for each reason, with the scores that it costs."""
+    scores = {reason: [name for name, own in reasons.items() if own == reason] for reason in reasons.values()}
+    return [f"left out: {', '.join(names)}: {reason}" for reason, names in scores.items()]
 
 
 def result_key(evaluator: str, score: str) -> str:
@@ -137,14 +178,16 @@ def result_key(evaluator: str, score: str) -> str:
     return f"{evaluator}_{score}".replace("_accuracy", "", 1)
 
 
-def flat(evaluator: str, result: Result) -> dict[str, float]:
-    """A result as results.json holds it: each score, its half-width as `_ci`, of how many it is as `_n`, and what was chosen."""
-    values: dict[str, float] = {}
+def flat(evaluator: str, result: Result) -> dict[str, float | None]:
+    """A result as results.json holds it: each score, the ends of its interval as `_low` and `_high` (null where a single observation gives
+    none), of how many it is as `_n`, and what was chosen."""
+    values: dict[str, float | None] = {}
     for name, score in result.scores.items():
         key = result_key(evaluator, name)
-        values |= {key: score.value, f"{key}_ci": score.ci, f"{key}_n": float(score.n)}
+        values |= {key: score.value, f"{key}_low": score.low, f"{key}_high": score.high, f"{key}_n": score.n}
     return values | {f"{evaluator}_{name}": value for name, value in result.chosen.items()}
 
 
-def _shown(scores: dict[str, float], score: str) -> str:
-    return f"{scores[score]:.1f} +- {scores[f'{score}_ci']:.1f}"
+def _shown(scores: Mapping[str, float | None], score: str) -> str:
+    value = scores.get(score)
+    return "left out" if value is None else str(Score(value, scores.get(f"{score}_low"), scores.get(f"{score}_high"), 0))

@@ -16,8 +16,10 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from glpretrain import __version__, modalities
+from glpretrain.callbacks.evaluators import explain, left_out_lines, sources_of
 from glpretrain.cli.parsing import meant, parse
 from glpretrain.core.files import append_lines, part_file
 from glpretrain.core.imports import imported
@@ -28,7 +30,7 @@ from glpretrain.data.sources.base import Source
 from glpretrain.data.sources.images import mask_folders
 from glpretrain.data.sources.images.videos import VideoSource
 from glpretrain.encoders import Encoder
-from glpretrain.evaluate import ROLES, Evaluator, FeatureCache, Result, Sources, default_evaluators, default_sources
+from glpretrain.evaluate import ROLES, Evaluator, FeatureCache, Result, Sources, default_evaluators
 from glpretrain.evaluate.cache import DISK_GB, default_folder
 from glpretrain.runs import find_recipe
 from glpretrain.weights import load_backbone
@@ -37,11 +39,11 @@ _DEFAULT_RECIPE = "mmc"
 
 
 class Scores(list[dict[str, object]]):
-    """One mapping per score: evaluator, score, value, ci, n, measured_on, fingerprint, protocol, chosen, backbone, card and more."""
+    """One mapping per score: evaluator, score, value, low, high, n, measured_on, fingerprint, protocol, chosen, backbone, card and more."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.refusals: list[str] = []  # of evaluators whose scores are missing
+        self.refusals: list[str] = []  # of evaluators all of whose scores are missing, and why
 
 
 class Own(NamedTuple):
@@ -173,13 +175,14 @@ def score(
     results: dict[str, tuple[Evaluator, Result]] = {}
     for name, evaluator in evaluators.items():
         start = time.perf_counter()
-        try:
-            result = evaluator.run(encoder, sources, features)
-        except ValueError as error:  # what this backbone or these items cannot do must not cost the other scores
-            found.refusals.append(f"{name}: {error}")
+        result = evaluator.attempt(encoder, sources, features)
+        results[name] = (evaluator, result)
+        if not result.scores:  # what this backbone or these items cannot do must not cost the other scores
+            found.refusals.append(f"{name}: {'; '.join(dict.fromkeys(result.left_out.values()))}")
             print(f"refused: {found.refusals[-1]}", file=sys.stderr, flush=True)
             continue
-        results[name] = (evaluator, result)
+        for line in left_out_lines({f"{name} {score}": reason for score, reason in result.left_out.items()}):
+            print(line, file=sys.stderr, flush=True)
         used = {role: sources.measured(role).fingerprint() for role in evaluator.roles if role in sources}
         lines: list[dict[str, object]] = [
             {
@@ -198,28 +201,36 @@ def score(
             for score, one in result.scores.items()
         ]
         if out is not None:
-            append_lines(out, [json.dumps(line, default=str) for line in lines])
+            append_lines(out, [json.dumps(line, default=str, allow_nan=False) for line in lines])
         if pictures is not None:
-            for title, figure in evaluator.pictures(encoder, sources, features).items():
+            try:
+                figures = evaluator.pictures(encoder, sources, features)
+            except ValueError as error:
+                figures = {}
+                print(f"no pictures: {name}: {error}", file=sys.stderr, flush=True)
+            for title, figure in figures.items():
                 with part_file(pictures / f"{name}_{title}.png") as part:
                     figure.savefig(part, dpi=120, format="png")
         found += lines
-    if not results:
+    if not found:
         raise ValueError("evaluate: no score could be computed; " + "; ".join(found.refusals))
     Console().print(table(results, sources))
     return found
 
 
 def table(results: dict[str, tuple[Evaluator, Result]], sources: Sources) -> Table:
-    """The headline scores with their intervals; the others are in the lines."""
+    """The headline scores with their intervals, and below why scores were left out; all scores are in the lines."""
     shown = Table("evaluator", "score", title="scores of the backbone, with 95 % intervals", title_justify="left")
     for column in ("value", "n"):
-        shown.add_column(column, justify="right")
+        shown.add_column(column, justify="right", no_wrap=True)
     shown.add_column("measured on")
     for name, (evaluator, result) in results.items():
+        measured_on = sources.measured(evaluator.scored).name if evaluator.scored in sources else ""
         for score in evaluator.headlines:
-            found = result.scores[score]
-            shown.add_row(name, score, f"{found.value:.1f} +- {found.ci:.1f}", str(found.n), sources.measured(evaluator.scored).name)
+            found = result.scores.get(score)
+            shown.add_row(name, score, *(("left out", "") if found is None else (str(found), str(found.n))), Text(measured_on))
+    reasons = {f"{name} {score}": reason for name, (_, result) in results.items() for score, reason in result.left_out.items()}
+    explain(shown, reasons)
     return shown
 
 
@@ -244,7 +255,7 @@ def _sources_of_recipe(path: Path, *, card: EncoderCard, own: Own) -> Sources:
     module: DataModule = parser.instantiate(parser.parse_object({"data": values})).data
     if own.data is not None:
         _require_classes(module.source, own.data)
-    return default_sources(module.labelled_sources(), module.masked_source())
+    return sources_of(module, ("train", "test", "masked"))
 
 
 def _of_config(path: Path, overrides: Sequence[str], *, card: EncoderCard, own: Own) -> tuple[dict[str, Evaluator], Sources]:

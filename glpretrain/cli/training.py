@@ -192,6 +192,7 @@ class Training(LightningCLI):
             "seed": self.config.seed_everything,
             "before": None if evaluators is None else evaluators.before,
             "after": None if evaluators is None else evaluators.after,
+            "left_out": {} if evaluators is None else evaluators.left_out,
             "measured_on": {} if evaluators is None else evaluators.measured_on,
             "data": self.datamodule.source.name,
             "steps": self.trainer.global_step,

@@ -49,7 +49,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
     """Write an object, indented, with a newline at the end, by `part_file`."""
-    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:

@@ -123,4 +123,9 @@ def count_kinds(kinds: Iterable[str]) -> str:
 @cache
 def say_once(message: str) -> None:
     """Log a warning, the first time in this process."""
-    _LOG.warning("%s", message)
+    _LOG.warning("%s", printable(message))
+
+
+def printable(text: str) -> str:
+    """The text with what is no UTF-8 in a file name written as an escape: such a text can be neither printed nor sent."""
+    return text.encode(errors="backslashreplace").decode()

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from glpretrain import modalities
 from glpretrain.core import keys as rng
 from glpretrain.core.batch import Batch, ViewGroup
+from glpretrain.core.listing import printable
 from glpretrain.data.loading import RawBatch, RawItems, batches_of, usable_cores
 from glpretrain.data.orders import EpochBatches, Order, Position, Shuffled
 from glpretrain.data.own import embedded_source, train_test_parts
@@ -298,7 +299,7 @@ class DataModule(LightningDataModule):
         with path.open("a", encoding="utf-8", errors="surrogateescape") as file:  # names of files may be any bytes
             for index, reason in fresh:
                 self._unreadable.add(index)
-                _log.warning("skipped, cannot be read: %s", reason)
+                _log.warning("skipped, cannot be read: %s", printable(reason))
                 file.write(f"{reason}\n")
         if len(self._unreadable) > self.max_unreadable * max(self._items_seen, _LEAST_SEEN):
             raise ValueError(

@@ -82,11 +82,16 @@ def source_spec(path: str | Path, class_path: str, *, channels: int | None = Non
 
 
 def train_test_parts(source: Source) -> tuple[Source, Source]:
-    """(train, test) parts of a source with classes: its own split, or else a fixed fifth of it is the test part."""
+    """(train, test) parts of a source with classes: its own split, or else a fixed fifth of it is the test part.
+
+    Items of one group, such as frames of one video, are in one part.
+    """
     if (split := source.train_test_split()) is not None:
         return split
     index = torch.arange(len(source))
-    train = keys.uniform(keys.item_keys(seed=0, epoch=0, index=index)) < _TRAIN_SHARE  # a fixed seed, so that runs stay comparable
+    first: dict[str, int] = {}
+    leaders = torch.tensor([first.setdefault(name, number) for number, name in enumerate(source.groups)]) if source.groups else index
+    train = keys.uniform(keys.item_keys(seed=0, epoch=0, index=leaders)) < _TRAIN_SHARE  # a fixed seed, so that runs stay comparable
     return Subset(source, indices=index[train].tolist()), Subset(source, indices=index[~train].tolist())
 
 

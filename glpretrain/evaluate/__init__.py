@@ -73,12 +73,13 @@ def default_evaluators(modality: str) -> dict[str, Evaluator]:
     return evaluators
 
 
-def default_sources(labelled: tuple[Source, Source], masked: Source) -> Sources:
+def default_sources(labelled: tuple[Source, Source] | None, masked: Source | None) -> Sources:
     """Fixed subsets that keep the default evaluators to seconds.
 
     Args:
-        labelled: training and test items with classes.
-        masked: items with instance masks.
+        labelled: training and test items with classes, if there are any.
+        masked: items with instance masks, if there are any.
     """
-    given = {"train": labelled[0], "test": labelled[1], "masked": masked}
+    given = {} if labelled is None else {"train": labelled[0], "test": labelled[1]}
+    given |= {} if masked is None else {"masked": masked}
     return Sources({role: DecodedItems(source, max_items=_MAX_ITEMS[role]) for role, source in given.items()})

@@ -4,10 +4,12 @@ Training, methods and loggers are left out on purpose. An evaluator sees an enco
 during it and after it.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
 from matplotlib.figure import Figure
@@ -29,11 +31,15 @@ _LACKING: dict[Truth, str] = {
 
 
 class Score(NamedTuple):
-    """One number."""
+    """One number and the ends of its 95 % interval, which are None where a single observation tells nothing about the spread."""
 
     value: float  # rates in percent
-    ci: float  # half-width of the 95 % interval; infinite for a single observation
-    n: int  # independent things it is a mean over: items, images, objects, videos
+    low: float | None
+    high: float | None
+    n: int  # number of items, images, objects or videos that it is computed from
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f}" if self.low is None else f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
 class Result(NamedTuple):
@@ -41,6 +47,7 @@ class Result(NamedTuple):
 
     scores: dict[str, Score]
     chosen: dict[str, float]  # what the protocol chose on held-out data, such as a threshold; no scores
+    left_out: Mapping[str, str] = MappingProxyType({})  # scores that could not be computed, each with the reason in one line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +116,18 @@ class Evaluator(ABC):
         """
         return self.compute(encoder, self._checked(encoder, sources), cache)
 
+    def attempt(self, encoder: Encoder, sources: Given, cache: FeatureCache | None = None) -> Result:
+        """`run` for callers that go on whatever comes of it: what cannot be scored is left out with the reason. Arguments as of `run`.
+
+        Errors of torch count as well, such as a lack of memory on the device.
+        """
+        try:
+            scores, chosen, left_out = self.run(encoder, sources, cache)
+        except (ValueError, RuntimeError) as error:
+            return Result({}, {}, dict.fromkeys(self.headlines, " ".join(str(error).split()) or type(error).__name__))
+        lost = {name: f"its value is {score.value}" for name, score in scores.items() if not math.isfinite(score.value)}
+        return Result({name: score for name, score in scores.items() if name not in lost}, chosen, {**left_out, **lost})
+
     def pictures(self, encoder: Encoder, sources: Given, cache: FeatureCache | None = None) -> dict[str, Figure]:
         """Figures by name for a person to look at, of what `run` scores. Arguments as there."""
         return self.draw(encoder, self._checked(encoder, sources), cache)
@@ -122,7 +141,8 @@ class Evaluator(ABC):
         sources = Sources.of(sources)
         with self._naming_itself():
             if missing := [role for role in self.needs if role not in sources]:
-                raise ValueError(f"needs the sources {missing}; given: {sorted(sources)}")
+                causes = dict.fromkeys(sources.missing[role] for role in missing if role in sources.missing)
+                raise ValueError("; ".join((f"needs the sources {missing}; given: {sorted(sources)}", *causes)))
             if self.truth is not None:
                 require_truth(sources, [role for role in self.roles if role in sources], self.truth)
             self.check_items(sources)
@@ -144,7 +164,7 @@ class Evaluator(ABC):
                 raise ValueError(
                     f"{role}: source {given.name!r} has items of kind {given.source.modality}; encoder {name!r} accepts: {kind}"
                 )
-        return sources
+        return sources if self.truth is None else sources.with_common_classes(self.roles)
 
     @contextmanager
     def _naming_itself(self) -> Iterator[None]:
@@ -154,16 +174,28 @@ class Evaluator(ABC):
             raise ValueError(f"{type(self).__name__}: {error}") from error
 
 
+def with_accuracy(scores: Mapping[str, Score], *, of: str, left_out: Mapping[str, str]) -> Result:
+    """The result of an evaluator whose `accuracy` is one of its scores under a second name.
+
+    Args:
+        scores: scores that could be computed.
+        of: name of the score that is the accuracy.
+        left_out: the others, each with the reason.
+    """
+    both = {"accuracy": scores[of], **scores} if of in scores else dict(scores)
+    return Result(both, {}, {**({"accuracy": left_out[of]} if of in left_out else {}), **left_out})
+
+
 def require_truth(sources: Sources, roles: Sequence[str], truth: Truth) -> None:
     """Refuse items without labels or masks.
 
     Args:
         sources: the sources.
         roles: roles of those that are looked at.
-        truth: what each of them must carry; names of classes must be the same in all of them.
+        truth: what each of them must carry; the values of masks must have the same names in all of them.
 
     Raises:
-        ValueError: a source lacks it, or two sources have different classes.
+        ValueError: a source lacks it, or the masks of two sources have different classes.
     """
     accepted: list[str] = []
     for role in roles:
@@ -173,7 +205,7 @@ def require_truth(sources: Sources, roles: Sequence[str], truth: Truth) -> None:
         if not found:
             raise ValueError(f"source {source.name!r} has no {_LACKING[truth]}")
         accepted = accepted or found
-        if found != accepted:
+        if truth != "classes" and found != accepted:
             raise ValueError(f"{role}: {truth} {found}; accepted: those of {roles[0]}, {accepted}")
 
 

@@ -21,6 +21,7 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.layers import features_of_layers, layer_number
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.items import DecodedItems, ItemBatch, Resize
+from glpretrain.evaluate.metrics.roc import numbered
 
 _PATIENCE = 2.0  # seconds without a progress bar
 
@@ -34,10 +35,12 @@ class LabelledFeatures:
     cls: Tensor  # Float[B D]
     labels: Tensor  # Int[B]
     index: Tensor  # Int[B]  dataset index
+    groups: Tensor | None = None  # Int[B]  which rows belong together, such as frames of one video; None where all are independent
 
     def at(self, positions: Tensor) -> "LabelledFeatures":
         """Some of the rows, by position or by Bool[B]."""
-        return LabelledFeatures(self.cls[positions], self.labels[positions], self.index[positions])
+        groups = None if self.groups is None else self.groups[positions]
+        return LabelledFeatures(self.cls[positions], self.labels[positions], self.index[positions], groups)
 
     def with_cls(self, cls: Tensor) -> "LabelledFeatures":
         """The same items with other rows, Float[B D]."""
@@ -142,16 +145,18 @@ class Features:
     def labelled(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None = None) -> LabelledFeatures:
         """`cls` of every item that has a label. Arguments as in `encode`; see `labelled_rows`."""
         batches = self.encode(encoder, items, resize="crop", patches=False, cache=cache)
-        return labelled_rows(batches, lambda output: output.cls, name=items.name)
+        return labelled_rows(batches, lambda output: output.cls, items=items)
 
 
-def labelled_rows(batches: Iterable[tuple[ItemBatch, Element]], rows: Callable[[Element], Tensor], *, name: str) -> LabelledFeatures:
+def labelled_rows(
+    batches: Iterable[tuple[ItemBatch, Element]], rows: Callable[[Element], Tensor], *, items: DecodedItems
+) -> LabelledFeatures:
     """A row for every item that has a label, on the CPU.
 
     Args:
         batches: each batch with what its rows are made of.
         rows: function of that to Float[B D].
-        name: name of the source, for messages.
+        items: the items that the batches are of.
 
     Raises:
         ValueError: no item has a label, or a number is not finite.
@@ -162,10 +167,31 @@ def labelled_rows(batches: Iterable[tuple[ItemBatch, Element]], rows: Callable[[
     columns = ([part.cls for part in parts], [part.labels for part in parts], [part.index for part in parts])
     found = LabelledFeatures(*(torch.cat(column) for column in columns))
     if len(found.labels) == 0:
-        raise ValueError(f"source {name!r}: no item has a label; this evaluator needs labels")
-    if not found.cls.isfinite().all():
-        raise ValueError(f"source {name!r}: the encoder's features are not finite; nothing can be scored on them")
-    return found
+        raise ValueError(f"source {items.name!r}: no item has a label; this evaluator needs labels")
+    require_finite(found.cls, found.index, what=f"source {items.name!r}: the features")
+    names = items.source.groups
+    if not names:
+        return found
+    return replace(found, groups=numbered([str(names[index]) for index in found.index.tolist()], count=len(found.index)))
+
+
+def require_finite(features: Tensor, index: Tensor, *, what: str) -> None:
+    """Refuse features that are not numbers.
+
+    Args:
+        features: Float[B *S], what an encoder makes of items.
+        index: Int[B], dataset index of each item, or time of each frame.
+        what: whose features they are, for the message.
+
+    Raises:
+        ValueError: a number is not finite. The message names the items, or the backbone where it is all of them.
+    """
+    lost = index[~features.flatten(1).isfinite().all(dim=1)].tolist()
+    if len(lost) == len(index) > 0:
+        raise ValueError(f"{what} are not finite for any of {len(index)} items; give a backbone whose weights are finite")
+    if lost:
+        others = f" and {len(lost) - 1} others" if len(lost) > 1 else ""
+        raise ValueError(f"{what} are not finite for item {lost[0]}{others}, of {len(index)} items; give a source without such items")
 
 
 def encode_batch(

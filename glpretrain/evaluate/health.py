@@ -12,7 +12,6 @@ Prototypes, which an encoder does not have (`callbacks.TrainingHealth`), and a v
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,9 +24,10 @@ from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
+from glpretrain.evaluate.features import require_finite
 from glpretrain.evaluate.figures import curves_figure
 from glpretrain.evaluate.items import DecodedItems, Sources
-from glpretrain.evaluate.metrics.intervals import Z95, jackknife_interval, mean_interval
+from glpretrain.evaluate.metrics.intervals import Z95, interval_score, jackknife_interval, mean_interval
 
 _RANK_EPS = 1e-7  # the paper's
 _UNIFORMITY_T = 2.0
@@ -86,15 +86,21 @@ class Health(Evaluator):
         found = self._moments(encoder, sources["test"], cache)
         count = len(found.cls)
         whole = {
-            "rank_cls": (effective_rank, found.cls_gram),
-            "rank_patches": (effective_rank, found.patch_gram),
-            "cosine_between": (cosine_between, found.unit_sums),
-            "half_distance": (half_distance, found.decay_sums),
+            "rank_cls": (effective_rank, found.cls_gram, (1.0, float(encoder.embed_dim))),
+            "rank_patches": (effective_rank, found.patch_gram, (1.0, float(encoder.embed_dim))),
+            "cosine_between": (cosine_between, found.unit_sums, (-1.0, 1.0)),
+            "half_distance": (half_distance, found.decay_sums, (0.0, float(found.decay.shape[1]))),
         }
-        scores = {name: _of_sums(statistic, sums, count) for name, (statistic, sums) in whole.items()}
+        scores = {
+            name: interval_score(
+                statistic(sums.sum(dim=0, keepdim=True)).item(), jackknife_interval(statistic, sums), count=count, bounds=bounds
+            )
+            for name, (statistic, sums, bounds) in whole.items()
+        }
         scores["uniformity_cls"] = uniformity(functional.normalize(found.cls, dim=1))
         scores["uniformity_mean_patch"] = uniformity(functional.normalize(found.mean_patch, dim=1))
-        scores["cosine_within"] = Score(found.within.mean().item(), mean_interval(found.within), count)
+        within = interval_score(found.within.mean().item(), mean_interval(found.within), count=count, bounds=(-1.0, 1.0))
+        scores["cosine_within"] = within
         return Result(scores, chosen={})
 
     def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
@@ -112,8 +118,8 @@ class Health(Evaluator):
         rows: list[tuple[Tensor, ...]] = []
         count = 0
         for batch, output in self.features.encode(encoder, items, resize="crop", cache=cache):
-            if not (output.cls.isfinite().all() and output.patches.isfinite().all()):
-                raise ValueError(f"source {items.name!r}: the encoder's features are not finite; nothing can be scored on them")
+            for features in (output.cls, output.patches):
+                require_finite(features, batch.index, what=f"source {items.name!r}: the features")
             if output.patches.shape[1] != grid[0] * grid[1]:
                 raise ValueError(f"encoder {encoder.card.encoder!r}: {output.patches.shape[1]} patches; its grid has {grid[0]} x {grid[1]}")
             groups = group_of[count : count + len(batch.index)]
@@ -130,10 +136,6 @@ class Health(Evaluator):
         # All pairs of N unit vectors, less the N of one with itself.
         within = (grid[0] * grid[1] * mean_unit.square().sum(dim=1) - 1) / (grid[0] * grid[1] - 1)
         return Moments(cls, mean_patch, mean_unit, within, curves, group, cls_gram, patch_gram)
-
-
-def _of_sums(statistic: Callable[[Tensor], Tensor], sums: Tensor, count: int) -> Score:
-    return Score(statistic(sums.sum(dim=0, keepdim=True)).item(), jackknife_interval(statistic, sums), count)
 
 
 def singular_values(gram: Tensor) -> Tensor:
@@ -165,7 +167,8 @@ def uniformity(rows: Tensor) -> Score:
         potential[torch.arange(len(chunk)), start + torch.arange(len(chunk))] = 0  # not with itself
         means.append(potential.double().sum(dim=1) / (count - 1))
     mean = torch.cat(means)
-    return Score(mean.mean().log().item(), 2 * mean_interval(mean) / mean.mean().item(), count)
+    half_width = 2 * mean_interval(mean) / mean.mean().item()
+    return interval_score(mean.mean().log().item(), half_width, count=count, bounds=(-4 * _UNIFORMITY_T, 0.0))
 
 
 def decay(unit: Tensor, *, grid: tuple[int, int]) -> Tensor:

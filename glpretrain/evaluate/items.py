@@ -7,7 +7,9 @@ import hashlib
 import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from glpretrain import modalities
 from glpretrain.core import keys
-from glpretrain.data.sources.base import Item, Source, UnreadableItemError
+from glpretrain.data.sources.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.sources.images.videos import VideoSource
 from glpretrain.encoders.base import bytes_of
 
@@ -85,6 +87,31 @@ class DecodedItems:
         self._cache: dict[tuple, list[ItemBatch]] = {}
         self._digests: dict[int, str] = {}
         self._unreadable: set[int] = set()
+        self._said: set[str] = set()
+        self._labels: Tensor | None = None  # Int[classes]  other numbers for the labels of the source
+
+    def with_classes(self, classes: Sequence[str]) -> "DecodedItems":
+        """The same items, decoded once for both, with labels that are positions in these classes, by their names.
+
+        Args:
+            classes: names of classes; those that only this source has come behind them.
+        """
+        names = [*classes, *(name for name in self.source.classes if name not in classes)]
+        renamed = copy(self)
+        renamed.source = Subset(self.source, indices=range(len(self.source)))
+        renamed.source.classes = names
+        renamed._labels = torch.tensor([names.index(name) for name in self.source.classes])
+        return renamed
+
+    def digest(self, index: int) -> str:
+        """Digest of an item that was read, of its values, label and masks, before any resize."""
+        return self._digests[index]
+
+    def warn(self, line: str) -> None:
+        """Say something about these items, once however often they are scored."""
+        if line not in self._said:
+            _LOG.warning("source %r: %s", self.name, line)
+        self._said.add(line)
 
     @property
     def name(self) -> str:
@@ -105,6 +132,11 @@ class DecodedItems:
         Raises:
             ValueError: an item cannot be brought to the shape, or none can be read.
         """
+        for batch in self._batches(shape, resize=resize, batch_size=batch_size):
+            numbers = batch.labels if self._labels is None else self._labels[batch.labels]
+            yield replace(batch, labels=torch.where(batch.labels < 0, batch.labels, numbers))
+
+    def _batches(self, shape: Sequence[int], *, resize: Resize, batch_size: int) -> Iterator[ItemBatch]:
         cache_key = (*shape, resize, batch_size)
         if cache_key in self._cache:
             yield from self._cache[cache_key]
@@ -171,10 +203,14 @@ class Sources:
 
     Args:
         given: sources or decoded items by role.
+        missing: roles that have no source, each with the reason.
     """
 
-    def __init__(self, given: Mapping[str, Source | DecodedItems | VideoSource]) -> None:
+    def __init__(
+        self, given: Mapping[str, Source | DecodedItems | VideoSource], *, missing: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self._by_role = {role: DecodedItems(source) if isinstance(source, Source) else source for role, source in given.items()}
+        self.missing = dict(missing)
 
     @classmethod
     def of(cls, given: "Mapping[str, Source | DecodedItems | VideoSource] | Sources") -> "Sources":
@@ -189,7 +225,14 @@ class Sources:
 
     def __or__(self, others: "Sources") -> "Sources":
         """These and others, which come first where both have a role."""
-        return Sources(self._by_role | others._by_role)
+        return Sources(self._by_role | others._by_role, missing=self.missing | others.missing)
+
+    def with_common_classes(self, roles: Sequence[str]) -> "Sources":
+        """These sources, their labels being positions in the classes of the first of these roles that has any, by the classes' names."""
+        labelled = {role: found for role in roles if isinstance(found := self._by_role.get(role), DecodedItems) and found.source.classes}
+        classes = next((list(found.source.classes) for found in labelled.values()), [])
+        others = {role: found.with_classes(classes) for role, found in labelled.items() if list(found.source.classes) != classes}
+        return self | Sources(others) if others else self
 
     def __getitem__(self, role: str) -> DecodedItems:
         found = self._by_role[role]

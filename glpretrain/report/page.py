@@ -94,7 +94,7 @@ def _rendered(data: Plain, *, names: Sequence[str], part: str) -> str:
         style=(folder / "page.css").read_text(),
         options=options.strip(),
         guide=guide.strip(),
-        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         script="\n".join((folder / name).read_text() for name in ("maps.js", "drawing.js", f"{part}.js")),
     )
 

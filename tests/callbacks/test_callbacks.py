@@ -46,7 +46,7 @@ class Probe(Evaluator):
         np.random.seed(13)
         random.seed(13)
         time.sleep(0.05)
-        return Result({"accuracy": Score(10.0 * len(self.seen), 0.5, 3)}, chosen={"k": 7.0})
+        return Result({"accuracy": Score(10.0 * len(self.seen), 10.0 * len(self.seen) - 0.5, 11.0 * len(self.seen), 3)}, chosen={"k": 7.0})
 
 
 def watching(probe: Probe, **options) -> RunEvaluators:
@@ -85,7 +85,7 @@ def test_scores_before_and_after_reach_the_results(tmp_path: Path) -> None:
     cli.evaluators = evaluators
     cli.trainer.callbacks.insert(0, evaluators)
     results = cli.fit().results
-    assert results["before"] == {"probe": 10.0, "probe_ci": 0.5, "probe_n": 3.0, "probe_k": 7.0}
+    assert results["before"] == {"probe": 10.0, "probe_low": 9.5, "probe_high": 11.0, "probe_n": 3.0, "probe_k": 7.0}
     assert results["measured_on"] == {"probe": "scenes"}
     assert results["after"]["probe"] == 40.0  # before, after each of the two steps, after all
     assert results["evaluation_seconds"] >= 0.2
@@ -126,13 +126,13 @@ def test_interval_of_evaluation_is_checked() -> None:
 
 def test_table_shows_headlines_with_their_change() -> None:
     evaluators = RunEvaluators({"knn": Probe(), "linear": Probe()})
-    evaluators.before = {"knn": 10.0, "knn_ci": 1.0, "knn_k10": 9.0, "linear": 30.0, "linear_ci": 2.0}
-    evaluators.after = {"knn": 14.0, "knn_ci": 1.5, "knn_k10": 9.5, "linear": 29.0, "linear_ci": 2.0}
+    evaluators.before = {"knn": 10.0, "knn_low": 9.0, "knn_high": 11.0, "knn_k10": 9.0, "linear": 30.0, "linear_low": None}
+    evaluators.after = {"knn": 14.0, "knn_low": 12.5, "knn_high": 16.0, "knn_k10": 9.5, "linear": 29.0, "linear_low": None}
     evaluators.measured_on = {"knn": "photos"}
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(evaluators.table())
     text = console.export_text()
-    assert "14.0 +- 1.5" in text
+    assert "14.0 [12.5, 16.0]" in text and "30.0 " in text
     assert "+4.0" in text
     assert "-1.0" in text
     assert "photos" in text
@@ -140,7 +140,7 @@ def test_table_shows_headlines_with_their_change() -> None:
 
 
 def test_names_in_results_follow_the_contract() -> None:
-    assert [result_key("knn", score) for score in ("accuracy", "accuracy_ci", "k10")] == ["knn", "knn_ci", "knn_k10"]
+    assert [result_key("knn", score) for score in ("accuracy", "accuracy_low", "k10")] == ["knn", "knn_low", "knn_k10"]
     assert result_key("prompt", "miou") == "prompt_miou"
 
 
@@ -325,16 +325,23 @@ def test_a_role_that_is_not_given_is_the_data_modules(tmp_path: Path) -> None:
     callback = RunEvaluators({"knn": KNN(k=(1,))}, {"test": Scenes(9, size=48, split="test")})
     cli.trainer.callbacks.insert(0, callback)
     cli.fit()
-    assert callback.after is not None and callback.after["knn_n"] == 9
+    assert callback.after is not None and callback.after["knn_n"] and callback.after["knn_n"] < 9
+    assert any("of 9 items of test are not scored" in reason for reason in callback.left_out.values())  # train shows few of the classes
     assert len(callback.sources["train"]) > 9 and len(callback.sources["test"]) == 9
 
 
-def test_sources_that_cannot_be_scored_are_refused_before_training(tmp_path: Path) -> None:
+def test_sources_that_cannot_be_scored_are_left_out_and_do_not_stop_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli = training(tmp_path)
-    cli.trainer.callbacks.insert(0, RunEvaluators({"knn": KNN(k=(500,))}, {"train": Scenes(20), "test": Scenes(9)}))
-    with pytest.raises(ValueError, match=r"KNN: k: \[500\]; accepted: numbers from 1 to 20"):
-        cli.fit()
-    assert cli.trainer.global_step == 0
+    cli.evaluators = RunEvaluators({"knn": KNN(k=(500,)), "probe": Probe()}, {"train": Scenes(20), "test": Scenes(9)})
+    cli.trainer.callbacks.insert(0, cli.evaluators)
+    results = cli.fit().results
+    reason = "k: [500]; accepted: numbers from 1 to 20, the training items"
+    assert results["steps"] == 2 and results["left_out"] == {"knn": reason} and results["after"]["probe"] == 20.0
+    assert capsys.readouterr().err.count(f"left out: knn: {reason}\n") == 1
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(cli.evaluators.table())
+    text = console.export_text()
+    assert "left out" in text and reason in " ".join(text.split())
 
 
 def test_an_unknown_mode_of_wandb_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

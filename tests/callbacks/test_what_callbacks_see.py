@@ -32,7 +32,7 @@ class FirstFeature(Evaluator):
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         rows = [output.cls for _, output in self.features.encode(encoder, sources["test"], resize="crop", cache=cache)]
-        return Result({"feature": Score(torch.cat(rows)[:, 0].mean().item(), 1.0, 4)}, chosen={})
+        return Result({"feature": Score(torch.cat(rows)[:, 0].mean().item(), None, None, 4)}, chosen={})
 
 
 def sources() -> dict[str, Source | VideoSource]:
@@ -87,9 +87,10 @@ def test_the_teachers_encoder_is_scored_as_it_is_at_the_moment() -> None:
 
 def test_the_table_has_before_after_and_change_in_this_order() -> None:
     evaluators = RunEvaluators({"first": FirstFeature()})
-    evaluators.before, evaluators.after = ({"first_feature": value, "first_feature_ci": 0.5} for value in (20.0, 30.0))
+    names = ("first_feature", "first_feature_low", "first_feature_high")
+    evaluators.before, evaluators.after = (dict(zip(names, (value, value - 0.5, value + 1), strict=True)) for value in (20.0, 30.0))
     rows = [list(column.cells) for column in evaluators.table().columns]
-    assert rows[1:4] == [["20.0 +- 0.5"], ["30.0 +- 0.5"], ["+10.0"]]
+    assert rows[1:4] == [["20.0 [19.5, 21.0]"], ["30.0 [29.5, 31.0]"], ["+10.0"]]
 
 
 class Clock:

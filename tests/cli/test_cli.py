@@ -389,7 +389,9 @@ def test_evaluate_reproduces_the_scores_of_the_run(mae: Path) -> None:
     assert lines
     for line in lines:
         key = result_key(line["evaluator"], line["score"])
-        assert [line["value"], line["ci"], line["n"]] == [run.results["after"][name] for name in (key, f"{key}_ci", f"{key}_n")]
+        assert [line[name] for name in ("value", "low", "high", "n")] == [
+            run.results["after"][name] for name in (key, f"{key}_low", f"{key}_high", f"{key}_n")
+        ]
         assert (
             len(line["fingerprint"]) == 64
             and line["protocol"]["features"]["batch_size"] == 64

@@ -108,5 +108,5 @@ def test_tiles_are_scored_by_their_slides_folders(cut: Path) -> None:
 def test_real_tiles_by_class_are_scored() -> None:
     lines = score(backbone(), config="eval/pathology", data=OSCC)
     assert {line["evaluator"] for line in lines} == {"knn", "linear", "retrieval"}
-    assert all(line["measured_on"] == "pathology_oscc" and 0 < line["ci"] < 20 for line in lines)
+    assert all(line["measured_on"] == "pathology_oscc" and 0 < line["high"] - line["low"] < 40 for line in lines)
     assert next(line["n"] for line in lines if line["evaluator"] == "knn") == 179

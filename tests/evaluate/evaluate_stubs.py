@@ -1,5 +1,6 @@
 """A source and encoders whose features are known, so that a score can be known too."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,6 +11,7 @@ from glpretrain.core import keys
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.data.sources.base import Item, Source, UnreadableItemError
 from glpretrain.encoders.base import Encoder
+from glpretrain.evaluate import Score
 
 
 class TableSource(Source):
@@ -134,6 +136,15 @@ class StubEncoder(Encoder):
 
     def load_backbone_state(self, state: dict[str, Tensor]) -> None:
         assert not state
+
+
+def half_width(score: Score) -> float:
+    """Half of the width of a score's interval, which holds its value; infinity where there is none."""
+    if score.low is None or score.high is None:
+        assert score.low is None and score.high is None
+        return math.inf
+    assert score.low <= score.value <= score.high
+    return (score.high - score.low) / 2
 
 
 def label_of(items: Tensor) -> Tensor:

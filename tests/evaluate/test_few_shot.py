@@ -1,10 +1,11 @@
 """Few-shot classification: truth scores 100, noise chance, the classifiers are what their definitions say, draws are fair and fixed."""
 
 import math
+import re
 
 import pytest
 import torch
-from evaluate_stubs import NUM_CLASSES, StubEncoder, TableSource, chance, labelled, masked, noisy, truth
+from evaluate_stubs import NUM_CLASSES, StubEncoder, TableSource, chance, half_width, labelled, masked, noisy, truth
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer
@@ -33,15 +34,15 @@ def rows(cls: Tensor, numbers: Tensor) -> LabelledFeatures:
 def test_truth_scores_100_from_one_item_per_class():
     scores = few_shot(60, 43, truth).scores
     for name in ("accuracy", "shot1", "shot5", "shot10", "centroid1", "centroid5", "centroid10"):
-        assert scores[name].value == 100 and scores[name].n == 43 and 0 < scores[name].ci < 10, name
+        assert scores[name].value == 100 and scores[name].n == 43 and 0 < half_width(scores[name]) < 10, name
     for name in ("shot1_std", "centroid10_std"):
-        assert scores[name] == (0, 0, 10)
+        assert scores[name] == (0, 0, 0, 10)
 
 
 def test_noise_scores_chance_within_its_interval():
     scores = few_shot(200, 600, chance).scores
     for name in ("shot1", "shot10", "centroid1", "centroid10"):
-        assert abs(scores[name].value - 20) < 2 * scores[name].ci, name  # 4 standard deviations; chance is 1 / 5
+        assert abs(scores[name].value - 20) < 2 * half_width(scores[name]), name  # 4 standard deviations; chance is 1 / 5
 
 
 def test_more_shots_help_and_the_last_is_the_headline():
@@ -116,10 +117,11 @@ def test_interval_joins_draws_and_items():
     scores = draw_scores("shot1", rates, num_items=100)
     assert scores["shot1"].value == pytest.approx(30) and scores["shot1_std"].value == pytest.approx(10)
     of_draws = 1.96 * 10 / math.sqrt(3)
-    assert scores["shot1"].ci == pytest.approx(math.hypot(of_draws, 8.83), abs=0.01)  # Wilson's for 30 of 100: 0.2189 to 0.3958
-    assert scores["shot1_std"].ci == pytest.approx(1.96 * 10 / 2, rel=1e-3) and scores["shot1_std"].n == 3
+    assert scores["shot1"].low == pytest.approx(30 - math.hypot(of_draws, 30 - 21.89), abs=0.01)  # Wilson's for 30 of 100: 0.2189 to 0.3958
+    assert scores["shot1"].high == pytest.approx(30 + math.hypot(of_draws, 39.58 - 30), abs=0.01)
+    assert half_width(scores["shot1_std"]) == pytest.approx(1.96 * 10 / 2, rel=1e-3) and scores["shot1_std"].n == 3
     alone = draw_scores("shot1", rates[:1], num_items=100)
-    assert alone["shot1"].ci == math.inf and list(alone) == ["shot1"]
+    assert half_width(alone["shot1"]) == math.inf and list(alone) == ["shot1"]
 
 
 def test_a_run_can_be_repeated():
@@ -128,13 +130,17 @@ def test_a_run_can_be_repeated():
 
 def test_bad_input_is_named():
     source = labelled([index % NUM_CLASSES for index in range(24)], num_classes=NUM_CLASSES)
-    with pytest.raises(ValueError, match="shots: 5; accepted: numbers from 1 to 4, the training items of class 4"):
-        FewShot(shots=(1, 5)).run(StubEncoder(noisy), {"train": source, "test": source})
+    reason = "shots: [5]; accepted: numbers from 1 to 4, the training items of class 'c4'"
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        FewShot(shots=(5,)).run(StubEncoder(noisy), {"train": source, "test": source})
+    some = FewShot(shots=(1, 5)).run(StubEncoder(noisy), {"train": source, "test": source})
+    assert list(some.scores) == ["shot1", "shot1_std", "centroid1", "centroid1_std"]
+    assert some.left_out == dict.fromkeys(("accuracy", "shot5", "centroid5"), reason.replace("[5]", "[1, 5]"))
     for options, message in (({"shots": (0,)}, r"shots: \[0\]"), ({"num_draws": 0}, "num_draws: 0"), ({"inverse_l2": 0}, "inverse_l2: 0")):
         with pytest.raises(ValueError, match=message):
             FewShot(**options)
     with pytest.raises(ValueError, match="has no classes"):
         FewShot().check({"train": source, "test": masked([torch.zeros(4, 4, dtype=torch.long)])})
     single = labelled([2] * 24, num_classes=NUM_CLASSES)
-    with pytest.raises(ValueError, match=r"only class \[2\] is there"):
+    with pytest.raises(ValueError, match="all 24 labelled items are of the class 'c2'; at least two are needed"):
         FewShot().run(StubEncoder(noisy), {"train": single, "test": source})

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from evaluate_stubs import StubEncoder, TableSource, chance, labelled, noise, noisy, truth
+from evaluate_stubs import StubEncoder, TableSource, chance, half_width, labelled, noise, noisy, truth
 from scipy.interpolate import interp1d
 from scipy.optimize import brentq
 from sklearn.linear_model import LogisticRegression
@@ -62,8 +62,8 @@ def test_truth_scores_100(frames: bool) -> None:
 def test_noise_scores_chance_within_the_interval() -> None:
     scores = run(chance).scores
     for name, score in scores.items():
-        assert abs(score.value - 50) < 2 * score.ci, name
-        assert 3 < score.ci < 12
+        assert abs(score.value - 50) < 2 * half_width(score), name
+        assert 3 < half_width(score) < 12
 
 
 @pytest.mark.parametrize("ties", [False, True])

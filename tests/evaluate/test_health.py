@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from evaluate_stubs import StubEncoder, label_of, labelled, noise, position_of
+from evaluate_stubs import StubEncoder, half_width, label_of, labelled, noise, position_of
 from scipy.special import gammaln, iv
 from torch import Tensor
 from torch.nn import functional
@@ -84,10 +84,10 @@ def test_even_features_fill_every_direction():
     # E exp(4 cos - 4) on the sphere in D = 8 dimensions, by the Bessel function.
     expected = -4 + gammaln(4) + 3 * math.log(2 / 4) + math.log(iv(3, 4))
     for name in ("uniformity_cls", "uniformity_mean_patch"):
-        assert abs(found[name].value - expected) < 2 * found[name].ci  # 4 standard deviations
-        assert found[name].ci < 0.05
+        assert abs(found[name].value - expected) < 2 * half_width(found[name])  # 4 standard deviations
+        assert half_width(found[name]) < 0.05
     for name in ("cosine_between", "cosine_within"):
-        assert abs(found[name].value) < 2 * found[name].ci + 1e-3
+        assert abs(found[name].value) < 2 * half_width(found[name]) + 1e-3
     assert found["half_distance"].value == pytest.approx(0.5, abs=0.02)  # no neighbour is alike: a straight line from 1 to 0
     assert {score.n for score in found.values()} == {2000}
 
@@ -97,8 +97,8 @@ def test_collapsed_features_are_one_point():
     expected = {"rank_cls": 1, "rank_patches": 1, "uniformity_cls": 0, "uniformity_mean_patch": 0, "cosine_between": 1, "cosine_within": 1}
     for name, value in expected.items():
         assert found[name].value == pytest.approx(value, abs=1e-4), name  # 8 directions times the rank's 1e-7, times its logarithm
-    assert found["half_distance"] == (4, 0, 53)  # the longer side of the grid less one: it never falls
-    assert all(score.ci == pytest.approx(0, abs=1e-5) for score in found.values())
+    assert found["half_distance"] == (4, 4, 4, 53)  # the longer side of the grid less one: it never falls
+    assert all(half_width(score) == pytest.approx(0, abs=1e-5) for score in found.values())
     nothing = scores(lambda items: EncoderOutput(torch.zeros(len(items), 8), torch.zeros(len(items), 15, 8)))
     assert nothing["rank_cls"].value == pytest.approx(1, abs=1e-4)
 
@@ -186,7 +186,7 @@ def test_smooth_patches_have_a_longer_half_distance():
         return scores(features, 200)["half_distance"]
 
     none, some, more = smoothed(0), smoothed(1), smoothed(2)
-    assert none.value + none.ci < some.value - some.ci and some.value + some.ci < more.value - more.ci
+    assert none.value + half_width(none) < some.value - half_width(some) and some.value + half_width(some) < more.value - half_width(more)
 
 
 def test_jackknife_of_a_mean_is_the_textbook_interval():
@@ -207,7 +207,7 @@ def test_intervals_are_as_wide_as_the_spread_over_samples():
     found = [drawn(number) for number in range(40)]
     for name in found[0]:
         spread = 1.96 * torch.tensor([scores_[name].value for scores_ in found]).std().item()
-        claimed = torch.tensor([scores_[name].ci for scores_ in found]).mean().item()
+        claimed = torch.tensor([half_width(scores_[name]) for scores_ in found]).mean().item()
         assert 0.6 < claimed / spread < 1.7, (name, claimed, spread)
 
 

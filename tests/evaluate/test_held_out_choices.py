@@ -29,7 +29,7 @@ from glpretrain.evaluate.metrics.roc import Detections, eer_threshold
 from glpretrain.evaluate.patches import linear_segmentation
 from glpretrain.evaluate.patches.prompt_segmentation import THRESHOLDS, ObjectScore, calibration_images
 from glpretrain.evaluate.points import linear_svm
-from glpretrain.evaluate.probes import held_out_split
+from glpretrain.evaluate.probes import stratified_split
 
 
 def rows(features: Callable[[Tensor], EncoderOutput], source: Source, *, max_items: int | None = None) -> LabelledFeatures:
@@ -65,7 +65,7 @@ def of_patches(items: Tensor) -> EncoderOutput:
     return EncoderOutput(patches.mean(dim=1), patches)
 
 
-ITEMS = labelled(labels(50), num_classes=NUM_CLASSES)
+ITEMS = labelled([position % NUM_CLASSES for position in range(50)], num_classes=NUM_CLASSES)
 MASKS = with_classes([striped(position) for position in range(10)], num_classes=2)
 
 
@@ -118,7 +118,7 @@ def test_the_strength_of_the_probe_is_the_one_that_is_best_on_held_out_items() -
     source, strengths = labelled(labels(60), num_classes=NUM_CLASSES), (0.003, 0.1, 100.0)
     found = rows(weak, source)
     cls, truths = standardised(found.cls), found.labels
-    held_out, fitted = held_out_split(60, ratio=0.2)
+    held_out, fitted = stratified_split(truths, None, ratio=0.2)
 
     def rates(train: Tensor, scored: Tensor) -> list[float]:
         probes = [LogisticRegression(C=strength, max_iter=500).fit(cls[train].numpy(), truths[train].numpy()) for strength in strengths]
@@ -144,7 +144,10 @@ def test_frames_of_one_video_choose_or_are_fitted_to_together() -> None:
     source = Frames(plain.items, classes=plain.classes)
     features = rows(noisy, source)
     cls, positive, videos = standardised(features.cls), features.labels == 1, torch.arange(160) // 4
-    chooses = torch.isin(videos, held_out_split(40, ratio=0.2)[0])
+    chooses = torch.zeros(160, dtype=torch.bool)
+    chooses[stratified_split(features.labels, videos, ratio=0.2)[0]] = True
+    assert videos[chooses].unique().numel() == 8 and chooses.sum() == 32
+    assert features.labels[chooses].bincount().tolist() == [16, 16]
     probe = LogisticRegression(C=0.1, max_iter=500, class_weight="balanced").fit(cls[~chooses].numpy(), positive[~chooses].numpy())
     scores = torch.from_numpy(probe.predict_proba(cls[chooses].numpy())[:, 1])
     found = ForgeryDetection(positive="c1", inverse_l2=[0.1]).run(StubEncoder(noisy), {"train": source, "test": source}).chosen
@@ -166,7 +169,7 @@ def test_thresholds_are_those_of_the_images_that_calibrate_and_scores_those_of_t
         ObjectScore(image, -1, *((peak(30, 0.9), peak(60, 0.9)) if image in calibrate else (peak(35, 0.5), peak(80, 0.7))))
         for image in range(8)
     ]
-    scores, chosen = PromptSegmentation()._summary(objects, items)
+    scores, chosen, _ = PromptSegmentation()._summary(objects, items)
     assert chosen == {"threshold": THRESHOLDS[30].item(), "threshold_centre": THRESHOLDS[60].item()}
     found = {name: round(scores[name].value, 3) for name in ("miou", "miou_centre", "miou_oracle")}
     assert found == {"miou": 45.0, "miou_centre": 50.0, "miou_oracle": 50.0}

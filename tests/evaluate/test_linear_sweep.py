@@ -5,7 +5,20 @@ import time
 import numpy as np
 import pytest
 import torch
-from evaluate_stubs import NUM_CLASSES, StubEncoder, TableSource, chance, labelled, labels, noise, noisy, output, position_of, truth
+from evaluate_stubs import (
+    NUM_CLASSES,
+    StubEncoder,
+    TableSource,
+    chance,
+    half_width,
+    labelled,
+    labels,
+    noise,
+    noisy,
+    output,
+    position_of,
+    truth,
+)
 from golden import assert_matches, load, wave
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -16,7 +29,7 @@ from glpretrain.encoders import ViT
 from glpretrain.evaluate import DecodedItems, FeatureCache, Features, LinearSweep, Result, Sources
 from glpretrain.evaluate.cls.linear_sweep import Heads, Kind, initial_heads, linear_input, train_heads, training_order
 from glpretrain.evaluate.features import LabelledFeatures
-from glpretrain.evaluate.probes import held_out_split
+from glpretrain.evaluate.probes import stratified_split
 
 
 def sources(train: int, test: int) -> dict[str, TableSource]:
@@ -40,7 +53,7 @@ def rows(cls: Tensor, numbers: Tensor) -> LabelledFeatures:
 
 def test_truth_scores_100():
     score = sweep(61, 43, truth).scores["accuracy"]
-    assert score.value == 100 and 0 < score.ci < 10 and score.n == 43
+    assert score.value == 100 and 0 < half_width(score) < 10 and score.n == 43
 
 
 def test_noise_scores_chance_within_the_binomial_interval():
@@ -107,20 +120,20 @@ def test_accuracy_is_that_of_logistic_regression_within_the_interval():
     score = sweep(400, 300, noisy, num_steps=500).scores["accuracy"]
     cls = torch.cat([cls_of(source) for source in sources(400, 300).values()])
     reference = LogisticRegression(C=1.0, max_iter=500).fit(cls[:400].numpy(), labels(400))
-    assert abs(score.value - 100 * reference.score(cls[400:].numpy(), labels(700)[400:])) < score.ci
+    assert abs(score.value - 100 * reference.score(cls[400:].numpy(), labels(700)[400:])) < half_width(score)
     assert 30 < score.value < 100
 
 
 def test_the_best_on_held_out_items_is_chosen_and_the_scored_ones_have_no_say():
     chosen = sweep(400, 50, noisy, learning_rates=(1e-4, 0.1, 0.5)).chosen
-    held_out, fitted = held_out_split(400, ratio=0.2)
-    assert len(held_out) == 80 and sorted([*held_out.tolist(), *fitted.tolist()]) == list(range(400))
+    held_out, fitted = stratified_split(torch.tensor(labels(400)), None, ratio=0.2)
+    assert len(held_out) == 81 and sorted([*held_out.tolist(), *fitted.tolist()]) == list(range(400))
     train = cls_of(sources(400, 50)["train"])
     part = rows(train[fitted], torch.tensor(labels(400))[fitted])
     rates = []
     for rate in (1e-4, 0.1, 0.5):
         heads = initial_heads(8, num_heads=1, num_classes=NUM_CLASSES)
-        order = training_order(320, num_steps=200, items_per_step=128)
+        order = training_order(len(fitted), num_steps=200, items_per_step=128)
         heads = train_heads(heads, part, learning_rates=torch.tensor([rate * 128 / 256]), order=order)
         rates.append((heads.logits(train[held_out])[:, 0].argmax(dim=1) == torch.tensor(labels(400))[held_out]).float().mean().item())
     assert rates[(1e-4, 0.1, 0.5).index(chosen["learning_rate"])] >= max(rates[0], rates[1], rates[2]) - 1e-6
@@ -210,8 +223,8 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=message):
             LinearSweep(**options)
-    with pytest.raises(ValueError, match="9 labelled items are too few to hold"):
-        LinearSweep(num_blocks=(1,), held_out_ratio=0.01).run(StubEncoder(truth), {"train": source, "test": source})
+    with pytest.raises(ValueError, match="5 labelled items are too few to hold"):
+        LinearSweep(num_blocks=(1,)).run(StubEncoder(truth), dict.fromkeys(("train", "test"), labelled(range(5), num_classes=NUM_CLASSES)))
     with pytest.raises(ValueError, match="not finite"):
         nan = StubEncoder(lambda items: output(torch.full((len(items), 8), torch.nan)))
         LinearSweep(num_blocks=(1,)).run(nan, {"train": source, "test": source})

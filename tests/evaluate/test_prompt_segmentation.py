@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from evaluate_stubs import StubEncoder, TableSource, masked, noise, position_of
+from evaluate_stubs import StubEncoder, TableSource, half_width, masked, noise, position_of
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
@@ -64,7 +64,7 @@ def test_truth_scores_100():
 
 def test_noise_scores_chance():
     scores = run(chance)
-    assert abs(scores["auc"] - 50) < 2 * result(chance).scores["auc"].ci + 0.5
+    assert abs(scores["auc"] - 50) < 2 * half_width(result(chance).scores["auc"]) + 0.5
     assert scores["ovl"] > 90
     # Nothing beats calling every pixel the object by much: the lowest threshold's IoU is close to the object's share.
     share = torch.cat([torch.tensor([(scene(p) == 1).float().mean(), (scene(p) == 2).float().mean()]) for p in range(11)]).mean().item()
@@ -202,9 +202,10 @@ def noisy(items: Tensor) -> EncoderOutput:
 
 def test_scores_of_classes_agree_with_loops_over_objects_and_clicks():
     source = Named(11)
-    scores, chosen = of(noisy, source)
+    scores, chosen, _ = of(noisy, source)
     calibration = calibration_images(DecodedItems(source), share=0.25)
     found: dict[str, list[float]] = {"ant": [], "bat": [], "cat": []}
+    images: dict[str, list[int]] = {"ant": [], "bat": [], "cat": []}
     for position, item in enumerate(source.items):
         if position in calibration:
             continue
@@ -220,16 +221,18 @@ def test_scores_of_classes_agree_with_loops_over_objects_and_clicks():
                         segment = functional.interpolate(cosines, size=(SIZE, SIZE), mode="bilinear")[0, 0] > chosen["threshold"]
                         overlaps.append(((segment & mask).sum() / (segment | mask).sum()).item())
             name = "bat" if identity == 2 else source.mask_classes[position % 3]
+            images[name].append(position)
             found[name].append(sum(overlaps) / len(overlaps))
     for name, values in found.items():
         assert scores[f"iou_{name}"].value == pytest.approx(100 * sum(values) / len(values), abs=1e-3), name
-        assert scores[f"iou_{name}"].ci == pytest.approx(100 * mean_interval(torch.tensor(values)), rel=1e-3)
+        films = torch.tensor(images[name])
+        assert half_width(scores[f"iou_{name}"]) == pytest.approx(100 * mean_interval(torch.tensor(values), films), rel=1e-3)
         assert scores[f"iou_{name}"].n == len(values)
     assert "iou_dog" not in scores  # no object shows one
     assert {len(values) for values in found.values()} != {1}
     per_class = [scores[f"iou_{name}"] for name in found]
     assert scores["miou_classes"].value == pytest.approx(sum(score.value for score in per_class) / 3)
-    assert scores["miou_classes"].ci == pytest.approx(np.linalg.norm([score.ci for score in per_class]) / 3)
+    assert half_width(scores["miou_classes"]) == pytest.approx(np.linalg.norm([half_width(score) for score in per_class]) / 3)
     assert scores["miou_classes"].n == sum(score.n for score in per_class) == scores["miou"].n == 16
     objects = [value for values in found.values() for value in values]
     assert scores["miou"].value == pytest.approx(100 * sum(objects) / 16, abs=1e-3)

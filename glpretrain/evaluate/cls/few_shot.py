@@ -18,12 +18,12 @@ from torch.nn import functional
 
 from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive
+from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive, with_accuracy
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.items import Sources
-from glpretrain.evaluate.metrics.intervals import Z95, mean_interval, rate_interval
-from glpretrain.evaluate.probes import small_products
+from glpretrain.evaluate.metrics.intervals import Z95, interval_score, mean_interval, rate_interval
+from glpretrain.evaluate.probes import answerable, small_products
 
 _DRAW_SEED = 80
 _MAX_ITER = 1000
@@ -59,9 +59,16 @@ class FewShot(Evaluator):
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         train, test = (centred(self.features.labelled(encoder, sources[role], cache)) for role in ("train", "test"))
-        draws = class_draws(train.labels, num_items=max(self.shots), num_draws=self.num_draws)  # [draws classes items]
+        test, unlike = answerable(train, test, sources)
+        classes, counts = train.labels.unique(return_counts=True)
+        fewest, label = int(counts.min()), sources["train"].source.classes[int(classes[counts.argmin()])]
+        shots = [num for num in self.shots if num <= fewest]
+        reason = f"shots: {list(self.shots)}; accepted: numbers from 1 to {fewest}, the training items of class {label!r}"
+        if not shots:
+            raise ValueError(reason)
+        draws = class_draws(train.labels, num_items=max(shots), num_draws=self.num_draws)  # [draws classes items]
         scores: dict[str, Score] = {}
-        for num in self.shots:
+        for num in shots:
             logistic, centroid = [], []
             for draw in draws:
                 drawn = train.at(draw[:, :num].flatten())
@@ -69,7 +76,8 @@ class FewShot(Evaluator):
                 centroid.append((centroid_predict(drawn, test.cls) == test.labels).float().mean())
             scores |= draw_scores(f"shot{num}", torch.stack(logistic), num_items=len(test.labels))
             scores |= draw_scores(f"centroid{num}", torch.stack(centroid), num_items=len(test.labels))
-        return Result({"accuracy": scores[f"shot{self.shots[-1]}"], **scores}, chosen={})
+        left_out = {f"{kind}{num}": reason for num in self.shots if num > fewest for kind in ("shot", "centroid")}
+        return with_accuracy(scores, of=f"shot{self.shots[-1]}", left_out={**left_out, **unlike})
 
 
 def centred(features: LabelledFeatures) -> LabelledFeatures:
@@ -82,21 +90,13 @@ def class_draws(labels: Tensor, *, num_items: int, num_draws: int) -> Tensor:
 
     Args:
         labels: Int[B], classes of the items.
-        num_items: number of items of each class.
+        num_items: number of items of each class; none has fewer.
         num_draws: number of draws.
 
     Returns:
         Int[num_draws classes num_items], for the classes that there are.
-
-    Raises:
-        ValueError: a class has fewer items, or there are fewer than two classes.
     """
-    classes, counts = labels.unique(return_counts=True)
-    if len(classes) < 2:
-        raise ValueError(f"train: only class {classes.tolist()} is there; at least two are needed")
-    if num_items > counts.min():
-        label = classes[counts.argmin()]
-        raise ValueError(f"shots: {num_items}; accepted: numbers from 1 to {counts.min()}, the training items of class {label}")
+    classes = labels.unique()
     draws = []
     for draw in range(num_draws):
         key = keys.fold_in(torch.tensor(_DRAW_SEED), draw)
@@ -130,9 +130,9 @@ def draw_scores(name: str, rates: Tensor, *, num_items: int) -> dict[str, Score]
     draws answered alike, so that it is rather too wide than too narrow).
     """
     mean, num_draws = rates.mean().item(), len(rates)
-    half_width = math.hypot(mean_interval(rates), rate_interval(mean, count=num_items))
-    scores = {name: Score(100 * mean, 100 * half_width, num_items)}
-    if num_draws > 1:
-        std = rates.std().item()
-        scores[f"{name}_std"] = Score(100 * std, 100 * Z95 * std / math.sqrt(2 * (num_draws - 1)), num_draws)
-    return scores
+    if num_draws < 2:
+        return {name: Score(100 * mean, None, None, num_items)}
+    of_draws, (low, high), std = mean_interval(rates), rate_interval(mean, count=num_items), rates.std().item()
+    ends = (max(0.0, mean - math.hypot(of_draws, mean - low)), min(1.0, mean + math.hypot(of_draws, high - mean)))
+    spread = interval_score(100 * std, 100 * Z95 * std / math.sqrt(2 * (num_draws - 1)), count=num_draws)
+    return {name: Score(100 * mean, 100 * ends[0], 100 * ends[1], num_items), f"{name}_std": spread}

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, Result, require_positive
+from glpretrain.evaluate.base import Evaluator, Result, require_positive, with_accuracy
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
+from glpretrain.evaluate.probes import answerable
 
 _DEFAULT_K = (10, 20)  # DINO reports 20 as the best over its models
+_ORDER_SEED = 92
 _TEST_CHUNK, _TABLE_CELLS = 512, 1 << 26  # test items at a time, and fewer where the table of similarities would pass 256 MB
 
 
@@ -47,20 +50,19 @@ class KNN(Evaluator):
             require_positive("k", self.k)
         require_positive("temp", self.temp)
 
-    def check_items(self, sources: Sources) -> None:
-        count = len(sources["train"])
-        if self.k is not None and max(self.k) > count:
-            raise ValueError(f"k: {list(self.k)}; accepted: numbers from 1 to {count}, the training items")
-
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         train, test = (self.features.labelled(encoder, sources[role], cache) for role in ("train", "test"))
+        test, unlike = answerable(train, test, sources)
+        train = train.at(keys.permutation(torch.tensor(_ORDER_SEED), len(train.labels)))  # so that ties follow no order of classes
         count = len(train.labels)
-        numbers = tuple(k for k in _DEFAULT_K if k <= count) or (1,) if self.k is None else self.k
-        if count < max(numbers):
-            raise ValueError(f"k: {list(numbers)}; only {count} training items can be read and have a label")
+        wanted = tuple(k for k in _DEFAULT_K if k <= count) or (1,) if self.k is None else self.k
+        numbers = [k for k in wanted if k <= count]
+        reason = f"k: {list(wanted)}; accepted: numbers from 1 to {count}, the training items"
+        if not numbers:
+            raise ValueError(reason)
         predictions = knn_predict(train, test.cls, k=numbers, temp=self.temp)
-        scores = {f"k{k}": accuracy(predicted, test.labels) for k, predicted in zip(numbers, predictions, strict=True)}
-        return Result({"accuracy": scores[f"k{numbers[-1]}"], **scores}, chosen={})
+        scores = {f"k{k}": accuracy(predicted, test.labels, test.groups) for k, predicted in zip(numbers, predictions, strict=True)}
+        return with_accuracy(scores, of=f"k{wanted[-1]}", left_out={**{f"k{k}": reason for k in wanted if k > count}, **unlike})
 
 
 def knn_predict(train: LabelledFeatures, queries: Tensor, *, k: Sequence[int], temp: float) -> list[Tensor]:
@@ -75,12 +77,12 @@ def knn_predict(train: LabelledFeatures, queries: Tensor, *, k: Sequence[int], t
     Returns:
         Int[B] for each k.
     """
-    keys = functional.normalize(train.cls, dim=-1)
+    voters = functional.normalize(train.cls, dim=-1)
     num_classes = int(train.labels.max()) + 1
     predictions: list[list[Tensor]] = [[] for _ in k]
-    per_chunk = min(_TEST_CHUNK, max(1, _TABLE_CELLS // len(keys)))
+    per_chunk = min(_TEST_CHUNK, max(1, _TABLE_CELLS // len(voters)))
     for chunk in functional.normalize(queries, dim=-1).split(per_chunk):
-        similarity, neighbour = (chunk @ keys.T).topk(max(k), dim=-1)  # [B max(k)]
+        similarity, neighbour = (chunk @ voters.T).topk(max(k), dim=-1)  # [B max(k)]
         # Relative to the nearest: the same vote, and exp cannot overflow at a small temperature.
         votes = ((similarity - similarity[:, :1]) / temp).exp()
         labels = train.labels[neighbour]  # [B max(k)]

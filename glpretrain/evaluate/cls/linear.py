@@ -14,14 +14,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
-from glpretrain.evaluate.probes import choose_strength, small_products, standardiser
+from glpretrain.evaluate.probes import answerable, choose_strength, classes_named, dealt, require_two_classes, small_products, standardiser
 
 _LOG = logging.getLogger(__name__)
 _FOLD_SEED = 120
@@ -77,8 +76,9 @@ class LinearProbe(LogisticProbe):
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         train, test = (self.features.labelled(encoder, sources[role], cache) for role in ("train", "test"))
+        test, unlike = answerable(train, test, sources)
         predicted, chosen = self.predict(train, test.cls)
-        return Result({"accuracy": accuracy(predicted, test.labels)}, chosen={"inverse_l2": chosen})
+        return Result({"accuracy": accuracy(predicted, test.labels, test.groups)}, {"inverse_l2": chosen}, unlike)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +86,12 @@ class CrossValidatedProbe(LogisticProbe):
     """Accuracy of logistic regression by cross-validation, for labelled sets that are small; chosen: `inverse_l2`, the mean over folds.
 
     Every item of `test` is classified by a probe that was fitted on the other folds, so the score is one of all items and its interval is
-    as narrow as they allow. A fixed permutation deals items into folds, so every encoder meets the same folds.
+    as narrow as they allow. Every fold has each class in its share, so that features that know nothing score chance and not less; items
+    of one group, such as frames of one video, share a fold. A fixed permutation deals them, so every encoder meets the same folds. The
+    only item of a class is fitted to, but not scored.
 
     Args:
-        folds: number of folds.
+        folds: number of folds; fewer where no class has so many items.
     """
 
     needs = ("test",)
@@ -103,16 +105,23 @@ class CrossValidatedProbe(LogisticProbe):
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         items = self.features.labelled(encoder, sources["test"], cache)
-        count = len(items.labels)
-        if self.folds > count:
-            raise ValueError(f"folds: {self.folds}; accepted: at most the {count} labelled items of {sources['test'].name!r}")
-        order = keys.permutation(torch.tensor(_FOLD_SEED), count)
+        require_two_classes(items.labels, sources["test"])
+        place, of_class = dealt(items.labels, items.groups, seed=_FOLD_SEED)
+        scored = of_class > 1
+        left_out: dict[str, str] = {}
+        if not scored.all():
+            alone = classes_named(items.labels[~scored], sources["test"].source.classes)
+            left_out[alone] = f"test shows one item or group of it, so {int((~scored).sum())} of {len(scored)} items are not scored"
+            if not scored.any():
+                raise ValueError(f"{alone}: {left_out[alone]}; give at least two of a class")
+        # Every class is dealt from the first fold on, so that classes of one size have one size in each fold.
+        fold_of = torch.where(scored, place % self.folds, -1)
         predicted = torch.empty_like(items.labels)
         strengths: list[float] = []
-        for fold in range(self.folds):
-            queries = order[fold :: self.folds]
-            others = torch.ones(count, dtype=torch.bool)
-            others[queries] = False
-            predicted[queries], strength = self.predict(items.at(others), items.cls[queries])
+        for fold in range(int(fold_of.max()) + 1):
+            queries = fold_of == fold
+            predicted[queries], strength = self.predict(items.at(~queries), items.cls[queries])
             strengths.append(strength)
-        return Result({"accuracy": accuracy(predicted, items.labels)}, chosen={"inverse_l2": sum(strengths) / self.folds})
+        found = items.at(scored)
+        scores = {"accuracy": accuracy(predicted[scored], found.labels, found.groups)}
+        return Result(scores, {"inverse_l2": sum(strengths) / len(strengths)}, left_out)

@@ -26,7 +26,7 @@ from glpretrain.evaluate.features import LabelledFeatures, labelled_rows
 from glpretrain.evaluate.figures import curves_figure
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
-from glpretrain.evaluate.probes import held_out_split
+from glpretrain.evaluate.probes import answerable, require_two_classes, stratified_split
 
 _ORDER_SEED, _WEIGHT_SEED = 70, 71
 _SGD_MOMENTUM = 0.9
@@ -93,6 +93,7 @@ class LinearSweep(Evaluator):
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         train = self._kinds(encoder, sources["train"], cache)
+        require_two_classes(next(iter(train.values())).labels, sources["train"])
         num_classes = len(sources["train"].source.classes)
         rates = self._held_out_rates(train, num_classes=num_classes)  # [kinds R]
         # argmax takes the first of equals, in the order in which kinds and rates were given.
@@ -101,10 +102,11 @@ class LinearSweep(Evaluator):
         heads = self._trained(train[chosen], (learning_rate,), num_classes=num_classes)
         if not heads.is_finite.all():
             raise ValueError(f"learning_rates: {list(self.learning_rates)}; the weights grew without bound; accepted: smaller ones")
-        test = self._kinds(encoder, sources["test"], cache)[chosen]
+        test, unlike = answerable(train[chosen], self._kinds(encoder, sources["test"], cache)[chosen], sources)
         predicted = heads.logits(test.cls)[:, 0].argmax(dim=-1)
         return Result(
-            {"accuracy": accuracy(predicted, test.labels)},
+            {"accuracy": accuracy(predicted, test.labels, test.groups)},
+            left_out=unlike,
             chosen={"learning_rate": learning_rate, "num_blocks": chosen.num_blocks, "mean_patch": float(chosen.mean_patch)},
         )
 
@@ -116,10 +118,10 @@ class LinearSweep(Evaluator):
 
     def _held_out_rates(self, train: dict[Kind, LabelledFeatures], *, num_classes: int) -> Tensor:
         """Float[kinds R]: share of held-out items that each head, trained on the others, gets right."""
-        count = len(next(iter(train.values())).labels)
-        held_out, fitted = held_out_split(count, ratio=self.held_out_ratio)
-        if len(held_out) == 0 or len(fitted) == 0:
-            raise ValueError(f"train: {count} labelled items are too few to hold {self.held_out_ratio} of them out")
+        items = next(iter(train.values()))
+        held_out, fitted = stratified_split(items.labels, items.groups, ratio=self.held_out_ratio)
+        if len(held_out) == 0:
+            raise ValueError(f"train: {len(items.labels)} labelled items are too few to hold {self.held_out_ratio} of them out")
         rates = []
         for features in train.values():
             heads = self._trained(features.at(fitted), self.learning_rates, num_classes=num_classes)
@@ -146,7 +148,7 @@ class LinearSweep(Evaluator):
         def joined(outputs: Mapping[int, EncoderOutput]) -> Tensor:
             return torch.cat([*(outputs[layer].cls for layer in layers), outputs[-1].patches.mean(dim=1)], dim=1)
 
-        found = labelled_rows(batches, joined, name=items.name)
+        found = labelled_rows(batches, joined, items=items)
         *blocks, mean_patch = found.cls.unflatten(1, (deepest + 1, -1)).unbind(dim=1)
         kinds = [Kind(num, pooled) for num in self.num_blocks for pooled in (False, True)]
         return {kind: found.with_cls(linear_input(blocks, mean_patch, kind=kind)) for kind in kinds}

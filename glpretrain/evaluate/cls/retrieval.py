@@ -26,6 +26,7 @@ from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import LabelledFeatures, labelled_rows
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import mean_score, rate_score
+from glpretrain.evaluate.probes import require_two_classes
 
 _TABLE_CELLS = 1 << 22  # of queries x gallery at a time
 _ORDER_SEED, _SHOWN_SEED = 90, 91
@@ -63,19 +64,19 @@ class Retrieval(Evaluator):
         if 1 not in self.k or min(self.k) < 1:
             raise ValueError(f"k: {list(self.k)}; accepted: 1 and other positive numbers")
 
-    def check_items(self, sources: Sources) -> None:
-        largest = len(sources["train"]) if "train" in sources else len(sources["test"]) - 1
-        if max(self.k) > largest:
-            raise ValueError(f"k: {list(self.k)}; accepted: 1 and other numbers up to {largest}, the items that are searched")
-
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         queries, gallery = self._rows(encoder, sources, cache)
+        require_two_classes(gallery.labels, sources["train" if "train" in sources else "test"])
         found = rank(queries, gallery, leave_one_out="train" not in sources)
         there = found.first_hit > 0
         if not there.any():
             raise ValueError(f"source {sources['test'].name!r}: no query has an item of its class in the gallery")
-        scores: dict[str, Score] = {"map": mean_score(found.average_precision[there])}
-        return Result(scores | {f"recall{k}": rate_score((found.first_hit[there] <= k).float()) for k in self.k}, chosen={})
+        largest = len(gallery.labels) - (0 if "train" in sources else 1)
+        reason = f"k: {list(self.k)}; accepted: 1 and other numbers up to {largest}, the items that are searched"
+        groups = None if queries.groups is None else queries.groups[there]
+        scores: dict[str, Score] = {"map": mean_score(found.average_precision[there], groups)}
+        scores |= {f"recall{k}": rate_score((found.first_hit[there] <= k).float(), groups) for k in self.k if k <= largest}
+        return Result(scores, {}, {f"recall{k}": reason for k in self.k if k > largest})
 
     def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`neighbours`: a few queries, each with its nearest items, framed in green where the class is the same and in red otherwise."""
@@ -103,7 +104,7 @@ class Retrieval(Evaluator):
 
     def _normalised(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> LabelledFeatures:
         batches = self.features.encode(encoder, items, resize="crop", patches=False, cache=cache)
-        return labelled_rows(batches, lambda output: functional.normalize(output.cls, dim=1), name=items.name)
+        return labelled_rows(batches, lambda output: functional.normalize(output.cls, dim=1), items=items)
 
 
 def _pictures(items: DecodedItems, index: Tensor, shape: Sequence[int], card: EncoderCard) -> Tensor:

@@ -16,9 +16,9 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.items import DecodedItems, Sources
-from glpretrain.evaluate.metrics.intervals import drawn_counts, spread_interval
-from glpretrain.evaluate.metrics.roc import Detections, auc, eer, eer_threshold, hter, numbered
-from glpretrain.evaluate.probes import held_out_split, small_products, standardiser
+from glpretrain.evaluate.metrics.intervals import drawn_counts, interval_score, mean_of_scores, spread_interval
+from glpretrain.evaluate.metrics.roc import Detections, auc, eer, eer_threshold, hter
+from glpretrain.evaluate.probes import small_products, standardiser, stratified_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +82,25 @@ class ForgeryDetection(Evaluator):
         sets = {role: found(role) for role in ("test", *self.others)}
         if any(one.has_groups for one in sets.values()):
             thresholds["video_threshold"] = eer_threshold(choosing.averaged())
-        scores = _table({role: _scores_of(one, thresholds) for role, one in sets.items()}, headlines=self.headlines)
-        return Result(scores, chosen={"inverse_l2": strength, **thresholds})
+        lacking = {role for role, one in sets.items() if one.positive.unique().numel() < 2}
+        if lacking == sets.keys():
+            raise ValueError(f"{', '.join(sets)}: a set has items of one class only; both are needed")
+        tables = {role: _scores_of(one, thresholds) for role, one in sets.items() if role not in lacking}
+        prefixes = {role: "" if role == "test" else f"{role}_" for role in lacking}
+        if lacking:
+            prefixes[", ".join(sorted(lacking))] = "mean_"
+        left_out = {f"{prefix}{score}": f"{role}: items of one class only" for role, prefix in prefixes.items() for score in self.headlines}
+        scores = {name: score for name, score in _table(tables, headlines=self.headlines).items() if name not in left_out}
+        return Result(scores, {"inverse_l2": strength, **thresholds}, left_out)
 
     def _choose(self, cls: Tensor, known: Detections) -> tuple[float, Detections]:
         """The strength with the best held-out AUC, the strongest penalty on a tie, and what its probe says of the held-out items."""
-        held_out, _ = held_out_split(int(known.groups.max()) + 1, ratio=self.held_out_ratio)
-        chooses = torch.isin(known.groups, held_out)
+        held_out, _ = stratified_split(known.positive.long(), known.groups, ratio=self.held_out_ratio)
+        chooses = torch.zeros(len(cls), dtype=torch.bool)
+        chooses[held_out] = True
         for what, part in (("held-out", chooses), ("other", ~chooses)):
             if known.positive[part].unique().numel() < 2:
-                raise ValueError(f"train: its {what} part lacks one of the two classes; give more items, or another held_out_ratio")
+                raise ValueError(f"train: its {what} part lacks one of the two classes; give more items of both")
         _, groups = known.groups[chooses].unique(return_inverse=True)
         tried: dict[float, Detections] = {}
         for strength in sorted(self.inverse_l2):
@@ -103,8 +112,7 @@ class ForgeryDetection(Evaluator):
     def _rows(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> tuple[Tensor, Detections]:
         """Float[B D] of `cls` and who is who, without scores yet."""
         rows = self.features.labelled(encoder, items, cache)
-        names = items.source.groups
-        groups = numbered([names[int(number)] for number in rows.index] if names else (), count=len(rows.index))
+        groups = torch.arange(len(rows.labels)) if rows.groups is None else rows.groups.unique(return_inverse=True)[1]
         return rows.cls, Detections(torch.zeros(len(rows.cls)), rows.labels == items.source.classes.index(self.positive), groups)
 
     def _fit(self, cls: Tensor, positive: Tensor, inverse_l2: float) -> LogisticRegression:
@@ -130,23 +138,20 @@ def _scores_of(found: Detections, thresholds: Mapping[str, float]) -> dict[str, 
 
 
 def _score(statistic: Callable[[Detections, Tensor], Tensor], found: Detections) -> Score:
-    """In percent, with the interval that drawing groups with replacement gives."""
-    if found.positive.unique().numel() < 2:
-        raise ValueError("forgery: a set has items of one class only; both are needed")
+    """In percent, of items of both classes, with the interval that drawing groups with replacement gives."""
     count = int(found.groups.max()) + 1
     value = statistic(found, torch.ones(1, len(found.scores))).item()
     interval = spread_interval(statistic(found, drawn_counts(count)[:, found.groups]))
-    return Score(100.0 * value, 100.0 * interval, count)
+    return interval_score(100.0 * value, 100.0 * interval, count=count)
 
 
 def _table(sets: Mapping[str, Mapping[str, Score]], *, headlines: Sequence[str]) -> dict[str, Score]:
     """Scores of `test` under their own names, of the others with their set's name before, and the means over all sets."""
-    scores = dict(sets["test"])
+    scores = dict(sets.get("test", {}))
     for name, own in sets.items():
         scores |= {} if name == "test" else {f"{name}_{score}": value for score, value in own.items()}
     if len(sets) > 1:
         for score in headlines:
             rows = [own[score] for own in sets.values()]
-            ci = sum(row.ci**2 for row in rows) ** 0.5 / len(rows)  # the sets are independent
-            scores[f"mean_{score}"] = Score(sum(row.value for row in rows) / len(rows), ci, sum(row.n for row in rows))
+            scores[f"mean_{score}"] = mean_of_scores(rows, count=sum(row.n for row in rows))
     return scores

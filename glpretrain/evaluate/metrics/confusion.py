@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glpretrain.evaluate.base import Score
-from glpretrain.evaluate.metrics.intervals import bootstrap_interval
+from glpretrain.evaluate.metrics.intervals import bootstrap_interval, interval_score
 
 
 def confusion(truth: Tensor, predicted: Tensor, *, num_classes: int, num_predicted: int) -> Tensor:
@@ -69,8 +69,8 @@ def segmentation_scores(per_image: Tensor, *, classes: Sequence[str]) -> dict[st
         raise ValueError("no image has a pixel with a class; at least one is needed")
     summed, count = per_image.sum(dim=0), len(per_image)
     scores = {
-        "miou": Score(100 * mean_iou(summed).item(), 100 * bootstrap_interval(mean_iou, per_image), count),
-        "accuracy": Score(100 * pixel_accuracy(summed).item(), 100 * bootstrap_interval(pixel_accuracy, per_image), count),
+        "miou": interval_score(100 * mean_iou(summed).item(), 100 * bootstrap_interval(mean_iou, per_image), count=count),
+        "accuracy": interval_score(100 * pixel_accuracy(summed).item(), 100 * bootstrap_interval(pixel_accuracy, per_image), count=count),
     }
     for number, name in enumerate(classes):
         of_class = per_image[:, :, number : number + 1]
@@ -78,5 +78,5 @@ def segmentation_scores(per_image: Tensor, *, classes: Sequence[str]) -> dict[st
         if showing:
             # With one image that shows the class, draws would only tell how often other classes are taken for it.
             interval = bootstrap_interval(mean_iou, of_class) if showing > 1 else math.inf
-            scores[f"iou_{name}"] = Score(100 * mean_iou(of_class.sum(dim=0)).item(), 100 * interval, showing)
+            scores[f"iou_{name}"] = interval_score(100 * mean_iou(of_class.sum(dim=0)).item(), 100 * interval, count=showing)
     return scores

@@ -21,7 +21,7 @@ from glpretrain.encoders.attention import cls_attention
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score, require_share
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import evaluating, normalised
+from glpretrain.evaluate.features import evaluating, normalised, require_finite
 from glpretrain.evaluate.figures import attention_figure, shown_positions
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import mean_score
@@ -84,8 +84,7 @@ class AttentionSegmentation(Evaluator):
             instances = batch.instance_masks()
             with evaluating(encoder):
                 attention = cls_attention(encoder, normalised(batch.items, encoder), block=self.features.layer).cpu()  # [B heads h w]
-            if not attention.isfinite().all():
-                raise ValueError(f"source {items.name!r}: the encoder's attention is not finite; nothing can be scored on it")
+            require_finite(attention, batch.index, what=f"source {items.name!r}: the attention weights")
             shown = (instances > 0).flatten(1).any(dim=1)
             found.append(_compared(batch.items[shown], attention[shown], instances[shown], mass=self.mass))
         looked = _Looked(*(torch.cat(parts) for parts in zip(*found, strict=True)))

@@ -88,7 +88,7 @@ class ObjectDiscovery(Evaluator):
         step = torch.tensor([width / grid[1], height / grid[0]] * 2)
         discovered: list[_Found] = []
         for batch, found in self._tokens(encoder, items, cache):
-            patches = checked_patches(found, count=grid[0] * grid[1], encoder=encoder, items=items)
+            patches = checked_patches(found, batch.index, count=grid[0] * grid[1], encoder=encoder, items=items)
             for image, instances, tokens in zip(batch.items, batch.instance_masks(), patches, strict=True):
                 true = object_boxes(instances)
                 if len(true):

@@ -30,11 +30,11 @@ from torch.nn import functional
 
 from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive, require_share
+from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.figures import prompts_figure, shown_positions
 from glpretrain.evaluate.items import DecodedItems, ItemBatch, Sources
-from glpretrain.evaluate.metrics.intervals import mean_score
+from glpretrain.evaluate.metrics.intervals import mean_of_scores, mean_score
 from glpretrain.evaluate.patches.segmentation import image_patches
 from glpretrain.evaluate.patches.similarity import PairSample, pair_sample, pair_scores, similarity_figure
 
@@ -123,8 +123,15 @@ class Prompts(Evaluator):
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         objects, pairs = self.measure(encoder, sources["masked"], cache)
-        result = self._summary(objects, sources["masked"])
-        return Result({**result.scores, **pair_scores(pairs)}, result.chosen)
+        scores, chosen, left_out = self._summary(objects, sources["masked"])
+        if pairs:
+            scores |= pair_scores(pairs)
+        else:
+            reason = "no image has both an object and patches outside it; intra- and inter-object similarity need them"
+            left_out = {**left_out, **dict.fromkeys(("intra", "inter", "ovl", "auc"), reason)}
+        if not scores:
+            raise ValueError("; ".join(dict.fromkeys(left_out.values())))
+        return Result(scores, chosen, left_out)
 
     def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`similarity`: distributions of cosines within and across objects; `prompts`: careful clicks at the calibrated threshold.
@@ -133,7 +140,10 @@ class Prompts(Evaluator):
         """
         items = sources["masked"]
         objects, pairs = self.measure(encoder, items, cache)
-        threshold = self._summary(objects, items).chosen["threshold_centre"]
+        figures = {"similarity": similarity_figure(pairs)} if pairs else {}
+        chosen = self._summary(objects, items).chosen
+        if not chosen:
+            return figures
         scored = sorted({score.image for score in objects} - calibration_images(items, share=self.calibration_share))
         wanted = {scored[position] for position in shown_positions(len(scored))}
         shown: list[Prompted] = []
@@ -142,7 +152,7 @@ class Prompts(Evaluator):
                 instances = batch.instance_masks()[position]
                 truth = instances == instances[instances > 0].mode().values
                 shown.append(Prompted(batch.items[position], truth, tokens[position], places[position]))
-        return {"similarity": similarity_figure(pairs), "prompts": self.figure(shown, threshold=threshold)}
+        return {**figures, "prompts": self.figure(shown, threshold=chosen["threshold_centre"])}
 
     def measure(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> tuple[list[ObjectScore], list[PairSample]]:
         """The scores of every object that is large enough, and a sample of pairs of patches of every item with one."""
@@ -188,11 +198,12 @@ class Prompts(Evaluator):
         chosen = [score for score in objects if score.image in calibration]
         scored = [score for score in objects if score.image not in calibration]
         if not chosen or not scored:
-            raise ValueError(
+            reason = (
                 f"source {items.name!r}: {len(chosen)} objects to calibrate on and {len(scored)} to score, of at least "
                 f"{self.min_patches} patches each; both must be at least 1: "
                 "give more images, a larger features.size or a smaller min_patches"
             )
+            return Result({}, {}, dict.fromkeys(("miou", "miou_centre", "miou_fixed", "miou_oracle"), reason))
         any_patch = torch.stack([score.any_patch for score in scored])  # [O T]
         centre = torch.stack([score.centre for score in scored])  # [O T]
         best = int(torch.stack([score.any_patch for score in chosen]).mean(dim=0).argmax())
@@ -203,15 +214,14 @@ class Prompts(Evaluator):
             "miou_fixed": any_patch[:, _FIXED],
             "miou_oracle": any_patch.amax(dim=1),
         }
-        scores = {name: mean_score(values) for name, values in per_object.items()}
+        images = torch.tensor([score.image for score in scored])  # objects of one image resemble each other
+        scores = {name: mean_score(values, images) for name, values in per_object.items()}
         labels = torch.tensor([score.label for score in scored])
-        of_class = {name: any_patch[labels == number, best] for number, name in enumerate(items.source.mask_classes)}
-        by_class = {f"iou_{name}": mean_score(values) for name, values in of_class.items() if len(values)}
+        of_class = {name: labels == number for number, name in enumerate(items.source.mask_classes)}
+        by_class = {f"iou_{name}": mean_score(any_patch[its, best], images[its]) for name, its in of_class.items() if its.any()}
         if by_class:
-            # Classes are few and fixed: the interval is that of the mean of their independent means.
-            spread = sum(score.ci**2 for score in by_class.values()) ** 0.5 / len(by_class)
-            mean = sum(score.value for score in by_class.values()) / len(by_class)
-            scores |= {"miou_classes": Score(mean, spread, len(scored)), **by_class}
+            # Classes are few and fixed: the interval is that of the mean of their means.
+            scores |= {"miou_classes": mean_of_scores(list(by_class.values()), count=len(scored)), **by_class}
         return Result(scores, {"threshold": THRESHOLDS[best].item(), "threshold_centre": THRESHOLDS[best_centre].item()})
 
 

@@ -35,13 +35,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from glpretrain.data.sources.base import UnreadableItemError
 from glpretrain.data.sources.images.videos import Video
 from glpretrain.encoders.base import Encoder, bytes_of
 from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import Features, device_of, encode_batch, tracked
+from glpretrain.evaluate.features import Features, device_of, encode_batch, require_finite, tracked
 from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import mean_score
+from glpretrain.evaluate.metrics.roc import numbered
 from glpretrain.evaluate.metrics.video_metrics import object_ids, object_scores, scored_frames
 
 _LOG = logging.getLogger(__name__)
@@ -102,9 +104,12 @@ class LabelPropagation(Evaluator):
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         objects: list[ObjectScore] = []
         videos = sources.videos()
-        for video in tracked(
-            (videos[index] for index in range(len(videos))), total=len(videos), description=f"propagating labels in {videos.name}"
-        ):
+        for index in tracked(range(len(videos)), total=len(videos), description=f"propagating labels in {videos.name}"):
+            try:
+                video = videos[index]
+            except UnreadableItemError as error:
+                _LOG.warning("left out of the evaluation: %s", error)
+                continue
             found = self._score_video(encoder, video, cache)
             if not found:
                 _LOG.warning("not scored: video %r has no object, or no mask between its first and its last frame", video.name)
@@ -112,9 +117,11 @@ class LabelPropagation(Evaluator):
         if not objects:
             raise ValueError(f"videos {videos.name!r}: none has an object and a mask between its first and its last frame")
         region, contour = torch.stack([score.propagated for score in objects]).unbind(dim=1)  # [O] each
-        scores = {"jf": mean_score((region + contour) / 2), "j": mean_score(region), "f": mean_score(contour)}
-        scores["still_jf"] = _mean_jf([score.still for score in objects])
-        scores["grid_jf"] = _mean_jf([score.grid for score in objects])
+        films = numbered([score.video for score in objects], count=len(objects))  # objects of one video share its difficulties
+        values = {"jf": (region + contour) / 2, "j": region, "f": contour}
+        scores = {name: mean_score(of_objects, films) for name, of_objects in values.items()}
+        scores["still_jf"] = _mean_jf([score.still for score in objects], films)
+        scores["grid_jf"] = _mean_jf([score.grid for score in objects], films)
         for name in dict.fromkeys(score.video for score in objects):
             scores[f"jf_{name}"] = _mean_jf([score.propagated for score in objects if score.video == name])
         return Result(scores, {})
@@ -182,7 +189,8 @@ class LabelPropagation(Evaluator):
 
     def _features(self, encoder: Encoder, video: Video, size: Sequence[int], cache: FeatureCache | None) -> Iterator[Tensor]:
         """Float[N D] of every frame."""
-        for frames in video.frames.split(self.features.batch_size):
+        for times in torch.arange(len(video.frames)).split(self.features.batch_size):
+            frames = video.frames[times]
             images = frames
             if images.shape[2:] != tuple(size):
                 images = functional.interpolate(images, size=tuple(size), mode="bilinear", antialias=True)
@@ -190,13 +198,12 @@ class LabelPropagation(Evaluator):
             layer, bf16 = self.features.layer, self.features.bf16
             outputs = encode_batch(encoder, images, digests=digests, resize="bilinear", layers={layer: True}, bf16=bf16, cache=cache)
             patches = outputs[layer].patches  # [B N D]
-            if not patches.isfinite().all():
-                raise ValueError(f"video {video.name!r}: the encoder's patch features are not finite")
+            require_finite(patches, times, what=f"video {video.name!r}: the patch features")
             yield from patches
 
 
-def _mean_jf(values: Sequence[Tensor]) -> Score:
-    return mean_score(torch.stack(list(values)).mean(dim=1))
+def _mean_jf(values: Sequence[Tensor], films: Tensor | None = None) -> Score:
+    return mean_score(torch.stack(list(values)).mean(dim=1), films)
 
 
 def scaled_size(size: Sequence[int], *, short_side: int, patch: Sequence[int]) -> tuple[int, int]:

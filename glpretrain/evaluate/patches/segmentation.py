@@ -13,7 +13,7 @@ from torch.nn import functional
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import Features
+from glpretrain.evaluate.features import Features, require_finite
 from glpretrain.evaluate.figures import segmentation_figure, shown_positions
 from glpretrain.evaluate.items import DecodedItems, ItemBatch
 from glpretrain.evaluate.metrics.confusion import areas, confusion, segmentation_scores
@@ -32,19 +32,18 @@ def image_patches(
     """
     rows, columns = features.image_grid(encoder)
     for batch, output in features.encode(encoder, items, resize="stretch", cache=cache):
-        yield batch, checked_patches(output.patches, count=rows * columns, encoder=encoder, items=items)
+        yield batch, checked_patches(output.patches, batch.index, count=rows * columns, encoder=encoder, items=items)
 
 
-def checked_patches(patches: Tensor, *, count: int, encoder: Encoder, items: DecodedItems) -> Tensor:
-    """`patches`, Float[B N D].
+def checked_patches(patches: Tensor, index: Tensor, *, count: int, encoder: Encoder, items: DecodedItems) -> Tensor:
+    """`patches`, Float[B N D], of items with the dataset indices Int[B].
 
     Raises:
         ValueError: they are not `count` per item, or not finite.
     """
     if patches.shape[1] != count:
         raise ValueError(f"encoder {encoder.card.encoder!r}: {patches.shape[1]} patches; its grid has {count}")
-    if not patches.isfinite().all():
-        raise ValueError(f"source {items.name!r}: the encoder's patch features are not finite; nothing can be scored on them")
+    require_finite(patches, index, what=f"source {items.name!r}: the patch features")
     return patches
 
 

@@ -3,6 +3,7 @@
 Features and masks are left out on purpose; `prompt_segmentation` brings those.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from glpretrain.core import keys
 from glpretrain.evaluate.base import Score
 from glpretrain.evaluate.figures import curves_figure
-from glpretrain.evaluate.metrics.intervals import bootstrap_interval, mean_interval
+from glpretrain.evaluate.metrics.intervals import bootstrap_interval, interval_score, mean_interval
 
 NUM_BINS = 200  # on [-1, 1]
 _MAX_PAIRS = 2000  # of each kind per image
@@ -50,13 +51,7 @@ def _thinned(values: Tensor, key: Tensor) -> Tensor:
 
 
 def pair_scores(samples: list[PairSample]) -> dict[str, Score]:
-    """`intra` and `inter` (mean cosines), `ovl` and `auc` (percent), with intervals over images.
-
-    Raises:
-        ValueError: there is no sample.
-    """
-    if not samples:
-        raise ValueError("no image has both an object and patches outside it; intra- and inter-object similarity need them")
+    """`intra` and `inter` (mean cosines), `ovl` and `auc` (percent) of at least one sample, with intervals over images."""
     intra = torch.cat([sample.intra for sample in samples])
     inter = torch.cat([sample.inter for sample in samples])
     histograms = torch.stack([torch.stack([histogram(sample.intra), histogram(sample.inter)]) for sample in samples])  # [B 2 bins]
@@ -64,11 +59,17 @@ def pair_scores(samples: list[PairSample]) -> dict[str, Score]:
     overlap_interval = bootstrap_interval(lambda drawn: overlap(drawn[:, 0], drawn[:, 1]), histograms)
     auc_interval = bootstrap_interval(lambda drawn: histogram_auc(drawn[:, 0], drawn[:, 1]), histograms)
     return {
-        "intra": Score(intra.mean().item(), mean_interval(torch.stack([sample.intra.mean() for sample in samples])), count),
-        "inter": Score(inter.mean().item(), mean_interval(torch.stack([sample.inter.mean() for sample in samples])), count),
-        "ovl": Score(100 * overlap(histogram(intra), histogram(inter)).item(), 100 * overlap_interval, count),
-        "auc": Score(100 * auc(intra, inter), 100 * auc_interval, count),
+        "intra": mean_cosine([sample.intra for sample in samples]),
+        "inter": mean_cosine([sample.inter for sample in samples]),
+        "ovl": interval_score(100 * overlap(histogram(intra), histogram(inter)).item(), 100 * overlap_interval, count=count),
+        "auc": interval_score(100 * auc(intra, inter), 100 * auc_interval, count=count),
     }
+
+
+def mean_cosine(of_images: Sequence[Tensor]) -> Score:
+    """Mean of all cosines, Float[M] for each image, with the interval of the images' own means."""
+    half_width = mean_interval(torch.stack([values.mean() for values in of_images]))
+    return interval_score(torch.cat(list(of_images)).mean().item(), half_width, count=len(of_images), bounds=(-1.0, 1.0))
 
 
 def similarity_figure(samples: list[PairSample]) -> Figure:

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive
+from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive, with_accuracy
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.items import Sources
-from glpretrain.evaluate.metrics.intervals import Z95, mean_score
+from glpretrain.evaluate.metrics.intervals import Z95, interval_score, mean_score
 from glpretrain.evaluate.points.linear_svm import svm_predict
+from glpretrain.evaluate.probes import answerable
 
 _EPISODE_SEED = 120
 
@@ -59,41 +60,43 @@ class Episodes(Evaluator):
             raise ValueError(f"num_episodes: {self.num_episodes}; accepted: at least 2")
         require_positive("inverse_l2", self.inverse_l2)
 
-    def check_items(self, sources: Sources) -> None:
-        num_classes = len(sources["train"].source.classes)
-        if max(self.ways) > num_classes:
-            raise ValueError(f"ways: {list(self.ways)}; accepted: numbers from 2 to {num_classes}, the classes")
-
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         train, test = (self.features.labelled(encoder, sources[role], cache) for role in ("train", "test"))
+        test, unlike = answerable(train, test, sources)
         mean = train.cls.mean(dim=0)
         train, test = (side.with_cls(side.cls - mean) for side in (train, test))
         scores: dict[str, Score] = {}
-        for way in self.ways:
-            for shot in self.shots:
-                rates = torch.tensor([self._episode(train, test, way=way, shot=shot, number=n) for n in range(self.num_episodes)])
-                name, std = f"way{way}_shot{shot}", rates.std().item()
+        left_out: dict[str, str] = {}
+        for shot in self.shots:
+            present = [label for label in test.labels.unique().tolist() if (train.labels == label).sum() >= shot]
+            for way in self.ways:
+                name = f"way{way}_shot{shot}"
+                if way > len(present):
+                    left_out[name] = f"ways: {way}; only {len(present)} classes have test items and {shot} training items"
+                    continue
+                draws = range(self.num_episodes)
+                rates = torch.tensor([self._episode(train, test, present, way=way, shot=shot, number=number) for number in draws])
+                std = rates.std().item()
                 scores[name] = mean_score(rates)
-                scores[f"{name}_std"] = Score(100 * std, 100 * Z95 * std / (2 * (self.num_episodes - 1)) ** 0.5, self.num_episodes)
-        return Result({"accuracy": scores[f"way{self.ways[0]}_shot{self.shots[0]}"], **scores}, chosen={})
+                scores[f"{name}_std"] = interval_score(
+                    100 * std, 100 * Z95 * std / (2 * (self.num_episodes - 1)) ** 0.5, count=self.num_episodes
+                )
+        if not scores:
+            raise ValueError("; ".join(dict.fromkeys(left_out.values())))
+        return with_accuracy(scores, of=f"way{self.ways[0]}_shot{self.shots[0]}", left_out={**left_out, **unlike})
 
-    def _episode(self, train: LabelledFeatures, test: LabelledFeatures, *, way: int, shot: int, number: int) -> float:
-        """Accuracy of one episode; its classes and items are a function of (way, shot, number)."""
+    def _episode(
+        self, train: LabelledFeatures, test: LabelledFeatures, present: Sequence[int], *, way: int, shot: int, number: int
+    ) -> float:
+        """Accuracy of one episode of some of the classes that are present; it is a function of (way, shot, number)."""
         key = keys.fold_in(keys.fold_in(keys.fold_in(torch.tensor(_EPISODE_SEED), way), shot), number)
-        present = [label for label in train.labels.unique().tolist() if (test.labels == label).any()]
-        if len(present) < way:
-            raise ValueError(f"ways: {way}; only {len(present)} classes have training and test items")
         classes = [present[place] for place in keys.permutation(keys.fold_in(key, 0), len(present))[:way].tolist()]
-        support = torch.cat([self._drawn(train.labels, label, count=shot, key=keys.fold_in(key, 1), exactly=True) for label in classes])
-        queries = torch.cat(
-            [self._drawn(test.labels, label, count=self.num_queries, key=keys.fold_in(key, 2), exactly=False) for label in classes]
-        )
+        support = torch.cat([self._drawn(train.labels, label, count=shot, key=keys.fold_in(key, 1)) for label in classes])
+        queries = torch.cat([self._drawn(test.labels, label, count=self.num_queries, key=keys.fold_in(key, 2)) for label in classes])
         predicted = svm_predict(train.at(support), test.cls[queries], inverse_l2=self.inverse_l2, scale="unit")
         return (predicted == test.labels[queries]).float().mean().item()
 
     @staticmethod
-    def _drawn(labels: Tensor, label: int, *, count: int, key: Tensor, exactly: bool) -> Tensor:
+    def _drawn(labels: Tensor, label: int, *, count: int, key: Tensor) -> Tensor:
         of_class = (labels == label).nonzero()[:, 0]
-        if exactly and len(of_class) < count:
-            raise ValueError(f"shots: {count}; class {label} has {len(of_class)} training items")
         return of_class[keys.permutation(keys.fold_in(key, label), len(of_class))[:count]]

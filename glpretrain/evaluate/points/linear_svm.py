@@ -30,7 +30,7 @@ from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import LabelledFeatures, labelled_rows
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
-from glpretrain.evaluate.probes import choose_strength, small_products, standardiser
+from glpretrain.evaluate.probes import answerable, choose_strength, small_products, standardiser
 
 Scale = Literal["standard", "unit", "none"]
 _MAX_ITER = 5000
@@ -68,12 +68,14 @@ class SupportVectors(Evaluator):
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         train, test = (self.vectors(encoder, sources[role], cache) for role in ("train", "test"))
+        test, unlike = answerable(train, test, sources)
 
         def predict(part: LabelledFeatures, queries: Tensor, inverse_l2: float) -> Tensor:
             return svm_predict(part, queries, inverse_l2=inverse_l2, scale=self.scale)
 
         chosen = choose_strength(train, self.inverse_l2, held_out_ratio=self.held_out_ratio, predict=predict)
-        return Result({"accuracy": accuracy(predict(train, test.cls, chosen), test.labels)}, chosen={"inverse_l2": chosen})
+        predicted = predict(train, test.cls, chosen)
+        return Result({"accuracy": accuracy(predicted, test.labels, test.groups)}, {"inverse_l2": chosen}, unlike)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ class LinearSVM(SupportVectors):
         """See `SupportVectors`."""
         if self.pooling == "cls":
             return self.features.labelled(encoder, items, cache)
-        return labelled_rows(self.features.encode(encoder, items, resize="crop", cache=cache), _mean_max, name=items.name)
+        return labelled_rows(self.features.encode(encoder, items, resize="crop", cache=cache), _mean_max, items=items)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,7 @@ class ShapeHistogram(SupportVectors):
         """See `SupportVectors`."""
         batches = items.batches(self.features.shape(encoder), resize="crop", batch_size=self.features.batch_size)
         histograms = ((batch, distance_histograms(batch.items[:, : self.max_points], num_bins=self.num_bins)) for batch in batches)
-        return labelled_rows(histograms, lambda rows: rows, name=items.name)
+        return labelled_rows(histograms, lambda rows: rows, items=items)
 
 
 def _mean_max(output: EncoderOutput) -> Tensor:

@@ -45,7 +45,7 @@ class PartSegmentation(LinearLayer):
         train = self._clouds(encoder, sources["masked_train"], cache)
         parts = items.source.mask_classes
         layer, chosen = self._layer(train, num_parts=len(parts))
-        allowed = parts_of_classes(train, num_classes=len(items.source.classes), num_parts=len(parts))
+        allowed = parts_of_classes(train, num_classes=max(len(sources[role].source.classes) for role in self.needs), num_parts=len(parts))
         per_cloud: list[Tensor] = []
         of_instances: list[Tensor] = []
         for batch, tokens, centres in self._clouds(encoder, items, cache):
@@ -54,10 +54,12 @@ class PartSegmentation(LinearLayer):
             labelled = batch.labels >= 0
             if labelled.any() and len(allowed):
                 of_instances.append(instance_iou(logits[labelled], truth[labelled], allowed=allowed[batch.labels[labelled]]))
-        if not of_instances:
-            raise ValueError(f"masked: source {items.name!r} has no labels; instance_miou needs the class of every cloud")
         scores = segmentation_scores(torch.cat(per_cloud), classes=parts)
-        return Result(scores | {"instance_miou": mean_score(torch.cat(of_instances))}, chosen)
+        instances = torch.cat(of_instances) if of_instances else torch.empty(0)
+        if len(instances):
+            return Result(scores | {"instance_miou": mean_score(instances)}, chosen)
+        reason = f"masked: source {items.name!r} has no cloud of a class whose parts masked_train shows; instance_miou needs the class"
+        return Result(scores, chosen, {"instance_miou": reason})
 
     def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`parts`: a few scored clouds, their parts and the prediction."""

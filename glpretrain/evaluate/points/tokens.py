@@ -32,7 +32,7 @@ def point_tokens(
     (count,) = encoder.grid(features.shape(encoder))
     for batch, output in features.encode(encoder, items, resize="stretch", cache=cache):
         centres = take(batch.items, farthest_points(batch.items, count=count))
-        yield batch, checked_patches(output.patches, count=count, encoder=encoder, items=items), centres
+        yield batch, checked_patches(output.patches, batch.index, count=count, encoder=encoder, items=items), centres
 
 
 def cells(points: Tensor, centres: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def write_shard(
                 entry = entry._replace(offset=file.tell(), num_bytes=len(content))
                 file.write(content)
                 file.write(bytes(-len(content) % _BLOCK))
-                lines.append(json.dumps(entry._asdict()) + "\n")
+                lines.append(json.dumps(entry._asdict(), allow_nan=False) + "\n")
             file.write(bytes(2 * _BLOCK))
         write_whole(index_of(path), "".join(lines).encode())
 

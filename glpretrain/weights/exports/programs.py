@@ -96,7 +96,7 @@ def write_torch(encoder: Encoder, folder: Path, *, any_size: bool = False) -> Wr
     """
     program = _trace(encoder, any_size=any_size)
     file = folder / _TORCH_FILE
-    torch.export.save(program, file, extra_files={CARD: json.dumps(encoder.card.to_json())})
+    torch.export.save(program, file, extra_files={CARD: json.dumps(encoder.card.to_json(), allow_nan=False)})
     write_card(encoder.card, folder)
     again = torch.export.load(file).module()
     with torch.no_grad():
@@ -128,8 +128,8 @@ def write_onnx(encoder: Encoder, folder: Path, *, any_size: bool = False) -> Wri
     )
     assert program is not None  # it is for dynamo=True
     card = encoder.card.to_json()
-    program.model.metadata_props.update({name: json.dumps(card[name]) for name in ("mean", "std", "licence", "source")})
-    program.model.metadata_props["card"] = json.dumps(card)
+    program.model.metadata_props.update({name: json.dumps(card[name], allow_nan=False) for name in ("mean", "std", "licence", "source")})
+    program.model.metadata_props["card"] = json.dumps(card, allow_nan=False)
     file = folder / _ONNX_FILE
     weights = sum(tensor.numel() * tensor.element_size() for tensor in encoder.backbone_state().values())
     program.save(file, external_data=weights > _LARGEST_ONNX_FILE)

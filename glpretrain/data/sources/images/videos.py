@@ -7,6 +7,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,11 +66,12 @@ class VideoSource(ABC):
         return video
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names, pixels and masks of all videos, in order."""
+        """SHA-256 over the names, pixels and masks of all videos that can be read, in order."""
         for index in range(len(self)):
             if index not in self._digests:
-                self[index]
-        return hashlib.sha256("".join(self._digests[index] for index in range(len(self))).encode()).hexdigest()
+                with suppress(UnreadableItemError):
+                    self[index]
+        return hashlib.sha256("".join(self._digests[index] for index in sorted(self._digests)).encode()).hexdigest()
 
 
 class _Files(NamedTuple):
