@@ -10,6 +10,7 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import track
 
+from glpretrain.core.listing import printable
 from glpretrain.prepare.faces import CascadeDetector, FaceParser, FacerParser, MapParser, Preparation, TemplateParser
 
 
@@ -72,7 +73,7 @@ def faces(
     for outcome in run:
         counts["skipped" if outcome.reason else "there" if outcome.was_there else "written"] += 1
         if outcome.reason:
-            console.print(f"skipped: {outcome.reason}", markup=False)
+            console.print(f"skipped: {printable(outcome.reason)}", markup=False)
     if counts["skipped"] == len(preparation):
         raise ValueError(f"faces: none of {len(preparation)} pictures could be used; why is in {Path(out) / 'skipped.txt'}")
     total = counts["written"] + counts["there"]

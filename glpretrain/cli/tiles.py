@@ -12,6 +12,7 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from glpretrain.core.listing import printable
 from glpretrain.prepare.slides import Settings, find_slides
 from glpretrain.prepare.slides.cutting import SlideBegun, SlideDone, SlideFailed, Summary, TilesCut, cutting, summary_of
 from glpretrain.prepare.slides.folder import SlideRecord
@@ -84,7 +85,7 @@ def tiles(
                 num_done += 1
                 progress.update(bar, description=f"slides {num_done}/{len(found)}")
                 if (line := _line(event)) is not None:
-                    progress.console.print(line, markup=False)
+                    progress.console.print(printable(line), markup=False)
     summary = summary_of(events)
     if not summary.cut and not summary.before:
         raise ValueError(f"tiles: none of {len(found)} slides could be cut; the first: {next(iter(summary.failed.values()))}")
