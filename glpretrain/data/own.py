@@ -1,6 +1,7 @@
 """Chooses sources: the one that reads a user's folder or file, held-out parts, and the embedded one that replaces missing data."""
 
 import inspect
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +23,8 @@ class SourceSpec(NamedTuple):
     init_args: dict[str, str | int]
 
     def arguments(self, name: str) -> list[str]:
-        """The source as arguments of the command line, under this name."""
-        return [f"--{name}", self.class_path, *(f"--{name}.init_args.{key}={value}" for key, value in self.init_args.items())]
+        """The source as arguments of the command line, under this name; written in full, so that it replaces the recipe's."""
+        return [f"--{name}", json.dumps(self._asdict())]
 
 
 def source_for(path: str | Path, modality: str) -> str:

@@ -1,5 +1,6 @@
 """Clouds from the command line: the user's own, in a folder or a file, trained on and scored."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +69,7 @@ def test_a_folder_is_told_from_a_file_and_points_from_images(stack: Path, tmp_pa
     spec = source_spec(tmp_path, source_for(tmp_path, "image"), channels=1)
     assert spec == ("glpretrain.data.ImageFolder", {"root": str(tmp_path), "channels": 1})
     assert source_spec(stack, "glpretrain.data.PointArrays", channels=1).init_args == {"path": str(stack)}
-    assert spec.arguments("data.source") == [
-        "--data.source", "glpretrain.data.ImageFolder", f"--data.source.init_args.root={tmp_path}", "--data.source.init_args.channels=1",
-    ]  # fmt: skip
+    assert spec.arguments("data.source") == ["--data.source", json.dumps(spec._asdict())]
 
 
 @pytest.mark.skipif(not MESHES.is_dir(), reason="no ../shared/data/points_meshsampled here")
