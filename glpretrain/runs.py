@@ -4,6 +4,8 @@ Training is left out. Nothing here needs Lightning, so results can be read where
 """
 
 import json
+import os
+import shutil
 import sysconfig
 from datetime import datetime
 from functools import cached_property
@@ -38,7 +40,7 @@ def find_recipe(name: str) -> Path:
     Raises:
         ValueError: there is none; lists those there are.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
     for root in recipe_roots():
@@ -57,27 +59,50 @@ def recipe_name(path: Path) -> str:
 
 
 def new_folder(recipe: str, *, runs: Path) -> Path:
-    """Make `runs/<recipe>/<time>/` and point `runs/<recipe>/latest` at it.
+    """Make `runs/<recipe>/<time>/`.
 
     A second run in the same second gets a number behind its time; no folder is ever used twice.
     """
-    parent = runs / recipe
-    parent.mkdir(parents=True, exist_ok=True)
     time = datetime.now().strftime("%Y%m%d-%H%M%S")
     count = 1
     while True:
-        folder = parent / (time if count == 1 else f"{time}-{count}")
+        folder = runs / recipe / (time if count == 1 else f"{time}-{count}")
         try:
-            folder.mkdir()
+            folder.mkdir(parents=True)
         except FileExistsError:
+            if not folder.is_dir():  # `runs` itself is a file
+                raise
             count += 1
             continue
-        break
-    # Made beside and moved over: a reader sees the old or the new target, and two runs that start together do not collide.
-    link = parent / f".latest-{folder.name}"
+        return folder
+
+
+def point_latest(folder: Path) -> None:
+    """Point `runs/<recipe>/latest` at the folder of a run."""
+    # Made beside and moved over: a reader sees the old or the new target, and two runs that end together do not collide.
+    link = folder.parent / f".latest-{folder.name}"
     link.symlink_to(folder.name, target_is_directory=True)
-    link.replace(parent / "latest")
-    return folder
+    link.replace(folder.parent / "latest")
+
+
+def discard(folder: Path, *, runs: Path) -> None:
+    """Remove the folder of a run that has nothing to show, and those above it, down from `runs`, that are empty then."""
+    shutil.rmtree(folder)
+    for parent in folder.parents:
+        try:
+            parent.rmdir()
+        except OSError:  # it holds other runs
+            return
+        if parent == runs:
+            return
+
+
+def without_links(path: str) -> str:
+    """The path with every link in it followed, so that it means the same when `latest` has moved; relative if it was given so."""
+    given = Path(os.path.expanduser(path))
+    if not given.exists():
+        return path
+    return str(given.resolve()) if given.is_absolute() else os.path.relpath(given.resolve())
 
 
 def write_json(path: Path, values: dict[str, object]) -> None:
