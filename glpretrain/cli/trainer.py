@@ -67,7 +67,7 @@ def refusals() -> Iterator[None]:
     """Make a mistake in the settings of what Lightning itself refuses, whatever kind of error it raises."""
     try:
         yield
-    except (MisconfigurationException, ModuleNotFoundError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, MisconfigurationException, ModuleNotFoundError, RuntimeError, TypeError, ValueError) as error:
         innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if isinstance(error, MisconfigurationException) or _LIGHTNING & set(innermost.parts):
             raise ValueError(f"trainer: {error}") from error

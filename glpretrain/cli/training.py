@@ -30,6 +30,7 @@ from glpretrain.cli.run_folder import RunFolder
 from glpretrain.cli.trainer import interruptible, quiet, refusals, require_callbacks, require_settings
 from glpretrain.core.imports import imported
 from glpretrain.data.module import DataModule
+from glpretrain.data.orders import Shuffled
 from glpretrain.data.own import source_for, source_spec
 from glpretrain.data.views import ViewMaker
 from glpretrain.methods.base import Method
@@ -195,11 +196,15 @@ class Training(LightningCLI):
         card = self.model.encoder.card
         size = modalities.get(card.modality).describe_size(card)
         start = "" if self.origin is None else f"init_from: {self.origin.name}: {self.origin.transfer}\n"
+        data, accumulated = self.datamodule, self.trainer.accumulate_grad_batches
+        together = data.batch_size * self.trainer.world_size
+        in_batches = f" in {accumulated} batches of {together}" if accumulated > 1 else ""
+        left_out = len(data.source) % (together * accumulated) if isinstance(data.order, Shuffled) else 0
         trained = sum(parameter.numel() for parameter in self.model.student.parameters() if parameter.requires_grad)
         return (
             f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {size}, "
-            f"{trained / 1e6:.1f} M parameters with heads; {len(self.datamodule.source)} items of {self.datamodule.source.name}, "
-            f"{self.datamodule.batch_size * self.trainer.world_size} a step\n"
+            f"{trained / 1e6:.1f} M parameters with heads; {len(data.source)} items of {data.source.name}, "
+            f"{together * accumulated} a step{in_batches}{f', {left_out} left out of each epoch' if left_out else ''}\n"
             f"{start}run folder: {self.folder}"
         )
 

@@ -17,8 +17,8 @@ from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.transfer import Transfer, copy_backbone
 from glpretrain.training.branch import Branch
-from glpretrain.training.checks import FiniteTerms, identity, require_end, require_same_run
-from glpretrain.training.memory import broadcast_states, keep_from_ddp, states_of
+from glpretrain.training.checks import FiniteTerms, begin_step_again, identity, require_end, require_same_run
+from glpretrain.training.memory import broadcast_states, keep_from_ddp, moving_buffers, states_of
 from glpretrain.training.optim import Optimization, TrunkRelease
 from glpretrain.training.teacher import EMATeacher
 from glpretrain.training.warm_start import Trunk
@@ -61,6 +61,7 @@ class Method(pl.LightningModule, ABC):
         self.student = student
         self.teacher = EMATeacher(student) if momentum is not None else None
         self.trunk: Trunk | None = None  # set in a run that starts from trained weights
+        self._buffers_before: dict[str, Tensor] | None = None  # the step that has begun; batch norm moves in every micro-batch
         self._finite = FiniteTerms()
 
     @abstractmethod
@@ -154,6 +155,8 @@ class Method(pl.LightningModule, ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set this step's rate and decay, and whether the trunk learns."""
         progress, rate = self.progress(), 1.0
+        if self._buffers_before is None:
+            self._buffers_before = {name: buffer.clone() for name, buffer in moving_buffers(self).items()}
         if self.trunk is not None:
             rate = self.trunk.rate(progress, step=1.0 / self.trainer.estimated_stepping_batches)
             self.student.set_trunk_learns(rate > 0.0)
@@ -178,6 +181,7 @@ class Method(pl.LightningModule, ABC):
         Not in on_train_batch_end: Lightning writes checkpoints before it, and they would hold the teacher of the step before.
         """
         super().optimizer_step(*args, **kwargs)
+        self._buffers_before = None
         progress = self.progress()
         if self.teacher is not None and self.momentum is not None:
             self.teacher.update(self.student, momentum=self.momentum(progress))
@@ -191,6 +195,9 @@ class Method(pl.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Add what export and resume need. A checkpoint never holds weights that a non-finite loss has changed."""
         self._finite.check(step=self.global_step)
+        if self._buffers_before is not None:  # in the middle of a step, which begins again after a resume
+            checkpoint["state_dict"] |= self._buffers_before
+            begin_step_again(checkpoint, num_accumulated=self.trainer.accumulate_grad_batches)
         checkpoint |= {"encoder_card": self.encoder.card.to_json(), **identity(self)}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:

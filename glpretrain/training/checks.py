@@ -1,8 +1,11 @@
 """Refuses a run without an end, a loss that is not finite, and a checkpoint from another method, with other experts, or another start."""
 
+import json
+
 import torch
 from torch import Tensor, nn
 
+from glpretrain.encoders.base import Encoder
 from glpretrain.training.teacher import FrozenTeacher
 from glpretrain.training.warm_start import Trunk
 
@@ -70,7 +73,37 @@ def require_same_run(method: nn.Module, checkpoint: dict) -> None:
         before, now = (found.get(name, "none")[:12] for found in (written, present))
         if before != now:
             raise ValueError(f"checkpoint: its {name} has the weights {before}, this run's {now}; give the same experts")
+    require_same_shapes(method, checkpoint)
     from_weights = any(name.startswith("trunk.") for name in checkpoint["state_dict"])
     if from_weights is not any(isinstance(module, Trunk) for module in method.children()):
         how = "with" if from_weights else "without"
         raise ValueError(f"checkpoint: it was written {how} init_from; resume it {how} init_from")
+
+
+def require_same_shapes(method: nn.Module, checkpoint: dict) -> None:
+    """Refuse a checkpoint of another encoder or of other heads.
+
+    Raises:
+        ValueError: names an argument of the encoder that differs, or else the first tensor that does.
+    """
+    card = next((module.card for module in method.modules() if isinstance(module, Encoder)), None)
+    before, now = checkpoint.get("encoder_card", {}).get("arguments", {}), {} if card is None else card.to_json()["arguments"]
+    for name in sorted(before.keys() & now.keys()):  # JSON knows lists only
+        if json.dumps(before[name]) != json.dumps(now[name]):
+            raise ValueError(f"checkpoint: its encoder has {name} = {before[name]}, this run's {now[name]}; give the same encoder")
+    written, own = ({name: tuple(one.shape) for name, one in held.items()} for held in (checkpoint["state_dict"], method.state_dict()))
+    differ = [name for name in [*own, *written] if written.get(name) != own.get(name) and not name.startswith("trunk.")]
+    if differ:
+        shapes = [" x ".join(map(str, held[differ[0]])) or "one number" if differ[0] in held else "not there" for held in (written, own)]
+        raise ValueError(
+            f"checkpoint: {differ[0]} is {shapes[0]} in it and {shapes[1]} in this run ({len(set(differ))} tensors differ);"
+            " give the settings of the model that it was written with"
+        )
+
+
+def begin_step_again(checkpoint: dict, *, num_accumulated: int) -> None:
+    """Take the micro-batches of a step that is not complete out of the count of a checkpoint: its gradients are not in there."""
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    begun = batches["current"]["processed"] % num_accumulated
+    for part in ("total", "current") if begun else ():
+        batches[part] |= dict.fromkeys(batches[part], batches[part]["processed"] - begun)

@@ -136,3 +136,10 @@ def keep_from_ddp(module: nn.Module) -> None:
 def states_of(module: nn.Module) -> list[State]:
     """All states inside a module."""
     return [part for part in module.modules() if isinstance(part, State)]
+
+
+def moving_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a checkpoint that a forward pass may move, such as the statistics of batch norm; those of states it leaves alone."""
+    states = {id(buffer) for state in states_of(module) for buffer in state.buffers()}
+    held = {**module.state_dict(keep_vars=True)}
+    return {name: buffer for name, buffer in module.named_buffers() if name in held and id(buffer) not in states}
