@@ -86,19 +86,20 @@ def require_same_shapes(method: nn.Module, checkpoint: dict) -> None:
     Raises:
         ValueError: names an argument of the encoder that differs, or else the first tensor that does.
     """
+    written, own = ({name: tuple(one.shape) for name, one in held.items()} for held in (checkpoint["state_dict"], method.state_dict()))
+    differ = [name for name in {**own, **written} if written.get(name) != own.get(name) and not name.startswith("trunk.")]
+    if not differ:
+        return
     card = next((module.card for module in method.modules() if isinstance(module, Encoder)), None)
     before, now = checkpoint.get("encoder_card", {}).get("arguments", {}), {} if card is None else card.to_json()["arguments"]
-    for name in sorted(before.keys() & now.keys()):  # JSON knows lists only
-        if json.dumps(before[name]) != json.dumps(now[name]):
+    for name in sorted(before.keys() & now.keys()) if any(".encoder." in name for name in differ) else ():
+        if json.dumps(before[name]) != json.dumps(now[name]):  # JSON knows lists only
             raise ValueError(f"checkpoint: its encoder has {name} = {before[name]}, this run's {now[name]}; give the same encoder")
-    written, own = ({name: tuple(one.shape) for name, one in held.items()} for held in (checkpoint["state_dict"], method.state_dict()))
-    differ = [name for name in [*own, *written] if written.get(name) != own.get(name) and not name.startswith("trunk.")]
-    if differ:
-        shapes = [" x ".join(map(str, held[differ[0]])) or "one number" if differ[0] in held else "not there" for held in (written, own)]
-        raise ValueError(
-            f"checkpoint: {differ[0]} is {shapes[0]} in it and {shapes[1]} in this run ({len(set(differ))} tensors differ);"
-            " give the settings of the model that it was written with"
-        )
+    shapes = [" x ".join(map(str, held[differ[0]])) or "one number" if differ[0] in held else "not there" for held in (written, own)]
+    raise ValueError(
+        f"checkpoint: {differ[0]} is {shapes[0]} in it and {shapes[1]} in this run ({len(differ)} tensors differ);"
+        " give the settings of the model that it was written with"
+    )
 
 
 def begin_step_again(checkpoint: dict, *, num_accumulated: int) -> None:
