@@ -106,11 +106,20 @@ class Training(LightningCLI):
         elif self.config.init_from is not None:
             self.config.init_from = without_links(self.config.init_from)
         require_settings(self.config.trainer)
+        self._require_one_recipe()
         checkpoint = self.config.ckpt_path
         if checkpoint is not None and not Path(checkpoint).is_file():
             raise ValueError(f"ckpt_path: {checkpoint} is not a file; accepted: a checkpoint (.ckpt) of the same method")
         if checkpoint is not None and not zipfile.is_zipfile(checkpoint):  # what torch.save writes, with its contents at the end
             raise ValueError(f"ckpt_path: {checkpoint} is no checkpoint or is cut short; accepted: a checkpoint (.ckpt) of the same method")
+
+    def _require_one_recipe(self) -> None:
+        recipes = [str(path) for path in self.config.config if "class_path" in (_sections(path).get("model") or ())]
+        if len(recipes) > 1:
+            raise ValueError(
+                f"--config: {' and '.join(recipes)} are both whole recipes; give one of them, or leave model.class_path and what is not"
+                " to change out of the second"
+            )
 
     @property
     def recipe(self) -> str:
@@ -123,6 +132,17 @@ class Training(LightningCLI):
             encoder = self.config.model.init_args.encoder
             self.origin = Origin(self.config.init_from, in_chans=encoder.init_args.get("in_chans"))
             self.origin.complete(encoder)
+
+    def instantiate_classes(self) -> None:
+        """Build what the configuration names. Nothing but settings goes in, so whatever fails here is one of them.
+
+        Raises:
+            ValueError: says what could not be built.
+        """
+        try:
+            super().instantiate_classes()
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(f"these settings cannot be built: {error or type(error).__name__}") from error
 
     def instantiate_trainer(self, **kwargs: object) -> pl.Trainer:
         """The trainer, with the callbacks and loggers of every run."""
@@ -232,6 +252,12 @@ class Training(LightningCLI):
             "device": torch.cuda.get_device_name() if self.trainer.strategy.root_device.type == "cuda" else "cpu",
             "versions": {"python": platform.python_version(), "glpretrain": __version__} | {name: version(name) for name in _VERSIONS},
         }
+
+
+def _sections(path: object) -> dict:
+    """The sections of a recipe, as they are written."""
+    written = yaml.safe_load(Path(str(path)).read_text()) if Path(str(path)).is_file() else None
+    return written if isinstance(written, dict) else {}
 
 
 def _is_first_process() -> bool:
