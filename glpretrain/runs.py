@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sysconfig
+from collections.abc import Iterable
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +104,22 @@ def without_links(path: str) -> str:
     if not given.exists():
         return path
     return str(given.resolve()) if given.is_absolute() else os.path.relpath(given.resolve())
+
+
+def require_outside(name: str, out: Path, *, given: Iterable[str | Path]) -> None:
+    """Refuse to write where items are read from: what is written would be read as items the next time.
+
+    Args:
+        name: argument that says where is written, in messages.
+        out: folder that is written to.
+        given: files and folders that are read.
+
+    Raises:
+        ValueError: it lies in one of them.
+    """
+    for folder in given:
+        if Path(folder).is_dir() and out.resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(f"{name}: {out} lies in {folder}, and would be read as items of it the next time; give a folder outside of it")
 
 
 def write_json(path: Path, values: dict[str, object]) -> None:

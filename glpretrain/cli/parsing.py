@@ -131,7 +131,12 @@ def _inner(settings: object, name: str) -> object:
 
 def _replacing(arguments: Sequence[str]) -> Iterator[str]:
     """The arguments, so that what is written in full replaces: the parser alone would merge a list into one of the same length."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    words = list(arguments)
+    for number, word in enumerate(words):
+        following = words[number + 1] if number + 1 < len(words) else ""
+        if word.startswith("--") and "=" not in word and _is_negative(following):  # the parser takes -1e-3 for an option
+            words[number + 1] = f"{word}={following}"
+            continue
         name, equals, value = word.partition("=")
         if name.startswith("--") and not name.endswith("+"):
             value = value if equals else following
@@ -140,6 +145,13 @@ def _replacing(arguments: Sequence[str]) -> Iterator[str]:
                 key, value = "", Path(value).read_text() if Path(value).is_file() else ""
             yield from (f"{_FORGET}={full}" for full in _written_in_full(key, _loaded(value)))
         yield word
+
+
+def _is_negative(word: str) -> bool:
+    try:
+        return word.startswith("-") and float(word) <= 0.0
+    except ValueError:
+        return False
 
 
 def _loaded(text: str) -> object:
@@ -175,6 +187,26 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, values: Mapping[s
         return parser.parse_args(list(_replacing(arguments)), namespace=None if values is None else parser.parse_object(dict(values)))
     except argparse.ArgumentError as error:
         raise ValueError(explained(str(error), parser)) from error
+
+
+def require_one_recipe(files: Iterable[object]) -> None:
+    """Refuse two whole recipes at once; a file without `class_path` of a model may be laid over a recipe.
+
+    Raises:
+        ValueError: names both.
+    """
+    recipes = [path for path in map(str, files) if Path(path).is_file() and _names_a_model(path)]
+    if len(recipes) > 1:
+        raise ValueError(
+            f"--config: {' and '.join(recipes)} are both whole recipes; give one of them, or leave model.class_path and what is not to"
+            " change out of the second"
+        )
+
+
+def _names_a_model(path: str) -> bool:
+    written = yaml.safe_load(Path(path).read_text())
+    model = written.get("model") if isinstance(written, dict) else None
+    return isinstance(model, dict) and "class_path" in model
 
 
 def completion(verbs: Mapping[str, Callable], *, shell: str) -> str:

@@ -25,7 +25,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from glpretrain import __version__, modalities
 from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
 from glpretrain.cli.init_from import InitFrom, Origin
-from glpretrain.cli.parsing import parse
+from glpretrain.cli.parsing import parse, require_one_recipe
 from glpretrain.cli.run_folder import RunFolder
 from glpretrain.cli.trainer import interruptible, quiet, refusals, require_callbacks, require_settings
 from glpretrain.core.imports import imported
@@ -34,7 +34,7 @@ from glpretrain.data.orders import Shuffled
 from glpretrain.data.own import source_for, source_spec
 from glpretrain.data.views import ViewMaker
 from glpretrain.methods.base import Method
-from glpretrain.runs import Run, find_recipe, recipe_name, without_links, write_json
+from glpretrain.runs import Run, find_recipe, recipe_name, require_outside, without_links, write_json
 from glpretrain.weights import export
 
 _CHECKPOINT_EVERY = 1000  # steps; a run that is cut short loses no more
@@ -106,20 +106,13 @@ class Training(LightningCLI):
         elif self.config.init_from is not None:
             self.config.init_from = without_links(self.config.init_from)
         require_settings(self.config.trainer)
-        self._require_one_recipe()
+        require_one_recipe(self.config.config)
+        require_outside("runs", Path(self.config.runs), given=_read_folders(self.config.data))
         checkpoint = self.config.ckpt_path
         if checkpoint is not None and not Path(checkpoint).is_file():
             raise ValueError(f"ckpt_path: {checkpoint} is not a file; accepted: a checkpoint (.ckpt) of the same method")
         if checkpoint is not None and not zipfile.is_zipfile(checkpoint):  # what torch.save writes, with its contents at the end
             raise ValueError(f"ckpt_path: {checkpoint} is no checkpoint or is cut short; accepted: a checkpoint (.ckpt) of the same method")
-
-    def _require_one_recipe(self) -> None:
-        recipes = [str(path) for path in self.config.config if "class_path" in (_sections(path).get("model") or ())]
-        if len(recipes) > 1:
-            raise ValueError(
-                f"--config: {' and '.join(recipes)} are both whole recipes; give one of them, or leave model.class_path and what is not"
-                " to change out of the second"
-            )
 
     @property
     def recipe(self) -> str:
@@ -254,10 +247,10 @@ class Training(LightningCLI):
         }
 
 
-def _sections(path: object) -> dict:
-    """The sections of a recipe, as they are written."""
-    written = yaml.safe_load(Path(str(path)).read_text()) if Path(str(path)).is_file() else None
-    return written if isinstance(written, dict) else {}
+def _read_folders(data: Namespace) -> list[str]:
+    """The folders that the sources of a configuration name."""
+    sources = [data[role] for role in ("source", "labelled", "labelled_test", "masked") if data[role] is not None]
+    return [value for source in sources for value in source.init_args.values() if isinstance(value, str) and os.path.isdir(value)]
 
 
 def _is_first_process() -> bool:
