@@ -281,7 +281,7 @@ def pretrain(
     """Train a recipe by name, evaluate before and after, export.
 
     Everything lands in runs/<recipe>/<time>/; runs/<recipe>/latest points at it. Any other argument overrides the recipe, as in
-      glpretrain pretrain mmc --trainer.max_steps 100 --model.init_args.lr.base 1e-3
+      glpretrain pretrain mmc --trainer.max_steps 100 --model.init_args.optimization.lr.base 1e-3
     `glpretrain fit --help` lists what there is.
 
     Args:

@@ -58,7 +58,7 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("dino", ["--model.init_args.teacher_temp.base", "0"], "teacher_temp: base is 0.0; accepted: values above 0"),
         ("dino", ["--model.init_args.student_temp", "-0.1"], "student_temp: accepted are values above 0, not -0.1"),
         ("dino", ["--model.init_args.num_prototypes", "0"], "num_prototypes: 0 given"),
-        ("dino", ["--model.init_args.hidden_dim", "-3"], "these settings cannot be built: "),
+        ("dino", ["--model.init_args.hidden_dim", "-3"], "negative dimension -3"),
         ("dino", ["--model.init_args.weights", "{cls: -1}"], "weights: {'cls': -1.0} given; accepted: numbers from 0 on"),
         ("dino", ["--data.batch_size", "0"], "batch_size is 0"),
         (
