@@ -4,7 +4,10 @@ Training is left out. Nothing here needs Lightning, so results can be read where
 """
 
 import json
+import os
+import shutil
 import sysconfig
+from collections.abc import Iterable
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +43,7 @@ def find_recipe(name: str) -> Path:
     Raises:
         ValueError: there is none; lists those there are.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
     for root in recipe_roots():
@@ -59,24 +62,63 @@ def recipe_name(path: Path) -> str:
 
 
 def new_folder(recipe: str, *, runs: Path) -> Path:
-    """Make `runs/<recipe>/<time>/` and point `runs/<recipe>/latest` at it.
+    """Make `runs/<recipe>/<time>/`.
 
     A second run in the same second gets a number behind its time; no folder is ever used twice.
     """
-    parent = runs / recipe
-    parent.mkdir(parents=True, exist_ok=True)
     time = datetime.now().strftime("%Y%m%d-%H%M%S")
     count = 1
     while True:
-        folder = parent / (time if count == 1 else f"{time}-{count}")
+        folder = runs / recipe / (time if count == 1 else f"{time}-{count}")
         try:
-            folder.mkdir()
+            folder.mkdir(parents=True)
         except FileExistsError:
+            if not folder.is_dir():  # `runs` itself is a file
+                raise
             count += 1
             continue
-        break
-    point(parent / "latest", folder.name)
-    return folder
+        return folder
+
+
+def point_latest(folder: Path) -> None:
+    """Point `runs/<recipe>/latest` at the folder of a run."""
+    point(folder.parent / "latest", folder.name)
+
+
+def discard(folder: Path, *, runs: Path) -> None:
+    """Remove the folder of a run that has nothing to show, and those above it, down from `runs`, that are empty then."""
+    shutil.rmtree(folder)
+    for parent in folder.parents:
+        try:
+            parent.rmdir()
+        except OSError:  # it holds other runs
+            return
+        if parent == runs:
+            return
+
+
+def without_links(path: str) -> str:
+    """The path with every link in it followed, so that it means the same when `latest` has moved; relative if it was given so."""
+    given = Path(os.path.expanduser(path))
+    if not given.exists():
+        return path
+    return str(given.resolve()) if given.is_absolute() else os.path.relpath(given.resolve())
+
+
+def require_outside(name: str, out: Path, *, given: Iterable[str | Path]) -> None:
+    """Refuse to write where items are read from: what is written would be read as items the next time.
+
+    Args:
+        name: argument that says where is written, in messages.
+        out: folder that is written to.
+        given: files and folders that are read.
+
+    Raises:
+        ValueError: it lies in one of them.
+    """
+    for folder in given:
+        if Path(folder).is_dir() and out.resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(f"{name}: {out} lies in {folder}, and would be read as items of it the next time; give a folder outside of it")
 
 
 class Run:

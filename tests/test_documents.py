@@ -1,11 +1,18 @@
-"""The documents point to what exists: recipes, headings and files."""
+"""The documents point to what exists: recipes, headings and files; and the commands in them and in the help are understood."""
 
+import inspect
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 from shrinking import EVALUATIONS, RECIPES, ROOT, name_of
 
+from glpretrain.cli import VERBS
+from glpretrain.cli.parsing import REST, parse_verb
+from glpretrain.cli.training import Training
+from glpretrain.core.imports import imported
 from glpretrain.runs import find_recipe
 
 REPOSITORY = ROOT.parent
@@ -59,3 +66,73 @@ def test_paths_in_the_document_exist(document: str) -> None:
     named += re.findall(r"\]\(\.\./([\w./-]+)\)", text)  # links from docs/ to the rest
     assert named
     assert not [name for name in named if not (REPOSITORY / name).exists()]
+
+
+# What stands in capitals in a command is to be replaced by the reader; these are replaced where a value of its kind is needed.
+PLACEHOLDERS = {"GLOBAL": "[{size: 48, scale: [0.4, 1.0], count: 2}]", "LOCAL": "[{size: 24, scale: [0.1, 0.6], count: 2}]", "SEED": "0"}
+OF_DEVELOPERS = {"lint", "types", "test", "test-slow", "setup", "notebooks", "clean", "bench"}  # targets that start no verb with arguments
+
+
+def commands_in(text: str) -> list[str]:
+    """Lines that begin with `glpretrain` or `make`, without what is said of them behind two spaces or a hash."""
+    found = re.findall(r"^ *(?:# )?(?:[A-Z][\w ]+: +)?((?:glpretrain|make) [^`\n]+)$", text, re.MULTILINE)
+    told = (re.split(r"  +|  *# ", command)[0] for command in found)
+    return [command.strip() for several in told for command in re.split(r"&&|, then", several)]
+
+
+def documented() -> list[str]:
+    """All commands of the documents' blocks, the headers of recipes, and the help of the verbs."""
+    documents = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    texts = [
+        block
+        for path in documents
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+        if not language
+    ]
+    texts += ["\n".join(line for line in path.read_text().splitlines() if line.startswith("#")) for path in RECIPES + EVALUATIONS]
+    texts += [inspect.getdoc(imported(verb.function)) or "" for verb in VERBS.values()]
+    return list(dict.fromkeys(command for text in texts for command in commands_in(text)))
+
+
+def words_of(command: str) -> list[str]:
+    """The words behind `glpretrain` that a command ends in; none where a target of the Makefile starts no verb."""
+    words = shlex.split(command)
+    if words[0] == "make":
+        done = subprocess.run(
+            ["make", "-n", "-o", ".venv/.glpretrain", *words[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+        if words[1] in OF_DEVELOPERS:
+            return []
+        words = shlex.split(done.stdout[done.stdout.index("-m glpretrain.cli") :])[1:]
+    return [PLACEHOLDERS.get(word, word) for word in words[1:]]
+
+
+class ParsedOnly(Training):
+    """The configuration of a run, which nothing is built of."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+
+def test_there_are_commands_of_every_kind() -> None:
+    commands = documented()
+    assert {"make pretrain RECIPE=mmc", "glpretrain faces photos/ --out faces/"} <= set(commands)
+    assert {command.split()[1] for command in commands if command.startswith("glpretrain")} >= {"pretrain", "evaluate", "inspect", "tiles"}
+
+
+@pytest.mark.parametrize("command", documented())
+def test_a_command_of_the_documents_is_understood(command: str) -> None:
+    """Files that it names need not be here; names, options and values must be right."""
+    if not (words := words_of(command)):
+        return
+    verb, *arguments = words
+    values = dict(parse_verb(imported(VERBS[verb].function), arguments, verb=verb))
+    rest = values.get(REST, [])
+    assert isinstance(rest, list)
+    if verb == "pretrain" and rest:  # test_recipes.py parses recipes as they stand
+        assert ParsedOnly(["--config", str(find_recipe(str(values["recipe"]))), *rest]).config
+    elif rest:
+        assert values.get("config"), f"{command}: {rest} are overrides of a configuration"
+    for name in ("config", "recipe"):
+        if values.get(name) is not None:
+            assert find_recipe(str(values[name])).is_file()

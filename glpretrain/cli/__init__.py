@@ -76,6 +76,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("glpretrain: stopped", file=sys.stderr)
         return 130
+    except Exception as error:  # the traceback is shown; all that is added is what to do with it
+        if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in str(error):  # torch's, or Python's
+            print(f"glpretrain: error: out of memory ({one_line(error)}); give a smaller batch or smaller items", file=sys.stderr)
+            return 2
+        error.add_note(_report())
+        raise
+
+
+def _report() -> str:
+    from glpretrain import __version__
+
+    return (
+        f"glpretrain {__version__}, Python {sys.version.split()[0]}: this is a fault of glpretrain, not of your command. Please report it"
+        " where you have glpretrain from, with the command and all lines from `Traceback` on."
+    )
 
 
 def _run(verb: str, arguments: Sequence[str]) -> int:

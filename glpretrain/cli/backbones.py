@@ -88,6 +88,8 @@ def inspect(
         threshold: cosine that the page opens with
         layers: blocks whose attention is kept: all, last, or numbers such as 0,5,11
     """
+    if folder := next((path for path in images if path.is_dir()), None):
+        raise ValueError(f"inspect: {folder} is a folder; give files, as in {folder / '*.jpg'}")
     encoders: dict[str, Encoder] = {}
     for given in (backbone, *compare):
         name, path = _name(given)

@@ -7,17 +7,19 @@ import argparse
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from glpretrain.core.imports import imported
 
+_FORGET = "--forget"  # our own, before an argument that replaces; not for users
 REST = "overrides"  # name of the parameter of a verb that gets what its parser does not know
 _KEY = re.compile(r'Parser key "([\w.]+)"')
 _CLASS = re.compile(r"class_path '([\w.]+)'")
@@ -113,8 +115,68 @@ def _divided(arguments: Sequence[str], parser: ArgumentParser) -> tuple[list[str
     return [*by_position, *own], rest
 
 
+class _Forget(argparse.Action):
+    """Takes the value of a key out of the configuration that earlier arguments and files have set."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:  # noqa: ANN001  argparse's signature
+        inner, (*parents, last) = namespace, str(values).split(".")
+        for name in parents:
+            inner = _inner(inner, name)
+        for owner in (inner, _inner(inner, "init_args")):
+            if isinstance(owner, Namespace | dict) and last in owner:
+                del owner[last]
+
+
+def _inner(settings: object, name: str) -> object:
+    """The settings under a name, also where `init_args` was left out."""
+    if not isinstance(settings, Namespace | dict):
+        return None
+    return settings[name] if name in settings else _inner(settings["init_args"], name) if "init_args" in settings else None
+
+
+def _replacing(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments, so that what is written in full replaces: the parser alone would merge a list into one of the same length."""
+    words = list(arguments)
+    for number, word in enumerate(words):
+        following = words[number + 1] if number + 1 < len(words) else ""
+        if word.startswith("--") and "=" not in word and _is_negative(following):  # the parser takes -1e-3 for an option
+            words[number + 1] = f"{word}={following}"
+            continue
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and not name.endswith("+"):
+            value = value if equals else following
+            key = name.removeprefix("--")
+            if key == "config":
+                key, value = "", Path(value).read_text() if Path(value).is_file() else ""
+            yield from (f"{_FORGET}={full}" for full in _written_in_full(key, _loaded(value)))
+        yield word
+
+
+def _is_negative(word: str) -> bool:
+    try:
+        return word.startswith("-") and float(word) <= 0.0
+    except ValueError:
+        return False
+
+
+def _loaded(text: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:  # the parser will say so
+        return None
+
+
+def _written_in_full(key: str, value: object) -> Iterator[str]:
+    """The keys of all lists and of all classes in a value; in any other mapping, what is left out stays as it was."""
+    if key and (isinstance(value, list) or (isinstance(value, dict) and "class_path" in value)):
+        yield key
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _written_in_full(f"{key}.{name}" if key else str(name), inner)
+
+
 def parse(parser: ArgumentParser, arguments: Sequence[str], *, values: Mapping[str, object] | None = None) -> Namespace:
-    """Parse arguments.
+    """Parse arguments. A list, and a class with its `class_path`, replace what a configuration had there; other mappings add to it.
 
     Args:
         parser: the parser.
@@ -124,10 +186,32 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, values: Mapping[s
     Raises:
         ValueError: says in one line what is wrong and what is accepted.
     """
+    if _FORGET not in parser._option_string_actions:
+        parser.add_argument(_FORGET, action=_Forget, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     try:
-        return parser.parse_args(list(arguments), namespace=None if values is None else parser.parse_object(dict(values)))
+        return parser.parse_args(list(_replacing(arguments)), namespace=None if values is None else parser.parse_object(dict(values)))
     except argparse.ArgumentError as error:
         raise ValueError(explained(str(error), parser)) from error
+
+
+def require_one_recipe(files: Iterable[object]) -> None:
+    """Refuse two whole recipes at once; a file without `class_path` of a model may be laid over a recipe.
+
+    Raises:
+        ValueError: names both.
+    """
+    recipes = [path for path in map(str, files) if Path(path).is_file() and _names_a_model(path)]
+    if len(recipes) > 1:
+        raise ValueError(
+            f"--config: {' and '.join(recipes)} are both whole recipes; give one of them, or leave model.class_path and what is not to"
+            " change out of the second"
+        )
+
+
+def _names_a_model(path: str) -> bool:
+    written = yaml.safe_load(Path(path).read_text())
+    model = written.get("model") if isinstance(written, dict) else None
+    return isinstance(model, dict) and "class_path" in model
 
 
 def completion(verbs: Mapping[str, Callable], *, shell: str) -> str:
@@ -179,7 +263,7 @@ def argument_names(owner: Callable) -> list[str]:
 def _names(parser: ArgumentParser) -> list[str]:
     """Of all options, as dotted names."""
     options = (option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--"))
-    return [name for name in options if not name.endswith(("help", "print_config", "print_shtab", "+"))]
+    return [name for name in options if not name.endswith(("help", "print_config", "print_shtab", "forget", "+"))]
 
 
 def _below(names: Iterable[str], group: str | None) -> list[str]:

@@ -32,7 +32,7 @@ from glpretrain.data.sources.images.videos import VideoSource
 from glpretrain.encoders import Encoder
 from glpretrain.evaluate import ROLES, Evaluator, FeatureCache, Result, Sources, default_evaluators
 from glpretrain.evaluate.cache import DISK_GB, default_folder
-from glpretrain.runs import find_recipe
+from glpretrain.runs import find_recipe, require_outside
 from glpretrain.weights import load_backbone
 
 _DEFAULT_RECIPE = "mmc"
@@ -100,11 +100,13 @@ def evaluate(
         cache_gb: gigabytes that this folder is kept to; features that were not used for longest are removed first
         no_cache: keep features in memory only
     """
+    own = Own(data, masks, videos)
     drawn = None if no_pictures else pictures or out.with_name(f"{out.stem}_pictures")
     kept = None if no_cache else cache or default_folder()
-    own = {"data": data, "masks": masks, "videos": videos}
+    if drawn is not None:
+        require_outside("pictures", drawn, given=own.paths)
     found = score(
-        backbone, config=config, recipe=recipe, **own, overrides=overrides, out=out, pictures=drawn, cache=kept, cache_gb=cache_gb
+        backbone, config=config, recipe=recipe, **own._asdict(), overrides=overrides, out=out, pictures=drawn, cache=kept, cache_gb=cache_gb
     )
     print(f"{len(found)} scores appended to {out}" + ("" if drawn is None else f", pictures in {drawn}/"))
     return 1 if found.refusals else 0

@@ -4,13 +4,9 @@ The loop (Lightning's) and the mathematics (the method's) are left out. A recipe
 callback of the same class as a default one replaces it.
 """
 
-import logging
 import os
 import platform
-import signal
-import threading
 import time
-import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,20 +19,23 @@ import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore[reportPrivateImportUsage] - its public home
 
 from glpretrain import __version__, modalities
 from glpretrain.callbacks import KeepRefused, LogViews, RunEvaluators, RunProgress, Throughput, TrainingHealth, default_loggers, finish
 from glpretrain.cli.init_from import InitFrom, Origin
-from glpretrain.cli.parsing import parse
+from glpretrain.cli.parsing import parse, require_one_recipe
+from glpretrain.cli.run_folder import RunFolder
+from glpretrain.cli.trainer import interruptible, quiet, refusals, require_callbacks, require_settings
 from glpretrain.core.files import part_file, write_json
 from glpretrain.core.imports import imported
 from glpretrain.data.module import DataModule
+from glpretrain.data.orders import Shuffled
 from glpretrain.data.own import source_for, source_spec
 from glpretrain.data.views import ViewMaker
 from glpretrain.methods.base import Method
-from glpretrain.runs import Run, find_recipe, new_folder, recipe_name
+from glpretrain.runs import Run, find_recipe, recipe_name, require_outside, without_links
 from glpretrain.weights import export
 
 _CHECKPOINT_EVERY = 1000  # steps; a run that is cut short loses no more
@@ -54,20 +53,36 @@ class Training(LightningCLI):
     datamodule: DataModule
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        self.folder: Path | None = None  # None in every process but the first: only that one writes
+        self.run_folder: RunFolder | None = None  # None in every process but the first: only that one writes
+        self.loggers: list[Logger] = []  # those of every run
         self.origin: Origin | None = None  # None: the run starts from random weights
-        super().__init__(
-            Method,
-            DataModule,
-            save_config_callback=None,
-            seed_everything_default=0,
-            subclass_mode_model=True,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            run=False,
-            parser_kwargs={"exit_on_error": False, "prog": "glpretrain fit", "description": "Train what --config FILE describes."},
-            args=list(arguments),
-        )
+        with self._leaving_nothing_behind():
+            super().__init__(
+                Method,
+                DataModule,
+                save_config_callback=None,
+                seed_everything_default=0,
+                subclass_mode_model=True,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                run=False,
+                parser_kwargs={"exit_on_error": False, "prog": "glpretrain fit", "description": "Train what --config FILE describes."},
+                args=list(arguments),
+            )
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's folder in the first process."""
+        return None if self.run_folder is None else self.run_folder.path
+
+    @contextmanager
+    def _leaving_nothing_behind(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:  # an interrupt too
+            if self.run_folder is not None:
+                self.run_folder.leave(self.loggers)
+            raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What a run has beyond the method, the data and the trainer."""
@@ -85,6 +100,15 @@ class Training(LightningCLI):
         self.config = parse(parser, args)
         if not self.config.config:
             raise ValueError("--config is missing; give the path of a recipe, or use `glpretrain pretrain RECIPE`")
+        if self.config.ckpt_path is not None:  # `latest` moves while the run goes on
+            self.config.ckpt_path = without_links(self.config.ckpt_path)
+        if isinstance(self.config.init_from, Namespace):
+            self.config.init_from.path = without_links(self.config.init_from.path)
+        elif self.config.init_from is not None:
+            self.config.init_from = without_links(self.config.init_from)
+        require_settings(self.config.trainer)
+        require_one_recipe(self.config.config)
+        require_outside("runs", Path(self.config.runs), given=_read_folders(self.config.data))
         checkpoint = self.config.ckpt_path
         if checkpoint is not None and not Path(checkpoint).is_file():
             raise ValueError(f"ckpt_path: {checkpoint} is not a file; accepted: a checkpoint (.ckpt) of the same method")
@@ -103,26 +127,37 @@ class Training(LightningCLI):
             self.origin = Origin(self.config.init_from, in_chans=encoder.init_args.get("in_chans"))
             self.origin.complete(encoder)
 
+    def instantiate_classes(self) -> None:
+        """Build what the configuration names. Nothing but settings goes in, so whatever fails here is one of them.
+
+        Raises:
+            ValueError: says what could not be built.
+        """
+        try:
+            super().instantiate_classes()
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(f"these settings cannot be built: {error or type(error).__name__}") from error
+
     def instantiate_trainer(self, **kwargs: object) -> pl.Trainer:
         """The trainer, with the callbacks and loggers of every run."""
         if self.origin is not None:  # here: what does not fit is refused before a run folder is made
             self.origin.start(self.model)
         assert isinstance(self.config_init, Namespace)
         given = self.config_init.trainer
-        if given.default_root_dir is not None:
-            raise ValueError(f"trainer.default_root_dir={given.default_root_dir} would be ignored; --runs says where run folders go")
         if _is_first_process():
-            self.folder = new_folder(self.recipe, runs=Path(self.config.runs))
-            kwargs["default_root_dir"] = str(self.folder)
+            self.run_folder = RunFolder(self.recipe, runs=Path(self.config.runs))
+            folder = self.run_folder.path
+            kwargs["default_root_dir"] = str(folder)
             if given.logger in (None, True):
-                kwargs["logger"] = default_loggers(self.folder, recipe=self.recipe)
-            with part_file(self.folder / "config.yaml") as part:
+                kwargs["logger"] = self.loggers = default_loggers(folder, recipe=self.recipe)
+            with part_file(folder / "config.yaml") as part:
                 self.parser.save(self.config, part, overwrite=True)
         elif given.logger in (None, True):
             kwargs["logger"] = False
         if given.enable_model_summary is None:
             kwargs["enable_model_summary"] = False  # `fit` says it in one line
-        own = given.callbacks or []
+        own = given.callbacks if isinstance(given.callbacks, list) else [] if given.callbacks is None else [given.callbacks]
+        require_callbacks(own)
         kwargs["callbacks"] = [*own, *self._default_callbacks(given, own)]
         return super().instantiate_trainer(**kwargs)
 
@@ -136,8 +171,9 @@ class Training(LightningCLI):
         callbacks += [self.throughput, self.health]
         if given.enable_progress_bar is not False:
             callbacks.append(RunProgress(self.throughput))
-        if self.folder is not None:
-            callbacks += [LogViews(self.folder / "views.png"), KeepRefused(self.folder)]
+        if self.run_folder is not None:
+            folder = self.run_folder.path
+            callbacks += [LogViews(folder / "views.png"), KeepRefused(folder), self.run_folder]
         if given.enable_checkpointing is not False:
             folder = None if self.folder is None else self.folder / "checkpoints"
             options = {"filename": "last", "every_n_train_steps": _CHECKPOINT_EVERY, "enable_version_counter": False}
@@ -153,8 +189,10 @@ class Training(LightningCLI):
         if self.folder is not None:
             print(self._summary(), flush=True)
         start = time.perf_counter()
-        with _interruptible(self.trainer):
+        with self._leaving_nothing_behind(), interruptible(self.trainer):
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path)
+            if self.trainer.global_step == 0:
+                raise ValueError("trainer: the run ended before its first step; look at max_time and limit_train_batches")
         seconds = time.perf_counter() - start
         folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
         if self.config.trainer.enable_checkpointing is not False:
@@ -165,6 +203,8 @@ class Training(LightningCLI):
             export(self.model.backbone(), folder / "backbone", source=source)
             write_json(folder / "results.json", self._results(seconds))
             finish(self.trainer.loggers)
+            assert self.run_folder is not None
+            self.run_folder.show()
             if refused := self.model.step.num_refused:
                 print(f"{refused} of {self.trainer.global_step} steps had a loss or gradient that was not finite, and moved nothing")
             print(f"results, checkpoint and backbone: {folder}", flush=True)
@@ -175,11 +215,15 @@ class Training(LightningCLI):
         card = self.model.encoder.card
         size = modalities.get(card.modality).describe_size(card)
         start = "" if self.origin is None else f"init_from: {self.origin.name}: {self.origin.transfer}\n"
+        data, accumulated = self.datamodule, self.trainer.accumulate_grad_batches
+        together = data.batch_size * self.trainer.world_size
+        in_batches = f" in {accumulated} batches of {together}" if accumulated > 1 else ""
+        left_out = len(data.source) % (together * accumulated) if isinstance(data.order, Shuffled) else 0
         trained = sum(parameter.numel() for parameter in self.model.student.parameters() if parameter.requires_grad)
         return (
             f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {size}, "
-            f"{trained / 1e6:.1f} M parameters with heads; {len(self.datamodule.source)} items of {self.datamodule.source.name}, "
-            f"{self.datamodule.batch_size * self.trainer.world_size} a step\n"
+            f"{trained / 1e6:.1f} M parameters with heads; {len(data.source)} items of {data.source.name}, "
+            f"{together * accumulated} a step{in_batches}{f', {left_out} left out of each epoch' if left_out else ''}\n"
             f"{start}run folder: {self.folder}"
         )
 
@@ -212,42 +256,16 @@ class Training(LightningCLI):
         }
 
 
+def _read_folders(data: Namespace) -> list[str]:
+    """The folders that the sources of a configuration name."""
+    sources = [data[role] for role in ("source", "labelled", "labelled_test", "masked") if data[role] is not None]
+    return [value for source in sources for value in source.init_args.values() if isinstance(value, str) and os.path.isdir(value)]
+
+
 def _is_first_process() -> bool:
     """Known before the trainer is: a launcher says it in the environment, and without one there is a single process so far."""
     rank = rank_zero_only.rank  # pyright: ignore[reportFunctionMemberAccess] - Lightning keeps it there
     return rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
-
-
-@contextmanager
-def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Undo what Lightning makes of an interrupt: an exit, which ends a notebook too, with every later interrupt ignored."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as stop:
-        if not trainer.interrupted:
-            raise
-        if in_main_thread:
-            signal.signal(signal.SIGINT, handler)
-        finish(trainer.loggers)
-        raise KeyboardInterrupt from stop
-
-
-def _quiet() -> None:
-    """Without advertisements and warnings about what is on purpose."""
-    for message in (
-        ".*does not have many workers.*",  # decoded items in memory need none
-        ".*in eval mode at the start of training.*",  # the teacher's
-        ".*is smaller than the logging interval.*",  # the interval counts steps, whatever an epoch is
-        ".*isinstance.treespec, LeafSpec.*",  # Lightning's own
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_advertisement)
-
-
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "litlogger" not in record.getMessage()
 
 
 def train(arguments: Sequence[str]) -> Run:
@@ -256,11 +274,9 @@ def train(arguments: Sequence[str]) -> Run:
     Args:
         arguments: words of the command line; `glpretrain fit --help` lists what there is.
     """
-    _quiet()
-    try:
+    quiet()
+    with refusals():
         return Training(arguments).fit()
-    except MisconfigurationException as error:  # such as accelerator: gpu where there is none
-        raise ValueError(f"trainer: {error}") from error
 
 
 def pretrain(
@@ -274,7 +290,7 @@ def pretrain(
     """Train a recipe by name, evaluate before and after, export.
 
     Everything lands in runs/<recipe>/<time>/; runs/<recipe>/latest points at it. Any other argument overrides the recipe, as in
-      glpretrain pretrain mmc --trainer.max_steps 100 --model.init_args.lr.base 1e-3
+      glpretrain pretrain mmc --trainer.max_steps 100 --model.init_args.optimization.lr.base 1e-3
     `glpretrain fit --help` lists what there is.
 
     Args:

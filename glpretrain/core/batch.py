@@ -45,3 +45,4 @@ class Uses(NamedTuple):
     num_views: int | None = None  # None: any number
     needs: tuple[str, ...] = ()  # parts that must be there
     takes: tuple[str, ...] = ()  # parts that may be there
+    paired_with: tuple[str, ...] = ()  # groups, this one too, that hold at least two views together: one is compared with another

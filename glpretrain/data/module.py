@@ -163,6 +163,7 @@ class DataModule(LightningDataModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
             seed=self.seed,
+            num_accumulated=self.trainer.accumulate_grad_batches,
             on_epoch=self._begin_epoch,
         )
         # Only the first process knows the run's folder at the start; the others would write their lists elsewhere.
@@ -186,9 +187,9 @@ class DataModule(LightningDataModule):
     def _begin_epoch(self, batches: EpochBatches) -> None:
         """Tell Lightning the length of this epoch; by itself it keeps that of the first one."""
         assert self.trainer is not None
-        loop = self.trainer.fit_loop
-        limit = self.trainer.limit_train_batches
-        self._epoch_length = min(len(batches), limit) if isinstance(limit, int) else int(len(batches) * (limit or 1.0))
+        loop, limit = self.trainer.fit_loop, self.trainer.limit_train_batches
+        limited = min(len(batches), limit) if isinstance(limit, int) else int(len(batches) * (limit or 1.0))
+        self._epoch_length = batches.whole_steps(limited)
         if loop._combined_loader is not None:  # it would stop at the length of the run's first epoch
             loop._combined_loader.limits = [self._epoch_length]
         loop.max_batches = self._epoch_length
@@ -263,6 +264,7 @@ class DataModule(LightningDataModule):
         """The position of the run in its data."""
         assert self.trainer is not None and self._batches is not None
         epoch, done = self._batches.position.epoch, self._batches_processed() - self._epoch_start
+        done -= done % self._batches.num_accumulated  # a step that was stopped begins again: no checkpoint holds gradients
         if done >= self.trainer.fit_loop.max_batches:
             epoch, done = epoch + 1, 0
         return {"epoch": epoch, "batches_done": done, "order": self.order.state_dict(), **self._identity()}

@@ -71,7 +71,8 @@ class EpochBatches(DistributedSampler):
     """The batches of each epoch, as lists of dataset indices.
 
     Global batch t is the t-th contiguous slice of the epoch's items, and rank r takes the slice's r-th part: two processes with B items
-    each see the items of one process with 2B, in the same order. The last items that do not fill a global batch are left out.
+    each see the items of one process with 2B, in the same order. The last items that do not fill a step, which is one global batch or as
+    many as are accumulated, are left out: every step is made of equally many items.
 
     It is a `DistributedSampler` only to tell Lightning that the items are already divided between the processes.
 
@@ -82,10 +83,11 @@ class EpochBatches(DistributedSampler):
         rank: number of this process.
         world_size: number of processes.
         seed: seed of the run.
+        num_accumulated: number of global batches that one optimizer step accumulates.
         on_epoch: function that is called with this object when an epoch begins; epochs may differ in length.
 
     Raises:
-        ValueError: an epoch has fewer items than one global batch.
+        ValueError: an epoch has fewer items than one step.
     """
 
     def __init__(
@@ -97,10 +99,11 @@ class EpochBatches(DistributedSampler):
         rank: int,
         world_size: int,
         seed: int,
+        num_accumulated: int = 1,
         on_epoch: Callable[["EpochBatches"], None] | None = None,
     ) -> None:
         super().__init__(_Length(length), num_replicas=world_size, rank=rank, seed=seed)
-        self.order, self.length, self.batch_size = order, length, batch_size
+        self.order, self.length, self.batch_size, self.num_accumulated = order, length, batch_size, num_accumulated
         self.on_epoch = on_epoch
         self._resumed = Position(0, 0)
         self._planned: tuple[int, Epoch] | None = None
@@ -146,13 +149,27 @@ class EpochBatches(DistributedSampler):
                     f"DataModule: an epoch has {len(planned.indices)} items, fewer than one batch of {together}"
                     f" ({self.batch_size} in each of {self.num_replicas} processes); lower batch_size or give more items"
                 )
+            self.whole_steps(len(planned.indices) // together)
             self._planned = epoch, planned
         return self._planned[1]
 
     def __len__(self) -> int:
         """Number of batches of the whole epoch, also after a resume: Lightning counts those that were done before."""
         assert self._planned is not None
-        return len(self._planned[1].indices) // (self.batch_size * self.num_replicas)
+        return self.whole_steps(len(self._planned[1].indices) // (self.batch_size * self.num_replicas))
+
+    def whole_steps(self, num_batches: int) -> int:
+        """The largest number of batches, out of these, that makes whole steps; Lightning would take a step of those that are left over.
+
+        Raises:
+            ValueError: there are fewer than one step accumulates.
+        """
+        if num_batches < self.num_accumulated:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches={self.num_accumulated}: an epoch has {num_batches} batches of"
+                f" {self.batch_size * self.num_replicas} items, fewer than one step accumulates; lower it or batch_size"
+            )
+        return num_batches - num_batches % self.num_accumulated
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch, first = self.position

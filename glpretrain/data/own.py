@@ -26,13 +26,8 @@ class SourceSpec(NamedTuple):
     init_args: dict[str, str | int]
 
     def arguments(self, name: str) -> list[str]:
-        """The source as an argument of the command line, under this name. In JSON, so that a name is never read as YAML.
-
-        A recipe's own source of the same class may have a `split`, which must not be asked of the user's folder.
-        """
-        split = inspect.signature(imported(self.class_path)).parameters.get("split")
-        unset = {"split": None} if split is not None and split.default is None else {}
-        return [f"--{name}={json.dumps({'class_path': self.class_path, 'init_args': {**self.init_args, **unset}})}"]
+        """The source as arguments of the command line, under this name; written in full, so that it replaces the recipe's."""
+        return [f"--{name}", json.dumps(self._asdict())]
 
 
 def source_for(path: str | Path, modality: str) -> str:

@@ -85,6 +85,13 @@ def check_uses(method: str, uses: Mapping[str, Uses], made: Mapping[str, Made]) 
         for name in missing:
             setting = _setting(name)
             raise ValueError(f"{method} needs {setting.name}: set it, for example to {setting.example}")
+        paired = [group.num_views for name, group in made.items() if any(fnmatchcase(name, other) for other in use.paired_with)]
+        if use.paired_with and sum(paired) < 2:
+            others = " or ".join(_setting(name).name for name in use.paired_with if name != pattern)
+            raise ValueError(
+                f"{method} compares a {pattern} view of the teacher with another view of the student, so it needs at least two views of an"
+                f" item, not {sum(paired)}: set count: 2 in {_setting(pattern).name}" + (f", or add {others}" if others else "")
+            )
         for name, group in groups.items():
             if use.num_views not in (None, group.num_views):
                 raise ValueError(f"{method} needs {use.num_views} {name} views, not {group.num_views}: set count in {_setting(name).name}")

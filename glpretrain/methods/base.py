@@ -3,6 +3,7 @@
 Left out: evaluation and export (`callbacks`), augmentation (`data`), learning rates and clipping (`training.optim`), loops (Lightning).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
@@ -17,7 +18,7 @@ from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.transfer import Transfer, copy_backbone
 from glpretrain.training.branch import Branch
-from glpretrain.training.checks import identity, require_end, require_same_run
+from glpretrain.training.checks import begin_step_again, identity, require_end, require_same_run
 from glpretrain.training.memory import broadcast_states, keep_from_ddp
 from glpretrain.training.optim import Optimization, TrunkRelease, gradient_norms
 from glpretrain.training.step import Step
@@ -38,7 +39,7 @@ class Method(pl.LightningModule, ABC):
         optimization: learning rates, weight decay, clipping, and which parameters do not learn yet.
 
     Raises:
-        ValueError: the names in `weights` are not the method's terms.
+        ValueError: the names in `weights` are not the method's terms, or a weight or the momentum is out of range.
     """
 
     terms: tuple[str, ...]  # set by the class, or before this constructor where they depend on arguments
@@ -56,6 +57,10 @@ class Method(pl.LightningModule, ABC):
         weights = dict.fromkeys(self.terms, 1.0) if weights is None else weights
         if set(weights) != set(self.terms):
             raise ValueError(f"weights: {sorted(weights)} given; {type(self).__name__} needs one weight for each of {sorted(self.terms)}")
+        if wrong := {name: weight for name, weight in weights.items() if not 0.0 <= weight < math.inf}:
+            raise ValueError(f"weights: {wrong} given; accepted: numbers from 0 on")
+        if momentum is not None:
+            momentum.require("momentum", most=1.0)
         self.weights = weights
         self.momentum = momentum
         self.optimization = optimization
@@ -117,7 +122,10 @@ class Method(pl.LightningModule, ABC):
         return (self.current_epoch * per_epoch + done) / ((self.trainer.max_epochs or 1) * per_epoch)
 
     def setup(self, stage: str) -> None:
-        """Look at settings that would be ignored, and keep states away from DistributedDataParallel."""
+        """Look at settings that would be ignored or are out of range, and keep states away from DistributedDataParallel."""
+        for name, value in vars(self).items():
+            if isinstance(value, Schedule) and name.endswith("temp"):
+                value.require(name, positive=True)
         if self.optimization.trunk is not None and self.trunk is None:
             raise ValueError("optimization.trunk would be ignored: the run starts from random weights; leave it out, or give init_from")
         keep_from_ddp(self)
@@ -199,13 +207,16 @@ class Method(pl.LightningModule, ABC):
         self.step.is_moving = False
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Add what export and resume need.
+        """Add what export and resume need; a step that is not complete begins again after a resume.
 
         Raises:
             ValueError: the step was interrupted after the optimizer had moved and before the teacher and all states had.
         """
         if self.step.is_moving:
             raise ValueError(f"checkpoint: step {self.global_step} was interrupted half way; the checkpoint before it is kept")
+        if self.step.is_open:
+            checkpoint["state_dict"] |= self.step.buffers_before
+            begin_step_again(checkpoint, num_accumulated=self.trainer.accumulate_grad_batches)
         checkpoint |= {"encoder_card": self.encoder.card.to_json(), **identity(self)}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:

@@ -49,7 +49,11 @@ class DCGLR(Method):
     """
 
     terms = ("cls", "contrast")
-    uses: ClassVar = {"global": Uses(), "local": Uses(required=False), "coarse_*": Uses(required=False)}
+    uses: ClassVar = {
+        "global": Uses(paired_with=("global", "local", "coarse_*")),
+        "local": Uses(required=False),
+        "coarse_*": Uses(required=False),
+    }
 
     def __init__(
         self,

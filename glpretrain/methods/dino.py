@@ -40,7 +40,7 @@ class DINO(Method):
     """
 
     terms = ("cls",)
-    uses: ClassVar = {"global": Uses(), "local": Uses(required=False)}
+    uses: ClassVar = {"global": Uses(paired_with=("global", "local")), "local": Uses(required=False)}
 
     def __init__(
         self,

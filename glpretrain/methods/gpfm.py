@@ -61,7 +61,7 @@ class GPFM(Method):
         ValueError: an expert's name cannot name a module, or `weights` has other names than the terms.
     """
 
-    uses: ClassVar = {"global": Uses(needs=("mask",)), "local": Uses(required=False)}
+    uses: ClassVar = {"global": Uses(needs=("mask",), paired_with=("global", "local")), "local": Uses(required=False)}
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ class IBOT(Method):
     """
 
     terms = ("cls", "patch")
-    uses: ClassVar = {"global": Uses(needs=("mask",)), "local": Uses(required=False)}
+    uses: ClassVar = {"global": Uses(needs=("mask",), paired_with=("global", "local")), "local": Uses(required=False)}
 
     def __init__(
         self,

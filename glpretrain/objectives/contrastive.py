@@ -22,7 +22,7 @@ class InfoNCE(Objective):
 
     def __init__(self, *, temp: float = 0.2) -> None:
         super().__init__()
-        if temp <= 0.0:
+        if not temp > 0.0:
             raise ValueError(f"temp: accepted are values above 0, not {temp}")
         self.temp = temp
 
@@ -61,7 +61,7 @@ class QueueInfoNCE(Objective):
 
     def __init__(self, *, dim: int, queue_size: int = 65536, temp: float = 0.2) -> None:
         super().__init__()
-        if temp <= 0.0:
+        if not temp > 0.0:
             raise ValueError(f"temp: accepted are values above 0, not {temp}")
         self.temp = temp
         self.queue = FeatureQueue(queue_size, dim, unit=True)
@@ -109,7 +109,7 @@ class PatchInfoNCE(Objective):
 
     def __init__(self, *, temp: float = 0.2, max_distance: float = 0.75) -> None:
         super().__init__()
-        if temp <= 0.0 or max_distance <= 0.0:
+        if not (temp > 0.0 and max_distance > 0.0):
             raise ValueError(f"temp and max_distance: accepted are values above 0, not {temp} and {max_distance}")
         self.temp = temp
         self.max_distance = max_distance
@@ -155,7 +155,7 @@ class NPair(Objective):
 
     def __init__(self, *, scale: float = 64.0, student_temp: float = 0.1) -> None:
         super().__init__()
-        if scale <= 0.0 or student_temp <= 0.0:
+        if not (scale > 0.0 and student_temp > 0.0):
             raise ValueError(f"scale and student_temp: accepted are values above 0, not {scale} and {student_temp}")
         self.scale, self.student_temp = scale, student_temp
 

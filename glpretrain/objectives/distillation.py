@@ -86,6 +86,8 @@ class Distillation(Objective):
         sinkhorn_iterations: int | None = None,
     ) -> None:
         super().__init__()
+        if not student_temp > 0.0:
+            raise ValueError(f"student_temp: accepted are values above 0, not {student_temp}")
         if sinkhorn_iterations is not None and sinkhorn_iterations < 1:
             raise ValueError(f"sinkhorn_iterations: at least 1, or null for a centre, not {sinkhorn_iterations}")
         self.student_temp = student_temp

@@ -1,7 +1,10 @@
 """Refuses a run without an end, and a checkpoint from another method, with other experts, or another start."""
 
+import json
+
 from torch import nn
 
+from glpretrain.encoders.base import Encoder
 from glpretrain.training.teacher import FrozenTeacher
 from glpretrain.training.warm_start import Trunk
 
@@ -37,7 +40,38 @@ def require_same_run(method: nn.Module, checkpoint: dict) -> None:
         before, now = (found.get(name, "none")[:12] for found in (written, present))
         if before != now:
             raise ValueError(f"checkpoint: its {name} has the weights {before}, this run's {now}; give the same experts")
+    require_same_shapes(method, checkpoint)
     from_weights = any(name.startswith("trunk.") for name in checkpoint["state_dict"])
     if from_weights is not any(isinstance(module, Trunk) for module in method.children()):
         how = "with" if from_weights else "without"
         raise ValueError(f"checkpoint: it was written {how} init_from; resume it {how} init_from")
+
+
+def require_same_shapes(method: nn.Module, checkpoint: dict) -> None:
+    """Refuse a checkpoint of another encoder or of other heads.
+
+    Raises:
+        ValueError: names an argument of the encoder that differs, or else the first tensor that does.
+    """
+    written, own = ({name: tuple(one.shape) for name, one in held.items()} for held in (checkpoint["state_dict"], method.state_dict()))
+    differ = [name for name in {**own, **written} if written.get(name) != own.get(name) and not name.startswith("trunk.")]
+    if not differ:
+        return
+    card = next((module.card for module in method.modules() if isinstance(module, Encoder)), None)
+    before, now = checkpoint.get("encoder_card", {}).get("arguments", {}), {} if card is None else card.to_json()["arguments"]
+    for name in sorted(before.keys() & now.keys()) if any(".encoder." in name for name in differ) else ():
+        if json.dumps(before[name]) != json.dumps(now[name]):  # JSON knows lists only
+            raise ValueError(f"checkpoint: its encoder has {name} = {before[name]}, this run's {now[name]}; give the same encoder")
+    shapes = [" x ".join(map(str, held[differ[0]])) or "one number" if differ[0] in held else "not there" for held in (written, own)]
+    raise ValueError(
+        f"checkpoint: {differ[0]} is {shapes[0]} in it and {shapes[1]} in this run ({len(differ)} tensors differ);"
+        " give the settings of the model that it was written with"
+    )
+
+
+def begin_step_again(checkpoint: dict, *, num_accumulated: int) -> None:
+    """Take the micro-batches of a step that is not complete out of the count of a checkpoint: its gradients are not in there."""
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    begun = batches["current"]["processed"] % num_accumulated
+    for part in ("total", "current") if begun else ():
+        batches[part] |= dict.fromkeys(batches[part], batches[part]["processed"] - begun)

@@ -136,6 +136,8 @@ class Prototypes(nn.Module):
 
     def __init__(self, in_dim: int, *, num_prototypes: int, train_gain: bool = False) -> None:
         super().__init__()
+        if num_prototypes < 1:
+            raise ValueError(f"num_prototypes: {num_prototypes} given; a head needs at least 1")
         self.directions = nn.Parameter(torch.empty(num_prototypes, in_dim))
         # Rows of length 0.577 whatever the width, as in the official layer (torch's default for a linear layer). AdamW's step
         # does not grow with a row, so longer rows would turn more slowly.

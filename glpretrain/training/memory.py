@@ -127,3 +127,13 @@ def keep_from_ddp(module: nn.Module) -> None:
 def states_of(module: nn.Module) -> list[State]:
     """All states inside a module."""
     return [part for part in module.modules() if isinstance(part, State)]
+
+
+def moving_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a checkpoint that a forward pass may move, such as the statistics of batch norm; those of states it leaves alone."""
+    found: dict[str, Tensor] = {}
+    for prefix, part in module.named_modules():
+        if part.training and part._buffers and not isinstance(part, State):
+            held = {name: buffer for name, buffer in part._buffers.items() if name not in part._non_persistent_buffers_set}
+            found |= {f"{prefix}.{name}".lstrip("."): buffer for name, buffer in held.items() if buffer is not None}
+    return found

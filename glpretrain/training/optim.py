@@ -36,7 +36,9 @@ class Clip:
     max_norm: float | Schedule = 3.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.max_norm, float | int) and self.max_norm <= 0.0:
+        if isinstance(self.max_norm, Schedule):
+            self.max_norm.require("clip: max_norm", positive=True)
+        elif not self.max_norm > 0.0:
             raise ValueError(f"clip: max_norm is {self.max_norm}; accepted are values above 0, or a clip of null for none")
 
 
@@ -66,7 +68,7 @@ class TrunkRelease:
         for name, value in (("frozen", self.frozen), ("ramp", self.ramp), ("window", self.window)):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"trunk: {name} is a share of the run in [0, 1), not {value}")
-        if self.tolerance is not None and (self.tolerance <= 0.0 or self.window == 0.0):
+        if self.tolerance is not None and (not self.tolerance > 0.0 or self.window == 0.0):
             raise ValueError(f"trunk: tolerance {self.tolerance} and window {self.window}; both are shares above 0")
 
 
@@ -102,6 +104,10 @@ class Optimization:
     max_refused: int = 10
 
     def __post_init__(self) -> None:
+        self.lr.require("optimization: lr")
+        self.weight_decay.require("optimization: weight_decay")
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"optimization: betas are in [0, 1), not {self.betas}")
         for name, value in (("layer_decay", self.layer_decay), ("patch_lr", self.patch_lr)):
             if value is not None and not 0.0 < value <= 1.0:
                 raise ValueError(f"optimization: {name} is in (0, 1], not {value}")

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from glpretrain.training.memory import states_of
+from glpretrain.training.memory import moving_buffers, states_of
 
 
 class Step:
@@ -30,13 +30,13 @@ class Step:
         self._in_a_row = 0
         self.terms: list[dict[str, Tensor]] = []  # of the micro-batches of the step at hand, or of the one that has just ended
         self.is_open = False  # True from the first micro-batch of a step to its end
-        self._buffers: list[tuple[Tensor, Tensor]] = []  # statistics of batch norms, which a forward pass moves, and their values before
+        self.buffers_before: dict[str, Tensor] = {}  # what a forward pass moves, such as statistics of batch norms, before this step
 
     def begin(self, method: nn.Module) -> None:
         """Remember what a forward pass moves; called before every micro-batch, and acts at the first one of a step."""
         if not self.is_open:
             self.is_open, self.terms = True, []
-            self._buffers = [(buffer, buffer.clone()) for buffer in _running_statistics(method)]
+            self.buffers_before = {name: buffer.clone() for name, buffer in moving_buffers(method).items()}
 
     def keep(self, terms: dict[str, Tensor]) -> None:
         """Keep the terms of a micro-batch, Float[] each, averaged over the processes."""
@@ -79,16 +79,11 @@ class Step:
     def end(self, method: nn.Module, *, progress: float) -> None:
         """Move the states after the optimizer, or drop what they gathered and put the statistics back if the step was refused."""
         if self.reason:
-            for buffer, before in self._buffers:
-                buffer.copy_(before)
+            for name, buffer in moving_buffers(method).items():
+                buffer.copy_(self.buffers_before[name])
         for state in states_of(method):
             if self.reason:
                 state.discard()
             else:
                 state.advance(progress)
-        self.is_open, self._buffers = False, []
-
-
-def _running_statistics(method: nn.Module) -> list[Tensor]:
-    norms = [module for module in method.modules() if isinstance(module, nn.modules.batchnorm._NormBase) and module.training]
-    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        self.is_open, self.buffers_before = False, {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Unpack
 
 from glpretrain.encoders import Encoder
-from glpretrain.weights.files import read_content, read_json
+from glpretrain.weights.files import listed, read_content, read_json
 from glpretrain.weights.fitting import fit
 from glpretrain.weights.folders import CARD, LIBRARY_CONFIG, read_own_checkpoint, read_own_folder
 from glpretrain.weights.names import FILES
@@ -90,7 +90,7 @@ def _read_folder(folder: Path) -> LoadedWeights:
         return read_timm_folder(folder)
     raise ValueError(
         f"load_backbone: {folder} has no {CARD}, and no {LIBRARY_CONFIG} with architecture (timm) or model_type (Hugging Face); "
-        f"found: {sorted(path.name for path in folder.iterdir())}"
+        f"found: {listed(sorted(path.name for path in folder.iterdir()))}"
     )
 
 

@@ -24,7 +24,7 @@ from glpretrain.cli.parsing import parse_verb, verb_parser
 from glpretrain.cli.training import Training, pretrain
 from glpretrain.core.imports import imported
 from glpretrain.core.types import EncoderCard
-from glpretrain.runs import find_recipe, new_folder, recipe_name, recipe_names
+from glpretrain.runs import find_recipe, new_folder, point_latest, recipe_name, recipe_names
 
 QUIET = ["--evaluate", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 
@@ -343,6 +343,8 @@ def test_two_processes_share_a_run_folder_and_have_the_losses_of_one(name: str, 
 def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:
     folders = {new_folder("mmc", runs=tmp_path) for _ in range(3)}
     assert len(folders) == 3
+    for folder in folders:
+        point_latest(folder)
     assert (tmp_path / "mmc" / "latest").resolve() in {folder.resolve() for folder in folders}
 
 

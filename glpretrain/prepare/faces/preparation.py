@@ -55,7 +55,8 @@ class _Images(Dataset[Outcome]):
     def __init__(self, folder: Path, out: Path, *, parser: FaceParser, detector: FaceDetector | None, size: int, margin: float) -> None:
         self.folder, self.out = folder, out
         self.parser, self.detector, self.size, self.margin = parser, detector, size, margin
-        self.names = [path.relative_to(folder) for path in find_images(folder)]
+        # Faces of an earlier run are no pictures to find faces in, where `out` lies in the folder.
+        self.names = [path.relative_to(folder) for path in find_images(folder) if not path.parent.resolve().is_relative_to(out.resolve())]
         if not self.names:
             raise ValueError(f"faces: no image in {folder}")
         self.targets = [(out / "images" / name.with_suffix(".png"), out / "regions" / name.with_suffix(".png")) for name in self.names]
@@ -114,8 +115,8 @@ class Preparation:
         workers: number of processes; None means one per core, at most 8; with 0, this process does the work.
 
     Raises:
-        ValueError: there is no image, two images would get the same name, a number is out of range, or `out` was written with other
-            settings.
+        ValueError: there is no image, two images would get the same name, a number is out of range, `out` is where the pictures are, or it
+            was written with other settings.
     """
 
     def __init__(
@@ -136,7 +137,11 @@ class Preparation:
         if workers is not None and workers < 0:
             raise ValueError(f"workers: {workers} given; accepted: at least 0")
         self.out = Path(out)
-        self._images = _Images(existing_folder(folder, "faces"), self.out, parser=parser, detector=detector, size=size, margin=margin)
+        folder = existing_folder(folder, "faces")
+        written = [(self.out / name).resolve() for name in ("images", "regions")]
+        if self.out.resolve() == folder.resolve() or any(folder.resolve().is_relative_to(path) for path in written):
+            raise ValueError(f"out: {self.out} would be written over the pictures in {folder}; give another folder")
+        self._images = _Images(folder, self.out, parser=parser, detector=detector, size=size, margin=margin)
         self._workers = min(usable_cores(), 8) if workers is None else workers
         detector_name = "whole image" if detector is None else type(detector).__name__
         self._settings: dict[str, object] = {"parser": type(parser).__name__, "detector": detector_name, "size": size, "margin": margin}

@@ -1,0 +1,106 @@
+"""Where Lightning's trainer is made to behave as the rest of the command line: interrupts, warnings and refusals.
+
+Which trainer a run gets is left out (`training`).
+"""
+
+import logging
+import signal
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytorch_lightning as pl
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore[reportPrivateImportUsage] - its public home
+
+from glpretrain.callbacks import finish
+
+_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
+_LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning_utilities"}
+
+
+def require_settings(given: Namespace) -> None:
+    """Refuse what Lightning accepts and a run here cannot do, or would ignore.
+
+    Args:
+        given: the `trainer` of a configuration.
+
+    Raises:
+        ValueError: names the setting, its value and what is accepted.
+    """
+    if given.precision is not None and str(given.precision) not in _PRECISIONS:
+        raise ValueError(f"trainer.precision={given.precision}: weights are kept in float32; accepted: {', '.join(_PRECISIONS)}")
+    if given.max_steps == -1 and given.max_epochs in (None, -1):
+        raise ValueError("trainer: give max_steps or max_epochs; the schedules need to know where the run ends")
+    for name in ("max_steps", "max_epochs", "limit_train_batches"):
+        if given[name] is not None and given[name] == 0:
+            raise ValueError(f"trainer.{name}=0: nothing would be trained; accepted: numbers above 0")
+    if given.accumulate_grad_batches < 1:
+        raise ValueError(f"trainer.accumulate_grad_batches={given.accumulate_grad_batches}; accepted: whole numbers from 1 on")
+    ignored = {
+        "default_root_dir": "--runs says where run folders go",
+        "gradient_clip_val": "set model.init_args.optimization.clip",
+        "gradient_clip_algorithm": "set model.init_args.optimization.clip",
+        "overfit_batches": "lower the number of items of the source, or set limit_train_batches",
+    }
+    for name, instead in ignored.items():
+        if given[name]:
+            raise ValueError(f"trainer.{name}={given[name]} would be ignored; {instead}")
+
+
+def require_callbacks(callbacks: list[pl.Callback]) -> None:
+    """Refuse a callback that would change how many batches a step has.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+        raise ValueError("trainer.callbacks: GradientAccumulationScheduler changes the batch during a run; set accumulate_grad_batches")
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Make a mistake in the settings of what Lightning itself refuses, whatever kind of error it raises."""
+    try:
+        yield
+    except (AttributeError, MisconfigurationException, ModuleNotFoundError, RuntimeError, TypeError, ValueError) as error:
+        innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if isinstance(error, MisconfigurationException) or _LIGHTNING & set(innermost.parts):
+            raise ValueError(f"trainer: {error}") from error
+        raise
+
+
+@contextmanager
+def interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Undo what Lightning makes of an interrupt: an exit, which ends a notebook too, with every later interrupt ignored."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if not trainer.interrupted:
+            raise
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
+        finish(trainer.loggers)
+        raise KeyboardInterrupt from stop
+
+
+def quiet() -> None:
+    """Without advertisements and warnings about what is on purpose."""
+    for message in (
+        ".*does not have many workers.*",  # decoded items in memory need none
+        ".*in eval mode at the start of training.*",  # the teacher's
+        ".*is smaller than the logging interval.*",  # the interval counts steps, whatever an epoch is
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning's own
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage()
