@@ -194,9 +194,9 @@ def test_classes_of_the_held_out_part_are_those_of_training(tmp_path: Path, capl
     for name in ("train/a/0", "train/b/0", "train/c/0", "val/a/0", "val/c/0", "val/new/0", "val/loose", "extra/0"):
         picture(tmp_path / f"{name}.png")
     split = ImageFolder(tmp_path).train_test_split()
-    assert split is not None and split[1].classes == ["a", "b", "c"]
-    assert [split[1][index].label for index in range(len(split[1]))] == [0, 2]
-    assert "2 of 4 images of" in caplog.text and "loose.png, new" in caplog.text and "not used: extra" in caplog.text
+    assert split is not None and split[0].classes == split[1].classes == ["a", "b", "c", "new"]  # what is scored is said with the scores
+    assert [split[1][index].label for index in range(len(split[1]))] == [0, 2, 3]
+    assert "1 of 4 images of" in caplog.text and "left out: loose.png" in caplog.text and "not used: extra" in caplog.text
 
 
 def test_a_held_out_part_without_labels_gives_no_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

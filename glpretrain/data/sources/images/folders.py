@@ -54,8 +54,8 @@ class ImageFolder(Source):
 
     The first-level subfolders are the classes, if there are at least two of them and every image is inside one. In a folder with
     `train/` and `val/` (also `training/`, `valid/`, `validation/`, `test/` or `testing/`, in capitals or not) the classes are the
-    subfolders of the former; images of `val/` in any other place are left out. JPEGs of more than 4096 pixels are decoded at a half, a
-    quarter or an eighth of their size.
+    subfolders of both, those of the former first; images of `val/` that are in no class folder are left out. JPEGs of more than 4096
+    pixels are decoded at a half, a quarter or an eighth of their size.
 
     Args:
         root: path of the folder.
@@ -89,14 +89,15 @@ class ImageFolder(Source):
     def _read_split(self, train_folder: Path, val_folder: Path, *, split: Literal["all", "train", "val"]) -> None:
         train, val = _found(train_folder), _found(val_folder)
         self.classes = _classes(train + val if split == "all" else train)
-        if split == "val" and self.classes:  # its classes are those of train/, so that a class has the same number in both
-            others = sorted({parts[0] for _, parts in val if len(parts) == 1 or parts[0] not in self.classes})
-            scored = [(path, parts) for path, parts in val if len(parts) > 1 and parts[0] in self.classes]
-            if not scored:  # such as a test part without labels
-                self.classes = []
-            elif others:
-                counts = f"{len(val) - len(scored)} of {len(val)} images of {val_folder} are in no class of {train_folder}"
-                say_once(f"ImageFolder: {counts} and are left out: {', '.join(others[:_MOST_NAMES])}")
+        if split == "val" and self.classes:
+            scored = [(path, parts) for path, parts in val if len(parts) > 1]
+            # The classes of train/ come first, so that a class has the same number in both; a test part may have no labels.
+            names = {parts[0] for _, parts in scored}
+            self.classes = [*self.classes, *sorted(names - set(self.classes))] if names else []
+            if names and len(scored) < len(val):
+                loose = [parts[0] for _, parts in val if len(parts) == 1]
+                counts = f"{len(loose)} of {len(val)} images of {val_folder} are in no class folder"
+                say_once(f"ImageFolder: {counts} and are left out: {', '.join(loose[:_MOST_NAMES])}")
                 val = scored
         self._files = {"all": train + val, "train": train, "val": val}[split]
         kept = (train_folder.name, val_folder.name)
@@ -135,8 +136,9 @@ class ImageFolder(Source):
         test = ImageFolder(self.root, channels=self.channels, split="val")
         if not test.classes:
             kept = [folder.name for folder in self._split_folders]
-            say_once(f"ImageFolder: no image of {self.root / kept[1]} is in a class of {kept[0]}/, so that it gives no scores")
+            say_once(f"ImageFolder: no image of {self.root / kept[1]} is in a class folder, so that it gives no scores")
             return None
+        train.classes = test.classes
         return train, test
 
 
