@@ -85,6 +85,7 @@ class GPFM(Method):
     ) -> None:
         experts = experts or {}
         self.terms = _terms(experts, weights)
+        self.in_batch = ("koleo",) if sinkhorn_iterations is None else ("cls", "patch", "koleo")
         weights = {name: 0.1 if name == "koleo" else 1.0 for name in self.terms} if weights is None else weights
 
         def head(count: int) -> nn.Sequential:
@@ -129,10 +130,12 @@ class GPFM(Method):
             teacher_patches = self.teacher_branch.heads[self._patch_head](seen.patches[hidden])  # [M K]
         views: list[Tensor] = [clean]
         masks: list[Tensor | None] = [hidden]
+        keys = [group.keys]
         if "local" in batch.views:
             views.append(batch.views["local"].items.flatten(0, 1))
             masks.append(None)
-        outputs = self.student.encode(views, mask=masks)
+            keys.append(batch.views["local"].keys)
+        outputs = self.student.encode(views, mask=masks, keys=keys)
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
         student_cls = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
         student_patches = self.student.heads[self._patch_head](outputs[0].patches[hidden])  # [M K]

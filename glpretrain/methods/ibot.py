@@ -84,10 +84,12 @@ class IBOT(Method):
             teacher_patches = teacher_head(seen.patches)  # [(G B) N K]: all of them, for the centre
         views: list[Tensor] = [clean]
         masks: list[Tensor | None] = [hidden]
+        keys = [group.keys]
         if "local" in batch.views:
             views.append(batch.views["local"].items.flatten(0, 1))
             masks.append(None)
-        outputs = self.student.encode(views, mask=masks)
+            keys.append(batch.views["local"].keys)
+        outputs = self.student.encode(views, mask=masks, keys=keys)
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
         selected = outputs[0].patches[hidden]  # [M D]
         logits = self.student.heads["shared"](torch.cat([cls, selected]))  # [(V B) + M, K]
