@@ -3,7 +3,7 @@
 Left out: the training loop (Lightning) and the momentum of the teacher (`Method`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,6 +85,10 @@ class Optimization:
         freeze_prototypes: share of the run in which prototypes do not learn (DINO: the first epoch).
         trunk: when the trunk learns in a run that starts from trained weights, where None is the default release; a run from random
             weights accepts None only.
+        chunk_size: number of views that the encoder sees at a time; None stands for all views of a batch. The activations inside the
+            encoder are kept for one chunk only, and are computed a second time for the gradients (Gao et al. 2021, GradCache). Heads and
+            losses see the whole batch, so the gradients are those of the whole batch, which accumulated micro-batches do not give where
+            a loss compares items.
 
     Raises:
         ValueError: a value out of range.
@@ -98,11 +102,14 @@ class Optimization:
     clip: Clip | None = Clip()
     freeze_prototypes: float = 0.0
     trunk: TrunkRelease | None = None
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("layer_decay", self.layer_decay), ("patch_lr", self.patch_lr)):
             if value is not None and not 0.0 < value <= 1.0:
                 raise ValueError(f"optimization: {name} is in (0, 1], not {value}")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"optimization: chunk_size is at least 1 view, or null for all, not {self.chunk_size}")
         if not 0.0 <= self.freeze_prototypes <= 1.0:
             raise ValueError(f"optimization: freeze_prototypes is a share of the run in [0, 1], not {self.freeze_prototypes}")
 
@@ -145,6 +152,22 @@ class Optimization:
         if self.clip is not None:
             max_norm = self.clip.max_norm(progress) if isinstance(self.clip.max_norm, Schedule) else self.clip.max_norm
             clip_gradients(method, mode=self.clip.mode, max_norm=max_norm)
+
+
+def changed_by_accumulation(terms: Sequence[str], *, count: int) -> str:
+    """The line that says which terms see a micro-batch only; empty where there are none.
+
+    Args:
+        terms: the method's `micro_batch_terms`.
+        count: number of micro-batches of a step.
+    """
+    if count == 1 or not terms:
+        return ""
+    return (
+        f"accumulate_grad_batches: {count}: {', '.join(terms)} see one micro-batch at a time, so their gradients are not those of the whole"
+        f" batch; for these, set it to 1, multiply data.batch_size by {count}, and give optimization.chunk_size (not with batch norm in the"
+        " encoder)\n"
+    )
 
 
 def parameter_groups(
