@@ -15,16 +15,20 @@ from torch import Tensor
 from glpretrain.cli.training import Training
 
 ITEMS, STEPS = 16, 3
+# Two blocks, the second of which drops paths.
+DROPPING = ("--model.init_args.encoder.init_args.depth", "2", "--model.init_args.encoder.init_args.drop_path_rate", "0.3")
 _ADAM_EPS = 1e-2  # far above rounding: with 1e-8, AdamW makes whole steps of gradients that are zero but for rounding
 Tensors = dict[str, Tensor]
 
 
 class Seen(NamedTuple):
-    """What a run has computed: the gradient of its first step, how far its parameters moved in all steps, and its other state."""
+    """What a run has computed: the gradient of its first step, how far its parameters moved in all steps, and its other state; and which
+    terms its method names."""
 
     gradient: Tensors
     moved: Tensors
     state: Tensors
+    micro_batch_terms: tuple[str, ...]
 
     def difference(self, other: "Seen") -> dict[str, float]:
         """Length of the difference, relative to the length of `self`, for gradients, weights, teacher and states."""
@@ -82,7 +86,9 @@ def fitted(recipe: Path, folder: Path, *arguments: str, batch_size: int = ITEMS)
         "--data.batch_size": str(batch_size),
         "--data.num_workers": "0",
     }
-    training = Training(["--config", str(shrunk(recipe, folder)), *(word for pair in settings.items() for word in pair), *arguments])
+    training = Training(
+        ["--config", str(shrunk(recipe, folder)), *(word for pair in settings.items() for word in pair), *DROPPING, *arguments]
+    )
     notes, model = _Notes(), training.model
     training.trainer.callbacks = [notes]
     training.trainer.fit(model, datamodule=training.datamodule)
@@ -90,7 +96,7 @@ def fitted(recipe: Path, folder: Path, *arguments: str, batch_size: int = ITEMS)
     parameters = dict(model.named_parameters())
     moved = {name: parameters[name].detach() - start for name, start in notes.start.items()}
     state = {name: value for name, value in model.state_dict().items() if name not in parameters and value.is_floating_point()}
-    return Seen(notes.gradient, {name: value for name, value in moved.items() if value.any()}, state)
+    return Seen(notes.gradient, {name: value for name, value in moved.items() if value.any()}, state, model.micro_batch_terms)
 
 
 def _process(rank: int, recipes: Sequence[Path], folder: Path, count: int, port: int) -> None:
