@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
-import torch.multiprocessing as mp
 from shrinking import shrunk
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from glpretrain.cli.training import Training
 
@@ -86,11 +86,10 @@ def fitted(recipe: Path, folder: Path, *arguments: str, batch_size: int = ITEMS)
         "--data.batch_size": str(batch_size),
         "--data.num_workers": "0",
     }
-    training = Training(
-        ["--config", str(shrunk(recipe, folder)), *(word for pair in settings.items() for word in pair), *DROPPING, *arguments]
-    )
+    given = [word for pair in settings.items() for word in pair]
+    training = Training(["--config", str(shrunk(recipe, folder)), *given, *DROPPING, *arguments])
     notes, model = _Notes(), training.model
-    training.trainer.callbacks = [notes]
+    training.trainer.callbacks[:] = [notes]  # pyright: ignore[reportAttributeAccessIssue]  Lightning sets it elsewhere
     training.trainer.fit(model, datamodule=training.datamodule)
     assert training.trainer.global_step == STEPS
     parameters = dict(model.named_parameters())
@@ -115,5 +114,5 @@ def in_processes(recipes: Sequence[Path], folder: Path, *, count: int) -> dict[s
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_process, args=(recipes, folder, count, port), nprocs=count)
+    spawn(_process, args=(recipes, folder, count, port), nprocs=count)
     return {recipe.stem: [Seen(*torch.load(folder / f"{recipe.stem}.{rank}.pt")) for rank in range(count)] for recipe in recipes}
