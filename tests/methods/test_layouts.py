@@ -68,7 +68,9 @@ def test_a_method_names_the_terms_that_see_a_micro_batch_only_and_draws_from_key
     assert torch.equal(state, torch.get_rng_state()), "a chunk drew from torch's generator"
 
 
-def test_the_line_at_the_start_names_the_terms() -> None:
+def test_the_line_at_the_start_names_the_terms(tmp_path: Path) -> None:
+    summary = build(ROOT / "gpfm.yaml", tmp_path, "--trainer.accumulate_grad_batches", "2")._summary()
+    assert "\naccumulate_grad_batches: 2: koleo see one micro-batch at a time" in summary
     assert changed_by_accumulation(("koleo",), count=1) == changed_by_accumulation((), count=4) == ""
     line = changed_by_accumulation(("cls", "koleo"), count=4)
     assert line.startswith("accumulate_grad_batches: 4: cls, koleo see one micro-batch at a time") and line.count("\n") == 1
