@@ -119,6 +119,6 @@ def test_a_run_in_several_processes_is_the_run_in_one(count: int, whole: Callabl
 
 
 def require_same(one: Seen, other: Seen) -> None:
-    """Equal but for sums in another order. A teacher has moved by a hundredth of the student, so rounding of its weights counts more."""
+    """Equal but for sums in another order. AdamW makes steps even of rounding, where a gradient is zero: of biases in front of a batch norm."""
     for part, difference in one.difference(other).items():
-        assert difference < (1e-3 if part == "teacher" else 1e-4), f"{part}: {difference}"
+        assert difference < (1e-3 if part in ("weights", "teacher") else 1e-5), f"{part}: {difference}"
