@@ -36,7 +36,6 @@ from glpretrain.data.own import source_for, source_spec
 from glpretrain.data.views import ViewMaker
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, find_recipe, new_folder, recipe_name, write_json
-from glpretrain.training.optim import changed_by_accumulation
 from glpretrain.weights import export
 
 _CHECKPOINT_EVERY = 1000  # steps; a run that is cut short loses no more
@@ -171,7 +170,7 @@ class Training(LightningCLI):
         card = self.model.encoder.card
         size = modalities.get(card.modality).describe_size(card)
         start = "" if self.origin is None else f"init_from: {self.origin.name}: {self.origin.transfer}\n"
-        changed = changed_by_accumulation(self.model.micro_batch_terms, count=self.trainer.accumulate_grad_batches)
+        changed = self.model.changed_by_accumulation(self.trainer.accumulate_grad_batches)
         trained = sum(parameter.numel() for parameter in self.model.student.parameters() if parameter.requires_grad)
         return (
             f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {size}, "

@@ -84,6 +84,16 @@ class Method(pl.LightningModule, ABC):
         """Terms whose gradient is another one when a batch is accumulated from micro-batches."""
         return self.terms if batch_norms(self.encoder) else self.in_batch
 
+    def changed_by_accumulation(self, count: int) -> str:
+        """The line that says what sees a micro-batch only, of `count` that make a step; empty where nothing does."""
+        if count == 1 or not self.micro_batch_terms:
+            return ""
+        return (
+            f"accumulate_grad_batches: {count}: {', '.join(self.micro_batch_terms)} see one micro-batch at a time, so their gradients are not"
+            f" those of the whole batch; for these, set it to 1, multiply data.batch_size by {count}, and give optimization.chunk_size (not"
+            " with batch norm in the encoder)\n"
+        )
+
     @property
     def teacher_branch(self) -> Branch:
         """The moving copy of the student; methods without momentum have none."""

@@ -3,7 +3,7 @@
 Left out: the training loop (Lightning) and the momentum of the teacher (`Method`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -152,22 +152,6 @@ class Optimization:
         if self.clip is not None:
             max_norm = self.clip.max_norm(progress) if isinstance(self.clip.max_norm, Schedule) else self.clip.max_norm
             clip_gradients(method, mode=self.clip.mode, max_norm=max_norm)
-
-
-def changed_by_accumulation(terms: Sequence[str], *, count: int) -> str:
-    """The line that says which terms see a micro-batch only; empty where there are none.
-
-    Args:
-        terms: the method's `micro_batch_terms`.
-        count: number of micro-batches of a step.
-    """
-    if count == 1 or not terms:
-        return ""
-    return (
-        f"accumulate_grad_batches: {count}: {', '.join(terms)} see one micro-batch at a time, so their gradients are not those of the whole"
-        f" batch; for these, set it to 1, multiply data.batch_size by {count}, and give optimization.chunk_size (not with batch norm in the"
-        " encoder)\n"
-    )
 
 
 def parameter_groups(
