@@ -89,9 +89,9 @@ class Method(pl.LightningModule, ABC):
         if count == 1 or not self.micro_batch_terms:
             return ""
         return (
-            f"accumulate_grad_batches: {count}: {', '.join(self.micro_batch_terms)} see one micro-batch at a time, so their gradients are not"
-            f" those of the whole batch; for these, set it to 1, multiply data.batch_size by {count}, and give optimization.chunk_size (not"
-            " with batch norm in the encoder)\n"
+            f"accumulate_grad_batches: {count}: {', '.join(self.micro_batch_terms)} see one micro-batch at a time, so their gradients are"
+            f" not those of the whole batch; for these, set it to 1, multiply data.batch_size by {count}, and give optimization.chunk_size"
+            " (not with batch norm in the encoder)\n"
         )
 
     @property
