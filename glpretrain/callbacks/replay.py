@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from glpretrain.core.batch import Batch
+from glpretrain.core.files import part_file
 from glpretrain.data.module import DataModule
 from glpretrain.encoders.base import Encoder
 from glpretrain.training.step import Step
@@ -87,7 +88,6 @@ class KeepRefused(pl.Callback):
             groups = {name: group._asdict() for name, group in batch.views.items()}
             parts.append({"index": batch.index, "weight": batch.weight, "views": groups})
         path = self.folder / "refused" / f"step-{trainer.global_step}-process-{trainer.global_rank}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         config = self.folder / "config.yaml"
         bundle = {
@@ -103,5 +103,6 @@ class KeepRefused(pl.Callback):
             "terms": pl_module.step.terms,
             "processes": trainer.world_size,
         }
-        torch.save(bundle, path)
+        with part_file(path) as part:
+            torch.save(bundle, part)
         return path

@@ -24,6 +24,7 @@ class ViewGroup(NamedTuple):
     corrupted: Tensor | None = None  # Float[V B *item]  the views with groups of inputs replaced (GMML)
     corruption: Tensor | None = None  # Bool[V B *inputs]  True: this pixel or point was replaced
     strong: Tensor | None = None  # Bool[B]  True: all views of this item are strongly augmented
+    keys: Tensor | None = None  # Int[V B]  what the encoder draws from, such as dropped paths, see `core.keys`
 
     def parts(self) -> set[str]:
         """Names of the optional parts that are there."""

@@ -6,6 +6,7 @@ resumed run or another number of processes sees the same. Left out: reading file
 
 import logging
 import warnings
+import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -232,8 +233,9 @@ class DataModule(LightningDataModule):
         """
         keys = rng.item_keys(seed=self.seed, epoch=epoch, index=raw.index)  # [B]
         views = self.views.make(raw, keys=keys, card=encoder.card)
-        groups = dict(views.groups)
-        groups["global"] = self._hide(views, keys=keys, encoder=encoder)
+        groups = views.groups | {"global": self._hide(views, keys=keys, encoder=encoder)}
+        for name, group in groups.items():
+            groups[name] = group._replace(keys=_per_view(keys, zlib.crc32(name.encode()), count=len(group.items)))
         return Batch(index=raw.index, views=groups, weight=torch.ones(len(raw.index), device=raw.index.device))
 
     def _hide(self, views: Views, *, keys: Tensor, encoder: Tokens) -> ViewGroup:

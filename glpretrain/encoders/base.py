@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from glpretrain.core.patches import pixels_of_patches
 from glpretrain.core.types import EncoderCard, EncoderOutput
+from glpretrain.encoders.drop_path import drawn_paths
 from glpretrain.encoders.sequences import encode_list
 
 _Builder = TypeVar("_Builder", bound=Callable[..., "Encoder"])
@@ -91,10 +92,14 @@ class Encoder(nn.Module, ABC):
     if TYPE_CHECKING:  # torch declares that calling a module returns anything
 
         @overload
-        def __call__(self, items: Tensor, *, mask: Tensor | None = None, keep: Tensor | None = None) -> EncoderOutput: ...
+        def __call__(
+            self, items: Tensor, *, mask: Tensor | None = None, keep: Tensor | None = None, keys: Tensor | None = None
+        ) -> EncoderOutput: ...
         @overload
-        def __call__(self, items: Sequence[Tensor], *, mask: Sequence[Tensor | None] | None = None) -> list[EncoderOutput]: ...
-        def __call__(self, items, *, mask=None, keep=None) -> EncoderOutput | list[EncoderOutput]: ...
+        def __call__(
+            self, items: Sequence[Tensor], *, mask: Sequence[Tensor | None] | None = None, keys: Sequence[Tensor] | None = None
+        ) -> list[EncoderOutput]: ...
+        def __call__(self, items, *, mask=None, keep=None, keys=None) -> EncoderOutput | list[EncoderOutput]: ...
 
     def forward(
         self,
@@ -102,16 +107,19 @@ class Encoder(nn.Module, ABC):
         *,
         mask: Tensor | Sequence[Tensor | None] | None = None,
         keep: Tensor | None = None,
+        keys: Tensor | Sequence[Tensor] | None = None,
     ) -> EncoderOutput | list[EncoderOutput]:
         """Encode one tensor of items, or a list of tensors whose sizes may differ.
 
-        In training mode, batch norm and stochastic depth see all tensors of one size in a list as one batch.
+        In training mode, batch norm sees all tensors of one size in a list as one batch.
 
         Args:
             items: Float[B *item], or a list of such tensors.
             mask: Bool[B N], True where the mask token replaces a token. With a list of items, a list that holds None where nothing is
                 hidden.
             keep: Int[B M], indices of the only patch tokens that are computed (MAE); `patches` is then Float[B M D], in that order.
+            keys: Int[B], what the dropped paths of each item are drawn from in training mode; with a list of items, a list. Without keys,
+                they are drawn from torch's generator, as timm does.
 
         Returns:
             An `EncoderOutput` for a tensor, a list of them for a list.
@@ -127,12 +135,20 @@ class Encoder(nn.Module, ABC):
         if not isinstance(items, Tensor):
             if keep is not None:
                 raise ValueError(f"{name}: keep was given with a list of items; keep needs one tensor of items")
-            return encode_list(self._encode, items, mask=mask)
+            assert not isinstance(keys, Tensor), "a list of keys for a list of items"
+            return encode_list(self._with_paths, items, mask=mask, keys=keys)
         if not (mask is None or isinstance(mask, Tensor)):
             raise ValueError(f"{name}: a list of masks was given with one tensor of items; give one mask")
         if keep is not None and (keep.dim() != 2 or keep.shape[0] != items.shape[0]):
             raise ValueError(f"{name}: keep has shape {tuple(keep.shape)}; accepted: ({items.shape[0]}, tokens to keep)")
-        return self._encode(items, mask=mask, keep=keep)
+        assert keys is None or isinstance(keys, Tensor), "one tensor of keys for one tensor of items"
+        return self._with_paths(items, mask=mask, keep=keep, keys=keys)
+
+    def _with_paths(self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None = None, keys: Tensor | None = None) -> EncoderOutput:
+        if keys is None or not self.training:
+            return self._encode(items, mask=mask, keep=keep)
+        with drawn_paths(self, keys):
+            return self._encode(items, mask=mask, keep=keep)
 
     @abstractmethod
     def _encode(self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None = None) -> EncoderOutput:

@@ -18,6 +18,7 @@ from torch import Tensor
 from glpretrain.core.patches import image_grid
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, check_numbers, register
+from glpretrain.encoders.drop_path import use_keyed_paths
 from glpretrain.encoders.timm_model import TimmArguments, check_model, create_model, image_card, pair, timm_config
 
 # Their windows are laid out for one size when the model is built.
@@ -69,6 +70,7 @@ class FeatureMap(Encoder):
                 f"FeatureMap: {name} widens its pooled features from {model.num_features} to {model.head_hidden_size}; "
                 "accepted: models that pool their last map as it is, such as resnet18, convnext_tiny, swin_tiny_patch4_window7_224"
             )
+        use_keyed_paths(model)
         self.model = model
         layer_ids = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
         self._layer_ids = {name: layer for name, layer in layer_ids.items() if isinstance(layer, int)}

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from timm.layers.drop import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.drop_path import KeyedDropPath
 from glpretrain.encoders.points import PointTransformer, start_weights
 from glpretrain.encoders.sequences import split_tokens
 from glpretrain.encoders.vit import ViT
@@ -118,7 +118,7 @@ class RelationBlock(nn.Module):
             start_weights(module)
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
-            elif isinstance(module, DropPath):  # with `drop_path_uniform`; otherwise the first block has none
+            elif isinstance(module, KeyedDropPath):  # with `drop_path_uniform`; otherwise the first block has none
                 module.drop_prob = 0.0
 
     def forward(self, pooled: Tensor, neighbours: Tensor, *, encoder: ViT) -> Tensor:

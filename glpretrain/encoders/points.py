@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from glpretrain.core.clouds import take
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, check_numbers, register
+from glpretrain.encoders.drop_path import use_keyed_paths
 from glpretrain.encoders.point_tokens import Groups, MiniPointNet, RelativeFeatures, group_points
 from glpretrain.encoders.sequences import hide_tokens, split_tokens
 
@@ -84,6 +85,7 @@ class PositionedBlocks(nn.ModuleList):
             return Block(dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_layer=norm, drop_path=rate)  # pyright: ignore[reportArgumentType]
 
         super().__init__(block(rate) for rate in rates)
+        use_keyed_paths(self)
 
     def forward(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         """Float[B T D] and Float[B T D], or None where nothing is added, to Float[B T D]."""

@@ -10,14 +10,19 @@ from glpretrain.core.types import EncoderOutput
 
 
 def encode_list(
-    encode: Callable[..., EncoderOutput], items: Sequence[Tensor], *, mask: Tensor | Sequence[Tensor | None] | None
+    encode: Callable[..., EncoderOutput],
+    items: Sequence[Tensor],
+    *,
+    mask: Tensor | Sequence[Tensor | None] | None,
+    keys: Sequence[Tensor] | None = None,
 ) -> list[EncoderOutput]:
     """Encode tensors of several sizes, Float[B *item] each; those of one size are encoded together.
 
     Args:
-        encode: function of Float[B *item] and the keyword `mask`, Bool[B N] or None.
+        encode: function of Float[B *item] and the keywords `mask`, Bool[B N] or None, and `keys`, Int[B] or None.
         items: the tensors; the outputs have the same order.
         mask: None, or a list as long as `items`; anything else is refused with a ValueError.
+        keys: None, or Int[B] for each of `items`.
     """
     if isinstance(mask, Tensor) or (mask is not None and len(mask) != len(items)):
         given = "one tensor" if isinstance(mask, Tensor) else f"{len(mask)} masks"
@@ -32,7 +37,11 @@ def encode_list(
     outputs: dict[int, EncoderOutput] = {}
     for positions in groups.values():
         hidden = [one for position in positions if (one := masks[position]) is not None]
-        joined = encode(torch.cat([items[position] for position in positions]), mask=torch.cat(hidden) if hidden else None)
+        joined = encode(
+            torch.cat([items[position] for position in positions]),
+            mask=torch.cat(hidden) if hidden else None,
+            keys=None if keys is None else torch.cat([keys[position] for position in positions]),
+        )
         sizes = [len(items[position]) for position in positions]
         parts = [[None] * len(sizes) if tensor is None else tensor.split(sizes) for tensor in joined]
         outputs.update({position: EncoderOutput(*one) for position, *one in zip(positions, *parts, strict=True)})

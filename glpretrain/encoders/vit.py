@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 
 import torch
-from timm.layers.drop import DropPath
 from timm.layers.hybrid_embed import HybridEmbed
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
@@ -24,6 +23,7 @@ from glpretrain.core.clouds import take
 from glpretrain.core.patches import image_grid
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, check_numbers, register
+from glpretrain.encoders.drop_path import KeyedDropPath, use_keyed_paths
 from glpretrain.encoders.sequences import hide_tokens, split_tokens
 from glpretrain.encoders.timm_model import (
     POSITION_RESIZES,
@@ -138,6 +138,7 @@ class ViT(Encoder):
                     module.eps = norm_eps
         if rope_periods is not None:
             _set_rope_periods(model, rope_periods, name=name)
+        use_keyed_paths(model)
         if drop_path_uniform:
             _set_drop_paths(model.blocks, rate=drop_path_rate)
         self.register_parameter("mask_token", None)
@@ -285,7 +286,7 @@ def _set_drop_paths(blocks: nn.Module, *, rate: float) -> None:
     for module in list(blocks.modules()):
         for name, _ in list(module.named_children()):
             if name.startswith("drop_path"):
-                module.add_module(name, DropPath(rate))
+                module.add_module(name, KeyedDropPath(rate))
 
 
 def _gather_rope(rope: Tensor, keep: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from glpretrain.core.distributed import all_reduce_sum, world_size
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.transfer import Transfer, copy_backbone
-from glpretrain.training.branch import Branch
+from glpretrain.training.branch import Branch, batch_norms
 from glpretrain.training.checks import begin_step_again, identity, require_end, require_same_run
 from glpretrain.training.memory import broadcast_states, keep_from_ddp
 from glpretrain.training.optim import Optimization, TrunkRelease, gradient_norms
@@ -44,6 +44,7 @@ class Method(pl.LightningModule, ABC):
 
     terms: tuple[str, ...]  # set by the class, or before this constructor where they depend on arguments
     uses: ClassVar[Mapping[str, Uses]]
+    in_batch: tuple[str, ...] = ()  # terms in which the loss of an item depends on the others in its batch; set as `terms` is
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class Method(pl.LightningModule, ABC):
         self.momentum = momentum
         self.optimization = optimization
         self.student = student
+        student.set_chunk_size(optimization.chunk_size)  # before the teacher copies it
         self.teacher = EMATeacher(student) if momentum is not None else None
         self.trunk: Trunk | None = None  # set in a run that starts from trained weights
         self.step = Step(max_refused=optimization.max_refused)
@@ -82,6 +84,21 @@ class Method(pl.LightningModule, ABC):
     def encoder(self) -> Encoder:
         """The student's encoder."""
         return self.student.encoder
+
+    @property
+    def micro_batch_terms(self) -> tuple[str, ...]:
+        """Terms whose gradient is another one when a batch is accumulated from micro-batches."""
+        return self.terms if batch_norms(self.encoder) else self.in_batch
+
+    def changed_by_accumulation(self, count: int) -> str:
+        """The line that says what sees a micro-batch only, of `count` that make a step; empty where nothing does."""
+        if count == 1 or not self.micro_batch_terms:
+            return ""
+        return (
+            f"accumulate_grad_batches: {count}: {', '.join(self.micro_batch_terms)} see one micro-batch at a time, so their gradients are"
+            f" not those of the whole batch; for these, set it to 1, multiply data.batch_size by {count}, and give optimization.chunk_size"
+            " (not with batch norm in the encoder)\n"
+        )
 
     @property
     def teacher_branch(self) -> Branch:

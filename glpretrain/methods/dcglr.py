@@ -49,6 +49,7 @@ class DCGLR(Method):
     """
 
     terms = ("cls", "contrast")
+    in_batch = ("contrast",)
     uses: ClassVar = {
         "global": Uses(paired_with=("global", "local", "coarse_*")),
         "local": Uses(required=False),
@@ -89,12 +90,14 @@ class DCGLR(Method):
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`cls`: every pair of a teacher view and another student view; `contrast`: the same pairs, against the other items."""
         names = ["global", *(name for name in batch.views if name != "global")]
-        views = [batch.views[name].items for name in names]
-        num_global, num_items = views[0].shape[:2]
+        groups = [batch.views[name] for name in names]
+        views = [group.items.flatten(0, 1) for group in groups]  # [(V B) P 3] each
+        num_global, num_items = groups[0].items.shape[:2]
         with torch.no_grad():
-            teacher_cls = self.teacher_branch.encode(views[0].flatten(0, 1)).cls  # [(G B) D]
+            teacher_cls = self.teacher_branch.encode(views[0]).cls  # [(G B) D]
             teacher_logits = self.teacher_branch.heads["cls"](teacher_cls).unflatten(0, (num_global, num_items))  # [G B K]
-        cls = torch.cat([output.cls for output in self.student.encode([view.flatten(0, 1) for view in views])])  # [(V B) D]
+        outputs = self.student.encode(views, keys=[group.keys for group in groups])
+        cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
         logits = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
         temp = self.teacher_temp(progress)
         terms = {

@@ -67,12 +67,14 @@ class DINO(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`cls`: every pair of a teacher view and another student view."""
-        groups = [batch.views[name].items for name in ("global", "local") if name in batch.views]
-        num_global, num_items = groups[0].shape[:2]
+        groups = [batch.views[name] for name in ("global", "local") if name in batch.views]
+        views = [group.items.flatten(0, 1) for group in groups]  # [(V B) *item] each
+        num_global, num_items = groups[0].items.shape[:2]
         with torch.no_grad():
-            seen = self.teacher_branch.encode(groups[0].flatten(0, 1))
+            seen = self.teacher_branch.encode(views[0])
             teacher_logits = self.teacher_branch.heads["cls"](seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
-        cls = torch.cat([output.cls for output in self.student.encode([views.flatten(0, 1) for views in groups])])  # [(V B) D]
+        outputs = self.student.encode(views, keys=[group.keys for group in groups])
+        cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
         student_logits = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
         loss = self.cls_objective(student_logits=student_logits, teacher_logits=teacher_logits, teacher_temp=self.teacher_temp(progress))
         self.cls_objective.update(teacher_logits=teacher_logits)

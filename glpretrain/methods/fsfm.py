@@ -89,6 +89,8 @@ class FSFM(Method):
         self.predictor = LayerNormHead(projection_dim, hidden_dim=hidden_dim, out_dim=projection_dim)
         self.pixel_objective = PatchPixels(normalise=normalise_pixels)
         self.similarity_objective = NegativeCosine() if similarity is None else similarity
+        # The number of patches in covered regions, which differs from item to item, divides their error.
+        self.in_batch = ("region", "similarity") if isinstance(similarity, InfoNCE) else ("region",)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`pixels` of hidden patches, `region` of those in the covered region, `similarity` to the target that sees everything."""
@@ -103,7 +105,7 @@ class FSFM(Method):
             heads = self.teacher_branch.heads
             keys = heads["projector"](heads["rep"](seen.cls, seen.patches, grid=grid))  # [(G B) projection_dim]
         keep = visible_indices(mask)  # [(G B) M]
-        output = self.student.encode(views, keep=keep)
+        output = self.student.encode(views, keep=keep, keys=group.keys)
         heads, rep = self.student.heads, self.student.heads["rep"]
         assert isinstance(rep, RepresentationDecoder)
         queries = self.predictor(heads["projector"](rep(output.cls, output.patches, grid=grid, keep=keep)))

@@ -85,6 +85,7 @@ class GPFM(Method):
     ) -> None:
         experts = experts or {}
         self.terms = _terms(experts, weights)
+        self.in_batch = ("koleo",) if sinkhorn_iterations is None else ("cls", "patch", "koleo")
         weights = {name: 0.1 if name == "koleo" else 1.0 for name in self.terms} if weights is None else weights
 
         def head(count: int) -> nn.Sequential:
@@ -127,8 +128,9 @@ class GPFM(Method):
             seen = self.teacher_branch.encode(clean)
             teacher_cls = self.teacher_branch.heads["cls"](seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
             teacher_patches = self.teacher_branch.heads[self._patch_head](seen.patches[hidden])  # [M K]
-        local = [batch.views["local"].items.flatten(0, 1)] if "local" in batch.views else []
-        outputs = self.student.encode([clean, *local], mask=[hidden, *[None] * len(local)])
+        local = [batch.views["local"]] if "local" in batch.views else []
+        views = [clean, *(one.items.flatten(0, 1) for one in local)]
+        outputs = self.student.encode(views, mask=[hidden, *[None] * len(local)], keys=[group.keys, *(one.keys for one in local)])
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
         student_cls = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
         student_patches = self.student.heads[self._patch_head](outputs[0].patches[hidden])  # [M K]

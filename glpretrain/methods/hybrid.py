@@ -13,6 +13,7 @@ then run over that part, relations renormalised within it.
 import math
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from glpretrain.core.batch import Batch, Uses
@@ -79,13 +80,13 @@ class HybridDistillation(Method):
         with attention_inputs(self.masked.encoder, block=self.masked_block) as theirs:
             self.masked(views, card=card)
         with attention_inputs(self.encoder, block=self.student_block) as ours:
-            output = self.student.encode(views, keep=keep)
-        inputs = _only(theirs, "masked")
+            output = self.student.encode(views, keep=keep, keys=group.keys)
+        inputs = _joined(theirs, "masked", num_views=len(views))
         if keep is not None:
             features = features.gather(1, keep.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
             places = keep[:, None, :, None]
             inputs = AttentionInputs(*(x.gather(2, places.expand(-1, x.shape[1], -1, x.shape[3])) for x in inputs))
-        student = _only(ours, "encoder")
+        student = _joined(ours, "encoder", num_views=len(views))
         terms = {
             "feature": self.feature_objective(predictions=self.student.heads["feature"](output.patches), targets=features),
             "relation": self.relation_objective(
@@ -100,10 +101,11 @@ class HybridDistillation(Method):
         return {name: value.unflatten(0, (num_global, -1)).mean(dim=0) for name, value in terms.items()}
 
 
-def _only(seen: list[AttentionInputs], name: str) -> AttentionInputs:
-    if len(seen) != 1:
+def _joined(seen: list[AttentionInputs], name: str, *, num_views: int) -> AttentionInputs:
+    """What a block saw, of all chunks of the views."""
+    if sum(len(inputs.queries) for inputs in seen) != num_views:
         raise ValueError(f"{name}: its block ran {len(seen)} fused attentions; accepted: ViTs with one (timm's default, TIMM_FUSED_ATTN=1)")
-    return seen[0]
+    return AttentionInputs(*(torch.cat(tensors) for tensors in zip(*seen, strict=True)))
 
 
 def _block_at(share: float, *, depth: int, name: str) -> int:

@@ -82,8 +82,9 @@ class IBOT(Method):
             teacher_head = self.teacher_branch.heads["shared"]
             teacher_cls = teacher_head(seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
             teacher_patches = teacher_head(seen.patches)  # [(G B) N K]: all of them, for the centre
-        local = [batch.views["local"].items.flatten(0, 1)] if "local" in batch.views else []
-        outputs = self.student.encode([clean, *local], mask=[hidden, *[None] * len(local)])
+        local = [batch.views["local"]] if "local" in batch.views else []
+        views = [clean, *(one.items.flatten(0, 1) for one in local)]
+        outputs = self.student.encode(views, mask=[hidden, *[None] * len(local)], keys=[group.keys, *(one.keys for one in local)])
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
         selected = outputs[0].patches[hidden]  # [M D]
         logits = self.student.heads["shared"](torch.cat([cls, selected]))  # [(V B) + M, K]

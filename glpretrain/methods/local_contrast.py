@@ -35,6 +35,7 @@ class LocalContrast(Method):
     """
 
     terms = ("cls", "patch")
+    in_batch = ("cls",)
     uses: ClassVar = {"global": Uses(num_views=2)}
 
     def __init__(
@@ -70,7 +71,7 @@ class LocalContrast(Method):
         frames = group.frame
         num_global, num_items = group.items.shape[:2]
         views = group.items.flatten(0, 1)
-        output = self.student.encode(views)
+        output = self.student.encode(views, keys=group.keys)
         grid = self.encoder.grid(views.shape[1:])
         # View by view, so that the head's batch norms use the same statistics in both directions.
         first, second = (self.student.heads["cls"](cls) for cls in output.cls.unflatten(0, (num_global, num_items)))

@@ -66,7 +66,7 @@ class MAE(Method):
         num_global = len(group.items)
         views, mask = group.items.flatten(0, 1), group.mask.flatten(0, 1)  # [(G B) C H W], [(G B) N]
         keep = visible_indices(mask)  # [(G B) M]
-        output = self.student.encode(views, keep=keep)
+        output = self.student.encode(views, keep=keep, keys=group.keys)
         grid = self.encoder.grid(views.shape[1:])
         predictions = self.student.heads["decoder"](output.cls, output.patches, keep=keep, grid=grid)
         targets = patchify(views, patch_size=self.patch_size)

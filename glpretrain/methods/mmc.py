@@ -52,6 +52,7 @@ class MMC(Method):
     """
 
     terms = ("pixels", "patch", "contrast")
+    in_batch = ("pixels", "contrast")  # pixels: the number of replaced ones in the batch divides their error
     uses: ClassVar = {"global": Uses(num_views=2, needs=("corrupted", "corruption")), "local": Uses(required=False)}
 
     def __init__(
@@ -105,10 +106,11 @@ class MMC(Method):
             seen = self.teacher_branch.encode(clean)
             teacher_logits = self.teacher_branch.heads["patch"](seen.patches)  # [(G B) N K]
             keys = self._project(self.teacher_branch, seen.cls, num_global)
-        views = [group.corrupted.flatten(0, 1)]
+        views, view_keys = [group.corrupted.flatten(0, 1)], [group.keys]
         if local is not None:
             views.append(local.items.flatten(0, 1))
-        output, *local_outputs = self.student.encode(views)
+            view_keys.append(local.keys)
+        output, *local_outputs = self.student.encode(views, keys=view_keys)
         num_tokens = output.patches.shape[1]
         targets, replaced = self.encoder.token_inputs(clean, corruption=group.corruption.flatten(0, 1))  # [(G B) C N M], [(G B) N M]
         # The head gives channel after channel for each input, as MAE does.

@@ -126,18 +126,18 @@ class Mugs(Method):
         with torch.no_grad():
             with pooled_tokens(self.teacher_branch.encoder) as pooled:
                 seen = self.teacher_branch.encode(clean.flatten(0, 1))
-            keys, key_groups, teacher_logits = self._heads(self.teacher_branch, seen.cls, pooled[0], self.teacher_memory, num_items)
+            keys, key_groups, teacher_logits = self._heads(self.teacher_branch, seen.cls, torch.cat(pooled), self.teacher_memory, num_items)
         with pooled_tokens(self.encoder) as pooled:
-            outputs = self.student.encode(views)
+            outputs = self.student.encode(views, keys=[group.keys for group in groups])
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
-        projections, groups, student_logits = self._heads(self.student, cls, torch.cat(pooled), self.student_memory, num_items)
+        projections, related, student_logits = self._heads(self.student, cls, torch.cat(pooled), self.student_memory, num_items)
         queries = self.predictors["instance"](projections)  # [V B projection_dim]
         hallucinated = None
         if self.hallucinator is not None:  # for every pair of a key view and a query view
             hallucinated = self.hallucinator.positives(queries.unsqueeze(0), keys.unsqueeze(1), index=batch.index, progress=progress)
         terms = {
             "instance": self.instance_objective(queries=queries, keys=keys, hallucinated=hallucinated),
-            "local_group": self.local_group_objective(queries=self.predictors["local_group"](groups), keys=key_groups),
+            "local_group": self.local_group_objective(queries=self.predictors["local_group"](related), keys=key_groups),
             "group": self.group_objective(
                 student_logits=student_logits, teacher_logits=teacher_logits, teacher_temp=self.teacher_temp(progress), balanced=True
             ),

@@ -8,19 +8,24 @@ Known differences: several views of an item count as several items; pointnet2's 
 follows the rule of this package.
 """
 
+from contextlib import nullcontext
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from glpretrain.core import keys as rng
 from glpretrain.core.batch import Batch, Uses
 from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.drop_path import drawn_paths
 from glpretrain.encoders.points import PointTransformer, PositionedBlocks, position_layers, start_weights
 from glpretrain.masking import visible_indices
 from glpretrain.methods.base import Method
 from glpretrain.objectives.base import Objective
 from glpretrain.objectives.chamfer import ChamferL2
 from glpretrain.training.branch import Branch
+
+_DECODER = 0xDEC0  # purpose that a view's key is folded with, so that decoder and encoder drop different paths
 
 
 class GroupDecoder(nn.Module):
@@ -48,20 +53,23 @@ class GroupDecoder(nn.Module):
                     nn.init.xavier_uniform_(layer.weight)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
-    def forward(self, patches: Tensor, *, visible: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, patches: Tensor, *, visible: Tensor, hidden: Tensor, keys: Tensor | None = None) -> Tensor:
         """Predict groups relative to their centres.
 
         Args:
             patches: Float[B M D], visible tokens.
             visible: Float[B M 3], their centres.
             hidden: Float[B H 3], the other centres.
+            keys: Int[B], what dropped paths are drawn from; without them, torch's generator.
 
         Returns:
             Float[B H group_size 3].
         """
         num_items, num_hidden, _ = hidden.shape
         tokens = torch.cat([patches, self.mask_token.to(patches.dtype).expand(num_items, num_hidden, -1)], dim=1)  # [B M+H D]
-        tokens = self.blocks(tokens, self.position(torch.cat([visible, hidden], dim=1)))
+        positions = self.position(torch.cat([visible, hidden], dim=1))
+        with nullcontext() if keys is None else drawn_paths(self.blocks, keys):
+            tokens = self.blocks(tokens, positions)
         return self.predict(self.norm(tokens[:, -num_hidden:])).unflatten(2, (-1, 3))
 
 
@@ -110,10 +118,13 @@ class PointMAE(Method):
         views, mask = group.items.flatten(0, 1), group.mask.flatten(0, 1)  # [(G B) P 3], [(G B) N]
         keep = visible_indices(mask)  # [(G B) M]
         groups = self.encoder.group(views)
-        patches = self.student.encode(views, keep=keep).patches
+        patches = self.student.encode(views, keep=keep, keys=group.keys).patches
         num_items = len(views)
         predictions = self.student.heads["decoder"](
-            patches, visible=groups.centres[~mask].unflatten(0, (num_items, -1)), hidden=groups.centres[mask].unflatten(0, (num_items, -1))
+            patches,
+            visible=groups.centres[~mask].unflatten(0, (num_items, -1)),
+            hidden=groups.centres[mask].unflatten(0, (num_items, -1)),
+            keys=None if group.keys is None else rng.fold_in(group.keys, _DECODER).flatten(),
         )
         distance = self.objective(predictions=predictions.flatten(0, 1), targets=groups.neighbours[mask])  # [(G B H)]
         return {"points": distance.unflatten(0, (num_global, len(views) // num_global, -1)).mean(dim=(0, 2))}

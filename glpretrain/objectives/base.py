@@ -16,7 +16,8 @@ class Objective(nn.Module, ABC):
     Float[] where it has no value per item; the docstring of the objective says so.
 
     What an objective remembers (centre, queue) is a `State`: `update` gathers from each micro-batch, and the method moves all states once
-    per optimizer step. So accumulating micro-batches changes nothing.
+    per optimizer step, by all micro-batches. A loss that compares items compares those of a micro-batch; a method says for which of its
+    terms this is so (`Method.in_batch`).
     """
 
     forward: Callable[..., Tensor]  # subclasses take their tensors as keywords

@@ -1,14 +1,17 @@
 """`Branch`: an encoder and its heads, as the student and its teacher have them."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import overload
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from glpretrain.core.distributed import has_process_group
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.drop_path import dropping_paths
 
 
 class Branch(nn.Module):
@@ -24,11 +27,16 @@ class Branch(nn.Module):
         self.encoder = encoder
         self.heads = nn.ModuleDict(heads)
         self.trunk_learns = True
+        self.chunk_size: int | None = None
 
     @overload
-    def encode(self, items: Tensor, *, mask: Tensor | None = None, keep: Tensor | None = None) -> EncoderOutput: ...
+    def encode(
+        self, items: Tensor, *, mask: Tensor | None = None, keep: Tensor | None = None, keys: Tensor | None = None
+    ) -> EncoderOutput: ...
     @overload
-    def encode(self, items: Sequence[Tensor], *, mask: Sequence[Tensor | None] | None = None) -> list[EncoderOutput]: ...
+    def encode(
+        self, items: Sequence[Tensor], *, mask: Sequence[Tensor | None] | None = None, keys: Sequence[Tensor | None] | None = None
+    ) -> list[EncoderOutput]: ...
 
     def encode(
         self,
@@ -36,14 +44,66 @@ class Branch(nn.Module):
         *,
         mask: Tensor | Sequence[Tensor | None] | None = None,
         keep: Tensor | None = None,
+        keys: Tensor | Sequence[Tensor | None] | None = None,
     ) -> EncoderOutput | list[EncoderOutput]:
-        """`Encoder.forward`, without gradient while the trunk does not learn."""
+        """`Encoder.forward`, without gradient while the trunk does not learn, and chunk by chunk where there is a `chunk_size`.
+
+        Args:
+            items: see `Encoder.forward`.
+            mask: see `Encoder.forward`.
+            keep: see `Encoder.forward`.
+            keys: `ViewGroup.keys` of the items, Int[V B]; with a list of items, a list. A branch in evaluation mode needs none.
+
+        Raises:
+            ValueError: paths are to be dropped, and there is a group of views without keys.
+        """
+        groups = list(keys) if isinstance(keys, Sequence) else [keys]
+        rows = [group.flatten() for group in groups if group is not None]  # [(V B)] each
+        if len(rows) < len(groups) and dropping_paths(self.encoder):
+            raise ValueError("encoder: drop_path_rate is above 0, but views without keys were given; hand over `keys` of every ViewGroup")
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk_learns):
             if isinstance(items, Tensor):
                 assert not isinstance(mask, Sequence), "one mask for one tensor of items"
-                return self.encoder(items, mask=mask, keep=keep)
+                return self._in_chunks(items, mask=mask, keep=keep, keys=rows[0] if rows else None)
             assert keep is None and not isinstance(mask, Tensor), "a list of masks for a list of items, and none of them dropped"
-            return self.encoder(items, mask=mask)
+            if self.chunk_size is None:
+                return self.encoder(items, mask=mask, keys=rows if len(rows) == len(items) else None)
+            masks, all_keys = mask or [None] * len(items), rows or [None] * len(items)
+            each = zip(items, masks, all_keys, strict=True)
+            return [self._in_chunks(views, mask=hidden, keep=None, keys=own) for views, hidden, own in each]
+
+    def _in_chunks(self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None, keys: Tensor | None) -> EncoderOutput:
+        if self.chunk_size is None:
+            return self.encoder(items, mask=mask, keep=keep, keys=keys)
+        chunks = items.split(self.chunk_size)
+        parts = [[None] * len(chunks) if part is None else part.split(self.chunk_size) for part in (mask, keep, keys)]
+        outputs: list[EncoderOutput] = []
+        for views, hidden, kept, own in zip(chunks, *parts, strict=True):
+            encode = partial(self.encoder, mask=hidden, keep=kept, keys=own)
+            if torch.is_grad_enabled():  # nothing inside is kept; it is computed again when the gradients of this chunk are needed
+                outputs.append(checkpoint(encode, views, use_reentrant=False, preserve_rng_state=False))
+            else:
+                outputs.append(encode(views))
+        registers = [output.registers for output in outputs if output.registers is not None]
+        return EncoderOutput(
+            cls=torch.cat([output.cls for output in outputs]),
+            patches=torch.cat([output.patches for output in outputs]),
+            registers=torch.cat(registers) if registers else None,
+        )
+
+    def set_chunk_size(self, chunk_size: int | None) -> None:
+        """Encode so many views at a time; see `Optimization.chunk_size`.
+
+        Raises:
+            ValueError: the encoder has batch norm, whose statistics would be those of a chunk.
+        """
+        if chunk_size is not None and (norms := batch_norms(self.encoder)):
+            card = self.encoder.card
+            raise ValueError(
+                f"optimization: chunk_size={chunk_size} given, but {card.encoder} {card.arguments.get('name', '')} has batch norm"
+                f" ({', '.join(norms[:3])}), which must see the whole batch; leave chunk_size out, or give an encoder without batch norm"
+            )
+        self.chunk_size = chunk_size
 
     def set_trunk_learns(self, learns: bool) -> None:
         """Let the trunk learn, or freeze it. A frozen trunk drops no paths.
@@ -61,3 +121,9 @@ class Branch(nn.Module):
             return torch.zeros((), device=next(self.parameters()).device)
         # One number of each parameter: a sum over all of them may overflow in half precision, and zero times infinity is not zero.
         return 0.0 * torch.stack([parameter.reshape(-1)[0] for parameter in parameters]).sum()
+
+
+def batch_norms(module: nn.Module) -> list[str]:
+    """Names of the batch norms in a module, which make the features of an item depend on the other items of its batch."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return [name for name, part in module.named_modules() if isinstance(part, kinds)]

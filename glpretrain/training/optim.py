@@ -88,6 +88,10 @@ class Optimization:
         trunk: when the trunk learns in a run that starts from trained weights, where None is the default release; a run from random
             weights accepts None only.
         max_refused: number of steps in a row whose loss or gradients may be not finite; these steps move nothing. One more stops the run.
+        chunk_size: number of views that the encoder sees at a time; None stands for all views of a batch. The activations inside the
+            encoder are kept for one chunk only, and are computed a second time for the gradients (Gao et al. 2021, GradCache). Heads and
+            losses see the whole batch, so the gradients are those of the whole batch, which accumulated micro-batches do not give where
+            a loss compares items.
 
     Raises:
         ValueError: a value out of range.
@@ -102,6 +106,7 @@ class Optimization:
     freeze_prototypes: float = 0.0
     trunk: TrunkRelease | None = None
     max_refused: int = 10
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         self.lr.require("optimization: lr")
@@ -111,6 +116,8 @@ class Optimization:
         for name, value in (("layer_decay", self.layer_decay), ("patch_lr", self.patch_lr)):
             if value is not None and not 0.0 < value <= 1.0:
                 raise ValueError(f"optimization: {name} is in (0, 1], not {value}")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"optimization: chunk_size is at least 1 view, or null for all, not {self.chunk_size}")
         if not 0.0 <= self.freeze_prototypes <= 1.0:
             raise ValueError(f"optimization: freeze_prototypes is a share of the run in [0, 1], not {self.freeze_prototypes}")
         if self.max_refused < 0:

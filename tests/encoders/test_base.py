@@ -32,7 +32,7 @@ def test_a_card_with_an_unknown_argument_lists_the_accepted():
 def test_items_of_one_size_are_encoded_together_and_given_back_in_order():
     calls = []
 
-    def encode(items, *, mask):
+    def encode(items, *, mask, keys):
         calls.append((tuple(items.shape), mask is not None))
         return EncoderOutput(cls=items.sum(dim=2), patches=items)
 

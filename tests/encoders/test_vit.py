@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+from timm.layers.drop import DropPath
 from timm.models import is_model_in_modules
 
 from glpretrain.core.types import EncoderCard
@@ -145,7 +146,7 @@ DROPPING = [
 
 def drop_rates(encoder):
     """Rates of stochastic depth, block by block."""
-    return [[part.drop_prob for part in block.modules() if type(part).__name__ == "DropPath"] for block in encoder.model.blocks]
+    return [[part.drop_prob for part in block.modules() if isinstance(part, DropPath)] for block in encoder.model.blocks]
 
 
 @pytest.mark.parametrize(("name", "branches"), DROPPING)

@@ -27,6 +27,17 @@ def fixed_batch(training: Training, *, count: int = 4, epoch: int = 0) -> Batch:
     return data.make_batch(data.raw_batch(range(count)), encoder=training.model.encoder, epoch=epoch)
 
 
+def share(batch: Batch, number: int, count: int) -> Batch:
+    """One of `count` contiguous parts of the items; views come first in every part of a group but `strong`."""
+
+    def part(group: ViewGroup) -> ViewGroup:
+        parts = {name: value for name, value in group._asdict().items() if value is not None}
+        return ViewGroup(**{name: value.chunk(count, dim=0 if name == "strong" else 1)[number] for name, value in parts.items()})
+
+    views = {name: part(group) for name, group in batch.views.items()}
+    return Batch(index=batch.index.chunk(count)[number], views=views, weight=batch.weight.chunk(count)[number])
+
+
 class Losses(pl.Callback):
     """Notes the loss of every micro-batch."""
 

@@ -14,6 +14,7 @@ from contract import (
     check_terms,
     fixed_batch,
 )
+from layouts import DROPPING
 from shrinking import ONE_PER_METHOD, name_of
 
 import glpretrain.methods
@@ -47,7 +48,7 @@ def test_export_gives_the_features_of_the_trained_backbone(recipe: Path, tmp_pat
 
 @every_recipe
 def test_resume_goes_on_with_the_same_losses(recipe: Path, tmp_path: Path) -> None:
-    check_resume(recipe, tmp_path)
+    check_resume(recipe, tmp_path, *DROPPING)  # the paths, too, are those of the whole run
 
 
 @every_recipe

@@ -7,26 +7,15 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from contract import build, fixed_batch
+from contract import build, fixed_batch, share
 from shrinking import ONE_PER_METHOD, name_of
 
-from glpretrain.core.batch import Batch, ViewGroup
+from glpretrain.core.batch import Batch
 from glpretrain.methods.base import Method
 from glpretrain.training.memory import states_of
 
 ITEMS = 8
 Result = dict[str, dict[str, torch.Tensor]]
-
-
-def _share(batch: Batch, rank: int, world_size: int) -> Batch:
-    """This process's contiguous part; views come first in every part of a group but `strong`."""
-
-    def part(group: ViewGroup) -> ViewGroup:
-        parts = {name: value for name, value in group._asdict().items() if value is not None}
-        return ViewGroup(**{name: value.chunk(world_size, dim=0 if name == "strong" else 1)[rank] for name, value in parts.items()})
-
-    views = {name: part(group) for name, group in batch.views.items()}
-    return Batch(index=batch.index.chunk(world_size)[rank], views=views, weight=batch.weight.chunk(world_size)[rank])
 
 
 def _step(model: Method, batch: Batch, average) -> Result:
@@ -44,7 +33,7 @@ def _run(rank: int, recipes: list[Path], folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     # Built first: a trainer that finds a process group would take it for its own.
     built = {name_of(recipe): build(recipe, folder / str(rank)) for recipe in recipes}
-    prepared = {name: (training.model, _share(fixed_batch(training, count=ITEMS), rank, 2)) for name, training in built.items()}
+    prepared = {name: (training.model, share(fixed_batch(training, count=ITEMS), rank, 2)) for name, training in built.items()}
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 
     def average(value: torch.Tensor) -> torch.Tensor:
