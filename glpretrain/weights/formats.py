@@ -1,18 +1,18 @@
-"""Published checkpoint files: finding the encoder in what a file holds, its format, and the arguments of `ViT` that fit its tensors.
+"""Published checkpoint files: the format of an encoder's tensors, and the arguments of `ViT` that fit them.
 
-Left out: the names of each format (`names`), and folders whose configuration says all this (`published`).
+Left out: finding the encoder in a file (`halves`), the names of each format (`names`), and folders whose configuration says all this (`published`).
 """
 
 import math
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from glpretrain.weights.files import State, is_state, listed
+from glpretrain.weights.files import State, listed
+from glpretrain.weights.halves import Unwrapped
 from glpretrain.weights.names import FILES
-from glpretrain.weights.report import Arguments, Which
+from glpretrain.weights.report import Arguments
 
 # By class token, number of registers, layer scale and gated MLP: the timm model that has just these, in any size.
 _MODELS = {
@@ -37,75 +37,6 @@ _MARKS = (
     ("dinov2", {"register_tokens", "mask_token", "blocks.0.0.norm1.weight"}),
     ("ibot", {"blocks.0.gamma_1"}),
 )
-
-# What stands before the names of an encoder, where the file says by it which side the encoder is (MoCo v3, Point-BERT) and elsewhere
-# (DINO and its descendants, MoCo v3 without the other side, Point-MAE).
-_MOCO = ("momentum_encoder.", "base_encoder.")
-_SIDES: dict[Which, tuple[str, ...]] = {
-    "teacher": ("momentum_encoder.", "transformer_k.", "transformer_q."),
-    "student": ("base_encoder.", "transformer_q."),
-}
-_PREFIXES = ("backbone.", "base_encoder.", "momentum_encoder.", "MAE_encoder.")
-
-
-@dataclass(frozen=True)
-class Unwrapped:
-    """The tensors of one encoder, taken out of a file.
-
-    Args:
-        state: tensors of the encoder under their published names.
-        left_out: names of the other tensors.
-        hint: the format where the wrapping tells it; "model" where the file is wrapped like those of MAE and DeiT.
-        side: teacher or student where the file holds both or names one; otherwise empty.
-    """
-
-    state: State
-    left_out: tuple[str, ...] = ()
-    hint: str | None = None
-    side: str = ""
-
-
-def unwrap(content: object, *, which: Which, path: Path) -> Unwrapped:
-    """Find the encoder in what a file holds.
-
-    Raises:
-        ValueError: the file holds no encoder in any known place, or not the side that is asked for.
-    """
-    if is_state(content):
-        return _strip(content, which=which)
-    if not isinstance(content, dict):
-        raise ValueError(f"load_backbone: {path} holds a {type(content).__name__}; accepted: a dictionary of tensors, also within one")
-    for teacher, student, hint in (("teacher", "student", None), ("target_encoder", "encoder", "msn")):
-        sides = {side: content[key] for side, key in (("teacher", teacher), ("student", student)) if is_state(content.get(key))}
-        if not sides:
-            continue
-        side = "teacher" if which == "teacher" and "teacher" in sides else "student"
-        if side not in sides:
-            raise ValueError(f"load_backbone: which={which!r} given; {path} holds {_keys(content)}")
-        beside = {"dino_loss": "dino", "ibot_loss": "ibot", "student_mem": "mugs"}
-        hint = hint or next((format for key, format in beside.items() if key in content), None)
-        found = _strip(sides[side], which=which)
-        return replace(found, hint=hint or found.hint, side=side)
-    for key, hint in (("model", "model"), ("state_dict", None), ("base_model", None)):
-        if is_state(state := content.get(key)):
-            found = _strip(state, which=which)
-            return replace(found, hint=found.hint or hint)
-    raise ValueError(f"load_backbone: {path} is of no known format; it holds {_keys(content)}")
-
-
-def _keys(content: dict) -> str:
-    return listed(sorted(map(str, content)))
-
-
-def _strip(state: State, *, which: Which) -> Unwrapped:
-    """Remove what wrappers put before every name, and keep the tensors of the encoder."""
-    state = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): tensor for name, tensor in state.items()}
-    prefixes = [(prefix, which) for prefix in _SIDES[which]] + [(prefix, "") for prefix in _PREFIXES]
-    for prefix, side in prefixes:
-        if own := {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}:
-            left_out = tuple(sorted(name for name in state if not name.startswith(prefix)))
-            return Unwrapped(own, left_out, "mocov3" if prefix in _MOCO else None, side)
-    return Unwrapped(state)
 
 
 def recognise(found: Unwrapped, *, path: Path) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor
 from glpretrain.encoders import timm_adapter
 from glpretrain.encoders.timm_model import pair
 from glpretrain.weights.files import State, numbers, read_json, read_weights
-from glpretrain.weights.formats import Unwrapped, heads_of, infer, num_blocks, recognise, unwrap
+from glpretrain.weights.formats import heads_of, infer, num_blocks, recognise
+from glpretrain.weights.halves import Unwrapped, unwrap
 from glpretrain.weights.names import FILES, HUGGINGFACE, POINT_MAE, POS_BERT, SATELLITE
 from glpretrain.weights.report import Arguments, LoadedWeights, LoadOptions
 
