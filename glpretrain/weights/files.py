@@ -6,6 +6,7 @@ Left out: what the tensors mean (`formats`, `published`, `folders`).
 import json
 import pickle
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import TypeGuard
@@ -29,10 +30,17 @@ _READ_AS_BLANK = (
     *(f"pathlib.{name}" for name in ("Path", "PosixPath", "_local.Path", "_local.PosixPath")),
 )
 
+# What a file of torch.save begins with that was written before torch 1.6, or without its zip format.
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LARGEST_JSON = 16_000_000  # bytes
+
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of the folders that timm and transformers write, the safe one first
 
 # A pickle is a program. Damaged bytes make torch's reader fail in any of these ways.
-_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+_DAMAGE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError),
+    *(ArithmeticError, ImportError, MemoryError, OSError, struct.error),
+)
 
 
 class _Blank:
@@ -72,8 +80,7 @@ def read_pickle(path: Path) -> object:
     """
     if not path.is_file():
         raise ValueError(f"load_backbone: {path} is missing")
-    if not _is_zip(path):  # torch.save writes zip files; a file that is cut short has lost its table of contents
-        raise ValueError(f"load_backbone: {path} cannot be read as a checkpoint: it is cut short or of another format")
+    _check_container(path)
     try:
         with torch.serialization.safe_globals([(_Blank, name) for name in _READ_AS_BLANK]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -85,11 +92,20 @@ def read_pickle(path: Path) -> object:
         raise ValueError(f"load_backbone: {path} cannot be read as a checkpoint: {reason}") from error
 
 
-def _is_zip(path: Path) -> bool:
+def _check_container(path: Path) -> None:
+    """Refuse, with a ValueError, what `torch.save` did not write, and what would take more memory than the file has bytes."""
+    with path.open("rb") as file:
+        if file.read(len(_LEGACY)) == _LEGACY:
+            return
     try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # is_zipfile raises this for some kinds of damage
-        return False
+        with zipfile.ZipFile(path) as archive:  # a file that is cut short has lost its table of contents
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError) as error:
+        raise ValueError(f"load_backbone: {path} cannot be read as a checkpoint: it is cut short or of another format") from error
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError(f"load_backbone: {path} cannot be read as a checkpoint: it is compressed, which torch.save never does")
+    if (total := sum(member.file_size for member in members)) > path.stat().st_size:
+        raise ValueError(f"load_backbone: {path} cannot be read as a checkpoint: it announces {total} bytes, more than it holds")
 
 
 def read_content(path: Path) -> object:
@@ -140,13 +156,19 @@ def read_json(path: Path) -> dict:
     """
     if not path.is_file():
         raise ValueError(f"load_backbone: {path} is missing")
+    if (size := path.stat().st_size) > _LARGEST_JSON:
+        raise ValueError(f"load_backbone: {path} has {size} bytes; accepted: at most {_LARGEST_JSON}")
     try:
-        values = json.loads(path.read_text())
-    except ValueError as error:  # a wrong encoding and wrong JSON both raise it
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # a wrong encoding and wrong JSON raise the first, deep nesting the second
         raise ValueError(f"load_backbone: {path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"load_backbone: {path} is not a JSON object but a {type(values).__name__}")
     return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def numbers(value: object, *, name: str) -> list[float] | None:

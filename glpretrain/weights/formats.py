@@ -1,6 +1,7 @@
 """Published checkpoint files: the format of an encoder's tensors, and the arguments of `ViT` that fit them.
 
-Left out: finding the encoder in a file (`halves`), the names of each format (`names`), and folders whose configuration says all this (`published`).
+Left out: finding the encoder in a file (`halves`), the names of each format (`names`), and folders whose configuration says all this
+(`published`).
 """
 
 import math
@@ -62,7 +63,14 @@ def recognise(found: Unwrapped, *, path: Path) -> str:
 
 
 def infer(
-    state: State, *, name: str | None, num_heads: int | None, heads: dict[int, int], periods: Tensor | None, path: Path
+    state: State,
+    *,
+    name: str | None,
+    num_heads: int | None,
+    heads: dict[int, int],
+    periods: Tensor | None,
+    path: Path,
+    img_size: tuple[int, int] | None = None,
 ) -> tuple[Arguments, State, list[str]]:
     """The arguments of `ViT` that fit these tensors, at the image size that they were trained on.
 
@@ -73,6 +81,7 @@ def infer(
         heads: number of attention heads of the published models by width.
         periods: Float[P] of DINOv3's rotary positions; None where positions are learned.
         path: file or folder, for messages.
+        img_size: height and width that learned positions were made for; None takes a square.
 
     Returns:
         The arguments, the tensors (with zeros for the biases of queries, keys and values where a file does without them), and what had
@@ -96,7 +105,7 @@ def infer(
             assumed.append("zeros for the biases of queries, keys and values, which the file does without")
     arguments: Arguments = {
         "name": name,
-        "img_size": _img_size(state, patch_size=patch_size, path=path),
+        "img_size": _img_size(state, patch_size=patch_size, path=path, known=img_size),
         "patch_size": patch_size,
         "in_chans": in_chans,
         "embed_dim": embed_dim,
@@ -163,18 +172,21 @@ def _mlp_ratio(state: State, *, embed_dim: int) -> float | None:
     return None
 
 
-def _img_size(state: State, *, patch_size: int, path: Path) -> list[int]:
-    """Height and width for the grid of learned positions; DINOv3's 14 x 14 patches where there are none.
+def _img_size(state: State, *, patch_size: int, path: Path, known: tuple[int, int] | None) -> list[int]:
+    """Height and width for the grid of learned positions, a square where they are not known; DINOv3's 14 x 14 patches without positions.
 
     Learned positions may or may not include the class token and the registers.
     """
     if "pos_embed" not in state:
-        return [14 * patch_size] * 2
+        return [14 * patch_size] * 2 if known is None else list(known)
     count = state["pos_embed"].shape[1]
     prefix = int("cls_token" in state)
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     # Models with registers usually give positions to patches only; the others give one to the class token too.
     for tokens in (count, count - prefix - registers) if registers else (count - prefix, count):
-        if tokens > 0 and math.isqrt(tokens) ** 2 == tokens:
+        if known is not None and tokens == (known[0] // patch_size) * (known[1] // patch_size):
+            return list(known)
+        if known is None and tokens > 0 and math.isqrt(tokens) ** 2 == tokens:
             return [math.isqrt(tokens) * patch_size] * 2
-    raise ValueError(f"load_backbone: {path}: {count} positions in pos_embed; accepted: a square grid, with or without class token")
+    grid = "a square grid" if known is None else f"those of {known[0]} x {known[1]} pixels"
+    raise ValueError(f"load_backbone: {path}: {count} positions in pos_embed; accepted: {grid}, with or without class token")

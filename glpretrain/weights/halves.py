@@ -17,9 +17,9 @@ from glpretrain.weights.files import State, listed
 from glpretrain.weights.report import Which
 
 # Words in keys and prefixes that say which half of a checkpoint follows.
-_WORDS: dict[Which, frozenset[str]] = {
-    "teacher": frozenset(["teacher", "ema", "emas", "momentum", "target", "tgt", "k", "key", "swa", "avg", "average", "averaged", "averaging", "shadow", "polyak", "slow"]),
-    "student": frozenset(["student", "online", "q", "query", "context", "current"]),
+_WORDS: dict[Which, str] = {
+    "teacher": "teacher ema emas momentum target tgt k key slow shadow polyak swa avg average averaged averaging",
+    "student": "student online q query context current",
 }
 # One tensor of every kind of encoder, with what stands before the encoder's names as a group, and a pattern for another name behind it.
 _ANCHORS = (
@@ -68,8 +68,10 @@ class _Place:
     def sides(self) -> set[Which]:
         parts = [*self.keys, *self.prefix.split(".")]
         words = {word.lower() for part in parts for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part)}
-        # MoCo v3 calls its student so.
-        return {side for side, said in _WORDS.items() if words & said} | ({"student"} if "base_encoder" in parts else set())
+        found: set[Which] = {side for side, said in _WORDS.items() if words & set(said.split())}
+        if "base_encoder" in parts:  # MoCo v3
+            found.add("student")
+        return found
 
     def split(self) -> tuple[State, list[str]]:
         """The encoder's tensors without the prefix, and the names of the others."""
@@ -135,7 +137,7 @@ def _dictionaries(content: dict, *, path: Path) -> Iterator[tuple[tuple[str, ...
         for name, value in values.items():
             if isinstance(name, str) and isinstance(value, Tensor):
                 if (bare := _WRAPPERS.sub("", name)) in tensors:
-                    raise ValueError(f"load_backbone: {path} holds {bare} twice, with and without a wrapper; give a file that holds it once")
+                    raise ValueError(f"load_backbone: {path} holds {bare} twice, behind two wrappers; give a file that holds it once")
                 tensors[bare] = value
             elif isinstance(name, str) and isinstance(value, dict) and len(keys) < _DEEPEST:
                 waiting.append(((*keys, name), value))

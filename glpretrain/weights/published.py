@@ -82,9 +82,8 @@ def read_huggingface_folder(folder: Path) -> LoadedWeights:
     if kind == "dinov3_vit" and isinstance(heads, int):
         # In float32, as their code computes it.
         periods = float(config.get("rope_theta", 100.0)) ** torch.arange(0, 1, 4 * heads / state["cls_token"].shape[-1])
-    arguments, state, assumed = infer(state, name=None, num_heads=heads, heads={}, periods=periods, path=folder)
-    if "pos_embed" not in state and "image_size" in config:
-        arguments["img_size"] = list(pair(config["image_size"]))
+    size = pair(config["image_size"]) if "image_size" in config else None
+    arguments, state, assumed = infer(state, name=None, num_heads=heads, heads={}, periods=periods, path=folder, img_size=size)
     preprocessing = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
     arguments |= {
         "position_resize": layout.position_resize,
