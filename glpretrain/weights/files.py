@@ -6,6 +6,7 @@ Left out: what the tensors mean (`formats`, `published`, `folders`).
 import json
 import pickle
 import re
+import reprlib
 import struct
 import zipfile
 from pathlib import Path
@@ -66,7 +67,7 @@ def read_safetensors(path: Path) -> State:
         raise ValueError(f"load_backbone: {path} is missing")
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, *_DAMAGE) as error:
         raise ValueError(
             f"load_backbone: {path} is not a complete safetensors file ({error}); pickles are never opened under this name"
         ) from error
@@ -179,9 +180,41 @@ def numbers(value: object, *, name: str) -> list[float] | None:
     """
     if value is None:
         return None
-    if not isinstance(value, list | tuple) or not all(isinstance(number, int | float) for number in value):
-        raise ValueError(f"load_backbone: {name}={value!r} found; accepted: a list of numbers")
+    if not isinstance(value, list | tuple) or not all(isinstance(number, int | float) and -1e9 < number < 1e9 for number in value):
+        raise ValueError(f"load_backbone: {name}={reprlib.repr(value)} found; accepted: a list of finite numbers")
     return [float(number) for number in value]
+
+
+def section(values: dict, name: str, *, path: Path) -> dict:
+    """An object within a JSON object, empty where it is absent.
+
+    Raises:
+        ValueError: there is something else under the name.
+    """
+    if not isinstance(found := values.get(name, {}), dict):
+        raise ValueError(f"load_backbone: {path}: {name}={reprlib.repr(found)} given; accepted: an object")
+    return dict(found)
+
+
+def in_single_precision(state: State, *, path: Path) -> State:
+    """Half-precision tensors as float32; integers as they are.
+
+    Raises:
+        ValueError: a tensor is sparse, quantised, complex or without data, or has more numbers than the file holds.
+    """
+    stored: dict[int, int] = {}
+    for name, tensor in state.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not (tensor.is_quantized or tensor.is_complex())
+        if not plain:
+            kind = f"{tensor.dtype}, {tensor.layout} on {tensor.device}"
+            raise ValueError(f"load_backbone: {path}: {name} is {kind}; accepted: dense real numbers")
+        storage = tensor.untyped_storage()
+        stored[storage.data_ptr()] = storage.nbytes()
+        if tensor.numel() * tensor.element_size() > storage.nbytes():
+            raise ValueError(f"load_backbone: {path}: {name} has shape {tuple(tensor.shape)}, more numbers than the file holds")
+    if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > 2 * sum(stored.values()):
+        raise ValueError(f"load_backbone: {path}: its tensors have more numbers than the file holds")
+    return {name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def is_state(content: object) -> TypeGuard[State]:

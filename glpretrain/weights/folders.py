@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from glpretrain.core.types import EncoderCard
 from glpretrain.encoders import Encoder, build
 from glpretrain.encoders.base import load_strictly
-from glpretrain.weights.files import State, is_state, listed, read_json, read_safetensors
+from glpretrain.weights.files import State, in_single_precision, is_state, listed, read_json, read_safetensors
 from glpretrain.weights.report import LoadedWeights, LoadOptions, Which
 
 WEIGHTS, CARD, LIBRARY_CONFIG = "model.safetensors", "card.json", "config.json"
@@ -96,7 +96,7 @@ def read_own_folder(folder: Path) -> LoadedWeights:
         card = EncoderCard.from_json(values)
     except ValueError as error:
         raise ValueError(f"load_backbone: {path}: {error}") from error
-    return LoadedWeights("exported folder", card.encoder, dict(card.arguments), read_safetensors(folder / WEIGHTS))
+    return LoadedWeights("exported folder", card.encoder, dict(card.arguments), read_safetensors(folder / WEIGHTS), card=card)
 
 
 def read_own_checkpoint(content: object, options: LoadOptions, *, path: Path) -> LoadedWeights | None:
@@ -123,10 +123,11 @@ def read_own_checkpoint(content: object, options: LoadOptions, *, path: Path) ->
     prefix = prefixes[side]
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     try:
-        encoder = build(EncoderCard.from_json(content["encoder_card"]))
-        if "mask_token" in own:
-            encoder.add_mask_token()
-        load_strictly(encoder, own)
+        with torch.device("meta"):  # only to give the tensors their names, so that shapes are compared before anything takes memory
+            encoder = build(EncoderCard.from_json(content["encoder_card"]))
+            if "mask_token" in own:
+                encoder.add_mask_token()
+        load_strictly(encoder, in_single_precision(own, path=path), assign=True)
     except ValueError as error:
         raise ValueError(f"load_backbone: {path}: {error}") from error
     arguments = {**encoder.card.arguments, "source": f"{content['method']}, {content['global_step']} steps"}
