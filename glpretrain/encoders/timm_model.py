@@ -58,7 +58,7 @@ def normalisation(
     usual = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if in_chans == 3 else ((0.5,) * in_chans,) * 2
     chosen = []
     for name, given, default in zip(("mean", "std"), (mean, std), usual, strict=True):
-        values = default if given is None else tuple(given) if isinstance(given, Iterable) else (given,)
+        values = default if given is None else tuple(given) if isinstance(given, Iterable) else ("no list",) * in_chans
         if len(values) != in_chans:
             raise ValueError(f"encoder: {name} has {len(values)} values; accepted: {in_chans}, one per channel")
         if not all(isinstance(value, int | float) and (-1e9 if name == "mean" else 0) < value <= 1e9 for value in values):

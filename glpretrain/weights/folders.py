@@ -35,6 +35,16 @@ def require_new(folder: Path) -> None:
         raise ValueError(f"export: {folder} is not empty and nothing is overwritten; accepted: a new or empty folder")
 
 
+def require_finite(state: State) -> None:
+    """Make sure that no weight is NaN or infinite.
+
+    Raises:
+        ValueError: names the tensors in which one is.
+    """
+    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"export: NaN or infinite weights in {listed(broken)}; accepted: finite weights; export an earlier checkpoint")
+
+
 def export(encoder: Encoder, folder: str | Path, *, licence: str | None = None, source: str | None = None) -> Path:
     """Write an encoder to a new folder.
 
@@ -48,10 +58,11 @@ def export(encoder: Encoder, folder: str | Path, *, licence: str | None = None, 
         The folder.
 
     Raises:
-        ValueError: the folder has something in it already, or is a file.
+        ValueError: the folder has something in it already or is a file, or a weight is not finite.
     """
     folder = Path(folder)
     require_new(folder)
+    require_finite(encoder.backbone_state())
     card = described(encoder.card, licence=licence, source=source)
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(encoder.backbone_state(), folder)
