@@ -3,12 +3,13 @@
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers.mlp import Mlp
 from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
@@ -31,6 +32,22 @@ def check_model(name: str, modules: Sequence[str], *, encoder: str) -> None:
     """Refuse, with a ValueError, a name that belongs to no model of these modules of timm."""
     if not isinstance(name, str) or not timm.is_model(name) or not is_model_in_modules(name, modules):
         raise ValueError(f"{encoder}: name={name!r} given; accepted: models of timm's {', '.join(modules)} (see timm.list_models)")
+
+
+class BlockOfViT(NamedTuple):
+    """What timm's model of some name has in its blocks."""
+
+    gated: bool  # whether its MLPs are others than timm's plain one
+    num_heads: int
+
+
+def block_of(name: str) -> BlockOfViT:
+    """The first block of timm's ViT of this name, which is built without memory."""
+    with torch.device("meta"):
+        block = create_model(name, num_classes=0).get_submodule("blocks.0")
+    heads = block.get_submodule("attn").num_heads
+    assert isinstance(heads, int)
+    return BlockOfViT(gated=type(block.get_submodule("mlp")) is not Mlp, num_heads=heads)
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -9,12 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from timm.layers.mlp import GluMlp
-from timm.models import is_model_in_modules
-from torch import Tensor, nn
+from torch import Tensor
 
 from glpretrain.encoders import timm_adapter
-from glpretrain.encoders.timm_model import create_model, pair
+from glpretrain.encoders.timm_model import block_of, pair
 from glpretrain.weights.files import State, in_single_precision, numbers, read_json, read_weights, section
 from glpretrain.weights.formats import heads_of, infer, is_gated, num_blocks, recognise
 from glpretrain.weights.halves import Unwrapped, unwrap
@@ -67,34 +65,17 @@ def read_timm_folder(folder: Path) -> LoadedWeights:
         "img_size": list(img_size),
     }
     state, assumed = in_single_precision(read_weights(folder), path=folder), []
-    gated = encoder == "ViT" and is_gated(state)
+    gated = encoder == "ViT" and "patch_embed.proj.weight" in state and is_gated(state)
     for layer, choices in _TIMM_LAYERS.items():
         if layer in layers and layers[layer] not in choices[gated]:
             accepted = ", ".join(choices[gated])
             raise ValueError(f"load_backbone: {path}: {layer}={layers[layer]!r} given; accepted for these weights: {accepted}")
-    if gated and _adds_gates(name):
-        heads = given.get("num_heads")
-        heads = heads if isinstance(heads, int) else _heads_in_timm(name)
+    if gated and not (block := block_of(name)).gated:  # added by code that no config.json can hold
+        heads = given.get("num_heads", block.num_heads)
         shape, state, _ = infer(state, name=_GATED, num_heads=heads, heads={}, periods=None, path=folder, img_size=img_size)
         arguments |= {key: shape[key] for key in ("name", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")}
         assumed.append(f"gated MLPs (SwiGLUPacked with SiLU), so {name} is built as {_GATED} of the same size")
     return LoadedWeights("timm folder", encoder, arguments, state, FILES["timm"].pretraining, assumed=tuple(assumed))
-
-
-def _timm_block(name: str) -> nn.Module:
-    with torch.device("meta"):  # takes no memory
-        return create_model(name, num_classes=0).get_submodule("blocks.0")
-
-
-def _adds_gates(name: str) -> bool:
-    """Whether timm's own model of this name has no gated MLPs, which published models bring in code that no config.json can hold."""
-    return is_model_in_modules(name, ["vision_transformer"]) and not isinstance(_timm_block(name).get_submodule("mlp"), GluMlp)
-
-
-def _heads_in_timm(name: str) -> int:
-    heads = _timm_block(name).get_submodule("attn").num_heads
-    assert isinstance(heads, int)
-    return heads
 
 
 def read_huggingface_folder(folder: Path) -> LoadedWeights:
@@ -118,18 +99,23 @@ def read_huggingface_folder(folder: Path) -> LoadedWeights:
     heads, periods = config.get("num_attention_heads"), None
     if kind == "dinov3_vit" and isinstance(heads, int):
         # In float32, as their code computes it.
-        periods = float(config.get("rope_theta", 100.0)) ** torch.arange(0, 1, 4 * heads / state["cls_token"].shape[-1])
+        periods = _number(config, "rope_theta", 100.0) ** torch.arange(0, 1, 4 * heads / state["cls_token"].shape[-1])
     size = pair(config["image_size"]) if "image_size" in config else None
     arguments, state, assumed = infer(state, name=None, num_heads=heads, heads={}, periods=periods, path=folder, img_size=size)
     preprocessing = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
     arguments |= {
         "position_resize": layout.position_resize,
-        "norm_eps": float(config.get("layer_norm_eps", 1e-6)),
+        "norm_eps": _number(config, "layer_norm_eps", 1e-6),
         "mean": numbers(preprocessing.get("image_mean"), name="image_mean"),
         "std": numbers(preprocessing.get("image_std"), name="image_std"),
         "source": f"Hugging Face folder {folder.name}",
     }
     return LoadedWeights(layout.title, "ViT", arguments, state, layout.pretraining, assumed=tuple(assumed))
+
+
+def _number(config: dict, name: str, default: float) -> float:
+    (value,) = numbers([config.get(name, default)], name=name) or [default]
+    return value
 
 
 def read_published_file(content: object, options: LoadOptions, *, path: Path) -> LoadedWeights:

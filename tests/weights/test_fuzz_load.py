@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from golden import noise
 from published import multicrop
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 from glpretrain.encoders import ViT
+from glpretrain.encoders.timm_model import create_model
 from glpretrain.weights import export, export_as, load_backbone
 
 SECONDS, MEGABYTES = 20, 400  # of one file, on a machine that does other things too; and of growth over all of them
@@ -65,7 +65,7 @@ def own_folder(folder: Path) -> Path:
 
 def timm_folder(folder: Path) -> Path:
     arguments = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 3, "init_values": 1e-5, "reg_tokens": 2}
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **arguments)
+    model = create_model("vit_tiny_patch16_224", num_classes=0, **arguments)
     save_for_hf(model, folder / "out", model_args=arguments, safe_serialization=False)
     return folder / "out"
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from golden import noise
 from published import timm_features
@@ -14,11 +13,12 @@ from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
 
 from glpretrain.encoders import Encoder, FeatureMap, ViT
+from glpretrain.encoders.timm_model import create_model
 from glpretrain.weights import export, load_backbone, load_backbone_with_report
 
 
-def vit(name: str = "vit_tiny_patch16_224", **changes: int) -> ViT:
-    return ViT(name, **{"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, **changes})
+def vit(name: str = "vit_tiny_patch16_224", *, in_chans: int = 3) -> ViT:
+    return ViT(name, img_size=32, patch_size=8, in_chans=in_chans, embed_dim=48, depth=3, num_heads=3)
 
 
 ENCODERS: dict[str, Callable[[], Encoder]] = {
@@ -51,7 +51,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def opened(folder: str, **options: object) -> nn.Module:
-    return timm.create_model(folder, pretrained=True, **options).eval()
+    return create_model(folder, pretrained=True, **options).eval()
 
 
 def pixels(encoder: Encoder, *, channels: int = 3, size: int | None = None) -> Tensor:
@@ -180,7 +180,7 @@ HUBS: dict[str, tuple[str, dict, dict]] = {
 def hub(folder: Path, name: str) -> nn.Module:
     """Write a folder as a hub has it, and return timm's model with what its authors' code adds."""
     architecture, said, added = HUBS[name]
-    model = timm.create_model(architecture, **{**SIZES, **said, **added}).eval()
+    model = create_model(architecture, **{**SIZES, **said, **added}).eval()
     model.load_state_dict({key: 0.3 * noise(*t.shape, name=key) if t.is_floating_point() else t for key, t in model.state_dict().items()})
     folder.mkdir()
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
