@@ -66,7 +66,7 @@ def own_folder(folder: Path) -> Path:
 def timm_folder(folder: Path) -> Path:
     arguments = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 3, "init_values": 1e-5, "reg_tokens": 2}
     model = create_model("vit_tiny_patch16_224", num_classes=0, **arguments)
-    save_for_hf(model, folder / "out", model_args=arguments, safe_serialization=False)
+    save_for_hf(model, str(folder / "out"), model_args=arguments, safe_serialization=False)
     return folder / "out"
 
 

@@ -38,7 +38,10 @@ ENCODERS: dict[str, Callable[[], Encoder]] = {
 }
 
 
-@pytest.fixture(scope="module", params=ENCODERS)
+SLOW = ("ConvNeXt", "RegNet", "Swin")  # timm has no small ones, and their weights are drawn again for each test
+
+
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in ENCODERS])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Encoder, str]:
     encoder = ENCODERS[request.param]().eval()
     encoder.load_backbone_state(
