@@ -129,11 +129,11 @@ def _resize_grid(positions: Tensor, encoder: Encoder, arguments: Arguments) -> S
 
 
 def _fitting(state: State, own: State) -> set[str]:
-    """Names of the tensors that have the encoder's shape and kind of numbers."""
+    """Names of the tensors that have the encoder's shape, and no whole numbers where it has others, as quantised weights have."""
     return {
         name
         for name in state.keys() & own.keys()
-        if state[name].shape == own[name].shape and state[name].is_floating_point() == own[name].is_floating_point()
+        if state[name].shape == own[name].shape and state[name].is_floating_point() >= own[name].is_floating_point()
     }
 
 

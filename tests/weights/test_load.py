@@ -342,3 +342,10 @@ def test_a_tensor_with_more_numbers_than_its_storage_takes_no_memory(tmp_path):
     weights = weights_of("dino")
     weights["blocks.0.mlp.fc1.weight"] = torch.zeros(1).expand(4_000_000_000, 192)
     assert "blocks.0.mlp.fc1.weight" in refusal(saved(weights, tmp_path / "expanded.pth"))
+
+
+def test_quantised_weights_are_not_taken_for_weights(tmp_path):
+    weights = weights_of("dino")
+    weights["blocks.1.mlp.fc1.weight"] = weights["blocks.1.mlp.fc1.weight"].to(torch.int8)
+    message = refusal(saved(weights, tmp_path / "int8.pth"))
+    assert "blocks.1.mlp.fc1.weight has numbers of torch.int8, accepted torch.float32" in message
