@@ -10,6 +10,8 @@ Axis legend (views come first, so a tensor of views is `V B ...`):
 Left out: what data gives to a method (`glpretrain.core.batch`).
 """
 
+import reprlib
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import ClassVar, NamedTuple
 
@@ -43,6 +45,20 @@ _JSON_TYPES = {
     "arguments": (dict,),
     "embed_dim": (int,),
 }
+
+_LARGEST_COUNT, _LARGEST_STATISTIC = 10_000_000, 1e9
+
+
+def _check_numbers(name: str, values: Sequence[object]) -> None:
+    """Refuse, with a ValueError, statistics that are not finite and counts that no item can have."""
+    if name in ("mean", "std"):
+        lowest, accepted = (-_LARGEST_STATISTIC, "finite numbers") if name == "mean" else (0.0, "finite numbers above 0")
+        fits = all(isinstance(value, int | float) and lowest < value <= _LARGEST_STATISTIC for value in values)
+    else:
+        accepted = f"whole numbers, at least 1 and at most {_LARGEST_COUNT}"
+        fits = len(values) > 0 and all(type(value) is int and 1 <= value <= _LARGEST_COUNT for value in values)
+    if not fits:
+        raise ValueError(f"encoder card: {name}={reprlib.repr(values)} given; accepted: {accepted}")
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,9 @@ class EncoderCard:
             raise ValueError(f"encoder card: missing fields {missing}")
         for name, value in card.items():
             if not isinstance(value, _JSON_TYPES[name]):
-                raise ValueError(f"encoder card: {name}={value!r} given; accepted: {_JSON_TYPES[name][0].__name__}")
-            if isinstance(value, list):
+                raise ValueError(f"encoder card: {name}={reprlib.repr(value)} given; accepted: {_JSON_TYPES[name][0].__name__}")
+            if isinstance(value, list | tuple):
+                _check_numbers(name, value)
                 card[name] = tuple(value)
+        _check_numbers("embed_dim", [card["embed_dim"]])
         return cls(**card)

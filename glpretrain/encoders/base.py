@@ -3,6 +3,8 @@
 import hashlib
 import inspect
 import json
+import math
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +17,16 @@ from glpretrain.core.patches import pixels_of_patches
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.drop_path import drawn_paths
 from glpretrain.encoders.sequences import encode_list
+
+# Bounds of the numbers in a card.
+_LARGEST_COUNTS = {
+    **{"in_chans": 4096, "patch_size": 1024, "embed_dim": 16_384, "depth": 256, "num_heads": 1024, "reg_tokens": 1024},
+    **{"num_points": 10_000_000, "points_per_token": 65_536, "group_size": 65_536, "tokens_dim": 16_384},
+    **{"pool_dim": 16_384, "pool_heads": 1024},
+}
+_LARGEST = {"mlp_ratio": 64, "norm_eps": 1, "init_values": 1000}
+# Arguments of builders that are words or flags.
+_WORDS, _FLAGS = ("name", "position_resize", "positions", "licence", "source"), ("drop_path_uniform", "class_token", "no_embed_class")
 
 _Builder = TypeVar("_Builder", bound=Callable[..., "Encoder"])
 _BUILDERS: dict[str, Callable[..., "Encoder"]] = {}
@@ -46,6 +58,10 @@ def build_from(name: str, arguments: Mapping[str, object]) -> "Encoder":
     """`build` from the registered name of an encoder and the arguments of its constructor."""
     if name not in _BUILDERS:
         raise ValueError(f"encoder card: unknown encoder {name!r}; registered: {sorted(_BUILDERS)}")
+    for words, kind in ((_WORDS, str), (_FLAGS, bool)):
+        for word in arguments.keys() & set(words):
+            if not isinstance(value := arguments[word], kind | None):
+                raise ValueError(f"encoder card: {word}={reprlib.repr(value)} given; accepted: {kind.__name__}")
     builder = _BUILDERS[name]
     try:
         inspect.signature(builder).bind(**arguments)
@@ -209,20 +225,34 @@ class Encoder(nn.Module, ABC):
         return {}
 
 
-def check_numbers(encoder: str, *, counts: Mapping[str, int | None], positive: Mapping[str, float | None], drop_path_rate: float) -> None:
-    """Refuse, with a ValueError, counts below 1, numbers that are not positive and rates outside [0, 1); None is left out."""
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{encoder}: {name}={value} given; accepted: at least 1")
-    for name, value in positive.items():
-        if value is not None and value <= 0.0:
-            raise ValueError(f"{encoder}: {name}={value} given; accepted: above 0")
-    if not 0.0 <= drop_path_rate < 1.0:
-        raise ValueError(f"{encoder}: drop_path_rate={drop_path_rate} given; accepted: [0, 1)")
+def check_numbers(encoder: str, **numbers: object) -> None:
+    """Refuse, with a ValueError, arguments that are no numbers or lie far beyond what anyone published; None is left out.
+
+    A constructor calls this first, because a card may come from anywhere and a depth of 20,000 would be built for a minute.
+    """
+    for name, value in numbers.items():
+        if value is None:
+            continue
+        number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        if name in _LARGEST_COUNTS:
+            accepted = f"at least 1 and at most {_LARGEST_COUNTS[name]}"
+            fits = isinstance(number, int) and 1 <= number <= _LARGEST_COUNTS[name]
+        elif name in _LARGEST:
+            accepted, fits = f"above 0 and at most {_LARGEST[name]}", 0.0 < number <= _LARGEST[name]
+        else:
+            assert name == "drop_path_rate"
+            accepted, fits = "[0, 1)", 0.0 <= number < 1.0
+        if not fits:
+            raise ValueError(f"{encoder}: {name}={reprlib.repr(value)} given; accepted: {accepted}")
 
 
-def load_strictly(module: nn.Module, state: dict[str, Tensor]) -> None:
+def load_strictly(module: nn.Module, state: dict[str, Tensor], *, assign: bool = False) -> None:
     """`load_state_dict` that accepts exactly the module's names and shapes.
+
+    Args:
+        module: module to fill.
+        state: its tensors.
+        assign: whether the module keeps the given tensors instead of copying their numbers.
 
     Raises:
         ValueError: names every missing tensor, every unknown one and every tensor of a wrong shape.
@@ -238,7 +268,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor]) -> None:
             problems.append(f"{name} has shape {tuple(state[name].shape)}, accepted {tuple(own[name].shape)}")
     if problems:
         raise ValueError("weights do not fit the encoder: " + "; ".join(problems))
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=assign)
 
 
 def fingerprint(encoder: Encoder) -> str:

@@ -58,7 +58,7 @@ class FeatureMap(Encoder):
     ) -> None:
         super().__init__()
         check_model(name, FEATURE_MAP_MODULES, encoder="FeatureMap")
-        check_numbers("FeatureMap", counts={"in_chans": in_chans}, positive={}, drop_path_rate=drop_path_rate)
+        check_numbers("FeatureMap", in_chans=in_chans, drop_path_rate=drop_path_rate)
         height, width = pair(img_size)
         self._timm_args: TimmArguments = {"in_chans": in_chans, "num_classes": 0, "drop_path_rate": drop_path_rate}
         if is_model_in_modules(name, _WINDOWED_MODULES):
@@ -124,4 +124,4 @@ class FeatureMap(Encoder):
 
     def library_config(self, card: EncoderCard) -> dict[str, object]:
         """What timm needs to open an exported folder."""
-        return timm_config(card, model_args=self._timm_args)
+        return timm_config(self.model, card, model_args=self._timm_args)

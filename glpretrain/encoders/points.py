@@ -78,7 +78,7 @@ class PositionedBlocks(nn.ModuleList):
         norm_eps: float = 1e-5,
     ) -> None:
         norm = partial(nn.LayerNorm, eps=norm_eps)
-        rates = torch.linspace(0.0, drop_path_rate, depth).tolist()
+        rates = torch.linspace(0.0, drop_path_rate, depth, device="cpu").tolist()  # also where the rest is built on meta
 
         def block(rate: float) -> Block:
             # timm declares a class as the type of `norm_layer` and passes partials itself.
@@ -190,7 +190,7 @@ class PointTransformer(Encoder):
         }
         chosen = {**counts, "mlp_ratio": mlp_ratio, "class_token": class_token, "positions": positions}
         counts = {**counts, "num_points": num_points, "group_size": group_size}
-        check_numbers("PointTransformer", counts=counts, positive={"mlp_ratio": mlp_ratio}, drop_path_rate=drop_path_rate)
+        check_numbers("PointTransformer", **counts, mlp_ratio=mlp_ratio, drop_path_rate=drop_path_rate)
         size = _SIZES[name]._replace(**{key: value for key, value in chosen.items() if value is not None})
         if size.embed_dim % size.num_heads:
             raise ValueError(f"PointTransformer: embed_dim={size.embed_dim} does not divide by num_heads={size.num_heads}")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glpretrain.core.types import EncoderOutput
-from glpretrain.encoders.base import Encoder, build_from, load_strictly, register
+from glpretrain.encoders.base import Encoder, build_from, check_numbers, load_strictly, register
 from glpretrain.encoders.vit import ViT
 
 
@@ -88,6 +88,7 @@ class PooledViT(Encoder):
         self.trunk = trunk
         if self.trunk.model.cls_token is None or self.trunk.num_prefix_tokens != 1:
             raise ValueError(f"PooledViT: name={name!r} given; accepted: a ViT with a class token and no registers")
+        check_numbers("PooledViT", pool_dim=pool_dim, pool_heads=pool_heads)
         if pool_dim % pool_heads:
             raise ValueError(f"PooledViT: pool_dim={pool_dim} does not divide into pool_heads={pool_heads}")
         self.attn_pool_contrast = _Pool(self.trunk.embed_dim, out_dim=pool_dim, num_heads=pool_heads)

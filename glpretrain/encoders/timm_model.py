@@ -1,13 +1,15 @@
 """What the timm adapters share: sizes and channel statistics, positions for another grid, and the folder that timm opens by itself."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers.mlp import Mlp
 from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
@@ -21,13 +23,31 @@ TimmArguments = dict[str, str | int | float | bool | list[int]]
 PositionResize = Literal["timm", "bicubic", "dino"]
 POSITION_RESIZES: tuple[PositionResize, ...] = ("timm", "bicubic", "dino")
 
+_LARGEST_SIDE = 65_536  # pixels
+
 create_model: Callable[..., nn.Module] = timm.create_model  # every model has keyword arguments of its own
 
 
 def check_model(name: str, modules: Sequence[str], *, encoder: str) -> None:
     """Refuse, with a ValueError, a name that belongs to no model of these modules of timm."""
-    if not timm.is_model(name) or not is_model_in_modules(name, modules):
+    if not isinstance(name, str) or not timm.is_model(name) or not is_model_in_modules(name, modules):
         raise ValueError(f"{encoder}: name={name!r} given; accepted: models of timm's {', '.join(modules)} (see timm.list_models)")
+
+
+class BlockOfViT(NamedTuple):
+    """What timm's model of some name has in its blocks."""
+
+    gated: bool  # whether its MLPs are others than timm's plain one
+    num_heads: int
+
+
+def block_of(name: str) -> BlockOfViT:
+    """The first block of timm's ViT of this name, which is built without memory."""
+    with torch.device("meta"):
+        block = create_model(name, num_classes=0).get_submodule("blocks.0")
+    heads = block.get_submodule("attn").num_heads
+    assert isinstance(heads, int)
+    return BlockOfViT(gated=type(block.get_submodule("mlp")) is not Mlp, num_heads=heads)
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -36,10 +56,12 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         ValueError: the size is neither one positive number nor two.
     """
-    sizes = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sizes) != 2 or min(sizes) < 1:
-        raise ValueError(f"encoder: img_size={size} given; accepted: a positive number, or height and width")
-    return sizes
+    sizes = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sizes) != 2 or not all(isinstance(side, int) and 1 <= side <= _LARGEST_SIDE for side in sizes):
+        raise ValueError(
+            f"encoder: img_size={reprlib.repr(size)} given; accepted: a positive number, or height and width, at most {_LARGEST_SIDE} each"
+        )
+    return sizes[0], sizes[1]
 
 
 def normalisation(
@@ -53,9 +75,11 @@ def normalisation(
     usual = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if in_chans == 3 else ((0.5,) * in_chans,) * 2
     chosen = []
     for name, given, default in zip(("mean", "std"), (mean, std), usual, strict=True):
-        values = default if given is None else tuple(given)
+        values = default if given is None else tuple(given) if isinstance(given, Iterable) else ("no list",) * in_chans
         if len(values) != in_chans:
             raise ValueError(f"encoder: {name} has {len(values)} values; accepted: {in_chans}, one per channel")
+        if not all(isinstance(value, int | float) and (-1e9 if name == "mean" else 0) < value <= 1e9 for value in values):
+            raise ValueError(f"encoder: {name}={reprlib.repr(given)} given; accepted: finite numbers, above 0 for std")
         chosen.append(tuple(values))
     return chosen[0], chosen[1]
 
@@ -120,12 +144,25 @@ def resize_positions(positions: Tensor, *, grid: Sequence[int], new_grid: Sequen
     return torch.cat((positions[:, :num_prefix], resized), dim=1)
 
 
-def timm_config(card: EncoderCard, *, model_args: TimmArguments) -> dict[str, object]:
-    """The `config.json` of a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` opens."""
+def timm_config(model: nn.Module, card: EncoderCard, *, model_args: TimmArguments) -> dict[str, object]:
+    """The `config.json` of a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` opens.
+
+    With the names of the classifier and of the first convolution, timm can give the model another number of classes or channels.
+
+    Args:
+        model: timm's model.
+        card: card that is written beside it.
+        model_args: arguments with which timm builds the same model.
+    """
+    own = vars(model)["pretrained_cfg"]
+    names = {key: own[key] for key in ("classifier", "first_conv", "pool_size") if own.get(key)}
+    if card.item_shape[0] not in (1, 3):  # versions of timm that only know images of 3 channels would drop the layer
+        names.pop("first_conv", None)
     return {
         "architecture": card.arguments["name"],
         "num_classes": 0,
         "num_features": card.embed_dim,
+        "global_pool": model_args.get("global_pool", "avg"),
         "model_args": model_args,
         "pretrained_cfg": {
             "input_size": list(card.item_shape),
@@ -135,5 +172,6 @@ def timm_config(card: EncoderCard, *, model_args: TimmArguments) -> dict[str, ob
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "license": card.licence,
+            **names,
         },
     }

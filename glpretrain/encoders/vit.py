@@ -60,6 +60,10 @@ class ViT(Encoder):
         drop_path_uniform: give every block that same rate, as DINOv2 and GPFM do (`drop_path_uniform: true` in their
             dinov2/configs/ssl_default_config.yaml, used in dinov2/models/vision_transformer.py). Above a rate of 0.1 their code drops an
             exact share of the batch (dinov2/layers/block.py); here each item is drawn by itself.
+        init_values: start of every layer scale, which some published models have and timm's model of that name does not; None is timm's
+            own.
+        reg_tokens: number of register tokens; None is timm's own.
+        no_embed_class: whether positions are added to patches only, and not to class token and registers; None is timm's own.
         position_resize: how learned positions are resized to a view of another size, see `timm_model.PositionResize`.
         norm_eps: epsilon of every layer norm; None is timm's own.
         rope_periods: periods of DINOv3's rotary positions, one per frequency; None is timm's own (published files hold rounded ones).
@@ -87,6 +91,9 @@ class ViT(Encoder):
         mlp_ratio: float | None = None,
         drop_path_rate: float = 0.0,
         drop_path_uniform: bool = False,
+        init_values: float | None = None,
+        reg_tokens: int | None = None,
+        no_embed_class: bool | None = None,
         position_resize: PositionResize = "timm",
         norm_eps: float | None = None,
         rope_periods: Sequence[float] | None = None,
@@ -98,8 +105,10 @@ class ViT(Encoder):
         super().__init__()
         check_model(name, VIT_MODULES, encoder="ViT")
         counts = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
-        positive = {"mlp_ratio": mlp_ratio, "norm_eps": norm_eps}
-        check_numbers("ViT", counts={**counts, "in_chans": in_chans}, positive=positive, drop_path_rate=drop_path_rate)
+        check_numbers("ViT", **counts, in_chans=in_chans, mlp_ratio=mlp_ratio, norm_eps=norm_eps, drop_path_rate=drop_path_rate)
+        others = {"init_values": init_values, "reg_tokens": reg_tokens, "no_embed_class": no_embed_class}
+        added = {key: value for key, value in others.items() if value is not None}
+        check_numbers("ViT", init_values=init_values, reg_tokens=reg_tokens or None)
         if drop_path_uniform and drop_path_rate == 0.0:
             raise ValueError("ViT: drop_path_uniform=True given with drop_path_rate=0.0; set a rate above 0 or leave drop_path_uniform out")
         if position_resize not in POSITION_RESIZES:
@@ -116,6 +125,7 @@ class ViT(Encoder):
             "global_pool": "token" if "distilled" in name else "",
             "drop_path_rate": drop_path_rate,
             **chosen,
+            **added,
         }
         if not self._fixed_size:
             self._timm_args["dynamic_img_size"] = True
@@ -123,8 +133,8 @@ class ViT(Encoder):
             self._timm_args["fc_norm"] = False  # some of these name the norm behind the pooling whatever the pooling is
         try:
             model = create_model(name, pretrained=False, **self._timm_args)
-        except AssertionError as refusal:  # how timm refuses sizes that do not fit one another
-            raise ValueError(f"ViT: timm refuses to build {name} with {chosen}: {refusal}") from refusal
+        except (AssertionError, TypeError) as refusal:  # sizes that do not fit one another; arguments that this model does not have
+            raise ValueError(f"ViT: timm refuses to build {name} with {chosen | added}: {refusal}") from refusal
         assert isinstance(model, VisionTransformer | VisionTransformerRelPos | Beit | Eva)
         self.model = model
         if isinstance(model, Beit | Eva):
@@ -150,6 +160,7 @@ class ViT(Encoder):
             "drop_path_rate": drop_path_rate,
             # Written only where it is set: cards of earlier versions, and the fingerprints made from them, stay the same.
             **({"drop_path_uniform": True} if drop_path_uniform else {}),
+            **added,
             "position_resize": position_resize,
             "norm_eps": norm_eps,
             "rope_periods": None if rope_periods is None else list(rope_periods),
@@ -258,7 +269,11 @@ class ViT(Encoder):
 
     def library_config(self, card: EncoderCard) -> dict[str, object]:
         """What timm needs to open an exported folder."""
-        return timm_config(card, model_args=self._timm_args)
+        model = self.model
+        args = self._timm_args | {"global_pool": "avg" if model.cls_token is None else "token"}
+        if not isinstance(model, Beit):  # the norm stays on the tokens, where it was trained, whatever a user's pooling is
+            args["use_fc_norm" if isinstance(model, Eva) else "fc_norm"] = False
+        return timm_config(model, card, model_args=args)
 
 
 def _check_width(model: Beit | Eva, *, name: str) -> None:

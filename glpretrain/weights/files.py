@@ -6,6 +6,8 @@ Left out: what the tensors mean (`formats`, `published`, `folders`).
 import json
 import pickle
 import re
+import reprlib
+import struct
 import zipfile
 from pathlib import Path
 from typing import TypeGuard
@@ -29,10 +31,17 @@ _READ_AS_BLANK = (
     *(f"pathlib.{name}" for name in ("Path", "PosixPath", "_local.Path", "_local.PosixPath")),
 )
 
+# What a file of torch.save begins with that was written before torch 1.6, or without its zip format.
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LARGEST_JSON = 16_000_000  # bytes
+
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of the folders that timm and transformers write, the safe one first
 
 # A pickle is a program. Damaged bytes make torch's reader fail in any of these ways.
-_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+_DAMAGE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError),
+    *(ArithmeticError, ImportError, MemoryError, OSError, struct.error),
+)
 
 
 class _Blank:
@@ -58,7 +67,7 @@ def read_safetensors(path: Path) -> State:
         raise ValueError(f"load_backbone: {path} is missing")
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, *_DAMAGE) as error:
         raise ValueError(
             f"load_backbone: {path} is not a complete safetensors file ({error}); pickles are never opened under this name"
         ) from error
@@ -72,8 +81,7 @@ def read_pickle(path: Path) -> object:
     """
     if not path.is_file():
         raise ValueError(f"load_backbone: {path} is missing")
-    if not _is_zip(path):  # torch.save writes zip files; a file that is cut short has lost its table of contents
-        raise ValueError(f"load_backbone: {path} cannot be read as a checkpoint: it is cut short or of another format")
+    _check_container(path)
     try:
         with torch.serialization.safe_globals([(_Blank, name) for name in _READ_AS_BLANK]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -85,11 +93,20 @@ def read_pickle(path: Path) -> object:
         raise ValueError(f"load_backbone: {path} cannot be read as a checkpoint: {reason}") from error
 
 
-def _is_zip(path: Path) -> bool:
+def _check_container(path: Path) -> None:
+    """Refuse, with a ValueError, what `torch.save` did not write, and what would take more memory than the file has bytes."""
+    with path.open("rb") as file:
+        if file.read(len(_LEGACY)) == _LEGACY:
+            return
     try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # is_zipfile raises this for some kinds of damage
-        return False
+        with zipfile.ZipFile(path) as archive:  # a file that is cut short has lost its table of contents
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError) as error:
+        raise ValueError(f"load_backbone: {path} cannot be read as a checkpoint: it is cut short or of another format") from error
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError(f"load_backbone: {path} cannot be read as a checkpoint: it is compressed, which torch.save never does")
+    if (total := sum(member.file_size for member in members)) > path.stat().st_size:
+        raise ValueError(f"load_backbone: {path} cannot be read as a checkpoint: it announces {total} bytes, more than it holds")
 
 
 def read_content(path: Path) -> object:
@@ -140,13 +157,19 @@ def read_json(path: Path) -> dict:
     """
     if not path.is_file():
         raise ValueError(f"load_backbone: {path} is missing")
+    if (size := path.stat().st_size) > _LARGEST_JSON:
+        raise ValueError(f"load_backbone: {path} has {size} bytes; accepted: at most {_LARGEST_JSON}")
     try:
-        values = json.loads(path.read_text())
-    except ValueError as error:  # a wrong encoding and wrong JSON both raise it
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # a wrong encoding and wrong JSON raise the first, deep nesting the second
         raise ValueError(f"load_backbone: {path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"load_backbone: {path} is not a JSON object but a {type(values).__name__}")
     return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def numbers(value: object, *, name: str) -> list[float] | None:
@@ -157,9 +180,41 @@ def numbers(value: object, *, name: str) -> list[float] | None:
     """
     if value is None:
         return None
-    if not isinstance(value, list | tuple) or not all(isinstance(number, int | float) for number in value):
-        raise ValueError(f"load_backbone: {name}={value!r} found; accepted: a list of numbers")
+    if not isinstance(value, list | tuple) or not all(isinstance(number, int | float) and -1e9 < number < 1e9 for number in value):
+        raise ValueError(f"load_backbone: {name}={reprlib.repr(value)} found; accepted: a list of finite numbers")
     return [float(number) for number in value]
+
+
+def section(values: dict, name: str, *, path: Path) -> dict:
+    """An object within a JSON object, empty where it is absent.
+
+    Raises:
+        ValueError: there is something else under the name.
+    """
+    if not isinstance(found := values.get(name, {}), dict):
+        raise ValueError(f"load_backbone: {path}: {name}={reprlib.repr(found)} given; accepted: an object")
+    return dict(found)
+
+
+def in_single_precision(state: State, *, path: Path) -> State:
+    """Half-precision tensors as float32; integers as they are.
+
+    Raises:
+        ValueError: a tensor is sparse, quantised, complex or without data, or has more numbers than the file holds.
+    """
+    stored: dict[int, int] = {}
+    for name, tensor in state.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not (tensor.is_quantized or tensor.is_complex())
+        if not plain:
+            kind = f"{tensor.dtype}, {tensor.layout} on {tensor.device}"
+            raise ValueError(f"load_backbone: {path}: {name} is {kind}; accepted: dense real numbers")
+        storage = tensor.untyped_storage()
+        stored[storage.data_ptr()] = storage.nbytes()
+        if tensor.numel() * tensor.element_size() > storage.nbytes():
+            raise ValueError(f"load_backbone: {path}: {name} has shape {tuple(tensor.shape)}, more numbers than the file holds")
+    if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > 2 * sum(stored.values()):
+        raise ValueError(f"load_backbone: {path}: its tensors have more numbers than the file holds")
+    return {name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def is_state(content: object) -> TypeGuard[State]:

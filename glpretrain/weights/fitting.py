@@ -5,6 +5,7 @@ Left out: where the tensors come from.
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -33,7 +34,13 @@ def fit(weights: LoadedWeights, options: LoadOptions, *, path: Path | str) -> tu
     Raises:
         ValueError: the match is not full, or the encoder cannot have other channels or sizes.
     """
-    arguments: Arguments = dict(weights.arguments)
+    arguments, strict = dict(weights.arguments), options.get("strict", True)
+    with torch.device("meta"):  # shapes are compared before anything takes memory
+        draft = _built(weights.encoder, arguments, path=path)
+    _check_card(draft, weights, path=path)
+    report = _compare(draft, weights, {}, path=path)
+    if strict and not report.full_match:
+        raise ValueError(_misfit(report, path=path))
     if (img_size := options.get("img_size")) is not None:
         if "img_size" not in arguments:
             raise ValueError(f"load_backbone: img_size={img_size} given; {weights.encoder} has none")
@@ -47,16 +54,37 @@ def fit(weights: LoadedWeights, options: LoadOptions, *, path: Path | str) -> tu
         arguments |= {"in_chans": in_chans, "mean": [sum(old[0]) / channels] * in_chans, "std": [sum(old[1]) / channels] * in_chans}
     given = {"mean": options.get("mean"), "std": options.get("std")}
     arguments |= {name: list(values) for name, values in given.items() if values is not None}
-    try:
-        encoder = build_from(weights.encoder, arguments)
-    except ValueError as error:
-        raise ValueError(f"load_backbone: {path}: {error}") from error
+    encoder = _built(weights.encoder, arguments, path=path)
     changed: State = {}
     if old is not None:
         changed |= _spread_channels(weights.state, old=old, new=(encoder.card.mean, encoder.card.std), path=path)
     if "pos_embed" in weights.state and arguments.get("img_size") != weights.arguments.get("img_size"):
         changed |= _resize_grid(weights.state["pos_embed"], encoder, weights.arguments)
-    return encoder.eval(), _assign(encoder, weights, changed, strict=options.get("strict", True), path=path)
+    report = _compare(encoder, weights, changed, path=path)
+    if strict and not report.full_match:
+        raise ValueError(_misfit(report, path=path))
+    own, given = encoder.backbone_state(), weights.state | changed
+    encoder.load_backbone_state({**own, **{name: given[name] for name in _fitting(given, own)}})
+    return encoder.eval(), report
+
+
+def _built(encoder: str, arguments: Arguments, *, path: Path | str) -> Encoder:
+    try:
+        return build_from(encoder, arguments)
+    except ValueError as error:
+        raise ValueError(f"load_backbone: {path}: {error}") from error
+
+
+def _check_card(draft: Encoder, weights: LoadedWeights, *, path: Path | str) -> None:
+    """A card that contradicts the arguments in it is refused, because either may be what its author meant."""
+    if (card := weights.card) is None:
+        return
+    said, built = asdict(card), asdict(draft.card)
+    for name in ("modality", "item_shape", "patch_size", "embed_dim", "mean", "std"):
+        if said[name] != built[name]:
+            raise ValueError(
+                f"load_backbone: {path}: the card says {name}={said[name]}, its arguments say {built[name]}; correct one of them"
+            )
 
 
 def _spread_channels(state: State, *, old: Statistics, new: Statistics, path: Path | str) -> State:
@@ -100,36 +128,46 @@ def _resize_grid(positions: Tensor, encoder: Encoder, arguments: Arguments) -> S
     return {"pos_embed": resize_positions(positions, grid=(rows, columns), new_grid=(new_rows, new_columns), how=how)}
 
 
-def _assign(encoder: Encoder, weights: LoadedWeights, changed: State, *, strict: bool, path: Path | str) -> LoadReport:
+def _fitting(state: State, own: State) -> set[str]:
+    """Names of the tensors that have the encoder's shape, and no whole numbers where it has others, as quantised weights have."""
+    return {
+        name
+        for name in state.keys() & own.keys()
+        if state[name].shape == own[name].shape and state[name].is_floating_point() >= own[name].is_floating_point()
+    }
+
+
+def _compare(encoder: Encoder, weights: LoadedWeights, changed: State, *, path: Path | str) -> LoadReport:
     state, own = weights.state | changed, encoder.backbone_state()
-    fitting = {name: tensor for name, tensor in state.items() if name in own and tensor.shape == own[name].shape}
-    reshaped = sorted(changed.keys() & fitting.keys())
+    fitting = _fitting(state, own)
+    reshaped = sorted(changed.keys() & fitting)
     without_place = sorted(state.keys() - own.keys())
     left_out = [name for name in without_place if re.match(weights.pretraining, name)]
     card = encoder.card
     width = f"{card.arguments.get('name', card.encoder)}, {card.embed_dim} wide, {encoder.num_layers} deep"
-    report = LoadReport(
+    return LoadReport(
         title=f"{weights.title} {path}",
         architecture=f"{width}, items of {' x '.join(map(str, card.item_shape))}",
-        matched=tuple(sorted(fitting.keys() - set(reshaped))),
+        matched=tuple(sorted(fitting - set(reshaped))),
         reshaped=tuple(f"{name} {tuple(weights.state[name].shape)} to {tuple(state[name].shape)}" for name in reshaped),
         missing=tuple(sorted(own.keys() - state.keys())),
-        shape_mismatch=tuple(
-            f"{name} has shape {tuple(state[name].shape)}, accepted {tuple(own[name].shape)}"
-            for name in sorted(own.keys() & state.keys() - fitting.keys())
-        ),
+        shape_mismatch=tuple(_mismatch(name, state[name], own[name]) for name in sorted(own.keys() & state.keys() - fitting)),
         unused=tuple(name for name in without_place if name not in left_out),
         left_out=(*weights.left_out, *left_out),
         assumed=weights.assumed,
     )
-    if strict and not report.full_match:
-        problems = [f"{kind} {listed(list(names))}" for kind, names in (("missing", report.missing), ("unknown", report.unused)) if names]
-        if more := len(report.shape_mismatch[6:]):
-            problems.append(f"{'; '.join(report.shape_mismatch[:6])} and {more} more")
-        else:
-            problems.extend(report.shape_mismatch)
-        raise ValueError(
-            f"load_backbone: {path}: weights do not fit {report.architecture}: {'; '.join(problems)}; strict=False leaves these fresh"
-        )
-    encoder.load_backbone_state({**own, **fitting})
-    return report
+
+
+def _mismatch(name: str, given: Tensor, own: Tensor) -> str:
+    if given.shape == own.shape:
+        return f"{name} has numbers of {given.dtype}, accepted {own.dtype}"
+    return f"{name} has shape {tuple(given.shape)}, accepted {tuple(own.shape)}"
+
+
+def _misfit(report: LoadReport, *, path: Path | str) -> str:
+    problems = [f"{kind} {listed(list(names))}" for kind, names in (("missing", report.missing), ("unknown", report.unused)) if names]
+    if more := len(report.shape_mismatch[6:]):
+        problems.append(f"{'; '.join(report.shape_mismatch[:6])} and {more} more")
+    else:
+        problems.extend(report.shape_mismatch)
+    return f"load_backbone: {path}: weights do not fit {report.architecture}: {'; '.join(problems)}; strict=False leaves these fresh"

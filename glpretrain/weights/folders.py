@@ -15,12 +15,22 @@ from glpretrain.core.files import new_folder, write_json
 from glpretrain.core.types import EncoderCard
 from glpretrain.encoders import Encoder, build
 from glpretrain.encoders.base import load_strictly
-from glpretrain.weights.files import State, is_state, listed, read_json, read_safetensors
+from glpretrain.weights.files import State, in_single_precision, is_state, listed, read_json, read_safetensors
 from glpretrain.weights.report import LoadedWeights, LoadOptions, Which
 
 WEIGHTS, CARD, LIBRARY_CONFIG = "model.safetensors", "card.json", "config.json"
 # The names under which a method keeps its encoders.
 _ENCODER_PREFIXES: dict[Which, str] = {"teacher": "teacher.branch.encoder.", "student": "student.encoder."}
+
+
+def require_finite(state: State) -> None:
+    """Make sure that no weight is NaN or infinite.
+
+    Raises:
+        ValueError: names the tensors in which one is.
+    """
+    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"export: NaN or infinite weights in {listed(broken)}; accepted: finite weights; export an earlier checkpoint")
 
 
 def export(encoder: Encoder, folder: str | Path, *, licence: str | None = None, source: str | None = None) -> Path:
@@ -36,9 +46,10 @@ def export(encoder: Encoder, folder: str | Path, *, licence: str | None = None, 
         The folder.
 
     Raises:
-        ValueError: the folder has something in it already, or is a file, or another process is writing to it.
+        ValueError: the folder has something in it already or is a file, another process is writing to it, or a weight is not finite.
     """
     folder = Path(folder)
+    require_finite(encoder.backbone_state())
     card = described(encoder.card, licence=licence, source=source)
     with new_folder(folder, last=CARD, argument="export") as part:
         write_weights(encoder.backbone_state(), part)
@@ -78,7 +89,7 @@ def read_own_folder(folder: Path) -> LoadedWeights:
         card = EncoderCard.from_json(values)
     except ValueError as error:
         raise ValueError(f"load_backbone: {path}: {error}") from error
-    return LoadedWeights("exported folder", card.encoder, dict(card.arguments), read_safetensors(folder / WEIGHTS))
+    return LoadedWeights("exported folder", card.encoder, dict(card.arguments), read_safetensors(folder / WEIGHTS), card=card)
 
 
 def read_own_checkpoint(content: object, options: LoadOptions, *, path: Path) -> LoadedWeights | None:
@@ -105,10 +116,11 @@ def read_own_checkpoint(content: object, options: LoadOptions, *, path: Path) ->
     prefix = prefixes[side]
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     try:
-        encoder = build(EncoderCard.from_json(content["encoder_card"]))
-        if "mask_token" in own:
-            encoder.add_mask_token()
-        load_strictly(encoder, own)
+        with torch.device("meta"):  # only to give the tensors their names, so that shapes are compared before anything takes memory
+            encoder = build(EncoderCard.from_json(content["encoder_card"]))
+            if "mask_token" in own:
+                encoder.add_mask_token()
+        load_strictly(encoder, in_single_precision(own, path=path), assign=True)
     except ValueError as error:
         raise ValueError(f"load_backbone: {path}: {error}") from error
     arguments = {**encoder.card.arguments, "source": f"{content['method']}, {content['global_step']} steps"}

@@ -1,18 +1,19 @@
-"""Published checkpoint files: finding the encoder in what a file holds, its format, and the arguments of `ViT` that fit its tensors.
+"""Published checkpoint files: the format of an encoder's tensors, and the arguments of `ViT` that fit them.
 
-Left out: the names of each format (`names`), and folders whose configuration says all this (`published`).
+Left out: finding the encoder in a file (`halves`), the names of each format (`names`), and folders whose configuration says all this
+(`published`).
 """
 
 import math
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from glpretrain.weights.files import State, is_state, listed
+from glpretrain.weights.files import State, listed
+from glpretrain.weights.halves import Unwrapped
 from glpretrain.weights.names import FILES
-from glpretrain.weights.report import Arguments, Which
+from glpretrain.weights.report import Arguments
 
 # By class token, number of registers, layer scale and gated MLP: the timm model that has just these, in any size.
 _MODELS = {
@@ -38,75 +39,6 @@ _MARKS = (
     ("ibot", {"blocks.0.gamma_1"}),
 )
 
-# What stands before the names of an encoder, where the file says by it which side the encoder is (MoCo v3, Point-BERT) and elsewhere
-# (DINO and its descendants, MoCo v3 without the other side, Point-MAE).
-_MOCO = ("momentum_encoder.", "base_encoder.")
-_SIDES: dict[Which, tuple[str, ...]] = {
-    "teacher": ("momentum_encoder.", "transformer_k.", "transformer_q."),
-    "student": ("base_encoder.", "transformer_q."),
-}
-_PREFIXES = ("backbone.", "base_encoder.", "momentum_encoder.", "MAE_encoder.")
-
-
-@dataclass(frozen=True)
-class Unwrapped:
-    """The tensors of one encoder, taken out of a file.
-
-    Args:
-        state: tensors of the encoder under their published names.
-        left_out: names of the other tensors.
-        hint: the format where the wrapping tells it; "model" where the file is wrapped like those of MAE and DeiT.
-        side: teacher or student where the file holds both or names one; otherwise empty.
-    """
-
-    state: State
-    left_out: tuple[str, ...] = ()
-    hint: str | None = None
-    side: str = ""
-
-
-def unwrap(content: object, *, which: Which, path: Path) -> Unwrapped:
-    """Find the encoder in what a file holds.
-
-    Raises:
-        ValueError: the file holds no encoder in any known place, or not the side that is asked for.
-    """
-    if is_state(content):
-        return _strip(content, which=which)
-    if not isinstance(content, dict):
-        raise ValueError(f"load_backbone: {path} holds a {type(content).__name__}; accepted: a dictionary of tensors, also within one")
-    for teacher, student, hint in (("teacher", "student", None), ("target_encoder", "encoder", "msn")):
-        sides = {side: content[key] for side, key in (("teacher", teacher), ("student", student)) if is_state(content.get(key))}
-        if not sides:
-            continue
-        side = "teacher" if which == "teacher" and "teacher" in sides else "student"
-        if side not in sides:
-            raise ValueError(f"load_backbone: which={which!r} given; {path} holds {_keys(content)}")
-        beside = {"dino_loss": "dino", "ibot_loss": "ibot", "student_mem": "mugs"}
-        hint = hint or next((format for key, format in beside.items() if key in content), None)
-        found = _strip(sides[side], which=which)
-        return replace(found, hint=hint or found.hint, side=side)
-    for key, hint in (("model", "model"), ("state_dict", None), ("base_model", None)):
-        if is_state(state := content.get(key)):
-            found = _strip(state, which=which)
-            return replace(found, hint=found.hint or hint)
-    raise ValueError(f"load_backbone: {path} is of no known format; it holds {_keys(content)}")
-
-
-def _keys(content: dict) -> str:
-    return listed(sorted(map(str, content)))
-
-
-def _strip(state: State, *, which: Which) -> Unwrapped:
-    """Remove what wrappers put before every name, and keep the tensors of the encoder."""
-    state = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): tensor for name, tensor in state.items()}
-    prefixes = [(prefix, which) for prefix in _SIDES[which]] + [(prefix, "") for prefix in _PREFIXES]
-    for prefix, side in prefixes:
-        if own := {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}:
-            left_out = tuple(sorted(name for name in state if not name.startswith(prefix)))
-            return Unwrapped(own, left_out, "mocov3" if prefix in _MOCO else None, side)
-    return Unwrapped(state)
-
 
 def recognise(found: Unwrapped, *, path: Path) -> str:
     """The format of an encoder's tensors, a key of `names.FILES`, by the names that only this format has.
@@ -131,7 +63,14 @@ def recognise(found: Unwrapped, *, path: Path) -> str:
 
 
 def infer(
-    state: State, *, name: str | None, num_heads: int | None, heads: dict[int, int], periods: Tensor | None, path: Path
+    state: State,
+    *,
+    name: str | None,
+    num_heads: int | None,
+    heads: dict[int, int],
+    periods: Tensor | None,
+    path: Path,
+    img_size: tuple[int, int] | None = None,
 ) -> tuple[Arguments, State, list[str]]:
     """The arguments of `ViT` that fit these tensors, at the image size that they were trained on.
 
@@ -142,6 +81,7 @@ def infer(
         heads: number of attention heads of the published models by width.
         periods: Float[P] of DINOv3's rotary positions; None where positions are learned.
         path: file or folder, for messages.
+        img_size: height and width that learned positions were made for; None takes a square.
 
     Returns:
         The arguments, the tensors (with zeros for the biases of queries, keys and values where a file does without them), and what had
@@ -165,7 +105,7 @@ def infer(
             assumed.append("zeros for the biases of queries, keys and values, which the file does without")
     arguments: Arguments = {
         "name": name,
-        "img_size": _img_size(state, patch_size=patch_size, path=path),
+        "img_size": _img_size(state, patch_size=patch_size, path=path, known=img_size),
         "patch_size": patch_size,
         "in_chans": in_chans,
         "embed_dim": embed_dim,
@@ -232,18 +172,21 @@ def _mlp_ratio(state: State, *, embed_dim: int) -> float | None:
     return None
 
 
-def _img_size(state: State, *, patch_size: int, path: Path) -> list[int]:
-    """Height and width for the grid of learned positions; DINOv3's 14 x 14 patches where there are none.
+def _img_size(state: State, *, patch_size: int, path: Path, known: tuple[int, int] | None) -> list[int]:
+    """Height and width for the grid of learned positions, a square where they are not known; DINOv3's 14 x 14 patches without positions.
 
     Learned positions may or may not include the class token and the registers.
     """
     if "pos_embed" not in state:
-        return [14 * patch_size] * 2
+        return [14 * patch_size] * 2 if known is None else list(known)
     count = state["pos_embed"].shape[1]
     prefix = int("cls_token" in state)
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     # Models with registers usually give positions to patches only; the others give one to the class token too.
     for tokens in (count, count - prefix - registers) if registers else (count - prefix, count):
-        if tokens > 0 and math.isqrt(tokens) ** 2 == tokens:
+        if known is not None and tokens == (known[0] // patch_size) * (known[1] // patch_size):
+            return list(known)
+        if known is None and tokens > 0 and math.isqrt(tokens) ** 2 == tokens:
             return [math.isqrt(tokens) * patch_size] * 2
-    raise ValueError(f"load_backbone: {path}: {count} positions in pos_embed; accepted: a square grid, with or without class token")
+    grid = "a square grid" if known is None else f"those of {known[0]} x {known[1]} pixels"
+    raise ValueError(f"load_backbone: {path}: {count} positions in pos_embed; accepted: {grid}, with or without class token")

@@ -55,12 +55,13 @@ def load_backbone_with_report(x: str | Path, **options: Unpack[LoadOptions]) -> 
     """Like `load_backbone`, with the same arguments and errors, but returns the report instead of printing it."""
     _check(options)
     path, which = Path(x), options.get("which", "teacher")
-    if path.is_dir():
-        weights = _read_folder(path)
-    elif path.is_file():
-        weights = _read_file(path, options)
-    else:
+    if not path.exists():
         raise ValueError(f"load_backbone: {path} does not exist; accepted: a folder or a checkpoint file")
+    try:
+        weights = _read_folder(path) if path.is_dir() else _read_file(path, options)
+    except ValueError as error:
+        text = " ".join(str(error).split())  # a file's own words may hold line breaks
+        raise ValueError(text if text.startswith("load_backbone: ") else f"load_backbone: {path}: {text}") from error
     hints = {"format": options.get("format"), "name": options.get("name"), "num_heads": options.get("num_heads")}
     if ignored := [f"{name}={value!r}" for name, value in hints.items() if value is not None and name not in weights.hints]:
         accepted = ", ".join(weights.hints) or "none of format, name and num_heads, for it says so itself"

@@ -12,15 +12,20 @@ import torch
 from torch import Tensor
 
 from glpretrain.encoders import timm_adapter
-from glpretrain.encoders.timm_model import pair
-from glpretrain.weights.files import State, numbers, read_json, read_weights
-from glpretrain.weights.formats import Unwrapped, heads_of, infer, num_blocks, recognise, unwrap
+from glpretrain.encoders.timm_model import block_of, pair
+from glpretrain.weights.files import State, in_single_precision, numbers, read_json, read_weights, section
+from glpretrain.weights.formats import heads_of, infer, is_gated, num_blocks, recognise
+from glpretrain.weights.halves import Unwrapped, unwrap
 from glpretrain.weights.names import FILES, HUGGINGFACE, POINT_MAE, POS_BERT, SATELLITE
 from glpretrain.weights.report import Arguments, LoadedWeights, LoadOptions
 
 # What a timm configuration may say without consequence for an encoder, and what becomes an argument of the encoder.
-_TIMM_IGNORED = {"num_classes", "global_pool", "dynamic_img_size", "strict_img_size", "pretrained_strict"}
+_TIMM_IGNORED = {"num_classes", "global_pool", "dynamic_img_size", "strict_img_size", "pretrained_strict", "fc_norm", "use_fc_norm"}
 _TIMM_TAKEN = {"img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate"}
+_TIMM_TAKEN |= {"init_values", "reg_tokens", "no_embed_class"}
+# Classes that a configuration may name: those of plain MLPs, and those of gated ones.
+_TIMM_LAYERS = {"mlp_layer": (("Mlp",), ("SwiGLUPacked",)), "act_layer": (("GELU", "gelu"), ("SiLU", "silu"))}
+_GATED = "vit_giant_patch14_dinov2"  # timm's model with such MLPs, layer scale and no registers, which is built in any size
 
 # CONCH is a model of images and texts (CoCa). Its image tower is a timm ViT with an attention pool behind it.
 _CONCH_KEPT = r"visual\.(trunk|attn_pool_contrast|ln_contrast)\."
@@ -37,26 +42,40 @@ def read_timm_folder(folder: Path) -> LoadedWeights:
     Raises:
         ValueError: the model or one of its arguments has no counterpart in our encoders, or see `read_weights`.
     """
-    config = read_json(folder / "config.json")
+    path = folder / "config.json"
+    config = read_json(path)
     name = str(config["architecture"]).partition(".")[0]
     encoder = timm_adapter(name)
-    given = config.get("model_args", {})
+    given, pretrained = section(config, "model_args", path=path), section(config, "pretrained_cfg", path=path) or config
     taken = _TIMM_TAKEN if encoder == "ViT" else {"img_size", "in_chans", "drop_path_rate"}
+    layers = {layer: str(given.pop(layer)).rpartition(".")[2] for layer in _TIMM_LAYERS if layer in given}
     if unknown := sorted(set(given) - taken - _TIMM_IGNORED):
-        raise ValueError(f"load_backbone: {folder / 'config.json'}: model_args {unknown} given; accepted: {sorted(taken | _TIMM_IGNORED)}")
-    pretrained = config.get("pretrained_cfg", config)
-    channels, *size = pretrained.get("input_size", (3, 224, 224))
+        accepted = sorted(taken | _TIMM_IGNORED | set(_TIMM_LAYERS))
+        raise ValueError(f"load_backbone: {path}: model_args {unknown} given; accepted: {accepted}")
+    channels, *size = numbers(pretrained.get("input_size", (3, 224, 224)), name="input_size") or [3]
+    img_size = pair(given.get("img_size", [int(side) for side in size]))
     arguments: Arguments = {
         "name": name,
-        "in_chans": channels,
+        "in_chans": int(channels),
         "mean": numbers(pretrained.get("mean"), name="mean"),
         "std": numbers(pretrained.get("std"), name="std"),
         "licence": str(pretrained.get("license") or ""),
         "source": f"timm folder {folder.name}",
         **{key: value for key, value in given.items() if key in taken},
-        "img_size": list(pair(given.get("img_size", size))),
+        "img_size": list(img_size),
     }
-    return LoadedWeights("timm folder", encoder, arguments, _in_single_precision(read_weights(folder)), FILES["timm"].pretraining)
+    state, assumed = in_single_precision(read_weights(folder), path=folder), []
+    gated = encoder == "ViT" and "patch_embed.proj.weight" in state and is_gated(state)
+    for layer, choices in _TIMM_LAYERS.items():
+        if layer in layers and layers[layer] not in choices[gated]:
+            accepted = ", ".join(choices[gated])
+            raise ValueError(f"load_backbone: {path}: {layer}={layers[layer]!r} given; accepted for these weights: {accepted}")
+    if gated and not (block := block_of(name)).gated:  # added by code that no config.json can hold
+        heads = given.get("num_heads", block.num_heads)
+        shape, state, _ = infer(state, name=_GATED, num_heads=heads, heads={}, periods=None, path=folder, img_size=img_size)
+        arguments |= {key: shape[key] for key in ("name", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")}
+        assumed.append(f"gated MLPs (SwiGLUPacked with SiLU), so {name} is built as {_GATED} of the same size")
+    return LoadedWeights("timm folder", encoder, arguments, state, FILES["timm"].pretraining, assumed=tuple(assumed))
 
 
 def read_huggingface_folder(folder: Path) -> LoadedWeights:
@@ -74,25 +93,29 @@ def read_huggingface_folder(folder: Path) -> LoadedWeights:
     activation, accepted = config.get("hidden_act", "gelu"), "silu" if gated else "gelu"
     if activation != accepted:
         raise ValueError(f"load_backbone: {path}: hidden_act={activation!r} given; accepted: {accepted}")
-    state = layout.to_timm(_in_single_precision(read_weights(folder)), gated=gated)
+    state = layout.to_timm(in_single_precision(read_weights(folder), path=folder), gated=gated)
     if "patch_embed.proj.weight" not in state:
         raise ValueError(f"load_backbone: the weights in {folder} have no patch embedding of a {kind}")
     heads, periods = config.get("num_attention_heads"), None
     if kind == "dinov3_vit" and isinstance(heads, int):
         # In float32, as their code computes it.
-        periods = float(config.get("rope_theta", 100.0)) ** torch.arange(0, 1, 4 * heads / state["cls_token"].shape[-1])
-    arguments, state, assumed = infer(state, name=None, num_heads=heads, heads={}, periods=periods, path=folder)
-    if "pos_embed" not in state and "image_size" in config:
-        arguments["img_size"] = list(pair(config["image_size"]))
+        periods = _number(config, "rope_theta", 100.0) ** torch.arange(0, 1, 4 * heads / state["cls_token"].shape[-1])
+    size = pair(config["image_size"]) if "image_size" in config else None
+    arguments, state, assumed = infer(state, name=None, num_heads=heads, heads={}, periods=periods, path=folder, img_size=size)
     preprocessing = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
     arguments |= {
         "position_resize": layout.position_resize,
-        "norm_eps": float(config.get("layer_norm_eps", 1e-6)),
+        "norm_eps": _number(config, "layer_norm_eps", 1e-6),
         "mean": numbers(preprocessing.get("image_mean"), name="image_mean"),
         "std": numbers(preprocessing.get("image_std"), name="image_std"),
         "source": f"Hugging Face folder {folder.name}",
     }
     return LoadedWeights(layout.title, "ViT", arguments, state, layout.pretraining, assumed=tuple(assumed))
+
+
+def _number(config: dict, name: str, default: float) -> float:
+    (value,) = numbers([config.get(name, default)], name=name) or [default]
+    return value
 
 
 def read_published_file(content: object, options: LoadOptions, *, path: Path) -> LoadedWeights:
@@ -107,7 +130,7 @@ def read_published_file(content: object, options: LoadOptions, *, path: Path) ->
         ValueError: the format or the architecture is not known, see `unwrap`, `recognise` and `infer`.
     """
     found = unwrap(content, which=options.get("which", "teacher"), path=path)
-    state = _in_single_precision(found.state)
+    state = in_single_precision(found.state, path=path)
     if _POINT_MARK in state or _POS_MARK in state:
         return _read_points(replace(found, state=state), num_heads=options.get("num_heads"), path=path)
     if "visual.attn_pool_contrast.query" in state and "visual.trunk.patch_embed.proj.weight" in state:
@@ -130,11 +153,6 @@ def read_published_file(content: object, options: LoadOptions, *, path: Path) ->
     return LoadedWeights(
         title, "ViT", arguments, state, layout.pretraining, found.left_out, tuple(assumed), ("format", "name", "num_heads")
     )
-
-
-def _in_single_precision(state: State) -> State:
-    """Half-precision tensors as float32; integers as they are."""
-    return {name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def _split_biases(state: State) -> State:

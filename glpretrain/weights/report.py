@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+from glpretrain.core.types import EncoderCard
 from glpretrain.weights.files import State
 
 Which = Literal["teacher", "student"]
@@ -37,6 +38,7 @@ class LoadedWeights:
         left_out: names that were left out before renaming.
         assumed: what the file did not say and had to be assumed, in words.
         hints: the options among format, name and num_heads that the reader of this format takes into account.
+        card: card that came with the tensors, whose arguments are those above.
     """
 
     title: str
@@ -47,6 +49,7 @@ class LoadedWeights:
     left_out: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
+    card: EncoderCard | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 """
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -98,3 +99,76 @@ def test_a_card_that_lacks_a_field_is_refused() -> None:
             EncoderCard.from_json({field: value for field, value in old_card().items() if field != name})
     with pytest.raises(ValueError, match="a list given; accepted: a JSON object"):
         EncoderCard.from_json([])
+
+
+NUMBERS: list[tuple[dict, str]] = [
+    ({"mean": ["abc"]}, r"mean=\['abc'\] given; accepted: finite numbers"),
+    ({"mean": [float("nan")]}, "mean=.* given; accepted: finite numbers"),
+    ({"std": [0.0]}, "std=.* given; accepted: finite numbers above 0"),
+    ({"std": [10**400]}, "std=.* given; accepted: finite numbers above 0"),
+    ({"item_shape": [1, 8.5, 8]}, "item_shape=.* given; accepted: whole numbers"),
+    ({"item_shape": []}, "item_shape=.* given; accepted: whole numbers"),
+    ({"patch_size": [0, 4]}, "patch_size=.* given; accepted: whole numbers"),
+    ({"embed_dim": True}, "embed_dim=.* given; accepted: whole numbers"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), NUMBERS)
+def test_numbers_of_a_card_are_bounded(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"encoder card: {message}"):
+        EncoderCard.from_json({**old_card(), **change})
+
+
+ARGUMENTS: dict[str, list[object]] = {
+    "depth": [20_000, 0, -1, 1.5, "2", True, [2], 10**400],
+    "embed_dim": [10**9, "abc"],
+    "num_heads": [10**6],
+    "patch_size": [10**6, [4, 4]],
+    "in_chans": [10**6],
+    "img_size": [10**9, [8], [8, 8, 8], "abc", [8, 10**9], 8.5, [0, 8]],
+    "mlp_ratio": [1e9, "4"],
+    "norm_eps": [-1.0, 2.0, "abc"],
+    "init_values": [-1.0, 1e9],
+    "reg_tokens": [10**6, -1],
+    "drop_path_rate": [1.0, "abc"],
+    "mean": ["abc", ["a"], 0.5, [1e300]],
+    "std": [[0.0], [-1.0]],
+    "rope_periods": ["abc", [1.0]],
+    "name": ["resnet18", 3, ["vit_tiny_patch16_224"]],
+    "position_resize": [3, "nearest"],
+    "drop_path_uniform": ["yes"],
+    "no_embed_class": ["abc"],
+    "licence": [3],
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_of_a_card_are_bounded_before_anything_is_built(name: str, tmp_path: Path) -> None:
+    folder, started = export(load_backbone(OLD), tmp_path / "out"), time.monotonic()
+    for value in ARGUMENTS[name]:
+        card = old_card()
+        (folder / "card.json").write_text(json.dumps({**card, "arguments": {**card["arguments"], name: value}}))
+        with pytest.raises(ValueError, match=r"^load_backbone: ") as refusal:
+            load_backbone(folder)
+        assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 1000
+    assert time.monotonic() - started < 30
+
+
+def test_constants_that_json_does_not_know_are_refused(tmp_path: Path) -> None:
+    folder = export(load_backbone(OLD), tmp_path / "out")
+    text = (folder / "card.json").read_text()
+    for constant in ("NaN", "Infinity"):
+        (folder / "card.json").write_text(text.replace('"norm_eps": null', f'"norm_eps": {constant}'))
+        with pytest.raises(ValueError, match=f"card.json is not JSON: {constant} is no number of JSON"):
+            load_backbone(folder)
+    (folder / "card.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"card\.json is not JSON"):
+        load_backbone(folder)
+
+
+def test_a_card_that_contradicts_its_arguments_is_refused(tmp_path: Path) -> None:
+    folder = export(load_backbone(OLD), tmp_path / "out")
+    for change in ({"mean": [0.1]}, {"embed_dim": 9}, {"patch_size": [2, 2]}, {"modality": "points"}):
+        (folder / "card.json").write_text(json.dumps({**old_card(), **change}))
+        with pytest.raises(ValueError, match=f"the card says {next(iter(change))}="):
+            load_backbone(folder)

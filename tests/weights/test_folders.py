@@ -12,7 +12,7 @@ from published import timm_features
 from safetensors.torch import load_file, save_file
 
 from glpretrain.encoders import FeatureMap, ViT
-from glpretrain.weights import export, load_backbone
+from glpretrain.weights import export, export_as, load_backbone
 
 
 def image(*shape):
@@ -92,6 +92,17 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(ValueError, match=r"notes\.txt is a file"):
         export(small(), tmp_path / "notes.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_not_exported(value, tmp_path):
+    encoder = small()
+    with torch.no_grad():
+        encoder.get_parameter("model.blocks.1.norm1.bias")[3] = value
+    for write in (export, export_as):
+        with pytest.raises(ValueError, match=r"^export: NaN or infinite weights in \['blocks\.1\.norm1\.bias'\]"):
+            write(encoder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(tmp_path):

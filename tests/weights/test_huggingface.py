@@ -203,3 +203,21 @@ def test_other_mathematics_under_the_same_names_is_refused(change: Callable[[ViT
     with pytest.raises(ValueError, match=message):
         write_huggingface(encoder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [(48, 80), (16, 64), (32, 128)])  # the last two have as many patches as a square
+def test_an_oblong_export_is_read_back_with_its_features_and_size(size: tuple[int, int], tmp_path: Path) -> None:
+    encoder = small("vit_tiny_patch16_224", img_size=size)
+    again, report = load_backbone_with_report(export_as(encoder, tmp_path / "out", format="huggingface").folder)
+    items = images(2, *encoder.card.item_shape)
+    with torch.no_grad():
+        assert difference(again(items), expected=encoder(items)) <= TOLERANCE
+    assert report.full_match and again.card.item_shape == (3, *size)
+
+
+def test_positions_that_contradict_the_image_size_are_refused(tmp_path: Path) -> None:
+    folder = export_as(small("vit_tiny_patch16_224"), tmp_path / "out", format="huggingface").folder
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"image_size": 64}))
+    with pytest.raises(ValueError, match=r"37 positions in pos_embed; accepted: those of 64 x 64 pixels"):
+        load_backbone_with_report(folder)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import zipfile
 
 import pytest
 import timm
@@ -307,3 +309,43 @@ def test_the_command_exports_a_published_checkpoint(tmp_path, capsys):
     assert load_backbone(tmp_path / "out").card.source == "DINO (student), dino.pth"
     assert main(["export", str(tmp_path / "none.pth"), str(tmp_path / "other")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_file_from_before_torch_1_6_is_read_and_runs_no_code(tmp_path):
+    weights = weights_of("dino")
+    torch.save(weights, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    state = load_backbone(tmp_path / "legacy.pth").backbone_state()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in state.items())
+    torch.save({**weights, "args": _Trap(tmp_path / "sprung")}, tmp_path / "bad.pth", _use_new_zipfile_serialization=False)
+    assert "which is code" in refusal(tmp_path / "bad.pth") and not (tmp_path / "sprung").exists()
+    whole = (tmp_path / "legacy.pth").read_bytes()
+    for length in (20, 1000, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.pth").write_bytes(whole[:length])
+        assert "cannot be read as a checkpoint" in refusal(tmp_path / "cut.pth")
+
+
+def test_a_checkpoint_that_would_unpack_into_more_than_the_file_holds_is_refused(tmp_path):
+    path = saved({"weight": torch.zeros(100_000)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert "it is compressed, which torch.save never does" in refusal(tmp_path / "bomb.pth")
+    whole = bytearray(path.read_bytes())
+    for at in [found.start() for found in re.finditer(b"PK\x01\x02", whole)]:  # sizes in the table of contents
+        if int.from_bytes(whole[at + 24 : at + 28], "little") == 400_000:
+            whole[at + 20 : at + 28] = (2 * 10**9).to_bytes(4, "little") * 2
+    (tmp_path / "sizes.pth").write_bytes(whole)
+    assert "it announces 2000" in refusal(tmp_path / "sizes.pth")
+
+
+def test_a_tensor_with_more_numbers_than_its_storage_takes_no_memory(tmp_path):
+    weights = weights_of("dino")
+    weights["blocks.0.mlp.fc1.weight"] = torch.zeros(1).expand(4_000_000_000, 192)
+    assert "blocks.0.mlp.fc1.weight" in refusal(saved(weights, tmp_path / "expanded.pth"))
+
+
+def test_quantised_weights_are_not_taken_for_weights(tmp_path):
+    weights = weights_of("dino")
+    weights["blocks.1.mlp.fc1.weight"] = weights["blocks.1.mlp.fc1.weight"].to(torch.int8)
+    message = refusal(saved(weights, tmp_path / "int8.pth"))
+    assert "blocks.1.mlp.fc1.weight has numbers of torch.int8, accepted torch.float32" in message

@@ -53,7 +53,7 @@ def test_point_bert_brings_its_wider_projection(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tokens\.second\.3\.weight has shape"):  # 256 wide in every published file
         load_backbone_with_report(path, num_heads=3)
     encoder, report = load_backbone_with_report(path, num_heads=3, strict=False)
-    assert report.title.startswith("Point-BERT (teacher)") and encoder.card.arguments["name"] == "point_bert"
+    assert report.title.startswith("Point-BERT (student)") and encoder.card.arguments["name"] == "point_bert"
 
 
 @pytest.mark.parametrize("side", ["teacher", "student"])

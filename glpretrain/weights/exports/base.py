@@ -15,7 +15,7 @@ from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import Encoder
 from glpretrain.encoders.timm_model import pair
 from glpretrain.weights.fitting import fit
-from glpretrain.weights.folders import described, export, read_own_folder
+from glpretrain.weights.folders import described, export, read_own_folder, require_finite
 from glpretrain.weights.report import LoadedWeights, LoadOptions
 
 # Several numbers of items, because a traced program must not have frozen the number that it was traced with.
@@ -70,7 +70,7 @@ def prepare(
         source: see `export_as`.
 
     Raises:
-        ValueError: the size does not fit the encoder.
+        ValueError: the size does not fit the encoder, or a weight is not finite.
     """
     card = described(encoder.card, licence=licence, source=source)
     options: LoadOptions = {}
@@ -78,6 +78,7 @@ def prepare(
         encoder.grid((card.item_shape[0], *pair(img_size)))  # says what does not fit
         options["img_size"] = img_size
     state = {name: tensor.detach().cpu() for name, tensor in encoder.backbone_state().items()}
+    require_finite(state)
     return fit(LoadedWeights("encoder", card.encoder, card.arguments, state), options, path="to export")[0]
 
 
