@@ -7,7 +7,7 @@ __all__ = ["Run", "fit", "load_backbone", "score"]
 
 _HOMES = {
     "Run": "glpretrain.runs",
-    "fit": "glpretrain.cli.training",
+    "fit": "glpretrain.cli.pretraining",
     "load_backbone": "glpretrain.weights",
     "score": "glpretrain.cli.scoring",
 }

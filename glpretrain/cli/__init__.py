@@ -23,7 +23,7 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "pretrain": Verb("glpretrain.cli.training.pretrain", "Train a recipe by name, evaluate before and after, export."),
+    "pretrain": Verb("glpretrain.cli.pretraining.pretrain", "Train a recipe by name, evaluate before and after, export."),
     "fit": Verb("glpretrain.cli.training.train", "Train from --config FILE and any number of overrides (LightningCLI)."),
     "evaluate": Verb("glpretrain.cli.scoring.evaluate", "Score a backbone: what its cls and its patches know, with intervals."),
     "export": Verb("glpretrain.cli.backbones.export", "Write a backbone to a folder: timm, Hugging Face, torch.export or ONNX."),

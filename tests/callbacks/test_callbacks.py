@@ -22,7 +22,8 @@ from glpretrain.callbacks.evaluators import result_key
 from glpretrain.callbacks.health import usage
 from glpretrain.callbacks.loggers import wandb_mode
 from glpretrain.callbacks.views import columns, grid_figure
-from glpretrain.cli.training import Training, pretrain
+from glpretrain.cli.pretraining import pretrain
+from glpretrain.cli.training import Training
 from glpretrain.core.batch import Batch
 from glpretrain.data import Scenes
 from glpretrain.encoders import Encoder, ViT

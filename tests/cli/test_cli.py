@@ -21,7 +21,8 @@ import glpretrain
 from glpretrain.callbacks.evaluators import result_key
 from glpretrain.cli import VERBS, main, one_line
 from glpretrain.cli.parsing import parse_verb, verb_parser
-from glpretrain.cli.training import Training, pretrain
+from glpretrain.cli.pretraining import pretrain
+from glpretrain.cli.training import Training
 from glpretrain.core.imports import imported
 from glpretrain.core.types import EncoderCard
 from glpretrain.runs import find_recipe, new_folder, point_latest, recipe_name, recipe_names
@@ -70,7 +71,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_package_offers_its_names_lazily() -> None:
-    assert glpretrain.fit.__module__ == "glpretrain.cli.training"
+    assert glpretrain.fit.__module__ == "glpretrain.cli.pretraining"
     with pytest.raises(AttributeError, match="it offers"):
         _ = glpretrain.fits
 

@@ -9,8 +9,8 @@ import torch
 import yaml
 from shrinking import ROOT, shrunk
 
+from glpretrain.cli.pretraining import pretrain
 from glpretrain.cli.scoring import score
-from glpretrain.cli.training import pretrain
 from glpretrain.data import PointArrays, Solids, source_for
 from glpretrain.data.own import source_spec
 from glpretrain.encoders import PointTransformer

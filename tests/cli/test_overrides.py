@@ -9,7 +9,8 @@ from jsonargparse import Namespace
 from PIL import Image
 from shrinking import RECIPES, ROOT, name_of
 
-from glpretrain.cli.training import Training, pretrain
+from glpretrain.cli.pretraining import pretrain
+from glpretrain.cli.training import Training
 
 VIEW = "{size: 48, scale: [0.4, 1.0], count: 2}"
 LOCAL = "{size: 24, scale: [0.1, 0.6], count: 2}"

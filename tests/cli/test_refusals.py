@@ -9,7 +9,7 @@ from PIL import Image
 from shrinking import ROOT, shrunk
 
 from glpretrain.cli import main
-from glpretrain.cli.training import pretrain
+from glpretrain.cli.pretraining import pretrain
 from glpretrain.prepare.faces import Preparation, TemplateParser
 from glpretrain.runs import new_folder, point_latest
 
@@ -95,7 +95,7 @@ def test_a_fault_of_ours_keeps_its_traceback_and_says_how_to_report_it(monkeypat
     def broken(*arguments: object, **options: object) -> None:
         raise KeyError("lost")
 
-    monkeypatch.setattr("glpretrain.cli.training.find_recipe", broken)
+    monkeypatch.setattr("glpretrain.cli.pretraining.find_recipe", broken)
     with pytest.raises(KeyError, match="lost") as caught:
         main(["pretrain", "mmc"])
     assert "Please report it" in "".join(caught.value.__notes__)
@@ -105,7 +105,7 @@ def test_memory_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch, c
     def full(*arguments: object, **options: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
-    monkeypatch.setattr("glpretrain.cli.training.find_recipe", full)
+    monkeypatch.setattr("glpretrain.cli.pretraining.find_recipe", full)
     assert "out of memory" in refusal(["pretrain", "mmc"], capsys)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from shrinking import ROOT, shrunk
 
 from glpretrain.cli import main
-from glpretrain.cli.training import pretrain
+from glpretrain.cli.pretraining import pretrain
 from glpretrain.data import ImageFolder
 from glpretrain.data.own import train_test_parts
 

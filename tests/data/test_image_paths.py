@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 from glpretrain.cli.parsing import parse, parse_verb
-from glpretrain.cli.training import pretrain
+from glpretrain.cli.pretraining import pretrain
 from glpretrain.core.listing import expanded, files_below, say_once
 from glpretrain.data import ImageFolder, ImageList, MaskedFolder, Source, UnreadableItemError, VideoFolder, source_for
 from glpretrain.data.own import source_spec

@@ -12,8 +12,8 @@ from batches import Given, Optimized, Recorder, batch_of, fitted, method, views_
 from torch import Tensor, nn
 
 from glpretrain.cli import main
+from glpretrain.cli.pretraining import fit
 from glpretrain.cli.replay import replayed
-from glpretrain.cli.training import fit
 from glpretrain.core.batch import Batch
 from glpretrain.encoders import ViT
 from glpretrain.methods import DINO, LocalContrast
