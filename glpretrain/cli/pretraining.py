@@ -1,0 +1,95 @@
+"""`glpretrain pretrain` and `glpretrain.fit`: a recipe by name, with the user's own items, as the arguments of a training.
+
+The training itself is left out (`training`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from glpretrain import modalities
+from glpretrain.cli.training import train
+from glpretrain.core.imports import imported
+from glpretrain.data.own import source_for, source_spec
+from glpretrain.data.views import ViewMaker
+from glpretrain.runs import Run, find_recipe, recipe_name
+
+
+def pretrain(
+    recipe: str,
+    *,
+    data: str | None = None,
+    masks: str | None = None,
+    init_from: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Run:
+    """Train a recipe by name, evaluate before and after, export.
+
+    Everything lands in runs/<recipe>/<time>/; runs/<recipe>/latest points at it. Any other argument overrides the recipe, as in
+      glpretrain pretrain mmc --trainer.max_steps 100 --model.init_args.optimization.lr.base 1e-3
+    `glpretrain fit --help` lists what there is.
+
+    Args:
+        recipe: a name below recipes/ (mmc, paper/...) or the path of a yaml file
+        data: folder of images, of faces with region maps, of tiles or of clouds, tar shards, or a file of clouds, instead of the
+            recipe's source
+        masks: score segmentation on this folder, images/ beside masks/, or on this file of clouds with parts
+        init_from: go on from this backbone instead of random weights
+        overrides: further arguments of `glpretrain fit`
+    """
+    path = find_recipe(recipe)
+    if (name := recipe_name(path)).startswith("eval/"):
+        raise ValueError(f"{name} says how a backbone is scored, not trained; use it as in: glpretrain evaluate BACKBONE --config {name}")
+    arguments = ["--config", str(path)]
+    if data is not None:
+        arguments += source_spec(data, source_for(data, _modality_of(path))).arguments("data.source")
+        arguments += ["--data.labelled_test", "null", "--data.labelled", "null"]  # scores on the same folder where it has classes
+    if masks is not None:
+        arguments += source_spec(masks, modalities.get(_modality_of(path)).masked_source).arguments("data.masked")
+    if init_from is not None:
+        arguments += ["--init_from", init_from]
+    return train([*arguments, *overrides])
+
+
+def _modality_of(recipe: Path) -> str:
+    """The kind of items of a recipe, which its views know."""
+    views = imported(yaml.safe_load(recipe.read_text())["data"]["views"]["class_path"])
+    assert isinstance(views, type) and issubclass(views, ViewMaker)
+    return views.modality
+
+
+def fit(
+    recipe: str,
+    *,
+    data: str | Path | None = None,
+    masks: str | Path | None = None,
+    init_from: str | Path | None = None,
+    max_steps: int | None = None,
+    seed: int | None = None,
+    runs: str | Path = "runs",
+    overrides: Sequence[str] = (),
+) -> Run:
+    """Train a recipe from Python.
+
+    Args:
+        recipe: name below recipes/ or path of a yaml file.
+        data: folder of images or of tiles, or tar shards, instead of the recipe's source.
+        masks: folder of images with masks, instead of the recipe's.
+        init_from: backbone to go on from, as `glpretrain.load_backbone` takes it.
+        max_steps: number of optimizer steps, instead of the recipe's.
+        seed: seed of weights, order, views and masks, instead of the recipe's.
+        runs: folder of run folders.
+        overrides: further arguments as on the command line, such as `["--data.batch_size", "32"]`.
+
+    Raises:
+        ValueError: names what is wrong and what is accepted.
+    """
+    arguments = ["--runs", str(runs)]
+    if max_steps is not None:
+        arguments += ["--trainer.max_steps", str(max_steps)]
+    if seed is not None:
+        arguments += ["--seed_everything", str(seed)]
+    given = {"data": data, "masks": masks, "init_from": init_from}
+    paths = {name: None if value is None else str(value) for name, value in given.items()}
+    return pretrain(recipe, **paths, overrides=[*arguments, *overrides])
