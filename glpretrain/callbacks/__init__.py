@@ -1,11 +1,25 @@
 """What watches a run. Callbacks read; none of them changes the mathematics."""
 
+from glpretrain.callbacks.checkpoints import Checkpoints
 from glpretrain.callbacks.evaluators import RunEvaluators
 from glpretrain.callbacks.health import TrainingHealth
 from glpretrain.callbacks.loggers import default_loggers, finish
 from glpretrain.callbacks.progress import RunProgress
 from glpretrain.callbacks.replay import KeepRefused
+from glpretrain.callbacks.signals import StopOnSignal, StoppedBySignalError
 from glpretrain.callbacks.throughput import Throughput
 from glpretrain.callbacks.views import LogViews
 
-__all__ = ["KeepRefused", "LogViews", "RunEvaluators", "RunProgress", "Throughput", "TrainingHealth", "default_loggers", "finish"]
+__all__ = [
+    "Checkpoints",
+    "KeepRefused",
+    "LogViews",
+    "RunEvaluators",
+    "RunProgress",
+    "StopOnSignal",
+    "StoppedBySignalError",
+    "Throughput",
+    "TrainingHealth",
+    "default_loggers",
+    "finish",
+]

@@ -89,6 +89,14 @@ class RunEvaluators(pl.Callback):
         if trainer.ckpt_path is None:
             self.before = self._evaluate(trainer, pl_module)
 
+    def state_dict(self) -> dict[str, object]:
+        """The scores before training, which a resumed run does not compute again."""
+        return {"before": self.before, "left_out": self.left_out}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take over what the interrupted run had."""
+        self.before, self.left_out = state_dict["before"], dict(state_dict["left_out"])
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
     ) -> None:

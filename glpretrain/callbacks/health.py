@@ -91,6 +91,14 @@ class TrainingHealth(pl.Callback):
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._reported_step = 0
 
+    def state_dict(self) -> dict[str, object]:
+        """The verdicts so far."""
+        return {"verdicts": [tuple(verdict) for verdict in self.verdicts]}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take over what the interrupted run had."""
+        self.verdicts = [Verdict(*verdict) for verdict in state_dict["verdicts"]]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to what the method's objectives are given, and to what its backbone gives."""
         assert isinstance(pl_module, Watched)

@@ -6,6 +6,7 @@ What is logged is left out (methods and the other callbacks).
 import logging
 import netrc
 import os
+import warnings
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,17 +14,32 @@ import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from wandb.errors import Error as WandbError
 
+from glpretrain.core.files import write_whole
+
 Mode = Literal["online", "offline", "shared", "disabled", "dryrun", "run"]
 _log = logging.getLogger(__name__)
 _INIT_SECONDS = 60.0
 
 
-def default_loggers(folder: Path, *, recipe: str) -> list[Logger]:
-    """CSV and wandb for one run; for the first process only, before anything else is written into the folder."""
+def default_loggers(folder: Path, *, recipe: str, resumed: bool = False) -> list[Logger]:
+    """CSV and wandb for one run, for the first process only.
+
+    Args:
+        folder: folder of the run.
+        recipe: name of what is trained.
+        resumed: whether the run goes on, and so do its table and its run in wandb.
+    """
+    path = folder / "metrics.csv"
+    rows = path.read_text() if path.is_file() else ""
     table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)
-    _ = table.experiment  # now, because on a folder that is not empty Lightning warns that it will be cleared
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # Lightning clears the table, which is put back
+        writer = table.experiment
+    if rows:
+        write_whole(path, rows.encode())
+        writer.metrics_keys = rows.partition("\n")[0].split(",")
     loggers: list[Logger] = [table]
-    online = _wandb_logger(folder, recipe)
+    online = _wandb_logger(folder, recipe, resumed=resumed)
     return loggers if online is None else [*loggers, online]
 
 
@@ -56,13 +72,23 @@ def _in_netrc(host: str) -> bool:
         return False
 
 
-def _wandb_logger(folder: Path, recipe: str) -> WandbLogger | None:
+def _wandb_logger(folder: Path, recipe: str, *, resumed: bool) -> WandbLogger | None:
     mode = wandb_mode()
     if mode == "disabled":
         return None
     settings = wandb.Settings(mode=mode, silent=True, console="off", init_timeout=_INIT_SECONDS, reinit="finish_previous")
     try:
-        run = wandb.init(project="glpretrain", name=f"{recipe}/{folder.name}", dir=folder, settings=settings)
+        path = folder / "wandb_run.txt"
+        known = path.read_text().strip() if resumed and path.is_file() else None
+        run = wandb.init(
+            project="glpretrain",
+            name=f"{recipe}/{folder.name}",
+            dir=folder,
+            id=known,
+            resume=None if known is None else "allow",
+            settings=settings,
+        )
+        path.write_text(f"{run.id}\n")
     except (WandbError, OSError) as error:
         _log.warning("wandb: not used in this run (%s); metrics.csv has the same numbers", " ".join(str(error).split()))
         return None

@@ -32,6 +32,14 @@ class Throughput(pl.Callback):
     def _now(self) -> float:
         return time.perf_counter() - (self.evaluators.seconds if self.evaluators is not None else 0.0)
 
+    def state_dict(self) -> dict[str, int]:
+        """The images that were seen, of which a resumed run goes on to count."""
+        return {"images_seen": self.images_seen}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take over what the interrupted run had."""
+        self.images_seen = state_dict["images_seen"]
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
     ) -> None:

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0; 1 where an evaluator was refused and its scores are missing; 2 after a mistake that one line on stderr has named;
-        130 when interrupted.
+        75 after a signal, where the same command goes on with the run; 130 when interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -77,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("glpretrain: stopped", file=sys.stderr)
         return 130
     except Exception as error:  # the traceback is shown; all that is added is what to do with it
+        if (status := getattr(error, "exit_status", None)) is not None:  # a run that a signal ended; its class is not imported here
+            print(f"glpretrain: {one_line(error)}", file=sys.stderr)
+            return status
         if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in str(error):  # torch's, or Python's
             print(f"glpretrain: error: out of memory ({one_line(error)}); give a smaller batch or smaller items", file=sys.stderr)
             return 2

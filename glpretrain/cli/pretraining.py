@@ -5,6 +5,7 @@ The training itself is left out (`training`).
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -22,6 +23,7 @@ def pretrain(
     data: str | None = None,
     masks: str | None = None,
     init_from: str | None = None,
+    resume: Literal["auto", "never", "force"] = "auto",
     overrides: Sequence[str] = (),
 ) -> Run:
     """Train a recipe by name, evaluate before and after, export.
@@ -36,6 +38,8 @@ def pretrain(
             recipe's source
         masks: score segmentation on this folder, images/ beside masks/, or on this file of clouds with parts
         init_from: go on from this backbone instead of random weights
+        resume: go on with the newest run of the recipe where it was interrupted and has the same settings and items; never; or force,
+            although they differ
         overrides: further arguments of `glpretrain fit`
     """
     path = find_recipe(recipe)
@@ -49,7 +53,7 @@ def pretrain(
         arguments += source_spec(masks, modalities.get(_modality_of(path)).masked_source).arguments("data.masked")
     if init_from is not None:
         arguments += ["--init_from", init_from]
-    return train([*arguments, *overrides])
+    return train([*arguments, "--resume", resume, *overrides])
 
 
 def _modality_of(recipe: Path) -> str:
@@ -67,6 +71,7 @@ def fit(
     init_from: str | Path | None = None,
     max_steps: int | None = None,
     seed: int | None = None,
+    resume: Literal["auto", "never", "force"] = "never",
     runs: str | Path = "runs",
     overrides: Sequence[str] = (),
 ) -> Run:
@@ -79,6 +84,7 @@ def fit(
         init_from: backbone to go on from, as `glpretrain.load_backbone` takes it.
         max_steps: number of optimizer steps, instead of the recipe's.
         seed: seed of weights, order, views and masks, instead of the recipe's.
+        resume: go on with the newest run of the recipe where it was interrupted: see `glpretrain pretrain --help`.
         runs: folder of run folders.
         overrides: further arguments as on the command line, such as `["--data.batch_size", "32"]`.
 
@@ -92,4 +98,4 @@ def fit(
         arguments += ["--seed_everything", str(seed)]
     given = {"data": data, "masks": masks, "init_from": init_from}
     paths = {name: None if value is None else str(value) for name, value in given.items()}
-    return pretrain(recipe, **paths, overrides=[*arguments, *overrides])
+    return pretrain(recipe, **paths, resume=resume, overrides=[*arguments, *overrides])

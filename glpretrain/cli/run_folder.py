@@ -4,6 +4,7 @@ What is written into it is left out (`training`, and the callbacks and loggers t
 """
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -11,28 +12,38 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
-from glpretrain.callbacks import finish
+from glpretrain.callbacks import Checkpoints, finish
 from glpretrain.core.batch import Batch
+from glpretrain.core.files import locked, remove_parts
 from glpretrain.runs import discard, new_folder, point_latest
 
 _log = logging.getLogger(__name__)
 
 
 class RunFolder(pl.Callback):
-    """A new folder in `runs/<recipe>/`, of the first process only.
+    """A folder in `runs/<recipe>/`, of the first process only, locked for other processes until the run ends.
 
     Args:
         recipe: name of what is trained.
         runs: folder of run folders.
+        resumed: folder of the run that goes on; None makes a new one.
     """
 
-    def __init__(self, recipe: str, *, runs: Path) -> None:
-        self.runs, self.path = runs, new_folder(recipe, runs=runs)
-        self._trained = self._shown = False
+    def __init__(self, recipe: str, *, runs: Path, resumed: Path | None = None) -> None:
+        self.runs, self.path = runs, new_folder(recipe, runs=runs) if resumed is None else resumed
+        self._trained = resumed is not None
+        self._shown = False
+        self._lock = ExitStack()
+        self._lock.enter_context(locked(self.path, argument="run folder"))
+        remove_parts(self.path)
+
+    def close(self) -> None:
+        """Let other processes in."""
+        self._lock.close()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int) -> None:
         """Point `latest` here once a checkpoint is there."""
-        if not self._shown and any(isinstance(one, ModelCheckpoint) and one.best_model_path for one in trainer.checkpoint_callbacks):
+        if not self._shown and any(_has_saved(callback) for callback in trainer.callbacks):  # pyright: ignore[reportAttributeAccessIssue]
             self.show()
 
     def on_train_batch_end(
@@ -54,7 +65,14 @@ class RunFolder(pl.Callback):
     def leave(self, loggers: list[Logger]) -> None:
         """Leave a run that has failed: remove the folder unless something was trained, or items that cannot be read are listed there."""
         finish(loggers)
+        self.close()
         if any(self.path.glob("checkpoints/*.ckpt")) and self._trained:
             self.show()
         elif not self._trained and not (self.path / "unreadable.txt").exists():
             discard(self.path, runs=self.runs)
+
+
+def _has_saved(callback: pl.Callback) -> bool:
+    return bool(isinstance(callback, Checkpoints) and callback.has_saved) or bool(
+        isinstance(callback, ModelCheckpoint) and callback.best_model_path
+    )

@@ -6,15 +6,18 @@ callback of the same class as a default one replaces it.
 
 import os
 import platform
+import signal
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -22,7 +25,21 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from glpretrain import __version__, modalities
-from glpretrain.callbacks import KeepRefused, LogViews, RunEvaluators, RunProgress, Throughput, TrainingHealth, default_loggers, finish
+from glpretrain.callbacks import (
+    Checkpoints,
+    KeepRefused,
+    LogViews,
+    RunEvaluators,
+    RunProgress,
+    StopOnSignal,
+    StoppedBySignalError,
+    Throughput,
+    TrainingHealth,
+    default_loggers,
+    finish,
+)
+from glpretrain.callbacks.checkpoints import is_damaged
+from glpretrain.cli import resume
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse, require_one_recipe
 from glpretrain.cli.run_folder import RunFolder
@@ -34,7 +51,7 @@ from glpretrain.methods.base import Method
 from glpretrain.runs import Run, recipe_name, require_outside, without_links
 from glpretrain.weights import export
 
-_CHECKPOINT_EVERY = 1000  # steps; a run that is cut short loses no more
+_RESUMED = "GLPRETRAIN_RESUMED"  # environment: the checkpoint that the first process has found, for those that it starts
 _VERSIONS = ("torch", "torchvision", "pytorch-lightning", "timm", "kornia")
 
 
@@ -51,6 +68,7 @@ class Training(LightningCLI):
     def __init__(self, arguments: Sequence[str]) -> None:
         self.run_folder: RunFolder | None = None  # None in every process but the first: only that one writes
         self.loggers: list[Logger] = []  # those of every run
+        self.resumed = resume.Found(None, None, [])  # the run that this one goes on with
         self.origin: Origin | None = None  # None: the run starts from random weights
         with self._leaving_nothing_behind():
             super().__init__(
@@ -87,6 +105,12 @@ class Training(LightningCLI):
             "--init_from", type=InitFrom | str | None, default=None, help="backbone to go on from, instead of random weights"
         )
         parser.add_argument("--evaluate", type=bool, default=True, help="score the backbone before and after training")
+        parser.add_argument(
+            "--resume",
+            type=Literal["auto", "never", "force"],
+            default="never",
+            help="go on with an interrupted run of the same settings: auto; never; or force, although settings differ",
+        )
         parser.add_argument("--runs", type=str, default="runs", help="where run folders go")
         parser.link_arguments("seed_everything", "data.seed")  # one seed: weights, order, views and masks
 
@@ -110,6 +134,8 @@ class Training(LightningCLI):
             raise ValueError(f"ckpt_path: {checkpoint} is not a file; accepted: a checkpoint (.ckpt) of the same method")
         if checkpoint is not None and not zipfile.is_zipfile(checkpoint):  # what torch.save writes, with its contents at the end
             raise ValueError(f"ckpt_path: {checkpoint} is no checkpoint or is cut short; accepted: a checkpoint (.ckpt) of the same method")
+        if checkpoint is not None and is_damaged(Path(checkpoint)):
+            raise ValueError(f"ckpt_path: the bytes of {checkpoint} are not those that were written; give another checkpoint of its folder")
 
     @property
     def recipe(self) -> str:
@@ -141,13 +167,15 @@ class Training(LightningCLI):
         assert isinstance(self.config_init, Namespace)
         given = self.config_init.trainer
         if _is_first_process():
-            self.run_folder = RunFolder(self.recipe, runs=Path(self.config.runs))
+            self.resumed = self._interrupted_run()
+            self.run_folder = RunFolder(self.recipe, runs=Path(self.config.runs), resumed=self.resumed.folder)
             folder = self.run_folder.path
             kwargs["default_root_dir"] = str(folder)
             if given.logger in (None, True):
-                kwargs["logger"] = self.loggers = default_loggers(folder, recipe=self.recipe)
-            with part_file(folder / "config.yaml") as part:
+                kwargs["logger"] = self.loggers = default_loggers(folder, recipe=self.recipe, resumed=self.resumed.folder is not None)
+            with part_file(folder / resume.CONFIG) as part:
                 self.parser.save(self.config, part, overwrite=True)
+            write_json(folder / resume.ITEMS, self._items())
         elif given.logger in (None, True):
             kwargs["logger"] = False
         if given.enable_model_summary is None:
@@ -155,6 +183,8 @@ class Training(LightningCLI):
         own = given.callbacks if isinstance(given.callbacks, list) else [] if given.callbacks is None else [given.callbacks]
         require_callbacks(own)
         kwargs["callbacks"] = [*own, *self._default_callbacks(given, own)]
+        if not any(isinstance(callback, ModelCheckpoint) for callback in own):
+            kwargs["enable_checkpointing"] = False  # ours are written by `Checkpoints`
         return super().instantiate_trainer(**kwargs)
 
     def _default_callbacks(self, given: Namespace, own: list[pl.Callback]) -> list[pl.Callback]:
@@ -170,11 +200,40 @@ class Training(LightningCLI):
         if self.run_folder is not None:
             folder = self.run_folder.path
             callbacks += [LogViews(folder / "views.png"), KeepRefused(folder), self.run_folder]
-        if given.enable_checkpointing is not False:
-            folder = None if self.folder is None else self.folder / "checkpoints"
-            options = {"filename": "last", "every_n_train_steps": _CHECKPOINT_EVERY, "enable_version_counter": False}
-            callbacks.append(ModelCheckpoint(folder, save_on_exception=True, **options))
+        if given.enable_checkpointing is not False:  # before what ends a run or may fail at its end
+            self.checkpoints = next((callback for callback in own if isinstance(callback, Checkpoints)), None) or Checkpoints()
+            self.checkpoints.folder = None if self.folder is None else self.folder / "checkpoints"
+            callbacks.insert(0, self.checkpoints)
+        callbacks.append(StopOnSignal())
         return [callback for callback in callbacks if type(callback) not in [type(one) for one in own]]
+
+    def _items(self) -> dict[str, object]:
+        """What identifies the items of this run."""
+        source = self.datamodule.source
+        return {"name": source.name, "number": len(source), "listing": source.fingerprint()}
+
+    def _interrupted_run(self) -> resume.Found:
+        """The run that this one goes on with, which is said in a line, or none."""
+        if self.config.resume == "never" or self.config.ckpt_path is not None:
+            return resume.Found(None, None, [])
+        config = yaml.safe_load(self.parser.dump(self.config))
+        parent = Path(self.config.runs) / self.recipe
+        found = resume.find(parent, config=config, items=self._items(), force=self.config.resume == "force")
+        for line in found.lines:
+            print(line, flush=True)
+        return found
+
+    def _checkpoint(self) -> str | None:
+        """The checkpoint that all processes start from; the first one has found it."""
+        found = None if self.resumed.checkpoint is None else str(self.resumed.checkpoint)
+        if self.config.ckpt_path is not None or self.trainer.world_size == 1:
+            return self.config.ckpt_path or found
+        if self.trainer.strategy.cluster_environment.creates_processes_externally:  # pyright: ignore[reportAttributeAccessIssue]
+            self.trainer.strategy.setup_environment()  # the processes are there already, and can be told
+            return self.trainer.strategy.broadcast(found)
+        if self.folder is not None:
+            os.environ[_RESUMED] = found or ""
+        return os.environ.get(_RESUMED) or None
 
     def fit(self) -> Run:
         """Train, save the last state, export the backbone and write results.json.
@@ -186,13 +245,11 @@ class Training(LightningCLI):
             print(self._summary(), flush=True)
         start = time.perf_counter()
         with self._leaving_nothing_behind(), interruptible(self.trainer):
-            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path)
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self._checkpoint())
             if self.trainer.global_step == 0:
                 raise ValueError("trainer: the run ended before its first step; look at max_time and limit_train_batches")
         seconds = time.perf_counter() - start
         folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
-        if self.config.trainer.enable_checkpointing is not False:
-            self.trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)
         if self.trainer.is_global_zero:
             start = "" if self.origin is None else f" from {self.origin.name}"
             source = f"{type(self.model).__name__}, recipe {self.recipe}, {self.trainer.global_step} steps{start}"
@@ -201,6 +258,7 @@ class Training(LightningCLI):
             finish(self.trainer.loggers)
             assert self.run_folder is not None
             self.run_folder.show()
+            self.run_folder.close()
             if refused := self.model.step.num_refused:
                 print(f"{refused} of {self.trainer.global_step} steps had a loss or gradient that was not finite, and moved nothing")
             print(f"results, checkpoint and backbone: {folder}", flush=True)
@@ -244,7 +302,7 @@ class Training(LightningCLI):
             "evaluation_seconds": evaluation_seconds,
             "images_per_second": self.throughput.images_per_second,
             "init_from": None if self.origin is None else self.origin.results(self.model),
-            "resumed_from": self.config.ckpt_path,
+            "resumed_from": self.config.ckpt_path or (None if self.resumed.checkpoint is None else str(self.resumed.checkpoint)),
             "encoder": card.to_json(),
             "devices": self.trainer.world_size,
             "precision": str(self.trainer.precision),
@@ -273,4 +331,9 @@ def train(arguments: Sequence[str]) -> Run:
     """
     quiet()
     with refusals():
-        return Training(arguments).fit()
+        try:
+            return Training(arguments).fit()
+        except StoppedBySignalError as stop:
+            if stop.number == signal.SIGINT:
+                raise KeyboardInterrupt from stop
+            raise

@@ -110,6 +110,16 @@ def locked(folder: Path, *, argument: str) -> Iterator[None]:
         lock.release()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether another process, or this one, holds the lock of a folder."""
+    lock = FileLock(folder / LOCK, thread_local=False)
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def _holder(path: Path) -> str:
     """The process that has a lock, as it wrote itself into the lock file."""
     try:

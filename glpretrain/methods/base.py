@@ -158,10 +158,10 @@ class Method(pl.LightningModule, ABC):
             self.trunk.update(total)
             total = total + self.student.zero_gradient()
         # One small collective: what is logged is the loss of the joined batch, whatever the number of processes.
-        logged = all_reduce_sum(torch.stack([*terms.values(), total]).detach()) / world_size()
-        *values, loss = logged
+        logged = all_reduce_sum(torch.stack([*terms.values(), total, *self.step.wishes(total)]).detach()) / world_size()
+        *values, loss, save, stop = logged
         averaged = dict(zip(terms, values, strict=True))
-        self.step.keep(averaged)
+        self.step.keep(averaged, (save, stop))
         self.log_dict({f"train/{name}": value for name, value in averaged.items()})
         self.log("train/loss", loss, prog_bar=True)
         return total

@@ -4,6 +4,7 @@ Left out: what a refused step was made of (`glpretrain.replay` keeps it), and th
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,11 @@ class Step:
         self.num_refused = 0  # in this run
         self.norms: dict[str, Tensor] = {}  # of the gradients of the last step, before clipping
         self.reason = ""  # why the last step was refused; empty if it was accepted
+        self.asks_save = self.asks_stop = False  # set by a callback of one process, before a step
+        self.save_agreed = self.stop_agreed = False  # what any process asked for before the last step, the same in all of them
         self.is_moving = False  # True from the moment that the optimizer moves until the last state has moved
         self._in_a_row = 0
+        self._wishes: Sequence[Tensor] = ()
         self.terms: list[dict[str, Tensor]] = []  # of the micro-batches of the step at hand, or of the one that has just ended
         self.is_open = False  # True from the first micro-batch of a step to its end
         self.buffers_before: dict[str, Tensor] = {}  # what a forward pass moves, such as statistics of batch norms, before this step
@@ -38,9 +42,19 @@ class Step:
             self.is_open, self.terms = True, []
             self.buffers_before = {name: buffer.clone() for name, buffer in moving_buffers(method).items()}
 
-    def keep(self, terms: dict[str, Tensor]) -> None:
-        """Keep the terms of a micro-batch, Float[] each, averaged over the processes."""
+    def wishes(self, like: Tensor) -> list[Tensor]:
+        """What this process asks for, Float[] each, to be summed over the processes with the terms: to save, and to stop."""
+        return [like.new_full((), float(wish)) for wish in (self.asks_save, self.asks_stop)]
+
+    def keep(self, terms: dict[str, Tensor], wishes: Sequence[Tensor] = ()) -> None:
+        """Keep what a micro-batch gave.
+
+        Args:
+            terms: terms, Float[] each, averaged over the processes.
+            wishes: sums of `wishes` over the processes.
+        """
         self.terms.append(terms)
+        self._wishes = wishes
 
     def accept(self, norms: dict[str, Tensor], *, number: int, counts: bool = True) -> bool:
         """Whether the step may move anything.
@@ -55,7 +69,10 @@ class Step:
         """
         self.norms = norms
         values = torch.stack([*norms.values(), *(value for terms in self.terms for value in terms.values())])
-        if bool(torch.isfinite(values).all()):
+        is_finite, *wishes = torch.stack([torch.isfinite(values).all().to(values), *self._wishes]).tolist()
+        self.save_agreed, self.stop_agreed = (wish > 0.0 for wish in wishes or (0.0, 0.0))
+        self.asks_save = False
+        if is_finite:
             self.reason, self._in_a_row = "", 0
             return True
         self.num_refused += 1

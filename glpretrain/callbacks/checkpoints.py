@@ -1,0 +1,192 @@
+"""Checkpoints that survive: by time and by steps, written whole and proved, with the one before kept until the new one is there.
+
+Left out: which run a checkpoint continues (`cli.resume`), and what is in it (Lightning, the method and the callbacks).
+"""
+
+import hashlib
+import logging
+import os
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.types import STEP_OUTPUT
+
+from glpretrain.core.batch import Batch
+from glpretrain.core.files import part_file, write_whole
+from glpretrain.training.step import Step
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+_DIGESTS = "sha256.txt"
+_KEPT_DIGESTS = 8
+_log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Stepping(Protocol):
+    """What this callback has to know of a method."""
+
+    step: Step
+
+
+class Checkpoints(pl.Callback):
+    """Writes `last.ckpt` by time and at the end of training, and keeps the one before as `previous.ckpt`.
+
+    A checkpoint is written to another name, flushed to the disk, read again and compared before it takes its place. One that cannot be
+    written costs a line, and the run goes on with the ones that are there.
+
+    Args:
+        every_minutes: minutes between two checkpoints; None for none by time.
+        every_n_steps: number of optimizer steps between two checkpoints; None for none by steps.
+        milestones: number of optimizer steps between two checkpoints that are kept for good, as `step-1000.ckpt`; None for none.
+
+    Raises:
+        ValueError: a number that is not above 0.
+    """
+
+    def __init__(self, *, every_minutes: float | None = 10.0, every_n_steps: int | None = None, milestones: int | None = None) -> None:
+        for name, value in (("every_minutes", every_minutes), ("every_n_steps", every_n_steps), ("milestones", milestones)):
+            if value is not None and not value > 0:
+                raise ValueError(f"Checkpoints: {name} is above 0, or null for none, not {value}")
+        self.every_minutes, self.every_n_steps, self.milestones = every_minutes, every_n_steps, milestones
+        self.folder: Path | None = None  # set in the first process, the only one that writes
+        self.has_saved = False
+        self._saved_at, self._saved_step = time.monotonic(), -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The first checkpoint by time is due `every_minutes` from here."""
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Ask all processes to save after this step, once it is time by the clock of one of them."""
+        if self.every_minutes is not None and time.monotonic() - self._saved_at >= 60.0 * self.every_minutes:
+            assert isinstance(pl_module, Stepping)
+            pl_module.step.asks_save = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save where all processes have agreed to."""
+        assert isinstance(pl_module, Stepping)
+        step = trainer.global_step
+        if pl_module.step.is_open or step == self._saved_step:
+            return
+        by_steps = self.every_n_steps is not None and step % self.every_n_steps == 0
+        kept = self.milestones is not None and step % self.milestones == 0
+        if by_steps or kept or pl_module.step.save_agreed or pl_module.step.stop_agreed:
+            self.save(trainer, name=f"step-{step}.ckpt" if kept else None)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the trained state, before anything else can fail."""
+        if trainer.global_step != self._saved_step:
+            self.save(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save what a single process has, if its step is whole; several processes could not agree on a state now."""
+        assert isinstance(pl_module, Stepping)
+        if trainer.world_size == 1 and 0 < trainer.global_step != self._saved_step and not pl_module.step.is_moving:
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer, *, name: str | None = None) -> None:
+        """Save now; all processes have to call it.
+
+        Args:
+            trainer: Lightning's trainer.
+            name: name of a further copy that is kept.
+        """
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        if self.folder is not None and trainer.is_global_zero:
+            try:
+                with part_file(self.folder / LAST) as part:
+                    trainer.strategy.save_checkpoint(checkpoint, part)
+                    digest = proved(part)
+                    _add_digest(self.folder, digest, step=trainer.global_step)
+                    _second_name(self.folder / LAST, self.folder / PREVIOUS)
+                if name is not None:
+                    _second_name(self.folder / LAST, self.folder / name)
+                self.has_saved = True
+            except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # a full or read-only disk; torch's writer raises the second
+                _log.warning("checkpoint of step %d: not written (%s); the one before is kept", trainer.global_step, error)
+        trainer.strategy.barrier("checkpoint")
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+
+class Proved(NamedTuple):
+    """A checkpoint whose bytes are those that were written."""
+
+    path: Path
+    step: int
+
+
+def proved(path: Path) -> str:
+    """SHA-256 of a file that torch wrote, in hexadecimal, after every part of it was read again and compared with its own checksum.
+
+    Raises:
+        zipfile.BadZipFile: a part differs, or the file is cut short.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (bad := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{bad} differs from what was written")
+    return _digest(path)
+
+
+def newest_whole(folder: Path, *, names: Sequence[str] = (LAST, PREVIOUS)) -> tuple[Proved | None, list[str]]:
+    """The newest checkpoint of a folder that is whole, and a line for each that is not.
+
+    Args:
+        folder: folder of the checkpoints of a run.
+        names: names of the files, the newest first.
+    """
+    steps = _digests(folder)
+    damaged: list[str] = []
+    for path in (folder / name for name in names):
+        if not path.is_file():
+            continue
+        digest = _digest(path)
+        if digest in steps:
+            return Proved(path, steps[digest]), damaged
+        damaged.append(f"{path} is damaged: its bytes are not those that were written")
+    return None, damaged
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether the folder of a checkpoint knows what was written, and this is not it."""
+    steps = _digests(path.parent)
+    return bool(steps) and path.name in (LAST, PREVIOUS) and _digest(path) not in steps
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digests(folder: Path) -> dict[str, int]:
+    """Steps of the checkpoints that were written to a folder, by digest, in the order of writing."""
+    path = folder / _DIGESTS
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return {digest: int(step) for digest, step in (line.split() for line in lines if line.count(" ") == 1)}
+
+
+def _add_digest(folder: Path, digest: str, *, step: int) -> None:
+    """Before the checkpoint takes its place, so that a kill at any moment leaves no whole checkpoint without its digest."""
+    known = _digests(folder)
+    known.pop(digest, None)
+    kept = [*list(known.items())[-_KEPT_DIGESTS:], (digest, step)]
+    write_whole(folder / _DIGESTS, "".join(f"{one} {number}\n" for one, number in kept).encode())
+
+
+def _second_name(path: Path, other: Path) -> None:
+    """Give a file a second name, in place of what had that name; a file system without hard links moves it."""
+    if not path.exists():
+        return
+    part = other.with_name(f".{other.name}.link")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(path, part)
+    except OSError:
+        path.replace(other)
+        return
+    part.replace(other)
