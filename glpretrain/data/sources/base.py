@@ -42,6 +42,7 @@ class Source(ABC):
     has_masks: bool = False  # whether items carry `instances`
     has_regions: bool = False  # whether items carry `regions`
     mask_classes: Sequence[str] = ()  # names of the values of `semantic`; empty where items carry none
+    paths: Sequence[Path] = ()  # file of each item; empty where items are no files of their own
     accepts: ClassVar[str] = ""  # what its `reads` is true of, in words
 
     @property

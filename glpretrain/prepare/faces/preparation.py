@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import functional
 
-from glpretrain.data.loading import usable_cores
+from glpretrain.data.loading import Loader, usable_cores
 from glpretrain.data.sources.base import UnreadableItemError
 from glpretrain.data.sources.images.decoding import decode, existing_folder, find_images
 from glpretrain.data.sources.images.face_regions import resized_map
@@ -152,4 +152,10 @@ class Preparation:
 
     def run(self) -> Iterator[Outcome]:
         """Prepare all images and yield the result for each of them, in the order of their names."""
-        yield from DataLoader(self._images, batch_size=None, num_workers=min(self._workers, len(self)))
+        yield from Loader(
+            self._images,
+            range(len(self)),
+            num_workers=min(self._workers, len(self)),
+            named=lambda index: f"faces: {self._images.names[index]}",
+            setting="--workers",
+        )
