@@ -31,6 +31,7 @@ _LOG = logging.getLogger(__name__)
 _MAX_UNREADABLE_RUN = 50
 _CHUNK = 64
 _GLANCE = 1.0  # seconds between looks at the workers while nothing comes from them
+_DYING = 20.0  # seconds that a killed process may take to end after its connections were closed
 _PATIENCE = 900.0  # seconds that a batch may take
 _MAX_RESTARTS, _CALM = 3, 1000  # how often workers start again within this number of batches
 _SHARED_MEMORY = "/dev/shm"
@@ -237,7 +238,7 @@ class Loader(DataLoader[T], Generic[T, KeyT]):
                 return
             except (RuntimeError, OSError, EOFError) as error:
                 is_late = "timed out" in str(error)
-                if ended := self._ended(timeout=0.0 if is_late else _GLANCE):
+                if ended := self._ended(timeout=0.0 if is_late else _GLANCE if isinstance(error, RuntimeError) else _DYING):
                     self._end_workers()
                     starts = [at for at in starts if answered - at < _CALM] + [answered]
                     if len(starts) > _MAX_RESTARTS:

@@ -19,14 +19,15 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from glpretrain.core.listing import count_kinds, expanded, files_below, has_plain_ending, say_once
-from glpretrain.data.sources.base import UnreadableItemError
+from glpretrain.core.listing import Run, count_kinds, expanded, has_plain_ending, runs_below, say_once
+from glpretrain.data.sources.base import Paths, UnreadableItemError
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs", ".gif", ".bmp", ".dib"),
     *(".tif", ".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".pcx", ".qoi"),
     *(".sgi", ".psd", ".dds", ".ico", ".npy"),
 )
+_ENDINGS = frozenset(ENDINGS)
 # The formats of these files. A fixed list, since Pillow would start Ghostscript for a PostScript file, whatever its name.
 _FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "PCX", "QOI", "SGI", "PSD", "DDS", "ICO"),
@@ -234,16 +235,30 @@ def _from_array(array: np.ndarray, path: Path, *, channels: int) -> Tensor:
     return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))  # [C H W]
 
 
-def find_images(root: Path) -> list[Path]:
+def find_images(root: Path) -> Paths:
     """Image files below `root` in the order of their names. Hidden files and folders are left out; what else is left out is logged."""
-    files, passed_over = files_below(root)
-    images = [path for path in files if path.name.lower().endswith(ENDINGS) or (not has_plain_ending(path) and _begins_as_image(path))]
-    others = sorted(set(files) - set(images)) + [path for path, _ in passed_over]
-    if others:
-        kinds = [path.suffix.lower() if has_plain_ending(path) else "without a known ending" for path in others[: len(files) - len(images)]]
+    return Paths(root, image_runs(root))
+
+
+def image_runs(root: Path) -> list[Run]:
+    """What `find_images` finds, folder by folder."""
+    runs, passed_over = runs_below(root)
+    images: list[Run] = []
+    others: list[Path] = []
+    for folder, names in runs:
+        odd = {ending for ending in {name[name.rfind(".") :] for name in names} if ending.lower() not in _ENDINGS}
+        unknown = [Path(root, folder, name) for name in names if name[name.rfind(".") :] in odd] if odd else []
+        if left_out := {path.name: path for path in unknown if has_plain_ending(path) or not _begins_as_image(path)}:
+            others += left_out.values()
+            names = [name for name in names if name not in left_out]
+        if names:
+            images.append(Run(folder, names))
+    if others or passed_over:
+        kinds = [path.suffix.lower() if has_plain_ending(path) else "without a known ending" for path in others]
         left_out = count_kinds([*kinds, *(kind for _, kind in passed_over)])
-        say_once(f"{root}: {len(images)} images; left out: {left_out} (such as {others[0].relative_to(root)})")
-    return sorted(images)
+        example = [*others, *(path for path, _ in passed_over)][0].relative_to(root)
+        say_once(f"{root}: {sum(len(names) for _, names in images)} images; left out: {left_out} (such as {example})")
+    return images
 
 
 def _begins_as_image(path: Path) -> bool:

@@ -11,8 +11,10 @@ import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from glpretrain.core.listing import expanded
-from glpretrain.data.sources.base import Item, Source, check_choice, checked_index, label_items
+from glpretrain.data.sources.base import Item, Paths, Source, check_choice, checked_index, label_items
 from glpretrain.data.sources.images.decoding import ENDINGS, damage_named, decode_pil
 
 _IMAGE_KINDS = tuple(ending for ending in ENDINGS if ending != ".npy")
@@ -56,7 +58,8 @@ class TarShards(Source):
         if not shards:
             raise ValueError(f"TarShards: {self.root} is neither a .tar file nor a folder of .tar files")
         samples = [sample for shard in shards for sample in _index(shard)]
-        self._images = [image for image, _ in samples]
+        self._names = Paths(self.root, ((str(image.shard.relative_to(self.root)), (image.name,)) for image, _ in samples))
+        self._places = np.array([(image.offset, image.size) for image, _ in samples], dtype=np.int64).reshape(-1, 2)
         if not samples:
             raise ValueError(f"TarShards: no image in the {len(shards)} shards of {self.root}; accepted endings: {' '.join(_IMAGE_KINDS)}")
         labels = [label for _, label in samples]
@@ -70,14 +73,18 @@ class TarShards(Source):
         return any(path.glob("*.tar"))
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._names)
 
     def __getitem__(self, index: int) -> Item:
-        member = self._images[checked_index(index, len(self))]
+        shard, name = self._names.parts(checked_index(index, len(self)))
+        member = _Member(self.root / shard, name, *self._places[index].tolist())
         with damage_named(member):
             content = read_range(member.shard, offset=member.offset, size=member.size)
             image = decode_pil(io.BytesIO(content), channels=self.channels, reduced=True)
-        return Item(values=image, label=self._labels[index], instances=None, regions=None)
+        return Item(values=image, label=int(self._labels[index]), instances=None, regions=None)
+
+    def _listing(self) -> tuple[object, ...]:
+        return self._names.digest(), self._places, self._labels
 
 
 def _numbers_first(name: str) -> tuple[bool, int, str]:
