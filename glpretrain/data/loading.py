@@ -264,7 +264,10 @@ class Loader(DataLoader[T], Generic[T, KeyT]):
 
     def _ended(self, *, timeout: float) -> list[BaseProcess]:
         """The workers that have ended, which none does by itself. Waits for the first one."""
-        connection.wait([worker.sentinel for worker in self._workers], timeout=timeout)
+        gone = connection.wait([worker.sentinel for worker in self._workers], timeout=timeout)
+        for worker in self._workers:
+            if worker.sentinel in gone:  # its files are closed, and its status follows
+                worker.join(_DYING)
         return [worker for worker in self._workers if worker.exitcode is not None]
 
     def _end_workers(self) -> None:
