@@ -7,9 +7,11 @@ would never end. Left out: which files are of use, which the callers decide.
 import logging
 import os
 import re
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +24,20 @@ _MOST_KINDS = 8
 class Found(NamedTuple):
     """What a walk found below a folder."""
 
-    files: list[Path]  # regular files, not hidden, in no order
+    files: list[Path]  # regular files, not hidden, in the order of their paths
     passed_over: list[tuple[Path, str]]  # what could not be used, and what it is
+
+
+class Run(NamedTuple):
+    """Files in one folder that follow one another in the order of paths."""
+
+    folder: str  # relative to the folder that was walked through, and empty for this one
+    names: list[str]
+
+    @property
+    def top(self) -> str:
+        """The first part of `folder`."""
+        return self.folder.partition("/")[0]
 
 
 class _Folder(NamedTuple):
@@ -56,8 +70,15 @@ def files_below(root: Path) -> Found:
     Raises:
         OSError: `root` cannot be listed.
     """
+    runs, passed_over = runs_below(root)
+    return Found([Path(root, folder, name) for folder, names in runs for name in names], passed_over)
+
+
+def runs_below(root: Path) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """What `files_below` gives, folder by folder, for lists of millions of files."""
     top = Path(os.path.realpath(root))
-    found = Found([], [])
+    runs: list[tuple[tuple[str, ...], list[str]]] = []  # parts of a folder, and names in it
+    passed_over: list[tuple[Path, str]] = []
     folders = [_Folder(root, top, None)]
     while folders:
         folder = folders.pop()
@@ -67,26 +88,36 @@ def files_below(root: Path) -> Found:
         except OSError as error:
             if folder.path == root:
                 raise
-            found.passed_over.append((folder.path, f"folders that cannot be listed ({error.strerror})"))
+            passed_over.append((folder.path, f"folders that cannot be listed ({error.strerror})"))
             continue
+        names: list[str] = []
+        entered: list[str] = []
         for entry in entries:
-            if is_leftover(entry.name):
+            name = entry.name
+            if is_leftover(name):
                 continue
-            path = folder.path / entry.name
             try:
-                is_folder, is_file = entry.is_dir(), entry.is_file()
+                is_file = entry.is_file()
+                is_folder = not is_file and entry.is_dir()
             except OSError:  # a link to itself
                 is_folder, is_file = False, False
-            if is_folder and (inner := _entered(path, entry.is_symlink(), folder, top)) is not None:
+            if is_file:
+                names.append(name)
+            elif is_folder and (inner := _entered(folder.path / name, entry.is_symlink(), folder, top)) is not None:
                 folders.append(inner)
-            elif is_file:
-                found.files.append(path)
+                entered.append(name)
             elif is_folder:
-                found.passed_over.append((path, "links to folders that are searched anyway or that lie above"))
+                passed_over.append((folder.path / name, "links to folders that are searched anyway or that lie above"))
             else:
-                kind = "links to nothing" if entry.is_symlink() and not path.exists() else "pipes, sockets or devices"
-                found.passed_over.append((path, kind))
-    return found
+                kind = "links to nothing" if entry.is_symlink() and not os.path.exists(entry) else "pipes, sockets or devices"
+                passed_over.append((folder.path / name, kind))
+        names.sort()
+        # The files of an inner folder come between two of the files beside it.
+        places = [0, *(bisect(names, name) for name in sorted(entered)), len(names)]
+        parts = folder.path.relative_to(root).parts
+        runs += [(parts, names[start:stop]) for start, stop in pairwise(places) if start < stop]
+    runs.sort(key=lambda run: (*run[0], run[1][0]))
+    return [Run("/".join(parts), names) for parts, names in runs], passed_over
 
 
 def _entered(path: Path, is_link: bool, parent: _Folder, top: Path) -> _Folder | None:

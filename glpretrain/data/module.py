@@ -49,6 +49,7 @@ class DataModule(LightningDataModule):
         corruption: replacement of groups of pixels (or points) of the global views.
         order: which items an epoch holds; when left out, all of them in random order.
         num_workers: number of worker processes; when left out none with the cache, otherwise one fewer than there are cores, at most 8.
+            Workers that are killed start again, up to three times within 1,000 batches; one that gives nothing for 15 minutes ends the run.
         cache: keep the decoded items in memory; `auto` does so below 1.5 GB.
         seed: seed of order, views and masks.
         max_unreadable: share of items that may be unreadable before the run stops; of at least 500 items, so that one bad file
@@ -174,7 +175,8 @@ class DataModule(LightningDataModule):
         """Batches as workers give them; `on_after_batch_transfer` makes a `Batch` of each."""
         assert self.trainer is not None and self._batches is not None
         if not self._in_memory and (self.cache is True or (self.cache == "auto" and self._items.bytes_in_memory() < _AUTO_CACHE_BYTES)):
-            unreadable = self._items.keep_in_memory(num_workers=usable_cores(), show=self.trainer.is_global_zero)
+            num_workers = usable_cores() if self.num_workers is None else self.num_workers
+            unreadable = self._items.keep_in_memory(num_workers=num_workers, show=self.trainer.is_global_zero)
             self._in_memory = True
             self._items_seen += len(self.source)
             if self.trainer.is_global_zero:  # every process decoded all of them

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -337,10 +338,31 @@ def _fuzz(folder: Path, *, count: int, seed: int) -> Counter[str]:
     return outcomes
 
 
-@pytest.mark.filterwarnings("ignore")  # readers warn of many files that they read nevertheless
-def test_damaged_files_are_read_or_named(tmp_path: Path) -> None:
+def test_damaged_files_are_read_or_named(tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
     outcomes = _fuzz(tmp_path, count=FAST, seed=14)
     assert outcomes.total() == FAST and len(outcomes) >= 10
+    assert capfd.readouterr().err == "" and not recwarn.list, "a reader has written to stderr by itself"
+
+
+@pytest.mark.parametrize(("compression", "channels"), [("zlib", 3), ("zlib", 5), (None, 3), (None, 5)])
+def test_a_damaged_tile_of_a_tiff_file_is_the_reason_and_nothing_else_is_written(
+    compression: Literal["zlib"] | None, channels: int, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "tiles.tif"
+    pixels = (np.arange(128 * 128 * channels) % 251).astype(np.uint8).reshape(128, 128, channels)
+    photometric = "rgb" if channels == 3 else "minisblack"
+    tifffile.imwrite(path, pixels, tile=(64, 64), compression=compression, photometric=photometric, planarconfig="contig")
+    assert torch.equal(decode(path, channels=channels), torch.from_numpy(pixels).permute(2, 0, 1))
+    content = path.read_bytes()
+    if compression is None:
+        path.write_bytes(content[: len(content) * 2 // 3])
+    else:
+        path.write_bytes(content[:-9] + bytes(8) + content[-1:])
+    with pytest.raises(UnreadableItemError) as raised:
+        decode(path, channels=channels)
+    reason = str(raised.value).removeprefix(f"{path}: ")
+    assert len(reason) > 20 and "decoder error" not in reason and "\n" not in reason
+    assert capfd.readouterr() == ("", "") and not caplog.records
 
 
 @pytest.mark.slow

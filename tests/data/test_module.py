@@ -194,7 +194,7 @@ def test_resuming_with_another_batch_size_is_refused(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize(("cache", "num_workers"), [(True, 0), (False, 0), (False, 2)])
+@pytest.mark.parametrize(("cache", "num_workers"), [(True, 0), (True, 2), (False, 0), (False, 1), (False, 2)])
 def test_an_unreadable_file_is_replaced_and_listed(tmp_path: Path, cache: bool, num_workers: int) -> None:
     model = Recorder()
     data = DataModule(Ramp(21, broken=[4, 5]), views(), batch_size=3, cache=cache, num_workers=num_workers)

@@ -3,11 +3,14 @@
 A source decodes one item at a time. It draws no random number that is not a function of the index, and it applies no augmentation.
 """
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +42,70 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + '...'}"
 
 
+class _Texts:
+    """Strings as one array of bytes."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]  # names of files may be any bytes
+        self.bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self.ends = np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
+
+    def __getitem__(self, index: int) -> str:
+        return self.bytes[self.ends[index - 1] if index else 0 : self.ends[index]].tobytes().decode("utf-8", "surrogatepass")
+
+
+class Paths(Sequence[Path]):
+    """Paths of files, in arrays. Worker processes share arrays, but each of them would copy a list as it reads it, since Python writes
+    the number of references into every object.
+
+    Args:
+        root: folder that the paths begin with.
+        runs: folders relative to `root`, each with names of files in it.
+    """
+
+    def __init__(self, root: Path, runs: Iterable[tuple[str, Sequence[str]]]) -> None:
+        self.root = root
+        numbers: dict[str, int] = {}
+        names: list[str] = []
+        lengths: list[int] = []
+        folders: list[int] = []
+        for folder, inside in runs:
+            folders.append(numbers.setdefault(folder, len(numbers)))
+            lengths.append(len(inside))
+            names += inside
+        self._folders, self._names = _Texts(numbers), _Texts(names)
+        self._folder_of = np.repeat(np.array(folders, dtype=np.int32), np.array(lengths, dtype=np.int64))
+
+    @classmethod
+    def of(cls, root: Path, names: Iterable[str | Path]) -> "Paths":
+        """Paths that are given one by one, relative to `root` or absolute."""
+        return cls(root, ((folder, (file,)) for folder, file in (os.path.split(str(name)) for name in names)))
+
+    def __len__(self) -> int:
+        return len(self._folder_of)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        return Path(self.root, *self.parts(index))
+
+    def parts(self, index: int) -> tuple[str, str]:
+        """Folder relative to `root`, and name."""
+        place = range(len(self))[index]
+        return self._folders[self._folder_of[place]], self._names[place]
+
+    def digest(self) -> str:
+        """SHA-256 of all paths relative to `root`, in order."""
+        digest = hashlib.sha256()
+        for array in (self._folder_of, self._folders.ends, self._folders.bytes, self._names.ends, self._names.bytes):
+            digest.update(array.data)
+        return digest.hexdigest()
+
+
 class Source(ABC):
     """A map from dataset index to item.
 
@@ -50,6 +117,7 @@ class Source(ABC):
     has_masks: bool = False  # whether items carry `instances`
     has_regions: bool = False  # whether items carry `regions`
     mask_classes: Sequence[str] = ()  # names of the values of `semantic`; empty where items carry none
+    paths: Sequence[Path] = ()  # file of each item; empty where items are no files of their own
     accepts: ClassVar[str] = ""  # what its `reads` is true of, in words
 
     @property
@@ -83,6 +151,18 @@ class Source(ABC):
         """The labelled (train, test) split that comes with this source; None where there is none."""
         return None
 
+    def fingerprint(self) -> str:
+        """SHA-256 of the listing: which items there are, their order and their labels. No item is read, and where the files lie does not
+        matter."""
+        digest = hashlib.sha256(repr((type(self).__name__, self.modality, len(self), list(self.classes))).encode())
+        for part in self._listing():
+            digest.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else repr(part).encode())
+        return digest.hexdigest()
+
+    def _listing(self) -> tuple[object, ...]:
+        """What tells the items from those of another source of this class, for `fingerprint`: arrays, and what has a `repr`."""
+        return (self.paths.digest(),) if isinstance(self.paths, Paths) else ()
+
 
 class Subset(Source):
     """Some of the items of another source.
@@ -94,7 +174,7 @@ class Subset(Source):
 
     def __init__(self, source: Source, *, indices: Sequence[int]) -> None:
         self.source = source
-        self.indices = list(indices)
+        self.indices = np.asarray(indices, dtype=np.int64)
         self.name, self.classes, self.mask_classes = source.name, source.classes, source.mask_classes
         self.has_masks, self.has_regions = source.has_masks, source.has_regions
 
@@ -105,13 +185,17 @@ class Subset(Source):
     @property
     def groups(self) -> Sequence[str]:
         groups = self.source.groups
-        return [groups[index] for index in self.indices] if groups else ()
+        chosen: list[int] = self.indices.tolist()
+        return [groups[index] for index in chosen] if groups else ()
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Item:
-        return self.source[self.indices[checked_index(index, len(self))]]
+        return self.source[int(self.indices[checked_index(index, len(self))])]
+
+    def _listing(self) -> tuple[object, ...]:
+        return self.source.fingerprint(), self.indices
 
 
 class SyntheticSource(Source):
@@ -145,6 +229,9 @@ class SyntheticSource(Source):
     @abstractmethod
     def with_split(self, split: Split, *, length: int) -> Source:
         """The same source with another split and length."""
+
+    def _listing(self) -> tuple[object, ...]:
+        return self.seed, self.split
 
     def key(self, index: int) -> Tensor:
         """Int[]: the key of everything that is drawn for one item. Raises an IndexError outside range(len(self))."""
@@ -189,7 +276,7 @@ def check_choice(value: object, accepted: Sequence[object], *, what: str) -> Non
 
 def label_items(
     names: Sequence[str | None], *, owner: str, key: Callable[[str], tuple[object, ...]] | None = None
-) -> tuple[list[str], list[int]]:
+) -> tuple[list[str], np.ndarray]:
     """Number the classes of items.
 
     Args:
@@ -198,7 +285,7 @@ def label_items(
         key: what classes are sorted by; their names when left out.
 
     Returns:
-        Class names in order, and each item's index among them, -1 without a class.
+        Class names in order, and Int[N], each item's index among them, -1 without a class.
 
     Raises:
         ValueError: only some items have a class.
@@ -208,4 +295,4 @@ def label_items(
         raise ValueError(f"{owner}: {len(labelled)} of {len(names)} images have a class name; expected one for all images or for none")
     classes = sorted(set(labelled), key=key)
     numbers = {name: number for number, name in enumerate(classes)}
-    return classes, [-1 if name is None else numbers[name] for name in names]
+    return classes, np.array([-1 if name is None else numbers[name] for name in names], dtype=np.int32)

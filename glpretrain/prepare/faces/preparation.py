@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import functional
 
 from glpretrain.core.files import locked, part_file, remove_parts, write_json
-from glpretrain.data.loading import usable_cores
+from glpretrain.data.loading import Loader, usable_cores
 from glpretrain.data.sources.base import UnreadableItemError
 from glpretrain.data.sources.images.decoding import decode, existing_folder, find_images
 from glpretrain.data.sources.images.face_regions import resized_map
@@ -166,8 +166,15 @@ class Preparation:
             write_json(self.out / _SETTINGS, self._settings)
             for part in ("images", "regions"):
                 remove_parts(self.out / part)
+            outcomes = Loader(
+                self._images,
+                range(len(self)),
+                num_workers=min(self._workers, len(self)),
+                named=lambda index: f"faces: {self._images.names[index]}",
+                setting="--workers",
+            )
             with (self.out / _SKIPPED).open("w", encoding="utf-8", errors="surrogateescape") as skipped:
-                for outcome in DataLoader(self._images, batch_size=None, num_workers=min(self._workers, len(self))):
+                for outcome in outcomes:
                     if outcome.reason:
                         print(outcome.reason, file=skipped, flush=True)
                     yield outcome

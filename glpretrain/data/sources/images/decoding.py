@@ -3,6 +3,9 @@
 Nothing is resized here, except that a very large JPEG is decoded at a reduced scale where the caller allows it.
 """
 
+import logging
+import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -16,14 +19,15 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from glpretrain.core.listing import count_kinds, expanded, files_below, has_plain_ending, say_once
-from glpretrain.data.sources.base import UnreadableItemError
+from glpretrain.core.listing import Run, count_kinds, expanded, has_plain_ending, runs_below, say_once
+from glpretrain.data.sources.base import Paths, UnreadableItemError
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs", ".gif", ".bmp", ".dib"),
     *(".tif", ".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".pcx", ".qoi"),
     *(".sgi", ".psd", ".dds", ".ico", ".npy"),
 )
+_ENDINGS = frozenset(ENDINGS)
 # The formats of these files. A fixed list, since Pillow would start Ghostscript for a PostScript file, whatever its name.
 _FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "PCX", "QOI", "SGI", "PSD", "DDS", "ICO"),
@@ -44,11 +48,13 @@ _LARGEST_FLOAT = 1e38  # files mark missing values by the largest float that the
 _MOST_BYTES = 1 << 30  # of one decoded array
 _VOID = 255
 _REDUCED_SIDE = 2048
+_LONGEST_REASON = 300  # bytes
 
 
 @contextmanager
 def damage_named(what: object) -> Iterator[None]:
     """Turn the errors of readers of image files into one error that names the file. A reader may raise anything for a damaged file.
+    Warnings of readers are dropped: they do not name the file, and what matters is whether it can be decoded.
 
     Args:
         what: path of the file, or whatever else names it.
@@ -60,7 +66,9 @@ def damage_named(what: object) -> Iterator[None]:
         if isinstance(what, Path) and not what.is_file():
             reason = "is no regular file (a folder, pipe, socket or device)" if what.exists() else "there is no such file"
             raise UnreadableItemError(f"{what}: {reason}")
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except UnreadableItemError:
         raise
     except UnidentifiedImageError as error:
@@ -94,10 +102,7 @@ def decode(path: Path, *, channels: int, reduced: bool = False) -> Tensor:
 
 def decode_pil(file: Path | str | BinaryIO, *, channels: int, reduced: bool = False) -> Tensor:
     """UInt8[C H W] of a file that PIL opens, with 1 or 3 channels. Raises whatever PIL raises; see `damage_named`."""
-    with _opened(file) as image:
-        if reduced:
-            image.draft(None, (_REDUCED_SIDE, _REDUCED_SIDE))  # changes nothing for files other than JPEG
-        image.load()
+    with opened_image(file, reduced=reduced) as image:
         nodata = image.tag_v2.get(_GDAL_NODATA) if isinstance(image, TiffImageFile) else None
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))  # ImageOps.exif_transpose would write the other tags anew
         turned = image if turn is None else image.transpose(turn)
@@ -108,8 +113,35 @@ def decode_pil(file: Path | str | BinaryIO, *, channels: int, reduced: bool = Fa
     return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))  # [C H W]
 
 
-def _opened(file: Path | str | BinaryIO) -> Image.Image:
-    return Image.open(file, formats=_formats())
+@contextmanager
+def opened_image(file: Path | str | BinaryIO, *, reduced: bool = False) -> Iterator[Image.Image]:
+    """A decoded file of one of the formats above.
+
+    libtiff writes to the descriptor of stderr, past Python. What it says is kept from there: it is the reason that Pillow's error lacks.
+
+    Args:
+        file: path of the file, or its bytes.
+        reduced: whether a large JPEG is decoded at a reduced scale.
+    """
+    with Image.open(file, formats=_formats()) as image:
+        if reduced:
+            image.draft(None, (_REDUCED_SIDE, _REDUCED_SIDE))  # changes nothing for files other than JPEG
+        if isinstance(image, TiffImageFile):
+            said, stderr = os.memfd_create("libtiff"), os.dup(2)
+            os.dup2(said, 2)
+            try:
+                image.load()
+            except Exception as error:
+                if not (reason := os.pread(said, _LONGEST_REASON, 0).decode("ascii", "replace").strip()):
+                    raise
+                raise ValueError(reason.splitlines()[0].removeprefix("tempfile.tif: ")) from error  # Pillow's name for every file
+            finally:
+                os.dup2(stderr, 2)
+                os.close(stderr)
+                os.close(said)
+        else:
+            image.load()
+        yield image
 
 
 @cache
@@ -139,7 +171,7 @@ def decode_mask(path: Path, *, size: Sequence[int]) -> Tensor:
     Raises:
         UnreadableItemError: the file is damaged, holds no label per pixel, or its height and width are not `size`.
     """
-    with damage_named(path), _opened(path) as opened:
+    with damage_named(path), opened_image(path) as opened:
         if opened.format == "JPEG":
             raise ValueError("a JPEG file does not keep labels exactly; give a PNG file")
         values = np.array(opened)
@@ -178,6 +210,7 @@ def load_array(path: Path) -> np.ndarray:
 def _read_tiff(path: Path) -> np.ndarray:
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise ValueError("only .tif, .tiff and .npy files can have a number of channels other than 1 or 3")
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs does not name the file
     with tifffile.TiffFile(path) as file:
         if not file.pages:
             raise ValueError("a TIFF file without pages")
@@ -202,16 +235,30 @@ def _from_array(array: np.ndarray, path: Path, *, channels: int) -> Tensor:
     return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))  # [C H W]
 
 
-def find_images(root: Path) -> list[Path]:
+def find_images(root: Path) -> Paths:
     """Image files below `root` in the order of their names. Hidden files and folders are left out; what else is left out is logged."""
-    files, passed_over = files_below(root)
-    images = [path for path in files if path.name.lower().endswith(ENDINGS) or (not has_plain_ending(path) and _begins_as_image(path))]
-    others = sorted(set(files) - set(images)) + [path for path, _ in passed_over]
-    if others:
-        kinds = [path.suffix.lower() if has_plain_ending(path) else "without a known ending" for path in others[: len(files) - len(images)]]
+    return Paths(root, image_runs(root))
+
+
+def image_runs(root: Path) -> list[Run]:
+    """What `find_images` finds, folder by folder."""
+    runs, passed_over = runs_below(root)
+    images: list[Run] = []
+    others: list[Path] = []
+    for folder, names in runs:
+        odd = {ending for ending in {name[name.rfind(".") :] for name in names} if ending.lower() not in _ENDINGS}
+        unknown = [Path(root, folder, name) for name in names if name[name.rfind(".") :] in odd] if odd else []
+        if left_out := {path.name: path for path in unknown if has_plain_ending(path) or not _begins_as_image(path)}:
+            others += left_out.values()
+            names = [name for name in names if name not in left_out]
+        if names:
+            images.append(Run(folder, names))
+    if others or passed_over:
+        kinds = [path.suffix.lower() if has_plain_ending(path) else "without a known ending" for path in others]
         left_out = count_kinds([*kinds, *(kind for _, kind in passed_over)])
-        say_once(f"{root}: {len(images)} images; left out: {left_out} (such as {others[0].relative_to(root)})")
-    return sorted(images)
+        example = [*others, *(path for path, _ in passed_over)][0].relative_to(root)
+        say_once(f"{root}: {sum(len(names) for _, names in images)} images; left out: {left_out} (such as {example})")
+    return images
 
 
 def _begins_as_image(path: Path) -> bool:

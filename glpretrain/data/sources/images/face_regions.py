@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from glpretrain.data.sources.base import UnreadableItemError
-from glpretrain.data.sources.images.decoding import damage_named, load_array
+from glpretrain.data.sources.images.decoding import damage_named, load_array, opened_image
 from glpretrain.masking import FACE_REGIONS
 
 MAP_ENDINGS = (".png", ".npy")
@@ -98,7 +97,7 @@ def read_map(path: Path, *, table: Mapping[int, int], size: tuple[int, int]) -> 
         if path.suffix == ".npy":
             labels = np.array(load_array(path))
         else:
-            with Image.open(path) as opened:
+            with opened_image(path) as opened:
                 labels = np.array(opened)
     labels = labels[0] if labels.ndim == 3 and len(labels) == 1 else labels
     if labels.ndim != 2 or labels.dtype.kind not in "ui":

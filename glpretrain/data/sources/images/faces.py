@@ -9,7 +9,7 @@ from skimage.data import lfw_subset
 from torch import Tensor
 from torchvision.transforms import functional
 
-from glpretrain.data.sources.base import Item, Source, Split, check_choice, checked_index
+from glpretrain.data.sources.base import Item, Paths, Source, Split, check_choice, checked_index
 from glpretrain.data.sources.images.decoding import existing_folder
 from glpretrain.data.sources.images.face_regions import Box, find_map, read_map, table_of, template_map
 from glpretrain.data.sources.images.folders import ImageFolder
@@ -49,7 +49,8 @@ class Faces(Source):
         self._table = table_of(table)
         images, maps = existing_folder(self.root / "images", "Faces"), existing_folder(self.root / regions, "Faces")
         self._images = ImageFolder(images, channels=channels, split=split)
-        self._maps = [find_map(maps, path.relative_to(images)) for path in self._images.paths]
+        self.paths = self._images.paths
+        self._maps = Paths.of(maps, (find_map(maps, path.relative_to(images)).relative_to(maps) for path in self.paths))
         self.name, self.classes = self.root.resolve().name, self._images.classes
 
     @property
@@ -68,6 +69,9 @@ class Faces(Source):
         item = self._images[index]
         _, height, width = item.values.shape
         return item._replace(regions=read_map(self._maps[index], table=self._table, size=(height, width)))
+
+    def _listing(self) -> tuple[object, ...]:
+        return self._images.fingerprint(), self._maps.digest()
 
     def train_test_split(self) -> tuple[Source, Source] | None:
         return self._images.train_test_split()
@@ -122,6 +126,9 @@ class LFWSubset(Source):
         image = _enlarged(self._pixels[crop], size=self.size)
         return Item(values=image, label=int(crop >= _NUM_FACES), instances=None, regions=_template(image))
 
+    def _listing(self) -> tuple[object, ...]:
+        return self.size, self.split
+
     def train_test_split(self) -> tuple[Source, Source]:
         return LFWSubset(size=self.size, split="train"), LFWSubset(size=self.size, split="test")
 
@@ -154,6 +161,9 @@ class FaceSwaps(Source):
     @property
     def groups(self) -> Sequence[str]:
         return [f"{index // self.frames}" for index in range(len(self))] if self.frames > 1 else ()
+
+    def _listing(self) -> tuple[object, ...]:
+        return self.size, self.split, self.frames
 
     def __len__(self) -> int:
         return 2 * len(self._faces) * self.frames

@@ -4,15 +4,16 @@ The files are found when a source is constructed, so that an empty folder fails 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from torch import Tensor
 
-from glpretrain.core.listing import expanded, is_leftover, natural_order, say_once, subfolders
-from glpretrain.data.sources.base import Item, Source, UnreadableItemError, checked_index, label_items
-from glpretrain.data.sources.images.decoding import ENDINGS, decode, decode_mask, existing_folder, find_images, void_of
+from glpretrain.core.listing import Run, expanded, is_leftover, natural_order, say_once, subfolders
+from glpretrain.data.sources.base import Item, Paths, Source, UnreadableItemError, checked_index, label_items
+from glpretrain.data.sources.images.decoding import ENDINGS, decode, decode_mask, existing_folder, find_images, image_runs, void_of
 
 _FRAME = "_frame_"
 _LISTS = (".txt", ".lst", ".tsv")
@@ -26,21 +27,23 @@ def mask_folders(root: str | Path) -> dict[str, Path]:
     """The folders of images with masks in `root`: "masked_train" and "masked" where it holds `train/` and `val/` (or `test/`), else
     "masked" alone."""
     folder = existing_folder(root, "masks")
-    split = _split_folders(folder)
+    split = _split_folders(_by_lower_name(folder))
     return {"masked": folder} if split is None else {"masked_train": split[0], "masked": split[1]}
 
 
-def _split_folders(root: Path) -> tuple[Path, Path] | None:
+def _by_lower_name(root: Path) -> dict[str, Path]:
+    return {folder.name.lower(): folder for folder in subfolders(root)}
+
+
+def _split_folders(found: Mapping[str, Path]) -> tuple[Path, Path] | None:
     """`train/` and, beside it, `val/` or `test/`, under one of the names that they have; None where they are not there."""
-    found = {folder.name.lower(): folder for folder in subfolders(root)}
     train = next((found[name] for name in _TRAIN_FOLDERS if name in found), None)
     held_out = next((found[name] for name in _TEST_FOLDERS if name in found), None)
     return None if train is None or held_out is None else (train, held_out)
 
 
-def _mask_folders(root: Path) -> tuple[Path, Path] | None:
-    """The folder of images and the folder of masks in `root`; None where they are not there."""
-    found = {folder.name.lower(): folder for folder in subfolders(root)}
+def _mask_folders(found: Mapping[str, Path]) -> tuple[Path, Path] | None:
+    """The folder of images and the folder of masks; None where they are not there."""
     pairs = [(found.get(images.lower()), found.get(masks.lower())) for images, masks in _MASK_FOLDERS]
     return next(((images, masks) for images, masks in pairs if images is not None and masks is not None), None)
 
@@ -72,37 +75,45 @@ class ImageFolder(Source):
     def __init__(self, root: str | Path, *, channels: int = 3, split: Literal["all", "train", "val"] | None = None) -> None:
         self.root = existing_folder(root, "ImageFolder")
         self.channels = channels
-        if (pair := _mask_folders(self.root)) is not None:
+        folders = _by_lower_name(self.root)
+        if (pair := _mask_folders(folders)) is not None:
             raise ValueError(f"ImageFolder: {self.root} holds masks ({pair[1].name}/); use MaskedFolder, or give {pair[0]}")
-        self._split_folders = _split_folders(self.root)
+        self._split_folders = _split_folders(folders)
         if split is not None and self._split_folders is None:
             raise ValueError(f"ImageFolder: split={split!r}, but {self.root} has no train/ beside val/ or test/; leave split out")
         self.name = self.root.resolve().name
         if self._split_folders is None:
-            self._files = _found(self.root)
-            self.classes = _classes(self._files)
+            found = {"": image_runs(self.root)}
+            self.classes = _classes(found[""], self.root)
         else:
-            self._read_split(*self._split_folders, split=split or "train")
-        if not self._files:
+            found = self._read_split(*self._split_folders, split=split or "train")
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        placed = [(part, run) for part, runs in found.items() for run in runs]
+        of_run = np.array([numbers.get(run.top, -1) for _, run in placed], dtype=np.int32)
+        self._labels = np.repeat(of_run, np.array([len(run.names) for _, run in placed], dtype=np.int64))
+        relative = ((str(Path(part, run.folder)) if part else run.folder, run.names) for part, run in placed)
+        self.paths = self._files = Paths(self.root, relative)
+        if not self.paths:
             raise _nothing_found("ImageFolder", self.root if self._split_folders is None else self._split_folders[split == "val"])
 
-    def _read_split(self, train_folder: Path, val_folder: Path, *, split: Literal["all", "train", "val"]) -> None:
-        train, val = _found(train_folder), _found(val_folder)
-        self.classes = _classes(train + val if split == "all" else train)
+    def _read_split(self, train_folder: Path, val_folder: Path, *, split: Literal["all", "train", "val"]) -> dict[str, list[Run]]:
+        """The images of the split, by the folder of their part."""
+        train, val = image_runs(train_folder), image_runs(val_folder)
+        self.classes = _classes(train + val, self.root) if split == "all" else _classes(train, train_folder)
         if split == "val" and self.classes:
-            scored = [(path, parts) for path, parts in val if len(parts) > 1]
+            scored = [run for run in val if run.folder]
             # The classes of train/ come first, so that a class has the same number in both; a test part may have no labels.
-            names = {parts[0] for _, parts in scored}
+            names = {run.top for run in scored}
             self.classes = [*self.classes, *sorted(names - set(self.classes))] if names else []
             if names and len(scored) < len(val):
-                loose = [parts[0] for _, parts in val if len(parts) == 1]
-                counts = f"{len(loose)} of {len(val)} images of {val_folder} are in no class folder"
+                loose = [name for run in val if not run.folder for name in run.names]
+                counts = f"{len(loose)} of {_count(val)} images of {val_folder} are in no class folder"
                 say_once(f"ImageFolder: {counts} and are left out: {', '.join(loose[:_MOST_NAMES])}")
                 val = scored
-        self._files = {"all": train + val, "train": train, "val": val}[split]
         kept = (train_folder.name, val_folder.name)
         if beside := sorted(name for name in os.listdir(self.root) if name not in kept and not is_leftover(name)):
             say_once(f"ImageFolder: {self.root} is read as {kept[0]}/ and {kept[1]}/; not used: {', '.join(beside[:_MOST_NAMES])}")
+        return {name: runs for name, runs in zip(kept, (train, val), strict=True) if split == "all" or (split == "val") == (runs is val)}
 
     @classmethod
     def reads(cls, path: Path) -> bool:
@@ -110,24 +121,23 @@ class ImageFolder(Source):
         return not path.is_file()
 
     @property
-    def paths(self) -> Sequence[Path]:
-        """The file of each item."""
-        return [path for path, _ in self._files]
-
-    @property
     def groups(self) -> Sequence[str]:
         """Images of one group are frames of one video: they lie in one folder below the class folder, or in one folder with the same
         name before `_frame_`."""
-        names = [_group_of(parts, depth=1 if self.classes else 0) for _, parts in self._files]
+        depth, below = (1 if self.classes else 0), (0 if self._split_folders is None else 1)
+        parts = (self._files.parts(index) for index in range(len(self)))
+        names = [_group_of(folder.split("/")[below:] if folder else [], name, depth=depth) for folder, name in parts]
         return names if len(set(names)) < len(names) else ()
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
-        path, parts = self._files[checked_index(index, len(self))]
-        label = self.classes.index(parts[0]) if self.classes else -1
-        return Item(values=decode(path, channels=self.channels, reduced=True), label=label, instances=None, regions=None)
+        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, reduced=True)
+        return Item(values=values, label=int(self._labels[index]), instances=None, regions=None)
+
+    def _listing(self) -> tuple[object, ...]:
+        return *super()._listing(), self._labels
 
     def train_test_split(self) -> tuple[Source, Source] | None:
         if self._split_folders is None or not self.classes:
@@ -142,24 +152,23 @@ class ImageFolder(Source):
         return train, test
 
 
-def _found(folder: Path) -> list[tuple[Path, tuple[str, ...]]]:
-    """Images below a folder, each with the parts of its relative path."""
-    return [(path, path.relative_to(folder).parts) for path in find_images(folder)]
+def _count(runs: Sequence[Run]) -> int:
+    return sum(len(run.names) for run in runs)
 
 
-def _classes(files: Sequence[tuple[Path, tuple[str, ...]]]) -> list[str]:
-    names = sorted({parts[0] for _, parts in files if len(parts) > 1})
+def _classes(runs: Sequence[Run], root: Path) -> list[str]:
+    names = sorted({run.top for run in runs if run.folder})
     if len(names) < 2:
         return []
-    if loose := [path for path, parts in files if len(parts) == 1]:
-        say_once(f"ImageFolder: {len(loose)} of {len(files)} images are in no class folder (such as {loose[0]}), so there are no classes")
+    if loose := [name for run in runs if not run.folder for name in run.names]:
+        counts = f"{len(loose)} of {_count(runs)} images are in no class folder"
+        say_once(f"ImageFolder: {counts} (such as {root / loose[0]}), so there are no classes")
         return []
     return names
 
 
-def _group_of(parts: tuple[str, ...], *, depth: int) -> str:
-    """Name of the video that the image at this relative path belongs to; the image's own name where it belongs to none."""
-    *folders, name = parts
+def _group_of(folders: Sequence[str], name: str, *, depth: int) -> str:
+    """Name of the video that the image in these folders belongs to; the image's own name where it belongs to none."""
     before, frame, _ = name.rpartition(_FRAME)
     return "/".join(folders if len(folders) > depth and not frame else [*folders, before if frame else name])
 
@@ -191,7 +200,7 @@ class ImageList(Source):
         entries = [_split_line(line) for line in lines if line and not line.startswith("#")]
         if not entries:
             raise ValueError(f"ImageList: {self.path} lists no image; expected a path [and a class name] per line")
-        self._files = [self.path.parent / name for name, _ in entries]
+        self.paths = Paths.of(self.path.parent, (name for name, _ in entries))
         self.classes, self._labels = label_items([label for _, label in entries], owner=f"ImageList: {self.path}")
 
     @classmethod
@@ -200,11 +209,14 @@ class ImageList(Source):
         return path.is_file() and path.suffix.lower() in _LISTS
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
-        path = self._files[checked_index(index, len(self))]
-        return Item(values=decode(path, channels=self.channels, reduced=True), label=self._labels[index], instances=None, regions=None)
+        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, reduced=True)
+        return Item(values=values, label=int(self._labels[index]), instances=None, regions=None)
+
+    def _listing(self) -> tuple[object, ...]:
+        return *super()._listing(), self._labels
 
 
 def _split_line(line: str) -> tuple[str, str | None]:
@@ -252,7 +264,7 @@ class MaskedFolder(Source):
         folder = self.root.resolve()
         self.name = f"{folder.parent.name}/{folder.name}" if folder.name in ("train", *_TEST_FOLDERS) else folder.name
         self.mask_classes = tuple(mask_classes or ())
-        pair = _mask_folders(self.root)
+        pair = _mask_folders(_by_lower_name(self.root))
         if pair is None:
             accepted = " or ".join(f"{images}/ beside {masks}/" for images, masks in _MASK_FOLDERS)
             raise ValueError(f"MaskedFolder: {self.root} does not hold {accepted}")
@@ -262,16 +274,17 @@ class MaskedFolder(Source):
             raise _nothing_found("MaskedFolder", images)
         mask_of = masks_by_stem(masks, owner="MaskedFolder")
         found = {path: mask_of.get(_stem(path.relative_to(images))) for path in files}
-        self._files = [(path, mask) for path, mask in found.items() if mask is not None]
+        self.paths = Paths.of(self.root, (path.relative_to(self.root) for path in files))
+        self._masks = Paths.of(self.root, (mask.relative_to(self.root) for mask in found.values() if mask is not None))
         if missing := [path for path, mask in found.items() if mask is None]:
             expected = masks / missing[0].relative_to(images).with_suffix(".png")
             raise ValueError(f"MaskedFolder: {len(missing)} of {len(files)} images have no mask, the first of them {expected}")
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
-        path, mask_path = self._files[checked_index(index, len(self))]
+        path, mask_path = self.paths[checked_index(index, len(self))], self._masks[index]
         image = decode(path, channels=self.channels)
         values = decode_mask(mask_path, size=image.shape[1:])
         instances = values + self.offset
@@ -279,6 +292,9 @@ class MaskedFolder(Source):
         if ignore is not None:
             instances[values == ignore] = -1
         return Item(values=image, label=-1, instances=instances, regions=None, semantic=self._semantic(values, mask_path, ignore))
+
+    def _listing(self) -> tuple[object, ...]:
+        return *super()._listing(), self._masks.digest()
 
     def _semantic(self, values: Tensor, path: Path, ignore: int | None) -> Tensor | None:
         if not self.mask_classes:

@@ -7,6 +7,7 @@ the source is constructed; items are then read at their offset, in any order. Le
 
 import io
 import json
+import os
 import re
 import tarfile
 from collections import Counter
@@ -14,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from glpretrain.core.listing import expanded, files_below, is_leftover, say_once
-from glpretrain.data.sources.base import Item, Source, UnreadableItemError, check_choice, checked_index, label_items, reason_of
+from glpretrain.data.sources.base import Item, Paths, Source, UnreadableItemError, check_choice, checked_index, label_items, reason_of
 from glpretrain.data.sources.images.decoding import ENDINGS, damage_named, decode_pil
 from glpretrain.data.sources.images.tar_files import Member, read_contents, read_range
 
@@ -70,7 +73,9 @@ class TarShards(Source):
         labelled = _labelled(with_image, notes)
         if not labelled:
             raise ValueError(f"TarShards: {self.root}: no label can be read: {'; '.join(notes)}")
-        self._images = [image for image, _ in labelled]
+        shard_of = {shard: os.path.relpath(shard, self.root) for shard in shards}
+        self._names = Paths(self.root, ((shard_of[image.shard], (image.name,)) for image, _ in labelled))
+        self._places = np.array([(image.offset, image.size) for image, _ in labelled], dtype=np.int64)
         labels = [label for _, label in labelled]
         self.classes, self._labels = label_items(labels, owner=f"TarShards: {self.root}", key=_numbers_first)
         if notes:
@@ -84,14 +89,18 @@ class TarShards(Source):
         return path.is_dir() and any(map(_is_shard, path.iterdir()))
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._names)
 
     def __getitem__(self, index: int) -> Item:
-        member = self._images[checked_index(index, len(self))]
+        shard, name = self._names.parts(checked_index(index, len(self)))
+        member = Member(self.root / shard, name, *self._places[index].tolist())
         with damage_named(member):
             content = read_range(member.shard, offset=member.offset, size=member.size)
             image = decode_pil(io.BytesIO(content), channels=self.channels, reduced=True)
-        return Item(values=image, label=self._labels[index], instances=None, regions=None)
+        return Item(values=image, label=int(self._labels[index]), instances=None, regions=None)
+
+    def _listing(self) -> tuple[object, ...]:
+        return self._names.digest(), self._places, self._labels
 
 
 def _is_shard(path: Path) -> bool:

@@ -52,7 +52,8 @@ class TileFolder(Source):
         names = sorted(set(of_slide))
         with_classes = labels == "slides" or (labels == "folders" and len(names) > 1 and "" not in names)
         self.classes = names if with_classes else []
-        self._class_of_slide = [names.index(name) if with_classes else -1 for name in of_slide]
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self._class_of_slide = [numbers.get(name, -1) for name in of_slide]
 
     def _read(self, index: Path) -> None:
         """Read the index into arrays: a million tiles take 40 MB, which the worker processes share."""
@@ -89,6 +90,10 @@ class TileFolder(Source):
             content = read_range(shard, offset=int(self._offset[index]), size=int(self._num_bytes[index]))
             image = decode_pil(io.BytesIO(content), channels=self.channels)
         return Item(values=image, label=self._class_of_slide[self.slide_of[index]], instances=None, regions=None)
+
+    def _listing(self) -> tuple[object, ...]:
+        shards = [shard.name for shard in self._shards]
+        return self.slides, self.slide_of, shards, self._shard_of, self._offset, self._num_bytes, self._class_of_slide
 
     def tiles_of(self, slide: str) -> np.ndarray:
         """Int[M]: dataset indices of the tiles of a slide."""

@@ -3,16 +3,16 @@
 Nothing is downloaded; an error message says which files are missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from glpretrain.data.sources.base import Item, Source, check_choice, checked_index
+from glpretrain.data.sources.base import Item, Paths, Source, check_choice, checked_index
 from glpretrain.data.sources.points.arrays import read_arrays
-from glpretrain.data.sources.points.clouds import PointSource, cloud_item, read_points
+from glpretrain.data.sources.points.clouds import PointSource, cloud_item, read_points, some_of
 from glpretrain.data.sources.points.own_clouds import SPLITS, SplitOrAll
 
 
@@ -67,8 +67,8 @@ class ModelNet40(PointSource):
     def __init__(self, root: str | Path, *, split: SplitOrAll = "train", num_points: int = 2048, normalise: bool = True) -> None:
         self.root, self.num_points, self.normalise = Path(root), num_points, normalise
         splits = _single_splits(split, owner="ModelNet40")
-        self._clouds: Sequence[Path] | np.ndarray  # files, or Float[B P 3+]
-        self._labels: list[int]
+        self._clouds: np.ndarray | None = None  # Float[B P 3+], where there are no files
+        self._labels: np.ndarray  # Int[N]
         lists = sorted(self.root.glob("modelnet*_train.txt"))
         if lists:
             self._read_lists(lists[-1].name.removesuffix("_train.txt"), splits)
@@ -86,8 +86,8 @@ class ModelNet40(PointSource):
         self.classes = _lines(self.root / f"{stem}_shape_names.txt", owner="ModelNet40")
         names = [name for split in splits for name in _lines(self.root / f"{stem}_{split}.txt", owner="ModelNet40")]
         labels = [name.rpartition("_")[0] for name in names]
-        self._labels = [self.classes.index(label) for label in labels]
-        self._clouds = [self.root / label / f"{name}.txt" for name, label in zip(names, labels, strict=True)]
+        self._labels = np.array([self.classes.index(label) for label in labels], dtype=np.int32)
+        self.paths = Paths.of(self.root, (f"{label}/{name}.txt" for name, label in zip(names, labels, strict=True)))
 
     def _read_stacks(self, splits: tuple[str, ...]) -> None:
         self.classes = _lines(self.root / "shape_names.txt", owner="ModelNet40")
@@ -96,21 +96,25 @@ class ModelNet40(PointSource):
             raise ValueError(f"ModelNet40: {self.root} has no ply_data_{splits[0]}*.h5; found: {_listing(self.root)}")
         stacks = {path: read_arrays(path) for path in files}
         self._clouds = _joined(stacks, "data")
-        self._labels = _joined(stacks, "label").reshape(-1).tolist()
+        self._labels = _joined(stacks, "label").reshape(-1)
 
     def _find_meshes(self, splits: tuple[str, ...]) -> None:
         classes = self.classes = sorted(folder.parent.name for folder in self.root.glob("*/train"))
-        files = self._clouds = [path for split in splits for path in sorted(self.root.glob(f"*/{split}/*.off"))]
-        self._labels = [classes.index(path.parent.parent.name) for path in files]
+        files = [path.relative_to(self.root) for split in splits for path in sorted(self.root.glob(f"*/{split}/*.off"))]
+        self.paths = Paths.of(self.root, files)
+        self._labels = np.array([classes.index(path.parts[0]) for path in files], dtype=np.int32)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __getitem__(self, index: int) -> Item:
-        cloud = self._clouds[checked_index(index, len(self))]
-        points = read_points(cloud, num_points=self.num_points) if isinstance(cloud, Path) else cloud
-        name = cloud if isinstance(cloud, Path) else f"{self.root}, cloud {index}"
-        return cloud_item(points, name=name, label=self._labels[index], normalise=self.normalise)
+        checked_index(index, len(self))
+        points = read_points(self.paths[index], num_points=self.num_points) if self._clouds is None else self._clouds[index]
+        name = self.paths[index] if self._clouds is None else f"{self.root}, cloud {index}"
+        return cloud_item(points, name=name, label=int(self._labels[index]), normalise=self.normalise)
+
+    def _listing(self) -> tuple[object, ...]:
+        return *super()._listing(), self._labels, None if self._clouds is None else some_of(self._clouds)
 
     def train_test_split(self) -> tuple[Source, Source]:
         options = {"num_points": self.num_points, "normalise": self.normalise}
@@ -141,14 +145,16 @@ class ShapeNet55(PointSource):
         names = {part: _lines(lists / f"{part}.txt", owner="ShapeNet55") for part in ("train", "test")}
         self.classes = sorted({name.partition("-")[0] for listed in names.values() for name in listed})
         numbers = {name: number for number, name in enumerate(self.classes)}
-        self._files = [(clouds / name, numbers[name.partition("-")[0]]) for own in splits for name in names[own]]
+        chosen = [name for own in splits for name in names[own]]
+        self.paths = Paths.of(clouds, chosen)
+        self._labels = np.array([numbers[name.partition("-")[0]] for name in chosen], dtype=np.int32)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
-        path, label = self._files[checked_index(index, len(self))]
-        return cloud_item(read_points(path, num_points=1), name=path, label=label, normalise=self.normalise)
+        path = self.paths[checked_index(index, len(self))]
+        return cloud_item(read_points(path, num_points=1), name=path, label=int(self._labels[index]), normalise=self.normalise)
 
     def train_test_split(self) -> tuple[Source, Source]:
         return ShapeNet55(self.root, split="train", normalise=self.normalise), ShapeNet55(self.root, split="test", normalise=self.normalise)
@@ -209,6 +215,9 @@ class ScanObjectNN(PointSource):
         instances = None if self.masks is None else torch.from_numpy((self.masks[index] >= 0).astype(np.int64))
         label, name = int(self.labels[index]), f"{self.root}, cloud {index}"
         return cloud_item(self.points[index], name=name, label=label, normalise=self.normalise, instances=instances)
+
+    def _listing(self) -> tuple[object, ...]:
+        return self._variant, some_of(self.points), self.labels
 
     def train_test_split(self) -> tuple[Source, Source]:
         train, test = (ScanObjectNN(self.root, split=own, variant=self._variant, normalise=self.normalise) for own in ("train", "test"))

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from glpretrain.core.listing import count_kinds, expanded, files_below, say_once
-from glpretrain.data.sources.base import Item, Source, check_choice, checked_index
+from glpretrain.data.sources.base import Item, Paths, Source, check_choice, checked_index
 from glpretrain.data.sources.points.arrays import TEXTS, first_numbers, read_arrays
-from glpretrain.data.sources.points.clouds import ARRAYS, MESHES, PointSource, cloud_item, read_points
+from glpretrain.data.sources.points.clouds import ARRAYS, MESHES, PointSource, cloud_item, read_points, some_of
 
 SplitOrAll = Literal["train", "test", "all"]
 SPLITS = ("train", "test", "all")
@@ -70,7 +70,10 @@ class PointFolder(PointSource):
         self._splits = sorted({own for _, own, _ in placed if own})
         self.classes = sorted({label for _, _, label in placed if label})
         chosen = _chosen_split(split, self._splits, owner=f"PointFolder: {self.root}")
-        self._files = [(path, label) for path, own, label in placed if chosen in ("all", own)]
+        files = [(path.relative_to(self.root), label) for path, own, label in placed if chosen in ("all", own)]
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self.paths = Paths.of(self.root, (path for path, _ in files))
+        self._labels = np.array([numbers.get(label, -1) for _, label in files], dtype=np.int32)
 
     def _split_and_class(self, path: Path) -> tuple[str, str]:
         """Names of the split and the class of a file, taken from its folders; empty where there is none."""
@@ -80,12 +83,15 @@ class PointFolder(PointSource):
         return splits[0] if splits else "", classes[0] if classes else ""
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
-        path, label = self._files[checked_index(index, len(self))]
-        number = self.classes.index(label) if label else -1
-        return cloud_item(read_points(path, num_points=self.num_points), name=path, label=number, normalise=self.normalise)
+        path = self.paths[checked_index(index, len(self))]
+        label = int(self._labels[index])
+        return cloud_item(read_points(path, num_points=self.num_points), name=path, label=label, normalise=self.normalise)
+
+    def _listing(self) -> tuple[object, ...]:
+        return *super()._listing(), self._labels
 
     def train_test_split(self) -> tuple[Source, Source] | None:
         if self._splits != ["test", "train"] or not self.classes:
@@ -175,6 +181,9 @@ class PointArrays(PointSource):
         label = -1 if self.labels is None else int(self.labels[index])
         name = f"{self.path}, cloud {index}"
         return cloud_item(self.points[index], name=name, label=label, normalise=self.normalise, instances=instances, semantic=semantic)
+
+    def _listing(self) -> tuple[object, ...]:
+        return self.points.shape, some_of(self.points), self.labels
 
     def train_test_split(self) -> tuple[Source, Source] | None:
         if self._splits != ["train", "test"] or self.labels is None:
