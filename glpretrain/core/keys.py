@@ -50,6 +50,11 @@ def item_keys(*, seed: int, epoch: int, index: Tensor) -> Tensor:
     return fold_in(fold_in(start, epoch), index)
 
 
+def per_view(key: Tensor, purpose: int, *, count: int) -> Tensor:
+    """Int[V *S]: keys for each of `count` views of the items."""
+    return torch.stack([fold_in(fold_in(key, purpose), number) for number in range(count)])
+
+
 def bits(key: Tensor, *shape: int) -> Tensor:
     """Int[*S *shape]: 64 random bits for every element of `shape` under every key."""
     count = math.prod(shape)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from glpretrain import modalities
 from glpretrain.core import keys as rng
 from glpretrain.core.batch import Batch, ViewGroup
+from glpretrain.core.files import append_lines
 from glpretrain.core.listing import printable
 from glpretrain.data.loading import RawBatch, RawItems, batches_of, usable_cores
 from glpretrain.data.orders import EpochBatches, Order, Position, Shuffled
@@ -237,7 +238,7 @@ class DataModule(LightningDataModule):
         views = self.views.make(raw, keys=keys, card=encoder.card)
         groups = views.groups | {"global": self._hide(views, keys=keys, encoder=encoder)}
         for name, group in groups.items():
-            groups[name] = group._replace(keys=_per_view(keys, zlib.crc32(name.encode()), count=len(group.items)))
+            groups[name] = group._replace(keys=rng.per_view(keys, zlib.crc32(name.encode()), count=len(group.items)))
         return Batch(index=raw.index, views=groups, weight=torch.ones(len(raw.index), device=raw.index.device))
 
     def _hide(self, views: Views, *, keys: Tensor, encoder: Tokens) -> ViewGroup:
@@ -247,7 +248,7 @@ class DataModule(LightningDataModule):
         grid = encoder.grid(shape)
         if self.mask is not None:
             # One call for all views: block-wise masks cost per attempt, not per item.
-            mask_keys = _per_view(keys, _MASK, count=G).flatten()  # [(G B)]
+            mask_keys = rng.per_view(keys, _MASK, count=G).flatten()  # [(G B)]
             region_mask = None
             if isinstance(self.mask, RegionMask):
                 assert views.regions is not None
@@ -258,7 +259,7 @@ class DataModule(LightningDataModule):
             group = group._replace(mask=mask.unflatten(0, (G, B)), region_mask=region_mask)
         if self.corruption is not None:
             # View by view: a corruption takes pixels from a neighbour in the batch, which must be the same view of another item.
-            view_keys = _per_view(keys, _CORRUPTION, count=G)
+            view_keys = rng.per_view(keys, _CORRUPTION, count=G)
             pairs = [self.corruption(view, key, grid=grid) for view, key in zip(group.items, view_keys, strict=True)]
             corrupted, corruption = (torch.stack(parts) for parts in zip(*pairs, strict=True))  # [G B *item], [G B *inputs]
             group = group._replace(corrupted=corrupted, corruption=corruption)
@@ -302,11 +303,10 @@ class DataModule(LightningDataModule):
             return
         path = self._run_folder / "unreadable.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8", errors="surrogateescape") as file:  # names of files may be any bytes
-            for index, reason in fresh:
-                self._unreadable.add(index)
-                _log.warning("skipped, cannot be read: %s", printable(reason))
-                file.write(f"{reason}\n")
+        for index, reason in fresh:
+            self._unreadable.add(index)
+            _log.warning("skipped, cannot be read: %s", printable(reason))
+        append_lines(path, (reason for _, reason in fresh))
         if len(self._unreadable) > self.max_unreadable * max(self._items_seen, _LEAST_SEEN):
             raise ValueError(
                 f"{self.source.name}: {len(self._unreadable)} of {self._items_seen} items cannot be read, more than max_unreadable ="
@@ -348,8 +348,3 @@ class DataModule(LightningDataModule):
         if channels != accepted:
             raise ValueError(f"DataModule: {self.source.name} has {channels} channels and {embedded.name} has {accepted}; give {argument}")
         return embedded
-
-
-def _per_view(keys: Tensor, purpose: int, *, count: int) -> Tensor:
-    """Int[G B]."""
-    return torch.stack([rng.fold_in(rng.fold_in(keys, purpose), number) for number in range(count)])
