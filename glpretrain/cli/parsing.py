@@ -6,23 +6,25 @@ What the verbs do is left out. A recipe and a configuration are parsed by the sa
 import argparse
 import difflib
 import inspect
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 
-from glpretrain.core.imports import imported
+from glpretrain.cli.trust import IMPORT, PACKAGES, enforce, known, require_classes
 
 REST = "overrides"  # name of the parameter of a verb that gets what its parser does not know
 _KEY = re.compile(r'Parser key "([\w.]+)"')
 _CLASS = re.compile(r"class_path '([\w.]+)'")
 _NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _NO_NAME = re.compile(r"(?:Group '([\w.]+)' does not accept option|Option) '([\w.]+)'|unrecognized arguments: --([\w.]+)")
+_DENIED = re.compile(r"Importing '([\w.]+)' is not allowed")
 _VALUE = re.compile(r"(?:Given|Got) value: (.*)")
 _TYPES = re.compile(r"Subtypes: \[(.*)\]|Expected an? (.*?)\. Got value")
 
@@ -124,10 +126,16 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, values: Mapping[s
     Raises:
         ValueError: says in one line what is wrong and what is accepted.
     """
+    enforce()
+    path, sys.path = sys.path, [os.path.abspath(place) for place in sys.path]  # the parser goes into the folder of a configuration
     try:
-        return parser.parse_args(list(arguments), namespace=None if values is None else parser.parse_object(dict(values)))
+        parsed = parser.parse_args(list(arguments), namespace=None if values is None else parser.parse_object(dict(values)))
     except argparse.ArgumentError as error:
         raise ValueError(explained(str(error), parser)) from error
+    finally:
+        sys.path = path
+    require_classes(parsed)
+    return parsed
 
 
 def completion(verbs: Mapping[str, Callable], *, shell: str) -> str:
@@ -149,11 +157,16 @@ def meant(name: str, accepted: Iterable[str]) -> str:
 def explained(message: str, parser: ArgumentParser) -> str:
     """One line for what the parser says over many: the key, the value, what is accepted, and what may have been meant."""
     where, classes = ".".join(_KEY.findall(message)), _CLASS.findall(message)
+    if found := _DENIED.search(message):
+        module = found[1].partition(".")[0]
+        advice = "" if module in sys.stdlib_module_names else f"; if you trust the module {module}, add {IMPORT} {module}"
+        return f"{where}: {found[1]} is not imported because a file names it{meant(module, PACKAGES)}{advice}"
     if found := _NO_CLASS.search(message):
         module, name = found.groups()
-        return f"{where}: there is no class {module}.{name}" + meant(name, vars(import_module(module)).get("__all__", ()))
+        return f"{where}: there is no class {module}.{name}" + meant(name, vars(sys.modules.get(module, sys)).get("__all__", ()))
     if found := _NO_NAME.search(message):
-        names = argument_names(imported(classes[-1])) if classes else _names(parser)
+        owner = known(classes[-1]) if classes else None
+        names = argument_names(owner) if callable(owner) else _names(parser)
         group, _, name = ".".join(part for part in found.groups() if part).rpartition(".")
         while group and not _below(names, group):
             group, _, name = group.rpartition(".")

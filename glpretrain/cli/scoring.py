@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
 from glpretrain import __version__, modalities
 from glpretrain.cli.parsing import meant, parse
+from glpretrain.cli.trust import read_part, read_yaml, take_imports
 from glpretrain.core.imports import imported
 from glpretrain.core.types import EncoderCard
 from glpretrain.data.module import DataModule
@@ -33,6 +33,7 @@ from glpretrain.runs import find_recipe
 from glpretrain.weights import load_backbone
 
 _DEFAULT_RECIPE = "mmc"
+_OF_SOURCES = ("source", "labelled", "labelled_test", "masked", "views", "item_size", "batch_size")  # what is built of a run's data
 
 
 class Scores(list[dict[str, object]]):
@@ -135,7 +136,7 @@ def score(
     Raises:
         ValueError: a folder, recipe or evaluator is not what is accepted, or no score could be computed.
     """
-    own = Own(data, masks, videos)
+    own, overrides = Own(data, masks, videos), take_imports(overrides)
     if overrides and config is None:
         raise ValueError(f"{' '.join(overrides)}: accepted with --config only (see glpretrain evaluate --help)")
     encoder = backbone if isinstance(backbone, Encoder) else load_backbone(backbone)
@@ -227,14 +228,14 @@ def _own_data(path: str | Path, card: EncoderCard) -> SourceSpec:
 
 def _sources_of_recipe(path: Path, *, card: EncoderCard, own: Own) -> Sources:
     """A training recipe's sources, with the user's folders in place of its own as `pretrain` puts them."""
-    values = yaml.safe_load(path.read_text())["data"]
+    values = {name: value for name, value in read_part(path, "data").items() if name in _OF_SOURCES}
     if own.data is not None:
         values |= {"source": _own_data(own.data, card)._asdict(), "labelled": None, "labelled_test": None}
     if own.masks is not None:
         values["masked"] = _masked(None, Path(own.masks), card)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DataModule, "data")
-    module: DataModule = parser.instantiate(parser.parse_object({"data": values})).data
+    module: DataModule = parser.instantiate(parse(parser, [], values={"data": values})).data
     if own.data is not None:
         _require_classes(module.source, own.data)
     return default_sources(module.labelled_sources(), module.masked_source())
@@ -246,24 +247,24 @@ def _of_config(path: Path, overrides: Sequence[str], *, card: EncoderCard, own: 
     Raises:
         ValueError: a name is unknown, a value is not accepted, or an evaluator needs a source that is not there.
     """
-    values = yaml.safe_load(path.read_text())
-    groups = set(values) if isinstance(values, dict) else {str(values)}
-    if groups != {"sources", "evaluators"} or not all(isinstance(entries, dict) for entries in values.values()):
-        raise ValueError(f"{path}: accepted are `sources` and `evaluators`, each with entries by name; found {sorted(groups)}")
+    values = read_yaml(path)
+    groups = {name: dict(entries) for name, entries in values.items() if isinstance(entries, dict)}
+    if set(values) != {"sources", "evaluators"} or len(groups) < 2:
+        raise ValueError(f"{path}: accepted are `sources` and `evaluators`, each with entries by name; found {sorted(values)}")
     if own.masks is not None:
         folders = mask_folders(own.masks) if Path(own.masks).is_dir() else {"masked": Path(own.masks)}
-        kept = {role: entry for role, entry in values["sources"].items() if role not in ("masked_train", "masked")}
-        values["sources"] = kept | {role: _masked(values["sources"].get(role), folder, card) for role, folder in folders.items()}
+        kept = {role: entry for role, entry in groups["sources"].items() if role not in ("masked_train", "masked")}
+        groups["sources"] = kept | {role: _masked(groups["sources"].get(role), folder, card) for role, folder in folders.items()}
     if own.videos is not None:
-        values["sources"]["videos"] = source_spec(own.videos, "glpretrain.data.VideoFolder", channels=card.item_shape[0])._asdict()
+        groups["sources"]["videos"] = source_spec(own.videos, "glpretrain.data.VideoFolder", channels=card.item_shape[0])._asdict()
     if own.data is not None:
-        values["sources"] = {role: entry for role, entry in values["sources"].items() if role not in ("train", "test")}
+        groups["sources"] = {role: entry for role, entry in groups["sources"].items() if role not in ("train", "test")}
     parser = ArgumentParser(exit_on_error=False)
-    for role in values["sources"]:
+    for role in groups["sources"]:
         parser.add_argument(f"--sources.{role}", type=VideoSource if role == "videos" else Source, required=True)
-    for name in values["evaluators"]:
+    for name in groups["evaluators"]:
         parser.add_argument(f"--evaluators.{name}", type=Evaluator, required=True)
-    made = parser.instantiate(parse(parser, overrides, values=values))
+    made = parser.instantiate(parse(parser, overrides, values=groups))
     evaluators: dict[str, Evaluator] = vars(made.get("evaluators", Namespace()))
     given: dict[str, Source | VideoSource] = vars(made.get("sources", Namespace()))
     if own.data is not None:

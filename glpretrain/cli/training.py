@@ -19,8 +19,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
@@ -30,7 +29,7 @@ from glpretrain import __version__, modalities
 from glpretrain.callbacks import LogViews, RunEvaluators, RunProgress, Throughput, default_loggers, finish
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse
-from glpretrain.core.imports import imported
+from glpretrain.cli.trust import Parser, known, read_part, take_imports
 from glpretrain.data.module import DataModule
 from glpretrain.data.own import source_for, source_spec
 from glpretrain.data.views import ViewMaker
@@ -40,6 +39,10 @@ from glpretrain.weights import export
 
 _CHECKPOINT_EVERY = 1000  # steps; a run that is cut short loses no more
 _VERSIONS = ("torch", "torchvision", "pytorch-lightning", "timm", "kornia")
+
+
+class _Parser(Parser, LightningArgumentParser):
+    """Lightning's parser, which reads configurations within bounds."""
 
 
 class Training(LightningCLI):
@@ -64,8 +67,9 @@ class Training(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             run=False,
+            parser_class=_Parser,
             parser_kwargs={"exit_on_error": False, "prog": "glpretrain fit", "description": "Train what --config FILE describes."},
-            args=list(arguments),
+            args=take_imports(arguments),
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -277,6 +281,7 @@ def pretrain(
         init_from: go on from this backbone instead of random weights
         overrides: further arguments of `glpretrain fit`
     """
+    overrides = take_imports(overrides)
     path = find_recipe(recipe)
     if (name := recipe_name(path)).startswith("eval/"):
         raise ValueError(f"{name} says how a backbone is scored, not trained; use it as in: glpretrain evaluate BACKBONE --config {name}")
@@ -293,7 +298,10 @@ def pretrain(
 
 def _modality_of(recipe: Path) -> str:
     """The kind of items of a recipe, which its views know."""
-    views = imported(yaml.safe_load(recipe.read_text())["data"]["views"]["class_path"])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--views", type=ViewMaker, required=True)
+    given = {"views": read_part(recipe, "data", "views")}
+    views = known(parse(parser, [], values=given).views.class_path)
     assert isinstance(views, type) and issubclass(views, ViewMaker)
     return views.modality
 
