@@ -6,12 +6,11 @@ The measurement itself is left out (`glpretrain.data.views.bench`).
 from typing import Literal
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
 from glpretrain.cli.parsing import parse
-from glpretrain.cli.trust import read_part
+from glpretrain.cli.trust import Parser, read_part
 from glpretrain.data.views import MultiCrop
 from glpretrain.data.views.bench import bench_views
 from glpretrain.runs import find_recipe
@@ -28,7 +27,7 @@ def bench(what: Literal["views"], *, recipe: str = "mmc", batch_size: int | None
         batch_size: number of items; that of the recipe when left out
     """
     data = read_part(find_recipe(recipe), "data")
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser(exit_on_error=False)
     parser.add_argument("--views", type=MultiCrop, required=True)
     parser.add_argument("--batch_size", type=int, required=True)
     parser.add_argument("--item_size", type=int | None)

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
 from glpretrain import __version__, modalities
 from glpretrain.cli.parsing import meant, parse
-from glpretrain.cli.trust import read_part, read_yaml, take_imports
+from glpretrain.cli.trust import Parser, read_part, read_yaml, take_imports
 from glpretrain.core.imports import imported
+from glpretrain.core.listing import expanded
 from glpretrain.core.types import EncoderCard
 from glpretrain.data.module import DataModule
 from glpretrain.data.own import SourceSpec, source_for, source_spec, train_test_parts
@@ -33,6 +34,7 @@ from glpretrain.runs import find_recipe
 from glpretrain.weights import load_backbone
 
 _DEFAULT_RECIPE = "mmc"
+_BESIDE = "config.yaml"  # of the run that a backbone lies in
 _OF_SOURCES = ("source", "labelled", "labelled_test", "masked", "views", "item_size", "batch_size")  # what is built of a run's data
 
 
@@ -148,7 +150,8 @@ def score(
         raise ValueError(f"evaluate: videos {own.videos} need a config with an evaluator of videos; accepted: config eval/images, say")
     if config is None:
         path = find_recipe(recipe or _DEFAULT_RECIPE) if isinstance(backbone, Encoder) else _recipe_of(backbone, recipe)
-        evaluators, sources = default_evaluators(encoder.card.modality), _sources_of_recipe(path, card=encoder.card, own=own)
+        beside = recipe is None and path.name == _BESIDE
+        evaluators, sources = default_evaluators(encoder.card.modality), _sources_of_recipe(path, card=encoder.card, own=own, beside=beside)
     else:
         path = find_recipe(str(config))
         evaluators, sources = _of_config(path, overrides, card=encoder.card, own=own)
@@ -218,7 +221,7 @@ def table(results: dict[str, tuple[Evaluator, Result]], sources: Sources) -> Tab
 
 
 def _recipe_of(backbone: str | Path, recipe: str | None) -> Path:
-    of_run = Path(backbone).resolve().parent / "config.yaml"
+    of_run = Path(backbone).resolve().parent / _BESIDE
     return of_run if recipe is None and of_run.is_file() else find_recipe(recipe or _DEFAULT_RECIPE)
 
 
@@ -226,14 +229,39 @@ def _own_data(path: str | Path, card: EncoderCard) -> SourceSpec:
     return source_spec(path, source_for(path, card.modality), channels=card.item_shape[0])
 
 
-def _sources_of_recipe(path: Path, *, card: EncoderCard, own: Own) -> Sources:
-    """A training recipe's sources, with the user's folders in place of its own as `pretrain` puts them."""
+def _require_nearby(values: dict[str, object], path: Path, own: Own) -> None:
+    """What lies beside a downloaded backbone does not choose which files of this machine are read; runs/ holds the user's own."""
+    here = Path.cwd()
+    replaced = ("source", "labelled", "labelled_test") if own.data is not None else ()
+    for name in set(values) - {*replaced, *(("masked",) if own.masks is not None else ())}:
+        source = values[name]
+        arguments = source.get("init_args") if isinstance(source, dict) else None
+        for given in (arguments[key] for key in ("root", "path") if key in arguments) if isinstance(arguments, dict) else ():
+            place = expanded(str(given))
+            if not (path.is_relative_to(here / "runs") or (place.exists() and place.resolve().is_relative_to(here))):
+                raise ValueError(
+                    f"evaluate: {path}, found beside the backbone, names {given} as data.{name}; give --recipe {path} if the file is"
+                    " yours, or --data FOLDER"
+                )
+
+
+def _sources_of_recipe(path: Path, *, card: EncoderCard, own: Own, beside: bool) -> Sources:
+    """A training recipe's sources, with the user's folders in place of its own as `pretrain` puts them.
+
+    Args:
+        path: the recipe.
+        card: card of the backbone.
+        own: the user's folders.
+        beside: whether the file was found beside the backbone, and not named by the user.
+    """
     values = {name: value for name, value in read_part(path, "data").items() if name in _OF_SOURCES}
+    if beside:
+        _require_nearby(values, path, own)
     if own.data is not None:
         values |= {"source": _own_data(own.data, card)._asdict(), "labelled": None, "labelled_test": None}
     if own.masks is not None:
         values["masked"] = _masked(None, Path(own.masks), card)
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser(exit_on_error=False)
     parser.add_class_arguments(DataModule, "data")
     module: DataModule = parser.instantiate(parse(parser, [], values={"data": values})).data
     if own.data is not None:
@@ -259,7 +287,7 @@ def _of_config(path: Path, overrides: Sequence[str], *, card: EncoderCard, own: 
         groups["sources"]["videos"] = source_spec(own.videos, "glpretrain.data.VideoFolder", channels=card.item_shape[0])._asdict()
     if own.data is not None:
         groups["sources"] = {role: entry for role, entry in groups["sources"].items() if role not in ("train", "test")}
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser(exit_on_error=False)
     for role in groups["sources"]:
         parser.add_argument(f"--sources.{role}", type=VideoSource if role == "videos" else Source, required=True)
     for name in groups["evaluators"]:

@@ -6,6 +6,7 @@ callback of the same class as a default one replaces it.
 
 import logging
 import os
+import pickle
 import platform
 import signal
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
@@ -155,7 +156,7 @@ class Training(LightningCLI):
             print(self._summary(), flush=True)
         start = time.perf_counter()
         with _interruptible(self.trainer):
-            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path)
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
         seconds = time.perf_counter() - start
         folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
         if self.config.trainer.enable_checkpointing is not False:
@@ -257,6 +258,8 @@ def train(arguments: Sequence[str]) -> Run:
         return Training(arguments).fit()
     except MisconfigurationException as error:  # such as accelerator: gpu where there is none
         raise ValueError(f"trainer: {error}") from error
+    except pickle.UnpicklingError as error:  # what it would run is not run
+        raise ValueError("ckpt_path: it holds more than tensors and plain values, or is damaged; nothing in it was run") from error
 
 
 def pretrain(
@@ -298,7 +301,7 @@ def pretrain(
 
 def _modality_of(recipe: Path) -> str:
     """The kind of items of a recipe, which its views know."""
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser(exit_on_error=False)
     parser.add_argument("--views", type=ViewMaker, required=True)
     given = {"views": read_part(recipe, "data", "views")}
     views = known(parse(parser, [], values=given).views.class_path)

@@ -7,6 +7,7 @@ A configuration is data from anybody. Nothing outside `PACKAGES` is imported bec
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse._actions import _ActionConfigLoad
+from jsonargparse._typehints import ActionTypeHint
 
 PACKAGES = ("glpretrain", "torch", "torchvision", "timm", "kornia", "pytorch_lightning")
 _OTHERS = (*PACKAGES[1:], "lightning_fabric")  # the last is the home of Lightning's plugins
@@ -35,8 +38,28 @@ class Parser(ArgumentParser):
         return super().parse_path(path, **kwargs)
 
     def add_class_arguments(self, *args, **kwargs) -> list[str]:  # noqa: ANN002, ANN003 - likewise
-        """Add the arguments of a class, none of which is read from a file."""
-        return super().add_class_arguments(*args, **{**kwargs, "sub_configs": False})
+        """Add the arguments of a class."""
+        added = super().add_class_arguments(*args, **kwargs)
+        self._read_no_files()
+        return added
+
+    def add_subclass_arguments(self, *args, **kwargs) -> None:  # noqa: ANN002, ANN003 - likewise
+        """Add an argument for a class of a kind."""
+        super().add_subclass_arguments(*args, **kwargs)
+        self._read_no_files()
+
+    def _read_no_files(self) -> None:
+        for action in self._actions:  # no setting of the library says this
+            if isinstance(action, ActionTypeHint):
+                action._enable_path = False
+            elif isinstance(action, _ActionConfigLoad):
+                action._load_config = partial(_loaded_without_file, action._load_config, action.dest)
+
+
+def _loaded_without_file(load: Callable[[object, ArgumentParser], Namespace], key: str, value: object, parser: ArgumentParser) -> Namespace:
+    if isinstance(value, str) and not value.lstrip().startswith("{"):
+        raise TypeError(f'Parser key "{key}": {value!r} given; accepted: a mapping, written out here')
+    return load(value, parser)
 
 
 def read_yaml(path: Path) -> dict[str, object]:
@@ -102,7 +125,7 @@ def _require_bounded(text: str, *, nested: bool = False) -> None:
                 raise ValueError(f"a value of {len(event.value)} characters; accepted: at most {_MAX_TEXT}")
             if event.anchor:
                 sizes[event.anchor] = 1
-            if len(event.value) > _LEAST_NESTED or event.value.startswith("!"):
+            if event.value != text and (len(event.value) > _LEAST_NESTED or event.value.startswith("!")):
                 _require_nested_bounded(event.value)
         elif isinstance(event, yaml.CollectionStartEvent):
             open_collections.append((event.anchor, count))
