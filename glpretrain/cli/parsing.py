@@ -132,6 +132,8 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, values: Mapping[s
         parsed = parser.parse_args(list(arguments), namespace=None if values is None else parser.parse_object(dict(values)))
     except argparse.ArgumentError as error:
         raise ValueError(explained(str(error), parser)) from error
+    except (AttributeError, LookupError, TypeError, RecursionError) as error:  # the parser fails so on values of odd kinds
+        raise ValueError(f"the arguments or the configuration cannot be parsed: {type(error).__name__}: {error}") from error
     finally:
         sys.path = path
     require_classes(parsed)

@@ -23,6 +23,7 @@ _OTHERS = (*PACKAGES[1:], "lightning_fabric")  # the last is the home of Lightni
 IMPORT = "--import"
 _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH, _MAX_TEXT = 1_000_000, 50_000, 32, 10_000
 _LEAST_NESTED = 64  # characters: no shorter text can hold more values than this as YAML in YAML
+_SPEC = {"class_path", "init_args", "dict_kwargs"}  # how a class is written; no argument has one of these names
 _CORE_TAG = "tag:yaml.org,2002:"
 # Damaged scalars make PyYAML's constructors fail in any of these ways.
 _DAMAGE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
@@ -34,7 +35,8 @@ class Parser(ArgumentParser):
 
     def parse_path(self, path: str, **kwargs) -> Namespace:  # noqa: ANN003 - handed on unchanged
         """Parse a configuration file."""
-        read_yaml(Path(path))
+        if "config" in read_yaml(Path(path)):
+            raise ValueError(f"{path}: nothing reads 'config'; a configuration is one file")
         return super().parse_path(path, **kwargs)
 
     def add_class_arguments(self, *args, **kwargs) -> list[str]:  # noqa: ANN002, ANN003 - likewise
@@ -166,7 +168,8 @@ def take_imports(arguments: Sequence[str]) -> list[str]:
             rest.append(word)
             continue
         name = name if equals or not words else words.pop(0)
-        if not all(part.isidentifier() for part in name.split(".")) or name.partition(".")[0] in {*sys.stdlib_module_names, "jsonargparse"}:
+        top, is_path = name.partition(".")[0], name.endswith(".py") or not all(part.isidentifier() for part in name.split("."))
+        if is_path or top in {*sys.stdlib_module_names, "jsonargparse"}:
             raise ValueError(f"{IMPORT} {name}: accepted: the name of a module with classes of yours, as in my_methods for my_methods.py")
         if str(Path.cwd()) not in sys.path:
             sys.path.append(str(Path.cwd()))
@@ -214,6 +217,11 @@ def require_classes(value: object, *, where: str = "", declared: bool = True) ->
         if not _is_trusted(owner) and not (declared and isinstance(owner, type)):
             raise ValueError(_refused(where, path))
         arguments = value.get("init_args")
+        unread = {str(name) for name, _ in _items(arguments)} & _SPEC
+        if path.startswith(f"{PACKAGES[0]}."):  # the parser hands these on without a look at the parameters
+            unread |= {str(name) for name, _ in _items(value.get("dict_kwargs"))}
+        if unread:
+            raise ValueError(f"{where}: {path}: nothing reads {', '.join(sorted(unread))}")
         for name, inner in _items(arguments):
             place = f"{where}.{name}" if where else str(name)
             require_classes(inner, where=place, declared=isinstance(owner, type) and _declares_class(owner, str(name)))
