@@ -83,7 +83,20 @@ def test_signals_are_trained_on_scored_exported_and_drawn(method: str, signals: 
         recipe["data"]["mask"] = {"class_path": "glpretrain.masking.RandomMask", "init_args": {"ratio": 0.5}}
     written = tmp_path / "signals.yaml"
     written.write_text(yaml.safe_dump(recipe))
-    training = Training(["--config", str(written), "--runs", str(tmp_path / "runs"), "--evaluate", "false"])
+    training = Training(
+        [
+            "--import",
+            "signals",
+            "--import",
+            "test_modalities",
+            "--config",
+            str(written),
+            "--runs",
+            str(tmp_path / "runs"),
+            "--evaluate",
+            "false",
+        ]
+    )
     run = training.fit()
     assert run.results["steps"] == 2 and (run.folder / "views.png").is_file()
     backbone = load_backbone(run.folder / "backbone")

@@ -47,6 +47,7 @@ def _help() -> str:
         f"recipes: {', '.join(name for name in names if name not in evaluations)}\n"
         f"evaluations: {', '.join(evaluations)}\n"
         "`glpretrain VERB --help` says more. "
+        "--import MODULE, in any verb, lets recipes and backbones name the classes of a module of yours.\n"
         f"`glpretrain {_COMPLETION}=bash` prints a script that completes verbs and options (also zsh, fish, tcsh).\n"
         f"{_TRACEBACK}=1 shows where an error came from.\n"
     )
@@ -98,6 +99,7 @@ def _report() -> str:
 
 def _run(verb: str, arguments: Sequence[str]) -> int:
     from glpretrain.cli.parsing import completion, meant, parse_verb
+    from glpretrain.cli.trust import take_imports
     from glpretrain.core.imports import imported
 
     option, _, shell = verb.partition("=")
@@ -106,6 +108,7 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
         return 0
     if verb not in VERBS:
         raise ValueError(f"there is no verb {verb!r}{meant(verb, VERBS)}")
+    arguments = take_imports(arguments)
     function = imported(VERBS[verb].function)
     result = function(arguments) if verb == "fit" else function(**parse_verb(function, arguments, verb=verb))
     return result if isinstance(result, int) else 0

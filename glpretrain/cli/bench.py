@@ -6,11 +6,11 @@ The measurement itself is left out (`glpretrain.data.views.bench`).
 from typing import Literal
 
 import torch
-import yaml
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from glpretrain.cli.parsing import parse
+from glpretrain.cli.trust import Parser, read_part
 from glpretrain.data.views import MultiCrop
 from glpretrain.data.views.bench import bench_views
 from glpretrain.runs import find_recipe
@@ -26,12 +26,16 @@ def bench(what: Literal["views"], *, recipe: str = "mmc", batch_size: int | None
         recipe: name or path of the recipe whose views are timed
         batch_size: number of items; that of the recipe when left out
     """
-    data = yaml.safe_load(find_recipe(recipe).read_text())["data"]
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--views", type=MultiCrop)
-    multicrop: MultiCrop = parser.instantiate(parser.parse_object({"views": data["views"]})).views
-    count: int = data["batch_size"] if batch_size is None else batch_size
-    image_size = data.get("item_size") or multicrop.default_size()
+    data = read_part(find_recipe(recipe), "data")
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--views", type=MultiCrop, required=True)
+    parser.add_argument("--batch_size", type=int, required=True)
+    parser.add_argument("--item_size", type=int | None)
+    given = {name: data[name] for name in ("views", "batch_size", "item_size") if name in data}
+    made = parser.instantiate(parse(parser, [], values=given))
+    multicrop: MultiCrop = made.views
+    count: int = made.batch_size if batch_size is None else batch_size
+    image_size = made.item_size or multicrop.default_size()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     costs = bench_views(batch_size=count, image_size=image_size, multicrop=multicrop, device=device)
     num_views = sum(number for number, _ in multicrop.groups(3).values())

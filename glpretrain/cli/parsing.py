@@ -6,10 +6,11 @@ What the verbs do is left out. A recipe and a configuration are parsed by the sa
 import argparse
 import difflib
 import inspect
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -17,7 +18,7 @@ import docstring_parser
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from glpretrain.core.imports import imported
+from glpretrain.cli.trust import IMPORT, PACKAGES, enforce, known, read_yaml, require_classes
 
 _FORGET = "--forget"  # our own, before an argument that replaces; not for users
 REST = "overrides"  # name of the parameter of a verb that gets what its parser does not know
@@ -25,6 +26,7 @@ _KEY = re.compile(r'Parser key "([\w.]+)"')
 _CLASS = re.compile(r"class_path '([\w.]+)'")
 _NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _NO_NAME = re.compile(r"(?:Group '([\w.]+)' does not accept option|Option) '([\w.]+)'|unrecognized arguments: --([\w.]+)")
+_DENIED = re.compile(r"Importing '([\w.]+)' is not allowed")
 _VALUE = re.compile(r"(?:Given|Got) value: (.*)")
 _TYPES = re.compile(r"Subtypes: \[(.*)\]|Expected an? (.*?)\. Got value")
 
@@ -145,10 +147,10 @@ def _replacing(arguments: Sequence[str]) -> Iterator[str]:
         name, equals, value = word.partition("=")
         if name.startswith("--") and not name.endswith("+"):
             value = value if equals else following
-            key = name.removeprefix("--")
+            key, given = name.removeprefix("--"), _loaded(value)
             if key == "config":
-                key, value = "", Path(value).read_text() if Path(value).is_file() else ""
-            yield from (f"{_FORGET}={full}" for full in _written_in_full(key, _loaded(value)))
+                key, given = "", read_yaml(Path(value)) if Path(value).is_file() else None
+            yield from (f"{_FORGET}={full}" for full in _written_in_full(key, given))
         yield word
 
 
@@ -188,10 +190,19 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, values: Mapping[s
     """
     if _FORGET not in parser._option_string_actions:
         parser.add_argument(_FORGET, action=_Forget, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    enforce()
+    path, sys.path = sys.path, [os.path.abspath(place) for place in sys.path]  # the parser goes into the folder of a configuration
     try:
-        return parser.parse_args(list(_replacing(arguments)), namespace=None if values is None else parser.parse_object(dict(values)))
+        given = list(_replacing(arguments))
+        parsed = parser.parse_args(given, namespace=None if values is None else parser.parse_object(dict(values)))
     except argparse.ArgumentError as error:
         raise ValueError(explained(str(error), parser)) from error
+    except (AttributeError, LookupError, TypeError, RecursionError) as error:  # the parser fails so on values of odd kinds
+        raise ValueError(f"the arguments or the configuration cannot be parsed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path = path
+    require_classes(parsed)
+    return parsed
 
 
 def require_one_recipe(files: Iterable[object]) -> None:
@@ -209,7 +220,7 @@ def require_one_recipe(files: Iterable[object]) -> None:
 
 
 def _names_a_model(path: str) -> bool:
-    written = yaml.safe_load(Path(path).read_text())
+    written = read_yaml(Path(path))
     model = written.get("model") if isinstance(written, dict) else None
     return isinstance(model, dict) and "class_path" in model
 
@@ -233,11 +244,16 @@ def meant(name: str, accepted: Iterable[str]) -> str:
 def explained(message: str, parser: ArgumentParser) -> str:
     """One line for what the parser says over many: the key, the value, what is accepted, and what may have been meant."""
     where, classes = ".".join(_KEY.findall(message)), _CLASS.findall(message)
+    if found := _DENIED.search(message):
+        module = found[1].partition(".")[0]
+        advice = "" if module in sys.stdlib_module_names else f"; if you trust the module {module}, add {IMPORT} {module}"
+        return f"{where}: {found[1]} is not imported because a file names it{meant(module, PACKAGES)}{advice}"
     if found := _NO_CLASS.search(message):
         module, name = found.groups()
-        return f"{where}: there is no class {module}.{name}" + meant(name, vars(import_module(module)).get("__all__", ()))
+        return f"{where}: there is no class {module}.{name}" + meant(name, vars(sys.modules.get(module, sys)).get("__all__", ()))
     if found := _NO_NAME.search(message):
-        names = argument_names(imported(classes[-1])) if classes else _names(parser)
+        owner = known(classes[-1]) if classes else None
+        names = argument_names(owner) if callable(owner) else _names(parser)
         group, _, name = ".".join(part for part in found.groups() if part).rpartition(".")
         while group and not _below(names, group):
             group, _, name = group.rpartition(".")

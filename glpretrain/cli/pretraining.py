@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from glpretrain import modalities
+from glpretrain.cli.parsing import parse
 from glpretrain.cli.training import train
-from glpretrain.core.imports import imported
+from glpretrain.cli.trust import Parser, known, read_part, take_imports
 from glpretrain.data.own import source_for, source_spec
 from glpretrain.data.views import ViewMaker
 from glpretrain.runs import Run, find_recipe, recipe_name
@@ -42,6 +41,7 @@ def pretrain(
             although they differ
         overrides: further arguments of `glpretrain fit`
     """
+    overrides = take_imports(overrides)
     path = find_recipe(recipe)
     if (name := recipe_name(path)).startswith("eval/"):
         raise ValueError(f"{name} says how a backbone is scored, not trained; use it as in: glpretrain evaluate BACKBONE --config {name}")
@@ -58,7 +58,10 @@ def pretrain(
 
 def _modality_of(recipe: Path) -> str:
     """The kind of items of a recipe, which its views know."""
-    views = imported(yaml.safe_load(recipe.read_text())["data"]["views"]["class_path"])
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--views", type=ViewMaker, required=True)
+    given = {"views": read_part(recipe, "data", "views")}
+    views = known(parse(parser, [], values=given).views.class_path)
     assert isinstance(views, type) and issubclass(views, ViewMaker)
     return views.modality
 

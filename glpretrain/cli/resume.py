@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from glpretrain.callbacks.checkpoints import newest_whole
+from glpretrain.cli.trust import read_yaml
 from glpretrain.core.files import is_locked
 
 RESULTS, CONFIG, ITEMS = "results.json", "config.yaml", "items.json"
@@ -84,8 +83,7 @@ def _flat(values: object, name: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _read(path: Path) -> Mapping:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, Mapping) else {}
+    return read_yaml(path)
 
 
 def _items(folder: Path) -> Mapping:

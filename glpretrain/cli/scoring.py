@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,8 +20,10 @@ from rich.text import Text
 from glpretrain import __version__, modalities
 from glpretrain.callbacks.evaluators import explain, left_out_lines, sources_of
 from glpretrain.cli.parsing import meant, parse
+from glpretrain.cli.trust import Parser, read_part, read_yaml, take_imports
 from glpretrain.core.files import append_lines, part_file
 from glpretrain.core.imports import imported
+from glpretrain.core.listing import expanded
 from glpretrain.core.types import EncoderCard
 from glpretrain.data.module import DataModule
 from glpretrain.data.own import SourceSpec, source_for, source_spec, train_test_parts
@@ -36,6 +37,8 @@ from glpretrain.runs import find_recipe, require_outside
 from glpretrain.weights import load_backbone
 
 _DEFAULT_RECIPE = "mmc"
+_BESIDE = "config.yaml"  # of the run that a backbone lies in
+_OF_SOURCES = ("source", "labelled", "labelled_test", "masked", "views", "item_size", "batch_size")  # what is built of a run's data
 
 
 class Scores(list[dict[str, object]]):
@@ -146,7 +149,7 @@ def score(
     Raises:
         ValueError: a folder, recipe or evaluator is not what is accepted, or no score could be computed.
     """
-    own = Own(data, masks, videos)
+    own, overrides = Own(data, masks, videos), take_imports(overrides)
     if overrides and config is None:
         raise ValueError(f"{' '.join(overrides)}: accepted with --config only (see glpretrain evaluate --help)")
     encoder = backbone if isinstance(backbone, Encoder) else load_backbone(backbone)
@@ -158,7 +161,8 @@ def score(
         raise ValueError(f"evaluate: videos {own.videos} need a config with an evaluator of videos; accepted: config eval/images, say")
     if config is None:
         path = find_recipe(recipe or _DEFAULT_RECIPE) if isinstance(backbone, Encoder) else _recipe_of(backbone, recipe)
-        evaluators, sources = default_evaluators(encoder.card.modality), _sources_of_recipe(path, card=encoder.card, own=own)
+        beside = recipe is None and path.name == _BESIDE
+        evaluators, sources = default_evaluators(encoder.card.modality), _sources_of_recipe(path, card=encoder.card, own=own, beside=beside)
     else:
         path = find_recipe(str(config))
         evaluators, sources = _of_config(path, overrides, card=encoder.card, own=own)
@@ -237,7 +241,7 @@ def table(results: dict[str, tuple[Evaluator, Result]], sources: Sources) -> Tab
 
 
 def _recipe_of(backbone: str | Path, recipe: str | None) -> Path:
-    of_run = Path(backbone).resolve().parent / "config.yaml"
+    of_run = Path(backbone).resolve().parent / _BESIDE
     return of_run if recipe is None and of_run.is_file() else find_recipe(recipe or _DEFAULT_RECIPE)
 
 
@@ -245,16 +249,41 @@ def _own_data(path: str | Path, card: EncoderCard) -> SourceSpec:
     return source_spec(path, source_for(path, card.modality), channels=card.item_shape[0])
 
 
-def _sources_of_recipe(path: Path, *, card: EncoderCard, own: Own) -> Sources:
-    """A training recipe's sources, with the user's folders in place of its own as `pretrain` puts them."""
-    values = yaml.safe_load(path.read_text())["data"]
+def _require_nearby(values: dict[str, object], path: Path, own: Own) -> None:
+    """What lies beside a downloaded backbone does not choose which files of this machine are read; runs/ holds the user's own."""
+    here = Path.cwd()
+    replaced = ("source", "labelled", "labelled_test") if own.data is not None else ()
+    for name in set(values) - {*replaced, *(("masked",) if own.masks is not None else ())}:
+        source = values[name]
+        arguments = source.get("init_args") if isinstance(source, dict) else None
+        for given in (arguments[key] for key in ("root", "path") if key in arguments) if isinstance(arguments, dict) else ():
+            place = expanded(str(given))
+            if not (path.is_relative_to(here / "runs") or (place.exists() and place.resolve().is_relative_to(here))):
+                raise ValueError(
+                    f"evaluate: {path}, found beside the backbone, names {given} as data.{name}; give --recipe {path} if the file is"
+                    " yours, or --data FOLDER"
+                )
+
+
+def _sources_of_recipe(path: Path, *, card: EncoderCard, own: Own, beside: bool) -> Sources:
+    """A training recipe's sources, with the user's folders in place of its own as `pretrain` puts them.
+
+    Args:
+        path: the recipe.
+        card: card of the backbone.
+        own: the user's folders.
+        beside: whether the file was found beside the backbone, and not named by the user.
+    """
+    values = {name: value for name, value in read_part(path, "data").items() if name in _OF_SOURCES}
+    if beside:
+        _require_nearby(values, path, own)
     if own.data is not None:
         values |= {"source": _own_data(own.data, card)._asdict(), "labelled": None, "labelled_test": None}
     if own.masks is not None:
         values["masked"] = _masked(None, Path(own.masks), card)
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser(exit_on_error=False)
     parser.add_class_arguments(DataModule, "data")
-    module: DataModule = parser.instantiate(parser.parse_object({"data": values})).data
+    module: DataModule = parser.instantiate(parse(parser, [], values={"data": values})).data
     if own.data is not None:
         _require_classes(module.source, own.data)
     return sources_of(module, ("train", "test", "masked"))
@@ -266,24 +295,24 @@ def _of_config(path: Path, overrides: Sequence[str], *, card: EncoderCard, own: 
     Raises:
         ValueError: a name is unknown, a value is not accepted, or an evaluator needs a source that is not there.
     """
-    values = yaml.safe_load(path.read_text())
-    groups = set(values) if isinstance(values, dict) else {str(values)}
-    if groups != {"sources", "evaluators"} or not all(isinstance(entries, dict) for entries in values.values()):
-        raise ValueError(f"{path}: accepted are `sources` and `evaluators`, each with entries by name; found {sorted(groups)}")
+    values = read_yaml(path)
+    groups = {name: dict(entries) for name, entries in values.items() if isinstance(entries, dict)}
+    if set(values) != {"sources", "evaluators"} or len(groups) < 2:
+        raise ValueError(f"{path}: accepted are `sources` and `evaluators`, each with entries by name; found {sorted(values)}")
     if own.masks is not None:
         folders = mask_folders(own.masks) if Path(own.masks).is_dir() else {"masked": Path(own.masks)}
-        kept = {role: entry for role, entry in values["sources"].items() if role not in ("masked_train", "masked")}
-        values["sources"] = kept | {role: _masked(values["sources"].get(role), folder, card) for role, folder in folders.items()}
+        kept = {role: entry for role, entry in groups["sources"].items() if role not in ("masked_train", "masked")}
+        groups["sources"] = kept | {role: _masked(groups["sources"].get(role), folder, card) for role, folder in folders.items()}
     if own.videos is not None:
-        values["sources"]["videos"] = source_spec(own.videos, "glpretrain.data.VideoFolder", channels=card.item_shape[0])._asdict()
+        groups["sources"]["videos"] = source_spec(own.videos, "glpretrain.data.VideoFolder", channels=card.item_shape[0])._asdict()
     if own.data is not None:
-        values["sources"] = {role: entry for role, entry in values["sources"].items() if role not in ("train", "test")}
-    parser = ArgumentParser(exit_on_error=False)
-    for role in values["sources"]:
+        groups["sources"] = {role: entry for role, entry in groups["sources"].items() if role not in ("train", "test")}
+    parser = Parser(exit_on_error=False)
+    for role in groups["sources"]:
         parser.add_argument(f"--sources.{role}", type=VideoSource if role == "videos" else Source, required=True)
-    for name in values["evaluators"]:
+    for name in groups["evaluators"]:
         parser.add_argument(f"--evaluators.{name}", type=Evaluator, required=True)
-    made = parser.instantiate(parse(parser, overrides, values=values))
+    made = parser.instantiate(parse(parser, overrides, values=groups))
     evaluators: dict[str, Evaluator] = vars(made.get("evaluators", Namespace()))
     given: dict[str, Source | VideoSource] = vars(made.get("sources", Namespace()))
     if own.data is not None:

@@ -5,6 +5,7 @@ callback of the same class as a default one replaces it.
 """
 
 import os
+import pickle
 import platform
 import signal
 import time
@@ -17,7 +18,6 @@ from typing import Literal
 
 import pytorch_lightning as pl
 import torch
-import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -44,6 +44,7 @@ from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse, require_one_recipe
 from glpretrain.cli.run_folder import RunFolder
 from glpretrain.cli.trainer import interruptible, quiet, refusals, require_callbacks, require_settings
+from glpretrain.cli.trust import Parser, take_imports
 from glpretrain.core.files import part_file, write_json
 from glpretrain.data.module import DataModule
 from glpretrain.data.orders import Shuffled
@@ -53,6 +54,10 @@ from glpretrain.weights import export
 
 _RESUMED = "GLPRETRAIN_RESUMED"  # environment: the checkpoint that the first process has found, for those that it starts
 _VERSIONS = ("torch", "torchvision", "pytorch-lightning", "timm", "kornia")
+
+
+class _Parser(Parser, LightningArgumentParser):
+    """Lightning's parser, which reads configurations within bounds."""
 
 
 class Training(LightningCLI):
@@ -80,8 +85,9 @@ class Training(LightningCLI):
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 run=False,
+                parser_class=_Parser,
                 parser_kwargs={"exit_on_error": False, "prog": "glpretrain fit", "description": "Train what --config FILE describes."},
-                args=list(arguments),
+                args=take_imports(arguments),
             )
 
     @property
@@ -245,7 +251,7 @@ class Training(LightningCLI):
             print(self._summary(), flush=True)
         start = time.perf_counter()
         with self._leaving_nothing_behind(), interruptible(self.trainer):
-            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self._checkpoint())
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self._checkpoint(), weights_only=True)
             if self.trainer.global_step == 0:
                 raise ValueError("trainer: the run ended before its first step; look at max_time and limit_train_batches")
         seconds = time.perf_counter() - start
@@ -337,3 +343,5 @@ def train(arguments: Sequence[str]) -> Run:
             if stop.number == signal.SIGINT:
                 raise KeyboardInterrupt from stop
             raise
+        except pickle.UnpicklingError as error:  # what it would run is not run
+            raise ValueError("ckpt_path: it holds more than tensors and plain values, or is damaged; nothing in it was run") from error

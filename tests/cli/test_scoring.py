@@ -196,7 +196,7 @@ def test_mistakes_in_a_configuration_cost_one_line(small: Path, capsys: pytest.C
     )
     assert "evaluators.knn" in refusal({**good, "evaluators": {"knn": None}})
     elsewhere = refusal({**good, "evaluators": {"knn": {"class_path": "glpretrane.evaluate.KNN"}}})
-    assert "evaluators.knn" in elsewhere and "No module named 'glpretrane'" in elsewhere
+    assert "evaluators.knn" in elsewhere and "did you mean glpretrain?" in elsewhere
     assert main(["evaluate", "nowhere", "--k", "3"]) == 2
     assert "--k 3: accepted with --config only" in capsys.readouterr().err
 

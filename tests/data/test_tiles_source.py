@@ -1,5 +1,6 @@
 """Tiles as a source: labels from folders, slides kept apart, and training, scoring and shards by the plain `--data DIR`."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,12 @@ def test_real_tiles_by_class_are_scored() -> None:
     assert {line["evaluator"] for line in lines} == {"knn", "linear", "retrieval"}
     assert all(line["measured_on"] == "pathology_oscc" and 0 < line["high"] - line["low"] < 40 for line in lines)
     assert next(line["n"] for line in lines if line["evaluator"] == "knn") == 179
+
+
+@pytest.mark.parametrize("shard", ["../secret.tar", "a/../../secret.tar", "/etc/passwd"])
+def test_an_index_names_no_shard_outside_its_folder(cut: Path, tmp_path: Path, shard: str) -> None:
+    index = (cut / "index.jsonl").read_text().splitlines()
+    (tmp_path / "tiles.json").write_text((cut / "tiles.json").read_text())
+    (tmp_path / "index.jsonl").write_text(json.dumps({**json.loads(index[0]), "shard": shard}) + "\n")
+    with pytest.raises(ValueError, match=f"names the shard '{shard}'"):
+        TileFolder(tmp_path)

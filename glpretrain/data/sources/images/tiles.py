@@ -2,7 +2,7 @@
 
 import io
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -74,6 +74,8 @@ class TileFolder(Source):
         self._offset, self._num_bytes = table[:, 2], table[:, 3].astype(np.int32)
         self.corners, self.sides = table[:, 4:6].astype(np.int32), table[:, 6].astype(np.int32)
         self.tissue = np.array(tissue, dtype=np.float32)
+        if outside := next((name for name in shards if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts), None):
+            raise ValueError(f"TileFolder: {index} names the shard {outside!r}; accepted: files in {self.root / 'shards'}")
         self._shards = [self.root / "shards" / name for name in shards]
 
     @classmethod
