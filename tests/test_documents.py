@@ -69,8 +69,23 @@ def test_paths_in_the_document_exist(document: str) -> None:
 
 
 # What stands in capitals in a command is to be replaced by the reader; these are replaced where a value of its kind is needed.
-PLACEHOLDERS = {"GLOBAL": "[{size: 48, scale: [0.4, 1.0], count: 2}]", "LOCAL": "[{size: 24, scale: [0.1, 0.6], count: 2}]", "SEED": "0"}
-OF_DEVELOPERS = {"lint", "types", "test", "test-slow", "setup", "notebooks", "clean", "bench"}  # targets that start no verb with arguments
+PLACEHOLDERS = {
+    "GLOBAL": "[{size: 48, scale: [0.4, 1.0], count: 2}]",
+    "LOCAL": "[{size: 24, scale: [0.1, 0.6], count: 2}]",
+    "SEED": "0",
+    "mine.yaml": "mmc",
+}
+OF_DEVELOPERS = {
+    "lint",
+    "types",
+    "test",
+    "test-slow",
+    "setup",
+    "notebooks",
+    "clean",
+    "bench",
+    "lock",
+}  # targets that start no verb with arguments
 
 
 def commands_in(text: str) -> list[str]:
@@ -104,6 +119,8 @@ def words_of(command: str) -> list[str]:
         if words[1] in OF_DEVELOPERS:
             return []
         words = shlex.split(done.stdout[done.stdout.index("-m glpretrain.cli") :])[1:]
+    if "--import" in words:  # every verb takes it, with a module of the user's
+        del words[words.index("--import") : words.index("--import") + 2]
     return [PLACEHOLDERS.get(word, word) for word in words[1:]]
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
-from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor, nn
 
 from glpretrain.callbacks.replay import BUNDLE_FORMAT
+from glpretrain.cli.parsing import parse
+from glpretrain.cli.trust import Parser, mapping_of
 from glpretrain.core.batch import Batch, ViewGroup
 from glpretrain.methods.base import Method
 from glpretrain.training.optim import TrunkRelease, gradient_norms
@@ -42,10 +42,10 @@ def replay(bundle: Path) -> int:
         bundle: file that the run wrote
     """
     content = _read(bundle)
-    config = yaml.safe_load(content["config"])
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_lightning_class_args(Method, "model", subclass_mode=True)
-    method = parser.instantiate_classes(parser.parse_object({"model": config["model"]}))["model"]
+    config = mapping_of(content["config"], f"{bundle}: its config.yaml")
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--model", type=Method, required=True)
+    method = parser.instantiate(parse(parser, [], values={"model": config.get("model")}))["model"]
     result = replayed(method, content)
     print(f"in the run: {content['reason']}")
     for number, terms in enumerate(result.terms):

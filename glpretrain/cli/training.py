@@ -44,7 +44,7 @@ from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse, require_one_recipe
 from glpretrain.cli.run_folder import RunFolder
 from glpretrain.cli.trainer import interruptible, quiet, refusals, require_callbacks, require_settings
-from glpretrain.cli.trust import Parser, take_imports
+from glpretrain.cli.trust import Parser, mapping_of, take_imports
 from glpretrain.core.files import part_file, write_json
 from glpretrain.data.module import DataModule
 from glpretrain.data.orders import Shuffled
@@ -222,7 +222,7 @@ class Training(LightningCLI):
         """The run that this one goes on with, which is said in a line, or none."""
         if self.config.resume == "never" or self.config.ckpt_path is not None:
             return resume.Found(None, None, [])
-        config = yaml.safe_load(self.parser.dump(self.config))
+        config = mapping_of(self.parser.dump(self.config), "this run")
         parent = Path(self.config.runs) / self.recipe
         found = resume.find(parent, config=config, items=self._items(), force=self.config.resume == "force")
         for line in found.lines:
@@ -234,12 +234,13 @@ class Training(LightningCLI):
         found = None if self.resumed.checkpoint is None else str(self.resumed.checkpoint)
         if self.config.ckpt_path is not None or self.trainer.world_size == 1:
             return self.config.ckpt_path or found
+        if self.folder is None and _RESUMED in os.environ:
+            return os.environ[_RESUMED] or None
         if self.trainer.strategy.cluster_environment.creates_processes_externally:  # pyright: ignore[reportAttributeAccessIssue]
             self.trainer.strategy.setup_environment()  # the processes are there already, and can be told
             return self.trainer.strategy.broadcast(found)
-        if self.folder is not None:
-            os.environ[_RESUMED] = found or ""
-        return os.environ.get(_RESUMED) or None
+        os.environ[_RESUMED] = found or ""  # for the processes that this one starts
+        return found
 
     def fit(self) -> Run:
         """Train, save the last state, export the backbone and write results.json.

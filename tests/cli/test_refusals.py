@@ -68,7 +68,7 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         ("ibot", [*ONE_VIEW, "--data.views.init_args.local_views", "null"], "or add data.views.local_views"),
         ("mae", ["--config", str(ROOT / "dino.yaml")], "are both whole recipes; give one of them"),
-        ("mae", ["--runs", "photos/runs", "--data", "photos"], "runs: photos/runs lies in photos"),
+        ("mae", ["--runs", "photos/runs", "--data", "photos"], "runs: photos/runs lies in ./photos"),
     ],
     ids=lambda value: " ".join(value).replace("init_args.", "") if isinstance(value, list) else "",
 )

@@ -79,8 +79,8 @@ def test_what_differs_is_named_and_starts_a_new_run_unless_forced(recipe: str, c
     other = ["--model.init_args.optimization.lr.base", "3e-4"]
     assert again(recipe, *other, "--trainer.max_steps", "1").folder.name != folder.name
     said = capsys.readouterr().out
-    assert f"{folder.name} was interrupted, but model.init_args.optimization.lr.base was 0.001, is 0.0003" in said
-    assert "trainer.max_steps was 4, is 1" in said and "--resume force goes on" in said
+    assert f"{folder.name} was interrupted, but " in said and "model.init_args.optimization.lr.base was 0.001, is 0.0003" in said
+    assert "trainer.max_steps was 4, is 1" in said and "a new run starts (--resume force goes on)" in said
 
 
 def test_force_goes_on_although_settings_differ_and_never_does_not(recipe: str) -> None:
