@@ -3,6 +3,7 @@
 Left out: the bundle's making (`callbacks.replay`).
 """
 
+import argparse
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from glpretrain.callbacks.replay import BUNDLE_FORMAT
-from glpretrain.cli.parsing import parse
-from glpretrain.cli.trust import Parser, mapping_of
+from glpretrain.cli.parsing import explained
+from glpretrain.cli.trust import Parser, enforce, mapping_of, require_classes
 from glpretrain.core.batch import Batch, ViewGroup
 from glpretrain.methods.base import Method
 from glpretrain.training.optim import TrunkRelease, gradient_norms
@@ -45,7 +46,13 @@ def replay(bundle: Path) -> int:
     config = mapping_of(content["config"], f"{bundle}: its config.yaml")
     parser = Parser(exit_on_error=False)
     parser.add_argument("--model", type=Method, required=True)
-    method = parser.instantiate(parse(parser, [], values={"model": config.get("model")}))["model"]
+    enforce()
+    try:
+        parsed = parser.parse_object({"model": config.get("model")})
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{bundle}: {explained(str(error), parser)}") from error
+    require_classes(parsed)
+    method = parser.instantiate(parsed)["model"]
     result = replayed(method, content)
     print(f"in the run: {content['reason']}")
     for number, terms in enumerate(result.terms):
