@@ -2,8 +2,10 @@
 # Any recipe under SLURM; one task per GPU, which is how Lightning counts its processes:
 #   sbatch --nodes 2 --gpus-per-node 8 --ntasks-per-node 8 recipes/cluster/slurm.sh paper/mmc_vits16_in1k
 #   VENV=~/envs/torch sbatch ... recipes/cluster/slurm.sh mmc --trainer.max_steps 1000
-# A job that ran out of time goes on with --ckpt_path runs/<recipe>/<time>/checkpoints/last.ckpt. No --signal here: Lightning would
-# requeue the job, and the new start, which gets a folder of its own, would not find what the old one had saved.
+# Two minutes before its time is up, and when it is preempted, the job saves its state, goes back into the queue, and goes on with the same run.
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
 #SBATCH --job-name=glpretrain
 #SBATCH --cpus-per-task=8
 #SBATCH --output=slurm-%j.out
@@ -13,5 +15,8 @@ recipe=$1; shift
 cd "${SLURM_SUBMIT_DIR:?start this with sbatch}"
 
 # srun does not take the number of cores over from sbatch.
-exec srun --kill-on-bad-exit --cpus-per-task "$SLURM_CPUS_PER_TASK" "${VENV:-.venv}/bin/python" -m glpretrain.cli pretrain "$recipe" \
-  --trainer.num_nodes "$SLURM_NNODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" --trainer.strategy ddp "$@"
+status=0
+srun --kill-on-bad-exit --cpus-per-task "$SLURM_CPUS_PER_TASK" "${VENV:-.venv}/bin/python" -m glpretrain.cli pretrain "$recipe" \
+  --trainer.num_nodes "$SLURM_NNODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" --trainer.strategy ddp "$@" || status=$?
+[ "$status" -ne 75 ] || exec scontrol requeue "$SLURM_JOB_ID"  # 75: ended by a signal, with a checkpoint
+exit "$status"
