@@ -1,5 +1,6 @@
 """The documents point to what exists: recipes, headings and files; and the commands in them and in the help are understood."""
 
+import ast
 import inspect
 import re
 import shlex
@@ -66,6 +67,21 @@ def test_paths_in_the_document_exist(document: str) -> None:
     named += re.findall(r"\]\(\.\./([\w./-]+)\)", text)  # links from docs/ to the rest
     assert named
     assert not [name for name in named if not (REPOSITORY / name).exists()]
+
+
+def test_every_fault_has_a_test_that_exists_and_is_slow_where_it_says_so() -> None:
+    lines = re.findall(r"^\| (?!\*\*|fault \|).+", (REPOSITORY / "docs" / "faults.md").read_text(), re.MULTILINE)
+    rows = [re.fullmatch(r"\| ([^|]+) \| [^|]+ \| `(tests/[\w/]+\.py)::(\w+)`( slow)? \|", line) for line in lines]
+    assert not [line for line, row in zip(lines, rows, strict=True) if row is None]
+    found = [row.groups() for row in rows if row is not None]
+    assert len({fault for fault, *_ in found}) == len(found) >= 60
+    marks = {
+        (path, node.name): "pytest.mark.slow" in map(ast.unparse, node.decorator_list)
+        for path in {path for _, path, *_ in found}
+        for node in ast.parse((REPOSITORY / path).read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert not [(path, name) for _, path, name, slow in found if marks.get((path, name)) != (slow is not None)]
 
 
 # What stands in capitals in a command is to be replaced by the reader; these are replaced where a value of its kind is needed.
