@@ -130,7 +130,11 @@ def words_of(command: str) -> list[str]:
     words = shlex.split(command)
     if words[0] == "make":
         done = subprocess.run(
-            ["make", "-n", "-o", ".venv/.glpretrain", *words[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=True
+            ["make", "-n", "--no-print-directory", "-o", ".venv/.glpretrain", *words[1:]],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         if words[1] in OF_DEVELOPERS:
             return []

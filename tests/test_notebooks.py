@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, int | list[str]]] = {
     "07_slides": {"num_slides": 6, "width": 640, "height": 512, "max_steps": 2, "epochs": 3},
 }
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+QUICK = ("01", "02")  # numbers of those that run with every change; the others take 20 seconds each
 
 
 def name_of(path: Path) -> str:
@@ -52,7 +53,9 @@ def test_notebook_in_git_has_no_outputs_and_defines_nothing(path: Path) -> None:
         assert not defined, f"{path.name} defines something at line {defined[0].lineno}; it belongs into the package"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=() if path.stem[:2] in QUICK else pytest.mark.slow) for path in NOTEBOOKS], ids=name_of
+)
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("WANDB_MODE", "disabled")

@@ -260,7 +260,9 @@ def test_usage_of_prototypes_counts_directions() -> None:
     assert usage(torch.eye(7)[:1].repeat(2, 1))["perplexity"] == 1
 
 
-@pytest.mark.parametrize(("recipe", "terms"), [("ibot", ("cls", "patch")), ("mmc", ("patch",)), ("mae", ())])
+@pytest.mark.parametrize(
+    ("recipe", "terms"), [("ibot", ("cls", "patch")), pytest.param("mmc", ("patch",), marks=pytest.mark.slow), ("mae", ())]
+)
 def test_usage_is_that_of_the_targets_and_changes_no_weight(recipe: str, terms: tuple[str, ...], tmp_path: Path) -> None:
     def run(folder: Path, *callbacks: str) -> tuple[Training, dict[str, list[Tensor]]]:
         folder.mkdir()

@@ -319,7 +319,8 @@ def test_an_interrupt_reaches_the_caller_and_leaves_the_next_one_possible(mae: P
     assert not (training.folder / "results.json").exists()
 
 
-@pytest.mark.parametrize("name", ["mae", pytest.param("mugs", marks=pytest.mark.slow)])  # without state; with queues and memories
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mae", "mugs"])  # without state; with queues and memories
 def test_two_processes_share_a_run_folder_and_have_the_losses_of_one(name: str, mae: Path, tmp_path: Path) -> None:
     recipe = mae if name == "mae" else shrunk(ROOT / f"{name}.yaml", tmp_path)
     for processes, batch_size in ((1, 4), (2, 2)):

@@ -59,7 +59,9 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGHUP, signal.SIGUSR1))]
+)
 def test_a_signal_ends_a_run_between_two_steps_and_the_same_command_goes_on(
     number: int, recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

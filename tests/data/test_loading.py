@@ -151,6 +151,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_small_shared_memory_is_named() -> None:
     mounted = "mount -t tmpfs -o size=8m tmpfs /dev/shm"
     if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "sh", "-c", mounted], capture_output=True, check=False).returncode:

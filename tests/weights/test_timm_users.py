@@ -38,7 +38,8 @@ ENCODERS: dict[str, Callable[[], Encoder]] = {
 }
 
 
-SLOW = ("ConvNeXt", "RegNet", "Swin")  # timm has no small ones, and their weights are drawn again for each test
+# Of ConvNeXt, RegNet and Swin timm has no small ones; the others differ little from those that are tested with every change.
+SLOW = ("ConvNeXt", "RegNet", "Swin", "EVA", "BEiT", "relative positions", "distilled", "ViT with a pool of its own")
 
 
 @pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in ENCODERS])
