@@ -339,3 +339,14 @@ def test_half_a_gigapixel_without_a_pyramid(tmp_path: Path) -> None:
     assert status == 0, peak.process.stderr.read()
     assert peak.bytes < GIB
     assert len(entries(tmp_path / "out")) > 4_000
+
+
+def test_tiles_that_lie_among_the_slides_are_not_cut_again(small: Path, tmp_path: Path) -> None:
+    """The output holds shards and thumbnails, which do not end like slides."""
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    shutil.copy(small, slides / "one.tif")
+    for _ in range(2):
+        cut_slides([slides], out=slides / "tiles", settings=SMALL)
+        assert list(find_slides([slides])) == ["one"]
+    assert {entry["slide"] for entry in entries(slides / "tiles")} == {"one"}
