@@ -89,7 +89,10 @@ FAULTS: dict[str, tuple[Callable[[], Method], tuple[pl.Callback, ...], str, str]
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+QUICK = ("a rate a thousand times too high", "a momentum of zero", "a frozen centre", "a teacher's temperature of 1")
+
+
+@pytest.mark.parametrize("fault", [pytest.param(fault, marks=() if fault in QUICK else pytest.mark.slow) for fault in FAULTS])
 def test_a_fault_is_named_with_the_setting_to_change(fault: str) -> None:
     make, callbacks, name, setting = FAULTS[fault]
     found = verdicts(make(), callbacks=callbacks)

@@ -170,6 +170,7 @@ def _worker(rank: int, folder: Path, port: int) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_spread_and_balance_as_one_with_the_joined_batch(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -194,7 +194,7 @@ def hub(folder: Path, name: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", HUBS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in ("Virchow", "Virchow2") else ()) for name in HUBS])
 def test_a_folder_as_it_is_published_has_the_features_of_timms_model(name: str, tmp_path: Path) -> None:
     model = hub(tmp_path / "hub", name)
     encoder, report = load_backbone_with_report(tmp_path / "hub")
