@@ -68,7 +68,9 @@ def test_a_file_that_cannot_be_completed_leaves_the_old_one(tmp_path: Path) -> N
 
 
 def test_a_name_of_255_bytes_is_written(tmp_path: Path) -> None:
-    write_json(tmp_path / ("n" * 250 + ".json"), {})
+    name = "n" * 250 + ".json"
+    write_json(tmp_path / name, {"a": 1})
+    assert json.loads((tmp_path / name).read_text()) == {"a": 1} and os.listdir(tmp_path) == [name]
 
 
 def test_a_link_always_leads_somewhere(tmp_path: Path) -> None:
