@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytorch_lightning as pl
 
-from glpretrain.data.sources import UnreadableItemError
+from glpretrain.data.sources.base import UnreadableItemError
 
 
 class Fault(pl.Callback):

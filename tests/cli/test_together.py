@@ -87,7 +87,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> State:
     @cache
     def state(count: int) -> dict[str, torch.Tensor]:
         launch = Launch(tmp_path_factory.mktemp("undisturbed"), count=count, launcher="own")
-        launch.said(launch.start())
+        process = launch.start()
+        said = launch.said(process)
+        assert process.returncode == 0, said
         return launch.state()
 
     return state
@@ -119,10 +121,10 @@ def test_what_one_process_suffers_ends_all_and_the_same_command_goes_on(
     launch = Launch(tmp_path, count=count, launcher="own")
     process = launch.start(kind=kind, rank=rank)
     said = launch.said(process)
+    assert launch.clock.exists(), said
     seconds = launch.seconds()
     print(f"{count} processes, {kind} in {rank}: all ended after {seconds:.1f} s")
-    assert seconds < _LIMIT and process.returncode == status and line in said
-    assert "Traceback" not in said
+    assert seconds < _LIMIT and process.returncode == status and line in said and "Traceback" not in said, said
     again = launch.said(launch.start())
     if kind != "unreadable" and (kind, rank) != ("kill", 0):  # before the first step, and of the process that would have saved it
         assert "goes on after step" in again
