@@ -6,7 +6,7 @@ Left out: evaluation and export (`callbacks`), augmentation (`data`), learning r
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -24,6 +24,13 @@ from glpretrain.training.optim import Optimization, TrunkRelease, gradient_norms
 from glpretrain.training.step import Step
 from glpretrain.training.teacher import EMATeacher
 from glpretrain.training.warm_start import Trunk
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """What a rule for the learning rate needs to know of the data."""
+
+    batch_size: int  # items of a process in a micro-batch
 
 
 class Method(pl.LightningModule, ABC):
@@ -145,6 +152,12 @@ class Method(pl.LightningModule, ABC):
                 value.require(name, positive=True)
         if self.optimization.trunk is not None and self.trunk is None:
             raise ValueError("optimization.trunk would be ignored: the run starts from random weights; leave it out, or give init_from")
+        if self.optimization.lr.per is not None:
+            data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
+            if not isinstance(data, Batched):
+                raise ValueError(f"optimization: lr has per={self.optimization.lr.per}, but the run has no DataModule; leave per out")
+            count = data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+            self.optimization = self.optimization.for_batch(count)
         keep_from_ddp(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -4,7 +4,7 @@ Left out: the training loop (Lightning) and the momentum of the teacher (`Method
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -77,7 +77,7 @@ class Optimization:
     """Settings of AdamW, of clipping, and of parameters that are frozen at first.
 
     Args:
-        lr: learning rate as it is used; it is not scaled by the batch size.
+        lr: learning rate as it is used; with `per`, that of a batch of so many items, which is scaled to the batch of the run.
         weight_decay: weight decay of parameters with more than one axis, except biases (DINO utils.py, get_params_groups).
         betas: AdamW's two momenta.
         layer_decay: factor on the rate from one layer of the encoder to the one below; None is 1, and 0.75 in a run that starts from
@@ -109,7 +109,7 @@ class Optimization:
     chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        self.lr.require("optimization: lr")
+        self.lr.require("optimization: lr", scales=True)
         self.weight_decay.require("optimization: weight_decay")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"optimization: betas are in [0, 1), not {self.betas}")
@@ -122,6 +122,18 @@ class Optimization:
             raise ValueError(f"optimization: freeze_prototypes is a share of the run in [0, 1], not {self.freeze_prototypes}")
         if self.max_refused < 0:
             raise ValueError(f"optimization: max_refused is a number of steps from 0 on, not {self.max_refused}")
+
+    def for_batch(self, num_items: int) -> "Optimization":
+        """The settings for steps of `num_items` (all processes and accumulated micro-batches together): `lr` without a rule."""
+        return replace(self, lr=self.lr.for_batch(num_items))
+
+    def describe_rate(self, num_items: int) -> str:
+        """A line that says what rate the rule of `lr` gives for steps of `num_items`; empty where there is no rule."""
+        if self.lr.per is None:
+            return ""
+        how = "the square root of " if self.lr.scaling == "sqrt" else ""
+        used = self.lr.for_batch(num_items).base
+        return f"lr: {self.lr.base:g} x {how}({num_items} items a step / {self.lr.per}) = {used:g}\n"
 
     def optimizer(self, encoder: Encoder, others: Iterable[tuple[str, nn.Parameter]], *, from_weights: bool) -> torch.optim.AdamW:
         """AdamW over groups of parameters; `set_step` gives each its rate and decay before every step.
