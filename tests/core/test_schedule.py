@@ -51,7 +51,9 @@ def test_ends_are_the_ends() -> None:
     assert schedule(0.6) == pytest.approx(0.625)
 
 
-@pytest.mark.parametrize("arguments", [{"warmup": 1.0}, {"warmup": -0.1}, {"end": 0.5, "shape": "constant"}, {"per": 0}, {"scaling": "sqrt"}])
+@pytest.mark.parametrize(
+    "arguments", [{"warmup": 1.0}, {"warmup": -0.1}, {"end": 0.5, "shape": "constant"}, {"per": 0}, {"scaling": "sqrt"}]
+)
 def test_what_would_be_ignored_or_never_end_is_refused(arguments: dict) -> None:
     with pytest.raises(ValueError, match="Schedule"):
         Schedule(1.0, **arguments)
@@ -69,7 +71,7 @@ def test_a_schedule_without_a_rule_does_not_depend_on_the_batch() -> None:
 
 
 def test_only_the_learning_rate_may_have_a_rule() -> None:
-    with pytest.raises(ValueError, match="momentum: per=256 given; only optimization.lr"):
+    with pytest.raises(ValueError, match=r"momentum: per=256 given; only optimization\.lr"):
         Schedule(0.996, 1.0, per=256).require("momentum")
 
 
