@@ -73,7 +73,7 @@ class Resolved:
         processes = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
         self.batch = data["batch_size"] * processes * trainer.get("accumulate_grad_batches", 1)
         self.length, self.unit = (trainer["max_epochs"], "epochs") if "max_epochs" in trainer else (trainer["max_steps"], "steps")
-        self.optimization = self.method.optimization.for_batch(self.batch)
+        self.method.optimization = self.optimization = self.method.optimization.for_batch(self.batch)
         self.optimizer = self.method.configure_optimizers()
 
     def during(self, share: float) -> str:
@@ -301,6 +301,8 @@ FIELDS: dict[str, Callable[[Resolved], object]] = {
     "positions decay": lambda run: run.decays("pos_embed"),
     "mask token decays": lambda run: run.decays("mask_token"),
     "clipping": clipping,
+    "prototypes are frozen by": lambda run: {"rate": "a rate of 0", "gradient": "no gradient"}[run.optimization.freeze_by],
+    "modules that are not clipped": lambda run: list(run.optimization.clip.skip),  # type: ignore[union-attr]
     "prototypes are frozen": lambda run: run.during(run.optimization.freeze_prototypes),
     # teacher and targets
     "momentum of the teacher, start and end": lambda run: [run.method.momentum(0.0), run.method.momentum(1.0)],  # type: ignore[misc]

@@ -19,6 +19,7 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.transfer import Transfer, copy_backbone
 from glpretrain.training.branch import Branch, batch_norms
 from glpretrain.training.checks import begin_step_again, identity, require_end, require_same_run
+from glpretrain.training.heads import Prototypes
 from glpretrain.training.memory import broadcast_states, keep_from_ddp
 from glpretrain.training.optim import Optimization, TrunkRelease, gradient_norms
 from glpretrain.training.step import Step
@@ -158,6 +159,7 @@ class Method(pl.LightningModule, ABC):
                 raise ValueError(f"optimization: lr has per={self.optimization.lr.per}, but the run has no DataModule; leave per out")
             count = data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
             self.optimization = self.optimization.for_batch(count)
+        self.optimization.require_modules(self)
         keep_from_ddp(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -188,7 +190,8 @@ class Method(pl.LightningModule, ABC):
         """AdamW; the schedules set rate and decay before every step."""
         trunk = {id(parameter) for parameter in self.encoder.parameters()}
         others = [(name, parameter) for name, parameter in self.named_parameters() if id(parameter) not in trunk]
-        return self.optimization.optimizer(self.encoder, others, from_weights=self.trunk is not None)
+        prototypes = [parameter for module in self.modules() if isinstance(module, Prototypes) for parameter in module.parameters()]
+        return self.optimization.optimizer(self.encoder, others, prototypes=prototypes, from_weights=self.trunk is not None)
 
     def on_train_start(self) -> None:
         """Make the states of all processes equal; they stay equal, because each process writes what was gathered from all."""
