@@ -6,6 +6,7 @@ fields about initial weights, which are measured on a copy of one block. Left ou
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +77,11 @@ class Resolved:
         self.method.optimization = self.optimization = self.method.optimization.for_batch(self.batch)
         self.optimizer = self.method.configure_optimizers()
 
+    @property
+    def decoder(self) -> nn.Module:
+        """The student's decoder of pixels."""
+        return self.method.student.heads["decoder"]
+
     def during(self, share: float) -> str:
         """A share of the run in its unit."""
         return f"{round(share * self.length, 2):g} {self.unit}"
@@ -124,7 +130,7 @@ def blocks_of(encoder: nn.Module) -> list[nn.Module]:
 def layer_scale(run: Resolved) -> object:
     """Its start in the first block, or none."""
     found = [module for module in blocks_of(run.one_block.encoder)[0].modules() if isinstance(module, LayerScale)]
-    return float(found[0].gamma[0]) if found else "none"
+    return found[0].gamma.detach()[0].item() if found else "none"
 
 
 def drop_paths(run: Resolved) -> list[float]:
@@ -211,6 +217,19 @@ def initial(*ending: str) -> Callable[[Resolved], object]:
         return found
 
     return read
+
+
+def start_of_mask_token(run: Resolved) -> str:
+    """The encoder's, or else that of the decoder, which may be the only one."""
+    (token,) = (p for name, p in run.one_block.student.named_parameters() if name.endswith("mask_token"))  # type: ignore[union-attr]
+    return start_of(token.detach())
+
+
+def start_of_decoder(run: Resolved) -> str:
+    """That of all its matrices, which must be one."""
+    (decoder,) = (m for m in run.one_block.student.heads.values())  # type: ignore[union-attr]
+    (found,) = {start_of(p.detach()) for name, p in decoder.named_parameters() if p.ndim == 2}
+    return found
 
 
 def plain(value: object) -> object:
@@ -345,6 +364,10 @@ FIELDS: dict[str, Callable[[Resolved], object]] = {
     "start of the class token": initial("cls_token"),
     "start of the positions": initial("pos_embed"),
     "start of the patch embedding": initial("patch_embed.proj.weight"),
+    "start of the mask token": start_of_mask_token,
+    "start of the decoder": start_of_decoder,
+    "epsilon of norms of the decoder": lambda run: next(m.eps for m in run.decoder.modules() if isinstance(m, nn.LayerNorm)),
+    "positions of the decoder of representations": lambda run: run.settings["model"]["init_args"].get("rep_positions", "none"),
     # decoders
     "decoder": arguments("decoder_dim", "decoder_depth", "decoder_heads"),
     "decoder of points": arguments("decoder_depth", "decoder_heads", "decoder_drop_path_rate"),
@@ -368,3 +391,60 @@ FIELDS: dict[str, Callable[[Resolved], object]] = {
     "share of masked views": lambda run: run.mask.prob,  # type: ignore[union-attr]
     "ratio of blocks": lambda run: run.mask.ratio,  # type: ignore[union-attr]
 }
+
+
+def differs(text: str) -> str:
+    """What a recipe's header says behind `Differs:`, in one line."""
+    header = "\n".join(line.removeprefix("# ").rstrip() for line in text.splitlines() if line.startswith("#"))
+    found = re.search(r"^Differs: +(.*?)(?=^\w[\w ]*: |\Z)", header, re.MULTILINE | re.DOTALL)
+    return "" if found is None else " ".join(found[1].split())
+
+
+def compared(name: str, rows: Mapping[str, Mapping]) -> list[tuple[str, object, object, Mapping]]:
+    """Field, official value, ours, and the row of published.yaml, for one recipe."""
+    run = Resolved(PAPER / f"{name}.yaml")
+    return [(field, plain(row["value"]), plain(FIELDS[field](run)), row) for field, row in rows.items()]
+
+
+def shown(value: object) -> str:
+    """A value in one line, as yaml writes it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {shown(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        inner = [shown(one) for one in value]
+        return "; ".join(inner) if value and isinstance(value[0], Mapping) else f"[{', '.join(inner)}]"
+    return {True: "yes", False: "no", None: "none"}.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)
+
+
+_HEADER = """# Published settings: official and ours
+
+`tests/published.py` writes this table: what is built from each recipe of `recipes/paper/`, beside the value in the authors' code. Ours
+is in bold where it differs; the recipe's header names the difference behind `Differs:`, or the last column says why it changes no result.
+`tests/test_published.py` compares the values again and checks that this page is up to date. The official values are in
+`tests/golden/published.yaml`.
+
+"""
+
+
+def table() -> str:
+    """The content of docs/published.md."""
+    repositories, recipes = official()
+    lines = [_HEADER]
+    for name, recipe in recipes.items():
+        source = repositories[recipe["repository"]]
+        rows = compared(name, recipe["fields"])
+        same = sum(value == ours for _, value, ours, _ in rows)
+        lines.append(f"## {name}\n\n{source['url']} at {source['commit'][:7]}; {same} of {len(rows)} values are equal. ")
+        lines.append(f"Differs: {differs((PAPER / f'{name}.yaml').read_text())}\n\n")
+        lines.append("| field | official | ours | where |\n|---|---|---|---|\n")
+        for field, value, ours, row in rows:
+            own = shown(ours) if ours == value else f"**{shown(ours)}**"
+            note = f"; {row['harmless']}" if "harmless" in row else ""
+            lines.append(f"| {field} | {shown(value)} | {own} | {row['at']}{note} |\n")
+        lines.append("\n")
+    return "".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table())
+    print(f"{TABLE}: {len(official()[1])} recipes")

@@ -47,6 +47,7 @@ class GPFM(Method):
         num_patch_prototypes: number of prototypes of a separate head for patches; None shares the head of `cls`.
         hidden_dim: hidden width of the heads' MLPs.
         bottleneck_dim: width of the heads' outputs, which are on the unit sphere.
+        patch_bottleneck_dim: that of the separate head for patches (DINOv2's vitl14.yaml changes only the other one); None is the same.
         num_layers: number of layers of the heads' MLPs.
         expert_bottleneck_dim: output width of the experts' heads, whose MLP is one layer.
         train_gain: whether one gain per prototype is learned, as the official heads do.
@@ -58,7 +59,7 @@ class GPFM(Method):
         **kwargs: arguments of `Method`.
 
     Raises:
-        ValueError: an expert's name cannot name a module, or `weights` has other names than the terms.
+        ValueError: an expert's name cannot name a module, `weights` has other names than the terms, or a width would be ignored.
     """
 
     uses: ClassVar = {"global": Uses(needs=("mask",), paired_with=("global", "local")), "local": Uses(required=False)}
@@ -73,6 +74,7 @@ class GPFM(Method):
         num_patch_prototypes: int | None = None,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
+        patch_bottleneck_dim: int | None = None,
         num_layers: int = 3,
         expert_bottleneck_dim: int = 256,
         train_gain: bool = True,
@@ -88,16 +90,19 @@ class GPFM(Method):
         self.in_batch = ("koleo",) if sinkhorn_iterations is None else ("cls", "patch", "koleo")
         weights = {name: 0.1 if name == "koleo" else 1.0 for name in self.terms} if weights is None else weights
 
-        def head(count: int) -> nn.Sequential:
+        if patch_bottleneck_dim is not None and num_patch_prototypes is None:
+            raise ValueError(f"GPFM: patch_bottleneck_dim={patch_bottleneck_dim} would be ignored; give num_patch_prototypes too")
+
+        def head(count: int, width: int) -> nn.Sequential:
             return nn.Sequential(
-                ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=num_layers),
-                Prototypes(bottleneck_dim, num_prototypes=count, train_gain=train_gain),
+                ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=width, num_layers=num_layers),
+                Prototypes(width, num_prototypes=count, train_gain=train_gain),
             )
 
         encoder.add_mask_token()
-        heads: dict[str, nn.Module] = {"cls": head(num_prototypes)}
+        heads: dict[str, nn.Module] = {"cls": head(num_prototypes, bottleneck_dim)}
         if num_patch_prototypes is not None:
-            heads["patch"] = head(num_patch_prototypes)
+            heads["patch"] = head(num_patch_prototypes, patch_bottleneck_dim or bottleneck_dim)
         super().__init__(Branch(encoder, heads), weights=weights, momentum=momentum, **kwargs)
         self._patch_head = "cls" if num_patch_prototypes is None else "patch"
         self.teacher_temp = teacher_temp
