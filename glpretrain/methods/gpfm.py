@@ -8,13 +8,15 @@ Biomedical Engineering 2025; Oquab et al., "DINOv2: learning robust visual featu
 Reference code: birkhoffkiki/GPFM at 4f8be2b (pretrain/dinov2: train/ssl_meta_arch.py, kl_loss.py, fms.py), facebookresearch/dinov2 at
 b8931f7 (loss/, data/masking.py, data/collate.py).
 Known differences: an expert gets views in its own normalisation and size, the official ones those of the student; the patch centre is
-the mean over the hidden patches of all processes, the official one the mean of their means; neighbours for KoLeo come from all
-processes; every view is masked or not by its own draw, where the official code masks exactly half of a batch and spreads the ratios
-evenly over it; the recipes clip gradients parameter by parameter and drop more paths in deeper blocks; the mask token has one axis here,
-so it does not decay.
+the mean over the hidden patches of all processes, the official one the mean of their means; every view is masked or not by its own
+draw, where the official code masks exactly half of a batch and spreads the ratios evenly over it. What is official only when it is
+asked for: neighbours for KoLeo from one process (`koleo_among: process`); SwiGLU, its fresh weights, positions resized as theirs, and
+paths dropped evenly (`ffn: swiglu`, `initial: dinov2`, `position_resize: dino` and `drop_path_uniform` of `ViT`); clipping by module
+without the experts' heads, prototypes frozen by their rate, and a mask token that decays and learns like the embedding
+(`optimization: {clip: {mode: module, skip: [expert_heads]}, freeze_by: rate, mask_token: embedding}`).
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +56,7 @@ class GPFM(Method):
         student_temp: temperature of the student's assignments.
         teacher_temp: temperature of the teacher's targets, over progress.
         centre_momentum: momentum of the running centres of the teacher's logits.
+        koleo_among: where KoLeo searches the nearest item, see `KoLeo`.
         sinkhorn_iterations: balance the targets by Sinkhorn-Knopp instead of a centre; the official number is 3.
         momentum: momentum of the teacher's moving average, over progress.
         **kwargs: arguments of `Method`.
@@ -81,6 +84,7 @@ class GPFM(Method):
         student_temp: float = 0.1,
         teacher_temp: Schedule = Schedule(0.07, warmup=0.075, warmup_start=0.04, shape="constant"),  # noqa: B008
         centre_momentum: float = 0.9,
+        koleo_among: Literal["joint", "process"] = "joint",
         sinkhorn_iterations: int | None = None,
         momentum: Schedule = Schedule(0.992, 1.0),  # noqa: B008
         **kwargs,  # noqa: ANN003
@@ -109,7 +113,7 @@ class GPFM(Method):
         balance = {"student_temp": student_temp, "centre_momentum": centre_momentum, "sinkhorn_iterations": sinkhorn_iterations}
         self.cls_objective = ViewDistillation(num_prototypes=num_prototypes, **balance)
         self.patch_objective = PatchDistillation(num_prototypes=num_patch_prototypes or num_prototypes, **balance)
-        self.koleo_objective = KoLeo()
+        self.koleo_objective = KoLeo(among=koleo_among)
         # Not in the branch, because the teacher has no copy of them.
         self.experts = nn.ModuleDict(experts)
         self.expert_heads = nn.ModuleDict(
