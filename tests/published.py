@@ -7,7 +7,7 @@ fields about initial weights, which are measured on a copy of one block. Left ou
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,12 @@ def views(specs: object) -> list[dict[str, object]]:
     return [{name: getattr(spec, name) for name in names[type(spec)]} for spec in specs]  # type: ignore[union-attr]
 
 
+def shared(values: Iterable[object]) -> object:
+    """The one value that all of these are."""
+    (found,) = set(values)
+    return found
+
+
 def colours(run: Resolved) -> dict[str, object]:
     """The settings that all views share."""
     assert isinstance(run.views, MultiCrop)
@@ -194,13 +200,16 @@ def hidden(run: Resolved, num_tokens: int) -> list[int]:
 def start_of(weight: Tensor) -> str:
     """The distribution that initial weights look like."""
     spread, bound = float(weight.std()), float(weight.abs().max())
-    xavier = math.sqrt(6.0 / sum(weight.shape)) if weight.ndim == 2 else math.nan
+    if weight.ndim == 3 and torch.allclose(weight[0, -1].square().sum(), torch.tensor(weight.shape[2] / 2.0)):
+        return "sine and cosine"  # as many squared sines as cosines of the same angles
+    matrix = weight.flatten(1) if weight.ndim > 1 else weight.unsqueeze(0)
+    xavier = math.sqrt(6.0 / sum(matrix.shape)) if weight.ndim in (2, 4) else math.nan
     for name, limit, expected in (
         ("zero", 0.0, 0.0),
         ("normal, 0.02", math.inf, 0.02),
         ("normal, 1e-6", math.inf, 1e-6),
         ("Xavier", xavier, xavier / math.sqrt(3.0)),
-        ("torch's for linear layers", (uniform := 1.0 / math.sqrt(weight[0].numel())), uniform / math.sqrt(3.0)),
+        ("torch's for linear layers", (uniform := 1.0 / math.sqrt(matrix.shape[1])), uniform / math.sqrt(3.0)),
     ):
         # 384 numbers of a token have a standard deviation within 12 % of the true one (three standard errors).
         if bound <= limit * 1.0001 and abs(spread - expected) <= expected * (0.12 if weight.numel() < 10_000 else 0.02):
@@ -383,8 +392,14 @@ FIELDS: dict[str, Callable[[Resolved], object]] = {
     "flips": lambda run: run.views.global_views[0].flip,  # type: ignore[union-attr]
     "share of strong views": lambda run: next(spec.strong.prob for spec in run.views.student_views),  # type: ignore[union-attr]
     "strong augmentation": lambda run: {name: getattr(run.views.local_views[0].strong, name) for name in STRONG},  # type: ignore[union-attr]
+    "points of an item": lambda run: run.views.num_points,
+    "taps of the blur": lambda run: shared(
+        spec.blur_taps for spec in run.views.global_views + run.views.local_views if spec.blur_prob > 0.0
+    ),  # type: ignore[union-attr,operator]
     "colours and crops": colours,
-    # masks
+    # masks, and terms that compare items
+    "neighbours of KoLeo are in": lambda run: {"process": "a process", "joint": "the joint batch"}[run.method.koleo_objective.among],  # type: ignore[union-attr,index]
+    "items that share a covered region": lambda run: run.mask.region_per,  # type: ignore[union-attr]
     "hidden of 196 tokens": lambda run: hidden(run, 196),
     "hidden of 64 groups": lambda run: hidden(run, 64),
     "ratios of blocks": lambda run: run.mask.ratios,  # type: ignore[union-attr]
