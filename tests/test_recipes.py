@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from shrinking import EVALUATIONS, RECIPES, built, name_of, shrunk
+from shrinking import EVALUATIONS, RECIPES, ROOT, built, method_of, name_of, shrunk
 
 from glpretrain.cli.training import Training
 from glpretrain.runs import find_recipe, recipe_name
@@ -58,7 +58,14 @@ def test_recipe_parses_as_it_stands(path: Path) -> None:
     assert config.model.class_path.startswith("glpretrain.methods.")
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+# The quick tests take one published recipe of each method; those for one GPU take twenty steps, see below.
+PUBLISHED = {method_of(path): path for path in reversed(RECIPES) if path.parent.name == "paper"}.values()
+STEPS = [
+    pytest.param(path, id=name_of(path), marks=() if path.parent == ROOT or path in PUBLISHED else pytest.mark.slow) for path in RECIPES
+]
+
+
+@pytest.mark.parametrize("path", STEPS)
 def test_recipe_takes_two_steps(path: Path, tmp_path: Path) -> None:
     training = built(shrunk(path, tmp_path), tmp_path)
     run = training.fit()
