@@ -1,5 +1,6 @@
 """Every recipe: says how it is run, parses, builds what it names, and takes two steps once it is shrunk."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import yaml
 from shrinking import EVALUATIONS, RECIPES, ROOT, built, method_of, name_of, shrunk
 
+import glpretrain
 from glpretrain.cli.training import Training
 from glpretrain.runs import find_recipe, recipe_name
 
@@ -72,3 +74,39 @@ def test_recipe_takes_two_steps(path: Path, tmp_path: Path) -> None:
     assert run.results["steps"] == 2
     assert all(bool(torch.isfinite(parameter).all()) for parameter in training.model.parameters())
     assert run.backbone.embed_dim == 24
+
+
+PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "classification_flowers" / "train"
+ONE_GPU = [path for path in RECIPES if path.parent.name == "single_gpu"]
+
+
+def test_there_is_a_recipe_for_one_gpu_of_every_kind() -> None:
+    assert [path.stem for path in ONE_GPU] == ["dino_vits16", "dinov2_vits16", "ibot_vits16", "mae_vits16", "mmc_vits16"]
+    for path in ONE_GPU:
+        recipe = yaml.safe_load(path.read_text())
+        assert recipe["model"]["init_args"]["optimization"]["lr"]["per"], "the rate follows the batch"
+        assert (recipe["trainer"]["devices"], recipe["trainer"]["precision"]) == (1, "bf16-mixed")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"no photographs in {PHOTOGRAPHS}")
+@pytest.mark.parametrize("path", ONE_GPU, ids=name_of)
+def test_a_recipe_for_one_gpu_takes_twenty_steps_on_photographs(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in PHOTOGRAPHS.iterdir():
+        (tmp_path / "photos" / folder.name).mkdir(parents=True)
+        for photograph in sorted(folder.iterdir())[:60]:
+            shutil.copy(photograph, tmp_path / "photos" / folder.name)
+    in_chunks = "chunk_size" in yaml.safe_load(path.read_text())["model"]["init_args"]["optimization"]
+    smaller = {
+        "data.batch_size": 4 if in_chunks else 2,
+        **({"model.init_args.optimization.chunk_size": 4} if in_chunks else {"trainer.accumulate_grad_batches": 2}),
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+        "trainer.logger": "false",
+        "evaluate": "false",
+    }
+    overrides = [word for name, value in smaller.items() for word in (f"--{name}", str(value))]
+    run = glpretrain.fit(name_of(path), data=tmp_path / "photos", max_steps=20, runs=tmp_path / "runs", overrides=overrides)
+    assert (run.results["steps"], run.results["images_seen"], run.results["refused_steps"]) == (20, 80, 0)
+    assert run.results["data"] == "photos" and run.backbone.embed_dim == 384
+    assert "(4 items a step / " in capsys.readouterr().out  # the rate of the smaller batch, accumulated batches counted in
