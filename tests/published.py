@@ -24,7 +24,7 @@ from glpretrain.core.keys import item_keys
 from glpretrain.data.views import MultiCrop, PointCrops, PointViewSpec, ViewMaker, ViewSpec
 from glpretrain.encoders import PointTransformer, ViT
 from glpretrain.encoders.drop_path import KeyedDropPath
-from glpretrain.masking import Mask, RegionMask
+from glpretrain.masking import Corruption, Mask, RegionMask
 from glpretrain.methods.base import Method
 from glpretrain.training.heads import Prototypes
 
@@ -56,20 +56,20 @@ class Resolved:
 
     Args:
         path: file of the recipe.
+        device: where its method is built; `meta` makes no weights.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, device: str = "meta") -> None:
         self.text = path.read_text()
         self.settings = yaml.safe_load(self.text)
         data = self.settings["data"]
         # The fingerprint of an expert needs its weights.
-        with torch.device("meta"), patch("glpretrain.training.teacher.fingerprint", return_value=""):
+        with torch.device(device), patch("glpretrain.training.teacher.fingerprint", return_value=""):
             self.method: Method = built(model=(Method, without_files(self.settings["model"])))["model"]
         self.encoder = self.method.encoder
         self.views: MultiCrop | PointCrops = built(views=(ViewMaker, data["views"]))["views"]
-        self.mask = None
-        if "mask" in data:
-            self.mask = built(mask=(Mask | RegionMask, data["mask"]))["mask"]
+        self.mask = built(mask=(Mask | RegionMask, data["mask"]))["mask"] if "mask" in data else None
+        self.corruption = built(corruption=(Corruption, data["corruption"]))["corruption"] if "corruption" in data else None
         trainer = self.settings["trainer"]
         processes = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
         self.batch = data["batch_size"] * processes * trainer.get("accumulate_grad_batches", 1)

@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from published import Resolved
 from shrinking import EVALUATIONS, RECIPES, ROOT, built, method_of, name_of, shrunk
 
 import glpretrain
 from glpretrain.cli.training import Training
+from glpretrain.core.batch import Batch
+from glpretrain.data import Scenes
+from glpretrain.data.module import DataModule
+from glpretrain.methods.base import Method
 from glpretrain.runs import find_recipe, recipe_name
 
 
@@ -110,3 +115,35 @@ def test_a_recipe_for_one_gpu_takes_twenty_steps_on_photographs(path: Path, tmp_
     assert (run.results["steps"], run.results["images_seen"], run.results["refused_steps"]) == (20, 80, 0)
     assert run.results["data"] == "photos" and run.backbone.embed_dim == 384
     assert "(4 items a step / " in capsys.readouterr().out  # the rate of the smaller batch, accumulated batches counted in
+
+
+def saved_bytes(method: Method, batch: Batch) -> int:
+    """What is kept for the backward pass of a step in bfloat16, weights not counted."""
+    kept: dict[int, torch.Tensor] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in method.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (storage := tensor.untyped_storage().data_ptr()) not in weights:
+            kept[storage] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        method.losses(batch, 0.5)
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ONE_GPU, ids=name_of)
+def test_what_a_recipe_for_one_gpu_keeps_for_the_backward_pass_leaves_room_on_24_gb(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Resolved(path, device="cpu")
+    data = DataModule(Scenes(2, size=256), run.views, batch_size=2, mask=run.mask, corruption=run.corruption)
+    batch = data.make_batch(data.raw_batch([0, 1]), encoder=run.encoder, epoch=0)
+    together = saved_bytes(run.method, batch) / 2 * run.settings["data"]["batch_size"]
+    if (chunk := run.optimization.chunk_size) is not None:  # what lies inside the encoder is kept for a chunk; global views are the largest
+        large = batch._replace(views={"global": batch.views["global"]})
+        outside = saved_bytes(run.method, large)
+        run.method.student.set_chunk_size(None)
+        together += (saved_bytes(run.method, large) - outside) / (2 * len(large.views["global"].items)) * chunk
+    with capsys.disabled():
+        print(f"{name_of(path)}: {together / 1e9:.1f} GB")
+    assert together < 16e9
