@@ -49,6 +49,7 @@ class GPFM(Method):
         num_patch_prototypes: number of prototypes of a separate head for patches; None shares the head of `cls`.
         hidden_dim: hidden width of the heads' MLPs.
         bottleneck_dim: width of the heads' outputs, which are on the unit sphere.
+        patch_bottleneck_dim: that width of a separate head for patches; None is `bottleneck_dim` (256 beside 384 in DINOv2's ViT-L/14).
         num_layers: number of layers of the heads' MLPs.
         expert_bottleneck_dim: output width of the experts' heads, whose MLP is one layer.
         train_gain: whether one gain per prototype is learned, as the official heads do.
@@ -61,7 +62,8 @@ class GPFM(Method):
         **kwargs: arguments of `Method`.
 
     Raises:
-        ValueError: an expert's name cannot name a module, or `weights` has other names than the terms.
+        ValueError: an expert's name cannot name a module, `weights` has other names than the terms, or `patch_bottleneck_dim` is given
+            without a separate head.
     """
 
     uses: ClassVar = {"global": Uses(needs=("mask",), paired_with=("global", "local")), "local": Uses(required=False)}
@@ -76,6 +78,7 @@ class GPFM(Method):
         num_patch_prototypes: int | None = None,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
+        patch_bottleneck_dim: int | None = None,
         num_layers: int = 3,
         expert_bottleneck_dim: int = 256,
         train_gain: bool = True,
@@ -92,16 +95,19 @@ class GPFM(Method):
         self.in_batch = ("koleo",) if sinkhorn_iterations is None else ("cls", "patch", "koleo")
         weights = {name: 0.1 if name == "koleo" else 1.0 for name in self.terms} if weights is None else weights
 
-        def head(count: int) -> nn.Sequential:
+        if patch_bottleneck_dim is not None and num_patch_prototypes is None:
+            raise ValueError(f"patch_bottleneck_dim={patch_bottleneck_dim} would be ignored: give num_patch_prototypes, or leave it out")
+
+        def head(count: int, width: int) -> nn.Sequential:
             return nn.Sequential(
-                ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=num_layers),
-                Prototypes(bottleneck_dim, num_prototypes=count, train_gain=train_gain),
+                ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=width, num_layers=num_layers),
+                Prototypes(width, num_prototypes=count, train_gain=train_gain),
             )
 
         encoder.add_mask_token()
-        heads: dict[str, nn.Module] = {"cls": head(num_prototypes)}
+        heads: dict[str, nn.Module] = {"cls": head(num_prototypes, bottleneck_dim)}
         if num_patch_prototypes is not None:
-            heads["patch"] = head(num_patch_prototypes)
+            heads["patch"] = head(num_patch_prototypes, patch_bottleneck_dim or bottleneck_dim)
         super().__init__(Branch(encoder, heads), weights=weights, momentum=momentum, **kwargs)
         self._patch_head = "cls" if num_patch_prototypes is None else "patch"
         self.teacher_temp = teacher_temp
