@@ -130,7 +130,8 @@ class ViT(Encoder):
         added: TimmArguments = {}
         if ffn is not None:
             name, sizes = gated_like(name, shape)
-            shape, added = {key: sizes.pop(key) for key in shape}, {**sizes}
+            shape = {key: sizes.pop(key) for key in shape}
+            added.update(sizes)
         others = {"init_values": init_values, "reg_tokens": reg_tokens, "no_embed_class": no_embed_class}
         added |= {key: value for key, value in others.items() if value is not None}
         check_numbers("ViT", init_values=init_values, reg_tokens=reg_tokens or None)

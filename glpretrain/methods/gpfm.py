@@ -49,7 +49,7 @@ class GPFM(Method):
         num_patch_prototypes: number of prototypes of a separate head for patches; None shares the head of `cls`.
         hidden_dim: hidden width of the heads' MLPs.
         bottleneck_dim: width of the heads' outputs, which are on the unit sphere.
-        patch_bottleneck_dim: that of the separate head for patches (DINOv2's vitl14.yaml changes only the other one); None is the same.
+        patch_bottleneck_dim: that width of a separate head for patches; None is `bottleneck_dim` (256 beside 384 in DINOv2's ViT-L/14).
         num_layers: number of layers of the heads' MLPs.
         expert_bottleneck_dim: output width of the experts' heads, whose MLP is one layer.
         train_gain: whether one gain per prototype is learned, as the official heads do.
@@ -62,7 +62,8 @@ class GPFM(Method):
         **kwargs: arguments of `Method`.
 
     Raises:
-        ValueError: an expert's name cannot name a module, `weights` has other names than the terms, or a width would be ignored.
+        ValueError: an expert's name cannot name a module, `weights` has other names than the terms, or `patch_bottleneck_dim` is given
+            without a separate head.
     """
 
     uses: ClassVar = {"global": Uses(needs=("mask",), paired_with=("global", "local")), "local": Uses(required=False)}
@@ -95,7 +96,7 @@ class GPFM(Method):
         weights = {name: 0.1 if name == "koleo" else 1.0 for name in self.terms} if weights is None else weights
 
         if patch_bottleneck_dim is not None and num_patch_prototypes is None:
-            raise ValueError(f"GPFM: patch_bottleneck_dim={patch_bottleneck_dim} would be ignored; give num_patch_prototypes too")
+            raise ValueError(f"patch_bottleneck_dim={patch_bottleneck_dim} would be ignored: give num_patch_prototypes, or leave it out")
 
         def head(count: int, width: int) -> nn.Sequential:
             return nn.Sequential(

@@ -3,8 +3,7 @@
 import pytest
 import timm
 import torch
-from golden import load
-from torch import Tensor
+from golden import assert_moments, load
 
 from glpretrain.encoders import ViT, build
 from glpretrain.encoders.initial import sincos_position
@@ -13,19 +12,6 @@ TINY = "vit_tiny_patch16_224"
 SMALL = "vit_small_patch14_dinov2"
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 1, "num_heads": 3}
 _NAMES = (("register_tokens", "reg_token"), ("mlp.w12.", "mlp.fc1."), ("mlp.w3.", "mlp.fc2."))
-
-
-def assert_moments(values: Tensor, expected: list[float], *, name: str) -> None:
-    """Mean, root mean square and mean absolute value of n fresh numbers, each within five standard deviations of the official sample's.
-
-    Those of one sample are at most r / sqrt(n) times 1, 0.75 and 0.65, where r is the root mean square: of the three, a normal's are the
-    largest, and its truncation makes them smaller.
-    """
-    values = values.detach().double()
-    found = torch.stack([values.mean(), values.square().mean().sqrt(), values.abs().mean()])
-    deviation = 0.0 if values.unique().numel() == 1 else 2**0.5 * expected[1] / values.numel() ** 0.5
-    for moment, wanted, factor in zip(found.tolist(), expected, (1.0, 0.75, 0.65), strict=True):
-        assert moment == pytest.approx(wanted, rel=1e-6, abs=5 * factor * deviation), name
 
 
 @pytest.mark.parametrize(
