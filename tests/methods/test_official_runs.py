@@ -232,10 +232,8 @@ def test_dcglr_without_its_contrast_follows_the_run_of_pos_bert() -> None:
         return torch.stack([noise(5, points, 3, name=f"{letter}{view}.{step}") for view in range(count)])
 
     def made(step: int) -> Batch:
-        views = {
-            letter: clouds(letter, count, points=points, step=step) for letter, count, points in (("g", 2, 40), ("l", 2, 24), ("c", 1, 16))
-        }
-        return batch_of(views["g"], local_views=views["l"], coarse_views=(views["c"],))
+        coarse = (clouds("c", 1, points=16, step=step),)
+        return batch_of(clouds("g", 2, points=40, step=step), local_views=clouds("l", 2, points=24, step=step), coarse_views=coarse)
 
     seen = fitted(model, [made(step) for step in range(STEPS)])
     for step, expected in enumerate(golden["steps"]):
