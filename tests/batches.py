@@ -100,7 +100,11 @@ class Optimized:
         layer_decay: factor on the rate from one layer to the one below.
         patch_lr: one more factor on the rate of the patch embedding.
         clip: largest norm of each parameter's gradient.
+        clip_mode: what a norm is taken over.
+        clip_skip: names of modules that are not clipped.
         freeze_prototypes: share of the run in which prototypes do not move.
+        freeze_by: how they are kept from moving.
+        mask_token: whether the mask token learns like a head or like an embedding.
         trunk: when the trunk of a run from trained weights learns.
         max_refused: number of steps in a row that may be refused.
     """
@@ -111,16 +115,21 @@ class Optimized:
     layer_decay: float | None = None
     patch_lr: float = 1.0
     clip: float | Schedule | None = None
+    clip_mode: Literal["parameter", "module", "joint"] = "parameter"
+    clip_skip: tuple[str, ...] = ()
     freeze_prototypes: float = 0.0
+    freeze_by: Literal["gradient", "rate"] = "gradient"
+    mask_token: Literal["head", "embedding"] = "head"
     trunk: TrunkRelease | None = None
     max_refused: int = 10
 
 
 def method(kind: Callable[..., AnyMethod], encoder: Encoder, optimized: Optimized | None = None, /, **settings: object) -> AnyMethod:
     """A method with the settings of its optimizer, and whatever else it takes."""
-    values = vars(Optimized() if optimized is None else optimized)
-    clip = None if values["clip"] is None else Clip(max_norm=values["clip"])
-    return kind(encoder, optimization=Optimization(**{**values, "clip": clip}), **settings)
+    values = dict(vars(Optimized() if optimized is None else optimized))
+    bound, mode, skip = (values.pop(name) for name in ("clip", "clip_mode", "clip_skip"))
+    clip = None if bound is None else Clip(mode=mode, max_norm=bound, skip=skip)
+    return kind(encoder, optimization=Optimization(**values, clip=clip), **settings)
 
 
 def teacher_of(model: Method) -> Branch:

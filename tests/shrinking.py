@@ -14,13 +14,13 @@ EVALUATIONS = sorted((ROOT / "eval").glob("*.yaml"))
 RECIPES = sorted(set(ROOT.rglob("*.yaml")) - set(EVALUATIONS))
 
 
-def _method_of(path: Path) -> str:
+def method_of(path: Path) -> str:
     return yaml.safe_load(path.read_text())["model"]["class_path"].rpartition(".")[2]
 
 
 # The contract of a method is checked on one quick recipe of each: the one that is named like the method, or else the first.
-_QUICK = sorted((path for path in RECIPES if path.parent == ROOT), key=lambda path: path.stem == _method_of(path).lower())
-ONE_PER_METHOD = sorted({_method_of(path): path for path in _QUICK}.values())
+_QUICK = sorted((path for path in RECIPES if path.parent == ROOT), key=lambda path: path.stem == method_of(path).lower())
+ONE_PER_METHOD = sorted({method_of(path): path for path in _QUICK}.values())
 SMALL_WIDTHS = {
     "num_prototypes": 16,
     "hidden_dim": 16,
@@ -39,7 +39,7 @@ SMALL_WIDTHS = {
     "rep_depth": 1,
     "rep_heads": 3,
 }
-SMALL_IF_GIVEN = {"num_patch_prototypes": 16}
+SMALL_IF_GIVEN = {"num_patch_prototypes": 16, "patch_bottleneck_dim": 6}
 # Of another width, patch size, input size and normalisation than the student; as many tokens.
 TINY_EXPERT = {
     "class_path": "glpretrain.training.teacher.FrozenTeacher",
@@ -92,6 +92,8 @@ def _shrink_points(encoder: dict, data: dict) -> None:
     encoder |= {"embed_dim": 24, "depth": 1, "num_heads": 3, "tokens_dim": 8, "num_points": 48, "points_per_token": 6, "group_size": 8}
     data["source"] = {"class_path": "glpretrain.data.Solids", "init_args": {"length": 12, "num_points": 64}}
     data["item_size"] = 64
+    if "num_points" in data["views"]["init_args"]:
+        data["views"]["init_args"]["num_points"] = 56
     for kind, points in (("global_views", 48), ("local_views", 24), ("coarse_views", 16)):
         for view in data["views"]["init_args"].get(kind) or []:
             view["points"] = points
@@ -114,6 +116,7 @@ def shrunk(path: Path, folder: Path) -> Path:
         data.pop(role, None)
     recipe["trainer"] |= {"max_steps": 2, "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
     recipe["trainer"].pop("max_epochs", None)
+    recipe["trainer"]["accumulate_grad_batches"] = min(recipe["trainer"].get("accumulate_grad_batches", 1), 2)
     written = folder / path.name
     written.write_text(yaml.safe_dump(recipe))
     return written

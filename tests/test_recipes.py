@@ -1,13 +1,20 @@
 """Every recipe: says how it is run, parses, builds what it names, and takes two steps once it is shrunk."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from shrinking import EVALUATIONS, RECIPES, built, name_of, shrunk
+from published import Resolved
+from shrinking import EVALUATIONS, RECIPES, ROOT, built, method_of, name_of, shrunk
 
+import glpretrain
 from glpretrain.cli.training import Training
+from glpretrain.core.batch import Batch
+from glpretrain.data import Scenes
+from glpretrain.data.module import DataModule
+from glpretrain.methods.base import Method
 from glpretrain.runs import find_recipe, recipe_name
 
 
@@ -58,10 +65,85 @@ def test_recipe_parses_as_it_stands(path: Path) -> None:
     assert config.model.class_path.startswith("glpretrain.methods.")
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+# The quick tests take one published recipe of each method; those for one GPU take twenty steps, see below.
+PUBLISHED = {method_of(path): path for path in reversed(RECIPES) if path.parent.name == "paper"}.values()
+STEPS = [
+    pytest.param(path, id=name_of(path), marks=() if path.parent == ROOT or path in PUBLISHED else pytest.mark.slow) for path in RECIPES
+]
+
+
+@pytest.mark.parametrize("path", STEPS)
 def test_recipe_takes_two_steps(path: Path, tmp_path: Path) -> None:
     training = built(shrunk(path, tmp_path), tmp_path)
     run = training.fit()
     assert run.results["steps"] == 2
     assert all(bool(torch.isfinite(parameter).all()) for parameter in training.model.parameters())
     assert run.backbone.embed_dim == 24
+
+
+PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "classification_flowers" / "train"
+ONE_GPU = [path for path in RECIPES if path.parent.name == "single_gpu"]
+
+
+def test_there_is_a_recipe_for_one_gpu_of_every_kind() -> None:
+    assert [path.stem for path in ONE_GPU] == ["dino_vits16", "dinov2_vits16", "ibot_vits16", "mae_vits16", "mmc_vits16"]
+    for path in ONE_GPU:
+        recipe = yaml.safe_load(path.read_text())
+        assert recipe["model"]["init_args"]["optimization"]["lr"]["per"], "the rate follows the batch"
+        assert (recipe["trainer"]["devices"], recipe["trainer"]["precision"]) == (1, "bf16-mixed")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"no photographs in {PHOTOGRAPHS}")
+@pytest.mark.parametrize("path", ONE_GPU, ids=name_of)
+def test_a_recipe_for_one_gpu_takes_twenty_steps_on_photographs(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in PHOTOGRAPHS.iterdir():
+        (tmp_path / "photos" / folder.name).mkdir(parents=True)
+        for photograph in sorted(folder.iterdir())[:60]:
+            shutil.copy(photograph, tmp_path / "photos" / folder.name)
+    in_chunks = "chunk_size" in yaml.safe_load(path.read_text())["model"]["init_args"]["optimization"]
+    smaller = {
+        "data.batch_size": 4 if in_chunks else 2,
+        **({"model.init_args.optimization.chunk_size": 4} if in_chunks else {"trainer.accumulate_grad_batches": 2}),
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+        "trainer.logger": "false",
+        "evaluate": "false",
+    }
+    overrides = [word for name, value in smaller.items() for word in (f"--{name}", str(value))]
+    run = glpretrain.fit(name_of(path), data=tmp_path / "photos", max_steps=20, runs=tmp_path / "runs", overrides=overrides)
+    assert (run.results["steps"], run.results["images_seen"], run.results["refused_steps"]) == (20, 80, 0)
+    assert run.results["data"] == "photos" and run.backbone.embed_dim == 384
+    assert "(4 items a step / " in capsys.readouterr().out  # the rate of the smaller batch, accumulated batches counted in
+
+
+def saved_bytes(method: Method, batch: Batch) -> int:
+    """What is kept for the backward pass of a step in bfloat16, weights not counted."""
+    kept: dict[int, torch.Tensor] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in method.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (storage := tensor.untyped_storage().data_ptr()) not in weights:
+            kept[storage] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        method.losses(batch, 0.5)
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ONE_GPU, ids=name_of)
+def test_what_a_recipe_for_one_gpu_keeps_for_the_backward_pass_leaves_room_on_24_gb(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Resolved(path, device="cpu")
+    data = DataModule(Scenes(2, size=256), run.views, batch_size=2, mask=run.mask, corruption=run.corruption)
+    batch = data.make_batch(data.raw_batch([0, 1]), encoder=run.encoder, epoch=0)
+    together = saved_bytes(run.method, batch) / 2 * run.settings["data"]["batch_size"]
+    if (chunk := run.optimization.chunk_size) is not None:  # what lies inside the encoder is kept for a chunk; global views are the largest
+        large = batch._replace(views={"global": batch.views["global"]})
+        outside = saved_bytes(run.method, large)
+        run.method.student.set_chunk_size(None)
+        together += (saved_bytes(run.method, large) - outside) / (2 * len(large.views["global"].items)) * chunk
+    with capsys.disabled():
+        print(f"{name_of(path)}: {together / 1e9:.1f} GB")
+    assert together < 16e9

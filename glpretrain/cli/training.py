@@ -284,13 +284,13 @@ class Training(LightningCLI):
         together = data.batch_size * self.trainer.world_size
         in_batches = f" in {accumulated} batches of {together}" if accumulated > 1 else ""
         left_out = len(data.source) % (together * accumulated) if isinstance(data.order, Shuffled) else 0
-        changed = self.model.changed_by_accumulation(accumulated)
+        rate, changed = self.model.optimization.describe_rate(together * accumulated), self.model.changed_by_accumulation(accumulated)
         trained = sum(parameter.numel() for parameter in self.model.student.parameters() if parameter.requires_grad)
         return (
             f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {size}, "
             f"{trained / 1e6:.1f} M parameters with heads; {len(data.source)} items of {data.source.name}, "
             f"{together * accumulated} a step{in_batches}{f', {left_out} left out of each epoch' if left_out else ''}\n"
-            f"{start}{changed}run folder: {self.folder}"
+            f"{start}{rate}{changed}run folder: {self.folder}"
         )
 
     def _results(self, seconds: float) -> dict[str, object]:

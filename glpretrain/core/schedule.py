@@ -1,7 +1,7 @@
 """A value as a pure function of training progress, so that neither resuming nor another epoch length changes it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -18,9 +18,12 @@ class Schedule:
         warmup: length of the warm-up as a share of the run, in [0, 1).
         warmup_start: value at progress 0 when there is a warm-up.
         shape: shape of the curve from `base` to `end`; `step` stays at `warmup_start` and jumps to `base` where the warm-up ends.
+        per: number of items in a step that `base` is meant for; `for_batch` turns it into that of a run's own batch. `end` and
+            `warmup_start` stay as they are (DINO main_dino.py, MAE main_pretrain.py). None: the values are used as they are.
+        scaling: how `base` grows with the batch: in proportion (DINO, MAE) or with its square root (DINOv2 utils/config.py).
 
     Raises:
-        ValueError: a value is not finite, `warmup` is outside [0, 1), or the shape would ignore `end`.
+        ValueError: a value is not finite, `warmup` is outside [0, 1), `per` is below 1, or a setting would be ignored.
     """
 
     base: float
@@ -28,6 +31,8 @@ class Schedule:
     warmup: float = 0.0
     warmup_start: float = 0.0
     shape: Literal["cosine", "linear", "constant", "step"] = "cosine"
+    per: int | None = None
+    scaling: Literal["linear", "sqrt"] = "linear"
 
     def __post_init__(self) -> None:
         for name, value in (("base", self.base), ("end", self.end), ("warmup_start", self.warmup_start)):
@@ -37,18 +42,32 @@ class Schedule:
             raise ValueError(f"Schedule: warmup={self.warmup} given; it is a share of the run in [0, 1)")
         if self.shape in ("constant", "step") and self.end not in (None, self.base):
             raise ValueError(f"Schedule: shape {self.shape!r} would ignore end={self.end}; leave it out or choose cosine or linear")
+        if self.per is not None and self.per < 1:
+            raise ValueError(f"Schedule: per={self.per} given; it is a number of items, at least 1")
+        if self.per is None and self.scaling != "linear":
+            raise ValueError(f"Schedule: scaling {self.scaling!r} would be ignored without per; give per, or leave scaling out")
 
-    def require(self, name: str, *, positive: bool = False, most: float = math.inf) -> None:
+    def for_batch(self, num_items: int) -> "Schedule":
+        """The schedule with `base` for steps of `num_items`, without a rule; itself if it has none."""
+        if self.per is None:
+            return self
+        ratio = num_items / self.per
+        return replace(self, base=self.base * (math.sqrt(ratio) if self.scaling == "sqrt" else ratio), per=None, scaling="linear")
+
+    def require(self, name: str, *, positive: bool = False, most: float = math.inf, scales: bool = False) -> None:
         """Refuse a schedule that leaves its range anywhere.
 
         Args:
             name: what the schedule is for, in messages.
             positive: whether 0 is out of range too.
             most: largest value.
+            scales: whether it may depend on the batch.
 
         Raises:
-            ValueError: a value is below 0, is 0 where that is out of range, or is above `most`.
+            ValueError: a value is below 0, is 0 where that is out of range, or is above `most`; or the schedule must not have `per`.
         """
+        if self.per is not None and not scales:
+            raise ValueError(f"{name}: per={self.per} given; only optimization.lr depends on the batch: leave per out")
         reached = {"base": self.base} if self.end is None else {"base": self.base, "end": self.end}
         if self.warmup > 0.0 and not (positive and self.warmup_start == 0.0 and self.shape != "step"):
             reached["warmup_start"] = self.warmup_start
@@ -59,6 +78,7 @@ class Schedule:
 
     def __call__(self, progress: float) -> float:
         """Value at `progress`, the number of optimizer steps done divided by all of them, in [0, 1]."""
+        assert self.per is None, "for_batch comes first"
         if progress < self.warmup:
             if self.shape == "step":
                 return self.warmup_start

@@ -26,7 +26,8 @@ _LARGEST_COUNTS = {
 }
 _LARGEST = {"mlp_ratio": 64, "norm_eps": 1, "init_values": 1000}
 # Arguments of builders that are words or flags.
-_WORDS, _FLAGS = ("name", "position_resize", "positions", "licence", "source"), ("drop_path_uniform", "class_token", "no_embed_class")
+_WORDS = ("name", "position_resize", "positions", "ffn", "initial", "licence", "source")
+_FLAGS = ("drop_path_uniform", "class_token", "no_embed_class")
 
 _Builder = TypeVar("_Builder", bound=Callable[..., "Encoder"])
 _BUILDERS: dict[str, Callable[..., "Encoder"]] = {}

@@ -1,6 +1,7 @@
 """What the timm adapters share: sizes and channel statistics, positions for another grid, and the folder that timm opens by itself."""
 
 import math
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.mlp import Mlp
 from timm.models import is_model_in_modules
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from glpretrain.core.types import EncoderCard
@@ -41,13 +43,61 @@ class BlockOfViT(NamedTuple):
     num_heads: int
 
 
-def block_of(name: str) -> BlockOfViT:
+def first_block(name: str) -> nn.Module:
     """The first block of timm's ViT of this name, which is built without memory."""
     with torch.device("meta"):
-        block = create_model(name, num_classes=0).get_submodule("blocks.0")
+        return create_model(name, num_classes=0).get_submodule("blocks.0")
+
+
+def block_of(name: str) -> BlockOfViT:
+    """What the first block of timm's ViT of this name has."""
+    block = first_block(name)
     heads = block.get_submodule("attn").num_heads
     assert isinstance(heads, int)
     return BlockOfViT(gated=type(block.get_submodule("mlp")) is not Mlp, num_heads=heads)
+
+
+GATED = "vit_giant_patch14_dinov2"  # timm's model with gated MLPs, which is built at any size
+_PLAIN = re.compile(r"vit_(small|base|large)_patch14_(reg4_)?dinov2")  # those with plain ones and the rest as in `GATED`
+
+
+def gated_like(name: str, sizes: Mapping[str, int | float | None]) -> tuple[str, dict[str, int | float]]:
+    """DINOv2's model of some size with SwiGLU in place of its MLPs (`ffn_layer: swiglufused` in dinov2/configs/train/vitl14.yaml).
+
+    A SwiGLU has two thirds of the hidden width of the MLP, rounded up to a multiple of 8 (dinov2/layers/swiglu_ffn.py); timm counts both
+    of its halves, because one matrix holds them.
+
+    Args:
+        name: timm's model with plain MLPs.
+        sizes: `patch_size`, `embed_dim`, `depth`, `num_heads` and `mlp_ratio`, where None is that model's own; the ratio is the MLP's.
+
+    Returns:
+        The name of timm's model with gated MLPs, and all sizes with which it is built.
+
+    Raises:
+        ValueError: the name is another model's.
+    """
+    if not _PLAIN.fullmatch(name):
+        accepted = ", ".join(f"vit_{size}_patch14_dinov2" for size in ("small", "base", "large"))
+        raise ValueError(f"ViT: ffn='swiglu' given with {name}; accepted: {accepted}, with or without reg4")
+    with torch.device("meta"):
+        model = create_model(name, num_classes=0)
+    assert isinstance(model, VisionTransformer)
+    heads = model.blocks[0].get_submodule("attn").num_heads
+    assert isinstance(heads, int)
+    own = {"patch_size": 14, "embed_dim": model.embed_dim, "depth": len(model.blocks), "num_heads": heads, "mlp_ratio": 4.0}
+    size = {**own, **{key: value for key, value in sizes.items() if value is not None}}
+    dim = int(size["embed_dim"])
+    hidden = (int(int(dim * size["mlp_ratio"]) * 2 / 3) + 7) // 8 * 8
+    registers = {"reg_tokens": model.num_reg_tokens, "no_embed_class": True} if model.num_reg_tokens else {}
+    return GATED, {**registers, **size, "mlp_ratio": ratio_of(2 * hidden, embed_dim=dim)}
+
+
+def ratio_of(hidden: int, *, embed_dim: int) -> float:
+    """The `mlp_ratio` with which timm gives the MLP this hidden width."""
+    ratio = hidden / embed_dim
+    # timm rounds the product down.
+    return ratio if int(embed_dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:

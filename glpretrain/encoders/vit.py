@@ -7,6 +7,7 @@ NaFlexVit, and the towers of vision-language models, whose patch and position st
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from timm.layers.hybrid_embed import HybridEmbed
@@ -15,7 +16,7 @@ from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from timm.models import is_model_in_modules
 from timm.models.beit import Beit
 from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
@@ -23,7 +24,8 @@ from glpretrain.core.clouds import take
 from glpretrain.core.patches import image_grid
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, check_numbers, register
-from glpretrain.encoders.drop_path import KeyedDropPath, use_keyed_paths
+from glpretrain.encoders.drop_path import KeptBlock, drop_uniformly, use_keyed_paths
+from glpretrain.encoders.initial import INITIALS, Initial, fix_positions, start
 from glpretrain.encoders.sequences import hide_tokens, split_tokens
 from glpretrain.encoders.timm_model import (
     POSITION_RESIZES,
@@ -31,6 +33,8 @@ from glpretrain.encoders.timm_model import (
     TimmArguments,
     check_model,
     create_model,
+    first_block,
+    gated_like,
     image_card,
     pair,
     resize_positions,
@@ -56,10 +60,14 @@ class ViT(Encoder):
         num_heads: number of attention heads; None is timm's own.
         mlp_ratio: width of a block's hidden layer, divided by D (both halves of a gated one together, where timm packs them); None is
             timm's own.
+        ffn: `swiglu` gives a DINOv2 model the gated layers that its authors train, whose width follows from `mlp_ratio`, see
+            `timm_model.gated_like`; the card then names timm's gated model and its sizes. None is timm's own.
+        positions: `learned`, or `sincos` for fixed sine-cosine positions as in MAE and FSFM.
+        initial: the rule for fresh weights, see `initial.Initial`; it is not on the card.
         drop_path_rate: rate of stochastic depth in the last block; it grows evenly from 0 in the first one, as in DINO, iBOT and Mugs.
         drop_path_uniform: give every block that same rate, as DINOv2 and GPFM do (`drop_path_uniform: true` in their
-            dinov2/configs/ssl_default_config.yaml, used in dinov2/models/vision_transformer.py). Above a rate of 0.1 their code drops an
-            exact share of the batch (dinov2/layers/block.py); here each item is drawn by itself.
+            dinov2/configs/ssl_default_config.yaml, used in dinov2/models/vision_transformer.py). Plain blocks then compute only what is
+            kept, see `drop_path.KeptBlock`.
         init_values: start of every layer scale, which some published models have and timm's model of that name does not; None is timm's
             own.
         reg_tokens: number of register tokens; None is timm's own.
@@ -73,7 +81,8 @@ class ViT(Encoder):
         source: source of the weights.
 
     Raises:
-        ValueError: `name` is no ViT of timm, a size does not fit another one, or `drop_path_uniform` is set without a rate.
+        ValueError: `name` is no ViT of timm, a size does not fit another one, `drop_path_uniform` is set without a rate, or the model
+            has no such layers, positions or tokens.
     """
 
     mask_token: nn.Parameter | None
@@ -89,6 +98,9 @@ class ViT(Encoder):
         depth: int | None = None,
         num_heads: int | None = None,
         mlp_ratio: float | None = None,
+        ffn: Literal["swiglu"] | None = None,
+        positions: Literal["learned", "sincos"] = "learned",
+        initial: Initial = "timm",
         drop_path_rate: float = 0.0,
         drop_path_uniform: bool = False,
         init_values: float | None = None,
@@ -104,18 +116,29 @@ class ViT(Encoder):
     ) -> None:
         super().__init__()
         check_model(name, VIT_MODULES, encoder="ViT")
-        counts = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
-        check_numbers("ViT", **counts, in_chans=in_chans, mlp_ratio=mlp_ratio, norm_eps=norm_eps, drop_path_rate=drop_path_rate)
+        shape = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
+        check_numbers("ViT", **shape, in_chans=in_chans, norm_eps=norm_eps, drop_path_rate=drop_path_rate)
+        words = (
+            ("position_resize", position_resize, POSITION_RESIZES),
+            ("positions", positions, ("learned", "sincos")),
+            ("initial", initial, INITIALS),
+            ("ffn", ffn, (None, "swiglu")),
+        )
+        for word, value, accepted in words:
+            if value not in accepted:
+                raise ValueError(f"ViT: {word}={value!r} given; accepted: {', '.join(map(str, accepted))}")
+        added: TimmArguments = {}
+        if ffn is not None:
+            name, sizes = gated_like(name, shape)
+            shape = {key: sizes.pop(key) for key in shape}
+            added.update(sizes)
         others = {"init_values": init_values, "reg_tokens": reg_tokens, "no_embed_class": no_embed_class}
-        added = {key: value for key, value in others.items() if value is not None}
+        added |= {key: value for key, value in others.items() if value is not None}
         check_numbers("ViT", init_values=init_values, reg_tokens=reg_tokens or None)
         if drop_path_uniform and drop_path_rate == 0.0:
             raise ValueError("ViT: drop_path_uniform=True given with drop_path_rate=0.0; set a rate above 0 or leave drop_path_uniform out")
-        if position_resize not in POSITION_RESIZES:
-            raise ValueError(f"ViT: position_resize={position_resize!r} given; accepted: {', '.join(POSITION_RESIZES)}")
         self._fixed_size = is_model_in_modules(name, _FIXED_SIZE_MODULES)
         height, width = pair(img_size)
-        shape = {**counts, "mlp_ratio": mlp_ratio}
         chosen: TimmArguments = {key: value for key, value in shape.items() if value is not None}
         # No pooling: timm then keeps the final norm on the tokens and builds no pooling head that would never get a gradient.
         self._timm_args: TimmArguments = {
@@ -131,16 +154,21 @@ class ViT(Encoder):
             self._timm_args["dynamic_img_size"] = True
         if is_model_in_modules(name, ("vision_transformer_relpos",)):
             self._timm_args["fc_norm"] = False  # some of these name the norm behind the pooling whatever the pooling is
+        keeps = drop_path_uniform and type(first_block(name)) is Block
         try:
-            model = create_model(name, pretrained=False, **self._timm_args)
+            model = create_model(name, pretrained=False, **self._timm_args, **({"block_fn": KeptBlock} if keeps else {}))
         except (AssertionError, TypeError) as refusal:  # sizes that do not fit one another; arguments that this model does not have
             raise ValueError(f"ViT: timm refuses to build {name} with {chosen | added}: {refusal}") from refusal
         assert isinstance(model, VisionTransformer | VisionTransformerRelPos | Beit | Eva)
         self.model = model
         if isinstance(model, Beit | Eva):
             _check_width(model, name=name)
-        if position_resize != "timm" and (type(model) is not VisionTransformer or model.pos_embed is None):
-            raise ValueError(f"ViT: position_resize={position_resize!r} given; {name} accepts timm only")
+        plain = type(model) is VisionTransformer
+        for word, value, default in (("position_resize", position_resize, "timm"), ("positions", positions, "learned")):
+            if value != default and not (plain and model.pos_embed is not None):
+                raise ValueError(f"ViT: {word}={value!r} given; {name} accepts {default} only")
+        if initial != "timm" and not plain:
+            raise ValueError(f"ViT: initial={initial!r} given; {name} accepts timm only")
         self.position_resize: PositionResize = position_resize
         if norm_eps is not None:
             for module in model.modules():
@@ -148,9 +176,13 @@ class ViT(Encoder):
                     module.eps = norm_eps
         if rope_periods is not None:
             _set_rope_periods(model, rope_periods, name=name)
+        if plain:
+            start(model, initial)
+            if positions == "sincos":
+                fix_positions(model)
         use_keyed_paths(model)
         if drop_path_uniform:
-            _set_drop_paths(model.blocks, rate=drop_path_rate)
+            drop_uniformly(model.blocks, rate=drop_path_rate)
         self.register_parameter("mask_token", None)
         assert isinstance(model.patch_embed, PatchEmbed | HybridEmbed)
         ratio = model.patch_embed.feat_ratio(as_scalar=False)
@@ -160,6 +192,7 @@ class ViT(Encoder):
             "drop_path_rate": drop_path_rate,
             # Written only where it is set: cards of earlier versions, and the fingerprints made from them, stay the same.
             **({"drop_path_uniform": True} if drop_path_uniform else {}),
+            **({"positions": positions} if positions != "learned" else {}),
             **added,
             "position_resize": position_resize,
             "norm_eps": norm_eps,
@@ -294,14 +327,6 @@ def _set_rope_periods(model: nn.Module, periods: Sequence[float], *, name: str) 
     if len(periods) != own.numel():
         raise ValueError(f"ViT: rope_periods has {len(periods)} values; accepted by {name}: {own.numel()}")
     own.copy_(torch.tensor(periods))
-
-
-def _set_drop_paths(blocks: nn.Module, *, rate: float) -> None:
-    """Give every residual branch of every block this rate: timm gives the first block none, and so no module that could drop."""
-    for module in list(blocks.modules()):
-        for name, _ in list(module.named_children()):
-            if name.startswith("drop_path"):
-                module.add_module(name, KeyedDropPath(rate))
 
 
 def _gather_rope(rope: Tensor, keep: Tensor) -> Tensor:

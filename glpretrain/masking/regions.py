@@ -47,8 +47,8 @@ _GROUPS: dict[str, tuple[str, ...]] = {
 }
 _NUM_COVERED = 6  # one of the first six may be the region that is hidden whole; skin and background never are
 _PARTS = (0, 1, 2, 3, 5)  # brows, eyes, nose, mouth, hair
-_REGION, _SHARE, _FILL = range(3)  # purposes of the keys
-RegionPer = Literal["batch", "item"]
+_REGION, _SHARE, _FILL, _GROUP = range(4)  # purposes of the keys
+RegionPer = Literal["batch", "item"] | int
 
 
 class Hidden(NamedTuple):
@@ -92,17 +92,21 @@ class RegionMask(ABC):
 
 
 def _check_region_per(region_per: RegionPer, *, mask: str) -> RegionPer:
-    if region_per not in ("batch", "item"):
-        raise ValueError(f"{mask}: region_per is 'batch' or 'item', not {region_per!r}")
+    if region_per not in ("batch", "item") and not (type(region_per) is int and region_per >= 1):
+        raise ValueError(f"{mask}: region_per is 'batch', 'item' or a number of items, not {region_per!r}")
     return region_per
 
 
 def _covered(keys: Tensor, touches: Tensor, *, region_per: RegionPer) -> Tensor:
     """Bool[B N]: the tokens of the region that is hidden whole, which is one of brows, eyes, nose, mouth, boundary of the face and hair."""
     key = fold_in(keys, _REGION)
-    if region_per == "batch":
+    if region_per != "item":
         # The sum over the items of all processes, modulo 2^64, so that the order of the items and their processes do not matter.
-        key = all_reduce_sum(key.sum()).expand_as(key)
+        total, num_items = all_reduce_sum(torch.stack([key.sum(), key.new_tensor(len(key))])).unbind()
+        key = total.expand_as(key)
+        if region_per != "batch":
+            num_groups = ((num_items + region_per // 2) // region_per).clamp(min=1)  # rounded
+            key = fold_in(key, integers(fold_in(keys, _GROUP), 0, num_groups))
     region = integers(key, 0, _NUM_COVERED)  # [B]
     return touches.gather(1, region.view(-1, 1, 1).expand(-1, 1, touches.shape[2]))[:, 0]
 
@@ -116,8 +120,9 @@ class CRFRPMask(RegionMask):
 
     Args:
         ratio: share of hidden tokens.
-        region_per: `batch` covers one region in all items of a step, as the official code does (each of its processes draws its own;
-            here all processes share one), `item` one in each.
+        region_per: `batch` covers one region in all items of a step, in all processes; `item` one in each; a number covers one in each
+            group of so many items. The official code draws one per batch of a loader, which is a process and a micro-batch: 64 items by
+            default, and 256 in its README. Here an item draws its group, so that groups have this size on average.
     """
 
     has_region_mask = True

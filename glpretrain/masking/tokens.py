@@ -66,7 +66,8 @@ class RandomMask(Mask):
     def __init__(self, ratio: float, rounded_down: RoundedDown = "visible") -> None:
         if rounded_down not in ("visible", "hidden"):
             raise ValueError(f"RandomMask: rounded_down is 'visible' or 'hidden', not {rounded_down!r}")
-        self.ratio, self.rounded_down = check_ratio(ratio, mask="RandomMask"), rounded_down
+        self.ratio = check_ratio(ratio, mask="RandomMask")
+        self.rounded_down: RoundedDown = rounded_down
 
     def __call__(self, keys: Tensor, grid: tuple[int, ...]) -> Tensor:
         """As `Mask`."""

@@ -6,7 +6,7 @@ Left out: evaluation and export (`callbacks`), augmentation (`data`), learning r
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -19,11 +19,19 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.transfer import Transfer, copy_backbone
 from glpretrain.training.branch import Branch, batch_norms
 from glpretrain.training.checks import begin_step_again, identity, require_end, require_same_run
+from glpretrain.training.heads import Prototypes
 from glpretrain.training.memory import broadcast_states, keep_from_ddp
 from glpretrain.training.optim import Optimization, TrunkRelease, gradient_norms
 from glpretrain.training.step import Step
 from glpretrain.training.teacher import EMATeacher
 from glpretrain.training.warm_start import Trunk
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """What a rule for the learning rate needs to know of the data."""
+
+    batch_size: int  # items of a process in a micro-batch
 
 
 class Method(pl.LightningModule, ABC):
@@ -145,6 +153,13 @@ class Method(pl.LightningModule, ABC):
                 value.require(name, positive=True)
         if self.optimization.trunk is not None and self.trunk is None:
             raise ValueError("optimization.trunk would be ignored: the run starts from random weights; leave it out, or give init_from")
+        if self.optimization.lr.per is not None:
+            data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
+            if not isinstance(data, Batched):
+                raise ValueError(f"optimization: lr has per={self.optimization.lr.per}, but the run has no DataModule; leave per out")
+            count = data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+            self.optimization = self.optimization.for_batch(count)
+        self.optimization.require_modules(self)
         keep_from_ddp(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -175,7 +190,8 @@ class Method(pl.LightningModule, ABC):
         """AdamW; the schedules set rate and decay before every step."""
         trunk = {id(parameter) for parameter in self.encoder.parameters()}
         others = [(name, parameter) for name, parameter in self.named_parameters() if id(parameter) not in trunk]
-        return self.optimization.optimizer(self.encoder, others, from_weights=self.trunk is not None)
+        prototypes = [parameter for module in self.modules() if isinstance(module, Prototypes) for parameter in module.parameters()]
+        return self.optimization.optimizer(self.encoder, others, prototypes=prototypes, from_weights=self.trunk is not None)
 
     def on_train_start(self) -> None:
         """Make the states of all processes equal; they stay equal, because each process writes what was gathered from all."""

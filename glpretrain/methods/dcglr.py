@@ -10,7 +10,7 @@ N-pair contrast, which is never called there.
 WHAT IS OURS: that the contrast is InfoNCE behind a head of its own (SiT's, whose batch norms let it learn from the first step on;
 on the bottleneck of the distillation's head it stayed at chance for hundreds of steps), its temperature and weight, and that its
 negatives are the items of all processes. POS-BERT's masked tokens, its own addition, are left out.
-Known differences: centres and temperatures as listed for DINO; the teacher's batch norms use the student's running statistics.
+Known differences: centres and temperatures as listed for DINO.
 """
 
 from typing import ClassVar

@@ -7,9 +7,10 @@ Paper: Wang et al., "FSFM: a generalizable face security foundation model via se
 Reference code: wolo-wolo/FSFM-CVPR25 at 986aaab (fsfm-3c/models_fsfm.py, util/loss_contrastive.py, pretrain/engine_pretrain.py).
 Known differences: the target moves once per optimizer step, officially once per micro-batch (`momentum` to the power of the
 micro-batches is the same pace); without a covered region in the batch its term is 0, officially NaN, and the batch is skipped;
-the encoder's positions are timm's learned ones, officially fixed; the recipes clip gradients one by one, officially by their joint norm;
-the mask token has one axis here, so it does not decay; several views of an item count as several items; the exported encoder is the
-target's, as everywhere here, while the official code publishes both and fine-tunes the online one (`export --which student`).
+several views of an item count as several items; the exported encoder is the target's, as everywhere here, while the official code
+publishes both and fine-tunes the online one (`export --which student`). What is official only when it is asked for: fixed positions and
+fresh weights of the encoder (`positions: sincos` and `initial: mae` of `ViT`), one covered region for each 256 faces (`region_per: 256`
+of the mask), a joint norm for clipping and a mask token that decays (`optimization: {clip: {mode: joint}, mask_token: embedding}`).
 """
 
 from typing import ClassVar, Literal

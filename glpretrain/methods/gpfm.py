@@ -8,13 +8,15 @@ Biomedical Engineering 2025; Oquab et al., "DINOv2: learning robust visual featu
 Reference code: birkhoffkiki/GPFM at 4f8be2b (pretrain/dinov2: train/ssl_meta_arch.py, kl_loss.py, fms.py), facebookresearch/dinov2 at
 b8931f7 (loss/, data/masking.py, data/collate.py).
 Known differences: an expert gets views in its own normalisation and size, the official ones those of the student; the patch centre is
-the mean over the hidden patches of all processes, the official one the mean of their means; neighbours for KoLeo come from all
-processes; every view is masked or not by its own draw, where the official code masks exactly half of a batch and spreads the ratios
-evenly over it; the recipes clip gradients parameter by parameter and drop more paths in deeper blocks; the mask token has one axis here,
-so it does not decay.
+the mean over the hidden patches of all processes, the official one the mean of their means; every view is masked or not by its own
+draw, where the official code masks exactly half of a batch and spreads the ratios evenly over it. What is official only when it is
+asked for: neighbours for KoLeo from one process (`koleo_among: process`); SwiGLU, its fresh weights, positions resized as theirs, and
+paths dropped evenly (`ffn: swiglu`, `initial: dinov2`, `position_resize: dino` and `drop_path_uniform` of `ViT`); clipping by module
+without the experts' heads, prototypes frozen by their rate, and a mask token that decays and learns like the embedding
+(`optimization: {clip: {mode: module, skip: [expert_heads]}, freeze_by: rate, mask_token: embedding}`).
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,18 +49,21 @@ class GPFM(Method):
         num_patch_prototypes: number of prototypes of a separate head for patches; None shares the head of `cls`.
         hidden_dim: hidden width of the heads' MLPs.
         bottleneck_dim: width of the heads' outputs, which are on the unit sphere.
+        patch_bottleneck_dim: that width of a separate head for patches; None is `bottleneck_dim` (256 beside 384 in DINOv2's ViT-L/14).
         num_layers: number of layers of the heads' MLPs.
         expert_bottleneck_dim: output width of the experts' heads, whose MLP is one layer.
         train_gain: whether one gain per prototype is learned, as the official heads do.
         student_temp: temperature of the student's assignments.
         teacher_temp: temperature of the teacher's targets, over progress.
         centre_momentum: momentum of the running centres of the teacher's logits.
+        koleo_among: where KoLeo searches the nearest item, see `KoLeo`.
         sinkhorn_iterations: balance the targets by Sinkhorn-Knopp instead of a centre; the official number is 3.
         momentum: momentum of the teacher's moving average, over progress.
         **kwargs: arguments of `Method`.
 
     Raises:
-        ValueError: an expert's name cannot name a module, or `weights` has other names than the terms.
+        ValueError: an expert's name cannot name a module, `weights` has other names than the terms, or `patch_bottleneck_dim` is given
+            without a separate head.
     """
 
     uses: ClassVar = {"global": Uses(needs=("mask",), paired_with=("global", "local")), "local": Uses(required=False)}
@@ -73,12 +78,14 @@ class GPFM(Method):
         num_patch_prototypes: int | None = None,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
+        patch_bottleneck_dim: int | None = None,
         num_layers: int = 3,
         expert_bottleneck_dim: int = 256,
         train_gain: bool = True,
         student_temp: float = 0.1,
         teacher_temp: Schedule = Schedule(0.07, warmup=0.075, warmup_start=0.04, shape="constant"),  # noqa: B008
         centre_momentum: float = 0.9,
+        koleo_among: Literal["joint", "process"] = "joint",
         sinkhorn_iterations: int | None = None,
         momentum: Schedule = Schedule(0.992, 1.0),  # noqa: B008
         **kwargs,  # noqa: ANN003
@@ -88,23 +95,26 @@ class GPFM(Method):
         self.in_batch = ("koleo",) if sinkhorn_iterations is None else ("cls", "patch", "koleo")
         weights = {name: 0.1 if name == "koleo" else 1.0 for name in self.terms} if weights is None else weights
 
-        def head(count: int) -> nn.Sequential:
+        if patch_bottleneck_dim is not None and num_patch_prototypes is None:
+            raise ValueError(f"patch_bottleneck_dim={patch_bottleneck_dim} would be ignored: give num_patch_prototypes, or leave it out")
+
+        def head(count: int, width: int) -> nn.Sequential:
             return nn.Sequential(
-                ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=num_layers),
-                Prototypes(bottleneck_dim, num_prototypes=count, train_gain=train_gain),
+                ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=width, num_layers=num_layers),
+                Prototypes(width, num_prototypes=count, train_gain=train_gain),
             )
 
         encoder.add_mask_token()
-        heads: dict[str, nn.Module] = {"cls": head(num_prototypes)}
+        heads: dict[str, nn.Module] = {"cls": head(num_prototypes, bottleneck_dim)}
         if num_patch_prototypes is not None:
-            heads["patch"] = head(num_patch_prototypes)
+            heads["patch"] = head(num_patch_prototypes, patch_bottleneck_dim or bottleneck_dim)
         super().__init__(Branch(encoder, heads), weights=weights, momentum=momentum, **kwargs)
         self._patch_head = "cls" if num_patch_prototypes is None else "patch"
         self.teacher_temp = teacher_temp
         balance = {"student_temp": student_temp, "centre_momentum": centre_momentum, "sinkhorn_iterations": sinkhorn_iterations}
         self.cls_objective = ViewDistillation(num_prototypes=num_prototypes, **balance)
         self.patch_objective = PatchDistillation(num_prototypes=num_patch_prototypes or num_prototypes, **balance)
-        self.koleo_objective = KoLeo()
+        self.koleo_objective = KoLeo(among=koleo_among)
         # Not in the branch, because the teacher has no copy of them.
         self.experts = nn.ModuleDict(experts)
         self.expert_heads = nn.ModuleDict(

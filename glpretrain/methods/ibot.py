@@ -5,8 +5,8 @@ teacher does, which sees the whole view; one head for `cls` and patches, so what
 Paper: Zhou et al., "iBOT: image BERT pre-training with online tokenizer", ICLR 2022.
 Reference code: bytedance/ibot at da316d8 (main_ibot.py, loader.py, models/head.py).
 Known differences: the head is shared (the paper's recommendation, `shared_head` and `shared_head_teacher` true); the student's
-head runs on hidden patches only, which changes no number; the mask token has one axis here, so it does not decay; otherwise as
-listed for DINO.
+head runs on hidden patches only, which changes no number; the mask token decays with `optimization.mask_token: embedding` only;
+otherwise as listed for DINO.
 """
 
 import math

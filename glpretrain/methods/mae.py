@@ -3,12 +3,12 @@
 Idea: the encoder never sees hidden patches nor mask tokens, so it is cheap; a small decoder fills in.
 Paper: He et al., "Masked autoencoders are scalable vision learners", CVPR 2022.
 Reference code: facebookresearch/mae at efb2a80 (models_mae.py, util/pos_embed.py, util/lr_sched.py).
-Known differences: the encoder's position embedding is timm's learned one, the decoder's is the official fixed one; several
-views of an item count as several items; the decoder's mask token has one axis here, so it does not decay; gradients are clipped
-unless `clip` is null.
+Known differences: several views of an item count as several items. What is official only when it is asked for: fixed positions and
+fresh weights of the encoder (`positions: sincos` and `initial: mae` of `ViT`), fresh weights of the decoder (`decoder_initial: mae`),
+decay of the mask token (`optimization.mask_token: embedding`), and gradients that are not clipped (`optimization.clip: null`).
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -30,6 +30,7 @@ class MAE(Method):
         decoder_dim: width of the decoder.
         decoder_depth: number of blocks of the decoder.
         decoder_heads: attention heads per block of the decoder.
+        decoder_initial: the rule for the decoder's fresh weights, see `TokenDecoder`; `mae` is the official one.
         normalise_pixels: give every target patch mean 0 and variance 1.
         **kwargs: arguments of `Method`.
     """
@@ -44,6 +45,7 @@ class MAE(Method):
         decoder_dim: int = 512,
         decoder_depth: int = 8,
         decoder_heads: int = 16,
+        decoder_initial: Literal["torch", "mae"] = "torch",
         normalise_pixels: bool = True,
         **kwargs,  # noqa: ANN003
     ) -> None:
@@ -54,7 +56,12 @@ class MAE(Method):
         rows, columns = encoder.card.patch_size
         self.patch_size = (rows, columns)
         decoder = TokenDecoder(
-            encoder.embed_dim, patch_dim=rows * columns * channels, embed_dim=decoder_dim, depth=decoder_depth, num_heads=decoder_heads
+            encoder.embed_dim,
+            patch_dim=rows * columns * channels,
+            embed_dim=decoder_dim,
+            depth=decoder_depth,
+            num_heads=decoder_heads,
+            initial=decoder_initial,
         )
         super().__init__(Branch(encoder, {"decoder": decoder}), **kwargs)
         self.objective = PatchPixels(normalise=normalise_pixels)

@@ -1,5 +1,7 @@
 """Regularization of features: KoLeo keeps the features of different items apart."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,27 +17,40 @@ class KoLeo(Objective):
 
     mean over items i of -log |z_i - z_j(i)|, z of length one, j(i) the nearest other item. Smallest where all are equally far apart.
 
-    Our choices. The nearest item is searched in all processes, while the official code searches each process alone, so that the
-    value is that of the joined batch. Items closer than 1e-4 (duplicates, which no weights can tell apart) count as
-    that far and get no gradient: the derivative 1 / distance would overflow half precision.
+    Ours: items closer than 1e-4 (duplicates, which no weights can tell apart) count as that far and get no gradient: the derivative
+    1 / distance would overflow half precision.
+
+    Args:
+        among: where the nearest item is searched: in the items of all processes (`joint`), so that the value is that of the joined batch,
+            or in those of one `process`, as the official code does: among fewer items the nearest is farther away, so the pull is weaker.
+
+    Raises:
+        ValueError: `among` is another word.
     """
+
+    def __init__(self, *, among: Literal["joint", "process"] = "joint") -> None:
+        super().__init__()
+        if among not in ("joint", "process"):
+            raise ValueError(f"koleo_among={among!r} given; accepted: joint, process")
+        self.among = among
 
     def forward(self, *, features: Tensor) -> Tensor:
         """Float[]: spread of one view's items, Float[B D] of this process. The loss of an item also moves its nearest item, so items cannot
         be weighted one by one.
 
         Raises:
-            ValueError: the batch of all processes has a single item.
+            ValueError: there is a single item to search in.
         """
         num_items, _ = features.shape
         with torch.autocast(device_type=features.device.type, enabled=False):  # cosines near 1 need all 24 bits
             rows = F.normalize(features.float(), eps=1e-8, dim=-1)
-            others = gather_with_grad(rows)  # [world*B D]
+            joint = self.among == "joint"
+            others = gather_with_grad(rows) if joint else rows  # [world*B D] or [B D]
             if len(others) < 2:
                 raise ValueError("KoLeo: one item has no neighbour; give a batch_size of at least 2, or the weight 0")
             with torch.no_grad():
                 cosines = rows @ others.T
-                own = torch.arange(num_items, device=rows.device) + num_items * rank()
+                own = torch.arange(num_items, device=rows.device) + num_items * (rank() if joint else 0)
                 nearest = cosines.scatter(1, own.unsqueeze(1), -2.0).argmax(dim=1)
             distances = F.pairwise_distance(rows, others[nearest], eps=1e-8)  # [B]
         return -torch.log(distances.clamp(min=_LEAST_DISTANCE) + 1e-8).mean()

@@ -8,27 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from glpretrain.encoders.initial import sincos_position
 from glpretrain.training.heads import truncated_linear
 
 NORM_EPS = 1e-6  # of every layer norm, as in the constructors of MAE and FSFM; torch's own is 1e-5
-
-
-def sincos_position(grid: tuple[int, int], dim: int) -> Tensor:
-    """Float[N dim]: fixed two-dimensional sine-cosine positions, half of the width for each axis (MAE util/pos_embed.py).
-
-    Raises:
-        ValueError: `dim` is not a multiple of four.
-    """
-    if dim % 4:
-        raise ValueError(f"sine-cosine positions: a width of {dim} given; it must be a multiple of 4")
-    frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-
-    def axis(position: Tensor) -> Tensor:
-        angle = position[:, None] * frequency
-        return torch.cat([angle.sin(), angle.cos()], dim=1)
-
-    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
-    return torch.cat([axis(columns.flatten()), axis(rows.flatten())], dim=1).float()
 
 
 def with_mask_tokens(tokens: Tensor, *, mask_token: Tensor, keep: Tensor, num_tokens: int) -> Tensor:
@@ -77,16 +60,34 @@ class TokenDecoder(nn.Module):
         embed_dim: width E of the decoder's tokens.
         depth: number of blocks.
         num_heads: number of attention heads of a block.
+        initial: the rule for fresh matrices: `mae` is Xavier-uniform everywhere, as in the official code; `torch` is what torch gives its
+            blocks, with a truncated normal of 0.02 around them.
+
+    Raises:
+        ValueError: `initial` is another word.
     """
 
-    def __init__(self, in_dim: int, *, patch_dim: int, embed_dim: int = 512, depth: int = 8, num_heads: int = 16) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        *,
+        patch_dim: int,
+        embed_dim: int = 512,
+        depth: int = 8,
+        num_heads: int = 16,
+        initial: Literal["torch", "mae"] = "torch",
+    ) -> None:
         super().__init__()
+        if initial not in ("torch", "mae"):
+            raise ValueError(f"decoder: initial={initial!r} given; accepted: torch, mae")
         self.embed = truncated_linear(in_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.empty(embed_dim))
         nn.init.normal_(self.mask_token, std=0.02)
         self.blocks = _blocks(embed_dim, depth=depth, num_heads=num_heads)
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.predict = truncated_linear(embed_dim, patch_dim)
+        if initial == "mae":
+            _init_xavier(self)
 
     def forward(self, cls: Tensor, patches: Tensor, *, keep: Tensor, grid: tuple[int, int]) -> Tensor:
         """Float[B N patch_dim]: all tokens, predicted from the kept ones.

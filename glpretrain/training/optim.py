@@ -3,8 +3,8 @@
 Left out: the training loop (Lightning) and the momentum of the teacher (`Method`).
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,6 +27,7 @@ class Clip:
         mode: what one L2 norm is taken over: every single `parameter` (DINO utils.py, clip_gradients), every `module` of the method, which
             is the encoder and each head (DINOv2 train.py), or all gradients `joint` (MAE, FSFM).
         max_norm: largest norm, a number or a schedule over progress.
+        skip: names of modules of the method whose gradients are left alone, such as `expert_heads` (GPFM clips the student only).
 
     Raises:
         ValueError: `max_norm` is 0 or below.
@@ -34,6 +35,7 @@ class Clip:
 
     mode: Literal["parameter", "module", "joint"] = "parameter"
     max_norm: float | Schedule = 3.0
+    skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.max_norm, Schedule):
@@ -77,7 +79,7 @@ class Optimization:
     """Settings of AdamW, of clipping, and of parameters that are frozen at first.
 
     Args:
-        lr: learning rate as it is used; it is not scaled by the batch size.
+        lr: learning rate as it is used; with `per`, that of a batch of so many items, which is scaled to the batch of the run.
         weight_decay: weight decay of parameters with more than one axis, except biases (DINO utils.py, get_params_groups).
         betas: AdamW's two momenta.
         layer_decay: factor on the rate from one layer of the encoder to the one below; None is 1, and 0.75 in a run that starts from
@@ -85,6 +87,12 @@ class Optimization:
         patch_lr: one more factor on the rate of the patch embedding (0.2 in Mugs and DINOv2).
         clip: bounds on gradients; None leaves gradients alone.
         freeze_prototypes: share of the run in which prototypes do not learn (DINO: the first epoch).
+        freeze_by: how they are kept from learning: without a `gradient`, so that their momenta and their count of steps stay as they are
+            (DINO and iBOT, main_dino.py), or with a `rate` of 0, so that AdamW's momenta follow the gradients, which also count in the
+            norm of their module (DINOv2 and GPFM, train.py).
+        mask_token: whether the mask token of the encoder or a decoder learns like a `head`, at full rate and without decay, or like an
+            `embedding`: with decay, as in the official codes of DINOv2, iBOT, MAE and FSFM, and in an encoder at the rate of the layer
+            below all blocks (DINOv2 and GPFM, param_groups.py).
         trunk: when the trunk learns in a run that starts from trained weights, where None is the default release; a run from random
             weights accepts None only.
         max_refused: number of steps in a row whose loss or gradients may be not finite; these steps move nothing. One more stops the run.
@@ -104,12 +112,14 @@ class Optimization:
     patch_lr: float = 1.0
     clip: Clip | None = Clip()
     freeze_prototypes: float = 0.0
+    freeze_by: Literal["gradient", "rate"] = "gradient"
+    mask_token: Literal["head", "embedding"] = "head"
     trunk: TrunkRelease | None = None
     max_refused: int = 10
     chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        self.lr.require("optimization: lr")
+        self.lr.require("optimization: lr", scales=True)
         self.weight_decay.require("optimization: weight_decay")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"optimization: betas are in [0, 1), not {self.betas}")
@@ -120,20 +130,61 @@ class Optimization:
             raise ValueError(f"optimization: chunk_size is at least 1 view, or null for all, not {self.chunk_size}")
         if not 0.0 <= self.freeze_prototypes <= 1.0:
             raise ValueError(f"optimization: freeze_prototypes is a share of the run in [0, 1], not {self.freeze_prototypes}")
+        words = {"freeze_by": ("gradient", "rate"), "mask_token": ("head", "embedding")}
+        for name, accepted in words.items():
+            if (value := vars(self)[name]) not in accepted:
+                raise ValueError(f"optimization: {name}={value!r} given; accepted: {', '.join(accepted)}")
+        if self.freeze_by == "rate" and self.freeze_prototypes == 0.0:
+            raise ValueError("optimization: freeze_by='rate' would be ignored: freeze_prototypes is 0; leave it out, or set that above 0")
         if self.max_refused < 0:
             raise ValueError(f"optimization: max_refused is a number of steps from 0 on, not {self.max_refused}")
 
-    def optimizer(self, encoder: Encoder, others: Iterable[tuple[str, nn.Parameter]], *, from_weights: bool) -> torch.optim.AdamW:
+    def for_batch(self, num_items: int) -> "Optimization":
+        """The settings for steps of `num_items` (all processes and accumulated micro-batches together): `lr` without a rule."""
+        return replace(self, lr=self.lr.for_batch(num_items))
+
+    def describe_rate(self, num_items: int) -> str:
+        """A line that says what rate the rule of `lr` gives for steps of `num_items`; empty where there is no rule."""
+        if self.lr.per is None:
+            return ""
+        how = "the square root of " if self.lr.scaling == "sqrt" else ""
+        used = self.lr.for_batch(num_items).base
+        return f"lr: {self.lr.base:g} x {how}({num_items} items a step / {self.lr.per}) = {used:g}\n"
+
+    def optimizer(
+        self, encoder: Encoder, others: Iterable[tuple[str, nn.Parameter]], *, prototypes: Collection[nn.Parameter] = (), from_weights: bool
+    ) -> torch.optim.AdamW:
         """AdamW over groups of parameters; `set_step` gives each its rate and decay before every step.
 
         Args:
             encoder: the trunk, whose layers learn at rates of their own.
             others: (name, parameter) of heads and decoders, at full rate.
+            prototypes: those of `others` that `freeze_prototypes` is about.
             from_weights: whether the run starts from trained weights.
         """
         layer_decay = self.layer_decay if self.layer_decay is not None else _LAYER_DECAY_FROM_WEIGHTS if from_weights else 1.0
-        groups = parameter_groups(encoder, others, layer_decay=layer_decay, patch_lr=self.patch_lr)
+        groups = parameter_groups(
+            encoder,
+            others,
+            layer_decay=layer_decay,
+            patch_lr=self.patch_lr,
+            mask_token=self.mask_token,
+            prototypes=prototypes if self.freeze_by == "rate" else (),
+        )
         return torch.optim.AdamW(groups, lr=self.lr(0.0), betas=self.betas, weight_decay=0.0)
+
+    def require_modules(self, method: nn.Module) -> None:
+        """Check that `clip` and `freeze_by` name or need nothing that the method lacks.
+
+        Raises:
+            ValueError: a name in `clip.skip` is no module with parameters, or there are no prototypes to freeze by their rate.
+        """
+        modules = {name.rsplit(".", depth)[0] for name, _ in method.named_parameters() for depth in range(1, name.count(".") + 1)}
+        if unknown := sorted(set(self.clip.skip if self.clip is not None else ()) - modules):
+            accepted = ", ".join(sorted(name for name in modules if "." not in name))
+            raise ValueError(f"clip: skip names {', '.join(unknown)}; accepted: modules with parameters, such as {accepted}")
+        if self.freeze_by == "rate" and not any(isinstance(module, Prototypes) for module in method.modules()):
+            raise ValueError(f"optimization: freeze_by='rate' would be ignored: {type(method).__name__} has no prototypes; leave it out")
 
     def set_step(self, optimizer: torch.optim.Optimizer, progress: float, *, trunk_rate: float = 1.0) -> dict[str, float]:
         """Set rates and decays of one step, those of the trunk times `trunk_rate`.
@@ -142,14 +193,17 @@ class Optimization:
             Rate and decay before the factors of groups, by name.
         """
         values = {"lr": self.lr(progress), "weight_decay": self.weight_decay(progress)}
+        frozen = self.freeze_by == "rate" and progress < self.freeze_prototypes
         for group in optimizer.param_groups:
             group["lr"] = values["lr"] * group["lr_scale"] * (trunk_rate if group["is_trunk"] else 1.0)
             group["weight_decay"] = values["weight_decay"] * group["decays"]
+            if frozen and group["are_prototypes"]:
+                group["lr"] = 0.0
         return values
 
     def drop_frozen(self, method: nn.Module, progress: float) -> None:
-        """Drop the gradients of prototypes that do not learn yet."""
-        if progress < self.freeze_prototypes:
+        """Drop the gradients of prototypes that do not learn yet, where they are frozen in this way."""
+        if self.freeze_by == "gradient" and progress < self.freeze_prototypes:
             for module in method.modules():
                 if isinstance(module, Prototypes):
                     for parameter in module.parameters():
@@ -165,35 +219,50 @@ class Optimization:
         """
         if self.clip is not None:
             max_norm = self.clip.max_norm(progress) if isinstance(self.clip.max_norm, Schedule) else self.clip.max_norm
-            clip_gradients(method, norms, mode=self.clip.mode, max_norm=max_norm)
+            clip_gradients(method, norms, mode=self.clip.mode, max_norm=max_norm, skip=self.clip.skip)
 
 
 def parameter_groups(
-    encoder: Encoder, others: Iterable[tuple[str, nn.Parameter]], *, layer_decay: float = 1.0, patch_lr: float = 1.0
+    encoder: Encoder,
+    others: Iterable[tuple[str, nn.Parameter]],
+    *,
+    layer_decay: float = 1.0,
+    patch_lr: float = 1.0,
+    mask_token: Literal["head", "embedding"] = "head",
+    prototypes: Collection[nn.Parameter] = (),
 ) -> list[dict]:
-    """Groups for an optimizer; each carries `lr_scale` and `decays`, which the schedules are multiplied with, and `is_trunk`.
+    """Groups for an optimizer; each carries `lr_scale` and `decays`, which the schedules are multiplied with, `is_trunk` and
+    `are_prototypes`.
 
-    `encoder` and `others` are those of `Optimization.optimizer`, the factors those of `Optimization`. A layer of the encoder learns at
-    `layer_decay` ** (number of layers above it).
+    `encoder`, `others` and `prototypes` are those of `Optimization.optimizer`, the rest are settings of `Optimization`. A layer of the
+    encoder learns at `layer_decay` ** (number of layers above it).
 
     Raises:
-        ValueError: `patch_lr` is given for an encoder without a patch embedding.
+        ValueError: `patch_lr` is given for an encoder without a patch embedding, or `mask_token` is given where there is none.
     """
     trunk = list(encoder.named_parameters())
     if patch_lr != 1.0 and not any(encoder.embeds_patches(name) for name, _ in trunk):
         raise ValueError(f"patch_lr={patch_lr} would be ignored: {encoder.card.encoder} has no patch embedding; leave it out")
+    others = list(others)
+    if mask_token == "embedding" and not any(name.endswith("mask_token") for name, _ in [*trunk, *others]):
+        raise ValueError("optimization: mask_token='embedding' would be ignored: nothing here has a mask token; leave it out")
     top = encoder.num_layers + 1
-    scaled = [
-        (name, parameter, layer_decay ** (top - encoder.layer_of(name)) * (patch_lr if encoder.embeds_patches(name) else 1.0), True)
-        for name, parameter in trunk
-    ]
+    as_embedding, own_groups = mask_token == "embedding", {id(parameter) for parameter in prototypes}
+
+    def scale(name: str) -> float:
+        layer = 0 if as_embedding and name == "mask_token" else encoder.layer_of(name)
+        return layer_decay ** (top - layer) * (patch_lr if encoder.embeds_patches(name) else 1.0)
+
+    scaled = [(name, parameter, scale(name), True) for name, parameter in trunk]
     scaled += [(name, parameter, 1.0, False) for name, parameter in others]
-    groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
+    groups: dict[tuple[float, bool, bool, bool], list[Tensor]] = {}
     for name, parameter, lr_scale, is_trunk in scaled:
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not name.endswith(".bias")
-            groups.setdefault((lr_scale, decays, is_trunk), []).append(parameter)
-    return [{"params": params, "lr_scale": scale, "decays": decays, "is_trunk": trunk} for (scale, decays, trunk), params in groups.items()]
+            has_axes = parameter.ndim > 1 or (as_embedding and name.endswith("mask_token"))  # of the official ones, all but the last are 1
+            decays = has_axes and not name.endswith(".bias")
+            groups.setdefault((lr_scale, decays, is_trunk, id(parameter) in own_groups), []).append(parameter)
+    keys = ("lr_scale", "decays", "is_trunk", "are_prototypes")
+    return [{"params": params, **dict(zip(keys, values, strict=True))} for values, params in groups.items()]
 
 
 @torch.no_grad()
@@ -205,7 +274,14 @@ def gradient_norms(method: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def clip_gradients(method: nn.Module, norms: dict[str, Tensor], *, mode: Literal["parameter", "module", "joint"], max_norm: float) -> None:
+def clip_gradients(
+    method: nn.Module,
+    norms: dict[str, Tensor],
+    *,
+    mode: Literal["parameter", "module", "joint"],
+    max_norm: float,
+    skip: Collection[str] = (),
+) -> None:
     """Scale down gradients whose L2 norm exceeds `max_norm`; see `Clip` for what a norm is taken over.
 
     Args:
@@ -213,7 +289,10 @@ def clip_gradients(method: nn.Module, norms: dict[str, Tensor], *, mode: Literal
         norms: what `gradient_norms` gives for it.
         mode: what one norm is taken over.
         max_norm: largest norm.
+        skip: names of modules that are left alone, see `Clip`.
     """
+    left_alone = tuple(f"{name}." for name in skip)
+    norms = {name: norm for name, norm in norms.items() if not name.startswith(left_alone)}
     if not norms:
         return
     parameters = {name: parameter for name, parameter in method.named_parameters() if name in norms}

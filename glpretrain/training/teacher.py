@@ -12,14 +12,18 @@ from torch import Tensor, nn
 
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, fingerprint
-from glpretrain.training.branch import Branch
+from glpretrain.training.branch import Branch, batch_norms
 
 Precision = Literal["float32", "bfloat16", "float16"]
 _DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class EMATeacher(nn.Module):
-    """A copy of the student that follows it as a moving average: without gradients, and always in evaluation mode.
+    """A copy of the student that follows it as a moving average: without gradients, and in evaluation mode.
+
+    Batch norms are the exception, as in the official codes (DINO's main_dino.py, POS-BERT's pretrain.py): while the method trains, they
+    normalise the teacher's own batch and keep its statistics, which evaluation and export then use. The student's would mix in all the
+    views that the teacher never sees, such as small crops and corrupted views.
 
     Args:
         branch: the student. It is copied, so the teacher has what the student has at this moment (mask token, heads).
@@ -27,16 +31,21 @@ class EMATeacher(nn.Module):
 
     def __init__(self, branch: Branch) -> None:
         super().__init__()
-        self.branch = copy.deepcopy(branch).requires_grad_(False).eval()
+        self.branch = copy.deepcopy(branch).requires_grad_(False)
+        self.train()
 
     def train(self, mode: bool = True) -> "EMATeacher":
-        """Keep all parts in evaluation mode, whatever the mode of the module around it: the teacher drops no paths."""
+        """Keep all parts but batch norms in evaluation mode, whatever the mode of the module around it: the teacher drops no paths."""
         self.training = mode
+        self.branch.eval()
+        for name in batch_norms(self.branch):
+            self.branch.get_submodule(name).train(mode)
         return self
 
     @torch.no_grad()
     def update(self, branch: nn.Module, *, momentum: float) -> None:
-        """teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter in float32; buffers are copied."""
+        """teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter in float32; buffers are copied, except those of
+        batch norms."""
         own, student = dict(self.branch.named_parameters()), dict(branch.named_parameters())
         assert own.keys() == student.keys(), f"teacher and student differ in {sorted(own.keys() ^ student.keys())}"
         full = [name for name, value in own.items() if value.dtype == torch.float32]
@@ -48,8 +57,10 @@ class EMATeacher(nn.Module):
             own[name].copy_(own[name].float().lerp_(student[name].detach().float(), 1.0 - momentum))
         own, student = dict(self.branch.named_buffers()), dict(branch.named_buffers())
         assert own.keys() == student.keys(), f"teacher and student differ in {sorted(own.keys() ^ student.keys())}"
+        norms = set(batch_norms(self.branch))
         for name, value in own.items():
-            value.copy_(student[name])
+            if name.rpartition(".")[0] not in norms:
+                value.copy_(student[name])
 
 
 class FrozenTeacher(nn.Module):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from glpretrain.encoders.timm_model import ratio_of
 from glpretrain.weights.files import State, listed
 from glpretrain.weights.halves import Unwrapped
 from glpretrain.weights.names import FILES
@@ -165,10 +166,7 @@ def is_gated(state: State) -> bool:
 def _mlp_ratio(state: State, *, embed_dim: int) -> float | None:
     for key in ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc1_g.weight"):
         if key in state:
-            hidden = state[key].shape[0]
-            ratio = hidden / embed_dim
-            # timm rounds the product down.
-            return ratio if int(embed_dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+            return ratio_of(state[key].shape[0], embed_dim=embed_dim)
     return None
 
 

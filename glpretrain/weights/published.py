@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glpretrain.encoders import timm_adapter
-from glpretrain.encoders.timm_model import block_of, pair
+from glpretrain.encoders.timm_model import GATED, block_of, pair
 from glpretrain.weights.files import State, in_single_precision, numbers, read_json, read_weights, section
 from glpretrain.weights.formats import heads_of, infer, is_gated, num_blocks, recognise
 from glpretrain.weights.halves import Unwrapped, unwrap
@@ -25,7 +25,6 @@ _TIMM_TAKEN = {"img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_
 _TIMM_TAKEN |= {"init_values", "reg_tokens", "no_embed_class"}
 # Classes that a configuration may name: those of plain MLPs, and those of gated ones.
 _TIMM_LAYERS = {"mlp_layer": (("Mlp",), ("SwiGLUPacked",)), "act_layer": (("GELU", "gelu"), ("SiLU", "silu"))}
-_GATED = "vit_giant_patch14_dinov2"  # timm's model with such MLPs, layer scale and no registers, which is built in any size
 
 # CONCH is a model of images and texts (CoCa). Its image tower is a timm ViT with an attention pool behind it.
 _CONCH_KEPT = r"visual\.(trunk|attn_pool_contrast|ln_contrast)\."
@@ -72,9 +71,9 @@ def read_timm_folder(folder: Path) -> LoadedWeights:
             raise ValueError(f"load_backbone: {path}: {layer}={layers[layer]!r} given; accepted for these weights: {accepted}")
     if gated and not (block := block_of(name)).gated:  # added by code that no config.json can hold
         heads = given.get("num_heads", block.num_heads)
-        shape, state, _ = infer(state, name=_GATED, num_heads=heads, heads={}, periods=None, path=folder, img_size=img_size)
+        shape, state, _ = infer(state, name=GATED, num_heads=heads, heads={}, periods=None, path=folder, img_size=img_size)
         arguments |= {key: shape[key] for key in ("name", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")}
-        assumed.append(f"gated MLPs (SwiGLUPacked with SiLU), so {name} is built as {_GATED} of the same size")
+        assumed.append(f"gated MLPs (SwiGLUPacked with SiLU), so {name} is built as {GATED} of the same size")
     return LoadedWeights("timm folder", encoder, arguments, state, FILES["timm"].pretraining, assumed=tuple(assumed))
 
 

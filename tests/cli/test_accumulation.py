@@ -71,6 +71,15 @@ def test_the_summary_says_how_many_items_a_step_has(accumulated: str, said: str)
     assert said in training("mae", "--trainer.accumulate_grad_batches", accumulated)._summary()
 
 
+def test_a_rule_counts_accumulated_batches_and_the_run_says_which_rate_it_uses() -> None:
+    rule = ["--model.init_args.optimization.lr", "{base: 5.0e-4, end: 1.0e-6, warmup: 0.5, per: 256}"]
+    made = training("mae", *accumulating(4, 2), *rule)
+    assert "lr: 0.0005 x (16 items a step / 256) = 3.125e-05\n" in made._summary()
+    made.fit()  # the rate of the second step, where the warm-up ends
+    rates = [group["lr"] / group["lr_scale"] for group in made.trainer.optimizers[0].param_groups]
+    assert rates == pytest.approx([5e-4 * 16 / 256] * len(rates), rel=1e-6)
+
+
 def test_accumulated_batches_hold_the_items_of_one_large_batch() -> None:
     small, large = Seen(), Seen()
     run(training("mae", *accumulating(4, 3)), small)

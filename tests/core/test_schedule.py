@@ -51,10 +51,28 @@ def test_ends_are_the_ends() -> None:
     assert schedule(0.6) == pytest.approx(0.625)
 
 
-@pytest.mark.parametrize("arguments", [{"warmup": 1.0}, {"warmup": -0.1}, {"end": 0.5, "shape": "constant"}])
+@pytest.mark.parametrize(
+    "arguments", [{"warmup": 1.0}, {"warmup": -0.1}, {"end": 0.5, "shape": "constant"}, {"per": 0}, {"scaling": "sqrt"}]
+)
 def test_what_would_be_ignored_or_never_end_is_refused(arguments: dict) -> None:
     with pytest.raises(ValueError, match="Schedule"):
         Schedule(1.0, **arguments)
+
+
+@pytest.mark.parametrize(("scaling", "expected"), [("linear", 2e-3), ("sqrt", 1e-3)])
+def test_a_rule_scales_the_base_and_nothing_else(scaling: str, expected: float) -> None:
+    schedule = Schedule(5e-4, 1e-6, warmup=0.2, warmup_start=1e-7, per=256, scaling=scaling)
+    assert schedule.for_batch(1024) == Schedule(expected, 1e-6, warmup=0.2, warmup_start=1e-7)
+
+
+def test_a_schedule_without_a_rule_does_not_depend_on_the_batch() -> None:
+    schedule = Schedule(5e-4, 1e-6)
+    assert schedule.for_batch(1024) is schedule
+
+
+def test_only_the_learning_rate_may_have_a_rule() -> None:
+    with pytest.raises(ValueError, match=r"momentum: per=256 given; only optimization\.lr"):
+        Schedule(0.996, 1.0, per=256).require("momentum")
 
 
 few = settings(deadline=None, max_examples=50, derandomize=True)

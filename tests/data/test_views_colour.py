@@ -62,13 +62,13 @@ def test_hue_agrees_with_torchvision_and_kornia(source):
         torch.testing.assert_close(result, F.adjust_hue(item, turn), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(24, 24), (17, 29)])
-def test_blur_agrees_with_torchvision(shape):
+@pytest.mark.parametrize(("shape", "num_taps"), [((24, 24), None), ((17, 29), None), ((17, 29), 9)])
+def test_blur_agrees_with_torchvision(shape, num_taps):
     source = images(3, 2, *shape)
     sigma = torch.tensor([0.1, 0.9, 2.0])
-    ours = gaussian_blur(source, sigma=sigma, max_sigma=2.0)
+    ours = gaussian_blur(source, sigma=sigma, max_sigma=2.0, num_taps=num_taps)
     for item, width, result in zip(source, sigma.tolist(), ours, strict=True):
-        theirs = F.gaussian_blur(item.expand(2, *shape)[:1], [13, 13], [width, width])
+        theirs = F.gaussian_blur(item.expand(2, *shape)[:1], [num_taps or 13] * 2, [width, width])
         torch.testing.assert_close(result[:1], theirs, rtol=0, atol=1e-5)
 
 
@@ -116,6 +116,16 @@ def test_hue_shifts_are_uniform():
     result = augment(source, spec=spec(hue=0.1, jitter_prob=1.0), keys=KEYS).squeeze(3).squeeze(2)
     turns = (result[:, 1] - result[:, 2]) / 6  # from pure red, a sixth of a turn moves one channel from 0 to 1
     assert kstest(turns.double().numpy(), "uniform", args=(-0.1, 0.2)).pvalue > 1e-3
+
+
+def test_a_view_is_blurred_with_the_taps_of_its_settings():
+    source = images(23, 3, 16, 16)
+    nine, all_taps = (augment(source, spec=spec(blur_prob=1.0, blur_taps=taps), keys=KEYS[:23]) for taps in (9, None))
+    assert not torch.equal(nine, all_taps)
+    assert torch.equal(augment(source, spec=spec(blur_prob=1.0, blur_taps=13), keys=KEYS[:23]), all_taps)
+    for taps in (0, 8):
+        with pytest.raises(ValueError, match=f"ViewSpec: blur_taps is {taps}; expected an odd number, or none"):
+            spec(blur_taps=taps)
 
 
 def test_blur_hits_its_share_and_leaves_the_others_alone():

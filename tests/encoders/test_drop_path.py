@@ -6,7 +6,7 @@ from golden import noise
 from timm.layers.drop import DropPath
 from torch import Tensor
 
-from glpretrain.core.keys import item_keys
+from glpretrain.core.keys import item_keys, uniform
 from glpretrain.encoders import FeatureMap, PointTransformer, ViT
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.drop_path import KeyedDropPath, dropping_paths
@@ -24,6 +24,7 @@ def vit(**changes: object) -> ViT:
 
 ENCODERS = {
     "vit": vit,
+    "growing": lambda: vit(drop_path_uniform=False),
     "rotary": lambda: ViT("eva02_tiny_patch14_224", img_size=28, embed_dim=24, depth=3, num_heads=2, drop_path_rate=RATE),
     "layer norms": lambda: FeatureMap("test_convnext", img_size=32, drop_path_rate=RATE),
     "windows": lambda: FeatureMap("swin_tiny_patch4_window7_224", img_size=32, drop_path_rate=RATE),
@@ -57,12 +58,12 @@ def test_an_item_drops_the_same_paths_in_any_batch_and_asks_no_generator(name: s
     other = encoder(items, keys=KEYS + 1).cls
     assert not torch.allclose(other, whole, rtol=1e-4, atol=1e-5)
     assert all(type(module) is not DropPath for module in encoder.modules())
-    assert all(path.kept is None for path in dropping_paths(encoder))
+    assert all(path.kept is None and path.rows is None for path in dropping_paths(encoder))
     torch.testing.assert_close(encoder.eval()(items, keys=KEYS).cls, encoder(items).cls)
 
 
 def test_paths_are_kept_at_their_rate_each_by_itself_and_scaled_as_timm_does() -> None:
-    branch = Branch(vit(drop_path_rate=0.25), {}).train()
+    branch = Branch(masked_form(vit(drop_path_rate=0.25)), {}).train()
     paths, seen = dropping_paths(branch), []
     assert len(paths) == 6
     for path in paths:
@@ -75,6 +76,50 @@ def test_paths_are_kept_at_their_rate_each_by_itself_and_scaled_as_timm_does() -
     # Four standard deviations of a share of 2000, and of a correlation of 2000 pairs.
     assert (kept.float().mean(dim=1) - 0.75).abs().max() < 4 * (0.75 * 0.25 / 2000) ** 0.5
     assert (torch.corrcoef(kept.float()) - torch.eye(6)).abs().max() < 4 * 2000**-0.5
+
+
+def masked_form(encoder: ViT) -> ViT:
+    """The same encoder, whose blocks compute every branch for every item and multiply what is dropped by zero, as timm's do."""
+    for path in dropping_paths(encoder.train()):
+        assert path.computes_kept
+        path.computes_kept = False
+    return encoder
+
+
+@pytest.mark.parametrize("rate", [0.4, 0.99])
+def test_dropped_items_are_not_computed_and_features_and_gradients_are_those_of_the_masked_form(rate: float) -> None:
+    """At a rate of 0.99 no item keeps any path: then every parameter still has a gradient, of zeros, for which processes wait."""
+    kept, masked = vit(drop_path_rate=rate).double().train(), masked_form(vit(drop_path_rate=rate).double())
+    masked.load_state_dict(kept.state_dict())
+    rows: list[int] = []
+    for block in kept.model.blocks:
+        block.attn.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+        block.mlp.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    gradients = []
+    for encoder in (kept, masked):
+        output = encoder(items_of(encoder).double(), keys=KEYS)
+        (output.cls.square().sum() + (output.patches * noise(*output.patches.shape, name="weights")).sum()).backward()
+        gradients.append({"cls": output.cls, **{name: parameter.grad for name, parameter in encoder.named_parameters()}})
+    counts = [int(path) for path in draws(kept, rate)]
+    assert rows == counts and (sum(rows) == 0 if rate > 0.9 else 0 < sum(rows) < len(rows) * ITEMS)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-9, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def draws(encoder: ViT, rate: float) -> Tensor:
+    """Int[paths]: how many items keep each path, by the draws that the docstring of `drawn_paths` describes."""
+    return (uniform(KEYS, len(dropping_paths(encoder))) >= rate).sum(dim=0)
+
+
+def test_a_block_that_computes_what_is_kept_is_timms_without_keys_and_in_evaluation() -> None:
+    kept, plain = vit(), ViT("vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=24, depth=3, num_heads=3)
+    plain.load_state_dict(kept.state_dict())
+    items = items_of(kept)
+    assert torch.equal(kept.eval()(items, keys=KEYS).patches, plain.eval()(items).patches)
+    torch.manual_seed(0)
+    first = kept.train()(items).cls
+    torch.manual_seed(0)
+    assert torch.equal(masked_form(kept)(items).cls, first)
 
 
 def test_views_without_keys_are_refused_where_paths_are_dropped() -> None:

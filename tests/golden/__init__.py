@@ -5,6 +5,7 @@ import math
 import zlib
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -67,3 +68,16 @@ def official_weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
         else:
             weights[name] = values * math.sqrt(3.0 / math.prod(shape[1:]))
     return weights
+
+
+def assert_moments(values: Tensor, expected: list[float], *, name: str) -> None:
+    """Mean, root mean square and mean absolute value of n fresh numbers, each within five standard deviations of the official sample's.
+
+    Those of one sample are at most r / sqrt(n) times 1, 0.75 and 0.65, where r is the root mean square: of the three, a normal's are the
+    largest, and its truncation makes them smaller.
+    """
+    values = values.detach().double()
+    found = torch.stack([values.mean(), values.square().mean().sqrt(), values.abs().mean()])
+    deviation = 0.0 if values.unique().numel() == 1 else 2**0.5 * expected[1] / values.numel() ** 0.5
+    for moment, wanted, factor in zip(found.tolist(), expected, (1.0, 0.75, 0.65), strict=True):
+        assert moment == pytest.approx(wanted, rel=1e-6, abs=5 * factor * deviation), name

@@ -125,6 +125,33 @@ def test_the_region_of_a_batch_changes_from_batch_to_batch_and_not_with_its_orde
     assert torch.equal(forward.mask.flip(0), backward.mask) and torch.equal(forward.region_mask.flip(0), backward.region_mask)
 
 
+def _drawn(count: int, *, region_per: int | str, order: Tensor | None = None) -> Tensor:
+    """Int[count]: the regions that are covered in items with the same map, whose six regions are single tokens."""
+    regions = torch.ones(1, 28, 28, dtype=torch.long)
+    for token, region in enumerate((2, 4, 6, 7, 0, 10)):
+        regions[:, 2 * token, :2] = region  # beside skin, which makes the fifth one the boundary of the face
+    keyed = _keys(count) if order is None else _keys(count)[order]
+    covered = CRFRPMask(0.5, region_per=region_per)(keyed, (14, 14), regions=regions.expand(count, -1, -1)).region_mask
+    return covered[:, 0::14].float().argmax(dim=1)
+
+
+def test_a_number_of_items_shares_a_region_and_what_an_item_gets_depends_on_neither_order_nor_place() -> None:
+    """600 items in groups of 100 draw one of 6 groups each, which draw one of 6 regions: few regions have many items each."""
+    drawn = _drawn(600, region_per=100)
+    order = torch.arange(600).roll(7).flip(0)
+    assert torch.equal(_drawn(600, region_per=100, order=order), drawn[order])
+    # A group holds 100 items give or take five standard deviations of its share; a region holds a whole number of groups.
+    sizes = drawn.bincount(minlength=6)
+    assert 1 < int((sizes > 0).sum()) <= 6 and all(size == 0 or size > 100 - 5 * 600**0.5 * (5 / 36) ** 0.5 for size in sizes.tolist())
+    assert torch.equal(_drawn(600, region_per=601), _drawn(600, region_per=10_000)) and len(_drawn(600, region_per=601).unique()) == 1
+
+
+def test_groups_are_many_where_items_are_many() -> None:
+    """With 4000 items in groups of 10, all regions have their sixth, give or take five standard deviations over 400 groups."""
+    shares = _drawn(4000, region_per=10).bincount(minlength=6) / 4000
+    assert float((shares - 1 / 6).abs().max()) < 5 * (5 / 36 / 400 * (1 + 1 / 10)) ** 0.5
+
+
 @pytest.mark.parametrize("mask", [CRFRPMask(region_per="item"), CRFRRMask(region_per="item"), FRPMask(), FaskingMask()], ids=_name)
 def test_an_item_alone_gets_the_mask_it_gets_in_a_batch(mask: RegionMask) -> None:
     regions, key = _maps(23), _keys(23)
@@ -168,7 +195,8 @@ def test_fasking_hides_parts_first() -> None:
     ("make", "message"),
     [
         (lambda: CRFRPMask(1.0), "CRFRPMask: ratio is a share in [0, 1), not 1.0"),
-        (lambda: CRFRPMask(region_per="face"), "CRFRPMask: region_per is 'batch' or 'item', not 'face'"),
+        (lambda: CRFRPMask(region_per="face"), "CRFRPMask: region_per is 'batch', 'item' or a number of items, not 'face'"),
+        (lambda: CRFRRMask(region_per=0), "CRFRRMask: region_per is 'batch', 'item' or a number of items, not 0"),
         (lambda: FRPMask(0.9)(_keys(1), (2, 2), regions=_maps(1)), "FRPMask: ratio 0.9 keeps none of the 4 tokens of grid (2, 2)"),
         (
             lambda: FRPMask()(_keys(1), (3, 4), regions=_maps(1)),

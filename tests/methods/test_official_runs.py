@@ -1,4 +1,4 @@
-"""DINO, iBOT and MAE as a whole: four steps of training follow the official loop, from the views to the moved weights.
+"""DINO, iBOT, MAE and POS-BERT as a whole: four steps of training follow the official loop, from the views to the moved weights.
 
 The official code ran in float64. Ours runs in float32, so what is compared agrees to about 1e-5 in losses and gradients; AdamW divides
 gradients by their own size, so in what moved a small gradient counts as much as a large one and rounding shows more.
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
-from glpretrain.encoders import Encoder, ViT
-from glpretrain.methods import DINO, IBOT, MAE
+from glpretrain.encoders import Encoder, PointTransformer, ViT
+from glpretrain.methods import DCGLR, DINO, IBOT, MAE
 from glpretrain.methods.base import Method
 
 STEPS = 4
@@ -190,3 +190,58 @@ def test_mae_follows_the_official_run_from_views_to_moved_weights() -> None:
     check_terms(seen, golden, {"pixels": "pixels"})
     check_gradients(seen, golden, names)
     check_moved(moved(before, state_of(model)), golden, "moved", names)
+
+
+POS_BERT_NAMES = (
+    ("backbone.conv1.", "encoder.model.tokens.first.0."),
+    ("backbone.bn1.", "encoder.model.tokens.first.1."),
+    ("backbone.conv2.", "encoder.model.tokens.first.3."),
+    ("backbone.bn2.", "encoder.model.tokens.first.4."),
+    ("backbone.gather_local_0.conv1.", "encoder.model.tokens.second.0."),
+    ("backbone.gather_local_0.bn1.", "encoder.model.tokens.second.1."),
+    ("backbone.gather_local_0.conv2.", "encoder.model.tokens.second.3."),
+    ("backbone.gather_local_0.bn2.", "encoder.model.tokens.second.4."),
+    ("backbone.", "encoder.model."),
+    ("head.mlp.", "heads.cls.0.mlp."),
+    ("head.last_layer.weight_g", "heads.cls.1.gain"),
+    ("head.last_layer.weight_v", "heads.cls.1.directions"),
+)
+
+
+def test_dcglr_without_its_contrast_follows_the_run_of_pos_bert() -> None:
+    """With batch norms: the student's see each size of views alone, the teacher's see its own views and keep their statistics."""
+    golden = load("pos_bert_model")
+    optimized = Optimized(Schedule(0.004, 0.001), Schedule(0.2, 0.6), clip=1.5, freeze_prototypes=0.25)
+    sizes = {"num_points": 40, "points_per_token": 4, "group_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    moving = {"momentum": Schedule(0.5, 1.0), "teacher_temp": Schedule(0.1, shape="constant")}
+    weights = {"cls": 1.0, "contrast": 0.0}
+    model = method(DCGLR, PointTransformer("pos_bert_base", **sizes), optimized, weights=weights, **DISTILLED, **moving)
+    names = {name: first_replaced(name, POS_BERT_NAMES) for name in golden["shapes"]}
+    student = {name: f"student.{ours}" for name, ours in names.items()}
+    teacher = {name: f"teacher.branch.{ours}" for name, ours in names.items()}
+    state = model.state_dict()
+    for prefix, places in (("student.", student), ("teacher.", teacher)):
+        learned = {name: shape for name, shape in golden["shapes"].items() if ".running_" not in name and not name.endswith("weight_g")}
+        for name, value in official_weights({prefix + name: shape for name, shape in learned.items()}).items():
+            place = places[name.removeprefix(prefix)]
+            state[place] = value.reshape(state[place].shape)
+    model.load_state_dict(state)
+    before = state_of(model)
+
+    def clouds(letter: str, count: int, *, points: int, step: int) -> Tensor:
+        return torch.stack([noise(5, points, 3, name=f"{letter}{view}.{step}") for view in range(count)])
+
+    def made(step: int) -> Batch:
+        coarse = (clouds("c", 1, points=16, step=step),)
+        return batch_of(clouds("g", 2, points=40, step=step), local_views=clouds("l", 2, points=24, step=step), coarse_views=coarse)
+
+    seen = fitted(model, [made(step) for step in range(STEPS)])
+    for step, expected in enumerate(golden["steps"]):
+        assert seen.logged[step]["train/cls"] == pytest.approx(expected["loss"], rel=1e-5), step
+    check_gradients(seen, golden, student)
+    check_centres(seen, golden, {"cls_objective.centre_state.value": "centre"})
+    after = state_of(model)
+    check_moved(moved(before, after), golden, "student_moved", student)
+    check_moved(moved(before, after), golden, "teacher_moved", teacher)
+    statistics = renamed(after, {name: teacher[name] for name in golden["teacher_statistics"]})
+    assert largest_difference(statistics, golden["teacher_statistics"], golden["shapes"]) < 1e-5

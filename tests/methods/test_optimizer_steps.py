@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from batches import Optimized, Recorder, apart, batch_of, fitted, method, teacher_of, views_of
 
@@ -68,6 +69,48 @@ def check_rates(seen: Recorder, model: Method, *, lr: list[float], weight_decay:
             for name, parameter in learning.items()
         }
         assert rates == {name: pytest.approx(values) for name, values in expected.items()}, step
+
+
+def test_prototypes_frozen_by_their_rate_keep_their_place_while_adamws_momenta_follow_the_gradients() -> None:
+    """A decay would move them too; both end with the freeze, half way through the run."""
+    for how, counted in (("rate", [1.0, 2.0]), ("gradient", [0.0, 1.0])):
+        optimized = Optimized(weight_decay=Schedule(0.5, shape="constant"), freeze_prototypes=0.5, freeze_by=how)
+        model = dino(optimized, train_gain=True)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        moments = Moments()
+        seen = fitted(model, batches(2), callbacks=[moments])
+        for name in ("student.heads.cls.1.directions", "student.heads.cls.1.gain"):
+            assert torch.equal(seen.states[0][name], before[name]) and not torch.equal(seen.states[1][name], before[name])
+            assert [steps[name] for steps in moments.steps] == counted, how
+            assert (name in seen.clipped[0]) is (how == "rate")
+
+
+class Moments(pl.Callback):
+    """Notes after each step how often AdamW has seen a gradient of each parameter."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
+        state = trainer.optimizers[0].state
+        self.steps.append({name: float(state[p]["step"]) if p in state else 0.0 for name, p in pl_module.named_parameters()})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"freeze_by": "rate"}, "freeze_by='rate' would be ignored: freeze_prototypes is 0"),
+        ({"freeze_by": "lr", "freeze_prototypes": 0.5}, "freeze_by='lr' given; accepted: gradient, rate"),
+        ({"mask_token": "embedding"}, "mask_token='embedding' would be ignored: nothing here has a mask token"),
+        (
+            {"clip": 1.0, "clip_skip": ("expert_heads",)},
+            "clip: skip names expert_heads; accepted: modules with parameters",
+        ),
+    ],
+)
+def test_settings_of_the_optimizer_that_would_be_ignored_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fitted(dino(Optimized(**settings)), batches(1))
 
 
 SLOWED = Optimized(Schedule(0.4, 0.0, shape="linear"), Schedule(0.0, 0.6, shape="linear"), layer_decay=0.5, patch_lr=0.2)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from golden import wave
 
+from glpretrain.objectives import regularization
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation, sinkhorn_knopp
 from glpretrain.objectives.experts import CosineDistance, FeatureDistance, TokenRelations, WhitenedFeatures, resize_tokens
 from glpretrain.objectives.regularization import KoLeo
@@ -61,6 +62,18 @@ def test_koleo_depends_on_neither_order_nor_length_and_falls_as_rows_spread() ->
 def test_koleo_of_one_item_is_refused() -> None:
     with pytest.raises(ValueError, match="one item has no neighbour"):
         KoLeo()(features=wave(1, D))
+
+
+def test_koleo_among_the_items_of_one_process_asks_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the rows of another process gathered, the nearest would be one of them."""
+    features = wave(B, D)
+    alone = KoLeo()(features=features)
+    monkeypatch.setattr(regularization, "gather_with_grad", lambda rows: torch.cat([rows + 1e-3, rows]))
+    monkeypatch.setattr(regularization, "rank", lambda: 1)
+    assert torch.equal(KoLeo(among="process")(features=features), alone)
+    assert KoLeo()(features=features) > alone + 1.0
+    with pytest.raises(ValueError, match="koleo_among='gpu' given; accepted: joint, process"):
+        KoLeo(among="gpu")
 
 
 # Sinkhorn-Knopp -------------------------------------------------------------------------------------------------------------

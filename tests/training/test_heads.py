@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from glpretrain.core.distributed import SyncedBatchNorm
-from glpretrain.training.decoders import TokenDecoder, sincos_position
+from glpretrain.encoders.initial import sincos_position
+from glpretrain.training.decoders import TokenDecoder
 from glpretrain.training.heads import ContrastHead, PixelHead, ProjectionHead, Prototypes
 
 

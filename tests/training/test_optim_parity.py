@@ -79,6 +79,33 @@ class Two(nn.Module):
         return [self.student.encoder, *self.student.heads.values(), *self.predictors.values()]
 
 
+def test_a_mask_token_may_learn_at_the_rate_of_the_embedding_and_decay() -> None:
+    """As in the official param_groups.py of DINOv2; in MAE's decoder it decays at full rate."""
+    encoder, decoder = _encoder(), nn.ParameterDict({"mask_token": nn.Parameter(torch.zeros(3)), "bias": nn.Parameter(torch.zeros(3))})
+    encoder.add_mask_token()
+
+    def found(**settings: str) -> list[tuple[float, bool]]:
+        groups = parameter_groups(encoder, decoder.items(), layer_decay=0.5, **settings)
+        scales = {id(p): (group["lr_scale"], group["decays"]) for group in groups for p in group["params"]}
+        return [scales[id(p)] for p in (encoder.mask_token, decoder["mask_token"], decoder["bias"])]
+
+    assert found() == [(1.0, False), (1.0, False), (1.0, False)]
+    assert found(mask_token="embedding") == [(0.125, True), (1.0, True), (1.0, False)]
+
+
+def test_modules_that_are_skipped_are_not_clipped_and_count_in_no_norm() -> None:
+    for mode in ("parameter", "module", "joint"):
+        skipped, alone = Two(), Two()
+        clip_gradients(skipped, gradient_norms(skipped), mode=mode, max_norm=2.0, skip=["predictors", "student.heads.second"])
+        for module in (*alone.predictors.values(), alone.student.heads["second"]):
+            module.zero_grad(set_to_none=True)
+        clip_gradients(alone, gradient_norms(alone), mode=mode, max_norm=2.0)
+        as_built = Two()
+        for (name, a), b, c in zip(skipped.named_parameters(), alone.parameters(), as_built.parameters(), strict=True):
+            expected = c.grad if name.startswith(("predictors.", "student.heads.second.")) else b.grad
+            assert torch.equal(a.grad, expected), (mode, name)
+
+
 def norm_of(module: nn.Module) -> float:
     return float(torch.cat([parameter.grad.flatten() for parameter in module.parameters()]).norm())
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from golden import wave
 from torch import nn
 
 from glpretrain.encoders import ViT, fingerprint
@@ -25,13 +26,34 @@ def test_update_is_the_exponential_average_of_parameters() -> None:
 
 
 def test_integer_and_float_buffers_are_copied() -> None:
+    student = nn.Linear(3, 5)
+    student.register_buffer("count", torch.tensor(3))
+    student.register_buffer("scale", torch.tensor([0.1, 0.7]))
+    teacher = EMATeacher(student)
+    student.count.add_(4)
+    student.scale.mul_(3.0)
+    teacher.update(student, momentum=0.996)
+    assert teacher.branch.count == 7 and torch.equal(teacher.branch.scale, student.scale)
+
+
+def test_batch_norms_normalise_the_teachers_batch_and_keep_its_statistics() -> None:
+    """As in the official codes: what the student sees beside the teacher's views does not move them."""
+    views, others = (wave(7, 3, phase=phase, scale=scale) for phase, scale in ((0.0, 1.0), (1.0, 5.0)))
     student = _branch()
     teacher = EMATeacher(student)
-    student(torch.sin(torch.arange(21.0)).reshape(7, 3))
-    teacher.update(student, momentum=0.996)
-    for mine, theirs in zip(teacher.branch.buffers(), student.buffers(), strict=True):
-        assert torch.equal(mine, theirs)
-    assert teacher.branch[1].num_batches_tracked == 1
+    alone = _branch().requires_grad_(False)
+    alone.load_state_dict(student.state_dict())
+    alone[2].eval()
+    for _ in range(2):
+        assert torch.equal(teacher.branch(views), alone(views))
+        student(others)
+        teacher.update(student, momentum=0.5)  # nothing is learned here, so the weights stay
+    mean = teacher.branch[1].running_mean
+    assert torch.equal(mean, alone[1].running_mean) and not torch.allclose(mean, student[1].running_mean)
+    teacher.eval()
+    before = mean.clone()
+    teacher.branch(others)
+    assert torch.equal(mean, before)
 
 
 def test_half_precision_weights_are_averaged_in_float32() -> None:
@@ -50,7 +72,8 @@ def test_teacher_stays_in_evaluation_mode_and_without_gradients() -> None:
     whole = nn.ModuleDict({"student": _branch()})
     whole["teacher"] = EMATeacher(whole["student"])
     whole.train()
-    assert whole["student"].training and not any(m.training for m in whole["teacher"].branch.modules())
+    assert whole["student"].training and [m.training for m in whole["teacher"].branch] == [False, True, False]
+    assert not whole.eval()["teacher"].branch[1].training
     assert not any(p.requires_grad for p in whole["teacher"].parameters())
 
 

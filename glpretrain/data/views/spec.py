@@ -78,6 +78,8 @@ class ViewSpec:
         grayscale_prob: probability that the view becomes grey; needs RGB.
         blur_prob: probability of a Gaussian blur.
         blur_sigma: smallest and largest standard deviation of the blur, in pixels of the view.
+        blur_taps: number of taps of the blur's kernel along each axis, odd; None covers three times the largest standard deviation to
+            either side. DINOv2 has 9 (data/transforms.py), which cut off the flanks of a wide blur.
         solarize_prob: probability that values at or above the threshold are inverted.
         solarize_threshold: threshold in [0, 1].
         interpolation: interpolation of the crop, with antialiasing.
@@ -103,6 +105,7 @@ class ViewSpec:
     grayscale_prob: float = 0.0
     blur_prob: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_taps: int | None = None
     solarize_prob: float = 0.0
     solarize_threshold: float = 0.5
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -117,6 +120,8 @@ class ViewSpec:
         _check_pair("scale", self.scale, high=1.0)
         _check_pair("ratio", self.ratio)
         _check_pair("blur_sigma", self.blur_sigma)
+        if self.blur_taps is not None and (self.blur_taps < 1 or self.blur_taps % 2 == 0):
+            raise ValueError(f"ViewSpec: blur_taps is {self.blur_taps}; expected an odd number, or none")
         strengths = {"stain": self.stain, "brightness": self.brightness, "contrast": self.contrast, "saturation": self.saturation}
         _check_ranges("ViewSpec", strengths, high=math.inf)
         _check_ranges("ViewSpec", {"hue": self.hue}, high=0.5)
