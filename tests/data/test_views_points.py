@@ -158,10 +158,10 @@ def test_as_many_groups_collapse_as_the_ratio_says() -> None:
 
 
 def test_a_data_module_makes_batches_of_clouds() -> None:
-    views = PointCrops([PointViewSpec(48, keep=(0.5, 0.9), count=2)], [PointViewSpec(32, keep=(0.2, 0.5))], [PointViewSpec(16)])
-    data = DataModule(Solids(12, num_points=80), views, batch_size=4, item_size=64, corruption=CollapsedGroups(0.5))
+    specs = [PointViewSpec(48, keep=(0.5, 0.9), count=2)], [PointViewSpec(32, keep=(0.2, 0.5))], [PointViewSpec(16)]
+    data = DataModule(Solids(12, num_points=80), PointCrops(*specs, item_points=64), batch_size=4, corruption=CollapsedGroups(0.5))
     encoder = PointTransformer("point_mae", num_points=48, group_size=8, embed_dim=12, depth=1, num_heads=2)
-    batch = data.make_batch(data.raw_batch([3, 5]), encoder=encoder, epoch=0)
+    batch = data.make_batch(data.raw_batch([3, 5], encoder=encoder, epoch=0), encoder=encoder)
     assert batch.views["global"].items.shape == (2, 2, 48, 3) and batch.views["local"].items.shape == (1, 2, 32, 3)
     assert batch.views["global"].corrupted.shape == (2, 2, 48, 3) and batch.views["global"].corruption.shape == (2, 2, 48)
     parts = {name: made.parts for name, made in data.made().items()}
@@ -174,8 +174,8 @@ def test_views_of_another_kind_are_refused() -> None:
         DataModule(Scenes(4), PointCrops([PointViewSpec(32)]), batch_size=2)
     with pytest.raises(ValueError, match="source 'solids' has items of kind points, but MultiCrop makes views of kind image"):
         DataModule(Solids(4), MultiCrop([ViewSpec(32, scale=(0.5, 1.0))]), batch_size=2)
-    with pytest.raises(ValueError, match=r"item_size 10 leaves fewer than 4 points where keep is 0\.2; raise one"):
-        DataModule(Solids(4), PointCrops([PointViewSpec(32, keep=(0.2, 0.5))]), batch_size=2, item_size=10)
+    with pytest.raises(ValueError, match=r"item_points 10 leaves fewer than 4 points where keep is 0\.2; raise one"):
+        PointCrops([PointViewSpec(32, keep=(0.2, 0.5))], item_points=10)
 
 
 @pytest.mark.parametrize(
