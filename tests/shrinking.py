@@ -81,8 +81,7 @@ def _shrink_images(encoder: dict, data: dict) -> None:
         data["corruption"]["init_args"]["align"] = patch
     mask = vars(glpretrain.masking)[data["mask"]["class_path"].rpartition(".")[2]] if "mask" in data else object
     source = "LFWSubset" if issubclass(mask, glpretrain.masking.RegionMask) else "Scenes"  # the embedded one with region maps
-    data["source"] = {"class_path": f"glpretrain.data.{source}", "init_args": {"length": 12, "size": 6 * patch}}
-    data["item_size"] = 7 * patch
+    data["source"] = {"class_path": f"glpretrain.data.{source}", "init_args": {"length": 12, "size": 7 * patch}}
     for kind, side in (("global_views", 6), ("student_views", 6), ("local_views", 3)):
         for view in data["views"]["init_args"].get(kind) or []:
             view["size"] = side * patch
@@ -91,7 +90,7 @@ def _shrink_images(encoder: dict, data: dict) -> None:
 def _shrink_points(encoder: dict, data: dict) -> None:
     encoder |= {"embed_dim": 24, "depth": 1, "num_heads": 3, "tokens_dim": 8, "num_points": 48, "points_per_token": 6, "group_size": 8}
     data["source"] = {"class_path": "glpretrain.data.Solids", "init_args": {"length": 12, "num_points": 64}}
-    data["item_size"] = 64
+    data["views"]["init_args"]["item_points"] = 64
     if "num_points" in data["views"]["init_args"]:
         data["views"]["init_args"]["num_points"] = 56
     for kind, points in (("global_views", 48), ("local_views", 24), ("coarse_views", 16)):

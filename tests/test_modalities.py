@@ -52,10 +52,10 @@ def test_a_name_is_registered_once_and_an_unknown_one_is_named(signals: None) ->
 
 def test_frames_of_one_axis_say_where_tokens_lie(signals: None) -> None:
     data = DataModule(Waves(12), SignalCrops(), batch_size=6)
-    raw = data.raw_batch(range(6))
-    ramp = raw._replace(items=((torch.arange(64) + 0.5) / 64).expand(6, 1, -1))
     encoder = SignalTransformer()
-    group = data.make_batch(ramp, encoder=encoder, epoch=0).views["local"]
+    raw = data.raw_batch(range(6), encoder=encoder, epoch=0)
+    ramp = raw._replace(parts={"items": ((torch.arange(64) + 0.5) / 64).expand(6, 1, -1)})
+    group = data.make_batch(ramp, encoder=encoder).views["local"]
     shown = group.items[:, :, 0] * encoder.card.std[0] + encoder.card.mean[0]  # [V B 16]
     centres = token_centres(group.frame, grid=(2,))  # [V B 2 1]
     torch.testing.assert_close(centres.squeeze(-1), shown.unflatten(2, (2, 8)).mean(dim=3))
@@ -119,7 +119,8 @@ class GlobalCrops(SignalCrops):
 
 def test_a_mask_over_one_axis_hides_whole_patches(signals: None) -> None:
     data = DataModule(Waves(12), SignalCrops(), batch_size=4, mask=RandomMask(0.5))
-    group = data.make_batch(data.raw_batch(range(4)), encoder=SignalTransformer(), epoch=0).views["global"]
+    encoder = SignalTransformer()
+    group = data.make_batch(data.raw_batch(range(4), encoder=encoder, epoch=0), encoder=encoder).views["global"]
     hidden = modalities.get("signal").inputs_of_tokens(group.mask[0], group.items[0], grid=(4,))
     assert hidden.shape == (4, 32) and (hidden.unflatten(1, (4, 8)).float().mean(dim=2) % 1 == 0).all()
     assert (hidden.sum(dim=1) == 16).all()

@@ -83,8 +83,8 @@ class KeepRefused(pl.Callback):
         assert isinstance(pl_module, Stepping)
         parts = []
         for index, weight in self._micro_batches:
-            raw = move_data_to_device(data.raw_batch(index.tolist()), index.device)
-            batch = data.make_batch(raw, encoder=pl_module.encoder, epoch=trainer.current_epoch)._replace(weight=weight)
+            raw = data.raw_batch(index.tolist(), encoder=pl_module.encoder, epoch=trainer.current_epoch)
+            batch = data.make_batch(move_data_to_device(raw, index.device), encoder=pl_module.encoder)._replace(weight=weight)
             groups = {name: group._asdict() for name, group in batch.views.items()}
             parts.append({"index": batch.index, "weight": batch.weight, "views": groups})
         path = self.folder / "refused" / f"step-{trainer.global_step}-process-{trainer.global_rank}.pt"

@@ -38,7 +38,7 @@ from glpretrain.weights import load_backbone
 
 _DEFAULT_RECIPE = "mmc"
 _BESIDE = "config.yaml"  # of the run that a backbone lies in
-_OF_SOURCES = ("source", "labelled", "labelled_test", "masked", "views", "item_size", "batch_size")  # what is built of a run's data
+_OF_SOURCES = ("source", "labelled", "labelled_test", "masked", "views", "batch_size")  # what is built of a run's data
 
 
 class Scores(list[dict[str, object]]):

@@ -1,10 +1,9 @@
-"""Batches of items of one size from a source: decoding in workers, items kept in memory, and files that cannot be read.
+"""Workers that read a dataset, and what becomes of a run when they are killed, hang, or run out of shared memory.
 
 Where a worker is killed, by the system when memory runs out, for instance, the workers start again and give the batches that are still
 missing, so that the batches are the same as in a run without it. A worker that gives nothing for 15 minutes ends the run with a line.
 
-Left out: which items an epoch holds (`orders`), how an item is brought to that size (`views`), and views and masks, which are made on the
-device (`glpretrain.data.module`).
+Left out: what is read (`items`), and which items an epoch holds (`orders`).
 """
 
 import logging
@@ -14,22 +13,16 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import active_children, connection
 from multiprocessing.process import BaseProcess
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from glpretrain.core.types import Item
-from glpretrain.data.sources.base import FittedItem, Source, UnreadableItemError
-
 _LOG = logging.getLogger(__name__)
-_MAX_UNREADABLE_RUN = 50
-_CHUNK = 64
 _GLANCE = 1.0  # seconds between looks at the workers while nothing comes from them
 _DYING = 20.0  # seconds that a killed process may take to end after its connections were closed
 _PATIENCE = 900.0  # seconds that a batch may take
@@ -38,106 +31,6 @@ _SHARED_MEMORY = "/dev/shm"
 T = TypeVar("T")
 KeyT = TypeVar("KeyT")
 KeyT_co = TypeVar("KeyT_co", covariant=True)
-
-
-class RawBatch(NamedTuple):
-    """A batch as a worker gives it."""
-
-    items: Tensor  # UInt8[B C S S]  images, each stretched to one square; or Float[B P 3], clouds of one number of points
-    aspect: Tensor  # Float[B]  true width / height
-    index: Tensor  # Int[B]  dataset index of the item or its replacement  # pyright: ignore[reportIncompatibleMethodOverride]  hides tuple.index
-    regions: Tensor | None  # Int16[B S S]
-    unreadable: list[tuple[int, str]]  # dataset index and reason of every item that was replaced
-
-
-class RawItems(Dataset[RawBatch]):
-    """A source as a dataset of batches, each asked for by its list of indices. An unreadable item is replaced by the next readable one.
-
-    Args:
-        source: source of the items.
-        resize: function that brings an item to the size of the batch.
-    """
-
-    def __init__(self, source: Source, *, resize: Callable[[Item], FittedItem]) -> None:
-        self.source = source
-        self.resize = resize
-        self._memory: RawBatch | None = None
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, indices: Sequence[int]) -> RawBatch:
-        if self._memory is not None:
-            chosen = torch.as_tensor(indices)
-            regions = self._memory.regions
-            return RawBatch(
-                items=self._memory.items[chosen],
-                aspect=self._memory.aspect[chosen],
-                index=self._memory.index[chosen],
-                regions=None if regions is None else regions[chosen],
-                unreadable=[],
-            )
-        unreadable: list[tuple[int, str]] = []
-        rows = [self._read(index, unreadable) for index in indices]
-        items, aspect, index, regions = zip(*rows, strict=True)
-        return RawBatch(
-            items=torch.stack(items),
-            aspect=torch.tensor(aspect),
-            index=torch.tensor(index),
-            regions=None if regions[0] is None else torch.stack(regions),
-            unreadable=unreadable,
-        )
-
-    def _read(self, index: int, unreadable: list[tuple[int, str]]) -> tuple[Tensor, float, int, Tensor | None]:
-        for step in range(min(_MAX_UNREADABLE_RUN, len(self.source))):
-            position = (index + step) % len(self.source)
-            try:
-                item = self.source[position]
-            except UnreadableItemError as error:
-                unreadable.append((position, str(error)))
-                continue
-            fitted = self.resize(item)
-            return fitted.values, fitted.aspect, position, fitted.regions
-        raise ValueError(f"{self.source.name}: {len(unreadable)} items in a row cannot be read, the first: {unreadable[0][1]}")
-
-    def named(self, indices: Sequence[int]) -> str:
-        """What a batch reads, for messages."""
-        first = self.source.paths[indices[0]] if self.source.paths else f"item {indices[0]}"
-        return f"{self.source.name}: a batch of {len(indices)} items, the first of them {first}"
-
-    def bytes_in_memory(self) -> int:
-        """Bytes that `keep_in_memory` would take."""
-        first = self[[0]]
-        regions = 0 if first.regions is None else first.regions.nbytes
-        return len(self) * (first.items.nbytes + regions)
-
-    def keep_in_memory(self, *, num_workers: int, show: bool) -> list[tuple[int, str]]:
-        """Decode everything once.
-
-        Args:
-            num_workers: number of processes that decode.
-            show: whether to show a progress bar.
-
-        Returns:
-            Dataset index and reason of each unreadable item.
-        """
-        chunks = [range(start, min(start + _CHUNK, len(self))) for start in range(0, len(self), _CHUNK)]
-        loader = batches_of(self, chunks, num_workers=min(num_workers, len(chunks) // 8))
-        parts = list(track(loader, description=f"decoding {self.source.name}", total=len(chunks), transient=True, disable=not show))
-        self._memory = RawBatch(
-            items=torch.cat([part.items for part in parts]),
-            aspect=torch.cat([part.aspect for part in parts]),
-            index=torch.cat([part.index for part in parts]),
-            regions=torch.cat(regions) if (regions := [part.regions for part in parts if part.regions is not None]) else None,
-            unreadable=[],
-        )
-        # An unreadable item is reported again wherever it would have replaced the one before it.
-        return sorted({entry for part in parts for entry in part.unreadable})
-
-
-def batches_of(items: RawItems, order: "Order[Sequence[int]]", *, num_workers: int) -> "Loader[RawBatch, Sequence[int]]":
-    """A loader of the raw batches whose indices `order` lists."""
-    return Loader(items, order, num_workers=num_workers, named=items.named, setting="--data.num_workers")
 
 
 class Order(Protocol[KeyT_co]):
@@ -306,8 +199,9 @@ def _shared(batch: T) -> T:
     """The batch, in shared memory if this is a worker: later, torch's own thread would do it, and would lose a batch that does not fit."""
     if get_worker_info() is not None and isinstance(batch, tuple):
         for part in batch:
-            if isinstance(part, Tensor):
-                part.share_memory_()
+            for tensor in part.values() if isinstance(part, Mapping) else (part,):
+                if isinstance(tensor, Tensor):
+                    tensor.share_memory_()
     return batch
 
 

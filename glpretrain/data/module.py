@@ -1,10 +1,11 @@
-"""The DataModule: batches for a method, with views and masks made on the training device.
+"""The DataModule: batches for a method, with views and masks that are made on the training device from what workers prepared.
 
-Workers give items of one size (`glpretrain.data.loading`); everything random is a function of (seed, epoch, dataset index), so a
-resumed run or another number of processes sees the same. Left out: reading files (`sources`) and the operations on a view (`views`).
+Workers take of an item what its views need (`items`). All that is random is a function of (seed, epoch, dataset index), so a resumed run
+or another number of processes sees the same. Left out: reading files (`sources`) and the operations on a view (`views`).
 """
 
 import logging
+import math
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ from glpretrain.core import keys as rng
 from glpretrain.core.batch import Batch, ViewGroup
 from glpretrain.core.files import append_lines
 from glpretrain.core.listing import printable
-from glpretrain.data.loading import RawBatch, RawItems, batches_of, usable_cores
+from glpretrain.data.items import Asked, Items, RawBatch, RawItems, batches_of
+from glpretrain.data.loading import usable_cores
 from glpretrain.data.orders import EpochBatches, Order, Position, Shuffled
 from glpretrain.data.own import embedded_source, train_test_parts
 from glpretrain.data.requirements import Consumer, Made, Tokens, check_uses
@@ -44,17 +46,14 @@ class DataModule(LightningDataModule):
         source: source that the run trains on.
         views: maker of the views of an item.
         batch_size: items per process.
-        item_size: size of the items that workers give: the side of the square that images are stretched to, or the number of points
-            of a cloud; when left out, the size that the views ask for.
         mask: mask that hides tokens of the global views from the student; a region mask needs a source with region maps.
         corruption: replacement of groups of pixels (or points) of the global views.
         order: which items an epoch holds; when left out, all of them in random order.
-        num_workers: number of worker processes; when left out none with the cache, otherwise one fewer than there are cores, at most 8.
-            Workers that are killed start again, up to three times within 1,000 batches; one that gives nothing for 15 minutes ends the run.
-        cache: keep the decoded items in memory; `auto` does so below 1.5 GB.
+        num_workers: number of worker processes; when left out none with the cache on a CPU, otherwise one fewer than there are cores, at
+            most 8. Killed workers start again, three times in 1,000 batches; one that gives nothing for 15 minutes ends the run.
+        cache: keep the decoded items in memory, images at their own size; `auto` does so below 1.5 GB.
         seed: seed of order, views and masks.
-        max_unreadable: share of items that may be unreadable before the run stops; of at least 500 items, so that one bad file
-            in a small folder does not stop it.
+        max_unreadable: share of the items seen, or of 500 where they are fewer, that may be unreadable before the run stops.
         labelled: source with classes for k-NN and linear probe.
         labelled_test: held-out part of `labelled`.
         masked: source with instance masks for prompt segmentation.
@@ -70,7 +69,6 @@ class DataModule(LightningDataModule):
         views: ViewMaker,
         *,
         batch_size: int,
-        item_size: int | None = None,
         mask: Mask | RegionMask | None = None,
         corruption: Corruption | None = None,
         order: Order | None = None,
@@ -88,8 +86,6 @@ class DataModule(LightningDataModule):
                 f"DataModule: source {source.name!r} has items of kind {source.modality}, but {type(views).__name__} makes views of kind"
                 f" {views.modality}; give views for {source.modality}"
             )
-        self.item_size = views.default_size() if item_size is None else item_size
-        views.require_size(self.item_size)
         if batch_size < 1:
             raise ValueError(f"DataModule: batch_size is {batch_size}; expected at least 1")
         if not 0.0 <= max_unreadable <= 1.0:
@@ -119,7 +115,7 @@ class DataModule(LightningDataModule):
         self.labelled_test = labelled_test
         self.masked = masked
         self._encoder: Tokens | None = None
-        self._items = RawItems(source, resize=partial(views.fitted, size=self.item_size))
+        self._items = Items(source, read=views.read)
         self._in_memory = False
         self._batches: EpochBatches | None = None
         self._resumed = Position(0, 0)
@@ -174,19 +170,24 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches as workers give them; `on_after_batch_transfer` makes a `Batch` of each."""
-        assert self.trainer is not None and self._batches is not None
-        if not self._in_memory and (self.cache is True or (self.cache == "auto" and self._items.bytes_in_memory() < _AUTO_CACHE_BYTES)):
+        assert self.trainer is not None and self._batches is not None and self._encoder is not None
+        if not self._in_memory and self.cache is not False:
             num_workers = usable_cores() if self.num_workers is None else self.num_workers
-            unreadable = self._items.keep_in_memory(num_workers=num_workers, show=self.trainer.is_global_zero)
-            self._in_memory = True
-            self._items_seen += len(self.source)
-            if self.trainer.is_global_zero:  # every process decoded all of them
+            most_bytes = _AUTO_CACHE_BYTES if self.cache == "auto" else math.inf
+            unreadable = self._items.keep_in_memory(num_workers=num_workers, show=self.trainer.is_global_zero, most_bytes=most_bytes)
+            self._in_memory = unreadable is not None
+            self._items_seen += len(self.source) if self._in_memory else 0
+            if unreadable and self.trainer.is_global_zero:  # every process decoded all of them
                 self._report(unreadable)
         num_workers = self.num_workers
-        if num_workers is None:
-            num_workers = 0 if self._in_memory else min(max(usable_cores() - 1, 1), 8)
+        if num_workers is None:  # a GPU should not wait for this process to cut views
+            alone = self._in_memory and self.trainer.strategy.root_device.type == "cpu"
+            num_workers = 0 if alone else min(max(usable_cores() - 1, 1), 8)
         self._batches.resume(self._resumed)
-        return batches_of(self._items, self._batches, num_workers=num_workers)
+        return batches_of(self._prepared(self._encoder), self._batches, num_workers=num_workers)
+
+    def _prepared(self, encoder: Tokens) -> RawItems:
+        return RawItems(self._items, prepare=partial(self.views.prepare, card=encoder.card), seed=self.seed)
 
     def _begin_epoch(self, batches: EpochBatches) -> None:
         """Tell Lightning the length of this epoch; by itself it keeps that of the first one."""
@@ -207,9 +208,9 @@ class DataModule(LightningDataModule):
         assert self.trainer is not None
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore[reportAttributeAccessIssue]  its stub
 
-    def raw_batch(self, indices: Sequence[int]) -> RawBatch:
-        """Items as a worker gives them, for pictures, notebooks and tests."""
-        return self._items[list(indices)]
+    def raw_batch(self, indices: Sequence[int], *, encoder: Tokens, epoch: int) -> RawBatch:
+        """Items, by dataset index, as a worker gives them in an epoch."""
+        return self._prepared(encoder)[Asked(epoch, list(indices))]
 
     def on_before_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> RawBatch:
         """Count and report the items that the worker could not read."""
@@ -223,19 +224,18 @@ class DataModule(LightningDataModule):
         """Make views, masks and corruption on the device."""
         assert self.trainer is not None and self._encoder is not None and self._batches is not None
         weight = self._batches.weights_of(batch.index)
-        return self.make_batch(batch, encoder=self._encoder, epoch=self.trainer.current_epoch)._replace(weight=weight)
+        return self.make_batch(batch, encoder=self._encoder)._replace(weight=weight)
 
     @torch.no_grad()
-    def make_batch(self, raw: RawBatch, *, encoder: Tokens, epoch: int) -> Batch:
+    def make_batch(self, raw: RawBatch, *, encoder: Tokens) -> Batch:
         """One `Batch` on the device of `raw`; needs no trainer.
 
         Args:
-            raw: items from a worker or from `raw_batch`.
+            raw: a batch from a worker or from `raw_batch`.
             encoder: encoder whose card names mean and standard deviation, and whose tokens are masked.
-            epoch: number of epochs before this one.
         """
-        keys = rng.item_keys(seed=self.seed, epoch=epoch, index=raw.index)  # [B]
-        views = self.views.make(raw, keys=keys, card=encoder.card)
+        keys = rng.item_keys(seed=self.seed, epoch=raw.epoch, index=raw.index)  # [B]
+        views = self.views.make(raw.parts, keys=keys, card=encoder.card)
         groups = views.groups | {"global": self._hide(views, keys=keys, encoder=encoder)}
         for name, group in groups.items():
             groups[name] = group._replace(keys=rng.per_view(keys, zlib.crc32(name.encode()), count=len(group.items)))
@@ -342,9 +342,9 @@ class DataModule(LightningDataModule):
         return source if split is None else split[1]
 
     def _embedded_source(self, argument: str) -> Source:
-        embedded = embedded_source(self.views.modality, size=self.item_size)
+        embedded = embedded_source(self.views.modality, size=self.views.default_size())
         axis = modalities.get(self.views.modality).channel_axis
-        channels, accepted = self.raw_batch([0]).items[0].shape[axis], embedded[0].values.shape[axis]
+        channels, accepted = (of.values.shape[axis] for of in (self._items.item(0, [])[0], embedded[0]))
         if channels != accepted:
             raise ValueError(f"DataModule: {self.source.name} has {channels} channels and {embedded.name} has {accepted}; give {argument}")
         return embedded

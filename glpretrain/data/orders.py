@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, DistributedSampler
 
 from glpretrain.core import keys
+from glpretrain.data.items import Asked
 
 _ORDER = 0x0EDE  # what the key of an epoch's order is folded with
 
@@ -68,7 +69,7 @@ class Position(NamedTuple):
 
 
 class EpochBatches(DistributedSampler):
-    """The batches of each epoch, as lists of dataset indices.
+    """The batches of each epoch, as what the workers are asked for.
 
     Global batch t is the t-th contiguous slice of the epoch's items, and rank r takes the slice's r-th part: two processes with B items
     each see the items of one process with 2B, in the same order. The last items that do not fill a step, which is one global batch or as
@@ -171,9 +172,9 @@ class EpochBatches(DistributedSampler):
             )
         return num_batches - num_batches % self.num_accumulated
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Asked]:
         epoch, first = self.position
         indices = self._plan(epoch).indices
         for batch in range(first, len(self)):
             start = (batch * self.num_replicas + self.rank) * self.batch_size
-            yield indices[start : start + self.batch_size].tolist()
+            yield Asked(epoch, indices[start : start + self.batch_size].tolist())

@@ -63,7 +63,8 @@ class Image(Modality):
         top, left = (inner[0] - size[0]) // 2, (inner[1] - size[1]) // 2
         window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
         cut = {name: None if mask is None else mask[window].clone() for name, mask in masks.items()}
-        return item._replace(values=image[window].clone(), instances=cut["instances"], semantic=cut["semantic"])
+        values = image[window].clone(memory_format=torch.contiguous_format)  # decoders leave the channels last
+        return item._replace(values=values, instances=cut["instances"], semantic=cut["semantic"])
 
     def normalise(self, items: Tensor, card: EncoderCard) -> Tensor:
         """(image / 255 - mean) / std."""

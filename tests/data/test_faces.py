@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from image_files import write_image, write_map
-from view_parts import flips
+from view_parts import card_of, flips
 
 from glpretrain.data import Faces, FaceSwaps, ImageFolder, LFWSubset, Subset, UnreadableItemError, source_for
 from glpretrain.data.module import DataModule
@@ -102,9 +102,9 @@ def test_views_move_image_and_map_together() -> None:
             return super().__getitem__(index)._replace(values=(regions * 20).to(torch.uint8).repeat(3, 1, 1), regions=regions)
 
     views = MultiCrop([ViewSpec(48, (0.4, 1.0), count=2, interpolation="bilinear")])
-    raw = DataModule(Painted(40, size=96), views, batch_size=8, item_size=96, mask=CRFRPMask()).raw_batch(range(8))
-    options = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "regions": raw.regions.long()}
-    made = views(raw.items, aspect=raw.aspect, keys=torch.arange(8), **options)
+    source, keys, card = Painted(40, size=96), torch.arange(8), card_of((0.0,) * 3, (1.0,) * 3)
+    parts = views.prepare([views.read(source, index) for index in range(8)], keys=keys, card=card)
+    made = views.make(parts, keys=keys, card=card)
     shown = (made.groups["global"].items[:, :, 0] * 255 / 20).round().long()  # [G B 48 48]
     assert (shown == made.regions).float().mean() > 0.93  # all but the mixed pixels at edges
     assert (shown == made.regions.flip(3)).float().mean() < 0.85
@@ -114,8 +114,8 @@ def test_views_move_image_and_map_together() -> None:
 def _batch(mask, **options):
     encoder = ViT("vit_tiny_patch16_224", img_size=48, patch_size=8, embed_dim=24, depth=1, num_heads=3)
     views = MultiCrop([ViewSpec(48, (0.6, 1.0), count=2)])
-    data = DataModule(LFWSubset(12, size=48), views, batch_size=4, item_size=56, mask=mask, **options)
-    return data, data.make_batch(data.raw_batch(range(4)), encoder=encoder, epoch=0)
+    data = DataModule(LFWSubset(12, size=56), views, batch_size=4, mask=mask, **options)
+    return data, data.make_batch(data.raw_batch(range(4), encoder=encoder, epoch=0), encoder=encoder)
 
 
 def test_a_batch_has_the_covered_tokens_where_its_mask_covers_some() -> None:
@@ -161,5 +161,5 @@ def test_real_maps_make_exact_masks() -> None:
     views = MultiCrop([ViewSpec(224, (0.5, 1.0))])
     data = DataModule(source, views, batch_size=8, mask=CRFRPMask(region_per="item"), cache=False)
     encoder = ViT("vit_tiny_patch16_224", embed_dim=24, depth=1, num_heads=3)
-    batch = data.make_batch(data.raw_batch(range(0, len(source), 25)), encoder=encoder, epoch=0)
+    batch = data.make_batch(data.raw_batch(range(0, len(source), 25), encoder=encoder, epoch=0), encoder=encoder)
     assert (batch.views["global"].mask.sum(dim=2) == 147).all() and batch.views["global"].region_mask.any(dim=2).float().mean() > 0.5

@@ -21,8 +21,7 @@ from PIL import Image
 
 from glpretrain.core.listing import say_once
 from glpretrain.data import HuggingFaceImages, ImageFolder, ImageList, MaskedFolder, UnreadableItemError, VideoFolder
-from glpretrain.data.loading import RawItems
-from glpretrain.data.sources.base import FittedItem
+from glpretrain.data.items import Asked, Items, RawItems
 from glpretrain.data.sources.images.decoding import decode, decode_mask
 from glpretrain.data.sources.images.face_regions import TABLES, read_map
 
@@ -193,8 +192,8 @@ def test_a_batch_goes_on_past_a_damaged_file(tmp_path: Path) -> None:
     Image.fromarray(waves()).save(tmp_path / "0.jpg", exif=odd_exif())
     (tmp_path / "1.tif").write_bytes(b"II*\0" + bytes(4))
     Image.fromarray(waves()).save(tmp_path / "2.jpg")
-    items = RawItems(ImageFolder(tmp_path), resize=lambda item: FittedItem(item.values[:, :8, :8], 1.0, None))
-    batch = items[[0, 1, 2]]
+    items = Items(ImageFolder(tmp_path), read=lambda source, index: source[index])
+    batch = RawItems(items, prepare=lambda items, keys: {"keys": keys}, seed=0)[Asked(0, [0, 1, 2])]
     assert batch.index.tolist() == [0, 2, 2] and [index for index, _ in batch.unreadable] == [1]
 
 
@@ -280,7 +279,7 @@ def _every_item(path: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "colour": lambda path: decode(path, channels=3, reduced=True),
+    "colour": lambda path: decode(path, channels=3, side=2048),
     "grey": lambda path: decode(path, channels=1),
     "channels": lambda path: decode(path, channels=5),
     "mask": lambda path: decode_mask(path, size=(40, 56)),

@@ -13,8 +13,8 @@ from image_files import write_image
 
 from glpretrain.core.listing import files_below
 from glpretrain.data import ImageFolder, ImageList, PointFolder, Scenes, Source, Subset, TarShards
-from glpretrain.data.loading import RawItems
-from glpretrain.data.sources.base import FittedItem, Paths
+from glpretrain.data.items import Asked, Items, RawItems
+from glpretrain.data.sources.base import Paths
 
 picture = partial(write_image, size=(7, 5))
 NAMES = (
@@ -93,13 +93,13 @@ def test_files_that_are_deleted_after_the_listing_cost_an_item_and_a_line(tmp_pa
     (tmp_path / "a" / "1.png").unlink()
     shutil.rmtree(tmp_path / "b")
     (tmp_path / "b").symlink_to("nowhere")
-    items = RawItems(source, resize=lambda item: FittedItem(item.values, 1.0, None))
-    batch = items[[0, 1]]
+    items = RawItems(Items(source, read=lambda source, index: source[index]), prepare=lambda items, keys: {"keys": keys}, seed=0)
+    batch = items[Asked(0, [0, 1])]
     assert batch.index.tolist() == [0, 0]  # the next readable one, from the beginning again
     assert [reason for _, reason in batch.unreadable] == [f"{source.paths[index]}: there is no such file" for index in (1, 2, 3)]
     (tmp_path / "a" / "0.png").unlink()
     with pytest.raises(ValueError, match=r"4 items in a row cannot be read, the first: .*0\.png: there is no such file"):
-        items[[0]]
+        items[Asked(0, [0])]
 
 
 def test_folders_that_are_new_or_empty_are_no_images(tmp_path: Path) -> None:

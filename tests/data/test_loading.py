@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from glpretrain.data import Item, Source, loading
-from glpretrain.data.loading import Loader, RawBatch, RawItems, batches_of
-from glpretrain.data.sources.base import FittedItem
+from glpretrain.data.items import Asked, Items, RawBatch, RawItems, batches_of
+from glpretrain.data.loading import Loader
 
 Act = Callable[[], None]
 
@@ -43,19 +43,26 @@ def killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def raw(source: Source) -> RawItems:
-    return RawItems(source, resize=lambda item: FittedItem(item.values, 1.0, None))
+def raw(source: Source, *, repeated: int = 1) -> RawItems:
+    """Batches of whole items, which show the keys that they were given."""
+
+    def prepare(items: Sequence[Item], *, keys: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"items": torch.stack([item.values.repeat(1, repeated, repeated) for item in items]), "keys": keys}
+
+    return RawItems(Items(source, read=lambda source, index: source[index]), prepare=prepare, seed=3)
 
 
-def order(length: int = 40) -> list[list[int]]:
+def order(length: int = 40) -> list[Asked]:
     """Batches of three in an order of their own."""
     indices = [index * 7 % length for index in range(length)]
-    return [indices[start : start + 3] for start in range(0, length, 3)]
+    return [Asked(2, indices[start : start + 3]) for start in range(0, length, 3)]
 
 
 def assert_equal(batches: Sequence[RawBatch], expected: Sequence[RawBatch]) -> None:
     assert [batch.index.tolist() for batch in batches] == [batch.index.tolist() for batch in expected]
-    assert all(torch.equal(batch.items, other.items) for batch, other in zip(batches, expected, strict=True))
+    for batch, other in zip(batches, expected, strict=True):
+        assert batch.epoch == other.epoch
+        assert all(torch.equal(part, other.parts[name]) for name, part in batch.parts.items())
 
 
 @pytest.fixture(autouse=True)
@@ -130,10 +137,11 @@ def test_items_kept_in_memory_survive_a_killed_worker(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     whole, disturbed = raw(Wavy(tmp_path / "a", length=1100)), raw(Wavy(tmp_path / "b", fatal=[700], act=killed, length=1100))
-    for items in (whole, disturbed):
-        assert items.keep_in_memory(num_workers=2, show=False) == []
+    for batches in (whole, disturbed):
+        assert batches.items.keep_in_memory(num_workers=2, show=False, most_bytes=1e9) == []
     assert len(list((tmp_path / "b").iterdir())) == 1
-    assert torch.equal(disturbed[range(1100)].items, whole[range(1100)].items)
+    asked = Asked(0, list(range(1100)))
+    assert torch.equal(disturbed[asked].parts["items"], whole[asked].parts["items"])
 
 
 _FULL = """
@@ -141,11 +149,9 @@ import sys
 sys.path[:0] = sys.argv[1:]
 from pathlib import Path
 from test_loading import Wavy, order, raw
-from glpretrain.data.loading import batches_of, RawItems
-from glpretrain.data.sources.base import FittedItem
-items = RawItems(Wavy(Path("/dev/null")), resize=lambda item: FittedItem(item.values.repeat(1, 200, 200), 1.0, None))
+from glpretrain.data.items import batches_of
 try:
-    list(batches_of(items, order(), num_workers=1))
+    list(batches_of(raw(Wavy(Path("/dev/null")), repeated=200), order(), num_workers=1))
 except ValueError as error:
     print(error)
 """

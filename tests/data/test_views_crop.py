@@ -7,17 +7,21 @@ import torch
 from scipy.stats import ks_2samp
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
+from view_parts import card_of, flips, frames_of, items_of, views_of
 
 from glpretrain.core import keys as rng
-from glpretrain.data.views.resample import crop, crop_nearest, random_boxes
+from glpretrain.data import Item, Source, Subset
+from glpretrain.data.views import MultiCrop, ViewSpec
+from glpretrain.data.views.resample import crop, crop_labels, pixel_boxes, random_boxes, reduced, reduction
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 
 
-def images(*shape: int) -> torch.Tensor:
-    """Values in [0, 1] with detail at every scale and no two items alike."""
-    ramp = torch.arange(math.prod(shape), dtype=torch.float64)
-    return (0.5 + 0.5 * torch.sin(ramp**1.3)).reshape(shape).float()
+def picture(height: int, width: int, *, channels: int = 3, last: bool = False) -> torch.Tensor:
+    """UInt8[C H W] with detail at every scale; with the channels last in memory, as decoders leave them."""
+    ramp = torch.arange(channels * height * width, dtype=torch.float64)
+    made = (127.5 + 127.5 * torch.sin(ramp**1.3)).round().to(torch.uint8).view(channels, height, width)
+    return made.permute(1, 2, 0).contiguous().permute(2, 0, 1) if last else made
 
 
 def torchvision_boxes(height: int, width: int, count: int) -> torch.Tensor:
@@ -55,10 +59,11 @@ def test_an_item_that_no_crop_fits_is_cut_in_its_centre(aspect):
     keys = rng.item_keys(seed=0, epoch=0, index=torch.arange(7))
     boxes = random_boxes(keys, aspect=torch.full((7,), aspect), scale=(0.9, 1.0), ratio=RATIO, flip=0.0)
     x0, y0, x1, y1, _ = boxes.unbind(1)
-    torch.testing.assert_close(x0 + x1, torch.ones(7))
-    torch.testing.assert_close(y0 + y1, torch.ones(7))
-    torch.testing.assert_close(aspect * (x1 - x0) / (y1 - y0), torch.full((7,), RATIO[0] if aspect < 1 else RATIO[1]))
-    torch.testing.assert_close(torch.maximum(x1 - x0, y1 - y0), torch.ones(7))
+    ones = torch.ones(7, dtype=torch.float64)
+    torch.testing.assert_close(x0 + x1, ones)
+    torch.testing.assert_close(y0 + y1, ones)
+    torch.testing.assert_close(aspect * (x1 - x0) / (y1 - y0), ones * (RATIO[0] if aspect < 1 else RATIO[1]))
+    torch.testing.assert_close(torch.maximum(x1 - x0, y1 - y0), ones)
 
 
 def test_boxes_lie_in_the_unit_square():
@@ -69,52 +74,119 @@ def test_boxes_lie_in_the_unit_square():
     assert (boxes[:, 2:4] > boxes[:, :2]).all()
 
 
-# left, top, width, height in pixels of a 37 x 41 item: inside, at the edges, tiny (enlarged) and all of it
-PIXEL_BOXES = [(5, 3, 29, 31), (0, 0, 17, 37), (30, 25, 11, 12), (11, 7, 3, 2), (0, 0, 41, 37)]
-
-
-def unit_boxes(flip: float) -> torch.Tensor:
-    rows = [(x / 41, y / 37, (x + w) / 41, (y + h) / 37, flip) for x, y, w, h in PIXEL_BOXES]
-    return torch.tensor(rows)
+# left, top, right, bottom in pixels of a 37 x 41 picture: inside, at the edges, tiny (enlarged) and all of it
+PIXEL_BOXES = [(5, 3, 34, 34), (0, 0, 17, 37), (30, 25, 41, 37), (11, 7, 14, 9), (0, 0, 41, 37)]
 
 
 @pytest.mark.parametrize("size", [(13, 19), (48, 31)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_crops_agree_with_torchvision_pixel_by_pixel(size, interpolation, flip):
-    source = images(len(PIXEL_BOXES), 3, 37, 41)
-    ours = crop(source, boxes=unit_boxes(flip), size=size, interpolation=interpolation)
-    for item, view, (x, y, w, h) in zip(source, ours, PIXEL_BOXES, strict=True):
-        theirs = F.resized_crop(item, y, x, h, w, list(size), InterpolationMode(interpolation), antialias=True)
-        theirs = F.horizontal_flip(theirs) if flip else theirs
-        torch.testing.assert_close(view, theirs, rtol=0, atol=1e-5)  # float32 sums in another order
+@pytest.mark.parametrize(("channels", "last"), [(3, False), (3, True), (1, False), (5, False)])
+def test_a_crop_is_torchvisions_bit_for_bit(size, interpolation, channels, last):
+    source = picture(37, 41, channels=channels, last=last)
+    for left, top, right, bottom in PIXEL_BOXES:
+        ours = crop(source, box=(left, top, right, bottom), size=size, interpolation=interpolation)
+        mode = InterpolationMode(interpolation)
+        assert torch.equal(ours, F.resized_crop(source, top, left, bottom - top, right - left, list(size), mode, antialias=True))
 
 
-def test_crops_of_bytes_agree_with_torchvision_to_one_level():
-    # Theirs clamps between the two axes: where the first overshoots the range of a byte they differ, so stay away from its ends.
-    source = (images(len(PIXEL_BOXES), 3, 37, 41) * 155 + 50).round().to(torch.uint8)
-    ours = crop(source.float() / 255, boxes=unit_boxes(0.0), size=(23, 23), interpolation="bicubic")
-    for item, view, (x, y, w, h) in zip(source, ours, PIXEL_BOXES, strict=True):
-        theirs = F.resized_crop(item, y, x, h, w, [23, 23], InterpolationMode.BICUBIC, antialias=True)
-        # Theirs rounds to whole levels after each axis (two halves), with fixed-point weights.
-        assert (view * 255 - theirs).abs().max() <= 1.2
+def test_labels_are_cut_as_torchvision_cuts_them():
+    labels = torch.arange(37 * 41).reshape(37, 41)
+    for left, top, right, bottom in PIXEL_BOXES:
+        ours = crop_labels(labels, box=(left, top, right, bottom), size=(13, 17))
+        mode = InterpolationMode.NEAREST_EXACT
+        theirs = F.resized_crop(labels[None].float(), top, left, bottom - top, right - left, [13, 17], mode)[0]
+        assert torch.equal(ours, theirs.long())
 
 
-@pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_labels_are_cut_as_torchvision_cuts_them(flip):
-    labels = torch.arange(len(PIXEL_BOXES) * 37 * 41).reshape(-1, 37, 41)
-    ours = crop_nearest(labels, boxes=unit_boxes(flip), size=(13, 17))
-    for item, view, (x, y, w, h) in zip(labels, ours, PIXEL_BOXES, strict=True):
-        theirs = F.resized_crop(item[None].float(), y, x, h, w, [13, 17], InterpolationMode.NEAREST_EXACT)[0]
-        theirs = F.horizontal_flip(theirs) if flip else theirs
-        assert torch.equal(view, theirs.long())
+def test_boxes_have_whole_pixels_inside_the_picture_and_the_rounded_size():
+    sizes = torch.tensor([[1, 1], [7, 3], [64, 64], [500, 375]])  # width, height
+    keys = rng.item_keys(seed=0, epoch=0, index=torch.arange(4 * 300)).view(300, 4)
+    boxes = random_boxes(keys, aspect=sizes[:, 0] / sizes[:, 1], scale=(0.001, 1.0), ratio=(0.2, 5.0), flip=0.0)[..., :4]
+    pixels = pixel_boxes(boxes, sizes=sizes)
+    corner, opposite = pixels[..., :2], pixels[..., 2:]
+    assert (corner >= 0).all() and (opposite > corner).all() and (opposite <= sizes).all()
+    extent = (boxes[..., 2:] - boxes[..., :2]) * sizes
+    assert torch.equal(opposite - corner, extent.round().long().clamp_min(1))
+    off = (pixels - boxes * sizes.repeat(1, 2)).abs()
+    assert off[(extent >= 0.5).all(dim=-1)].max() <= 1.0  # half a pixel for the corner, and half for the size
 
 
-def test_a_continuous_box_reads_what_lies_under_it():
-    # A ramp is reproduced exactly by both kernels away from the edges, so each pixel tells where it was read.
-    ramp = (torch.arange(64) + 0.5).div(64).expand(1, 2, 64, 64).contiguous()
-    box = torch.tensor([[0.1234, 0.3, 0.8765, 0.7, 0.0]])
+def test_views_are_torchvisions_crops_of_pictures_of_any_size_in_any_batch():
+    """The frame says which pixels a view shows; torchvision cuts the same from the original."""
+    pictures = [picture(48, 64), picture(75, 50, last=True), picture(64, 64)]
+    crops = MultiCrop([ViewSpec(24, (0.3, 1.0), count=2)], [ViewSpec(16, (0.05, 0.3), count=3, interpolation="bilinear")])
+    statistics = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    keys = rng.item_keys(seed=1, epoch=4, index=torch.arange(3))
+    views = views_of(crops, images=pictures, keys=keys, **statistics)
+    for name, interpolation in (("global", "bicubic"), ("local", "bilinear")):
+        group = views.groups[name]
+        for number, source in enumerate(pictures):
+            alone = views_of(crops, images=[source], keys=keys[number : number + 1], **statistics).groups[name]
+            assert torch.equal(alone.items[:, 0], group.items[:, number]) and torch.equal(alone.frame[:, 0], group.frame[:, number])
+            for view, frame in zip(group.items[:, number], group.frame[:, number], strict=True):
+                (height, _, top), (_, width, left) = (frame * torch.tensor(source.shape[1:]).view(2, 1)).round().long().tolist()
+                left, width = (left + width, -width) if width < 0 else (left, width)
+                size = list(view.shape[1:])
+                theirs = F.resized_crop(source, top, left, height, width, size, InterpolationMode(interpolation), antialias=True)
+                theirs = F.horizontal_flip(theirs) if flips(frame) else theirs
+                assert torch.equal((view * 255).round().to(torch.uint8), theirs)
+
+
+class Large(Source):
+    """One picture, or its lower half as a decoder gives it."""
+
+    name = "large"
+
+    def __init__(self, values: torch.Tensor, *, by_decoder: bool = False, regions: torch.Tensor | None = None) -> None:
+        self.values, self.by_decoder, self.regions = values, by_decoder, regions
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Item:
+        return Item(self.values, -1, None, self.regions)
+
+    def reduced(self, index: int, *, side: int) -> Item:
+        item = self[index]
+        return item._replace(values=reduced(item.values, factor=2)) if self.by_decoder and min(self.values.shape[1:]) >= 2 * side else item
+
+
+def test_a_picture_is_reduced_only_where_every_crop_is_shrunk_by_four_nevertheless():
+    crops = MultiCrop([ViewSpec(8, (0.25, 1.0))], [ViewSpec((4, 6), (0.0625, 0.25), ratio=(1.0, 1.0))])
+    side = crops.ample_side()
+    assert side == math.ceil(4 * 6 * 4)  # the local crop is narrowest: a quarter of the side for 6 pixels; the global needs 8 / 0.5 * 1.15
+    assert [reduction(height, 1000, side=side) for height in (95, 191, 192, 383, 384, 999)] == [1, 1, 2, 2, 4, 8]
+    source = picture(195, 260)
+    kept = crops.read(Large(source), 0)
+    assert torch.equal(kept.values, reduced(source, factor=2)) and kept.values.shape == (3, 97, 130)
+    assert torch.equal(crops.read(Subset(Large(source, by_decoder=True), indices=[0]), 0).values, kept.values)
+    assert torch.equal(crops.read(Large(source[:, :191]), 0).values, source[:, :191])
+    regions = torch.zeros(195, 260, dtype=torch.int64)
+    assert torch.equal(crops.read(Large(source, regions=regions), 0).values, source)  # places in the two must agree
+
+
+def test_reducing_first_costs_little():
+    """A picture with detail of every length down to two pixels."""
+    ramp = torch.arange(512, dtype=torch.float64)
+    waves = sum(torch.sin(ramp[:, None] * 2 * math.pi / length + ramp * math.pi / length) for length in (2.2, 3, 5, 9, 17, 40))
+    source = (127.5 + 20 * waves).round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1)
+    half = reduced(source, factor=2)
     for interpolation in ("bilinear", "bicubic"):
-        view = crop(ramp, boxes=box, size=(11, 16), interpolation=interpolation)[0, 0, 5]
-        expected = 0.1234 + (0.8765 - 0.1234) * (torch.arange(16) + 0.5) / 16
-        torch.testing.assert_close(view[3:-3], expected[3:-3], rtol=0, atol=2e-4)  # sampled, a triangle is not quite symmetric
+        once = crop(source, box=(64, 32, 448, 416), size=(48, 48), interpolation=interpolation).double()
+        twice = crop(half, box=(32, 16, 224, 208), size=(48, 48), interpolation=interpolation).double()
+        energies = [(view.diff(dim=1) ** 2).mean() + (view.diff(dim=2) ** 2).mean() for view in (once, twice)]
+        assert (once - twice).abs().mean() <= 0.5 and abs(energies[1] / energies[0] - 1) <= 0.02
+
+
+def test_a_worker_and_another_cut_the_same():
+    """On the CPU and from keys alone; what is sent to the device is bytes of the size of the views, whatever the picture's."""
+    crops = MultiCrop([ViewSpec(24, (0.3, 1.0), count=2)], [ViewSpec(16, (0.05, 0.3), count=3)])
+    keys = rng.item_keys(seed=1, epoch=4, index=torch.arange(2))
+    parts = crops.prepare(items_of([picture(48, 64), picture(90, 70)]), keys=keys, card=card_of((0.5,) * 3, (0.5,) * 3))
+    assert {name: (part.dtype, tuple(part.shape)) for name, part in parts.items()} == {
+        "global": (torch.uint8, (2, 2, 3, 24, 24)),
+        "global_boxes": (torch.float32, (2, 2, 5)),
+        "local": (torch.uint8, (2, 3, 3, 16, 16)),
+        "local_boxes": (torch.float32, (2, 3, 5)),
+    }
+    assert frames_of(crops.make(parts, keys=keys, card=card_of((0.5,) * 3, (0.5,) * 3))).shape == (5, 2, 2, 3)

@@ -176,10 +176,10 @@ def test_as_many_groups_collapse_as_the_ratio_says() -> None:
 
 
 def test_a_data_module_makes_batches_of_clouds() -> None:
-    views = PointCrops([PointViewSpec(48, keep=(0.5, 0.9), count=2)], [PointViewSpec(32, keep=(0.2, 0.5))], [PointViewSpec(16)])
-    data = DataModule(Solids(12, num_points=80), views, batch_size=4, item_size=64, corruption=CollapsedGroups(0.5))
+    specs = [PointViewSpec(48, keep=(0.5, 0.9), count=2)], [PointViewSpec(32, keep=(0.2, 0.5))], [PointViewSpec(16)]
+    data = DataModule(Solids(12, num_points=80), PointCrops(*specs, item_points=64), batch_size=4, corruption=CollapsedGroups(0.5))
     encoder = PointTransformer("point_mae", num_points=48, group_size=8, embed_dim=12, depth=1, num_heads=2)
-    batch = data.make_batch(data.raw_batch([3, 5]), encoder=encoder, epoch=0)
+    batch = data.make_batch(data.raw_batch([3, 5], encoder=encoder, epoch=0), encoder=encoder)
     assert batch.views["global"].items.shape == (2, 2, 48, 3) and batch.views["local"].items.shape == (1, 2, 32, 3)
     assert batch.views["global"].corrupted.shape == (2, 2, 48, 3) and batch.views["global"].corruption.shape == (2, 2, 48)
     parts = {name: made.parts for name, made in data.made().items()}
@@ -192,8 +192,8 @@ def test_views_of_another_kind_are_refused() -> None:
         DataModule(Scenes(4), PointCrops([PointViewSpec(32)]), batch_size=2)
     with pytest.raises(ValueError, match="source 'solids' has items of kind points, but MultiCrop makes views of kind image"):
         DataModule(Solids(4), MultiCrop([ViewSpec(32, scale=(0.5, 1.0))]), batch_size=2)
-    with pytest.raises(ValueError, match=r"item_size 10 leaves fewer than 4 points where keep is 0\.2; raise one"):
-        DataModule(Solids(4), PointCrops([PointViewSpec(32, keep=(0.2, 0.5))]), batch_size=2, item_size=10)
+    with pytest.raises(ValueError, match=r"10 points of an item leave fewer than 4 where keep is 0\.2; raise one"):
+        PointCrops([PointViewSpec(32, keep=(0.2, 0.5))], item_points=10)
 
 
 @pytest.mark.parametrize(
@@ -217,8 +217,8 @@ def test_bad_specs_are_named(arguments: dict, message: str) -> None:
 def test_bad_crops_are_named() -> None:
     with pytest.raises(ValueError, match="num_points is at least 1, or null for all, not 0"):
         PointCrops([PointViewSpec(64)], num_points=0)
-    with pytest.raises(ValueError, match="item_size 63 is less than num_points 64 of PointCrops"):
-        PointCrops([PointViewSpec(32)], num_points=64).require_size(63)
+    with pytest.raises(ValueError, match="num_points is 64, but an item has item_points = 63"):
+        PointCrops([PointViewSpec(32)], num_points=64, item_points=63)
     with pytest.raises(ValueError, match="global_views is empty"):
         PointCrops([])
     with pytest.raises(ValueError, match=r"local_views have \[16, 32\] points"):

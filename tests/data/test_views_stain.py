@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 from skimage.color import hed2rgb, rgb2hed
-from view_parts import flips
+from view_parts import flips, views_of
 
 from glpretrain.core import keys as rng
 from glpretrain.core.frames import token_centres
@@ -86,11 +86,12 @@ def place_of(views: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_frames_tell_where_tokens_of_turned_views_came_from(flip: float) -> None:
     """The image says of every pixel where it is, so a view says where its tokens came from; the frames must say the same."""
-    ramp = (torch.arange(64) + 0.5) / 64
-    image = torch.stack([ramp.expand(64, 64), ramp.view(-1, 1).expand(64, 64), torch.zeros(64, 64)]).expand(24, -1, -1, -1)
+    ramp = (torch.arange(240) + 0.5).round()  # levels: as exact as bytes can be
+    image = torch.stack([ramp.expand(240, 240), ramp.view(-1, 1).expand(240, 240), torch.zeros(240, 240)]).to(torch.uint8)
     crops = MultiCrop([ViewSpec(16, (0.3, 0.8), turn_prob=0.75, flip=flip, jitter_prob=0.0, interpolation="bilinear")])
-    regions = (image[:, 0] * 4).long()
-    views = crops(image, aspect=torch.ones(24), keys=KEYS[:24], mean=[0.0] * 3, std=[1.0] * 3, regions=regions)
+    regions = (image[0] // 60).long()
+    statistics = {"mean": [0.0] * 3, "std": [240 / 255] * 3}
+    views = views_of(crops, images=[image] * 24, keys=KEYS[:24], **statistics, regions=[regions] * 24)
     frames = views.groups["global"].frame[0]  # [B 2 3]
     assert (flips(frames) == bool(flip)).all()
     assert len({tuple(frame) for frame in frames[..., :2].sign().flatten(1).tolist()}) == 4  # all quarter turns
@@ -111,4 +112,4 @@ def test_what_cannot_be_turned_or_stained_is_refused() -> None:
         ViewSpec(16, (0.5, 1.0), stain=-0.1)
     grey = MultiCrop([ViewSpec(16, (0.5, 1.0), stain=0.1)])
     with pytest.raises(ValueError, match=r"stain=0.1 needs RGB items"):
-        grey(torch.zeros(1, 1, 16, 16), aspect=torch.ones(1), keys=KEYS[:1], mean=[0.0], std=[1.0])
+        views_of(grey, images=torch.zeros(1, 1, 16, 16, dtype=torch.uint8), keys=KEYS[:1], mean=[0.0], std=[1.0])

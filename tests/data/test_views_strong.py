@@ -19,6 +19,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from view_parts import card_of, items_of, views_of
 
 from glpretrain.core import keys as rng
 from glpretrain.core.types import EncoderCard
@@ -87,7 +88,7 @@ def spec(size: int = 24, **settings) -> ViewSpec:
 def inputs(count: int = 11, *, channels: int = 3) -> dict:
     ramp = torch.arange(count * channels * 32 * 32, dtype=torch.float64)
     source = (127.5 + 127.5 * torch.sin(ramp**1.2)).round().to(torch.uint8).reshape(count, channels, 32, 32)
-    return {"images": source, "aspect": torch.linspace(0.5, 2.0, count), "keys": keys(count)}
+    return {"images": source, "keys": keys(count)}
 
 
 def mugs(strong: Strong | None = Strong()) -> MultiCrop:  # noqa: B008
@@ -132,7 +133,7 @@ def test_every_item_of_a_batch_gets_its_own_operation() -> None:
 
 
 @pytest.mark.parametrize("name", GEOMETRIC)
-def test_a_stretched_item_moves_as_in_its_true_proportions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_aspect_gives_a_stretched_item_its_true_proportions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # A smooth item, twice as wide as high; the worker stretched it to a square of 64 x 64.
     y, x = torch.meshgrid(torch.arange(64) / 64, torch.arange(128) / 64, indexing="ij")
     wide = torch.stack([128 + 60 * torch.sin(3 * x + c) + 50 * torch.cos(4 * y - c) for c in range(3)])
@@ -169,9 +170,8 @@ def test_magnitudes_signs_and_application_have_their_distribution() -> None:
 
 
 def test_a_flipped_item_is_augmented_flipped_and_handed_back_as_it_came() -> None:
-    images = pictures().float() / 255
-    arguments = {"keys": keys(5), "selected": torch.ones(5, dtype=torch.bool), "aspect": torch.ones(5)}
-    arguments |= {"strong": Strong(op_prob=1.0, num_ops=4), "mean": MEAN}
+    images = pictures()
+    arguments = {"keys": keys(5), "strong": Strong(op_prob=1.0, num_ops=4), "mean": MEAN}
     flipped = rand_augment(images, flipped=torch.ones(5, dtype=torch.bool), **arguments)
     straight = rand_augment(images.flip(3), flipped=torch.zeros(5, dtype=torch.bool), **arguments)
     assert torch.equal(flipped.flip(3), straight)
@@ -183,7 +183,7 @@ def test_as_many_views_are_strong_as_asked_and_each_local_draws_for_itself() -> 
     batch = inputs(4000)
     batch["images"] = torch.full((4000, 3, 8, 8), 128, dtype=torch.uint8)
     crops = MultiCrop([spec(8)], [spec(8, strong=strong, count=2)], [spec(8, strong=strong), spec(8, strong=strong)])
-    views = crops(**batch, mean=(0.0,) * 3, std=(1.0,) * 3)
+    views = views_of(crops, **batch, mean=(0.0,) * 3, std=(1.0,) * 3)
     marked = (views.groups["local"].items.flatten(2) - 128 / 255).abs().amax(dim=2) > 1e-3  # [L B]
     for view in marked:
         assert_share(view, 0.3)
@@ -267,8 +267,8 @@ def test_erased_pixels_are_standard_normal_and_the_rest_stays() -> None:
 
 
 def test_noise_is_normalised_with_the_view() -> None:
-    views = MultiCrop([spec(strong=Strong(prob=1.0, num_ops=0, erase_prob=1.0))])(**inputs(), mean=(0.0,) * 3, std=(1.0,) * 3)
-    scaled = MultiCrop([spec(strong=Strong(prob=1.0, num_ops=0, erase_prob=1.0))])(**inputs(), mean=MEAN, std=STD)
+    views = views_of(MultiCrop([spec(strong=Strong(prob=1.0, num_ops=0, erase_prob=1.0))]), **inputs(), mean=(0.0,) * 3, std=(1.0,) * 3)
+    scaled = views_of(MultiCrop([spec(strong=Strong(prob=1.0, num_ops=0, erase_prob=1.0))]), **inputs(), mean=MEAN, std=STD)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     torch.testing.assert_close(scaled.groups["global"].items, (views.groups["global"].items - mean) / std)
     assert views.groups["global"].items.max() > 1.5 and views.groups["global"].items.min() < -0.5
@@ -280,8 +280,8 @@ def test_noise_is_normalised_with_the_view() -> None:
 def test_student_views_change_no_other_view() -> None:
     batch = inputs()
     crops = mugs()
-    with_own = crops(**batch, mean=MEAN, std=STD)
-    without = MultiCrop(list(crops.global_views), list(crops.local_views))(**batch, mean=MEAN, std=STD)
+    with_own = views_of(crops, **batch, mean=MEAN, std=STD)
+    without = views_of(MultiCrop(list(crops.global_views), list(crops.local_views)), **batch, mean=MEAN, std=STD)
     for name in ("global", "local"):
         assert torch.equal(with_own.groups[name].items, without.groups[name].items), name
         assert torch.equal(with_own.groups[name].frame, without.groups[name].frame), name
@@ -293,8 +293,8 @@ def test_student_views_change_no_other_view() -> None:
 
 def test_weak_views_are_those_without_strong_and_strong_ones_are_not() -> None:
     batch = inputs(40)
-    views = mugs()(**batch, mean=MEAN, std=STD)
-    plain = mugs(None)(**batch, mean=MEAN, std=STD)
+    views = views_of(mugs(), **batch, mean=MEAN, std=STD)
+    plain = views_of(mugs(None), **batch, mean=MEAN, std=STD)
     views, plain = views.groups["student"], plain.groups["student"]
     weak = ~views.strong
     assert not plain.strong.any()
@@ -308,8 +308,10 @@ def test_weak_views_are_those_without_strong_and_strong_ones_are_not() -> None:
 
 def test_a_batch_in_two_halves_gives_the_same_views() -> None:
     batch = inputs(10)
-    whole = mugs()(**batch, mean=MEAN, std=STD)
-    halves = [mugs()(**{name: value[part] for name, value in batch.items()}, mean=MEAN, std=STD) for part in (slice(0, 4), slice(4, 10))]
+    whole = views_of(mugs(), **batch, mean=MEAN, std=STD)
+    halves = [
+        views_of(mugs(), **{name: value[part] for name, value in batch.items()}, mean=MEAN, std=STD) for part in (slice(0, 4), slice(4, 10))
+    ]
     for name in ("global", "local", "student"):
         joined = torch.cat([half.groups[name].items for half in halves], dim=1)
         torch.testing.assert_close(joined, whole.groups[name].items, rtol=0, atol=2e-5)
@@ -322,25 +324,22 @@ def test_computing_all_items_gives_what_computing_the_selected_ones_gives(monkey
         return torch.where(where.view(-1, 1, 1, 1), change(images, **per_item), images)
 
     batch = inputs()
-    chosen = mugs()(**batch, mean=MEAN, std=STD)
+    chosen = views_of(mugs(), **batch, mean=MEAN, std=STD)
     for module in ("multicrop", "randaugment", "erasing"):
         monkeypatch.setattr(f"glpretrain.data.views.{module}.apply_where", everywhere)
-    computed = mugs()(**batch, mean=MEAN, std=STD)
+    computed = views_of(mugs(), **batch, mean=MEAN, std=STD)
     for name in ("global", "local", "student"):
         torch.testing.assert_close(computed.groups[name].items, chosen.groups[name].items, rtol=0, atol=2e-5)
 
 
 def test_nothing_waits_for_the_device() -> None:
     # A fake tensor has no values: whatever asks for one, or for a shape that depends on one, raises. On a CPU asking is free.
+    strong = spec(strong=Strong(), blur_prob=0.1, **COLOURS)
+    crops, batch = MultiCrop([spec()], [ViewSpec(16, (0.05, 0.25), strong=Strong(), **COLOURS)], [strong]), inputs()
+    parts = crops.prepare(items_of(batch["images"]), keys=batch["keys"], card=card_of(MEAN, STD))
     with FakeTensorMode():
-        batch = {
-            "images": torch.zeros(11, 3, 32, 32, dtype=torch.uint8, device="cuda"),
-            "aspect": torch.ones(11, device="cuda"),
-            "keys": torch.zeros(11, dtype=torch.int64, device="cuda"),
-        }
-        strong = spec(strong=Strong(), blur_prob=0.1, **COLOURS)
-        crops = MultiCrop([spec()], [ViewSpec(16, (0.05, 0.25), strong=Strong(), **COLOURS)], [strong])
-        views = crops(**batch, mean=MEAN, std=STD)
+        fake = {name: torch.zeros(part.shape, dtype=part.dtype, device="cuda") for name, part in parts.items()}
+        views = crops.make(fake, keys=torch.zeros(11, dtype=torch.int64, device="cuda"), card=card_of(MEAN, STD))
     assert views.groups["student"].items.shape == (1, 11, 3, 24, 24) and views.groups["local"].items.shape == (1, 11, 3, 16, 16)
     assert views.groups["student"].strong.device.type == "cuda"
 
@@ -348,9 +347,9 @@ def test_nothing_waits_for_the_device() -> None:
 def test_a_strong_view_is_the_crop_of_the_augmented_item() -> None:
     batch = inputs()
     strong = Strong(prob=1.0, op_prob=1.0, num_ops=3, erase_prob=0.0)
-    views = MultiCrop([spec(32, strong=strong, flip=0.0)])(**batch, mean=(0.0,) * 3, std=(1.0,) * 3)
+    views = views_of(MultiCrop([spec(32, strong=strong, flip=0.0)]), **batch, mean=(0.0,) * 3, std=(1.0,) * 3)
     items = {**batch, "images": rand_augment_of(batch, strong)}
-    expected = MultiCrop([spec(32, flip=0.0)])(**items, mean=(0.0,) * 3, std=(1.0,) * 3)
+    expected = views_of(MultiCrop([spec(32, flip=0.0)]), **items, mean=(0.0,) * 3, std=(1.0,) * 3)
     assert torch.equal(views.groups["global"].frame, expected.groups["global"].frame)
     torch.testing.assert_close(views.groups["global"].items, expected.groups["global"].items, rtol=0, atol=2e-5)
 
@@ -358,12 +357,9 @@ def test_a_strong_view_is_the_crop_of_the_augmented_item() -> None:
 def rand_augment_of(batch: dict, strong: Strong) -> Tensor:
     from glpretrain.data.views.multicrop import _RAND_AUGMENT
 
-    everywhere = torch.ones(len(batch["keys"]), dtype=torch.bool)
     view_keys = rng.fold_in(rng.fold_in(batch["keys"], 0), _RAND_AUGMENT)
-    source = batch["images"].float() / 255
-    return rand_augment(
-        source, keys=view_keys, selected=everywhere, aspect=batch["aspect"], flipped=~everywhere, strong=strong, mean=(0.0,) * 3
-    )
+    unflipped = torch.zeros(len(view_keys), dtype=torch.bool)
+    return rand_augment(batch["images"], keys=view_keys, flipped=unflipped, strong=strong, mean=(0.0,) * 3)
 
 
 # Settings and the batch
@@ -387,7 +383,7 @@ def test_student_views_must_agree() -> None:
 
 def test_strong_views_need_rgb() -> None:
     with pytest.raises(ValueError, match="strong needs RGB items, but these have 5 channels; leave strong out"):
-        MultiCrop([spec(strong=Strong())])(**inputs(channels=5), mean=(0.5,) * 5, std=(0.2,) * 5)
+        views_of(MultiCrop([spec(strong=Strong())]), **inputs(channels=5), mean=(0.5,) * 5, std=(0.2,) * 5)
 
 
 def test_a_recipe_can_say_it() -> None:
@@ -413,10 +409,11 @@ class FakeEncoder:
 
 def test_a_batch_holds_student_views_and_which_are_weak() -> None:
     data = DataModule(Scenes(12, size=28), mugs(), batch_size=7)
-    batch = data.make_batch(data.raw_batch(range(7)), encoder=FakeEncoder(), epoch=0)
+    encoder = FakeEncoder()
+    batch = data.make_batch(data.raw_batch(range(7), encoder=encoder, epoch=0), encoder=encoder)
     assert batch.views["student"].items.shape == (2, 7, 3, 24, 24)
     assert batch.views["student"].strong.shape == (7,)
     assert {name: made.parts for name, made in data.made().items()} == {"global": set(), "local": set(), "student": {"strong"}}
     plain = DataModule(Scenes(12, size=28), MultiCrop([spec()]), batch_size=7)
-    batch = plain.make_batch(plain.raw_batch(range(7)), encoder=FakeEncoder(), epoch=0)
+    batch = plain.make_batch(plain.raw_batch(range(7), encoder=encoder, epoch=0), encoder=encoder)
     assert set(batch.views) == set(plain.made()) == {"global"}

@@ -1,9 +1,37 @@
-"""What tests read off views: frames of all groups that share an order, and whether a frame flips or turns."""
+"""What tests make of pictures and read off views: views of stacked pictures, frames of all groups, and whether a frame flips or turns."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from glpretrain.data.views import Views
+from glpretrain.core.types import EncoderCard, Item
+from glpretrain.data.views import MultiCrop, Views
+
+
+def card_of(mean: Sequence[float], std: Sequence[float]) -> EncoderCard:
+    """As much of a card as views need."""
+    return EncoderCard("none", {}, "image", (len(mean), 8, 8), (8, 8), 5, tuple(mean), tuple(std))
+
+
+def items_of(images: Sequence[Tensor] | Tensor, regions: Sequence[Tensor] | Tensor | None = None) -> list[Item]:
+    """Pictures UInt8[C H W], with region maps Int[H W]."""
+    maps = [None] * len(images) if regions is None else regions
+    return [Item(image, -1, None, region) for image, region in zip(images, maps, strict=True)]
+
+
+def views_of(
+    crops: MultiCrop,
+    *,
+    images: Sequence[Tensor] | Tensor,
+    keys: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    regions: Sequence[Tensor] | Tensor | None = None,
+) -> Views:
+    """What a worker and the device make together."""
+    card = card_of(mean, std)
+    return crops.make(crops.prepare(items_of(images, regions), keys=keys, card=card), keys=keys, card=card)
 
 
 def frames_of(views: Views) -> Tensor:

@@ -23,8 +23,8 @@ def build(recipe: Path, folder: Path, *arguments: str) -> Training:
 
 def fixed_batch(training: Training, *, count: int = 4, epoch: int = 0) -> Batch:
     """A batch of the recipe's own data."""
-    data = training.datamodule
-    return data.make_batch(data.raw_batch(range(count)), encoder=training.model.encoder, epoch=epoch)
+    data, encoder = training.datamodule, training.model.encoder
+    return data.make_batch(data.raw_batch(range(count), encoder=encoder, epoch=epoch), encoder=encoder)
 
 
 def share(batch: Batch, number: int, count: int) -> Batch:

@@ -138,8 +138,10 @@ def test_the_teachers_trunk_stays_with_the_students(backbone: Path, tmp_path: Pa
 def test_views_are_normalised_as_the_backbone_was(backbone: Path, tmp_path: Path) -> None:
     """The run's own recipe says so too, so that it can be trained again from its folder."""
     training = build(ROOT / "dino.yaml", tmp_path, "--init_from", str(backbone))
-    black = training.datamodule.raw_batch([0])._replace(items=torch.zeros(1, 3, 56, 56, dtype=torch.uint8))
-    views = training.datamodule.make_batch(black, encoder=training.model.encoder, epoch=0).views["global"].items
+    data, encoder = training.datamodule, training.model.encoder
+    raw = data.raw_batch([0], encoder=encoder, epoch=0)
+    raw.parts["global"].zero_()
+    views = data.make_batch(raw, encoder=encoder).views["global"].items
     floor = -torch.tensor(MEAN) / torch.tensor(STD)
     torch.testing.assert_close(views.amin(dim=(0, 1, 3, 4)), floor)
     written = yaml.safe_load((training.folder / "config.yaml").read_text())

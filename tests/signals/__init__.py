@@ -4,7 +4,7 @@ Tests register it by one line, as `glpretrain.modalities` registers images and c
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from glpretrain.core import keys as rng
 from glpretrain.core.batch import ViewGroup
 from glpretrain.core.types import EncoderCard, EncoderOutput, Item
-from glpretrain.data.loading import RawBatch
-from glpretrain.data.sources.base import FittedItem, Source, checked_index
+from glpretrain.data.sources.base import Source, checked_index
 from glpretrain.data.views import ViewMaker, Views
 from glpretrain.encoders.base import Encoder, load_strictly, register
 from glpretrain.modalities import Modality, Size
@@ -96,17 +95,13 @@ class SignalCrops(ViewMaker):
     def default_size(self) -> int:
         return 2 * self.sizes["global"]
 
-    def require_size(self, size: int) -> None:
-        if size < self.sizes["global"]:
-            raise ValueError(f"SignalCrops: items of {size} samples are shorter than a view")
+    def prepare(self, items: Sequence[Item], *, keys: Tensor, card: EncoderCard) -> dict[str, Tensor]:
+        return {"items": torch.stack([stretched(item.values, self.default_size()) for item in items])}
 
-    def fitted(self, item: Item, *, size: int) -> FittedItem:
-        return FittedItem(stretched(item.values, size), 1.0, None)
-
-    def make(self, raw: RawBatch, *, keys: Tensor, card: EncoderCard) -> Views:
+    def make(self, parts: Mapping[str, Tensor], *, keys: Tensor, card: EncoderCard) -> Views:
         groups = {}
         for number, (name, size) in enumerate(self.sizes.items()):
-            pairs = [self._crop(raw.items, keys=rng.fold_in(keys, 2 * number + view), size=size) for view in range(2)]
+            pairs = [self._crop(parts["items"], keys=rng.fold_in(keys, 2 * number + view), size=size) for view in range(2)]
             views, frames = (torch.stack(parts) for parts in zip(*pairs, strict=True))
             groups[name] = ViewGroup((views - card.mean[0]) / card.std[0], frame=frames)
         return Views(groups)

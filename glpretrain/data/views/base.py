@@ -1,14 +1,14 @@
-"""The contract of a maker of views: it brings an item to one size in a worker, and makes the views of a batch on the device."""
+"""The contract of a maker of views: it takes what it needs of items in a worker, and makes the views of a batch on the device."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from glpretrain.core.batch import ViewGroup
 from glpretrain.core.types import EncoderCard, Item
-from glpretrain.data.loading import RawBatch
-from glpretrain.data.sources.base import FittedItem
+from glpretrain.data.sources.base import Source
 
 
 class Views(NamedTuple):
@@ -19,7 +19,11 @@ class Views(NamedTuple):
 
 
 class ViewMaker(nn.Module, ABC):
-    """Makes views as a function of items and keys, without state or random generator."""
+    """Makes views as a function of items and keys, without state or random generator.
+
+    A key is a function of (seed, epoch, dataset index), so a worker draws what the device would draw. What is done where is decided by
+    each maker: `read` and `prepare` run in workers, `make` on the device.
+    """
 
     modality: ClassVar[str]  # name of the kind of item, see `glpretrain.modalities`
 
@@ -29,26 +33,32 @@ class ViewMaker(nn.Module, ABC):
 
     @abstractmethod
     def default_size(self) -> int:
-        """Size to which workers bring items if the recipe names none."""
+        """Size of the items of an embedded source, on which a run is scored whose data has no classes or masks."""
 
-    @abstractmethod
-    def require_size(self, size: int) -> None:
-        """Check at construction that items of this size can be used.
+    def read(self, source: Source, index: int) -> Item:
+        """One item, as it may be kept in memory for all epochs.
 
         Raises:
-            ValueError: the size is too small for the views.
+            UnreadableItemError: the item cannot be decoded.
+        """
+        return source[index]
+
+    @abstractmethod
+    def prepare(self, items: Sequence[Item], *, keys: Tensor, card: EncoderCard) -> dict[str, Tensor]:
+        """What `make` needs of items that `read` gave, in tensors whose first axis is that of the items, B.
+
+        Args:
+            items: items that may have different sizes.
+            keys: Int[B], one key per item.
+            card: card of the encoder.
         """
 
     @abstractmethod
-    def fitted(self, item: Item, *, size: int) -> FittedItem:
-        """The item, brought to this size; runs in a worker."""
-
-    @abstractmethod
-    def make(self, raw: RawBatch, *, keys: Tensor, card: EncoderCard) -> Views:
+    def make(self, parts: Mapping[str, Tensor], *, keys: Tensor, card: EncoderCard) -> Views:
         """Views of a batch on its device.
 
         Args:
-            raw: items as workers give them.
+            parts: what `prepare` gave, for all items of the batch.
             keys: Int[B], one key per item.
             card: card of the encoder, which names mean and standard deviation.
         """

@@ -1,6 +1,6 @@
-"""The time of each operation of a multi-crop on the device, compared with torchvision's functions called for each image.
+"""The time of each operation of a multi-crop, in a worker and on the device, compared with torchvision's functions for each image.
 
-Left out: the table, which the command line prints, and the work of the data loading processes.
+Left out: the table, which the command line prints, and the decoding of files.
 """
 
 import math
@@ -18,15 +18,15 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from glpretrain.core import keys as rng
+from glpretrain.core.types import EncoderCard, Item
 from glpretrain.data.views.colour import augment
 from glpretrain.data.views.erasing import erase
 from glpretrain.data.views.multicrop import MultiCrop
-from glpretrain.data.views.randaugment import apply_where, rand_augment
-from glpretrain.data.views.resample import crop, random_boxes
+from glpretrain.data.views.randaugment import apply_where
 from glpretrain.data.views.spec import ViewSpec
 
 _REFERENCE_IMAGES = 8  # number of images on which torchvision is timed; its time is proportional to their number
-_CROP, _RAND_AUGMENT, _ERASING = "crop, resize, flip", "RandAugment", "erasing"
+_WORKER, _ERASING = "in a worker: crops", "erasing"
 _PARTS_OF_JITTER = ("brightness", "contrast", "saturation", "hue")
 
 
@@ -34,7 +34,7 @@ class Cost(NamedTuple):
     """The time of one operation for all views of a batch that may have it."""
 
     operation: str
-    milliseconds: float  # median on the device
+    milliseconds: float  # median, in a worker or on the device
     share: float  # share of the time of the whole multi-crop
     torchvision_milliseconds: float  # image by image on the CPU, for the expected number of images that the operation changes
 
@@ -50,25 +50,10 @@ def _variants(spec: ViewSpec) -> dict[str, ViewSpec]:
     return {name: variant for name, variant in variants.items() if variant != bare}
 
 
-def _cut(items: Tensor, *, spec: ViewSpec, keys: Tensor, aspect: Tensor) -> Tensor:
-    """Float[(V B) C h w]: the crops of the multi-crop for keys Int[V B]."""
-    source = items.to(torch.float32) / 255.0
-    boxes = random_boxes(keys, aspect=aspect, scale=spec.scale, ratio=spec.ratio, flip=spec.flip)
-    return torch.cat([crop(source, boxes=box, size=spec.shape, interpolation=spec.interpolation) for box in boxes]).clamp_(0.0, 1.0)
-
-
-def _rand_augmented(items: Tensor, *, spec: ViewSpec, keys: Tensor, strong: Tensor, aspect: Tensor) -> None:
-    """RandAugment of whole items for each view of keys Int[V B]; in Bool[V B] are the items that are augmented strongly."""
-    assert spec.strong is not None
-    source = items.to(torch.float32) / 255.0
-    for key, selected in zip(keys, strong, strict=True):
-        rand_augment(source, keys=key, selected=selected, aspect=aspect, flipped=key % 2 == 0, strong=spec.strong, mean=(0.5,) * 3)
-
-
 def _torchvision_cut(image: Tensor, *, spec: ViewSpec) -> Tensor:
     """UInt8[C h w], a crop of average area."""
-    side = max(1, round(image.shape[-1] * math.sqrt(sum(spec.scale) / 2)))
-    return F.resized_crop(image, 0, 0, side, side, list(spec.shape), InterpolationMode(spec.interpolation), antialias=True)
+    height, width = (max(1, round(side * math.sqrt(sum(spec.scale) / 2))) for side in image.shape[1:])
+    return F.resized_crop(image, 0, 0, height, width, list(spec.shape), InterpolationMode(spec.interpolation), antialias=True)
 
 
 def _torchvision_colour(image: Tensor, *, spec: ViewSpec) -> Tensor:
@@ -116,9 +101,9 @@ def _torchvision_milliseconds(action: Callable[[Tensor], object], *, images: Ten
 
 @torch.no_grad()
 def bench_views(
-    *, batch_size: int, image_size: int, multicrop: MultiCrop, device: str | torch.device = "cpu", repeats: int = 10
+    *, batch_size: int, image_size: tuple[int, int], multicrop: MultiCrop, device: str | torch.device = "cpu", repeats: int = 10
 ) -> list[Cost]:
-    """Time each operation alone and the multi-crop as a whole, on RGB items with texture.
+    """Time what a worker does, each operation on the device alone, and all of them, on RGB items with texture.
 
     Args:
         batch_size: number of items B.
@@ -128,60 +113,60 @@ def bench_views(
         repeats: number of repetitions of every measurement, of which the median is taken.
 
     Returns:
-        One row per operation, then "everything". The rows do not add up to it, because an operation that runs alone is not affected by
-        the others, and because the operations of the jitter are also in its row as a whole. Where views are augmented strongly with some
-        probability, each operation is timed on its share of the items.
+        One row for a worker, whose crops include RandAugment of the items that get it; one row per operation on the device, and
+        "everything" on the device, of which the shares are taken. The rows do not add up to it, because an operation that runs alone is not
+        affected by the others, and because the operations of the jitter are also in its row as a whole. Where views are augmented strongly
+        with some probability, each operation is timed on its share of the items.
 
     Raises:
         ValueError: a number is below 1.
     """
-    for name, value in (("batch_size", batch_size), ("image_size", image_size), ("repeats", repeats)):
+    for name, value in (("batch_size", batch_size), ("image_size", min(image_size)), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"bench views: {name} is {value}; expected at least 1")
     device = torch.device(device)
-    ramp = torch.arange(batch_size * 3 * image_size * image_size, dtype=torch.float64)
-    items = (127.5 + 127.5 * torch.sin(ramp**1.2)).to(torch.uint8).reshape(batch_size, 3, image_size, image_size)
+    shape = (batch_size, 3, *image_size)
+    items = (127.5 + 127.5 * torch.sin(torch.arange(math.prod(shape), dtype=torch.float64) ** 1.2)).to(torch.uint8).reshape(shape)
     few = items[:_REFERENCE_IMAGES]
-    items = items.to(device)
-    aspect = torch.ones(batch_size, device=device)
-    keys = rng.item_keys(seed=0, epoch=0, index=torch.arange(batch_size, device=device))
+    card = EncoderCard("bench", {}, "image", (3, *multicrop.global_views[0].shape), (1, 1), 1, (0.5,) * 3, (0.25,) * 3)
+    keys = rng.item_keys(seed=0, epoch=0, index=torch.arange(batch_size))
+
+    prepare = partial(multicrop.prepare, [Item(image, -1, None, None) for image in items], keys=keys, card=card)
+    worker = _median_milliseconds(prepare, device=torch.device("cpu"), repeats=repeats)
+    parts, keys = {name: part.to(device) for name, part in prepare().items()}, keys.to(device)
 
     ours: defaultdict[str, float] = defaultdict(float)
     theirs: defaultdict[str, float] = defaultdict(float)
-    for spec in (*multicrop.global_views, *multicrop.local_views, *multicrop.student_views):
-        assert isinstance(spec, ViewSpec)
-        view_keys = torch.stack([rng.fold_in(keys, number) for number in range(spec.count)])  # [V B]
-        cut = partial(_cut, items, spec=spec, keys=view_keys, aspect=aspect)
-        ours[_CROP] += _median_milliseconds(cut, device=device, repeats=repeats)
-        theirs[_CROP] += view_keys.numel() * _torchvision_milliseconds(partial(_torchvision_cut, spec=spec), images=few, repeats=repeats)
-        views = cut()
-        prob = 0.0 if spec.strong is None else spec.strong.prob
-        strong = rng.uniform(view_keys) < prob  # [V B]
-        small = torch.stack([_torchvision_cut(image, spec=spec) for image in few])
-        for name, variant in _variants(spec).items():
-            colours = partial(augment, views, spec=variant, keys=view_keys.flatten())
+    for kind in multicrop.kinds():
+        crops = parts[kind.name].transpose(0, 1)  # [V B C h w]
+        first = 0
+        for spec, view_keys in kind.keyed(keys):
+            views = crops[first : first + spec.count].flatten(0, 1).float().div_(255.0)  # [(v B) C h w]
+            first += spec.count
+            in_worker = view_keys.numel() * _torchvision_milliseconds(partial(_torchvision_cut, spec=spec), images=few, repeats=repeats)
+            prob = 0.0 if spec.strong is None else spec.strong.prob
+            strong = kind.strong(keys, view_keys, spec=spec).flatten()
+            small = torch.stack([_torchvision_cut(image, spec=spec) for image in few])
+            for name, variant in _variants(spec).items():
+                colours = partial(augment, views, spec=variant, keys=view_keys.flatten())
+                if spec.strong is not None:
+                    change, per_item = partial(augment, spec=variant), {"keys": view_keys.flatten()}
+                    colours = partial(apply_where, views, where=~strong, change=change, per_item=per_item)
+                ours[name] += _median_milliseconds(colours, device=device, repeats=repeats)
+                share = max(variant.grayscale_prob, variant.blur_prob, variant.solarize_prob) or variant.jitter_prob
+                per_image = _torchvision_milliseconds(partial(_torchvision_colour, spec=variant), images=small, repeats=repeats)
+                theirs[name] += (1.0 - prob) * share * view_keys.numel() * per_image
             if spec.strong is not None:
-                change, per_item = partial(augment, spec=variant), {"keys": view_keys.flatten()}
-                colours = partial(apply_where, views, where=~strong.flatten(), change=change, per_item=per_item)
-            ours[name] += _median_milliseconds(colours, device=device, repeats=repeats)
-            share = max(variant.grayscale_prob, variant.blur_prob, variant.solarize_prob) or variant.jitter_prob
-            per_image = _torchvision_milliseconds(partial(_torchvision_colour, spec=variant), images=small, repeats=repeats)
-            theirs[name] += (1.0 - prob) * share * view_keys.numel() * per_image
-        if spec.strong is not None:
-            magnitude = round(spec.strong.magnitude)
-            references = {
-                _RAND_AUGMENT: (v2.RandAugment(spec.strong.num_ops, magnitude, num_magnitude_bins=11), few, spec.strong.op_prob),
-                _ERASING: (v2.RandomErasing(1.0), small, spec.strong.erase_prob),
-            }
-            for name, (action, images, share) in references.items():
-                per_image = _torchvision_milliseconds(action, images=images, repeats=repeats)
-                theirs[name] += prob * share * view_keys.numel() * per_image
-            whole_items = partial(_rand_augmented, items, spec=spec, keys=view_keys, strong=strong, aspect=aspect)
-            ours[_RAND_AUGMENT] += _median_milliseconds(whole_items, device=device, repeats=repeats)
-            erased = partial(erase, views, keys=view_keys.flatten(), selected=strong.flatten(), prob=spec.strong.erase_prob)
-            ours[_ERASING] += _median_milliseconds(erased, device=device, repeats=repeats)
+                action = v2.RandAugment(spec.strong.num_ops, round(spec.strong.magnitude), num_magnitude_bins=11)
+                per_image = _torchvision_milliseconds(action, images=few, repeats=repeats)
+                in_worker += prob * spec.strong.op_prob * view_keys.numel() * per_image
+                per_image = _torchvision_milliseconds(v2.RandomErasing(1.0), images=small, repeats=repeats)
+                theirs[_ERASING] += prob * spec.strong.erase_prob * view_keys.numel() * per_image
+                erased = partial(erase, views, keys=view_keys.flatten(), selected=strong, prob=spec.strong.erase_prob)
+                ours[_ERASING] += _median_milliseconds(erased, device=device, repeats=repeats)
+            theirs[_WORKER] += in_worker
 
-    whole = partial(multicrop, items, aspect=aspect, keys=keys, mean=(0.5,) * 3, std=(0.25,) * 3)
-    total = _median_milliseconds(whole, device=device, repeats=repeats)
+    total = _median_milliseconds(partial(multicrop.make, parts, keys=keys, card=card), device=device, repeats=repeats)
     rows = [Cost(name, value, value / total, theirs[name]) for name, value in ours.items()]
-    return [*rows, Cost("everything", total, 1.0, sum(theirs[name] for name in theirs if name not in _PARTS_OF_JITTER))]
+    on_device = sum(theirs[name] for name in ours if name not in _PARTS_OF_JITTER)
+    return [Cost(_WORKER, worker, worker / total, theirs[_WORKER]), *rows, Cost("everything on the device", total, 1.0, on_device)]

@@ -13,7 +13,6 @@ from kornia.filters import get_gaussian_kernel1d
 from torch import Tensor
 
 from glpretrain.core import keys as rng
-from glpretrain.data.views.resample import separable
 from glpretrain.data.views.spec import ViewSpec
 from glpretrain.data.views.stain import jitter_stain
 
@@ -104,6 +103,13 @@ def blur_weights(sigma: Tensor, *, size: int, max_sigma: float, num_taps: int | 
     return torch.matmul(taps, spread.flatten(1)).unflatten(1, (size, size))
 
 
+def _separable(images: Tensor, *, rows: Tensor, columns: Tensor) -> Tensor:
+    """Float[B C h w]: images Float[B C H W] after one matrix along the height, Float[B h H], and one along the width, Float[B w W]."""
+    B, C, H, W = images.shape
+    across = torch.bmm(images.reshape(B, C * H, W), columns.transpose(1, 2)).unflatten(1, (C, H))  # [B C H w]
+    return torch.matmul(rows.unsqueeze(1), across)  # [B C h w]
+
+
 def gaussian_blur(images: Tensor, *, sigma: Tensor, max_sigma: float, num_taps: int | None = None) -> Tensor:
     """Blur every item of Float[B C H W] with its own sigma, Float[B] in pixels and at most `max_sigma`; for `num_taps` see `blur_weights`.
 
@@ -112,7 +118,7 @@ def gaussian_blur(images: Tensor, *, sigma: Tensor, max_sigma: float, num_taps: 
     H, W = images.shape[-2:]
     rows = blur_weights(sigma, size=H, max_sigma=max_sigma, num_taps=num_taps)
     columns = rows if H == W else blur_weights(sigma, size=W, max_sigma=max_sigma, num_taps=num_taps)
-    return separable(images, rows=rows, columns=columns)
+    return _separable(images, rows=rows, columns=columns)
 
 
 def _blend_in_order(images: Tensor, *, factors: dict[int, Tensor], place: Tensor) -> Tensor:

@@ -1,50 +1,66 @@
-"""Multi-crop on the device that holds the batch: every view of every item in a few batched operations.
+"""Multi-crop: crops of a picture's own pixels, made by workers; flips, colours and normalisation of all of them on the device.
 
-Workers stretch items to one square; crops are drawn in the true proportions. All draws come from one key per item
-(`glpretrain.core.keys`), so views do not depend on the batch, the process or the device. Nothing here waits for the device.
-Left out: masks over tokens (`masking`), reading files (`data`).
+All draws come from one key per item (`glpretrain.core.keys`), so views do not depend on the batch, the process or the device, and a worker
+knows the boxes of an item before the device sees it. So the pixels of a view are resampled once, from the decoded file, and what is moved
+to the device has the size of the views, whatever the size of the picture. Strong augmentation works on whole pictures, so that workers do
+it. What the device does is batched over items and views, and nothing there waits for the device.
+
+A picture that is so large that every crop of it would be scaled down by four or more is first reduced by a power of two, which a JPEG
+decoder does in a fraction of the time. Left out: masks over tokens (`masking`), reading files (`sources`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from glpretrain.core import keys as rng
 from glpretrain.core.batch import ViewGroup
 from glpretrain.core.frames import crop_frames
 from glpretrain.core.types import EncoderCard, Item
-from glpretrain.data.loading import RawBatch
-from glpretrain.data.sources.base import FittedItem
+from glpretrain.data.sources.base import Source
 from glpretrain.data.views.base import ViewMaker, Views
 from glpretrain.data.views.colour import augment, require_rgb
 from glpretrain.data.views.erasing import erase
 from glpretrain.data.views.randaugment import apply_where, rand_augment
-from glpretrain.data.views.resample import crop, crop_nearest, random_boxes
+from glpretrain.data.views.resample import crop, crop_labels, pixel_boxes, random_boxes, reduced, reduction
 from glpretrain.data.views.spec import Strong, ViewSpec
 from glpretrain.data.views.stain import quarter_turns, turn
 
 _BOX, _COLOUR, _STRONG, _RAND_AUGMENT, _ERASE, _TURN = range(6)
 # Number of the first view of each kind, so that one more global view changes no local one.
 _LOCAL, _STUDENT, _ALL_STUDENT_VIEWS = (kind << 16 for kind in range(1, 4))
+_LEAST_SHRINKING = 4  # of crops of a picture that was reduced before: less would cost more than 2 % of the energy of their gradients
+
+
+class Kind(NamedTuple):
+    """A group of views."""
+
+    name: str
+    first: int  # number of its first view, which tells its draws from those of other views
+    specs: tuple[ViewSpec, ...]
+
+    def keyed(self, keys: Tensor) -> Iterator[tuple[ViewSpec, Tensor]]:
+        """Each setting with keys Int[v B] of its views, for keys Int[B] of items."""
+        first = self.first
+        for spec in self.specs:
+            yield spec, torch.stack([rng.fold_in(keys, first + number) for number in range(spec.count)])
+            first += spec.count
+
+    def strong(self, keys: Tensor, view_keys: Tensor, *, spec: ViewSpec) -> Tensor:
+        """Bool[v B]: which views of this setting are strongly augmented; the student's views of an item are all, or none."""
+        if self.name == "student":
+            return _is_strong(rng.fold_in(keys, _ALL_STUDENT_VIEWS), spec.strong).expand(view_keys.shape)
+        return _is_strong(rng.fold_in(view_keys, _STRONG), spec.strong)
 
 
 def _check_sizes(name: str, specs: Sequence[ViewSpec]) -> None:
     shapes = sorted({spec.shape for spec in specs})
     if len(shapes) > 1:
         raise ValueError(f"MultiCrop: {name} have sizes {shapes}; they are stacked, so give all of them one size")
-
-
-def _resized(image: Tensor, size: int, *, mode: str) -> Tensor:
-    """[C S S] of [C H W], antialiased where the mode allows it."""
-    if image.shape[1:] == (size, size):
-        return image
-    if mode == "nearest":
-        return interpolate(image[None].float(), size=(size, size), mode="nearest-exact")[0].to(image.dtype)
-    return interpolate(image[None], size=(size, size), mode=mode, antialias=True)[0]
 
 
 def _normalise(views: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -88,122 +104,125 @@ class MultiCrop(ViewMaker):
         self.local_views = tuple(local_views or ())
         self.student_views = tuple(student_views or ())
 
+    def kinds(self) -> list[Kind]:
+        """The groups of views that the recipe asks for."""
+        kinds = (
+            Kind("global", 0, self.global_views),
+            Kind("local", _LOCAL, self.local_views),
+            Kind("student", _STUDENT, self.student_views),
+        )
+        return [kind for kind in kinds if kind.specs]
+
     def groups(self, num_channels: int) -> dict[str, tuple[int, tuple[int, ...]]]:
         """`global`, and `local` and `student` where the recipe asks for them; channels, height and width of each."""
-        kinds = {"global": self.global_views, "local": self.local_views, "student": self.student_views}
-        return {name: (sum(spec.count for spec in specs), (num_channels, *specs[0].shape)) for name, specs in kinds.items() if specs}
+        return {kind.name: (sum(spec.count for spec in kind.specs), (num_channels, *kind.specs[0].shape)) for kind in self.kinds()}
 
     def default_size(self) -> int:
-        """1.15 times the view, rounded up, so that a crop of most of the item is still scaled down."""
-        return math.ceil(1.15 * max(self.global_views[0].shape))
+        """A third more than the view, rounded up."""
+        return -(-4 * max(self.global_views[0].shape) // 3)
 
-    def require_size(self, size: int) -> None:
-        """Refuse items that are smaller than a global view."""
-        height, width = self.global_views[0].shape
-        if size < max(height, width):
-            raise ValueError(f"DataModule: item_size {size} is smaller than the global view of {height} x {width} pixels")
+    def ample_side(self) -> int:
+        """Pixels on the shorter side of a picture that are enough for every crop to be scaled down by four or more."""
+        needed = 0.0
+        for spec in (*self.global_views, *self.local_views, *self.student_views):
+            (height, width), (low, high) = spec.shape, spec.ratio
+            needed = max(needed, width / math.sqrt(spec.scale[0] * low), height * math.sqrt(high / spec.scale[0]))
+        return math.ceil(_LEAST_SHRINKING * needed)
 
-    def fitted(self, item: Item, *, size: int) -> FittedItem:
-        """The item stretched to a square, with its true aspect."""
-        height, width = item.values.shape[1:]
-        regions = None if item.regions is None else _resized(item.regions[None], size, mode="nearest")[0].to(torch.int16)
-        return FittedItem(_resized(item.values, size, mode="bilinear"), width / height, regions)
-
-    def make(self, raw: RawBatch, *, keys: Tensor, card: EncoderCard) -> Views:
-        """`forward` on a batch as workers give it."""
-        regions = None if raw.regions is None else raw.regions.long()
-        return self(raw.items, aspect=raw.aspect, keys=keys, mean=card.mean, std=card.std, regions=regions)
+    def read(self, source: Source, index: int) -> Item:
+        """The picture at its own size; a very large one at a half, a quarter and so on, unless it has a region map."""
+        side = self.ample_side()
+        item = source.reduced(index, side=side)
+        if item.regions is not None:
+            return item._replace(regions=item.regions.to(torch.int16))
+        factor = reduction(*item.values.shape[1:], side=side)
+        return item if factor == 1 else item._replace(values=reduced(item.values, factor=factor))
 
     @torch.no_grad()
-    def forward(
-        self,
-        images: Tensor,
-        *,
-        aspect: Tensor,
-        keys: Tensor,
-        mean: Sequence[float],
-        std: Sequence[float],
-        regions: Tensor | None = None,
-    ) -> Views:
-        """Make the views of a batch.
+    def prepare(self, items: Sequence[Item], *, keys: Tensor, card: EncoderCard) -> dict[str, Tensor]:
+        """Crops that are ready for flips, turns and colours.
 
         Args:
-            images: UInt8[B C H W], or Float[B C H W] in [0, 1]; each item stretched to one size.
-            aspect: Float[B], true width / height of each item.
+            items: pictures UInt8[C H W], each of its own size, with or without region maps Int[H W].
             keys: Int[B], one key per item.
-            mean: mean of each channel, of items scaled to [0, 1].
-            std: standard deviation of each channel.
-            regions: Int[B H W], region id per pixel.
+            card: card of the encoder; its mean fills the empty places that strong augmentation leaves.
 
         Returns:
-            Views in float32.
+            By the name of each group its crops UInt8[B V C h w], and as `<name>_boxes` Float[B V 5] their boxes x0 y0 x1 y1 in the unit
+            square of the item and their orientation: 1 for a flip, and 2 for each quarter turn after it. As `regions`, Int[B G h w], the
+            region maps cut as the global views.
 
         Raises:
-            ValueError: `mean` or `std` has another length than C, or an operation needs RGB and the items have other channels.
+            ValueError: items have other channels than the card, an operation needs RGB and there is none, or a region map has not the
+                size of its item.
         """
-        B, C, H, W = images.shape
-        for name, values in (("mean", mean), ("std", std)):
-            if len(values) != C:
-                raise ValueError(f"views: {name} has {len(values)} numbers, but the items have {C} channels")
-        if regions is not None and regions.shape != (B, H, W):
-            raise ValueError(f"views: regions are {tuple(regions.shape)}, but the items are {(B, H, W)}; one id per pixel")
-        for spec in (*self.global_views, *self.local_views, *self.student_views):
-            require_rgb(spec, channels=C)
+        for item in items:
+            self._require(item, card=card)
+        parts: dict[str, Tensor] = {}
+        for kind in self.kinds():
+            crops, boxes, regions = [], [], []
+            for spec, view_keys in kind.keyed(keys):
+                unit, pixels = _drawn_boxes(items, spec=spec, keys=view_keys)
+                strong = kind.strong(keys, view_keys, spec=spec)
+                for view, (view_boxes, corners) in enumerate(zip(unit, pixels.tolist(), strict=True)):
+                    pictures = _pictures(items, spec=spec, keys=view_keys[view], selected=strong[view], boxes=view_boxes, mean=card.mean)
+                    cut = partial(crop, size=spec.shape, interpolation=spec.interpolation)
+                    crops.append(torch.stack([cut(picture, box=box) for picture, box in zip(pictures, corners, strict=True)]))
+                    maps = [item.regions for item in items if item.regions is not None]
+                    if kind.name == "global" and maps:
+                        regions.append(torch.stack([crop_labels(m, box=b, size=spec.shape) for m, b in zip(maps, corners, strict=True)]))
+                boxes.append(unit)
+            parts[kind.name] = torch.stack(crops, dim=1)
+            parts[f"{kind.name}_boxes"] = torch.cat(boxes).transpose(0, 1)
+            if regions:
+                parts["regions"] = torch.stack(regions, dim=1)
+        return parts
 
-        # Under autocast the matrix products would run in half precision and lose more than the 8 bits of the input hold. The
+    def _require(self, item: Item, *, card: EncoderCard) -> None:
+        channels, *size = item.values.shape
+        for name, values in (("mean", card.mean), ("std", card.std)):
+            if len(values) != channels:
+                raise ValueError(f"views: {name} has {len(values)} numbers, but the items have {channels} channels")
+        if item.regions is not None and list(item.regions.shape) != size:
+            raise ValueError(f"views: regions are {tuple(item.regions.shape)}, but the item is {tuple(size)}; one id per pixel")
+        for spec in (*self.global_views, *self.local_views, *self.student_views):
+            require_rgb(spec, channels=channels)
+
+    @torch.no_grad()
+    def make(self, parts: Mapping[str, Tensor], *, keys: Tensor, card: EncoderCard) -> Views:
+        """Views in float32 of what `prepare` gave."""
+        # Under autocast the matrix products of the blur would run in half precision and lose more than the 8 bits of the input hold. The
         # 11 bits of TF32, where a run allows it for float32, cost about one level at worst.
-        with torch.autocast(device_type=images.device.type, enabled=False):
-            source = images.to(torch.float32)
-            if images.dtype == torch.uint8:
-                source = source / 255.0
-            make = partial(self._make, source=source, aspect=aspect, keys=keys, mean=mean, std=std)
-            groups = {}
-            groups["global"], boxes = make(self.global_views, first=0)
-            cut = None
-            if regions is not None:
-                cut = torch.stack([_regions_of(regions, boxes=box, size=self.global_views[0].shape) for box in boxes])
-            if self.local_views:
-                groups["local"], _ = make(self.local_views, first=_LOCAL)
-            if self.student_views:
-                strong = _is_strong(rng.fold_in(keys, _ALL_STUDENT_VIEWS), self.student_views[0].strong)  # [B]
-                student, _ = make(self.student_views, first=_STUDENT, selected=strong)
-                groups["student"] = student._replace(strong=strong)
-        return Views(groups, regions=cut)
+        with torch.autocast(device_type=keys.device.type, enabled=False):
+            groups = {kind.name: self._group(kind, parts, keys=keys, card=card) for kind in self.kinds()}
+        if "student" in groups:
+            strong = _is_strong(rng.fold_in(keys, _ALL_STUDENT_VIEWS), self.student_views[0].strong)  # [B]
+            groups["student"] = groups["student"]._replace(strong=strong)
+        regions = None
+        if "regions" in parts:
+            cut = parts["regions"].transpose(0, 1).unsqueeze(2).long()  # [G B 1 h w]
+            regions = _oriented(cut, boxes=parts["global_boxes"].transpose(0, 1), specs=self.global_views).squeeze(2)
+        return Views(groups, regions=regions)
 
     @staticmethod
-    def _make(
-        specs: Sequence[ViewSpec],
-        *,
-        source: Tensor,
-        first: int,
-        aspect: Tensor,
-        keys: Tensor,
-        mean: Sequence[float],
-        std: Sequence[float],
-        selected: Tensor | None = None,
-    ) -> tuple[ViewGroup, Tensor]:
-        """A group of V views with their frames, and the packed boxes Float[V B 5].
-
-        `selected`, Bool[B], says which items are strongly augmented; without it each view is drawn by itself.
-        """
-        all_views, all_boxes = [], []
-        for spec in specs:
-            view_keys = torch.stack([rng.fold_in(keys, first + number) for number in range(spec.count)])  # [V B]
+    def _group(kind: Kind, parts: Mapping[str, Tensor], *, keys: Tensor, card: EncoderCard) -> ViewGroup:
+        """A group of V views with their frames."""
+        boxes = parts[f"{kind.name}_boxes"].transpose(0, 1)  # [V B 5]
+        crops = _oriented(parts[kind.name].transpose(0, 1), boxes=boxes, specs=kind.specs)  # [V B C h w]
+        made, first = [], 0
+        for spec, view_keys in kind.keyed(keys):
+            views = crops[first : first + spec.count].flatten(0, 1).to(torch.float32).div_(255.0)  # [(v B) C h w]
             first += spec.count
-            boxes = random_boxes(rng.fold_in(view_keys, _BOX), aspect=aspect, scale=spec.scale, ratio=spec.ratio, flip=spec.flip)  # [V B 5]
-            if spec.turn_prob > 0:
-                boxes[..., 4] += 2 * quarter_turns(rng.fold_in(view_keys, _TURN), prob=spec.turn_prob)
+            colour_keys = rng.fold_in(view_keys, _COLOUR).flatten()
             if spec.strong is None:
-                views = _cut(source, spec=spec, boxes=boxes)  # [(V B) C h w]
-                views = augment(views, spec=spec, keys=rng.fold_in(view_keys, _COLOUR).flatten())
+                views = augment(views, spec=spec, keys=colour_keys)
             else:
-                strong = _is_strong(rng.fold_in(view_keys, _STRONG), spec.strong) if selected is None else selected.expand(view_keys.shape)
-                views = _weak_or_strong(source, spec=spec, boxes=boxes, keys=view_keys, selected=strong, aspect=aspect, mean=mean)
-            all_views.append(views.unflatten(0, boxes.shape[:2]))
-            all_boxes.append(boxes)
-        boxes = torch.cat(all_boxes)
-        frame = crop_frames(boxes[..., :4], flip=boxes[..., 4] % 2 > 0.5, turns=_turns_of(boxes))
-        return ViewGroup(_normalise(torch.cat(all_views), mean=mean, std=std), frame=frame), boxes
+                strong = kind.strong(keys, view_keys, spec=spec).flatten()
+                views = apply_where(views, where=~strong, change=partial(augment, spec=spec), per_item={"keys": colour_keys})
+                views = erase(views, keys=rng.fold_in(view_keys, _ERASE).flatten(), selected=strong, prob=spec.strong.erase_prob)
+            made.append(views.unflatten(0, view_keys.shape))
+        frame = crop_frames(boxes[..., :4], flip=boxes[..., 4] % 2 > 0.5, turns=(boxes[..., 4] // 2).long())
+        return ViewGroup(_normalise(torch.cat(made), mean=card.mean, std=card.std), frame=frame)
 
 
 def _is_strong(keys: Tensor, strong: Strong | None) -> Tensor:
@@ -211,36 +230,35 @@ def _is_strong(keys: Tensor, strong: Strong | None) -> Tensor:
     return rng.uniform(keys) < (0.0 if strong is None else strong.prob)
 
 
-def _cut(source: Tensor, *, spec: ViewSpec, boxes: Tensor) -> Tensor:
-    """Float[(V B) C h w]."""
-    cut = [crop(source, boxes=box, size=spec.shape, interpolation=spec.interpolation) for box in boxes]
-    views = torch.cat(cut).clamp_(0.0, 1.0)  # bicubic overshoots
-    return turn(views, turns=_turns_of(boxes).flatten()) if spec.turn_prob > 0 else views
+def _drawn_boxes(items: Sequence[Item], *, spec: ViewSpec, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes and orientations Float[v B 5] as `prepare` gives them, and the boxes in pixels Int[v B 4], for keys Int[v B] of views."""
+    sizes = torch.tensor([item.values.shape[:0:-1] for item in items])  # [B 2]  width and height
+    aspect = sizes[:, 0].double() / sizes[:, 1]
+    drawn = random_boxes(rng.fold_in(keys, _BOX), aspect=aspect, scale=spec.scale, ratio=spec.ratio, flip=spec.flip)  # [v B 5]
+    pixels = pixel_boxes(drawn[..., :4], sizes=sizes)
+    orientation = drawn[..., 4:]
+    if spec.turn_prob > 0:
+        orientation = orientation + 2 * quarter_turns(rng.fold_in(keys, _TURN), prob=spec.turn_prob).unsqueeze(-1)
+    return torch.cat((pixels.double() / sizes.repeat(1, 2), orientation), dim=-1).float(), pixels
 
 
-def _weak_or_strong(
-    source: Tensor, *, spec: ViewSpec, boxes: Tensor, keys: Tensor, selected: Tensor, aspect: Tensor, mean: Sequence[float]
-) -> Tensor:
-    """Float[(V B) C h w] for keys Int[V B], strongly augmented where Bool[V B] is selected."""
-
-    strong = spec.strong
-    assert strong is not None
-    cut = []
-    for box, key, where in zip(boxes, rng.fold_in(keys, _RAND_AUGMENT), selected, strict=True):  # view by view: whole items are large
-        items = rand_augment(source, keys=key, selected=where, aspect=aspect, flipped=box[:, 4] % 2 > 0.5, strong=strong, mean=mean)
-        cut.append(_cut(items, spec=spec, boxes=box.unsqueeze(0)))
-    views = torch.cat(cut)  # [(V B) C h w]
-    colour_keys, erase_keys = rng.fold_in(keys, _COLOUR).flatten(), rng.fold_in(keys, _ERASE).flatten()
-    views = apply_where(views, where=~selected.flatten(), change=partial(augment, spec=spec), per_item={"keys": colour_keys})
-    return erase(views, keys=erase_keys, selected=selected.flatten(), prob=strong.erase_prob)
+def _pictures(
+    items: Sequence[Item], *, spec: ViewSpec, keys: Tensor, selected: Tensor, boxes: Tensor, mean: Sequence[float]
+) -> Iterator[Tensor]:
+    """The pictures that one view is cut from, by keys Int[B]; those that Bool[B] selects after RandAugment."""
+    for number, (item, is_strong) in enumerate(zip(items, selected.tolist(), strict=True)):
+        if spec.strong is None or not is_strong:
+            yield item.values
+            continue
+        one = slice(number, number + 1)
+        key, flipped = rng.fold_in(keys[one], _RAND_AUGMENT), boxes[one, 4] % 2 > 0.5
+        yield rand_augment(item.values[None], keys=key, flipped=flipped, strong=spec.strong, mean=mean)[0]
 
 
-def _turns_of(boxes: Tensor) -> Tensor:
-    """Int[*S] of boxes Float[*S 5]."""
-    return (boxes[..., 4] // 2).long()
-
-
-def _regions_of(regions: Tensor, *, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Int[B h w]: a region map cut, flipped and turned as a view."""
-    cut = crop_nearest(regions, boxes=boxes, size=size)
-    return turn(cut.unsqueeze(1), turns=_turns_of(boxes)).squeeze(1) if size[0] == size[1] else cut
+def _oriented(cut: Tensor, *, boxes: Tensor, specs: Sequence[ViewSpec]) -> Tensor:
+    """[V B C h w]: crops flipped and turned as the last number of Float[V B 5] says."""
+    flat, orientation = cut.flatten(0, 1), boxes[..., 4].flatten()
+    flat = torch.where((orientation % 2 > 0.5).view(-1, 1, 1, 1), flat.flip(3), flat)
+    if any(spec.turn_prob > 0 for spec in specs):
+        flat = turn(flat, turns=(orientation // 2).long())
+    return flat.unflatten(0, boxes.shape[:2])

@@ -7,7 +7,7 @@ before, and a point whose neighbours are averaged twice gives the same mean twic
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +18,7 @@ from glpretrain.core import keys as rng
 from glpretrain.core.batch import ViewGroup
 from glpretrain.core.clouds import farthest_points, nearest_points, squared_distances, take
 from glpretrain.core.types import EncoderCard, Item
-from glpretrain.data.loading import RawBatch
-from glpretrain.data.sources.base import FittedItem
+from glpretrain.data.sources.base import Source
 from glpretrain.data.views.base import ViewMaker, Views
 from glpretrain.modalities.points import with_count
 
@@ -85,11 +84,14 @@ class PointCrops(ViewMaker):
         global_views: settings of the global views, in order; all of one number of points.
         local_views: settings of the local views, in order; all of one number of points.
         coarse_views: settings of views at other resolutions; every entry may have its own number of points.
+        item_points: number of points that every item is brought to before it is cropped; when left out, `num_points`, or
+            that of the largest view.
         num_points: number of points of an item that all its views are made from, drawn anew in every epoch without replacement, as POS-BERT
             draws 1,024 of 2,048; None takes all points of the item.
 
     Raises:
-        ValueError: no global view, views that are stacked have different numbers of points, or `num_points` is below 1.
+        ValueError: no global view, views that are stacked have different numbers of points, `num_points` is below 1 or above the points of
+            an item, or so few points are left that a crop lacks the four whose mean completes it.
     """
 
     modality = "points"
@@ -99,6 +101,7 @@ class PointCrops(ViewMaker):
         global_views: list[PointViewSpec],
         local_views: list[PointViewSpec] | None = None,
         coarse_views: list[PointViewSpec] | None = None,
+        item_points: int | None = None,
         num_points: int | None = None,
     ) -> None:
         super().__init__()
@@ -113,6 +116,16 @@ class PointCrops(ViewMaker):
         self.global_views = tuple(global_views)
         self.local_views = tuple(local_views or ())
         self.coarse_views = tuple(coarse_views or ())
+        specs = (*self.global_views, *self.local_views, *self.coarse_views)
+        self.item_points = max(num_points or 0, *(spec.points for spec in specs)) if item_points is None else item_points
+        if num_points is not None and num_points > self.item_points:
+            raise ValueError(f"PointCrops: num_points is {num_points}, but an item has item_points = {self.item_points}; raise item_points")
+        left = self.item_points if num_points is None else num_points
+        for spec in specs:
+            if math.ceil(spec.keep[0] * left) < _AVERAGED:
+                raise ValueError(
+                    f"PointCrops: {left} points of an item leave fewer than {_AVERAGED} where keep is {spec.keep[0]}; raise one of them"
+                )
 
     def groups(self, num_channels: int) -> dict[str, tuple[int, tuple[int, ...]]]:
         """`global`, `local` and a `coarse_<points>` for every lower resolution; points and coordinates of each."""
@@ -134,28 +147,20 @@ class PointCrops(ViewMaker):
         return found
 
     def default_size(self) -> int:
-        """Points of the largest view."""
-        return max(self.num_points or 0, *(spec.points for spec in (*self.global_views, *self.local_views, *self.coarse_views)))
+        """The number of points of an item."""
+        return self.item_points
 
-    def require_size(self, size: int) -> None:
-        """Refuse items with fewer points than `num_points`, or so small that a crop lacks the four points whose mean completes it."""
-        if self.num_points is not None:
-            if size < self.num_points:
-                raise ValueError(f"DataModule: item_size {size} is less than num_points {self.num_points} of PointCrops; raise item_size")
-            size = self.num_points
-        for spec in (*self.global_views, *self.local_views, *self.coarse_views):
-            if math.ceil(spec.keep[0] * size) < _AVERAGED:
-                raise ValueError(
-                    f"DataModule: item_size {size} leaves fewer than {_AVERAGED} points where keep is {spec.keep[0]}; raise one of them"
-                )
+    def read(self, source: Source, index: int) -> Item:
+        """The item with exactly `item_points` points."""
+        return with_count(source[index], self.item_points)
 
-    def fitted(self, item: Item, *, size: int) -> FittedItem:
-        """The item with exactly `size` points."""
-        return FittedItem(with_count(item, size).values, 1.0, None)
+    def prepare(self, items: Sequence[Item], *, keys: Tensor, card: EncoderCard) -> dict[str, Tensor]:
+        """`items` Float[B P 3]: crops are made on the device, where all points of a batch are."""
+        return {"items": torch.stack([item.values for item in items])}
 
-    def make(self, raw: RawBatch, *, keys: Tensor, card: EncoderCard) -> Views:
+    def make(self, parts: Mapping[str, Tensor], *, keys: Tensor, card: EncoderCard) -> Views:
         """See `forward`; coordinates are taken as they are, whatever the card."""
-        return self(raw.items, keys=keys)
+        return self(parts["items"], keys=keys)
 
     @torch.no_grad()
     def forward(self, points: Tensor, *, keys: Tensor) -> Views:

@@ -5,9 +5,6 @@ Operations and magnitudes are those of Mugs' copy of timm's code (sail-sg/mugs @
 random), and posterizing to 0 bits, which is the result of magnitude 10, gives black as in Pillow at that time (the current Pillow raises
 an error).
 
-Items arrive stretched to a square. Rotations and shears are nevertheless those of the item in its true proportions, because the affine
-map includes the aspect ratio. Only the 3 x 3 filter of Sharpness works on the stretched pixels.
-
 kornia is not used, because its operations work on floats and are defined differently (equalize loops over images, sharpness and
 posterize round differently, warps blend the fill colour into the border).
 """
@@ -150,7 +147,7 @@ def _sharpness(images: Tensor, *, factor: Tensor) -> Tensor:
 
 
 def affine(operation: Tensor, *, level: Tensor, aspect: Tensor) -> Tensor:
-    """Float[B 2 3]: affine maps from output to input points in the unit square of a stretched item, source = matrix @ (x, y, 1).
+    """Float[B 2 3]: affine maps from output to input points in the unit square of an item, source = matrix @ (x, y, 1).
 
     Args:
         operation: Int[B], index into `OPERATIONS`; the map is the identity unless the operation moves pixels.
@@ -160,7 +157,7 @@ def affine(operation: Tensor, *, level: Tensor, aspect: Tensor) -> Tensor:
     one, zero = torch.ones_like(level), torch.zeros_like(level)
     angle = torch.where(operation == _ROTATE, level * (torch.pi / 6.0), 0.0)  # 30 degrees
     cos, sin = torch.cos(angle), torch.sin(angle)
-    # Pixel coordinates are those of the square times (width, height), so the terms that mix the axes contain the aspect ratio.
+    # Pixel coordinates are those of the unit square times (width, height), so the terms that mix the axes contain the aspect ratio.
     right = -sin / aspect + torch.where(operation == _SHEAR_X, 0.3 * level, 0.0) / aspect
     down = sin * aspect + torch.where(operation == _SHEAR_Y, 0.3 * level, 0.0) * aspect
     rotates = operation == _ROTATE
@@ -222,37 +219,29 @@ def draw(keys: Tensor, *, strong: Strong) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(applied, operations, -1), magnitude, rng.uniform(rng.fold_in(keys, _SIGN), strong.num_ops) < 0.5
 
 
-def _augment(images: Tensor, *, keys: Tensor, aspect: Tensor, flipped: Tensor, strong: Strong, fill: Sequence[int]) -> Tensor:
-    levels = _flip((255.0 * images).add_(0.5).to(torch.uint8), flipped=flipped)
-    operations, magnitudes, negative = draw(keys, strong=strong)
-    for step in range(strong.num_ops):
-        drawn = {"operation": operations[:, step], "magnitude": magnitudes[:, step], "negative": negative[:, step]}
-        levels = apply(levels, **drawn, aspect=aspect, fill=fill)
-    return _flip(levels, flipped=flipped).to(torch.float32) / 255.0
-
-
-def _flip(images: Tensor, *, flipped: Tensor) -> Tensor:
-    return apply_where(images, where=flipped, change=lambda rows: rows.flip(3), per_item={})
-
-
-def rand_augment(
-    images: Tensor, *, keys: Tensor, selected: Tensor, aspect: Tensor, flipped: Tensor, strong: Strong, mean: Sequence[float]
-) -> Tensor:
-    """Augment the selected items as a whole, before they are cropped.
+def rand_augment(images: Tensor, *, keys: Tensor, flipped: Tensor, strong: Strong, mean: Sequence[float]) -> Tensor:
+    """Augment pictures as a whole, before they are cropped.
 
     Args:
-        images: Float[B 3 H W] in [0, 1]; the operations work on 8-bit values.
+        images: UInt8[B 3 H W].
         keys: Int[B].
-        selected: Bool[B], the items to augment; the others are unchanged.
-        aspect: Float[B], true width / height.
-        flipped: Bool[B], whether the crop will flip the item. The operations then see the flipped item, because a shear moves one edge
-            more than the other; the result has the orientation of the input.
+        flipped: Bool[B], whether the crop will be flipped. The operations then see the flipped item, because a shear moves one edge more
+            than the other; the result has the orientation of the input.
         strong: number, probability and magnitude of the operations.
         mean: mean of items in [0, 1] per channel; it is the fill colour of points outside the image.
 
     Returns:
-        Float[B 3 H W] in [0, 1].
+        UInt8[B 3 H W].
     """
     fill = [min(255, round(255 * value)) for value in mean]
-    per_item = {"keys": keys, "aspect": aspect, "flipped": flipped}
-    return apply_where(images, where=selected, change=partial(_augment, strong=strong, fill=fill), per_item=per_item)
+    aspect = torch.full((len(images),), images.shape[3] / images.shape[2], device=images.device)
+    levels = _flip(images, flipped=flipped)
+    operations, magnitudes, negative = draw(keys, strong=strong)
+    for step in range(strong.num_ops):
+        drawn = {"operation": operations[:, step], "magnitude": magnitudes[:, step], "negative": negative[:, step]}
+        levels = apply(levels, **drawn, aspect=aspect, fill=fill)
+    return _flip(levels, flipped=flipped)
+
+
+def _flip(images: Tensor, *, flipped: Tensor) -> Tensor:
+    return apply_where(images, where=flipped, change=lambda rows: rows.flip(3), per_item={})

@@ -1,15 +1,16 @@
-"""Random resized crops: their boxes, and the crop, antialiased resize and flip in one step.
+"""Random resized crops of pictures at their own size: their boxes, and the crop with antialiased resize of one picture of bytes.
 
-Boxes lie in the unit square of an item. They are continuous and not rounded to pixels, because a worker has stretched the item to a
-square, and so its pixels are not those of the file. A crop is two batched matrix products, with weights that are computed for every item
-from its box. The weights are those of torch's `interpolate(antialias=True)` on the crop, so no pixel outside the box has any influence.
+A box has whole pixels of the picture, as torchvision's have, and the crop is what torchvision computes for this box, bit for bit: both
+call torch's `interpolate(antialias=True)` on the pixels inside the box. Left out: flips and quarter turns, which the device does.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from glpretrain.core import keys as rng
 
@@ -24,19 +25,20 @@ def random_boxes(keys: Tensor, *, aspect: Tensor, scale: tuple[float, float], ra
 
     Args:
         keys: Int[*S].
-        aspect: Float broadcastable to [*S], true width / height of the item.
+        aspect: Float broadcastable to [*S], width / height of the item.
         scale: smallest and largest share of the area of the item.
         ratio: smallest and largest width / height.
         flip: probability of a flip.
 
     Returns:
-        Float[*S 5]: x0 y0 x1 y1 in the unit square, flip 0 or 1.
+        Float64[*S 5]: x0 y0 x1 y1 in the unit square, flip 0 or 1. In double precision, edges that are rounded to pixels are the same on
+        every processor, although their exponential functions differ in the last bit.
     """
-    draws = rng.uniform(keys, 2 * _TRIES + 3)
+    draws = rng.uniform(keys, 2 * _TRIES + 3).double()
     area = scale[0] + (scale[1] - scale[0]) * draws[..., :_TRIES]
     low, high = math.log(ratio[0]), math.log(ratio[1])
     crop_ratio = torch.exp(low + (high - low) * draws[..., _TRIES : 2 * _TRIES])
-    item_ratio = aspect.to(torch.float32).expand(keys.shape).unsqueeze(-1)
+    item_ratio = aspect.double().expand(keys.shape).unsqueeze(-1)
     # In the unit square a crop of true ratio r on an item of ratio a has width / height = r / a.
     width = torch.sqrt(area * crop_ratio / item_ratio)
     height = torch.sqrt(area * item_ratio / crop_ratio)
@@ -55,91 +57,45 @@ def random_boxes(keys: Tensor, *, aspect: Tensor, scale: tuple[float, float], ra
     return torch.cat((x0, y0, x1, y1, flipped), dim=-1)
 
 
-def _bilinear(distance: Tensor) -> Tensor:
-    return (1.0 - distance).clamp_min_(0.0)
+def pixel_boxes(boxes: Tensor, *, sizes: Tensor) -> Tensor:
+    """Int[*S 4]: left, top, right and bottom in whole pixels, the last two exclusive, of boxes Float64[*S 4] in the unit square.
 
-
-def _bicubic(distance: Tensor) -> Tensor:
-    # The cubic of Keys with a = -0.5. Torch uses it with antialiasing, and a = -0.75 without; PIL always uses it.
-    near = (1.5 * distance - 2.5) * distance * distance + 1.0
-    outer = distance.clamp_max(2.0)
-    far = ((-0.5 * outer + 2.5) * outer - 4.0) * outer + 2.0
-    return torch.where(distance < 1.0, near, far)
-
-
-def _centres(start: Tensor, end: Tensor, *, source: int, size: int, flip: Tensor | None) -> Tensor:
-    """Float[B size]: position of the centre of each output pixel, in source pixels."""
-    ramp = (torch.arange(size, device=start.device, dtype=torch.float32) + 0.5) / size
-    share = ramp.expand(len(start), size)
-    if flip is not None:
-        share = torch.where(flip.unsqueeze(-1) > 0.5, 1.0 - share, share)
-    return source * (start.unsqueeze(-1) + (end - start).unsqueeze(-1) * share)
-
-
-def axis_weights(
-    start: Tensor,
-    end: Tensor,
-    *,
-    source: int,
-    size: int,
-    interpolation: Literal["bilinear", "bicubic"],
-    flip: Tensor | None = None,
-) -> Tensor:
-    """Float[B size source], rows sum to 1: resampling matrices along one axis.
-
-    Args:
-        start: Float[B], start of the crop, as a share of the axis.
-        end: Float[B], end of the crop.
-        source: number of input pixels along the axis.
-        size: number of output pixels along the axis.
-        interpolation: interpolation kernel.
-        flip: Float[B], 1 where the axis is reversed.
+    Width and height are rounded as torchvision's are, and are at least one pixel. The sizes, Int broadcastable to [*S 2], are width and
+    height of the pictures.
     """
-    reach = 2.0 if interpolation == "bicubic" else 1.0
-    stretch = ((end - start) * (source / size)).clamp_min(1.0).view(-1, 1, 1)  # widens the kernel where the crop shrinks
-    centres = _centres(start, end, source=source, size=size, flip=flip).unsqueeze(-1)  # [B size 1]
-    # Only the few weights of a row that are not 0 are computed. A crop is at most the whole axis, which limits their number.
-    taps = math.floor(2.0 * reach * max(source / size, 1.0)) + 2
-    first_tap = torch.floor(centres - reach * stretch)
-    pixel = first_tap + torch.arange(taps, device=start.device, dtype=torch.float32)  # [B size taps]
-    distance = ((pixel + 0.5 - centres) / stretch).abs_()
-    weights = _bicubic(distance) if interpolation == "bicubic" else _bilinear(distance)
-    # In float32, a box that ends at the edge of a pixel ends slightly beside it; the next pixel must not be included.
-    first = torch.floor(source * start + 1e-3).view(-1, 1, 1)
-    last = torch.ceil(source * end - 1e-3).view(-1, 1, 1)
-    weights = weights.mul_((pixel >= first) & (pixel < last))
-    weights = weights.div_(weights.sum(dim=-1, keepdim=True))
-    # The margin on both sides gives every tap a place of its own; the taps outside the source are 0 and are dropped afterwards.
-    dense = weights.new_zeros(len(start), size, source + 2 * taps)
-    dense.scatter_(2, pixel.to(torch.int64) + taps, weights)
-    return dense[:, :, taps:-taps]
+    corner, extent = boxes[..., :2], boxes[..., 2:4] - boxes[..., :2]
+    extent = torch.minimum((extent * sizes).round().clamp_min(1.0), sizes)
+    corner = torch.minimum((corner * sizes).round(), sizes - extent)
+    return torch.cat((corner, corner + extent), dim=-1).long()
 
 
-def separable(images: Tensor, *, rows: Tensor, columns: Tensor) -> Tensor:
-    """Float[B C h w]: images Float[B C H W] after one matrix along the height, Float[B h H], and one along the width, Float[B w W]."""
-    B, C, H, W = images.shape
-    across = torch.bmm(images.reshape(B, C * H, W), columns.transpose(1, 2)).unflatten(1, (C, H))  # [B C H w]
-    return torch.matmul(rows.unsqueeze(1), across)  # [B C h w]
+def crop(picture: Tensor, *, box: Sequence[int], size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]) -> Tensor:
+    """UInt8[C h w]: a picture UInt8[C H W] cut by its box (left, top, right, bottom) in pixels, and resized to (h, w)."""
+    left, top, right, bottom = box
+    return interpolate(picture[None, :, top:bottom, left:right], size=size, mode=interpolation, antialias=True)[0]
 
 
-def crop(images: Tensor, *, boxes: Tensor, size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]) -> Tensor:
-    """Float[B C h w]: crops of Float[B C H W] by boxes Float[B 5], resized to (h, w) and flipped; `stain.turn` does the quarter turns.
-
-    Bicubic interpolation may leave the range of the input, as in torch.
-    """
-    x0, y0, x1, y1, orientation = boxes.unbind(-1)
-    flip = orientation % 2
-    rows = axis_weights(y0, y1, source=images.shape[-2], size=size[0], interpolation=interpolation)
-    columns = axis_weights(x0, x1, source=images.shape[-1], size=size[1], interpolation=interpolation, flip=flip)
-    return separable(images, rows=rows, columns=columns)
+def crop_labels(labels: Tensor, *, box: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """[h w]: the same crop of a label map [H W]; every output pixel takes the label at its centre."""
+    left, top, right, bottom = box
+    rows = top + _centres(bottom - top, size[0])
+    columns = left + _centres(right - left, size[1])
+    return labels[rows][:, columns]
 
 
-def crop_nearest(labels: Tensor, *, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Int[B h w]: the same crop of label maps Int[B H W]; every output pixel takes the label at its centre."""
-    B, H, W = labels.shape
-    x0, y0, x1, y1, orientation = boxes.unbind(-1)
-    flip = orientation % 2
-    rows = _centres(y0, y1, source=H, size=size[0], flip=None).to(torch.int64).clamp_(0, H - 1)
-    columns = _centres(x0, x1, source=W, size=size[1], flip=flip).to(torch.int64).clamp_(0, W - 1)
-    item = torch.arange(B, device=labels.device).view(B, 1, 1)
-    return labels[item, rows.unsqueeze(2), columns.unsqueeze(1)]  # [B h w]
+def _centres(length: int, count: int) -> Tensor:
+    """Int[count]: the pixel, of `length`, below the centre of each of `count` equal parts."""
+    return (2 * torch.arange(count) + 1) * length // (2 * count)
+
+
+def reduction(height: int, width: int, *, side: int) -> int:
+    """The largest power of two by which both sides can be divided and are still at least `side`."""
+    times = min(height, width) // side
+    return 1 if times < 2 else 1 << (times.bit_length() - 1)
+
+
+def reduced(picture: Tensor, *, factor: int) -> Tensor:
+    """UInt8[C h w]: a picture UInt8[C H W] at a whole part of its size, without the last pixels that make no whole one."""
+    height, width = picture.shape[1] // factor, picture.shape[2] // factor
+    whole = picture[None, :, : height * factor, : width * factor]
+    return interpolate(whole, size=(height, width), mode="bicubic", antialias=True)[0]

@@ -1,6 +1,7 @@
 """Image files: which files of a folder are images, and how one becomes a tensor.
 
-Nothing is resized here, except that a very large JPEG is decoded at a reduced scale where the caller allows it.
+Nothing is resized here, except that a large JPEG is decoded at a reduced scale where the caller allows it. The memory of a decoded image
+is in the order of its file, H W C, in which torch resizes images fastest; its tensor has the axes C H W.
 """
 
 import logging
@@ -47,7 +48,7 @@ _TURNS = {
 _LARGEST_FLOAT = 1e38  # files mark missing values by the largest float that there is
 _MOST_BYTES = 1 << 30  # of one decoded array
 _VOID = 255
-_REDUCED_SIDE = 2048
+MOST_SIDE = 2048  # pixels on each side of a JPEG that are enough to score on
 _LONGEST_REASON = 300  # bytes
 
 
@@ -78,7 +79,7 @@ def damage_named(what: object) -> Iterator[None]:
         raise UnreadableItemError(f"{what}: {name}{' '.join(str(error).split())}") from error
 
 
-def decode(path: Path, *, channels: int, reduced: bool = False) -> Tensor:
+def decode(path: Path, *, channels: int, side: int | None = None) -> Tensor:
     """One image file as UInt8[C H W].
 
     PIL decodes images of 1 or 3 channels. The orientation of the EXIF tag is applied, and 16 bits are scaled to 8 over their whole range.
@@ -87,7 +88,8 @@ def decode(path: Path, *, channels: int, reduced: bool = False) -> Tensor:
     Args:
         path: path of the file.
         channels: number of channels.
-        reduced: whether a JPEG may be decoded at a half, a quarter or an eighth of its size, with 2048 pixels or more on each side.
+        side: pixels on each side that are enough: a JPEG with twice as many or more is decoded at a half, a quarter or an eighth of its
+            size. When left out, every image has its own size.
 
     Raises:
         UnreadableItemError: the file is damaged, is no image, or has another number of channels.
@@ -97,12 +99,12 @@ def decode(path: Path, *, channels: int, reduced: bool = False) -> Tensor:
             return _from_array(load_array(path), path, channels=channels)
         if channels not in (1, 3):
             return _from_array(_read_tiff(path), path, channels=channels)
-        return decode_pil(path, channels=channels, reduced=reduced)
+        return decode_pil(path, channels=channels, side=side)
 
 
-def decode_pil(file: Path | str | BinaryIO, *, channels: int, reduced: bool = False) -> Tensor:
+def decode_pil(file: Path | str | BinaryIO, *, channels: int, side: int | None = None) -> Tensor:
     """UInt8[C H W] of a file that PIL opens, with 1 or 3 channels. Raises whatever PIL raises; see `damage_named`."""
-    with opened_image(file, reduced=reduced) as image:
+    with opened_image(file, side=side) as image:
         nodata = image.tag_v2.get(_GDAL_NODATA) if isinstance(image, TiffImageFile) else None
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))  # ImageOps.exif_transpose would write the other tags anew
         turned = image if turn is None else image.transpose(turn)
@@ -110,22 +112,22 @@ def decode_pil(file: Path | str | BinaryIO, *, channels: int, reduced: bool = Fa
         turned = _to_bytes(turned, nodata=nodata)
     mode = "L" if channels == 1 else "RGB"
     array = np.asarray(turned if turned.mode == mode else turned.convert(mode)).reshape(turned.height, turned.width, channels)
-    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))  # [C H W]
+    return torch.from_numpy(np.array(array, order="C")).permute(2, 0, 1)  # [C H W]
 
 
 @contextmanager
-def opened_image(file: Path | str | BinaryIO, *, reduced: bool = False) -> Iterator[Image.Image]:
+def opened_image(file: Path | str | BinaryIO, *, side: int | None = None) -> Iterator[Image.Image]:
     """A decoded file of one of the formats above.
 
     libtiff writes to the descriptor of stderr, past Python. What it says is kept from there: it is the reason that Pillow's error lacks.
 
     Args:
         file: path of the file, or its bytes.
-        reduced: whether a large JPEG is decoded at a reduced scale.
+        side: pixels on each side that are enough of a JPEG, as for `decode`.
     """
     with Image.open(file, formats=_formats()) as image:
-        if reduced:
-            image.draft(None, (_REDUCED_SIDE, _REDUCED_SIDE))  # changes nothing for files other than JPEG
+        if side is not None:
+            image.draft(None, (side, side))  # changes nothing for files other than JPEG
         if isinstance(image, TiffImageFile):
             said, stderr = os.memfd_create("libtiff"), os.dup(2)
             os.dup2(said, 2)
@@ -232,7 +234,7 @@ def _from_array(array: np.ndarray, path: Path, *, channels: int) -> Tensor:
         array = (array >> 8).astype(np.uint8)
     if array.dtype != np.uint8:
         raise UnreadableItemError(f"{path}: type {array.dtype}, expected uint8 or uint16")
-    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))  # [C H W]
+    return torch.from_numpy(np.array(array, order="C")).permute(2, 0, 1)  # [C H W]
 
 
 def find_images(root: Path) -> Paths:

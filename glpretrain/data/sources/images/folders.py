@@ -13,7 +13,16 @@ from torch import Tensor
 
 from glpretrain.core.listing import Run, expanded, is_leftover, natural_order, say_once, subfolders
 from glpretrain.data.sources.base import Item, Paths, Source, UnreadableItemError, checked_index, label_items
-from glpretrain.data.sources.images.decoding import ENDINGS, decode, decode_mask, existing_folder, find_images, image_runs, void_of
+from glpretrain.data.sources.images.decoding import (
+    ENDINGS,
+    MOST_SIDE,
+    decode,
+    decode_mask,
+    existing_folder,
+    find_images,
+    image_runs,
+    void_of,
+)
 
 _FRAME = "_frame_"
 _LISTS = (".txt", ".lst", ".tsv")
@@ -133,7 +142,10 @@ class ImageFolder(Source):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
-        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, reduced=True)
+        return self.reduced(index, side=MOST_SIDE)
+
+    def reduced(self, index: int, *, side: int) -> Item:
+        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side)
         return Item(values=values, label=int(self._labels[index]), instances=None, regions=None)
 
     def _listing(self) -> tuple[object, ...]:
@@ -212,7 +224,10 @@ class ImageList(Source):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
-        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, reduced=True)
+        return self.reduced(index, side=MOST_SIDE)
+
+    def reduced(self, index: int, *, side: int) -> Item:
+        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side)
         return Item(values=values, label=int(self._labels[index]), instances=None, regions=None)
 
     def _listing(self) -> tuple[object, ...]:

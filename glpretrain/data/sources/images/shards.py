@@ -19,7 +19,7 @@ import numpy as np
 
 from glpretrain.core.listing import expanded, files_below, is_leftover, say_once
 from glpretrain.data.sources.base import Item, Paths, Source, UnreadableItemError, check_choice, checked_index, label_items, reason_of
-from glpretrain.data.sources.images.decoding import ENDINGS, damage_named, decode_pil
+from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, damage_named, decode_pil
 from glpretrain.data.sources.images.tar_files import Member, read_contents, read_range
 
 _IMAGE_KINDS = tuple(ending for ending in ENDINGS if ending != ".npy")
@@ -92,11 +92,14 @@ class TarShards(Source):
         return len(self._names)
 
     def __getitem__(self, index: int) -> Item:
+        return self.reduced(index, side=MOST_SIDE)
+
+    def reduced(self, index: int, *, side: int) -> Item:
         shard, name = self._names.parts(checked_index(index, len(self)))
         member = Member(self.root / shard, name, *self._places[index].tolist())
         with damage_named(member):
             content = read_range(member.shard, offset=member.offset, size=member.size)
-            image = decode_pil(io.BytesIO(content), channels=self.channels, reduced=True)
+            image = decode_pil(io.BytesIO(content), channels=self.channels, side=side)
         return Item(values=image, label=int(self._labels[index]), instances=None, regions=None)
 
     def _listing(self) -> tuple[object, ...]:
@@ -326,6 +329,9 @@ class HuggingFaceImages(Source):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Item:
+        return self.reduced(index, side=MOST_SIDE)
+
+    def reduced(self, index: int, *, side: int) -> Item:
         checked_index(index, len(self))
         with damage_named(f"{self._path}[{index}]"):
             row = self._rows[index]
@@ -333,6 +339,6 @@ class HuggingFaceImages(Source):
             if stored is None or (stored["bytes"] is None and stored["path"] is None):
                 raise ValueError(f"no image in column {self._image!r}")
             source = Path(stored["path"]) if stored["bytes"] is None else io.BytesIO(stored["bytes"])
-            image = decode_pil(source, channels=self._channels, reduced=True)
+            image = decode_pil(source, channels=self._channels, side=side)
         label = None if self._label is None else row[self._label]
         return Item(values=image, label=-1 if label is None else label, instances=None, regions=None)
