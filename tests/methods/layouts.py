@@ -98,21 +98,21 @@ def fitted(recipe: Path, folder: Path, *arguments: str, batch_size: int = ITEMS)
     return Seen(notes.gradient, {name: value for name, value in moved.items() if value.any()}, state, model.micro_batch_terms)
 
 
-def _process(rank: int, recipes: Sequence[Path], folder: Path, count: int, port: int) -> None:
+def _process(rank: int, recipes: Sequence[Path], folder: Path, arguments: Sequence[str], count: int, port: int) -> None:
     torch.set_num_threads(1)
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
     os.environ |= {name: str(value) for name, value in ranks.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "layouts"}  # as torchrun sets them
     options = ("--trainer.strategy", "ddp", "--trainer.devices", str(count))
     for recipe in recipes:
-        seen = fitted(recipe, folder / str(rank), *options, batch_size=ITEMS // count)
+        seen = fitted(recipe, folder / str(rank), *options, *arguments, batch_size=ITEMS // count)
         torch.save(tuple(seen), folder / f"{recipe.stem}.{rank}.pt")
 
 
-def in_processes(recipes: Sequence[Path], folder: Path, *, count: int) -> dict[str, list[Seen]]:
+def in_processes(recipes: Sequence[Path], folder: Path, *arguments: str, count: int) -> dict[str, list[Seen]]:
     """Run recipes in `count` processes (gloo), started as torchrun starts them; what each of them has computed, by recipe."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    spawn(_process, args=(recipes, folder, count, port), nprocs=count)
+    spawn(_process, args=(recipes, folder, arguments, count, port), nprocs=count)
     return {recipe.stem: [Seen(*torch.load(folder / f"{recipe.stem}.{rank}.pt")) for rank in range(count)] for recipe in recipes}
