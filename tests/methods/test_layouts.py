@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from contract import build, fixed_batch, share
-from layouts import DROPPING, ITEMS, Seen, fitted, in_processes
+from layouts import CHUNKS, DROPPING, ITEMS, Seen, fitted, in_processes
 from shrinking import ROOT, name_of
 from torch import Tensor
 
@@ -20,7 +20,6 @@ from glpretrain.training.optim import Optimization
 QUICK = sorted(ROOT.glob("*.yaml"))
 # Terms of every kind: a queue, assignments that are balanced over the batch, counts of hidden patches, and batch norm in the encoder.
 _FAST = ("mugs", "dinov2", "fsfm", "point_mae")
-CHUNKS = ("--model.init_args.optimization.chunk_size", "5")  # which does not divide the number of views
 SAME = 2e-5  # float32 sums in another order
 
 
