@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from glpretrain.core.batch import Batch
@@ -101,7 +102,7 @@ class Checkpoints(pl.Callback):
         if self.folder is not None and trainer.is_global_zero:
             try:
                 with part_file(self.folder / LAST) as part:
-                    trainer.strategy.save_checkpoint(checkpoint, part)
+                    _write(checkpoint, part)
                     digest = proved(part)
                     _add_digest(self.folder, digest, step=trainer.global_step)
                     _second_name(self.folder / LAST, self.folder / PREVIOUS)
@@ -156,6 +157,15 @@ def is_damaged(path: Path) -> bool:
     """Whether the folder of a checkpoint knows what was written, and this is not it."""
     steps = _digests(path.parent)
     return bool(steps) and path.name in (LAST, PREVIOUS) and _digest(path) not in steps
+
+
+def _write(checkpoint: dict, path: Path) -> None:
+    """Not by Lightning, which writes to the folder for temporary files first; that may be full, and a kill leaves the file there."""
+    try:
+        with path.open("wb") as file:
+            torch.save(checkpoint, file)
+    except RuntimeError as error:  # torch's writer hides what the file said behind a complaint of its own
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def _digest(path: Path) -> str:
