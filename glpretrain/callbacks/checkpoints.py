@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
@@ -91,7 +92,7 @@ class Checkpoints(pl.Callback):
         assert isinstance(pl_module, Stepping)
         is_replica = trainer.world_size == 1 or isinstance(trainer.strategy, DDPStrategy)
         if is_replica and 0 < trainer.global_step != self._saved_step and not pl_module.step.is_moving:
-            self._write(trainer)
+            self._save_here(trainer)
 
     def save(self, trainer: pl.Trainer, *, name: str | None = None) -> None:
         """Save now; all processes have to call it.
@@ -100,10 +101,10 @@ class Checkpoints(pl.Callback):
             trainer: Lightning's trainer.
             name: name of a further copy that is kept.
         """
-        self._write(trainer, name=name)
+        self._save_here(trainer, name=name)
         trainer.strategy.barrier("checkpoint")
 
-    def _write(self, trainer: pl.Trainer, *, name: str | None = None) -> None:
+    def _save_here(self, trainer: pl.Trainer, *, name: str | None = None) -> None:
         self.is_saving = True
         try:
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
@@ -116,7 +117,7 @@ class Checkpoints(pl.Callback):
     def _write_proved(self, trainer: pl.Trainer, checkpoint: dict, *, folder: Path, name: str | None) -> None:
         try:
             with part_file(folder / LAST) as part:
-                trainer.strategy.save_checkpoint(checkpoint, part)
+                _write(checkpoint, part)
                 digest = proved(part)
                 _add_digest(folder, digest, step=trainer.global_step)
                 _second_name(folder / LAST, folder / PREVIOUS)
@@ -169,6 +170,15 @@ def is_damaged(path: Path) -> bool:
     """Whether the folder of a checkpoint knows what was written, and this is not it."""
     steps = _digests(path.parent)
     return bool(steps) and path.name in (LAST, PREVIOUS) and _digest(path) not in steps
+
+
+def _write(checkpoint: dict, path: Path) -> None:
+    """Not by Lightning, which writes to the folder for temporary files first; that may be full, and a kill leaves the file there."""
+    try:
+        with path.open("wb") as file:
+            torch.save(checkpoint, file)
+    except RuntimeError as error:  # torch's writer hides what the file said behind a complaint of its own
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def _digest(path: Path) -> str:

@@ -48,6 +48,7 @@ def require_settings(given: Namespace) -> None:
         "gradient_clip_val": "set model.init_args.optimization.clip",
         "gradient_clip_algorithm": "set model.init_args.optimization.clip",
         "overfit_batches": "lower the number of items of the source, or set limit_train_batches",
+        "sync_batchnorm": "leave it out: batch norm always sees all processes",
     }
     for name, instead in ignored.items():
         if given[name]:

@@ -96,19 +96,31 @@ class SyncedBatchNorm(nn.BatchNorm1d):
         rows = input.flatten(0, -2)  # [R C]
         if self.track_running_stats and (not self.training or world_size() == 1):
             return super().forward(rows).reshape(input.shape)
-        rows = rows.float()
-        mean = all_reduce_mean(rows.mean(dim=0))  # [C]
-        centred = rows - mean
-        variance = all_reduce_mean(centred.square().mean(dim=0))  # [C]
-        normed = centred * torch.rsqrt(variance + self.eps)
-        if self.affine:
-            normed = normed * self.weight + self.bias
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return normed.reshape(input.shape)
-        assert self.momentum is not None, "the plain average of all batches is not implemented"
-        with torch.no_grad():
-            count = len(rows) * world_size()
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-            self.num_batches_tracked.add_(1)
-        return normed.to(input.dtype).reshape(input.shape)
+        return over_processes(rows, norm=self).reshape(input.shape)
+
+
+def over_processes(rows: Tensor, *, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
+    """What a batch norm makes of rows Float[R C], with the statistics of the rows of all processes; R is the same in each.
+
+    With running statistics, they are moved, and the result has the dtype of the rows; without, it is float32.
+
+    Args:
+        rows: Float[R C].
+        norm: batch norm with C channels, in training mode or without running statistics.
+    """
+    values = rows.float()
+    mean = all_reduce_mean(values.mean(dim=0))  # [C]
+    centred = values - mean
+    variance = all_reduce_mean(centred.square().mean(dim=0))  # [C]
+    normed = centred * torch.rsqrt(variance + norm.eps)
+    if norm.affine:
+        normed = normed * norm.weight + norm.bias
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return normed
+    assert norm.momentum is not None, "the plain average of all batches is not implemented"
+    with torch.no_grad():
+        count = len(rows) * world_size()
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+        norm.num_batches_tracked.add_(1)
+    return normed.to(rows.dtype)

@@ -32,13 +32,25 @@ def part_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{PART}")  # a name may have 255 bytes; no two writers share one
     try:
-        yield part
+        with _named(path):
+            yield part
         _flush(part)
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     _flush(path.parent)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an error say which file could not be written. When a disk is full, Python does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -102,7 +114,8 @@ def locked(folder: Path, *, argument: str) -> Iterator[None]:
     ours = not isinstance(lock, SoftFileLock)  # which takes the place of a lock where a file system has none, and keeps its own file
     try:
         if ours:
-            path.write_text(f"{os.getpid()}\n{platform.node()}\n")
+            with _named(path):
+                path.write_text(f"{os.getpid()}\n{platform.node()}\n")
         yield
     finally:
         if ours:

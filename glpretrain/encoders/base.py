@@ -8,7 +8,8 @@ import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TypeVar, overload
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from glpretrain.core.patches import pixels_of_patches
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.drop_path import drawn_paths
-from glpretrain.encoders.sequences import encode_list
+from glpretrain.encoders.sequences import encode_in_chunks, encode_list
 
 # Bounds of the numbers in a card.
 _LARGEST_COUNTS = {
@@ -78,6 +79,7 @@ class Encoder(nn.Module, ABC):
     A registered builder takes `licence` and `source` beside its own arguments and writes both on the card.
     """
 
+    begins_with: ClassVar[tuple[str, ...]] = ()  # submodules that only `_begin` runs; batch norm in them sees the whole batch
     _card: EncoderCard  # set by the builder
 
     @property
@@ -110,13 +112,24 @@ class Encoder(nn.Module, ABC):
 
         @overload
         def __call__(
-            self, items: Tensor, *, mask: Tensor | None = None, keep: Tensor | None = None, keys: Tensor | None = None
+            self,
+            items: Tensor,
+            *,
+            mask: Tensor | None = None,
+            keep: Tensor | None = None,
+            keys: Tensor | None = None,
+            chunk_size: int | None = None,
         ) -> EncoderOutput: ...
         @overload
         def __call__(
-            self, items: Sequence[Tensor], *, mask: Sequence[Tensor | None] | None = None, keys: Sequence[Tensor] | None = None
+            self,
+            items: Sequence[Tensor],
+            *,
+            mask: Sequence[Tensor | None] | None = None,
+            keys: Sequence[Tensor] | None = None,
+            chunk_size: int | None = None,
         ) -> list[EncoderOutput]: ...
-        def __call__(self, items, *, mask=None, keep=None, keys=None) -> EncoderOutput | list[EncoderOutput]: ...
+        def __call__(self, items, *, mask=None, keep=None, keys=None, chunk_size=None) -> EncoderOutput | list[EncoderOutput]: ...
 
     def forward(
         self,
@@ -125,6 +138,7 @@ class Encoder(nn.Module, ABC):
         mask: Tensor | Sequence[Tensor | None] | None = None,
         keep: Tensor | None = None,
         keys: Tensor | Sequence[Tensor] | None = None,
+        chunk_size: int | None = None,
     ) -> EncoderOutput | list[EncoderOutput]:
         """Encode one tensor of items, or a list of tensors whose sizes may differ.
 
@@ -137,6 +151,8 @@ class Encoder(nn.Module, ABC):
             keep: Int[B M], indices of the only patch tokens that are computed (MAE); `patches` is then Float[B M D], in that order.
             keys: Int[B], what the dropped paths of each item are drawn from in training mode; with a list of items, a list. Without keys,
                 they are drawn from torch's generator, as timm does.
+            chunk_size: number of items at a time, whose activations are computed again for the gradients; None stands for all. The
+                result is the same, and so are the gradients, unless there is batch norm outside of `begins_with`.
 
         Returns:
             An `EncoderOutput` for a tensor, a list of them for a list.
@@ -153,23 +169,37 @@ class Encoder(nn.Module, ABC):
             if keep is not None:
                 raise ValueError(f"{name}: keep was given with a list of items; keep needs one tensor of items")
             assert not isinstance(keys, Tensor), "a list of keys for a list of items"
-            return encode_list(self._with_paths, items, mask=mask, keys=keys)
+            return encode_list(partial(self._whole, keep=None, chunk_size=chunk_size), items, mask=mask, keys=keys)
         if not (mask is None or isinstance(mask, Tensor)):
             raise ValueError(f"{name}: a list of masks was given with one tensor of items; give one mask")
         if keep is not None and (keep.dim() != 2 or keep.shape[0] != items.shape[0]):
             raise ValueError(f"{name}: keep has shape {tuple(keep.shape)}; accepted: ({items.shape[0]}, tokens to keep)")
         assert keys is None or isinstance(keys, Tensor), "one tensor of keys for one tensor of items"
-        return self._with_paths(items, mask=mask, keep=keep, keys=keys)
+        return self._whole(items, mask=mask, keep=keep, keys=keys, chunk_size=chunk_size)
 
-    def _with_paths(self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None = None, keys: Tensor | None = None) -> EncoderOutput:
+    def _whole(
+        self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None, keys: Tensor | None, chunk_size: int | None
+    ) -> EncoderOutput:
+        begun = self._begin(items)
+        if chunk_size is None:
+            return self._with_paths(*begun, mask=mask, keep=keep, keys=keys)
+        return encode_in_chunks(self._with_paths, begun, mask=mask, keep=keep, keys=keys, chunk_size=chunk_size)
+
+    def _with_paths(self, *begun: Tensor, mask: Tensor | None, keep: Tensor | None, keys: Tensor | None) -> EncoderOutput:
         if keys is None or not self.training:
-            return self._encode(items, mask=mask, keep=keep)
+            return self._encode(*begun, mask=mask, keep=keep)
         with drawn_paths(self, keys):
-            return self._encode(items, mask=mask, keep=keep)
+            return self._encode(*begun, mask=mask, keep=keep)
+
+    def _begin(self, items: Tensor) -> tuple[Tensor, ...]:
+        """The steps that see the whole batch even where the others see a chunk, because they contain batch norm: Float[B *item] to what
+        `_encode` starts from, with B rows each. Here there are none, and `_encode` starts from the items.
+        """
+        return (items,)
 
     @abstractmethod
-    def _encode(self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None = None) -> EncoderOutput:
-        """`forward` of one tensor of items; `mask` and `keep` are not both given, and `keep` has B rows."""
+    def _encode(self, *begun: Tensor, mask: Tensor | None, keep: Tensor | None = None) -> EncoderOutput:
+        """`forward` of what `_begin` gives, the items of one tensor; `mask` and `keep` are not both given, and `keep` has B rows."""
 
     def token_inputs(self, items: Tensor, *, corruption: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs of every token, and which of them were replaced: what a loss on inputs compares, whatever an item is.

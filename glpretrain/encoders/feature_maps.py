@@ -6,6 +6,7 @@ Plain ViTs belong to `vit.ViT`.
 
 from collections.abc import Sequence
 
+from timm.layers.norm_act import BatchNormAct2d
 from timm.models import group_parameters, is_model_in_modules
 from timm.models.convnext import ConvNeXt
 from timm.models.regnet import RegNet
@@ -13,8 +14,9 @@ from timm.models.resnet import ResNet
 from timm.models.resnetv2 import ResNetV2
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
-from torch import Tensor
+from torch import Tensor, nn
 
+from glpretrain.core.distributed import over_processes, world_size
 from glpretrain.core.patches import image_grid
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, check_numbers, register
@@ -24,6 +26,32 @@ from glpretrain.encoders.timm_model import TimmArguments, check_model, create_mo
 # Their windows are laid out for one size when the model is built.
 _WINDOWED_MODULES = ("swin_transformer", "swin_transformer_v2")
 FEATURE_MAP_MODULES = ("resnet", "resnetv2", "regnet", "convnext", *_WINDOWED_MODULES)
+
+
+class _SyncedBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm of timm, with its activation where it has one, over all processes; one process runs torch's own kernel."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.load_state_dict(norm.state_dict())
+        self.after = nn.Sequential(*norm.children()) if isinstance(norm, BatchNormAct2d) else nn.Identity()  # drop, act
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Float[B C H W] to Float[B C H W]."""
+        if not self.training or world_size() == 1:
+            normed = super().forward(input)
+        else:
+            rows = input.movedim(1, -1)  # [B H W C]
+            normed = over_processes(rows.flatten(0, -2), norm=self).reshape(rows.shape).movedim(-1, 1)  # [B C H W]
+        return self.after(normed)
+
+
+def _use_synced_norms(model: nn.Module) -> None:
+    """Replace every batch norm inside a model of timm."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                module.add_module(name, _SyncedBatchNorm2d(child))
 
 
 @register
@@ -71,6 +99,7 @@ class FeatureMap(Encoder):
                 "accepted: models that pool their last map as it is, such as resnet18, convnext_tiny, swin_tiny_patch4_window7_224"
             )
         use_keyed_paths(model)
+        _use_synced_norms(model)
         self.model = model
         layer_ids = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
         self._layer_ids = {name: layer for name, layer in layer_ids.items() if isinstance(layer, int)}

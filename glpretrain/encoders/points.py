@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from timm.models.vision_transformer import Block
@@ -158,6 +158,7 @@ class PointTransformer(Encoder):
         ValueError: `name` is unknown, or a number is out of its range.
     """
 
+    begins_with: ClassVar = ("model.tokens",)
     mask_token: nn.Parameter | None
 
     def __init__(
@@ -249,17 +250,21 @@ class PointTransformer(Encoder):
         (num_groups,) = self.grid(points.shape[1:])
         return group_points(points, num_groups=num_groups, group_size=self.group_size)
 
-    def _encode(self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None = None) -> EncoderOutput:
-        """Hidden and dropped tokens still take part in the batch norms of the others, as in the reference code."""
-        model = self.model
+    def _begin(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens, Float[B N D], and the centres of their groups, Float[B N 3]. Hidden and dropped tokens still take part in the batch
+        norms of the others, as in the reference code.
+        """
         groups = self.group(items)
-        tokens = model.project(model.tokens(items, groups))  # [B N D]
+        return self.model.project(self.model.tokens(items, groups)), groups.centres
+
+    def _encode(self, tokens: Tensor, centres: Tensor, *, mask: Tensor | None, keep: Tensor | None = None) -> EncoderOutput:
+        model = self.model
         if mask is not None:
             mask_token: Tensor | None = self.mask_token
             if mask_token is not None and self.mask_position is not None:
-                mask_token = mask_token + self.mask_position(groups.centres)  # [B N D]
+                mask_token = mask_token + self.mask_position(centres)  # [B N D]
             tokens = hide_tokens(tokens, mask=mask, mask_token=mask_token)
-        positions = None if model.position is None else model.position(groups.centres)  # [B N D]
+        positions = None if model.position is None else model.position(centres)  # [B N D]
         if keep is not None:
             tokens = take(tokens, keep)  # [B M D]
             positions = None if positions is None else take(positions, keep)

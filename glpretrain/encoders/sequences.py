@@ -1,10 +1,12 @@
-"""Steps over sequences of tokens that several encoders share: lists of views, hidden tokens, and the parts of the result."""
+"""Steps over sequences of tokens that several encoders share: lists of views, chunks, hidden tokens, and the parts of the result."""
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from glpretrain.core.types import EncoderOutput
 
@@ -46,6 +48,36 @@ def encode_list(
         parts = [[None] * len(sizes) if tensor is None else tensor.split(sizes) for tensor in joined]
         outputs.update({position: EncoderOutput(*one) for position, *one in zip(positions, *parts, strict=True)})
     return [outputs[position] for position in range(len(items))]
+
+
+def encode_in_chunks(
+    encode: Callable[..., EncoderOutput],
+    begun: Sequence[Tensor],
+    *,
+    mask: Tensor | None,
+    keep: Tensor | None,
+    keys: Tensor | None,
+    chunk_size: int,
+) -> EncoderOutput:
+    """`encode(*begun, mask=mask, keep=keep, keys=keys)`, `chunk_size` rows at a time; all tensors have B rows.
+
+    With gradient, nothing inside `encode` is kept; it is computed again when the gradients of a chunk are needed.
+    """
+    chunks = zip(*(tensor.split(chunk_size) for tensor in begun), strict=True)
+    parts = [[None] * math.ceil(len(begun[0]) / chunk_size) if part is None else part.split(chunk_size) for part in (mask, keep, keys)]
+    outputs: list[EncoderOutput] = []
+    for chunk, hidden, kept, own in zip(chunks, *parts, strict=True):
+        of_chunk = partial(encode, mask=hidden, keep=kept, keys=own)
+        if torch.is_grad_enabled():
+            outputs.append(checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False))
+        else:
+            outputs.append(of_chunk(*chunk))
+    registers = [output.registers for output in outputs if output.registers is not None]
+    return EncoderOutput(
+        cls=torch.cat([output.cls for output in outputs]),
+        patches=torch.cat([output.patches for output in outputs]),
+        registers=torch.cat(registers) if registers else None,
+    )
 
 
 def hide_tokens(tokens: Tensor, *, mask: Tensor, mask_token: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from glpretrain.core.distributed import all_reduce_sum, world_size
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.transfer import Transfer, copy_backbone
-from glpretrain.training.branch import Branch, batch_norms
+from glpretrain.training.branch import Branch, batch_norms, norms_in_chunks
 from glpretrain.training.checks import begin_step_again, identity, require_end, require_same_run
 from glpretrain.training.heads import Prototypes
 from glpretrain.training.memory import broadcast_states, keep_from_ddp
@@ -104,8 +104,9 @@ class Method(pl.LightningModule, ABC):
             return ""
         return (
             f"accumulate_grad_batches: {count}: {', '.join(self.micro_batch_terms)} see one micro-batch at a time, so their gradients are"
-            f" not those of the whole batch; for these, set it to 1, multiply data.batch_size by {count}, and give optimization.chunk_size"
-            " (not with batch norm in the encoder)\n"
+            f" not those of the whole batch; for these, set it to 1, multiply data.batch_size by {count}"
+            + ("" if norms_in_chunks(self.encoder) else ", and give optimization.chunk_size")
+            + "\n"
         )
 
     @property

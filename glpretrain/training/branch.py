@@ -1,12 +1,10 @@
 """`Branch`: an encoder and its heads, as the student and its teacher have them."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import overload
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from glpretrain.core.distributed import has_process_group
 from glpretrain.core.types import EncoderOutput
@@ -64,40 +62,17 @@ class Branch(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk_learns):
             if isinstance(items, Tensor):
                 assert not isinstance(mask, Sequence), "one mask for one tensor of items"
-                return self._in_chunks(items, mask=mask, keep=keep, keys=rows[0] if rows else None)
+                return self.encoder(items, mask=mask, keep=keep, keys=rows[0] if rows else None, chunk_size=self.chunk_size)
             assert keep is None and not isinstance(mask, Tensor), "a list of masks for a list of items, and none of them dropped"
-            if self.chunk_size is None:
-                return self.encoder(items, mask=mask, keys=rows if len(rows) == len(items) else None)
-            masks, all_keys = mask or [None] * len(items), rows or [None] * len(items)
-            each = zip(items, masks, all_keys, strict=True)
-            return [self._in_chunks(views, mask=hidden, keep=None, keys=own) for views, hidden, own in each]
-
-    def _in_chunks(self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None, keys: Tensor | None) -> EncoderOutput:
-        if self.chunk_size is None:
-            return self.encoder(items, mask=mask, keep=keep, keys=keys)
-        chunks = items.split(self.chunk_size)
-        parts = [[None] * len(chunks) if part is None else part.split(self.chunk_size) for part in (mask, keep, keys)]
-        outputs: list[EncoderOutput] = []
-        for views, hidden, kept, own in zip(chunks, *parts, strict=True):
-            encode = partial(self.encoder, mask=hidden, keep=kept, keys=own)
-            if torch.is_grad_enabled():  # nothing inside is kept; it is computed again when the gradients of this chunk are needed
-                outputs.append(checkpoint(encode, views, use_reentrant=False, preserve_rng_state=False))
-            else:
-                outputs.append(encode(views))
-        registers = [output.registers for output in outputs if output.registers is not None]
-        return EncoderOutput(
-            cls=torch.cat([output.cls for output in outputs]),
-            patches=torch.cat([output.patches for output in outputs]),
-            registers=torch.cat(registers) if registers else None,
-        )
+            return self.encoder(items, mask=mask, keys=rows if len(rows) == len(items) else None, chunk_size=self.chunk_size)
 
     def set_chunk_size(self, chunk_size: int | None) -> None:
         """Encode so many views at a time; see `Optimization.chunk_size`.
 
         Raises:
-            ValueError: the encoder has batch norm, whose statistics would be those of a chunk.
+            ValueError: the encoder has batch norm whose statistics would be those of a chunk.
         """
-        if chunk_size is not None and (norms := batch_norms(self.encoder)):
+        if chunk_size is not None and (norms := norms_in_chunks(self.encoder)):
             card = self.encoder.card
             raise ValueError(
                 f"optimization: chunk_size={chunk_size} given, but {card.encoder} {card.arguments.get('name', '')} has batch norm"
@@ -127,3 +102,8 @@ def batch_norms(module: nn.Module) -> list[str]:
     """Names of the batch norms in a module, which make the features of an item depend on the other items of its batch."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     return [name for name, part in module.named_modules() if isinstance(part, kinds)]
+
+
+def norms_in_chunks(encoder: Encoder) -> list[str]:
+    """Names of the batch norms that would see a chunk only, where the encoder sees the batch in chunks."""
+    return [name for name in batch_norms(encoder) if not name.startswith(tuple(f"{part}." for part in encoder.begins_with))]

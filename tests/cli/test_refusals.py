@@ -47,6 +47,7 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("mae", ["--trainer.max_time", "00:00:00:00"], "the run ended before its first step"),
         ("mae", ["--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches=0; accepted: whole numbers from 1 on"),
         ("mae", ["--trainer.overfit_batches", "1"], "trainer.overfit_batches=1 would be ignored"),
+        ("mae", ["--trainer.sync_batchnorm", "true"], "trainer.sync_batchnorm=True would be ignored; leave it out: batch norm always"),
         ("mae", ["--trainer.gradient_clip_val", "1.0"], "set model.init_args.optimization.clip"),
         ("mae", ["--trainer.callbacks", "pytorch_lightning.callbacks.LearningRateMonitor"], "that has no logger"),
         ("mae", ["--model.init_args.optimization.lr.base", "-1e-3"], "optimization: lr: base is -0.001; accepted: values from 0 on"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import pytorch_lightning as pl
@@ -132,17 +133,18 @@ def test_a_full_disk_costs_a_line_and_keeps_the_checkpoint_before(
 ) -> None:
     training = Training(["--config", recipe, *QUIET, *STEPS])
     training.checkpoints.every_n_steps = 1
-    save = training.trainer.strategy.save_checkpoint
+    save = torch.save
 
-    def full(checkpoint: dict, path: Path, **options: object) -> None:
+    def full(checkpoint: dict, file: BinaryIO) -> None:
         if checkpoint["global_step"] >= 3:
-            Path(path).write_bytes(b"half of it")
+            file.write(b"half of it")
             raise OSError(28, "No space left on device")
-        save(checkpoint, path)
+        save(checkpoint, file)
 
-    monkeypatch.setattr(training.trainer.strategy, "save_checkpoint", full)
+    monkeypatch.setattr(torch, "save", full)
     run = training.fit()
-    assert "checkpoint of step 3: not written ([Errno 28] No space left on device); the one before is kept" in caplog.text
+    assert "checkpoint of step 3: not written ([Errno 28] No space left on device: '" in caplog.text
+    assert "last.ckpt'); the one before is kept" in caplog.text
     whole, damaged = newest_whole(run.folder / "checkpoints")
     assert whole is not None and whole.step == 2 and not damaged
     assert not list((run.folder / "checkpoints").glob(".*.part")) and (run.folder / "backbone" / "card.json").is_file()
@@ -202,3 +204,79 @@ def test_a_run_that_is_killed_again_and_again_has_the_weights_of_one_that_is_not
     (run,) = [path.parent for path in (tmp_path / "runs").glob("*/*/results.json") if path.parent.name != "latest"]
     whole = fit(recipe, runs=tmp_path / "whole", overrides=options)
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(Run(run)).items())
+
+
+KILLED_AT = """
+import os, signal, sys
+import torch
+import glpretrain.callbacks.checkpoints as checkpoints
+from glpretrain.cli.training import Training
+
+moment, *arguments = sys.argv[1:]
+training = Training(arguments)
+training.checkpoints.every_n_steps = 1
+save, second_name = torch.save, checkpoints._second_name
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half(checkpoint, file):
+    save(checkpoint, file)
+    if checkpoint["global_step"] == 3:
+        file.truncate(file.tell() // 2)
+        die()
+
+
+def before_it_takes_its_place(path, other):
+    if training.trainer.global_step == 3:
+        die()
+    second_name(path, other)
+
+
+def after_the_old_one_has_moved(path, other):
+    second_name(path, other)
+    if training.trainer.global_step == 3:
+        die()
+
+
+if moment == "half":
+    torch.save = half
+else:
+    checkpoints._second_name = {"proved": before_it_takes_its_place, "moved": after_the_old_one_has_moved}[moment]
+training.fit()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["half", "proved", "moved"])
+def test_a_kill_while_a_checkpoint_is_written_costs_the_steps_since_the_one_before(moment: str, recipe: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_AT, moment, "--config", recipe, *QUIET, *STEPS]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == -signal.SIGKILL
+    (folder,) = {path.parent for path in tmp_path.glob("runs/*/*/checkpoints") if path.parent.name != "latest"}
+    assert len(list(folder.glob("checkpoints/.last.ckpt.*.part"))) == 1
+    whole, damaged = newest_whole(folder / "checkpoints")
+    assert whole is not None and whole.step == 2 and not damaged
+    run = again(recipe)
+    assert run.folder.name == folder.name and run.results["resumed_from"].endswith(f"checkpoints/{whole.path.name}")
+    assert not list(folder.glob("checkpoints/.*.part"))
+    undisturbed = fit(recipe, runs=tmp_path / "whole", overrides=[*QUIET, *STEPS])
+    assert all(torch.equal(value, weights(undisturbed)[name]) for name, value in weights(run).items())
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_has_the_same_run_in_wandb(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logged = [*QUIET[2:], *STEPS]  # without --trainer.logger false
+    training = Training(["--config", recipe, *logged])
+    training.trainer.callbacks.insert(0, Interrupt(signal.SIGTERM))
+    with pytest.raises(StoppedBySignalError):
+        training.fit()
+    assert training.folder is not None
+    known = (training.folder / "wandb_run.txt").read_text().strip()
+    time.sleep(1.1)  # wandb names its folders by the second
+    run = pretrain(recipe, overrides=logged)
+    assert run.folder.name == training.folder.name and (run.folder / "wandb_run.txt").read_text().strip() == known
+    parts = [path.name.rpartition("-")[2] for path in run.folder.glob("wandb/offline-run-*")]
+    assert parts == [known, known]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from fuzzing import counted, time_limit
 from shrinking import ROOT, shrunk
 
 from glpretrain.cli import main
@@ -324,22 +325,23 @@ def fuzz(count: int) -> None:
     scores = [path.read_text() for path in sorted((ROOT / "eval").glob("*.yaml"))]
     card = training.model.encoder.card
     draw, path = random.Random(0), Path("fuzz.yaml")
-    for number in range(count):
-        of_scores = number % 5 == 4
-        text = mutated(draw.choice(scores if of_scores else recipes), draw)
-        path.write_text(text, encoding="utf-8")
-        start = time.perf_counter()
-        try:
-            if of_scores:
-                _of_config(path, [], card=card, own=Own(None, None, None))
-            else:
-                parse(training.parser, ["--config", str(path)])
-        except (ValueError, OSError, ImportError, ArgumentError):
-            pass
-        except BaseException as error:
-            raise AssertionError(f"number {number}: {type(error).__name__}: {error}\n{text}") from error
-        assert time.perf_counter() - start < 20.0, f"number {number} takes too long:\n{text}"
-        assert not {"planted", "this", "antigravity"} & sys.modules.keys() and not Path("marker").exists(), text
+    with counted("yaml", megabytes=400) as outcomes:
+        for number in range(count):
+            of_scores = number % 5 == 4
+            text = mutated(draw.choice(scores if of_scores else recipes), draw)
+            path.write_text(text, encoding="utf-8")
+            try:
+                with time_limit(f"number {number}: {text}"):
+                    if of_scores:
+                        _of_config(path, [], card=card, own=Own(None, None, None))
+                    else:
+                        parse(training.parser, ["--config", str(path)])
+                outcomes["parsed"] += 1
+            except (ValueError, OSError, ImportError, ArgumentError):
+                outcomes["refused"] += 1
+            except BaseException as error:
+                raise AssertionError(f"number {number}: {type(error).__name__}: {error}\n{text}") from error
+            assert not {"planted", "this", "antigravity"} & sys.modules.keys() and not Path("marker").exists(), text
 
 
 def test_mutated_configurations_are_parsed_or_refused() -> None:

@@ -2,13 +2,10 @@
 
 import io
 import random
-import resource
-import signal
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from fuzzing import counted, damaged, time_limit
 from image_files import write_image, write_map
 from PIL import Image
 
@@ -26,8 +24,7 @@ from glpretrain.data.sources.images.decoding import decode, decode_mask
 from glpretrain.data.sources.images.face_regions import TABLES, read_map
 
 FAST, SLOW = 300, 30_000  # files of the fuzz
-_SECONDS = 20  # for one file
-_MOST_MEMORY = 2_000_000  # KiB that all files together may add: Pillow refuses more than 179 million pixels, which take 10 bytes each
+_MEGABYTES = 2000  # that all files together may add: Pillow refuses more than 179 million pixels, which take 10 bytes each
 
 
 def waves(height: int = 40, width: int = 56, channels: int = 3) -> np.ndarray:
@@ -245,30 +242,6 @@ def _seeds() -> dict[str, bytes]:
     return seeds
 
 
-def _changed(content: bytes, draw: random.Random) -> bytes:
-    """A damaged copy."""
-    data = bytearray(content)
-    for _ in range(draw.choice((1, 1, 2, 8))):
-        place = draw.randrange(len(data) or 1) if draw.random() < 0.5 else draw.randrange(min(len(data), 96) or 1)
-        length = draw.choice((1, 2, 4, 16, 200))
-        match draw.randrange(7):
-            case 0:
-                data[place : place + 1] = bytes([draw.randrange(256)])
-            case 1:
-                del data[place:]
-            case 2:
-                data[place : place + length] = bytes(length)
-            case 3:
-                data[place : place + length] = b"\xff" * length
-            case 4:
-                data[place:place] = draw.randbytes(length)
-            case 5:
-                del data[place : place + length]
-            case _:
-                data[place : place + 4] = struct.pack(draw.choice("<>") + "I", draw.choice((0, 1, 2**16, 2**31 - 1, 2**31, 2**32 - 1)))
-    return bytes(data)
-
-
 def _every_item(path: Path) -> None:
     source = ImageList(path)
     for index in range(len(source)):
@@ -296,43 +269,27 @@ def _readers_of(name: str) -> list[str]:
     return ["regions", "channels"] if name == "map.npy" else ["colour", "grey", "mask", "regions"]
 
 
-@contextmanager
-def _time_limit(what: str) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt(f"{what}: still running after {_SECONDS} s")  # no reader may catch it
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(_SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def _fuzz(folder: Path, *, count: int, seed: int) -> Counter[str]:
     """Read `count` damaged files; what a reader raises other than a `ValueError` that names the file is raised."""
-    draw, seeds, outcomes = random.Random(seed), _seeds(), Counter[str]()
+    draw, seeds = random.Random(seed), _seeds()
     for name, content in seeds.items():  # whole files are read
         (folder / name).write_bytes(content)
         for reader in _readers_of(name)[:1]:
             READERS[reader](folder / name)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(count):
-        name = draw.choice(list(seeds))
-        path = folder / f"{number:05d}_{name}"
-        path.write_bytes(_changed(seeds[name], draw))
-        reader = draw.choice(_readers_of(name))
-        with _time_limit(f"{reader} {path}"):
-            try:
-                READERS[reader](path)
-                outcomes[f"{reader}: read"] += 1
-            except ValueError as error:  # UnreadableItemError, or the ValueError of a list
-                assert path.name in str(error) and "\n" not in str(error), f"{path.name}: {error!r}"
-                outcomes[f"{reader}: refused"] += 1
-        path.unlink()
-    added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert added < _MOST_MEMORY, f"{added} KiB more than before"
+    with counted("images", megabytes=_MEGABYTES) as outcomes:
+        for number in range(count):
+            name = draw.choice(list(seeds))
+            path = folder / f"{number:05d}_{name}"
+            path.write_bytes(damaged(seeds[name], draw))
+            reader = draw.choice(_readers_of(name))
+            with time_limit(f"{reader} {path}"):
+                try:
+                    READERS[reader](path)
+                    outcomes[f"{reader}: read"] += 1
+                except ValueError as error:  # UnreadableItemError, or the ValueError of a list
+                    assert path.name in str(error) and "\n" not in str(error), f"{path.name}: {error!r}"
+                    outcomes[f"{reader}: refused"] += 1
+            path.unlink()
     say_once.cache_clear()
     return outcomes
 
@@ -367,7 +324,5 @@ def test_a_damaged_tile_of_a_tiff_file_is_the_reason_and_nothing_else_is_written
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_thousands_of_damaged_files_are_read_or_named(tmp_path: Path) -> None:
-    start = time.perf_counter()
     outcomes = _fuzz(tmp_path, count=SLOW, seed=15)
-    print(f"{len(READERS)} readers, {outcomes.total()} files, {time.perf_counter() - start:.0f} s: {dict(sorted(outcomes.items()))}")
     assert outcomes.total() == SLOW and len(outcomes) == 2 * len(READERS)

@@ -134,6 +134,16 @@ def test_contiguous_even_shares_of_a_batch_are_corrupted_as_the_whole() -> None:
         assert torch.equal(share[0], whole[0][begin : begin + 4]) and torch.equal(share[1], whole[1][begin : begin + 4])
 
 
+def test_odd_shares_of_a_batch_differ_in_the_items_whose_neighbour_is_another_one() -> None:
+    corrupt, views, key = GroupCorruption(0.5, replace_prob=1.0), wave(6, 3, 20, 20), _keys(6)
+    whole = corrupt(views, key)
+    shares = [corrupt(views[begin : begin + 3], key[begin : begin + 3]) for begin in (0, 3)]
+    corrupted, corruption = (torch.cat(parts) for parts in zip(*shares, strict=True))
+    assert torch.equal(corruption, whole[1])  # where pixels are replaced is the same
+    differ = (corrupted != whole[0]).flatten(1).any(dim=1)
+    assert differ.tolist() == [False, False, True, True, True, False]  # 2 and 3 are neighbours in the whole batch, 3 and 4 in the share
+
+
 # Counts -------------------------------------------------------------------------------------------------------------------
 
 few = settings(deadline=None, max_examples=25, derandomize=True)

@@ -7,20 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from contract import build, fixed_batch, share
-from layouts import DROPPING, ITEMS, Seen, fitted, in_processes
+from layouts import CHUNKS, DROPPING, ITEMS, Seen, fitted, in_processes
 from shrinking import ROOT, name_of
 from torch import Tensor
 
 from glpretrain.core.batch import Batch
+from glpretrain.encoders import FeatureMap
 from glpretrain.methods.base import Method
-from glpretrain.training.branch import batch_norms
+from glpretrain.training.branch import Branch
 from glpretrain.training.optim import Optimization
 
 QUICK = sorted(ROOT.glob("*.yaml"))
 # Terms of every kind: a queue, assignments that are balanced over the batch, counts of hidden patches, and batch norm in the encoder.
 _FAST = ("mugs", "dinov2", "fsfm", "point_mae")
-POINTS = ("dcglr", "mmc_points", "point_mae")
-CHUNKS = ("--model.init_args.optimization.chunk_size", "5")  # which does not divide the number of views
 SAME = 2e-5  # float32 sums in another order
 
 
@@ -44,6 +43,12 @@ def gradients_of_terms(model: Method, batches: list[Batch]) -> dict[str, Tensor]
     return found
 
 
+def running_statistics(model: Method) -> dict[str, Tensor]:
+    """Of all batch norms of student and teacher."""
+    kinds = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: value.clone() for name, value in model.named_buffers() if name.endswith(kinds)}
+
+
 def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
     """Terms whose gradients are not the same."""
     return {term for term in one if (one[term] - other[term]).norm() > SAME * one[term].norm()}
@@ -54,17 +59,16 @@ def test_a_method_names_the_terms_that_see_a_micro_batch_only_and_draws_from_key
     model_and_data = build(recipe, tmp_path, *DROPPING)
     model, batch = model_and_data.model.train(), fixed_batch(model_and_data, count=16)
     state = torch.get_rng_state()
-    whole = gradients_of_terms(model, [batch])
+    fresh = running_statistics(model)
+    whole, statistics = gradients_of_terms(model, [batch]), running_statistics(model)
     assert torch.equal(state, torch.get_rng_state()), "a step drew from torch's generator"
     micro_batches = gradients_of_terms(model, [share(batch, number, 4) for number in range(4)])
     assert differing(whole, micro_batches) == set(model.micro_batch_terms)
-    if batch_norms(model.encoder):
-        with pytest.raises(ValueError, match=r"chunk_size=4 given, but PointTransformer \w+ has batch norm \(model\.tokens\.first\.1"):
-            model.student.set_chunk_size(4)
-        return
     for branch in (model.student, *([] if model.teacher is None else [model.teacher.branch])):
         branch.set_chunk_size(5)  # does not divide the number of views
+    model.load_state_dict(fresh, strict=False)
     assert not differing(whole, gradients_of_terms(model, [batch]))
+    assert all(torch.equal(value, statistics[name]) for name, value in running_statistics(model).items())
     assert torch.equal(state, torch.get_rng_state()), "a chunk drew from torch's generator"
 
 
@@ -76,6 +80,12 @@ def test_the_line_at_the_start_names_the_terms(tmp_path: Path) -> None:
     assert training.model.changed_by_accumulation(1) == ""
     training.model.in_batch = ()
     assert training.model.changed_by_accumulation(2) == ""
+
+
+def test_chunks_are_refused_where_batch_norm_is_everywhere() -> None:
+    resnet = Branch(FeatureMap("resnet18"), {})
+    with pytest.raises(ValueError, match=r"chunk_size=4 given, but FeatureMap resnet18 has batch norm \(model\.bn1, model\.layer1"):
+        resnet.set_chunk_size(4)
 
 
 def test_a_chunk_has_at_least_one_view() -> None:
@@ -92,11 +102,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Seen]:
 @pytest.mark.slow
 @every_recipe
 def test_a_run_in_chunks_is_the_run_on_whole_batches(recipe: Path, whole: Callable[[Path], Seen], tmp_path: Path) -> None:
-    if recipe.stem in POINTS:  # their encoders have batch norm
-        with pytest.raises(ValueError, match="has batch norm"):
-            fitted(recipe, tmp_path, *CHUNKS)
-    else:
-        require_same(whole(recipe), fitted(recipe, tmp_path, *CHUNKS))
+    require_same(whole(recipe), fitted(recipe, tmp_path, *CHUNKS))
 
 
 @pytest.mark.slow
@@ -118,6 +124,18 @@ def test_a_run_in_several_processes_is_the_run_in_one(count: int, whole: Callabl
         require_same(whole(ROOT / f"{name}.yaml"), runs[0])
         for run in runs[1:]:
             assert not any(runs[0].difference(run).values()), f"{name}: processes differ"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_resnet", "regnetx_002"])  # plain batch norms of torch, and timm's with an activation
+def test_batch_norms_of_feature_maps_see_all_processes(name: str, tmp_path: Path) -> None:
+    encoder = ("--model.init_args.encoder", f"{{class_path: glpretrain.encoders.FeatureMap, init_args: {{name: {name}}}}}")
+    views = {"global": "{size: 32, scale: [0.4, 1.0]}, {size: 32, scale: [0.4, 1.0]}", "local": "{size: 32, scale: [0.1, 0.4]}"}
+    sizes = ["--data.item_size", "32", "--data.source.init_args.size", "32"]
+    sizes += [word for kind, some in views.items() for word in (f"--data.views.init_args.{kind}_views", f"[{some}]")]
+    one = fitted(ROOT / "dino.yaml", tmp_path, *encoder, *sizes)
+    for other in in_processes([ROOT / "dino.yaml"], tmp_path, *encoder, *sizes, count=2)["dino"]:
+        assert all(difference < 1e-3 for difference in one.difference(other).values()), one.difference(other)
 
 
 def require_same(one: Seen, other: Seen) -> None:

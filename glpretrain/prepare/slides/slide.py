@@ -12,6 +12,7 @@ import numpy as np
 
 # Other values are the resolution of a printer (72 dpi is 353 microns) or were never set.
 _LEAST_MPP, _LARGEST_MPP = 0.05, 20.0
+_MOST_PIXELS_PER_BYTE = 2000  # of a TIFF file; white tiles have 200, and a canvas that was scanned in small part only some more
 
 
 class UnreadableSlideError(ValueError):
@@ -69,3 +70,17 @@ def plausible_mpp(along_x: float, along_y: float) -> float | None:
         return None
     mean = (along_x + along_y) / 2
     return mean if abs(along_x - along_y) <= 0.05 * mean else None
+
+
+def require_plausible_size(slide: Slide) -> None:
+    """Refuse a damaged header, because a slide is searched for tissue from edge to edge.
+
+    Raises:
+        UnreadableSlideError: a TIFF file has far more pixels than its bytes can hold.
+    """
+    width, height, _ = slide.levels[0]
+    num_bytes = slide.path.stat().st_size
+    with slide.path.open("rb") as file:
+        is_tiff = file.read(2) in (b"II", b"MM")  # other slides have their pixels in files beside this one
+    if is_tiff and width * height > _MOST_PIXELS_PER_BYTE * num_bytes:
+        raise UnreadableSlideError(f"{slide.path}: {width} x {height} pixels in a file of {num_bytes} bytes: it is damaged or cut short")

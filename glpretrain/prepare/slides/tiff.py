@@ -7,9 +7,11 @@ out: separate planes, other bit depths, palettes.
 """
 
 import io
+import logging
 import lzma
 import math
 import re
+import struct
 import xml.etree.ElementTree
 import zlib
 from collections import OrderedDict
@@ -19,9 +21,10 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from glpretrain.prepare.slides.slide import Level, Slide, UnreadableSlideError, plausible_mpp
+from glpretrain.prepare.slides.slide import Level, Slide, UnreadableSlideError, plausible_mpp, require_plausible_size
 
-# What tifffile, its decoders (those of imagecodecs raise RuntimeError) and Pillow raise for a damaged file.
+# What tifffile, its decoders (those of imagecodecs raise RuntimeError) and Pillow raise for a damaged file. A tag whose type or number of
+# values is damaged gives a tuple where a number is expected, or zero.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -30,6 +33,9 @@ _DAMAGE = (
     KeyError,
     IndexError,
     RuntimeError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
     tifffile.TiffFileError,
     zlib.error,
     lzma.LZMAError,
@@ -56,6 +62,7 @@ class TiffSlide(Slide):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs does not name the file
         try:
             self._file = tifffile.TiffFile(self.path)
         except _DAMAGE as error:
@@ -68,14 +75,22 @@ class TiffSlide(Slide):
             raise error if isinstance(error, UnreadableSlideError) else UnreadableSlideError(f"{path}: {error}") from error
         width = self._pages[0].imagewidth
         self.levels = [Level(page.imagewidth, page.imagelength, width / page.imagewidth) for page in self._pages]
+        require_plausible_size(self)
         self._segments: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._cached_bytes = 0
 
+    def _all_pages(self) -> list[tifffile.TiffPage]:
+        """Pages of the file and, in SubIFDs, pages of its pages."""
+        pages: dict[int, tifffile.TiffPage] = {}  # by their offset
+        for page in (one.aspage() for one in self._file.pages):
+            if page.offset in pages:  # tifffile would read them again and again
+                raise UnreadableSlideError(f"{self.path}: its last page leads back to page {list(pages).index(page.offset)}")
+            pages[page.offset] = page
+        return [*pages.values(), *(below.aspage() for page in pages.values() for below in page.pages or ())]
+
     def _pyramid(self) -> list[tifffile.TiffPage]:
-        """Pages that show the whole slide, largest first. They are pages of the file or, in SubIFDs, pages of its pages."""
-        pages = [page.aspage() for page in self._file.pages]
-        for page in list(pages):
-            pages += [below.aspage() for below in page.pages or ()]
+        """Pages that show the whole slide, largest first."""
+        pages = self._all_pages()
         base = max(pages, key=lambda page: page.imagewidth * page.imagelength)
         self._check(base)
         kept = {base.imagewidth: base}
@@ -84,6 +99,8 @@ class TiffSlide(Slide):
             same_aspect = abs(base.imagelength / page.imagelength - ratio) <= _SAME_ASPECT * ratio
             if ratio > 1.5 and same_aspect and _is_supported(page) and page.is_tiled == base.is_tiled:
                 kept.setdefault(page.imagewidth, page)
+        for page in kept.values():
+            self._check_segments(page)
         return [kept[width] for width in sorted(kept, reverse=True)]
 
     def _check(self, page: tifffile.TiffPage) -> None:
@@ -95,6 +112,15 @@ class TiffSlide(Slide):
         if (size := math.prod(page.chunks)) > _LARGEST_SEGMENT:
             kind = "tile" if page.is_tiled else "strip"
             raise UnreadableSlideError(f"{self.path}: one {kind} decodes to {size >> 20} MiB; accepted: 128 MiB; store the image in tiles")
+
+    def _check_segments(self, page: tifffile.TiffPage) -> None:
+        rows, columns = page.chunks[0], page.chunks[1]
+        needed = -(-page.imagelength // rows) * -(-page.imagewidth // columns)
+        if (listed := min(len(page.dataoffsets), len(page.databytecounts))) < needed:
+            kind = "tiles" if page.is_tiled else "strips"
+            raise UnreadableSlideError(
+                f"{self.path}: {page.imagewidth} x {page.imagelength} pixels are {needed} {kind}, but {listed} are listed"
+            )
 
     def _microns_per_pixel(self) -> float | None:
         if self._file.is_ome and (mpp := _ome_mpp(self._file.ome_metadata or "")) is not None:

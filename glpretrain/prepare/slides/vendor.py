@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
-from glpretrain.prepare.slides.slide import Level, Slide, UnreadableSlideError, plausible_mpp
+from glpretrain.prepare.slides.slide import Level, Slide, UnreadableSlideError, plausible_mpp, require_plausible_size
 
 _CACHE_BYTES = 64 << 20  # of decoded native tiles, because neighbouring regions share them
 
@@ -48,6 +48,7 @@ class OpenSlideSlide(Slide):
         self._opened.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
         sizes = zip(self._opened.level_dimensions, self._opened.level_downsamples, strict=True)
         self.levels = [Level(width, height, downsample) for (width, height), downsample in sizes]
+        require_plausible_size(self)
         given = [self._opened.properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
         self.mpp = None if None in given else plausible_mpp(float(given[0]), float(given[1]))
 
