@@ -131,7 +131,7 @@ def test_a_run_in_several_processes_is_the_run_in_one(count: int, whole: Callabl
 def test_batch_norms_of_feature_maps_see_all_processes(name: str, tmp_path: Path) -> None:
     encoder = ("--model.init_args.encoder", f"{{class_path: glpretrain.encoders.FeatureMap, init_args: {{name: {name}}}}}")
     views = {"global": "{size: 32, scale: [0.4, 1.0]}, {size: 32, scale: [0.4, 1.0]}", "local": "{size: 32, scale: [0.1, 0.4]}"}
-    sizes = ["--data.item_size", "32", "--data.source.init_args.size", "32"]
+    sizes = ["--data.source.init_args.size", "32"]
     sizes += [word for kind, some in views.items() for word in (f"--data.views.init_args.{kind}_views", f"[{some}]")]
     one = fitted(ROOT / "dino.yaml", tmp_path, *encoder, *sizes)
     for other in in_processes([ROOT / "dino.yaml"], tmp_path, *encoder, *sizes, count=2)["dino"]:
