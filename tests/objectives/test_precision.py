@@ -50,7 +50,8 @@ def example(name: str, items: int = B) -> tuple[Objective, dict[str, Tensor], di
         "FeatureDistance": (objectives.FeatureDistance(), pair, {"grid": (2, 3), "target_grid": (3, 2)}),
         "InfoNCE": (objectives.InfoNCE(), {name: real(items, D, of=name) for name in ("queries", "keys", "hallucinated")}, {}),
         "KoLeo": (objectives.KoLeo(), {"features": real(items, D, of="f")}, {}),
-        "NPair": (objectives.NPair(), {"assignments": real(G, items, K, of="a").softmax(-1), "logits": real(V, items, K, of="l")}, {}),
+        # One teacher view and two crops: the products of all items with all items take memory.
+        "NPair": (objectives.NPair(), {"assignments": real(1, items, K, of="a").softmax(-1), "logits": real(2, items, K, of="l")}, {}),
         "NegativeCosine": (objectives.NegativeCosine(), {"queries": real(items, D, of="q"), "keys": real(items, D, of="k")}, {}),
         "PatchDistillation": (
             objectives.PatchDistillation(num_prototypes=K),
