@@ -27,7 +27,12 @@ QUICK = [
     "false",
 ]
 # What these need is not here, and the README says so beside them.
-NEEDS = {"RECIPE=gpfm": "its experts", "RECIPE=single_gpu": "a GPU", "dino_deitsmall16_pretrain.pth": "published weights", "make test": "nothing: it is this"}
+NEEDS = {
+    "RECIPE=gpfm": "its experts",
+    "RECIPE=single_gpu": "a GPU",
+    "dino_deitsmall16_pretrain.pth": "published weights",
+    "make test": "nothing: it is this",
+}
 
 
 def write_inputs(folder: Path) -> None:
