@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -175,6 +176,14 @@ def test_processes_are_given_equal_states_before_the_first_step(monkeypatch: pyt
     model = dino()
     fitted(model, batches(2))
     assert given == [(model, 0)]
+
+
+def test_a_rule_of_the_rate_counts_processes_and_accumulated_batches() -> None:
+    model = dino()
+    model.optimization = replace(model.optimization, lr=Schedule(5e-4, 1e-6, per=256))
+    model._trainer = SimpleNamespace(datamodule=SimpleNamespace(batch_size=64), world_size=3, accumulate_grad_batches=2)
+    model.setup("fit")
+    assert model.optimization.lr == Schedule(7.5e-4, 1e-6)  # 384 items a step
 
 
 def test_a_trunk_that_does_not_learn_has_no_gradient_where_processes_wait_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
