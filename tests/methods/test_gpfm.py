@@ -61,6 +61,14 @@ def test_koleo_is_the_sum_over_the_students_masked_global_views(tmp_path: Path) 
     torch.testing.assert_close(model.losses(batch, 0.5)["koleo"], expected)
 
 
+def test_settings_of_koleo_and_of_a_separate_head_arrive() -> None:
+    assert gpfm(koleo_among="process").koleo_objective.among == "process" and gpfm().koleo_objective.among == "joint"
+    separate = gpfm(num_patch_prototypes=16, patch_bottleneck_dim=5)
+    assert [separate.student.heads[name][1].directions.shape[1] for name in ("cls", "patch")] == [8, 5]
+    with pytest.raises(ValueError, match="patch_bottleneck_dim=5 would be ignored: give num_patch_prototypes, or leave it out"):
+        gpfm(patch_bottleneck_dim=5)
+
+
 def test_weights_choose_what_is_taken_from_an_expert() -> None:
     experts = {"uni": FrozenTeacher(small()), "conch": FrozenTeacher(small(embed_dim=12))}
     model = gpfm(experts=experts, weights={"cls": 1.0, "patch": 1.0, "koleo": 0.1, "uni_cls": 1.0, "uni_patch": 0.25, "conch_cls": 1.0})
