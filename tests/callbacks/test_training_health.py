@@ -8,7 +8,7 @@ import torch
 from batches import Optimized, batch_of, fitted, method, views_of
 
 from glpretrain.callbacks import TrainingHealth
-from glpretrain.callbacks.health import features_health, judge
+from glpretrain.callbacks.verdicts import features_health, judge
 from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders import ViT
@@ -114,8 +114,8 @@ def test_reconstruction_has_the_verdicts_of_its_weights() -> None:
 
 
 NUMBERS = {
-    **{"update": 1e-3, "growth": 2.0, "distance": 0.1, "pull": 0.01, "spread_cls": 0.5, "spread_patches": 0.5},
-    **{"cls/sharpness": 1.0, "cls/perplexity": 30.0, "cls/excess": 0.1},
+    **{"update": 1e-3, "encoder_update": 1e-3, "gradient": 1.0, "encoder_gradient": 0.5, "growth": 2.0, "distance": 0.1, "pull": 0.01},
+    **{"spread_cls": 0.5, "spread_patches": 0.5, "cls/sharpness": 1.0, "cls/perplexity": 30.0, "cls/excess": 0.1},
 }
 
 
@@ -126,6 +126,12 @@ NUMBERS = {
         ({"cls/perplexity": 1.2}, set(), "one prototype cls"),
         ({"spread_patches": 1e-8}, set(), "collapse patches"),
         ({"update": 0.4}, set(), "wild"),
+        ({"update": 0.02, "growth": 1.2}, set(), None),
+        ({"update": 0.02, "growth": 1.6}, set(), "wild"),
+        ({"gradient": 0.0, "encoder_gradient": 0.0}, set(), "no gradient"),  # weight decay still moves the weights
+        ({"encoder_gradient": 0.0}, set(), "still encoder"),
+        ({"encoder_update": 0.0}, set(), "still encoder"),
+        ({"contrast/excess": 30.0}, set(), "excess contrast"),
         ({"pull": 1e-8}, {"teacher"}, None),  # at the end of a long run, rounding hides so small a step
         ({"pull": 0.0}, {"teacher"}, "stuck teacher"),
         ({"update": 0.0, "distance": 0.0}, {"teacher", "cls_objective.centre_state"}, "still"),  # the rest follows from it
