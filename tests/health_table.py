@@ -3,10 +3,10 @@
     python tests/health_table.py --work FOLDER                                every recipe, every fault that it has the term for
     python tests/health_table.py --work FOLDER --only mmc dino --faults none "rate x 1000"
 
-Each pair of a recipe and a fault is one run of 100 steps in a forked process: the recipe's own widths, heads, views and schedules over its own
-number of steps, with a depth of 2 and batches of 4 of its first 128 items, and `TrainingHealth` as every run has it. The first verdict comes after step
-100 at the earliest, since two reports have to agree. A row is a fault, a column a recipe; a cell says "yes" where the expected verdict is
-among those that were given, then the others; "-" stands for a recipe without the term.
+Each pair of a recipe and a fault is one run of 100 steps in a forked process: the recipe's own widths, heads, views and schedules over its
+own number of steps, with a depth of 2 and batches of 4 of its first 128 items, and `TrainingHealth` as every run has it. A verdict comes
+after step 100 at the earliest, since two reports have to agree. A row is a fault, a column a recipe; a cell says "yes" where the expected
+verdict with the setting to change is among those that were given, then the others; "-" stands for a recipe without the term.
 
 Left out: whether a recipe learns (docs/measurements.md), and faults that stop a run by themselves.
 """
@@ -234,6 +234,8 @@ def _run(path: Path, fault: str, *, work: Path, answer: Path) -> int:
     recipe = yaml.safe_load(path.read_text())
     recipe["model"] = without_files(recipe["model"])
     recipe["model"]["init_args"]["encoder"]["init_args"]["depth"] = 2
+    if "num_relation_heads" in recipe["model"]["init_args"]:
+        recipe["model"]["init_args"]["num_relation_heads"] = 4  # divides the widths of student and stand-in experts
     recipe["data"]["batch_size"] = 4
     recipe["data"]["source"]["init_args"]["length"] = 128
     written = work / path.name

@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -274,6 +275,8 @@ def forked(function: Callable[[], int], *, folder: Path, output: Path) -> int:
             os.chdir(folder)
             torch.set_num_threads(1)
             status = function()
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

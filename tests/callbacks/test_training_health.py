@@ -8,12 +8,14 @@ import torch
 from batches import Optimized, batch_of, fitted, method, views_of
 
 from glpretrain.callbacks import TrainingHealth
+from glpretrain.callbacks.health import _above_guessing
 from glpretrain.callbacks.verdicts import features_health, judge
 from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders import ViT
 from glpretrain.methods import DINO, IBOT, MAE
 from glpretrain.methods.base import Method
+from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE, QueueInfoNCE
 from glpretrain.objectives.distillation import Centre
 
 STEPS, EVERY = 40, 20
@@ -69,11 +71,13 @@ class TwinTeacher(pl.Callback):
         pl_module.teacher.branch.load_state_dict(pl_module.student.state_dict())
 
 
-def verdicts(model: Method, *, masked: bool = False, alike: bool = False, callbacks: tuple[pl.Callback, ...] = ()) -> dict[str, str]:
+def verdicts(
+    model: Method, *, masked: bool = False, alike: bool = False, callbacks: tuple[pl.Callback, ...] = (), every: int = EVERY
+) -> dict[str, str]:
     torch.manual_seed(0)
-    health = TrainingHealth(every_n_steps=EVERY)
-    fitted(model, batches(masked=masked, alike=alike), callbacks=[*callbacks, health])
-    assert all(verdict.step == STEPS for verdict in health.verdicts)
+    health = TrainingHealth(every_n_steps=every, num_steps=min(every, 2))
+    fitted(model, batches(masked=masked, alike=alike)[: 2 * every], callbacks=[*callbacks, health])
+    assert all(verdict.step == 2 * every for verdict in health.verdicts)
     return {verdict.name: verdict.text for verdict in health.verdicts}
 
 
@@ -97,6 +101,36 @@ def test_a_fault_is_named_with_the_setting_to_change(fault: str) -> None:
     make, callbacks, name, setting = FAULTS[fault]
     found = verdicts(make(), callbacks=callbacks)
     assert name in found and setting in found[name], found
+
+
+def test_an_encoder_or_a_method_without_gradient_is_named() -> None:
+    named = {"still encoder", "no gradient"}
+    assert not named & verdicts(dino(), every=1).keys()
+    cut = dino()
+    cut.student.encoder.requires_grad_(False)
+    assert named & verdicts(cut, every=1).keys() == {"still encoder"}
+    cut = dino()
+    cut.weights = {"cls": 0.0}
+    assert named & verdicts(cut, every=1).keys() == {"no gradient"}
+
+
+@pytest.mark.parametrize("objective", [InfoNCE(temp=0.3), QueueInfoNCE(dim=2, queue_size=7, temp=0.3), PatchInfoNCE(temp=0.3)])
+def test_a_contrast_is_at_guessing_where_all_keys_are_the_same_and_below_it_where_items_are_told_apart(
+    objective: InfoNCE | QueueInfoNCE | PatchInfoNCE,
+) -> None:
+    axes, frames = torch.eye(2), torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).expand(2, -1, -1)
+    found = []
+    for keys in (torch.ones_like(axes) / 2**0.5, axes):
+        if isinstance(objective, InfoNCE):
+            given = {"queries": axes, "keys": keys}
+        elif isinstance(objective, QueueInfoNCE):
+            objective.queue.rows.copy_(keys[:1].expand(7, -1) if keys is not axes else -axes[:1])
+            given = {"queries": axes.expand(2, -1, -1), "keys": keys.expand(2, -1, -1)}
+        else:
+            patches = {"queries": axes.expand(2, -1, -1), "keys": keys.expand(2, -1, -1)}
+            given = {**patches, "query_frames": frames, "key_frames": frames, "grid": (1, 2)}
+        found.append(_above_guessing(objective, given["keys"], objective(**given)))
+    assert found[0].abs().max() < 1e-5 and found[1].max() < -0.1
 
 
 def test_items_that_are_all_the_same_are_a_collapse() -> None:
