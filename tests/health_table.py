@@ -1,12 +1,16 @@
-"""Confusion table of a run's health: a developer's tool that injects faults into the quick starts and prints the verdicts.
+"""What the health of a run finds and costs: a developer's tool that injects faults into the quick starts and prints the verdicts.
 
     python tests/health_table.py --work FOLDER                                every recipe, every fault that it has the term for
     python tests/health_table.py --work FOLDER --only mmc dino --faults none "rate x 1000"
+    python tests/health_table.py --work FOLDER --cost --only mmc dino point_mae
 
 Each pair of a recipe and a fault is one run of 100 steps in a forked process: the recipe's own widths, heads, views and schedules over its
 own number of steps, with a depth of 2 and batches of 4 of its first 128 items, and `TrainingHealth` as every run has it. A verdict comes
 after step 100 at the earliest, since two reports have to agree. A row is a fault, a column a recipe; a cell says "yes" where the expected
 verdict with the setting to change is among those that were given, then the others; "-" stands for a recipe without the term.
+
+With `--cost`, each recipe runs 120 steps with its own settings, every second one with a report, and the two medians of the CPU time of a
+step are compared. In a run every 50th step has a report and two steps gather for it, so the cost is at most two differences in 50 steps.
 
 Left out: whether a recipe learns (docs/measurements.md), and faults that stop a run by themselves.
 """
@@ -14,7 +18,9 @@ Left out: whether a recipe learns (docs/measurements.md), and faults that stop a
 import argparse
 import dataclasses
 import json
+import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -27,6 +33,8 @@ from shrinking import ROOT, without_files
 from soak import forked
 from torch import Tensor, nn
 
+from glpretrain.callbacks import TrainingHealth
+from glpretrain.cli.training import Training
 from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
 from glpretrain.methods.base import Method
@@ -36,6 +44,7 @@ from glpretrain.training.heads import Prototypes
 
 RECIPES = sorted(ROOT.glob("*.yaml"))
 STEPS = 100
+_UNTIMED, _TIMED = 10, 130  # steps before the first that is timed, and before the end
 Kind = TypeVar("Kind", bound=nn.Module)
 
 
@@ -86,13 +95,41 @@ class SameItems(pl.Callback):
                     items.copy_(items[:1, :1].expand_as(items))
 
 
+class EverySecond(pl.Callback):
+    """Asks for a report in every second step, and times all of them.
+
+    Args:
+        health: callback of the run.
+    """
+
+    def __init__(self, health: TrainingHealth) -> None:
+        self.health = health
+        self.seconds: list[list[float]] = [[], []]  # without a report, with one
+        self._begun = 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int) -> None:
+        """End the step before."""
+        now, step = time.process_time(), trainer.global_step
+        if step > _UNTIMED:
+            self.seconds[(step - 1) % 2].append(now - self._begun)
+        self._begun = now
+        self.health.every_n_steps = 1 if step % 2 else 10**9
+
+
 class Stop(pl.Callback):
-    """Ends a run early, with the schedules of the whole."""
+    """Ends a run early, with the schedules of the whole.
+
+    Args:
+        steps: number of steps.
+    """
+
+    def __init__(self, steps: int = STEPS) -> None:
+        self.steps = steps
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
     ) -> None:
-        trainer.should_stop |= trainer.global_step >= STEPS
+        trainer.should_stop |= trainer.global_step >= self.steps
 
 
 def _set_rate(method: Method, factor: float) -> None:
@@ -228,9 +265,32 @@ def outcome(path: Path, fault: str, *, work: Path) -> dict[str, str] | None:
     return json.loads(answer.read_text())
 
 
-def _run(path: Path, fault: str, *, work: Path, answer: Path) -> int:
-    from glpretrain.cli.training import Training
+def cost(path: Path, *, work: Path) -> dict[str, float]:
+    """Milliseconds of a step of a recipe with its own settings, without and with a report, by CPU time."""
+    answer = work / "answer.json"
+    answer.unlink(missing_ok=True)
+    status = forked(lambda: _time(path, work=work, answer=answer), folder=work, output=work / "output.txt")
+    assert status == 0, f"{path.stem}: ended with {status}\n{(work / 'output.txt').read_text()}"
+    return json.loads(answer.read_text())
 
+
+def _time(path: Path, *, work: Path, answer: Path) -> int:
+    training = _training(path, work=work)
+    training.health.num_steps = 1
+    timer = EverySecond(training.health)
+    training.trainer.callbacks[:0] = [timer, Stop(_TIMED)]  # pyright: ignore[reportAttributeAccessIssue]
+    training.trainer.fit(training.model, datamodule=training.datamodule)
+    without, with_report = (1000 * statistics.median(seconds) for seconds in timer.seconds)
+    answer.write_text(json.dumps({"without": without, "with": with_report}))
+    return 0
+
+
+def _training(path: Path, *, work: Path) -> Training:
+    options = ["--trainer.enable_progress_bar", "false", "--evaluate", "false", "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
+    return Training(["--config", str(path), *options, "--trainer.enable_checkpointing", "false", "--runs", str(work / "runs")])
+
+
+def _run(path: Path, fault: str, *, work: Path, answer: Path) -> int:
     recipe = yaml.safe_load(path.read_text())
     recipe["model"] = without_files(recipe["model"])
     recipe["model"]["init_args"]["encoder"]["init_args"]["depth"] = 2
@@ -240,18 +300,14 @@ def _run(path: Path, fault: str, *, work: Path, answer: Path) -> int:
     recipe["data"]["source"]["init_args"]["length"] = 128
     written = work / path.name
     written.write_text(yaml.safe_dump(recipe))
-    options = ["--trainer.enable_progress_bar", "false", "--evaluate", "false", "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
-    training = Training(["--config", str(written), *options, "--trainer.enable_checkpointing", "false", "--runs", str(work / "runs")])
+    training = _training(written, work=work)
     injected = FAULTS[fault]
     if not injected.concerns(training.model):
         answer.write_text("null")
         return 0
     callback = injected.inject(training.model)
     training.trainer.callbacks[:0] = [Stop()] if callback is None else [callback, Stop()]  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        training.trainer.fit(training.model, datamodule=training.datamodule)
-    finally:
-        training.run_folder.close()  # pyright: ignore[reportOptionalMemberAccess]  the first process has one
+    training.trainer.fit(training.model, datamodule=training.datamodule)
     print({name: float(f"{value:.3g}") for name, value in training.health.numbers.items()})
     found = {verdict.name: verdict.text for verdict in training.health.verdicts}
     if training.model.step.num_refused:
@@ -281,11 +337,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder that everything is written to")
     parser.add_argument("--only", nargs="+", default=[path.stem for path in RECIPES], help="names of recipes")
     parser.add_argument("--faults", nargs="+", default=list(FAULTS), help="names of faults")
+    parser.add_argument("--cost", action="store_true", help="time steps in place of injecting faults")
     given = parser.parse_args(arguments)
-    import glpretrain.cli.training  # noqa: F401  once for all processes
-
     work = given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    if given.cost:
+        print("| recipe | ms a step | ms with a report | cost of a report every 50 steps, at most |\n|---|---|---|---|")
+        for name in given.only:
+            found = cost(ROOT / f"{name}.yaml", work=work)
+            share = 2 * (found["with"] - found["without"]) / (50 * found["without"])
+            print(f"| {name} | {found['without']:.1f} | {found['with']:.1f} | {100 * share:.2f} % |", flush=True)
+        return 0
     rows: dict[str, list[str]] = {fault: [] for fault in given.faults}
     for fault in given.faults:
         for name in given.only:

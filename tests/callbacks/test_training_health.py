@@ -18,7 +18,7 @@ from glpretrain.methods.base import Method
 from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE, QueueInfoNCE
 from glpretrain.objectives.distillation import Centre
 
-STEPS, EVERY = 40, 20
+STEPS, EVERY = 20, 10
 
 
 def encoder() -> ViT:
