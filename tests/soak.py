@@ -4,9 +4,10 @@
     python tests/soak.py --work FOLDER --only dino mae --steps 120 --every 30
 
 Each recipe is trained twice by the command line, `glpretrain pretrain RECIPE`: once undisturbed, and once with a SIGKILL every so many
-steps, after which the same command is given again until the run has ended. The kills take turns through the moments of a step (`MOMENTS`),
-and no checkpoint is written at most of them, so that steps are lost and computed again. Then the last checkpoints are compared, every
-tensor bit for bit, and what a process takes (memory, open files) and a run folder on the disk is compared between its start and its end.
+steps, after which the same command is given again until the run has ended. The kills take turns through the moments of a step (`MOMENTS`;
+another recipe begins with another one). Most of them lose steps, which are computed again. Then
+the last checkpoints are compared, every tensor bit for bit, and what a process takes (memory, open files) and a run folder on the disk is
+compared between its start and its end.
 
 So that the steps are cheap, a recipe is made small as for other tests (`shrinking.shrunk`: width 24, depth 1, batches of 4) and trained on
 256 embedded items without scores; everything else is its own. Processes are forked from this one after the large libraries were imported.
@@ -181,7 +182,7 @@ def soak(path: Path, *, work: Path, steps: int, every: int, checkpoints: int) ->
     kills, reached = 0, 0
     again = 0
     for number, step in enumerate(range(every, steps, every)):
-        moment = MOMENTS[number % len(MOMENTS)]
+        moment = MOMENTS[(RECIPES.index(path) + number) % len(MOMENTS)]
         at = step if moment in ("writing", "saved") else step + checkpoints * 3 // 4
         status, said = _command([*command, "--runs", "killed"], work=work, log=str(logs[1]), plan=f"{at} {moment}")
         assert status == -signal.SIGKILL, f"{name}: killed at {at} ({moment}), but ended with {status}"
