@@ -307,9 +307,13 @@ def _run(path: Path, fault: str, *, work: Path, answer: Path) -> int:
         return 0
     callback = injected.inject(training.model)
     training.trainer.callbacks[:0] = [Stop()] if callback is None else [callback, Stop()]  # pyright: ignore[reportAttributeAccessIssue]
-    training.trainer.fit(training.model, datamodule=training.datamodule)
+    found: dict[str, str] = {}
+    try:
+        training.trainer.fit(training.model, datamodule=training.datamodule)
+    except ValueError as error:  # too many steps in a row had a gradient that is not finite
+        found["stopped"] = str(error)
     print({name: float(f"{value:.3g}") for name, value in training.health.numbers.items()})
-    found = {verdict.name: verdict.text for verdict in training.health.verdicts}
+    found |= {verdict.name: verdict.text for verdict in training.health.verdicts}
     if training.model.step.num_refused:
         found["refused"] = training.model.step.reason
     answer.write_text(json.dumps(found))
@@ -320,6 +324,8 @@ def is_named(fault: str, verdicts: dict[str, str]) -> bool:
     """Whether the verdicts name the fault and its knob; for a run without fault, whether there is none."""
     if fault == "none":
         return not verdicts
+    if fault == "rate x 1000" and "try a lower lr" in verdicts.get("stopped", ""):
+        return True
     return any(name.startswith(FAULTS[fault].verdict) and FAULTS[fault].knob in text for name, text in verdicts.items())
 
 
