@@ -101,7 +101,8 @@ def test_signals_are_trained_on_scored_exported_and_drawn(method: str, signals: 
     assert run.results["steps"] == 2 and (run.folder / "views.png").is_file()
     backbone = load_backbone(run.folder / "backbone")
     items = torch.randn(3, 1, 32)
-    assert torch.equal(backbone(items).cls, training.model.backbone().eval()(items).cls)
+    # Not bit for bit: torch runs its transformer layer in another kernel where no parameter has a gradient, as in the teacher.
+    torch.testing.assert_close(backbone(items).cls, training.model.backbone().eval()(items).cls, rtol=1e-5, atol=1e-5)
     sources = {"train": Waves(60), "test": Waves(90)}
     for name, evaluator in default_evaluators("signal").items():
         scores = evaluator.run(backbone, {role: sources[role] for role in evaluator.needs}).scores
