@@ -8,10 +8,13 @@ from glpretrain.callbacks.progress import RunProgress
 from glpretrain.callbacks.replay import KeepRefused
 from glpretrain.callbacks.signals import StopOnSignal, StoppedBySignalError
 from glpretrain.callbacks.throughput import Throughput
+from glpretrain.callbacks.together import EndedByAnotherError, EndTogether
 from glpretrain.callbacks.views import LogViews
 
 __all__ = [
     "Checkpoints",
+    "EndTogether",
+    "EndedByAnotherError",
     "KeepRefused",
     "LogViews",
     "RunEvaluators",

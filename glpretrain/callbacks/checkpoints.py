@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from glpretrain.core.batch import Batch
@@ -55,6 +56,7 @@ class Checkpoints(pl.Callback):
         self.every_minutes, self.every_n_steps, self.milestones = every_minutes, every_n_steps, milestones
         self.folder: Path | None = None  # set in the first process, the only one that writes
         self.has_saved = False
+        self.is_saving = False
         self._saved_at, self._saved_step = time.monotonic(), -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -86,10 +88,11 @@ class Checkpoints(pl.Callback):
             self.save(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save what a single process has, if its step is whole; several processes could not agree on a state now."""
+        """Save what the first process has, if its step is whole; with replicas that is all, whatever became of the other processes."""
         assert isinstance(pl_module, Stepping)
-        if trainer.world_size == 1 and 0 < trainer.global_step != self._saved_step and not pl_module.step.is_moving:
-            self.save(trainer)
+        is_replica = trainer.world_size == 1 or isinstance(trainer.strategy, DDPStrategy)
+        if is_replica and 0 < trainer.global_step != self._saved_step and not pl_module.step.is_moving:
+            self._write(trainer)
 
     def save(self, trainer: pl.Trainer, *, name: str | None = None) -> None:
         """Save now; all processes have to call it.
@@ -98,21 +101,31 @@ class Checkpoints(pl.Callback):
             trainer: Lightning's trainer.
             name: name of a further copy that is kept.
         """
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        if self.folder is not None and trainer.is_global_zero:
-            try:
-                with part_file(self.folder / LAST) as part:
-                    _write(checkpoint, part)
-                    digest = proved(part)
-                    _add_digest(self.folder, digest, step=trainer.global_step)
-                    _second_name(self.folder / LAST, self.folder / PREVIOUS)
-                if name is not None:
-                    _second_name(self.folder / LAST, self.folder / name)
-                self.has_saved = True
-            except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # a full or read-only disk; torch's writer raises the second
-                _log.warning("checkpoint of step %d: not written (%s); the one before is kept", trainer.global_step, error)
+        self._write(trainer, name=name)
         trainer.strategy.barrier("checkpoint")
+
+    def _write(self, trainer: pl.Trainer, *, name: str | None = None) -> None:
+        self.is_saving = True
+        try:
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            if self.folder is not None and trainer.is_global_zero:
+                self._write_proved(trainer, checkpoint, folder=self.folder, name=name)
+        finally:
+            self.is_saving = False
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+    def _write_proved(self, trainer: pl.Trainer, checkpoint: dict, *, folder: Path, name: str | None) -> None:
+        try:
+            with part_file(folder / LAST) as part:
+                _write_to(part, checkpoint)
+                digest = proved(part)
+                _add_digest(folder, digest, step=trainer.global_step)
+                _second_name(folder / LAST, folder / PREVIOUS)
+            if name is not None:
+                _second_name(folder / LAST, folder / name)
+            self.has_saved = True
+        except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # a full or read-only disk; torch's writer raises the second
+            _log.warning("checkpoint of step %d: not written (%s); the one before is kept", trainer.global_step, error)
 
 
 class Proved(NamedTuple):
@@ -159,7 +172,7 @@ def is_damaged(path: Path) -> bool:
     return bool(steps) and path.name in (LAST, PREVIOUS) and _digest(path) not in steps
 
 
-def _write(checkpoint: dict, path: Path) -> None:
+def _write_to(path: Path, checkpoint: dict) -> None:
     """Not by Lightning, which writes to the folder for temporary files first; that may be full, and a kill leaves the file there."""
     try:
         with path.open("wb") as file:

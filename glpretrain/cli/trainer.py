@@ -4,6 +4,7 @@ Which trainer a run gets is left out (`training`).
 """
 
 import logging
+import os
 import signal
 import threading
 import traceback
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore[reportPrivateImportUsage] - its public home
 
 from glpretrain.callbacks import finish
@@ -89,6 +91,12 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
         finish(trainer.loggers)
         raise KeyboardInterrupt from stop
+
+
+def is_first_process() -> bool:
+    """Known before the trainer is: a launcher says it in the environment, and without one there is a single process so far."""
+    rank = rank_zero_only.rank  # pyright: ignore[reportFunctionMemberAccess] - Lightning keeps it there
+    return rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def quiet() -> None:

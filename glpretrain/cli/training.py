@@ -22,11 +22,11 @@ from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities import rank_zero_only
 
 from glpretrain import __version__, modalities
 from glpretrain.callbacks import (
     Checkpoints,
+    EndTogether,
     KeepRefused,
     LogViews,
     RunEvaluators,
@@ -43,7 +43,7 @@ from glpretrain.cli import resume
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse, require_one_recipe
 from glpretrain.cli.run_folder import RunFolder
-from glpretrain.cli.trainer import interruptible, quiet, refusals, require_callbacks, require_settings
+from glpretrain.cli.trainer import interruptible, is_first_process, quiet, refusals, require_callbacks, require_settings
 from glpretrain.cli.trust import Parser, mapping_of, take_imports
 from glpretrain.core.files import part_file, write_json
 from glpretrain.data.module import DataModule
@@ -172,7 +172,7 @@ class Training(LightningCLI):
             self.origin.start(self.model)
         assert isinstance(self.config_init, Namespace)
         given = self.config_init.trainer
-        if _is_first_process():
+        if is_first_process():
             self.resumed = self._interrupted_run()
             self.run_folder = RunFolder(self.recipe, runs=Path(self.config.runs), resumed=self.resumed.folder)
             folder = self.run_folder.path
@@ -210,7 +210,8 @@ class Training(LightningCLI):
             self.checkpoints = next((callback for callback in own if isinstance(callback, Checkpoints)), None) or Checkpoints()
             self.checkpoints.folder = None if self.folder is None else self.folder / "checkpoints"
             callbacks.insert(0, self.checkpoints)
-        callbacks.append(StopOnSignal())
+        self.together = next((callback for callback in own if isinstance(callback, EndTogether)), EndTogether())
+        callbacks += [StopOnSignal(), self.together]  # the last one: it tells other processes that the state has been saved
         return [callback for callback in callbacks if type(callback) not in [type(one) for one in own]]
 
     def _items(self) -> dict[str, object]:
@@ -251,11 +252,14 @@ class Training(LightningCLI):
         if self.folder is not None:
             print(self._summary(), flush=True)
         start = time.perf_counter()
-        with self._leaving_nothing_behind(), interruptible(self.trainer):
+        with self.together.ending(), self._leaving_nothing_behind(), interruptible(self.trainer):
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self._checkpoint(), weights_only=True)
             if self.trainer.global_step == 0:
                 raise ValueError("trainer: the run ended before its first step; look at max_time and limit_train_batches")
-        seconds = time.perf_counter() - start
+            return self._finished(time.perf_counter() - start)
+
+    def _finished(self, seconds: float) -> Run:
+        """Write what is left of a run that was trained to its end."""
         folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
         if self.trainer.is_global_zero:
             start = "" if self.origin is None else f" from {self.origin.name}"
@@ -322,12 +326,6 @@ def _read_folders(data: Namespace) -> list[str]:
     """The folders that the sources of a configuration name."""
     sources = [data[role] for role in ("source", "labelled", "labelled_test", "masked") if data[role] is not None]
     return [value for source in sources for value in source.init_args.values() if isinstance(value, str) and os.path.isdir(value)]
-
-
-def _is_first_process() -> bool:
-    """Known before the trainer is: a launcher says it in the environment, and without one there is a single process so far."""
-    rank = rank_zero_only.rank  # pyright: ignore[reportFunctionMemberAccess] - Lightning keeps it there
-    return rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def train(arguments: Sequence[str]) -> Run:

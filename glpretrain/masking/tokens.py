@@ -8,11 +8,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import count
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from glpretrain.core.keys import fold_in, permutation, uniform
+
+RoundedDown = Literal["visible", "hidden"]
 
 
 class Mask(ABC):
@@ -38,10 +41,10 @@ def check_ratio(ratio: float, *, mask: str) -> float:
     return ratio
 
 
-def num_visible(grid: tuple[int, ...], *, ratio: float, mask: str) -> int:
-    """Number of visible tokens, int(N * (1 - ratio)) as in MAE's code; none is refused with a ValueError."""
+def num_visible(grid: tuple[int, ...], *, ratio: float, mask: str, rounded_down: RoundedDown = "visible") -> int:
+    """Number of visible tokens, see `RandomMask`; none is refused with a ValueError."""
     num_tokens = math.prod(grid)
-    visible = int(num_tokens * (1.0 - ratio))
+    visible = int(num_tokens * (1.0 - ratio)) if rounded_down == "visible" else num_tokens - int(num_tokens * ratio)
     if visible == 0:
         raise ValueError(f"{mask}: ratio {ratio} keeps none of the {num_tokens} tokens of grid {tuple(grid)}; use a lower one")
     return visible
@@ -50,18 +53,25 @@ def num_visible(grid: tuple[int, ...], *, ratio: float, mask: str) -> int:
 class RandomMask(Mask):
     """The same number of hidden tokens in every item, uniformly at random (MAE, sec. 3).
 
-    As in MAE's code, int(N * (1 - ratio)) tokens stay visible and the rest is hidden.
-
     Args:
-        ratio: share of hidden tokens, in [0, 1); any other is a ValueError.
+        ratio: share of hidden tokens, in [0, 1).
+        rounded_down: which number is rounded down where the share is no whole number of tokens. `visible`: int(N * (1 - ratio)) tokens
+            stay visible and the rest is hidden (MAE's models_mae.py, random_masking). `hidden`: int(N * ratio) tokens are hidden
+            (Point-MAE's models/Point_MAE.py at 7445a68, _mask_center_rand: 38 of 64 at 0.6, where MAE's rule gives 39).
+
+    Raises:
+        ValueError: the ratio is outside [0, 1), or `rounded_down` is another word.
     """
 
-    def __init__(self, ratio: float) -> None:
-        self.ratio = check_ratio(ratio, mask="RandomMask")
+    def __init__(self, ratio: float, rounded_down: RoundedDown = "visible") -> None:
+        if rounded_down not in ("visible", "hidden"):
+            raise ValueError(f"RandomMask: rounded_down is 'visible' or 'hidden', not {rounded_down!r}")
+        self.ratio, self.rounded_down = check_ratio(ratio, mask="RandomMask"), rounded_down
 
     def __call__(self, keys: Tensor, grid: tuple[int, ...]) -> Tensor:
         """As `Mask`."""
-        return permutation(keys, math.prod(grid)) >= num_visible(grid, ratio=self.ratio, mask="RandomMask")  # [B N]
+        visible = num_visible(grid, ratio=self.ratio, mask="RandomMask", rounded_down=self.rounded_down)
+        return permutation(keys, math.prod(grid)) >= visible  # [B N]
 
 
 class BlockMask(Mask):

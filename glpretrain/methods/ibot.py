@@ -9,7 +9,8 @@ head runs on hidden patches only, which changes no number; the mask token has on
 listed for DINO.
 """
 
-from typing import ClassVar
+import math
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class IBOT(Method):
         cls_teacher_temp: temperature of the teacher's targets for `cls`, over progress.
         patch_teacher_temp: temperature of the teacher's targets for patches, over progress.
         centre_momentum: momentum of the running centres of the teacher's logits.
+        patch_centre: "shared", one centre of the logits of all patches, or "position", one for each place in the grid, as POS-BERT has for
+            the tokens of clouds (fukexue/POS-BERT at d922651, pretrain.py).
         momentum: momentum of the teacher's moving average, over progress.
         **kwargs: arguments of `Method`.
     """
@@ -57,6 +60,7 @@ class IBOT(Method):
         cls_teacher_temp: Schedule = Schedule(0.07, warmup=0.3, warmup_start=0.04, shape="constant"),  # noqa: B008
         patch_teacher_temp: Schedule = Schedule(0.07, warmup=0.3, warmup_start=0.04, shape="constant"),  # noqa: B008
         centre_momentum: float = 0.9,
+        patch_centre: Literal["shared", "position"] = "shared",
         momentum: Schedule = Schedule(0.996, 1.0),  # noqa: B008
         **kwargs,  # noqa: ANN003
     ) -> None:
@@ -69,7 +73,10 @@ class IBOT(Method):
         self.cls_teacher_temp, self.patch_teacher_temp = cls_teacher_temp, patch_teacher_temp
         sizes = {"num_prototypes": num_prototypes, "student_temp": student_temp, "centre_momentum": centre_momentum}
         self.cls_objective = ViewDistillation(**sizes)
-        self.patch_objective = PatchDistillation(**sizes)
+        if patch_centre not in ("shared", "position"):
+            raise ValueError(f"IBOT: patch_centre={patch_centre!r} given; accepted: shared, position")
+        num_positions = None if patch_centre == "shared" else math.prod(encoder.grid(encoder.card.item_shape))
+        self.patch_objective = PatchDistillation(**sizes, num_positions=num_positions)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`cls`: as in DINO, with masked global views of the student; `patch`: hidden patches, same view, same position."""

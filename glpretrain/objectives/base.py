@@ -12,6 +12,10 @@ from glpretrain.training.memory import states_of
 class Objective(nn.Module, ABC):
     """Keyword tensors in, a float32 loss out. Knows no trainer, step, schedule, teacher or weight.
 
+    A call computes in float32, whatever the precision of the inputs and the autocast around it, because `forward` gets its tensors in
+    float32 and with autocast off. Under autocast the products inside (einsum, matmul) would be rounded to half precision again, and those
+    over thousands of items can overflow in float16.
+
     The loss is Float[B], one number per item, where it is a mean over items: the method averages it, with the weights of the items. It is
     Float[] where it has no value per item; the docstring of the objective says so.
 
@@ -21,6 +25,13 @@ class Objective(nn.Module, ABC):
     """
 
     forward: Callable[..., Tensor]  # subclasses take their tensors as keywords
+
+    def __call__(self, **inputs: object) -> Tensor:
+        """`forward` in float32; the gradient of an input has the input's own precision."""
+        (device, *_) = (value.device.type for value in inputs.values() if isinstance(value, Tensor))
+        full = {name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value for name, value in inputs.items()}
+        with torch.autocast(device_type=device, enabled=False):
+            return super().__call__(**full)
 
     def advance(self, progress: float = 0.0) -> None:
         """Move the objective's states by one optimizer step, as a method does for all its states."""

@@ -13,8 +13,7 @@ from glpretrain.objectives.base import Objective
 
 
 def nearest_distances(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Float[B M] and Float[B N]: squared distances, in float32, from Float[B M 3] and Float[B N 3] to the nearest point of the other."""
-    first, second = first.float(), second.float()
+    """Float[B M] and Float[B N]: squared distances from Float[B M 3] and Float[B N 3] to the nearest point of the other."""
     with torch.no_grad():
         between = squared_distances(first, second)  # [B M N]
         to_second, to_first = between.argmin(dim=2), between.argmin(dim=1)

@@ -36,12 +36,12 @@ class InfoNCE(Objective):
         """
         num_items, _ = queries.shape
         assert queries.shape == keys.shape, f"{tuple(queries.shape)} and {tuple(keys.shape)}"
-        keys = gather_with_grad(F.normalize(keys.float(), dim=-1))  # [world*B D]
+        keys = gather_with_grad(F.normalize(keys, dim=-1))  # [world*B D]
         labels = torch.arange(num_items, device=queries.device) + num_items * rank()
         if hallucinated is not None:
             assert hallucinated.shape == queries.shape, f"{tuple(hallucinated.shape)} and {tuple(queries.shape)}"
             queries, labels = torch.cat([queries, hallucinated]), labels.repeat(2)
-        logits = torch.einsum("bd,kd->bk", F.normalize(queries.float(), dim=-1), keys) / self.temp
+        logits = torch.einsum("bd,kd->bk", F.normalize(queries, dim=-1), keys) / self.temp
         cross = F.cross_entropy(logits, labels, reduction="none")  # [B], or [2B] with the hallucinated ones behind
         return 2.0 * self.temp * cross.unflatten(0, (-1, num_items)).mean(dim=0)
 
@@ -77,17 +77,15 @@ class QueueInfoNCE(Objective):
         _, num_items, dim = queries.shape
         _, *rest = keys.shape
         assert rest == [num_items, dim], f"queries {tuple(queries.shape)}, keys {tuple(keys.shape)}"
-        queries, keys = queries.float(), keys.detach().float()
+        keys = keys.detach()
         loss = self._pairs(torch.einsum("vbd,gbd->gvb", queries, keys), self._negatives(queries))
         if hallucinated is None:
             return loss
-        hallucinated = hallucinated.float()
         return 0.5 * (loss + self._pairs(torch.einsum("gvbd,gbd->gvb", hallucinated, keys), self._negatives(hallucinated)))
 
     def _negatives(self, queries: Tensor) -> Tensor:
         """Float[*S D] to Float[*S]: a query's negatives are the same for every key, so their sum is taken once."""
-        with torch.autocast(device_type=queries.device.type, enabled=False):  # cosines in bf16 are off by up to 0.004
-            return torch.logsumexp(F.linear(queries, self.queue.rows) / self.temp, dim=-1)
+        return torch.logsumexp(F.linear(queries, self.queue.rows) / self.temp, dim=-1)
 
     def _pairs(self, positives: Tensor, negatives: Tensor) -> Tensor:
         positives = positives / self.temp  # [G V B]
@@ -135,7 +133,7 @@ class PatchInfoNCE(Objective):
         num_items, num_tokens, _ = queries.shape
         assert queries.shape == keys.shape and math.prod(grid) == num_tokens, f"{queries.shape}, {keys.shape}, {grid}"
         nearest, valid = self.match(query_frames=query_frames, key_frames=key_frames, grid=grid)
-        logits = torch.einsum("bnd,bmd->bnm", F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)) / self.temp
+        logits = torch.einsum("bnd,bmd->bnm", F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)) / self.temp
         cross = F.cross_entropy(logits.flatten(0, 1), nearest.flatten(), reduction="none").unflatten(0, (num_items, num_tokens))
         # The mean of each item, so that items count the same and the halves of a batch average to the whole.
         return 2.0 * self.temp * (cross * valid).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
@@ -164,8 +162,8 @@ class NPair(Objective):
         _, num_items, num_prototypes = assignments.shape
         _, *rest = logits.shape
         assert rest == [num_items, num_prototypes], f"{tuple(assignments.shape)} and {tuple(logits.shape)}"
-        keys = gather_with_grad(logits.float().transpose(0, 1)) / self.student_temp  # [world*B V K]
-        scores = self.scale * torch.einsum("gbk,jvk->gvbj", assignments.detach().float(), keys)
+        keys = gather_with_grad(logits.transpose(0, 1)) / self.student_temp  # [world*B V K]
+        scores = self.scale * torch.einsum("gbk,jvk->gvbj", assignments.detach(), keys)
         own = torch.arange(num_items, device=scores.device)
         return -torch.log_softmax(scores, dim=-1)[:, :, own, own + num_items * rank()].mean(dim=(0, 1))
 
@@ -179,5 +177,4 @@ class NegativeCosine(Objective):
     def forward(self, *, queries: Tensor, keys: Tensor) -> Tensor:
         """Float[B]: rows Float[B D] compared with rows Float[B D] in the same order; both may get gradients."""
         assert queries.shape == keys.shape and queries.dim() == 2, f"{tuple(queries.shape)} and {tuple(keys.shape)}"
-        # In float32: the mean of many cosines near 1 moves by less than half precision holds.
-        return -0.5 * F.cosine_similarity(queries.float(), keys.float(), dim=1)
+        return -0.5 * F.cosine_similarity(queries, keys, dim=1)

@@ -1,5 +1,7 @@
 """Cross-entropy between a teacher's sharpened, balanced assignment to prototypes and the student's (DINO, iBOT, DINOv2)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,24 +13,37 @@ from glpretrain.training.memory import State
 class Centre(State):
     """Running mean of the teacher's logits; subtracting it keeps one prototype from winning everything.
 
-    Starts at zero. `value`, Float[K], is in the checkpoint; the sums over the micro-batches of the current step are not.
+    Starts at zero. `value`, Float[K] or Float[N K], is in the checkpoint; the sums over the micro-batches of the current step are not.
+
+    Args:
+        num_prototypes: number of prototypes, K.
+        momentum: momentum of the running mean.
+        num_positions: number N of token positions that have a mean of their own each; None has one mean for all.
     """
 
     value: Tensor
     pending: Tensor
 
-    def __init__(self, num_prototypes: int, *, momentum: float) -> None:
+    def __init__(self, num_prototypes: int, *, momentum: float, num_positions: int | None = None) -> None:
         super().__init__()
         if not 0.0 <= momentum < 1.0:
             raise ValueError(f"centre_momentum: accepted are values in [0, 1), not {momentum}")
         self.momentum = momentum
-        self.register_buffer("value", torch.zeros(num_prototypes))
-        self.register_buffer("pending", torch.zeros(num_prototypes + 1), persistent=False)  # sum of logits, and their count
+        shape = (num_prototypes,) if num_positions is None else (num_positions, num_prototypes)
+        self.register_buffer("value", torch.zeros(shape))
+        self.register_buffer("pending", torch.zeros(math.prod(shape) + 1), persistent=False)  # sum of logits, and their count
 
     @torch.no_grad()
     def update(self, logits: Tensor) -> None:
-        """Gather the teacher's logits of one micro-batch, Float[*S K]."""
-        rows = logits.detach().float().flatten(0, -2)  # [rows K]
+        """Gather the teacher's logits of one micro-batch, Float[*S K] or Float[*S N K].
+
+        Raises:
+            ValueError: the logits are of another number of tokens than the centres.
+        """
+        shape = self.value.shape
+        if self.value.dim() > 1 and logits.shape[-2:] != shape:
+            raise ValueError(f"centre: logits of {logits.shape[-2]} tokens given; its centres are for {shape[0]}")
+        rows = logits.detach().float().reshape(-1, self.value.numel())  # [rows K], or [rows (N K)]
         count = rows.new_full((1,), float(rows.shape[0]))
         self.pending += torch.cat([rows.sum(dim=0), count])
 
@@ -37,7 +52,7 @@ class Centre(State):
         """value = momentum * value + (1 - momentum) * mean over all micro-batches and processes since the last call."""
         total = all_reduce_sum(self.pending)
         # Without any row (no token was masked) the centre stays as it is.
-        mean = torch.where(total[-1] > 0, total[:-1] / total[-1].clamp(min=1.0), self.value)
+        mean = torch.where(total[-1] > 0, (total[:-1] / total[-1].clamp(min=1.0)).view_as(self.value), self.value)
         self.value.lerp_(mean, 1.0 - self.momentum)
         self.discard()
 
@@ -96,15 +111,21 @@ class Distillation(Objective):
 
     @property
     def centre(self) -> Tensor:
-        """Float[K]; there is none with `sinkhorn_iterations`."""
+        """Float[K], or Float[N K] with one centre per position; there is none with `sinkhorn_iterations`."""
         assert self.centre_state is not None, "Sinkhorn-Knopp needs no centre"
         return self.centre_state.value
 
-    def targets(self, teacher_logits: Tensor, *, teacher_temp: float) -> Tensor:
-        """Float[*S K]: the teacher's assignment, rows sum to one; float32 because exp of logits / 0.04 overflows in half."""
+    def targets(self, teacher_logits: Tensor, *, teacher_temp: float, centre: Tensor | None = None) -> Tensor:
+        """Float[*S K]: the teacher's assignment, rows sum to one; float32 because exp of logits / 0.04 overflows in half.
+
+        Args:
+            teacher_logits: Float[*S K].
+            teacher_temp: temperature of the assignment.
+            centre: what is subtracted from the logits, broadcast against them; None is `self.centre`.
+        """
         if self.sinkhorn_iterations is not None:
             return sinkhorn_knopp(teacher_logits, temp=teacher_temp, num_iterations=self.sinkhorn_iterations)
-        return torch.softmax((teacher_logits.detach().float() - self.centre) / teacher_temp, dim=-1)
+        return torch.softmax((teacher_logits.detach().float() - (self.centre if centre is None else centre)) / teacher_temp, dim=-1)
 
     def log_assignments(self, student_logits: Tensor) -> Tensor:
         """Float[*S K]: logarithm of the student's assignment, in float32."""
@@ -145,7 +166,39 @@ class PatchDistillation(Distillation):
 
     mean over views and items of [ sum over selected tokens of -sum_k targets[k] log student[k] / max(1, number selected) ].
     An item without selected tokens contributes zero and still counts.
+
+    Args:
+        num_prototypes: see `Distillation`; so are the next three.
+        student_temp: temperature of the student's assignment.
+        centre_momentum: momentum of the running mean.
+        sinkhorn_iterations: iterations of `sinkhorn_knopp`.
+        num_positions: number N of tokens of a view, each position with a centre of its own (POS-BERT's pretrain.py, center2); `update` then
+            needs the logits of all tokens, Float[*S N K]. None has one centre for all positions (iBOT).
+
+    Raises:
+        ValueError: `num_positions` was given, and so was `sinkhorn_iterations`.
     """
+
+    def __init__(
+        self,
+        *,
+        num_prototypes: int,
+        student_temp: float = 0.1,
+        centre_momentum: float = 0.9,
+        sinkhorn_iterations: int | None = None,
+        num_positions: int | None = None,
+    ) -> None:
+        super().__init__(
+            num_prototypes=num_prototypes,
+            student_temp=student_temp,
+            centre_momentum=centre_momentum,
+            sinkhorn_iterations=sinkhorn_iterations,
+        )
+        self.num_positions = num_positions
+        if num_positions is not None:
+            if sinkhorn_iterations is not None:
+                raise ValueError("num_positions and sinkhorn_iterations were both given; Sinkhorn-Knopp has no centre, give one of them")
+            self.centre_state = Centre(num_prototypes, momentum=centre_momentum, num_positions=num_positions)
 
     def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, teacher_temp: float) -> Tensor:
         """Float[B]: cross-entropy on the selected tokens.
@@ -157,7 +210,8 @@ class PatchDistillation(Distillation):
             teacher_temp: temperature of the targets.
         """
         assert student_logits.shape == teacher_logits.shape, f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
-        targets = self.targets(teacher_logits, teacher_temp=teacher_temp)
+        centre = None if self.num_positions is None else self.centre.expand(*mask.shape, -1)[mask]  # [M K]
+        targets = self.targets(teacher_logits, teacher_temp=teacher_temp, centre=centre)
         cross = -torch.einsum("mk,mk->m", targets, self.log_assignments(student_logits))  # [M]
         share = mask / mask.sum(dim=-1, keepdim=True).clamp(min=1)  # [G B N]
         spread = torch.zeros(mask.shape, device=cross.device).masked_scatter(mask, cross)  # [G B N]

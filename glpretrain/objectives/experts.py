@@ -23,7 +23,7 @@ class CosineDistance(Objective):
     def forward(self, *, predictions: Tensor, targets: Tensor) -> Tensor:
         """Float[B]: the student's features after its head for this expert, Float[B D], and the expert's, Float[B D]."""
         assert predictions.shape == targets.shape, f"{tuple(predictions.shape)} and {tuple(targets.shape)}"
-        return 1.0 - F.cosine_similarity(predictions.float(), targets.detach().float(), dim=-1)
+        return 1.0 - F.cosine_similarity(predictions, targets.detach(), dim=-1)
 
 
 class FeatureDistance(Objective):
@@ -41,9 +41,8 @@ class FeatureDistance(Objective):
             grid: rows and columns of the student's tokens, N in all.
             target_grid: rows and columns of the expert's tokens, M in all.
         """
-        targets = resize_tokens(targets.detach().float(), grid=target_grid, new_grid=grid)
+        targets = resize_tokens(targets.detach(), grid=target_grid, new_grid=grid)
         assert predictions.shape == targets.shape, f"{tuple(predictions.shape)} and {tuple(targets.shape)}"
-        predictions = predictions.float()
         cosine = 1.0 - F.cosine_similarity(predictions, targets, dim=-1).mean(dim=1)
         distance = F.smooth_l1_loss(predictions, targets, reduction="none").mean(dim=(1, 2))
         return _COSINE_SHARE * cosine + (1.0 - _COSINE_SHARE) * distance
@@ -64,8 +63,8 @@ class WhitenedFeatures(Objective):
     def forward(self, *, predictions: Tensor, targets: Tensor) -> Tensor:
         """Float[B]: the student's tokens after its head, Float[B N D], and the expert's on the same grid, Float[B N D]."""
         assert predictions.shape == targets.shape, f"{tuple(predictions.shape)} and {tuple(targets.shape)}"
-        targets = F.layer_norm(targets.detach().float(), targets.shape[-1:])
-        return F.smooth_l1_loss(predictions.float(), targets, beta=self.corner, reduction="none").mean(dim=(1, 2))
+        targets = F.layer_norm(targets.detach(), targets.shape[-1:])
+        return F.smooth_l1_loss(predictions, targets, beta=self.corner, reduction="none").mean(dim=(1, 2))
 
 
 class TokenRelations(Objective):
@@ -88,7 +87,7 @@ class TokenRelations(Objective):
         self.num_heads = num_heads
 
     def log_relation(self, a: Tensor, b: Tensor) -> Tensor:
-        """Float[B R N N] of two Float[B heads N d]: logarithms of rows that sum to one, in float32.
+        """Float[B R N N] of two Float[B heads N d]: logarithms of rows that sum to one.
 
         Raises:
             ValueError: `num_heads` does not divide the width.
@@ -96,7 +95,7 @@ class TokenRelations(Objective):
         width = a.shape[1] * a.shape[3]
         if width % self.num_heads:
             raise ValueError(f"relations: num_heads={self.num_heads} does not divide the {width} channels of an attention")
-        first, second = (x.float().transpose(1, 2).flatten(2).unflatten(2, (self.num_heads, -1)) for x in (a, b))  # [B N R d]
+        first, second = (x.transpose(1, 2).flatten(2).unflatten(2, (self.num_heads, -1)) for x in (a, b))  # [B N R d]
         scores = torch.einsum("bnrd,bmrd->brnm", first, second) * first.shape[-1] ** -0.5
         return torch.log_softmax(scores, dim=-1)
 
@@ -119,7 +118,7 @@ class TokenRelations(Objective):
             ((student_queries, student_keys), (expert_queries, expert_keys)),
             ((student_values, student_values), (expert_values, expert_values)),
         )
-        total = student_queries.new_zeros(len(student_queries), dtype=torch.float32)
+        total = student_queries.new_zeros(len(student_queries))
         for student, expert in pairs:
             ours, theirs = self.log_relation(*student), self.log_relation(*expert).detach()
             total = total + (theirs.exp() * (theirs - ours)).sum(dim=-1).mean(dim=(1, 2))

@@ -27,11 +27,10 @@ class PatchPixels(Objective):
             mask: Bool[B N], True: hidden.
         """
         assert predictions.shape == targets.shape and predictions.shape[:2] == mask.shape, f"{predictions.shape}, {mask.shape}"
-        targets = targets.float()
         if self.normalise:
             variance, mean = torch.var_mean(targets, dim=-1, keepdim=True)
             targets = (targets - mean) * torch.rsqrt(variance + 1e-6)
-        error = (predictions.float() - targets).square().mean(dim=-1)  # [B N]
+        error = (predictions - targets).square().mean(dim=-1)  # [B N]
         # The mean over processes, as in `CorruptedPixels`. Without a hidden patch in any of them the loss is 0, not 0 / 0.
         count = all_reduce_sum(mask.sum().float()) / world_size()
         return (error * mask).sum(dim=1) * (len(mask) / count.clamp(min=1.0 / world_size()))
@@ -50,7 +49,7 @@ class CorruptedPixels(Objective):
         """
         _, num_channels, *size = predictions.shape
         assert predictions.shape == targets.shape and list(corruption.shape[1:]) == size, f"{predictions.shape}, {corruption.shape}"
-        error = (predictions.float() - targets.float()).abs() * corruption.unsqueeze(1)
+        error = (predictions - targets).abs() * corruption.unsqueeze(1)
         # The count is averaged over processes, so that the mean of their losses is the loss of the joined batch.
         count = all_reduce_mean(corruption.sum().float()) * num_channels
         # Without a replaced pixel in the batch the loss is 0 / 1, not 0 / 0.

@@ -1,6 +1,7 @@
 """Tiles as a source: labels from folders, slides kept apart, and training, scoring and shards by the plain `--data DIR`."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,27 @@ def test_no_slide_is_in_both_splits(cut: Path) -> None:
     slides = [{source.slides[source.slide_of[index]] for index in part.indices} for part in (train, test)]
     assert slides == [{"calm/0", "calm/2", "crowded/1", "crowded/3"}, {"calm/4", "crowded/5"}]
     assert len(train) + len(test) == len(source)
+
+
+def test_an_index_of_many_tiles_takes_eight_bytes_for_each(tmp_path: Path) -> None:
+    """190 million tiles are then 1.5 GB, which the workers of a process share."""
+    (tmp_path / "tiles.json").write_text("{}")
+    number, per_shard = 4000, 500
+    with (tmp_path / "index.jsonl").open("w") as lines:
+        for tile in range(number):
+            slide, place = divmod(tile, per_shard)
+            entry = {"slide": f"s{slide}", "level": 0, "x": 64 * place, "y": 0, "side": 64, "mpp": 0.5, "tissue": 0.75}
+            lines.write(json.dumps({**entry, "shard": f"s{slide}-00000.tar", "offset": 512 + 5120 * place, "num_bytes": 4000}) + "\n")
+    tracemalloc.start()
+    try:
+        source = TileFolder(tmp_path)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(source) == number and 8 * number <= kept < 8 * number + 20_000  # what does not grow with the tiles
+    assert peak < 48 * number + 40_000
+    assert source.tiles_of("s3").tolist() == list(range(3 * per_shard, 4 * per_shard))
+    assert source.corners[per_shard + 7].tolist() == [7 * 64, 0] and source.tissue.dtype == np.float32
 
 
 def test_a_damaged_shard_is_named(cut: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from golden import noise
 from torch import Tensor
 
 from glpretrain.core import keys as rng
+from glpretrain.core.batch import ViewGroup
 from glpretrain.core.clouds import farthest_points, in_unit_sphere, nearest_points, take
 from glpretrain.core.frames import places
 from glpretrain.data import Scenes, Solids
@@ -48,6 +49,23 @@ def test_one_more_view_leaves_the_others_as_they_were() -> None:
         one.groups["local"].items, two.groups["local"].items
     )
     assert torch.equal(one.groups["coarse_16"].items, two.groups["coarse_16"].items)
+
+
+def test_all_views_of_an_epoch_are_made_from_one_part_of_the_points() -> None:
+    specs = [PointViewSpec(30, count=2)], [PointViewSpec(20, keep=(0.5, 0.5))]
+    crops, whole = PointCrops(*specs, num_points=40), PointCrops(*specs)
+    parts = []
+    for epoch in (0, 1):
+        groups = crops(CLOUDS, keys=keys(epoch=epoch)).groups
+        parts.append([rows(group[0]) | rows(group[1]) | rows(local) for group, local in zip(*_views(groups), strict=True)])
+    assert all(25 < len(part) <= 40 and part < rows(cloud) for part, cloud in zip(parts[0], CLOUDS, strict=True))
+    assert all(len(first & second) < 20 for first, second in zip(*parts, strict=True))  # 8 of 40 points in common on average
+    chosen = take(CLOUDS, rng.permutation(rng.fold_in(keys(), 1 << 18), 200)[:, :40])
+    assert torch.equal(crops(CLOUDS, keys=keys()).groups["local"].items, whole(chosen, keys=keys()).groups["local"].items)
+
+
+def _views(groups: dict[str, ViewGroup]) -> tuple[Tensor, Tensor]:
+    return groups["global"].items.transpose(0, 1), groups["local"].items[0]
 
 
 def test_a_crop_is_the_neighbourhood_of_one_of_its_points() -> None:
@@ -197,6 +215,10 @@ def test_bad_specs_are_named(arguments: dict, message: str) -> None:
 
 
 def test_bad_crops_are_named() -> None:
+    with pytest.raises(ValueError, match="num_points is at least 1, or null for all, not 0"):
+        PointCrops([PointViewSpec(64)], num_points=0)
+    with pytest.raises(ValueError, match="item_size 63 is less than num_points 64 of PointCrops"):
+        PointCrops([PointViewSpec(32)], num_points=64).require_size(63)
     with pytest.raises(ValueError, match="global_views is empty"):
         PointCrops([])
     with pytest.raises(ValueError, match=r"local_views have \[16, 32\] points"):

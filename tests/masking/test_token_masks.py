@@ -100,6 +100,11 @@ def test_random_mask_hides_every_token_equally_often() -> None:
     assert ((mask.float().mean(dim=0) - 0.6).abs() < 4.5 * deviation).all()
 
 
+@pytest.mark.parametrize(("rounded_down", "hidden"), [("visible", 39), ("hidden", 38)])
+def test_random_mask_rounds_as_mae_or_as_point_mae(rounded_down: str, hidden: int) -> None:
+    assert (RandomMask(0.6, rounded_down=rounded_down)(_keys(3), (64,)).sum(dim=1) == hidden).all()
+
+
 # An item's mask is its own --------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +229,11 @@ def test_rows_that_keep_different_numbers_are_refused() -> None:
 def test_random_ratio_outside_its_range_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match="ratio is a share"):
         RandomMask(ratio)
+
+
+def test_random_mask_names_the_ways_to_round() -> None:
+    with pytest.raises(ValueError, match="rounded_down is 'visible' or 'hidden', not 'up'"):
+        RandomMask(0.6, rounded_down="up")
 
 
 @pytest.mark.parametrize("ratios", [[], [(0.5, 0.1)], [(0.0, 1.5)]])

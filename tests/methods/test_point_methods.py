@@ -12,7 +12,7 @@ from torch import Tensor
 from glpretrain.core.keys import item_keys
 from glpretrain.data.views import CollapsedGroups
 from glpretrain.encoders import PointTransformer, ViT
-from glpretrain.methods import DCGLR, MAE, MMC, LocalContrast, PointMAE
+from glpretrain.methods import DCGLR, IBOT, MAE, MMC, LocalContrast, PointMAE
 from glpretrain.objectives.chamfer import ChamferL1, CorruptedPoints
 from glpretrain.objectives.contrastive import InfoNCE, NPair
 from glpretrain.objectives.reconstruction import CorruptedPixels
@@ -128,6 +128,17 @@ def test_dcglr_with_npair_has_no_other_head() -> None:
     assert set(method.student.heads) == {"cls"}
     method.losses(batch_of(cloud(2, 5, 40)), 0.5)["contrast"].mean().backward()
     assert any(parameter.grad is not None for parameter in method.encoder.parameters())
+
+
+def test_ibot_on_clouds_has_a_centre_for_every_place_as_pos_bert() -> None:
+    method = IBOT(small(), num_prototypes=7, hidden_dim=16, bottleneck_dim=8, patch_centre="position")
+    mask = noise(2, 5, 10, name="hidden") > 0.2
+    assert method.losses(batch_of(cloud(2, 5, 40), mask=mask), 0.0)["patch"].isfinite().all()
+    method.patch_objective.advance()
+    centre = method.patch_objective.centre
+    assert centre.shape == (10, 7) and len(centre.unique(dim=0)) == 10
+    with pytest.raises(ValueError, match="patch_centre='one' given; accepted: shared, position"):
+        IBOT(small(), patch_centre="one")
 
 
 def test_clouds_give_every_term_of_mmc_a_gradient() -> None:

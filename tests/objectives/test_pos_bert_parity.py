@@ -1,5 +1,6 @@
 """The distillation and N-pair losses of POS-BERT, DCGLR's successor, against the official code."""
 
+import pytest
 import torch
 from golden import assert_matches, load, wave
 
@@ -22,15 +23,26 @@ def test_distillation_between_views_follows_the_official_code_over_three_calls()
         assert_matches(objective.centre, call["centre_after"])
 
 
-def test_distillation_of_hidden_tokens_is_the_official_one() -> None:
-    call = GOLDEN["calls"][0]
-    student, teacher = wave(2, 3, 4, 7, phase=20, scale=0.5).requires_grad_(), wave(2, 3, 4, 7, phase=30, scale=0.6)
-    mask = wave(2, 3, 4, phase=40) > 0.2
-    objective = PatchDistillation(num_prototypes=7)
-    loss = objective(student_logits=student[mask], teacher_logits=teacher[mask], mask=mask, teacher_temp=call["teacher_temp"]).mean()
-    loss.backward()
-    assert_matches(loss.detach(), call["mpm"]["loss"])
-    assert_matches(student.grad, call["mpm"]["gradient"])
+def test_distillation_of_hidden_tokens_follows_the_official_code_over_three_calls() -> None:
+    objective = PatchDistillation(num_prototypes=7, num_positions=4)
+    for i, call in enumerate(GOLDEN["calls"]):
+        student, teacher = wave(2, 3, 4, 7, phase=20 + i, scale=0.5).requires_grad_(), wave(2, 3, 4, 7, phase=30 + i, scale=0.6)
+        mask = wave(2, 3, 4, phase=40 + i) > 0.2
+        temp = call["teacher_temp"]
+        loss = objective(student_logits=student[mask], teacher_logits=teacher[mask], mask=mask, teacher_temp=temp).mean()
+        loss.backward()
+        objective.update(teacher_logits=teacher)
+        objective.advance()
+        assert_matches(loss.detach(), call["mpm"]["loss"])
+        assert_matches(student.grad, call["mpm"]["gradient"])
+        assert_matches(objective.centre, call["mpm_centre_after"])
+
+
+def test_a_centre_per_position_needs_all_tokens_and_no_sinkhorn() -> None:
+    with pytest.raises(ValueError, match="num_positions and sinkhorn_iterations were both given"):
+        PatchDistillation(num_prototypes=7, num_positions=4, sinkhorn_iterations=3)
+    with pytest.raises(ValueError, match="logits of 5 tokens given; its centres are for 4"):
+        PatchDistillation(num_prototypes=7, num_positions=4).update(teacher_logits=wave(3, 5, 7))
 
 
 def test_npair_is_the_official_one() -> None:

@@ -172,7 +172,7 @@ class Subset(Source):
         indices: Int sequence, dataset indices in `source`.
     """
 
-    def __init__(self, source: Source, *, indices: Sequence[int]) -> None:
+    def __init__(self, source: Source, *, indices: Sequence[int] | np.ndarray) -> None:
         self.source = source
         self.indices = np.asarray(indices, dtype=np.int64)
         self.name, self.classes, self.mask_classes = source.name, source.classes, source.mask_classes

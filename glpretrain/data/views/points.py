@@ -25,6 +25,7 @@ from glpretrain.modalities.points import with_count
 
 _CROP, _ROTATION, _SCALE, _TRANSLATION, _JITTER, _DROPOUT = range(6)
 _LOCAL, _COARSE = 1 << 16, 1 << 17  # numbers of their first views, so that one more global view changes no other
+_SAMPLE = 1 << 18  # what the key of an item is folded with to draw the points that all its views are made from
 _AVERAGED = 4  # points in the mean that completes a crop
 _ORDER_BITS = 61
 
@@ -84,9 +85,11 @@ class PointCrops(ViewMaker):
         global_views: settings of the global views, in order; all of one number of points.
         local_views: settings of the local views, in order; all of one number of points.
         coarse_views: settings of views at other resolutions; every entry may have its own number of points.
+        num_points: number of points of an item that all its views are made from, drawn anew in every epoch without replacement, as POS-BERT
+            draws 1,024 of 2,048; None takes all points of the item.
 
     Raises:
-        ValueError: no global view, or views that are stacked have different numbers of points.
+        ValueError: no global view, views that are stacked have different numbers of points, or `num_points` is below 1.
     """
 
     modality = "points"
@@ -96,6 +99,7 @@ class PointCrops(ViewMaker):
         global_views: list[PointViewSpec],
         local_views: list[PointViewSpec] | None = None,
         coarse_views: list[PointViewSpec] | None = None,
+        num_points: int | None = None,
     ) -> None:
         super().__init__()
         if not global_views:
@@ -103,6 +107,9 @@ class PointCrops(ViewMaker):
         for name, specs in (("global_views", global_views), ("local_views", local_views or [])):
             if len(numbers := sorted({spec.points for spec in specs})) > 1:
                 raise ValueError(f"PointCrops: {name} have {numbers} points; they are stacked, so give all of them one number")
+        if num_points is not None and num_points < 1:
+            raise ValueError(f"PointCrops: num_points is at least 1, or null for all, not {num_points}")
+        self.num_points = num_points
         self.global_views = tuple(global_views)
         self.local_views = tuple(local_views or ())
         self.coarse_views = tuple(coarse_views or ())
@@ -128,10 +135,14 @@ class PointCrops(ViewMaker):
 
     def default_size(self) -> int:
         """Points of the largest view."""
-        return max(spec.points for spec in (*self.global_views, *self.local_views, *self.coarse_views))
+        return max(self.num_points or 0, *(spec.points for spec in (*self.global_views, *self.local_views, *self.coarse_views)))
 
     def require_size(self, size: int) -> None:
-        """Refuse items so small that a crop lacks the four points whose mean completes it."""
+        """Refuse items with fewer points than `num_points`, or so small that a crop lacks the four points whose mean completes it."""
+        if self.num_points is not None:
+            if size < self.num_points:
+                raise ValueError(f"DataModule: item_size {size} is less than num_points {self.num_points} of PointCrops; raise item_size")
+            size = self.num_points
         for spec in (*self.global_views, *self.local_views, *self.coarse_views):
             if math.ceil(spec.keep[0] * size) < _AVERAGED:
                 raise ValueError(
@@ -158,6 +169,8 @@ class PointCrops(ViewMaker):
             Views in float32.
         """
         points = points.to(torch.float32)
+        if self.num_points is not None:
+            points = take(points, rng.permutation(rng.fold_in(keys, _SAMPLE), points.shape[1])[:, : self.num_points])
         groups = {}
         for name, specs in self._numbered().items():
             made = [

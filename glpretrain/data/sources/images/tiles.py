@@ -1,7 +1,14 @@
-"""The tiles that `glpretrain tiles` has written, as a source. An index lists them, and they are read from their shards."""
+"""The tiles that `glpretrain tiles` has written, as a source. An index lists them, and they are read from their shards.
+
+What training needs of a tile are 8 bytes: where its image lies in the shard, and how long it is. Slide and shard are the same for
+hundreds of tiles that follow one another, so they are kept once for each run of tiles. Where a tile was cut is read when it is asked for.
+"""
 
 import io
 import json
+from array import array
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -33,10 +40,6 @@ class TileFolder(Source):
     accepts = "a folder that `glpretrain tiles` wrote"
 
     slides: list[str]  # names
-    slide_of: np.ndarray  # Int[N]  index into `slides`
-    corners: np.ndarray  # Int[N 2]  x, y of the upper left corner in pixels of the slide's level 0
-    sides: np.ndarray  # Int[N]  in the same pixels
-    tissue: np.ndarray  # Float[N]  share of tissue
 
     def __init__(self, root: str | Path, *, channels: int = 3, labels: Literal["folders", "slides", "none"] = "folders") -> None:
         self.root = expanded(root)
@@ -44,9 +47,9 @@ class TileFolder(Source):
         check_choice(channels, (1, 3), what="TileFolder: channels")
         if not (self.root / SETTINGS).is_file():
             raise ValueError(f"TileFolder: {self.root} was not written by `glpretrain tiles`: it has no {SETTINGS}")
-        index = self.root / INDEX
-        self._read(index)
+        self._read()
         if len(self) == 0:
+            index = self.root / INDEX
             raise ValueError(f"TileFolder: no tile in {index}; run `glpretrain tiles` with the same arguments again to finish it")
         of_slide = self.slides if labels == "slides" else [name.split("/")[0] if "/" in name else "" for name in self.slides]
         names = sorted(set(of_slide))
@@ -55,28 +58,62 @@ class TileFolder(Source):
         numbers = {name: number for number, name in enumerate(self.classes)}
         self._class_of_slide = [numbers.get(name, -1) for name in of_slide]
 
-    def _read(self, index: Path) -> None:
-        """Read the index into arrays: a million tiles take 40 MB, which the worker processes share."""
-        slides: dict[str, int] = {}
-        shards: dict[str, int] = {}
-        rows: list[tuple[int, ...]] = []
-        tissue: list[float] = []
+    def _entries(self) -> Iterator[dict]:
+        index = self.root / INDEX
         if index.is_file():
             with index.open(encoding="utf-8") as lines:
-                for line in lines:
-                    entry = json.loads(line)
-                    slide, shard = slides.setdefault(entry["slide"], len(slides)), shards.setdefault(entry["shard"], len(shards))
-                    rows.append((slide, shard, entry["offset"], entry["num_bytes"], entry["x"], entry["y"], entry["side"]))
-                    tissue.append(entry["tissue"])
-        table = np.array(rows, dtype=np.int64).reshape(-1, 7)
+                yield from map(json.loads, lines)
+
+    def _read(self) -> None:
+        """Read the index into arrays, which the worker processes share."""
+        slides: dict[str, int] = {}
+        shards: dict[str, int] = {}
+        offsets, sizes = array("Q"), array("I")
+        starts, runs = array("q"), array("i")  # first tile of a run; its slide and its shard
+        last: tuple[str, str] | None = None
+        for number, entry in enumerate(self._entries()):
+            if (here := (entry["slide"], entry["shard"])) != last:
+                last = here
+                starts.append(number)
+                runs.extend((slides.setdefault(here[0], len(slides)), shards.setdefault(here[1], len(shards))))
+            offsets.append(entry["offset"])
+            sizes.append(entry["num_bytes"])
+        self._offset, self._num_bytes = np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.int32)
+        if len(offsets) and self._offset.max() < 1 << 32:
+            self._offset = self._offset.astype(np.uint32)
+        self._starts, table = np.array(starts, dtype=np.int64), np.array(runs, dtype=np.int32).reshape(-1, 2)
+        self._slide_of_run, self._shard_of_run = table[:, 0].copy(), table[:, 1].copy()
         self.slides = list(slides)
-        self.slide_of, self._shard_of = table[:, 0].astype(np.int32), table[:, 1].astype(np.int32)
-        self._offset, self._num_bytes = table[:, 2], table[:, 3].astype(np.int32)
-        self.corners, self.sides = table[:, 4:6].astype(np.int32), table[:, 6].astype(np.int32)
-        self.tissue = np.array(tissue, dtype=np.float32)
         if outside := next((name for name in shards if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts), None):
-            raise ValueError(f"TileFolder: {index} names the shard {outside!r}; accepted: files in {self.root / 'shards'}")
+            raise ValueError(f"TileFolder: {self.root / INDEX} names the shard {outside!r}; accepted: files in {self.root / 'shards'}")
         self._shards = [self.root / "shards" / name for name in shards]
+
+    def _column(self, name: str, dtype: type) -> np.ndarray:
+        return np.fromiter((entry[name] for entry in self._entries()), dtype=dtype, count=len(self))
+
+    def _spread(self, of_run: np.ndarray) -> np.ndarray:
+        """A value of every run, Int[R], for each of its tiles, Int[N]."""
+        return np.repeat(of_run, np.diff(self._starts, append=len(self)))
+
+    @property
+    def slide_of(self) -> np.ndarray:
+        """Int[N]: index into `slides`."""
+        return self._spread(self._slide_of_run)
+
+    @cached_property
+    def corners(self) -> np.ndarray:
+        """Int[N 2]: x and y of the upper left corner in pixels of the slide's level 0."""
+        return np.stack([self._column(axis, np.int32) for axis in "xy"], axis=1)
+
+    @cached_property
+    def sides(self) -> np.ndarray:
+        """Int[N]: side in the same pixels."""
+        return self._column("side", np.int32)
+
+    @cached_property
+    def tissue(self) -> np.ndarray:
+        """Float[N]: share of tissue."""
+        return self._column("tissue", np.float32)
 
     @classmethod
     def reads(cls, path: Path) -> bool:
@@ -84,18 +121,20 @@ class TileFolder(Source):
         return (path / SETTINGS).is_file()
 
     def __len__(self) -> int:
-        return len(self.slide_of)
+        return len(self._offset)
 
     def __getitem__(self, index: int) -> Item:
-        shard = self._shards[self._shard_of[checked_index(index, len(self))]]
+        run = int(np.searchsorted(self._starts, checked_index(index, len(self)), side="right")) - 1
+        shard = self._shards[self._shard_of_run[run]]
         with damage_named(f"{shard}, tile {index}"):
             content = read_range(shard, offset=int(self._offset[index]), size=int(self._num_bytes[index]))
             image = decode_pil(io.BytesIO(content), channels=self.channels)
-        return Item(values=image, label=self._class_of_slide[self.slide_of[index]], instances=None, regions=None)
+        return Item(values=image, label=self._class_of_slide[self._slide_of_run[run]], instances=None, regions=None)
 
     def _listing(self) -> tuple[object, ...]:
         shards = [shard.name for shard in self._shards]
-        return self.slides, self.slide_of, shards, self._shard_of, self._offset, self._num_bytes, self._class_of_slide
+        offsets = self._offset.astype(np.int64)
+        return self.slides, self.slide_of, shards, self._spread(self._shard_of_run), offsets, self._num_bytes, self._class_of_slide
 
     def tiles_of(self, slide: str) -> np.ndarray:
         """Int[M]: dataset indices of the tiles of a slide."""
@@ -114,4 +153,4 @@ class TileFolder(Source):
                 return None
             held_out |= set(members[-max(1, round(_TEST_SHARE * len(members))) :])
         test = np.isin(self.slide_of, list(held_out))
-        return Subset(self, indices=np.flatnonzero(~test).tolist()), Subset(self, indices=np.flatnonzero(test).tolist())
+        return Subset(self, indices=np.flatnonzero(~test)), Subset(self, indices=np.flatnonzero(test))
