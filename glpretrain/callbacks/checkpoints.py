@@ -92,7 +92,7 @@ class Checkpoints(pl.Callback):
         assert isinstance(pl_module, Stepping)
         is_replica = trainer.world_size == 1 or isinstance(trainer.strategy, DDPStrategy)
         if is_replica and 0 < trainer.global_step != self._saved_step and not pl_module.step.is_moving:
-            self._save_here(trainer)
+            self._write(trainer)
 
     def save(self, trainer: pl.Trainer, *, name: str | None = None) -> None:
         """Save now; all processes have to call it.
@@ -101,10 +101,10 @@ class Checkpoints(pl.Callback):
             trainer: Lightning's trainer.
             name: name of a further copy that is kept.
         """
-        self._save_here(trainer, name=name)
+        self._write(trainer, name=name)
         trainer.strategy.barrier("checkpoint")
 
-    def _save_here(self, trainer: pl.Trainer, *, name: str | None = None) -> None:
+    def _write(self, trainer: pl.Trainer, *, name: str | None = None) -> None:
         self.is_saving = True
         try:
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
@@ -117,7 +117,7 @@ class Checkpoints(pl.Callback):
     def _write_proved(self, trainer: pl.Trainer, checkpoint: dict, *, folder: Path, name: str | None) -> None:
         try:
             with part_file(folder / LAST) as part:
-                _write(checkpoint, part)
+                _write_to(part, checkpoint)
                 digest = proved(part)
                 _add_digest(folder, digest, step=trainer.global_step)
                 _second_name(folder / LAST, folder / PREVIOUS)
@@ -172,7 +172,7 @@ def is_damaged(path: Path) -> bool:
     return bool(steps) and path.name in (LAST, PREVIOUS) and _digest(path) not in steps
 
 
-def _write(checkpoint: dict, path: Path) -> None:
+def _write_to(path: Path, checkpoint: dict) -> None:
     """Not by Lightning, which writes to the folder for temporary files first; that may be full, and a kill leaves the file there."""
     try:
         with path.open("wb") as file:

@@ -4,6 +4,7 @@ Left out: where the tensors come from.
 """
 
 import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -83,7 +84,8 @@ def _check_card(draft: Encoder, weights: LoadedWeights, *, path: Path | str) -> 
     for name in ("modality", "item_shape", "patch_size", "embed_dim", "mean", "std"):
         if said[name] != built[name]:
             raise ValueError(
-                f"load_backbone: {path}: the card says {name}={said[name]}, its arguments say {built[name]}; correct one of them"
+                f"load_backbone: {path}: the card says {name}={reprlib.repr(said[name])}, its arguments say"
+                f" {reprlib.repr(built[name])}; correct one of them"
             )
 
 

@@ -168,7 +168,8 @@ def test_constants_that_json_does_not_know_are_refused(tmp_path: Path) -> None:
 
 def test_a_card_that_contradicts_its_arguments_is_refused(tmp_path: Path) -> None:
     folder = export(load_backbone(OLD), tmp_path / "out")
-    for change in ({"mean": [0.1]}, {"embed_dim": 9}, {"patch_size": [2, 2]}, {"modality": "points"}):
+    for change in ({"mean": [0.1]}, {"embed_dim": 9}, {"patch_size": [2, 2]}, {"modality": "points"}, {"modality": "\n"}):
         (folder / "card.json").write_text(json.dumps({**old_card(), **change}))
-        with pytest.raises(ValueError, match=f"the card says {next(iter(change))}="):
+        with pytest.raises(ValueError, match=f"the card says {next(iter(change))}=") as refusal:
             load_backbone(folder)
+        assert "\n" not in str(refusal.value)
