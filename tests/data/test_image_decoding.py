@@ -18,7 +18,7 @@ from image_files import write_image, write_map
 from PIL import Image
 
 from glpretrain.core.listing import say_once
-from glpretrain.data import HuggingFaceImages, ImageFolder, ImageList, MaskedFolder, UnreadableItemError, VideoFolder
+from glpretrain.data import HuggingFaceImages, ImageFolder, ImageList, MaskedFolder, Subset, UnreadableItemError, VideoFolder
 from glpretrain.data.items import Asked, Items, RawItems
 from glpretrain.data.sources.images.decoding import decode, decode_mask
 from glpretrain.data.sources.images.face_regions import TABLES, read_map
@@ -124,6 +124,7 @@ def test_a_very_large_jpeg_is_decoded_at_a_reduced_scale(tmp_path: Path) -> None
     source = ImageFolder(tmp_path, channels=1)
     assert source[0].values.shape == (1, 2048, 2100) and source[0].values.unique().tolist() == [90]
     assert source[1].values.shape == (1, 4095, 4200)
+    assert Subset(source, indices=[1]).reduced(0, side=2047).values.shape == (1, 2048, 2100)
     assert decode(tmp_path / "large.jpg", channels=1).shape == (1, 4096, 4200)  # for masks and faces, whose places must agree
 
 
