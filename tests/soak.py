@@ -273,6 +273,7 @@ def forked(function: Callable[[], int], *, folder: Path, output: Path) -> int:
             os.dup2(file, 1)
             os.dup2(file, 2)
             os.close(file)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115  a test has others
             os.chdir(folder)
             torch.set_num_threads(1)
             status = function()

@@ -15,8 +15,9 @@ def test_a_run_that_is_killed_at_every_moment_of_a_step_has_the_weights_of_one_t
     soaked = soak(ROOT / f"{name}.yaml", work=tmp_path, steps=90, every=10, checkpoints=5)
     assert soaked.kills == len(MOMENTS) and soaked.again > 0
     assert soaked.tensors > 100 and soaked.differ == []
-    first, last = (next(one for one in soaked.killed if one["step"] == step) for step in (0, 50))
-    assert last["files"] <= first["files"] + 1 and last["disk"] < 3.0 * soaked.undisturbed[-1]["disk"]
+    whole, resumed = ([one for one in several if one["step"] == 50] for several in (soaked.undisturbed, soaked.killed))
+    assert resumed and max(one["files"] for one in resumed) <= whole[0]["files"]
+    assert max(one["disk"] for one in resumed) < 1.5 * whole[0]["disk"]  # no half-written checkpoint stays
 
 
 def test_a_soak_notices_one_number(tmp_path: Path) -> None:
