@@ -158,6 +158,9 @@ class TrainingHealth(pl.Callback):
         """Number of steps between the one at hand and that of the next report. global_step counts the steps that are done."""
         return -(trainer.global_step + 1) % self.every_n_steps
 
+    def _gathers(self, trainer: pl.Trainer) -> bool:
+        return self._until_report(trainer) < self.num_steps
+
     def _gather(
         self,
         trainer: pl.Trainer,
@@ -167,7 +170,7 @@ class TrainingHealth(pl.Callback):
         kwargs: dict[str, object],
         output: Tensor,
     ) -> None:
-        if self._until_report(trainer) >= self.num_steps:
+        if not self._gathers(trainer):
             return
         logits, temp = kwargs["teacher_logits"], kwargs["teacher_temp"]
         assert isinstance(logits, Tensor) and isinstance(temp, float)
@@ -189,7 +192,7 @@ class TrainingHealth(pl.Callback):
         kwargs: dict[str, object],
         output: Tensor,
     ) -> None:
-        if self._until_report(trainer) >= self.num_steps:
+        if not self._gathers(trainer):
             return
         keys = kwargs["keys"]
         assert isinstance(keys, Tensor)
