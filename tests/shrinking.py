@@ -39,7 +39,7 @@ SMALL_WIDTHS = {
     "rep_depth": 1,
     "rep_heads": 3,
 }
-SMALL_IF_GIVEN = {"num_patch_prototypes": 16, "patch_bottleneck_dim": 6}
+SMALL_IF_GIVEN = {"num_patch_prototypes": 16, "patch_bottleneck_dim": 8}
 # Of another width, patch size, input size and normalisation than the student; as many tokens.
 TINY_EXPERT = {
     "class_path": "glpretrain.training.teacher.FrozenTeacher",
