@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -16,27 +16,21 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
+from glpretrain.callbacks.verdicts import Verdict, features_health, judge, usage
 from glpretrain.core.batch import Batch
-from glpretrain.core.distributed import all_reduce_mean, all_reduce_sum
+from glpretrain.core.distributed import all_reduce_mean, all_reduce_sum, world_size
 from glpretrain.core.schedule import Schedule
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
+from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE, QueueInfoNCE
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
+from glpretrain.training.branch import Branch
 from glpretrain.training.memory import State
 from glpretrain.training.step import Step
 from glpretrain.training.teacher import EMATeacher
 
 _log = logging.getLogger(__name__)
 _SAMPLE = 4096  # numbers of each tensor that stand for it
-_ROWS = 1024  # patches that the rank is taken of
-
-
-class Verdict(NamedTuple):
-    """What is wrong, and what to change."""
-
-    step: int
-    name: str
-    text: str
 
 
 @runtime_checkable
@@ -44,7 +38,7 @@ class Watched(Protocol):
     """What this callback has to know of a method."""
 
     step: Step
-    student: nn.Module
+    student: Branch
     teacher: EMATeacher | None
     momentum: Schedule | None
 
@@ -63,12 +57,13 @@ class TrainingHealth(pl.Callback):
     Of every distillation, over the teacher's assignments of the last steps, from all processes: `health/<term>/perplexity`, exp of the
     entropy of the mean assignment, from 1 (one prototype takes all) to the number of prototypes K; `used`, percent of the prototypes that
     were the first choice of a row; `sharpness`, ln K minus the mean entropy of a row, 0 where the targets are uniform; `excess`, the loss
-    minus ln K, which is above 0 where the student is worse than guessing. Of the backbone, in the last step: `rank_cls` and
-    `rank_patches`, exp of the entropy of the normalised singular values of the centred features; `spread_cls` and `spread_patches`, share
-    of their energy that is not their mean; `patch_decay`, by how much a patch is more like the next one than like any patch of its item.
-    Of the step: `update`, norm of the change of the weights over the norm of the weights; `growth`, their norm over that at the start of
-    the fit; `gradient`, norm of all gradients; `distance`, norm of the difference of teacher and student over the norm of the student;
-    `pull`, 1 minus the teacher's momentum. `update`, `growth` and `distance` are estimates from a part of each tensor.
+    minus ln K, which is above 0 where the student is worse than guessing. Of every contrast: `excess`, likewise with its number of
+    candidates. Of the backbone, in the last step: `rank_cls` and `rank_patches`, exp of the entropy of the normalised singular values of
+    the centred features; `spread_cls` and `spread_patches`, share of their energy that is not their mean; `patch_decay`, by how much a
+    patch is more like the next one than like any patch of its item. Of the step: `update`, norm of the change of the weights over the
+    norm of the weights; `growth`, their norm over that at the start of the fit; `gradient`, norm of all gradients; `encoder_update` and
+    `encoder_gradient`, the same of the student's encoder; `distance`, norm of the difference of teacher and student over the norm of the
+    student; `pull`, 1 minus the teacher's momentum. Updates, `growth` and `distance` are estimates from a part of each tensor.
 
     Args:
         every_n_steps: number of steps between two reports.
@@ -83,9 +78,10 @@ class TrainingHealth(pl.Callback):
         self.verdicts: list[Verdict] = []  # of the run so far, one of each name
         self._sums: dict[str, Tensor] = {}  # Float[2 K]  assignments, first choices
         self._scalars: dict[str, Tensor] = {}  # Float[4]  sum of entropies, rows, sum of losses, their number
+        self._contrasts: dict[str, Tensor] = {}  # Float[2]  sum of losses above guessing, their number
         self._features: dict[str, Tensor] = {}
         self._start = torch.empty(0)  # norm of a part of the weights when the fit started
-        self._before: Tensor | None = None  # part of the weights before the step of a report
+        self._before: tuple[Tensor, Tensor] | None = None  # part of the weights before the step of a report: all, and the encoder's
         self._last: dict[str, Tensor] = {}  # part of the teacher and of every state at the last report
         self._suspected: set[str] = set()  # what the last report showed
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -106,6 +102,9 @@ class TrainingHealth(pl.Callback):
             if isinstance(module, ViewDistillation | PatchDistillation):
                 hook = partial(self._gather, trainer, name.removesuffix("_objective"))
                 self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            elif isinstance(module, InfoNCE | PatchInfoNCE | QueueInfoNCE):
+                hook = partial(self._compare, trainer, name.removesuffix("_objective"))
+                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
         self._handles.append(pl_module.backbone().register_forward_hook(partial(self._see, trainer)))
         self._last = _moving(pl_module)
         self._start = _sample(_learning(pl_module)).norm()
@@ -113,7 +112,8 @@ class TrainingHealth(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
         """Note the weights before the step of a report."""
         if self._until_report(trainer) == 0:
-            self._before = _sample(_learning(pl_module))
+            assert isinstance(pl_module, Watched)
+            self._before = _sample(_learning(pl_module)), _sample(pl_module.student.encoder)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
@@ -127,7 +127,7 @@ class TrainingHealth(pl.Callback):
         numbers = {**self._of_assignments(), **self._together({**self._features, **self._of_weights(pl_module)})}
         moving = _moving(pl_module)
         stuck = {name for name, value in moving.items() if name in self._last and torch.equal(value, self._last[name])}
-        self._last, self._sums, self._scalars, self._features, self._before = moving, {}, {}, {}, None
+        self._last, self._sums, self._scalars, self._contrasts, self._features, self._before = moving, {}, {}, {}, {}, None
         self.numbers = numbers
         for name, value in numbers.items():
             pl_module.log(f"health/{name}", value, batch_size=len(batch.index))
@@ -158,6 +158,9 @@ class TrainingHealth(pl.Callback):
         """Number of steps between the one at hand and that of the next report. global_step counts the steps that are done."""
         return -(trainer.global_step + 1) % self.every_n_steps
 
+    def _gathers(self, trainer: pl.Trainer) -> bool:
+        return self._until_report(trainer) < self.num_steps
+
     def _gather(
         self,
         trainer: pl.Trainer,
@@ -167,7 +170,7 @@ class TrainingHealth(pl.Callback):
         kwargs: dict[str, object],
         output: Tensor,
     ) -> None:
-        if self._until_report(trainer) >= self.num_steps:
+        if not self._gathers(trainer):
             return
         logits, temp = kwargs["teacher_logits"], kwargs["teacher_temp"]
         assert isinstance(logits, Tensor) and isinstance(temp, float)
@@ -179,6 +182,23 @@ class TrainingHealth(pl.Callback):
             scalars = torch.stack([torch.special.entr(rows).sum(), counts[0], output.detach().float().sum(), counts[1]])
         self._sums[name] = self._sums[name] + sums if name in self._sums else sums
         self._scalars[name] = self._scalars[name] + scalars if name in self._scalars else scalars
+
+    def _compare(
+        self,
+        trainer: pl.Trainer,
+        name: str,
+        objective: InfoNCE | PatchInfoNCE | QueueInfoNCE,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, object],
+        output: Tensor,
+    ) -> None:
+        if not self._gathers(trainer):
+            return
+        keys = kwargs["keys"]
+        assert isinstance(keys, Tensor)
+        excess = _above_guessing(objective, keys, output.detach().float())
+        found = torch.stack([excess.sum(), excess.new_tensor(float(excess.numel()))])
+        self._contrasts[name] = self._contrasts[name] + found if name in self._contrasts else found
 
     @torch.no_grad()
     def _see(self, trainer: pl.Trainer, encoder: Encoder, args: object, output: EncoderOutput | list[EncoderOutput]) -> None:
@@ -197,17 +217,24 @@ class TrainingHealth(pl.Callback):
             if rows > 0:
                 found[f"{name}/sharpness"] = log_k - entropy / rows
                 found[f"{name}/excess"] = loss / losses - log_k
+        for name, sums in self._contrasts.items():
+            excess, number = all_reduce_sum(sums).tolist()
+            found[f"{name}/excess"] = excess / number
         return found
 
     def _of_weights(self, method: Watched) -> dict[str, Tensor]:
         assert self._before is not None and isinstance(method, nn.Module)
-        now = _sample(_learning(method))
-        norms = list(method.step.norms.values())
+        before, encoder_before = self._before
+        now, norms = _sample(_learning(method)), method.step.norms
         found = {
-            "update": (now - self._before).norm() / now.norm(),
+            "update": (now - before).norm() / now.norm(),
             "growth": now.norm() / self._start,
-            "gradient": torch.linalg.vector_norm(torch.stack(norms)),
+            "gradient": _joint_norm(list(norms.values())),
         }
+        if method.student.trunk_learns:
+            encoder = _sample(method.student.encoder)
+            found["encoder_update"] = (encoder - encoder_before).norm() / encoder.norm()
+            found["encoder_gradient"] = _joint_norm([norm for name, norm in norms.items() if name.startswith("student.encoder.")])
         if method.teacher is not None:
             student, teacher = _sample(method.student), _sample(method.teacher.branch)
             found["distance"] = (teacher - student).norm() / student.norm()
@@ -222,82 +249,23 @@ class TrainingHealth(pl.Callback):
         return dict(zip(found, all_reduce_mean(values).tolist(), strict=True))
 
 
-def judge(numbers: Mapping[str, float], stuck: set[str]) -> dict[str, str]:
-    """What is wrong, by name: one sentence that says what is seen, and which setting to change.
+def _above_guessing(objective: InfoNCE | PatchInfoNCE | QueueInfoNCE, keys: Tensor, loss: Tensor) -> Tensor:
+    """The loss as a cross-entropy, minus that of choosing one of the candidates at random; of the shape of the loss.
 
     Args:
-        numbers: numbers of a report, by the names of `TrainingHealth`.
-        stuck: names of what has the same values as at the report before: `teacher`, or a state of an objective.
+        objective: what gave the loss.
+        keys: Float[B D] of `InfoNCE`, Float[B N D] of `PatchInfoNCE`, Float[G B D] of `QueueInfoNCE`.
+        loss: Float[B].
     """
-    found: dict[str, str] = {}
-    update = numbers["update"]
-    if update < 1e-9:
-        found["still"] = "no weight moves; raise optimization.lr, or shorten its warmup"
-    elif update > 0.3 or numbers["growth"] > 10.0:
-        what = (
-            f"one step changes the weights by {100 * update:.2g} % of their norm, which is {numbers['growth']:.2g} times that of the start"
-        )
-        found["wild"] = f"{what}; lower optimization.lr"
-    if update >= 1e-9 and numbers.get("distance", 1.0) < 1e-7:
-        found["twin"] = "the teacher equals the student; raise momentum (0.99 to 0.999 for most runs)"
-    elif update >= 1e-9 and "teacher" in stuck and not 0.0 < numbers["pull"] < 1e-5:  # a weak pull is lost in rounding
-        found["stuck teacher"] = "the teacher does not move; lower momentum below 1"
-    for name in sorted(stuck - {"teacher"}):
-        if update >= 1e-9:
-            found[f"stuck {name}"] = f"{name} does not move; lower its momentum below 1"
-    for term in sorted({name.partition("/")[0] for name in numbers if name.endswith("/sharpness")}):
-        sharpness, excess = numbers[f"{term}/sharpness"], numbers[f"{term}/excess"]
-        if sharpness < 0.01:
-            found[f"uniform {term}"] = f"the teacher's targets of {term} are uniform, so they say nothing; lower teacher_temp"
-        elif numbers[f"{term}/perplexity"] < 1.5:
-            what = f"the teacher gives every row of {term} the same prototype"
-            found[f"one prototype {term}"] = f"{what}; lower centre_momentum or optimization.lr"
-        if excess > 2.0:
-            what = f"the loss {term} is {excess:.1f} above that of guessing"
-            found[f"excess {term}"] = f"{what}; raise student_temp (0.1 for most runs), or lower optimization.lr"
-    for part in ("cls", "patches"):
-        if numbers.get(f"spread_{part}", 1.0) < 1e-6:
-            found[f"collapse {part}"] = f"all {part} features are the same; lower optimization.lr, raise momentum, or lower teacher_temp"
-    return found
+    if isinstance(objective, QueueInfoNCE):
+        return loss - math.log(1 + len(objective.queue.rows))
+    count = keys.shape[0] * world_size() if isinstance(objective, InfoNCE) else keys.shape[1]
+    return loss / (2.0 * objective.temp) - math.log(count)
 
 
-def features_health(cls: Tensor, patches: Tensor) -> dict[str, Tensor]:
-    """Rank, spread and decay of the features of a batch.
-
-    Args:
-        cls: Float[B D].
-        patches: Float[B N D].
-
-    Returns:
-        Float[] each; see `TrainingHealth`.
-    """
-    rows = patches.flatten(0, 1)
-    rows = rows[:: max(1, len(rows) // _ROWS)]
-    found: dict[str, Tensor] = {}
-    for name, values in (("cls", cls), ("patches", rows)):
-        centred = values - values.mean(dim=0)
-        singular = torch.linalg.svdvals(centred)
-        shares = singular / singular.sum().clamp_min(1e-30)
-        found[f"rank_{name}"] = torch.special.entr(shares).sum().exp()
-        found[f"spread_{name}"] = centred.square().sum() / values.square().sum().clamp_min(1e-30)
-    if patches.shape[1] > 1:
-        unit = nn.functional.normalize(patches[:16], dim=-1)
-        mean = unit.mean(dim=1).square().sum(dim=-1).mean()  # mean cosine of two patches of one item
-        found["patch_decay"] = (unit[:, 1:] * unit[:, :-1]).sum(dim=-1).mean() - mean
-    return found
-
-
-def usage(sums: Tensor) -> dict[str, Tensor]:
-    """Perplexity and percent used.
-
-    Args:
-        sums: Float[2 K], over rows: assignments, first choices.
-
-    Returns:
-        Float[] each, NaN without rows.
-    """
-    mean = sums[0] / sums[0].sum()
-    return {"perplexity": torch.special.entr(mean).sum().exp(), "used": 100 * (sums[1] > 0).float().mean()}
+def _joint_norm(norms: list[Tensor]) -> Tensor:
+    """Float[]: norm of several tensors, from their norms; 0 without any."""
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
 def _learning(module: nn.Module) -> list[Tensor]:

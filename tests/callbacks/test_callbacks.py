@@ -19,8 +19,8 @@ from torch import Tensor
 from glpretrain import modalities
 from glpretrain.callbacks import RunEvaluators, Throughput, TrainingHealth
 from glpretrain.callbacks.evaluators import result_key
-from glpretrain.callbacks.health import usage
 from glpretrain.callbacks.loggers import wandb_mode
+from glpretrain.callbacks.verdicts import usage
 from glpretrain.callbacks.views import columns, grid_figure
 from glpretrain.cli.pretraining import pretrain
 from glpretrain.cli.training import Training

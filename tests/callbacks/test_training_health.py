@@ -8,15 +8,17 @@ import torch
 from batches import Optimized, batch_of, fitted, method, views_of
 
 from glpretrain.callbacks import TrainingHealth
-from glpretrain.callbacks.health import features_health, judge
+from glpretrain.callbacks.health import _above_guessing
+from glpretrain.callbacks.verdicts import features_health, judge
 from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders import ViT
 from glpretrain.methods import DINO, IBOT, MAE
 from glpretrain.methods.base import Method
+from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE, QueueInfoNCE
 from glpretrain.objectives.distillation import Centre
 
-STEPS, EVERY = 40, 20
+STEPS, EVERY = 20, 10
 
 
 def encoder() -> ViT:
@@ -69,11 +71,13 @@ class TwinTeacher(pl.Callback):
         pl_module.teacher.branch.load_state_dict(pl_module.student.state_dict())
 
 
-def verdicts(model: Method, *, masked: bool = False, alike: bool = False, callbacks: tuple[pl.Callback, ...] = ()) -> dict[str, str]:
+def verdicts(
+    model: Method, *, masked: bool = False, alike: bool = False, callbacks: tuple[pl.Callback, ...] = (), every: int = EVERY
+) -> dict[str, str]:
     torch.manual_seed(0)
-    health = TrainingHealth(every_n_steps=EVERY)
-    fitted(model, batches(masked=masked, alike=alike), callbacks=[*callbacks, health])
-    assert all(verdict.step == STEPS for verdict in health.verdicts)
+    health = TrainingHealth(every_n_steps=every, num_steps=min(every, 2))
+    fitted(model, batches(masked=masked, alike=alike)[: 2 * every], callbacks=[*callbacks, health])
+    assert all(verdict.step == 2 * every for verdict in health.verdicts)
     return {verdict.name: verdict.text for verdict in health.verdicts}
 
 
@@ -99,6 +103,36 @@ def test_a_fault_is_named_with_the_setting_to_change(fault: str) -> None:
     assert name in found and setting in found[name], found
 
 
+def test_an_encoder_or_a_method_without_gradient_is_named() -> None:
+    named = {"still encoder", "no gradient"}
+    assert not named & verdicts(dino(), every=1).keys()
+    cut = dino()
+    cut.student.encoder.requires_grad_(False)
+    assert named & verdicts(cut, every=1).keys() == {"still encoder"}
+    cut = dino()
+    cut.weights = {"cls": 0.0}
+    assert named & verdicts(cut, every=1).keys() == {"no gradient"}
+
+
+@pytest.mark.parametrize("objective", [InfoNCE(temp=0.3), QueueInfoNCE(dim=2, queue_size=7, temp=0.3), PatchInfoNCE(temp=0.3)])
+def test_a_contrast_is_at_guessing_where_all_keys_are_the_same_and_below_it_where_items_are_told_apart(
+    objective: InfoNCE | QueueInfoNCE | PatchInfoNCE,
+) -> None:
+    axes, frames = torch.eye(2), torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).expand(2, -1, -1)
+    found = []
+    for keys in (torch.ones_like(axes) / 2**0.5, axes):
+        if isinstance(objective, InfoNCE):
+            given = {"queries": axes, "keys": keys}
+        elif isinstance(objective, QueueInfoNCE):
+            objective.queue.rows.copy_(keys[:1].expand(7, -1) if keys is not axes else -axes[:1])
+            given = {"queries": axes.expand(2, -1, -1), "keys": keys.expand(2, -1, -1)}
+        else:
+            patches = {"queries": axes.expand(2, -1, -1), "keys": keys.expand(2, -1, -1)}
+            given = {**patches, "query_frames": frames, "key_frames": frames, "grid": (1, 2)}
+        found.append(_above_guessing(objective, given["keys"], objective(**given)))
+    assert found[0].abs().max() < 1e-5 and found[1].max() < -0.1
+
+
 def test_items_that_are_all_the_same_are_a_collapse() -> None:
     assert "collapse cls" in verdicts(dino(), alike=True)
 
@@ -114,8 +148,8 @@ def test_reconstruction_has_the_verdicts_of_its_weights() -> None:
 
 
 NUMBERS = {
-    **{"update": 1e-3, "growth": 2.0, "distance": 0.1, "pull": 0.01, "spread_cls": 0.5, "spread_patches": 0.5},
-    **{"cls/sharpness": 1.0, "cls/perplexity": 30.0, "cls/excess": 0.1},
+    **{"update": 1e-3, "encoder_update": 1e-3, "gradient": 1.0, "encoder_gradient": 0.5, "growth": 2.0, "distance": 0.1, "pull": 0.01},
+    **{"spread_cls": 0.5, "spread_patches": 0.5, "cls/sharpness": 1.0, "cls/perplexity": 30.0, "cls/excess": 0.1},
 }
 
 
@@ -126,6 +160,12 @@ NUMBERS = {
         ({"cls/perplexity": 1.2}, set(), "one prototype cls"),
         ({"spread_patches": 1e-8}, set(), "collapse patches"),
         ({"update": 0.4}, set(), "wild"),
+        ({"update": 0.02, "growth": 1.2}, set(), None),
+        ({"update": 0.02, "growth": 1.6}, set(), "wild"),
+        ({"gradient": 0.0, "encoder_gradient": 0.0}, set(), "no gradient"),  # weight decay still moves the weights
+        ({"encoder_gradient": 0.0}, set(), "still encoder"),
+        ({"encoder_update": 0.0}, set(), "still encoder"),
+        ({"contrast/excess": 30.0}, set(), "excess contrast"),
         ({"pull": 1e-8}, {"teacher"}, None),  # at the end of a long run, rounding hides so small a step
         ({"pull": 0.0}, {"teacher"}, "stuck teacher"),
         ({"update": 0.0, "distance": 0.0}, {"teacher", "cls_objective.centre_state"}, "still"),  # the rest follows from it
