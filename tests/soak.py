@@ -52,10 +52,10 @@ class Probe(pl.Callback):
         trainer.optimizers[0].register_step_post_hook(lambda *_: self._at("teacher", trainer))
         save = trainer.strategy.save_checkpoint
 
-        def half(checkpoint: dict, path: Path, **options: object) -> None:
-            save(checkpoint, path)
+        def half(checkpoint: dict[str, object], filepath: str | Path, storage_options: object = None) -> None:
+            save(checkpoint, filepath)
             if self._moment == "writing" and trainer.global_step >= self._step:
-                os.truncate(path, Path(path).stat().st_size // 2)
+                os.truncate(filepath, Path(filepath).stat().st_size // 2)
                 _die()
 
         trainer.strategy.save_checkpoint = half
@@ -194,8 +194,8 @@ def soak(path: Path, *, work: Path, steps: int, every: int, checkpoints: int) ->
     (killed,) = [folder for folder in (work / "killed" / name).iterdir() if folder.name != "latest"]
     tensors, differ = compare(undisturbed, killed)
     verdicts = [verdict["name"] for verdict in json.loads((undisturbed / "results.json").read_text())["health"]["verdicts"]]
-    measured = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
-    return Soaked(name, steps, every, kills, again, tensors, differ, verdicts, *measured, time.monotonic() - begun)
+    whole, resumed = ([json.loads(line) for line in log.read_text().splitlines()] for log in logs)
+    return Soaked(name, steps, every, kills, again, tensors, differ, verdicts, whole, resumed, time.monotonic() - begun)
 
 
 def _resumed_after(said: str, *, name: str, first: bool) -> int:
