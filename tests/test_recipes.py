@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from published import Resolved
+from published_settings import Resolved
 from shrinking import EVALUATIONS, RECIPES, ROOT, built, method_of, name_of, shrunk
 
 import glpretrain

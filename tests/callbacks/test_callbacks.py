@@ -4,6 +4,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -273,8 +274,8 @@ def test_usage_is_that_of_the_targets_and_changes_no_weight(recipe: str, terms: 
                 given = targets.setdefault(name.removesuffix("_objective"), [])
                 centred = module.targets
 
-                def kept(logits: Tensor, *, teacher_temp: float, given: list = given, centred: object = centred) -> Tensor:
-                    found = centred(logits, teacher_temp=teacher_temp)
+                def kept(logits: Tensor, *, given: list = given, centred: Callable[..., Tensor] = centred, **settings: object) -> Tensor:
+                    found = centred(logits, **settings)
                     given.append(found.flatten(0, -2))
                     return found
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from batches import Optimized, batch_of, fitted, largest_difference, method, views_of
 from golden import load, noise, official_weights
-from test_official_runs import check_moved, first_replaced, hidden, renamed, state_of, warmed_up
+from test_official_runs import check_moved_twice, first_replaced, hidden, renamed, state_of, warmed_up
 
 from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
@@ -101,4 +101,4 @@ def test_dinov2_follows_the_official_run_from_views_to_moved_weights(run: str, s
             found = renamed(seen.gradients[step], {name: names["student"][name] for name in expected["gradients"]})
             assert largest_difference(found, expected["gradients"], golden["shapes"]) < 2e-4, step
     for side in SIDES:
-        check_moved(before, seen, golden, f"{side}_moved", names[side])
+        check_moved_twice(before, seen, golden, f"{side}_moved", names[side])

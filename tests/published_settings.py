@@ -1,8 +1,8 @@
 """What the built objects of a paper recipe use, field by field, beside the official values of golden/published.yaml.
 
-`python tests/published.py` writes docs/published.md. Models are built on torch's meta device, where no weights are made, except for the
-fields about initial weights, which are measured on a copy of one block. Left out: the data sets, and whether the code computes the same
-(parity tests do that).
+`python tests/published_settings.py` writes docs/published.md. Models are built on torch's meta device, where no weights are made, except
+for the fields about initial weights, which are measured on a copy of one block. Left out: the data sets, and whether the code computes the
+same (parity tests do that).
 """
 
 import math
@@ -433,9 +433,9 @@ def shown(value: object) -> str:
 
 _HEADER = """# Published settings: official and ours
 
-`tests/published.py` writes this table: what is built from each recipe of `recipes/paper/`, beside the value in the authors' code. Ours
-is in bold where it differs; the recipe's header names the difference behind `Differs:`, or the last column says why it changes no result.
-`tests/test_published.py` compares the values again and checks that this page is up to date. The official values are in
+`tests/published_settings.py` writes this table: what is built from each recipe of `recipes/paper/`, beside the value in the authors' code.
+Ours is in bold where it differs; the recipe's header names the difference behind `Differs:`, or the last column says why it changes no result.
+`tests/test_published_settings.py` compares the values again and checks that this page is up to date. The official values are in
 `tests/golden/published.yaml`.
 
 """

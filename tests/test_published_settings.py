@@ -1,7 +1,7 @@
 """Paper recipes against the official values: every difference that changes results is named in the recipe's header."""
 
 import pytest
-from published import FIELDS, PAPER, TABLE, WITHOUT_CODE, compared, differs, official, table
+from published_settings import FIELDS, PAPER, TABLE, WITHOUT_CODE, compared, differs, official, table
 
 REPOSITORIES, RECIPES = official()
 ROWS = [(name, field, row) for name, recipe in RECIPES.items() for field, row in recipe["fields"].items()]
@@ -42,4 +42,4 @@ def test_a_paper_recipe_builds_what_the_authors_code_does_or_says_that_it_differ
 
 @pytest.mark.slow
 def test_the_published_table_is_up_to_date() -> None:
-    assert TABLE.read_text() == table(), "python tests/published.py writes it"
+    assert TABLE.read_text() == table(), "python tests/published_settings.py writes it"
