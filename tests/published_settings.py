@@ -434,7 +434,8 @@ def shown(value: object) -> str:
 _HEADER = """# Published settings: official and ours
 
 `tests/published_settings.py` writes this table: what is built from each recipe of `recipes/paper/`, beside the value in the authors' code.
-Ours is in bold where it differs; the recipe's header names the difference behind `Differs:`, or the last column says why it changes no result.
+Ours is in bold where it differs; the recipe's header names the difference behind `Differs:`, or the last column says why it changes no
+result.
 `tests/test_published_settings.py` compares the values again and checks that this page is up to date. The official values are in
 `tests/golden/published.yaml`.
 
