@@ -33,6 +33,8 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from shrinking import ROOT, shrunk
 from torch import Tensor
 
+from glpretrain.callbacks import checkpoints
+
 RECIPES = sorted(ROOT.glob("*.yaml"))
 MOMENTS = ("batch", "forward", "backward", "optimizer", "teacher", "logging", "writing", "saved")
 PLAN, LOG = "SOAK_PLAN", "SOAK_LOG"  # environment: `step moment` of the kill, and the file of what was measured
@@ -50,15 +52,15 @@ class Probe(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reach the two moments for which Lightning has no hook."""
         trainer.optimizers[0].register_step_post_hook(lambda *_: self._at("teacher", trainer))
-        save = trainer.strategy.save_checkpoint
+        whole = checkpoints._write_to
 
-        def half(checkpoint: dict[str, object], filepath: str | Path, storage_options: object = None) -> None:
-            save(checkpoint, filepath)
+        def half(path: Path, checkpoint: dict) -> None:
+            whole(path, checkpoint)
             if self._moment == "writing" and trainer.global_step >= self._step:
-                os.truncate(filepath, Path(filepath).stat().st_size // 2)
+                os.truncate(path, path.stat().st_size // 2)
                 _die()
 
-        trainer.strategy.save_checkpoint = half
+        checkpoints._write_to = half
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int) -> None:
         """Between two steps."""

@@ -34,7 +34,7 @@ def test_a_soak_notices_one_number(tmp_path: Path) -> None:
 
 PAIRS = [
     *(("mae", "none"), ("mae", "rate x 1000"), ("dcglr", "student's temperature 0.001"), ("dinov2", "one prototype wins")),
-    *(("fsfm", "momentum 0"), ("local_contrast", "temperature of a contrast 0.001"), ("hybrid", "encoder without gradient")),
+    *(("fsfm", "momentum 0"), ("mmc", "temperature of a contrast 0.001"), ("hybrid", "encoder without gradient")),
 ]
 
 

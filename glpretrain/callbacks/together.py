@@ -17,7 +17,7 @@ from glpretrain.callbacks.signals import StoppedBySignalError
 from glpretrain.core.watch import Watch, connect, serve
 
 _OBSERVER = "child-process-observer"  # Lightning's thread, by name
-_NOTICE = 8.0  # seconds that the main thread has to notice that another process is gone
+_NOTICE = 4.0  # seconds, twice, that the main thread has to notice that another process is gone
 _EXIT = 20.0  # seconds that the interpreter has to end
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class EndTogether(pl.Callback):
         ValueError: `patience` is not above 0.
     """
 
-    def __init__(self, *, patience: float = 18.0) -> None:
+    def __init__(self, *, patience: float = 15.0) -> None:
         if not patience > 0:
             raise ValueError(f"EndTogether: patience is a number of seconds above 0, not {patience}")
         self.patience = patience
@@ -127,6 +127,10 @@ class EndTogether(pl.Callback):
         """In the thread of the watch: wake the main thread, or end the process."""
         if dist.is_initialized() and dist.get_backend() == "nccl":
             dist.distributed_c10d._abort_process_group()
+        if self._has_noticed.wait(_NOTICE):
+            return
+        for child in self._children:
+            child.kill()  # the connections of one that is stopped stay open until it is killed
         if self._has_noticed.wait(_NOTICE):
             return
         while self._checkpoints is not None and self._checkpoints.is_saving:

@@ -28,9 +28,9 @@ class Fault(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.kind == "unreadable" and trainer.global_rank == self.rank and not self.is_over:
             source = trainer.datamodule.source
-            source.__class__ = type("Unreadable", (type(source),), {"__getitem__": self._fail})
+            source.__class__ = type("Unreadable", (type(source),), {"__getitem__": lambda source, index: self._fail()})
 
-    def _fail(self, source: object, index: int) -> None:
+    def _fail(self) -> None:
         self._happens()
         raise UnreadableItemError("the disk of this process is gone")
 

@@ -109,7 +109,7 @@ def require_equal(state: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         ("unreadable", 1, 1, "glpretrain: process 1: scenes: "),
         ("kill", 1, 1, "glpretrain: process 1 was killed by SIGKILL"),
         ("kill", 0, -signal.SIGKILL, ""),
-        ("stop", 1, 1, "glpretrain: process 1 has given no sign of life for 18 seconds"),
+        ("stop", 1, 1, "glpretrain: process 1 has given no sign of life for 15 seconds"),
         ("term", 1, 75, "glpretrain: stopped by a signal to another process after step 4"),
         ("term", -1, 75, "glpretrain: stopped by SIGTERM after step 4"),
     ],
@@ -125,9 +125,9 @@ def test_what_one_process_suffers_ends_all_and_the_same_command_goes_on(
     seconds = launch.seconds()
     print(f"{count} processes, {kind} in {rank}: all ended after {seconds:.1f} s")
     assert seconds < _LIMIT and process.returncode == status and line in said and "Traceback" not in said, said
-    again = launch.said(launch.start())
+    again = launch.said(launch.start(kind=kind, rank=rank))  # the fault has happened
     if kind != "unreadable" and (kind, rank) != ("kill", 0):  # before the first step, and of the process that would have saved it
-        assert "goes on after step" in again
+        assert "goes on after step" in again, again
     require_equal(launch.state(), undisturbed(count))
 
 
