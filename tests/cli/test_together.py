@@ -110,8 +110,8 @@ def require_equal(state: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         ("kill", 1, 1, "glpretrain: process 1 was killed by SIGKILL"),
         ("kill", 0, -signal.SIGKILL, ""),
         ("stop", 1, 1, "glpretrain: process 1 has given no sign of life for 15 seconds"),
-        ("term", 1, 75, "glpretrain: stopped by a signal to another process after step 4"),
-        ("term", -1, 75, "glpretrain: stopped by SIGTERM after step 4"),
+        ("term", 1, 75, "glpretrain: stopped by a signal to another process after step 5"),
+        ("term", -1, 75, "glpretrain: stopped by SIGTERM after step 5"),
     ],
 )
 @pytest.mark.parametrize("count", [2, 4])
