@@ -95,9 +95,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> State:
     return state
 
 
-def require_equal(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def require_equal(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, count: int) -> None:
+    """Two processes to the last bit. Of more, DDP adds up gradients in an order that follows from its buckets, which it makes anew after
+    the first step of every start, so that they differ by rounding."""
     assert state.keys() == expected.keys()
-    assert [name for name, value in state.items() if not torch.equal(value, expected[name])] == []
+    largest = max(float((value.double() - expected[name].double()).abs().max()) for name, value in state.items())
+    print(f"{count} processes: the largest difference to the undisturbed run is {largest:.1g}")
+    assert largest == 0.0 if count == 2 else largest < 1e-4
 
 
 @pytest.mark.slow
@@ -128,7 +132,7 @@ def test_what_one_process_suffers_ends_all_and_the_same_command_goes_on(
     again = launch.said(launch.start(kind=kind, rank=rank))  # the fault has happened
     if kind != "unreadable" and (kind, rank) != ("kill", 0):  # before the first step, and of the process that would have saved it
         assert "goes on after step" in again, again
-    require_equal(launch.state(), undisturbed(count))
+    require_equal(launch.state(), undisturbed(count), count=count)
 
 
 @pytest.mark.slow
@@ -138,7 +142,7 @@ def test_torchrun_starts_the_processes_again_and_the_run_goes_on(kind: str, rank
     process = launch.start(kind=kind, rank=rank)
     said = launch.said(process)
     assert process.returncode == 0, said
-    require_equal(launch.state(), undisturbed(2))
+    require_equal(launch.state(), undisturbed(2), count=2)
 
 
 @pytest.mark.slow
@@ -154,7 +158,7 @@ def test_sigterm_to_torchrun_ends_all_and_the_same_command_goes_on(tmp_path: Pat
     said = launch.said(process)
     assert launch.seconds() < _LIMIT, said
     launch.said(launch.start())
-    require_equal(launch.state(), undisturbed(2))
+    require_equal(launch.state(), undisturbed(2), count=2)
 
 
 def test_a_process_learns_why_another_has_ended(tmp_path: Path) -> None:
