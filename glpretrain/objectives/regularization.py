@@ -42,15 +42,14 @@ class KoLeo(Objective):
             ValueError: there is a single item to search in.
         """
         num_items, _ = features.shape
-        with torch.autocast(device_type=features.device.type, enabled=False):  # cosines near 1 need all 24 bits
-            rows = F.normalize(features.float(), eps=1e-8, dim=-1)
-            joint = self.among == "joint"
-            others = gather_with_grad(rows) if joint else rows  # [world*B D] or [B D]
-            if len(others) < 2:
-                raise ValueError("KoLeo: one item has no neighbour; give a batch_size of at least 2, or the weight 0")
-            with torch.no_grad():
-                cosines = rows @ others.T
-                own = torch.arange(num_items, device=rows.device) + num_items * (rank() if joint else 0)
-                nearest = cosines.scatter(1, own.unsqueeze(1), -2.0).argmax(dim=1)
-            distances = F.pairwise_distance(rows, others[nearest], eps=1e-8)  # [B]
+        rows = F.normalize(features, eps=1e-8, dim=-1)
+        joint = self.among == "joint"
+        others = gather_with_grad(rows) if joint else rows  # [world*B D] or [B D]
+        if len(others) < 2:
+            raise ValueError("KoLeo: one item has no neighbour; give a batch_size of at least 2, or the weight 0")
+        with torch.no_grad():
+            cosines = rows @ others.T
+            own = torch.arange(num_items, device=rows.device) + num_items * (rank() if joint else 0)
+            nearest = cosines.scatter(1, own.unsqueeze(1), -2.0).argmax(dim=1)
+        distances = F.pairwise_distance(rows, others[nearest], eps=1e-8)  # [B]
         return -torch.log(distances.clamp(min=_LEAST_DISTANCE) + 1e-8).mean()
