@@ -44,7 +44,7 @@ from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse, require_one_recipe
 from glpretrain.cli.run_folder import RunFolder
 from glpretrain.cli.trainer import interruptible, is_first_process, quiet, refusals, require_callbacks, require_settings
-from glpretrain.cli.trust import Parser, mapping_of, take_imports
+from glpretrain.cli.trust import Parser, buildable, mapping_of, take_imports
 from glpretrain.core.files import part_file, write_json
 from glpretrain.data.module import DataModule
 from glpretrain.data.orders import Shuffled
@@ -161,10 +161,8 @@ class Training(LightningCLI):
         Raises:
             ValueError: says what could not be built.
         """
-        try:
+        with buildable():
             super().instantiate_classes()
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-            raise ValueError(f"these settings cannot be built: {error or type(error).__name__}") from error
 
     def instantiate_trainer(self, **kwargs: object) -> pl.Trainer:
         """The trainer, with the callbacks and loggers of every run."""

@@ -7,6 +7,7 @@ A configuration is data from anybody. Nothing outside `PACKAGES` is imported bec
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +31,15 @@ _DAMAGE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, O
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+@contextmanager
+def buildable() -> Iterator[None]:
+    """Make a mistake in the settings of whatever a constructor raises for settings that it did not expect, such as a null for a number."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(f"these settings cannot be built: {error or type(error).__name__}") from error
+
+
 class Parser(ArgumentParser):
     """Reads configuration files within bounds, and takes no value of a configuration for the name of a further file."""
 
@@ -49,6 +59,15 @@ class Parser(ArgumentParser):
         """Add an argument for a class of a kind."""
         super().add_subclass_arguments(*args, **kwargs)
         self._read_no_files()
+
+    def instantiate(self, *args, **kwargs) -> Namespace:  # noqa: ANN002, ANN003 - likewise
+        """Build what a configuration names. Nothing but settings goes in, so whatever fails here is one of them.
+
+        Raises:
+            ValueError: says what could not be built.
+        """
+        with buildable():
+            return super().instantiate(*args, **kwargs)
 
     def _read_no_files(self) -> None:
         for action in self._actions:  # no setting of the library says this

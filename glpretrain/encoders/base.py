@@ -26,6 +26,7 @@ _LARGEST_COUNTS = {
     **{"pool_dim": 16_384, "pool_heads": 1024},
 }
 _LARGEST = {"mlp_ratio": 64, "norm_eps": 1, "init_values": 1000}
+_NEVER_NONE = ("drop_path_rate", "group_size", "num_points")  # numbers that no architecture has of its own
 # Arguments of builders that are words or flags.
 _WORDS = ("name", "position_resize", "positions", "ffn", "initial", "licence", "source")
 _FLAGS = ("drop_path_uniform", "class_token", "no_embed_class")
@@ -257,12 +258,13 @@ class Encoder(nn.Module, ABC):
 
 
 def check_numbers(encoder: str, **numbers: object) -> None:
-    """Refuse, with a ValueError, arguments that are no numbers or lie far beyond what anyone published; None is left out.
+    """Refuse, with a ValueError, arguments that are no numbers or lie far beyond what anyone published; None is left out where it
+    stands for the number of the architecture.
 
     A constructor calls this first, because a card may come from anywhere and a depth of 20,000 would be built for a minute.
     """
     for name, value in numbers.items():
-        if value is None:
+        if value is None and name not in _NEVER_NONE:
             continue
         number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
         if name in _LARGEST_COUNTS:
