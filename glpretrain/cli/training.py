@@ -46,6 +46,7 @@ from glpretrain.cli.run_folder import RunFolder
 from glpretrain.cli.trainer import interruptible, is_first_process, quiet, refusals, require_callbacks, require_settings
 from glpretrain.cli.trust import Parser, buildable, mapping_of, take_imports
 from glpretrain.core.files import part_file, write_json
+from glpretrain.core.rendezvous import meet_anew
 from glpretrain.data.module import DataModule
 from glpretrain.data.orders import Shuffled
 from glpretrain.methods.base import Method
@@ -230,6 +231,7 @@ class Training(LightningCLI):
 
     def _checkpoint(self) -> str | None:
         """The checkpoint that all processes start from; the first one has found it."""
+        self._store = meet_anew(rank=self.trainer.global_rank, world_size=self.trainer.world_size)
         found = None if self.resumed.checkpoint is None else str(self.resumed.checkpoint)
         if self.config.ckpt_path is not None or self.trainer.world_size == 1:
             return self.config.ckpt_path or found
