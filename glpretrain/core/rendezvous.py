@@ -1,8 +1,8 @@
 """Where the processes of torchrun meet: in a store of their own, which holds nothing of processes that are gone.
 
-torchrun keeps one store for all of its restarts, and torch no longer tells the restarts apart in it (torch/distributed/rendezvous.py,
-`_create_c10d_store`: "We create a new TCPStore for every retry", but the agent keeps its store). A process that is started again may so find
-the address of a process that has ended, and then all of them wait for half an hour. Left out: the group itself, which torch makes.
+torchrun keeps one store for all of its restarts, and torch no longer tells the restarts apart in it: torch/distributed/rendezvous.py says
+in `_create_c10d_store` that a new store is created for every retry, but the agent keeps its store. So a process that is started again may
+find the address of a process that has ended, and then all of them wait for half an hour. Left out: the group itself, which torch makes.
 """
 
 import os

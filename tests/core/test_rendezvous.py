@@ -2,6 +2,7 @@
 
 import threading
 
+import pytest
 from torch.distributed import TCPStore
 
 from glpretrain.core.rendezvous import meet_anew, new_store
@@ -35,6 +36,6 @@ def test_processes_that_are_started_again_meet_in_a_new_store() -> None:
     assert ports[0] != ports[1]
 
 
-def test_without_torchrun_nothing_is_changed(monkeypatch) -> None:  # noqa: ANN001
+def test_without_torchrun_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     assert meet_anew(rank=0, world_size=2) is None
