@@ -137,7 +137,7 @@ def saved_bytes(method: Method, batch: Batch) -> int:
 def test_what_a_recipe_for_one_gpu_keeps_for_the_backward_pass_leaves_room_on_24_gb(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Resolved(path, device="cpu")
     data = DataModule(Scenes(2, size=256), run.views, batch_size=2, mask=run.mask, corruption=run.corruption)
-    batch = data.make_batch(data.raw_batch([0, 1]), encoder=run.encoder, epoch=0)
+    batch = data.make_batch(data.raw_batch([0, 1], encoder=run.encoder, epoch=0), encoder=run.encoder)
     together = saved_bytes(run.method, batch) / 2 * run.settings["data"]["batch_size"]
     if (chunk := run.optimization.chunk_size) is not None:  # what lies inside the encoder is kept for a chunk; global views are the largest
         large = batch._replace(views={"global": batch.views["global"]})
