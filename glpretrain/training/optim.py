@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
 from glpretrain.training.branch import Branch
-from glpretrain.training.heads import Prototypes
+from glpretrain.training.prototypes import Prototypes
 
 # For runs that start from trained weights and set none; the default of MAE's fine-tuning (main_finetune.py).
 _LAYER_DECAY_FROM_WEIGHTS = 0.75
