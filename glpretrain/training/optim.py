@@ -171,7 +171,7 @@ class Optimization:
             mask_token=self.mask_token,
             prototypes=prototypes if self.freeze_by == "rate" else (),
         )
-        return torch.optim.AdamW(groups, lr=self.lr(0.0), betas=self.betas, weight_decay=0.0)
+        return torch.optim.AdamW(groups, lr=self.lr(0.0), betas=self.betas, weight_decay=0.0, fused=True)
 
     def require_modules(self, method: nn.Module) -> None:
         """Check that `clip` and `freeze_by` name or need nothing that the method lacks.
