@@ -40,7 +40,7 @@ from glpretrain.core.schedule import Schedule
 from glpretrain.methods.base import Method
 from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE, QueueInfoNCE
 from glpretrain.objectives.distillation import Centre, Distillation
-from glpretrain.training.heads import Prototypes
+from glpretrain.training.prototypes import PrototypeLogits, Prototypes, dense
 
 RECIPES = sorted(ROOT.glob("*.yaml"))
 STEPS = 100
@@ -169,7 +169,8 @@ def _favour_one(method: Method) -> pl.Callback:
 
 def _with_a_favourite(objective: nn.Module, args: object, kwargs: dict[str, object]) -> tuple[object, dict[str, object]]:
     logits = kwargs["teacher_logits"]
-    assert isinstance(logits, Tensor)
+    assert isinstance(logits, Tensor | PrototypeLogits)
+    logits = dense(logits)
     favourite = torch.zeros_like(logits)
     favourite[..., 0] = 2.0
     return args, {**kwargs, "teacher_logits": logits + favourite}

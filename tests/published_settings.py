@@ -26,7 +26,7 @@ from glpretrain.encoders import PointTransformer, ViT
 from glpretrain.encoders.drop_path import KeyedDropPath
 from glpretrain.masking import Corruption, Mask, RegionMask
 from glpretrain.methods.base import Method
-from glpretrain.training.heads import Prototypes
+from glpretrain.training.prototypes import Prototypes
 
 OFFICIAL = Path(__file__).parent / "golden" / "published.yaml"
 TABLE = ROOT.parent / "docs" / "published.md"

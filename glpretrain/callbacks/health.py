@@ -26,6 +26,7 @@ from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE, QueueInfoNC
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
 from glpretrain.training.branch import Branch
 from glpretrain.training.memory import State
+from glpretrain.training.prototypes import PrototypeLogits
 from glpretrain.training.step import Step
 from glpretrain.training.teacher import EMATeacher
 
@@ -173,7 +174,7 @@ class TrainingHealth(pl.Callback):
         if not self._gathers(trainer):
             return
         logits, temp = kwargs["teacher_logits"], kwargs["teacher_temp"]
-        assert isinstance(logits, Tensor) and isinstance(temp, float)
+        assert isinstance(logits, Tensor | PrototypeLogits) and isinstance(temp, float)
         with torch.no_grad():
             rows = objective.targets(logits, teacher_temp=temp).flatten(0, -2)  # [rows K]
             first = rows.new_zeros(rows.shape[1]).index_add_(0, rows.argmax(dim=-1), rows.new_ones(len(rows)))

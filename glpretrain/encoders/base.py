@@ -7,6 +7,7 @@ import math
 import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, TypeVar, overload
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from glpretrain.core.patches import pixels_of_patches
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.drop_path import drawn_paths
+from glpretrain.encoders.kernels import fastest_attention
 from glpretrain.encoders.sequences import encode_in_chunks, encode_list
 
 # Bounds of the numbers in a card.
@@ -187,9 +189,7 @@ class Encoder(nn.Module, ABC):
         return encode_in_chunks(self._with_paths, begun, mask=mask, keep=keep, keys=keys, chunk_size=chunk_size)
 
     def _with_paths(self, *begun: Tensor, mask: Tensor | None, keep: Tensor | None, keys: Tensor | None) -> EncoderOutput:
-        if keys is None or not self.training:
-            return self._encode(*begun, mask=mask, keep=keep)
-        with drawn_paths(self, keys):
+        with fastest_attention(self, begun[0]), drawn_paths(self, keys) if keys is not None and self.training else nullcontext():
             return self._encode(*begun, mask=mask, keep=keep)
 
     def _begin(self, items: Tensor) -> tuple[Tensor, ...]:

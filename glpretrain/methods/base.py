@@ -19,9 +19,9 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.transfer import Transfer, copy_backbone
 from glpretrain.training.branch import Branch, batch_norms, norms_in_chunks
 from glpretrain.training.checks import begin_step_again, identity, require_end, require_same_run
-from glpretrain.training.heads import Prototypes
 from glpretrain.training.memory import broadcast_states, keep_from_ddp
 from glpretrain.training.optim import Optimization, TrunkRelease, gradient_norms
+from glpretrain.training.prototypes import Prototypes
 from glpretrain.training.step import Step
 from glpretrain.training.teacher import EMATeacher
 from glpretrain.training.warm_start import Trunk

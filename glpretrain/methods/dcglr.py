@@ -25,7 +25,8 @@ from glpretrain.methods.base import Method
 from glpretrain.objectives.contrastive import InfoNCE, NPair
 from glpretrain.objectives.distillation import ViewDistillation
 from glpretrain.training.branch import Branch
-from glpretrain.training.heads import ContrastHead, ProjectionHead, Prototypes
+from glpretrain.training.heads import ContrastHead, ProjectionHead
+from glpretrain.training.prototypes import PrototypeLogits, Prototypes
 
 
 class DCGLR(Method):
@@ -102,18 +103,19 @@ class DCGLR(Method):
         temp = self.teacher_temp(progress)
         terms = {
             "cls": self.cls_objective(student_logits=logits, teacher_logits=teacher_logits, teacher_temp=temp),
-            "contrast": self._contrast(
-                cls, teacher_cls, logits=logits, assignments=self.cls_objective.targets(teacher_logits, teacher_temp=temp)
-            ),
+            "contrast": self._contrast(cls, teacher_cls, logits=logits, teacher_logits=teacher_logits, temp=temp),
         }
         self.cls_objective.update(teacher_logits=teacher_logits)
         return terms
 
-    def _contrast(self, cls: Tensor, teacher_cls: Tensor, *, logits: Tensor, assignments: Tensor) -> Tensor:
+    def _contrast(
+        self, cls: Tensor, teacher_cls: Tensor, *, logits: PrototypeLogits, teacher_logits: PrototypeLogits, temp: float
+    ) -> Tensor:
         """Float[B]: InfoNCE of `cls`, Float[(V B) D] and Float[(G B) D], or NPair of logits Float[V B K] and assignments Float[G B K]."""
         if isinstance(self.contrast_objective, NPair):
             # Every teacher view with every crop, itself included, as the reference code has it.
-            return self.contrast_objective(assignments=assignments, logits=logits)
+            assignments = self.cls_objective.targets(teacher_logits, teacher_temp=temp)
+            return self.contrast_objective(assignments=assignments, logits=logits.dense())
         num_views, num_items, _ = logits.shape
         # The head's batch norms see one view at a time, so that their statistics do not reveal a view's resolution.
         queries = [self.student.heads["contrast"](view) for view in cls.unflatten(0, (num_views, num_items))]

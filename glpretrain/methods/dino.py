@@ -19,7 +19,8 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.methods.base import Method
 from glpretrain.objectives.distillation import ViewDistillation
 from glpretrain.training.branch import Branch
-from glpretrain.training.heads import ProjectionHead, Prototypes
+from glpretrain.training.heads import ProjectionHead
+from glpretrain.training.prototypes import Prototypes
 
 
 class DINO(Method):

@@ -29,7 +29,8 @@ from glpretrain.objectives.distillation import PatchDistillation, ViewDistillati
 from glpretrain.objectives.experts import CosineDistance, FeatureDistance
 from glpretrain.objectives.regularization import KoLeo
 from glpretrain.training.branch import Branch
-from glpretrain.training.heads import ProjectionHead, Prototypes
+from glpretrain.training.heads import ProjectionHead
+from glpretrain.training.prototypes import Prototypes
 from glpretrain.training.teacher import FrozenTeacher
 
 _KINDS = ("cls", "patch")
@@ -159,10 +160,10 @@ class GPFM(Method):
             targets, head = expert(clean, card=self.encoder.card), self.expert_heads[name]
             found = {}
             if f"{name}_cls" in self.terms:
-                found["cls"] = self.expert_cls_objective(predictions=head(outputs[0].cls), targets=targets.cls)
+                found["cls"] = self.expert_cls_objective(predictions=head(outputs[0].cls).dense(), targets=targets.cls)
             if f"{name}_patch" in self.terms:
                 found["patch"] = self.expert_patch_objective(
-                    predictions=head(outputs[0].patches),
+                    predictions=head(outputs[0].patches).dense(),
                     targets=targets.patches,
                     grid=self.encoder.grid(clean.shape[1:]),
                     target_grid=expert.grid,

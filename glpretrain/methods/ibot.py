@@ -21,7 +21,8 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.methods.base import Method
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
 from glpretrain.training.branch import Branch
-from glpretrain.training.heads import ProjectionHead, Prototypes
+from glpretrain.training.heads import ProjectionHead
+from glpretrain.training.prototypes import Prototypes
 
 
 class IBOT(Method):

@@ -26,7 +26,8 @@ from glpretrain.objectives.contrastive import InfoNCE
 from glpretrain.objectives.distillation import PatchDistillation
 from glpretrain.objectives.reconstruction import CorruptedPixels
 from glpretrain.training.branch import Branch
-from glpretrain.training.heads import ContrastHead, Hallucinator, PixelHead, ProjectionHead, Prototypes
+from glpretrain.training.heads import ContrastHead, Hallucinator, PixelHead, ProjectionHead
+from glpretrain.training.prototypes import Prototypes
 
 
 class MMC(Method):

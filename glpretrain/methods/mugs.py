@@ -29,8 +29,9 @@ from glpretrain.methods.base import Method
 from glpretrain.objectives.contrastive import QueueInfoNCE
 from glpretrain.objectives.distillation import ViewDistillation
 from glpretrain.training.branch import Branch
-from glpretrain.training.heads import Hallucinator, Predictor, ProjectionHead, Prototypes
+from glpretrain.training.heads import Hallucinator, Predictor, ProjectionHead
 from glpretrain.training.memory import FeatureQueue
+from glpretrain.training.prototypes import PrototypeLogits, Prototypes
 
 
 class Mugs(Method):
@@ -151,7 +152,9 @@ class Mugs(Method):
         self.teacher_memory.update(mean_patches[1])
         return terms
 
-    def _heads(self, branch: Branch, cls: Tensor, pooled: Tensor, memory: FeatureQueue, num_items: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(
+        self, branch: Branch, cls: Tensor, pooled: Tensor, memory: FeatureQueue, num_items: int
+    ) -> tuple[Tensor, Tensor, PrototypeLogits]:
         """The heads in front of the predictors: Float[V B projection_dim] of instances and of local groups, and logits Float[V B K]."""
         neighbours = memory.neighbours(pooled, count=self.num_neighbours)  # [(V B) k D]
         related = branch.heads["relation"](pooled, neighbours, encoder=branch.encoder)  # [(V B) D]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from glpretrain.training.memory import states_of
+from glpretrain.training.prototypes import PrototypeLogits
 
 
 class Objective(nn.Module, ABC):
@@ -28,7 +29,7 @@ class Objective(nn.Module, ABC):
 
     def __call__(self, **inputs: object) -> Tensor:
         """`forward` in float32; the gradient of an input has the input's own precision."""
-        (device, *_) = (value.device.type for value in inputs.values() if isinstance(value, Tensor))
+        (device, *_) = (value.device.type for value in inputs.values() if isinstance(value, Tensor | PrototypeLogits))
         full = {name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value for name, value in inputs.items()}
         with torch.autocast(device_type=device, enabled=False):
             return super().__call__(**full)
@@ -39,17 +40,31 @@ class Objective(nn.Module, ABC):
             state.advance(progress)
 
 
+def pair_weights(num_global: int, num_views: int, *, balanced: bool, device: torch.device) -> Tensor:
+    """Float[V G]: share of a student view v and a teacher view g in a mean over all pairs with v != g.
+
+    The student's first G views are the teacher's.
+
+    Args:
+        num_global: number G of teacher views.
+        num_views: number V of student views.
+        balanced: pairs with a global and pairs with a local student view count one half each (Mugs); otherwise all pairs count alike.
+        device: device of the result, where it is made, since a copy from the host would wait.
+    """
+    shares = torch.full((num_views, num_global), 1.0 / (num_global * num_views - num_global), device=device)
+    if balanced and num_global not in (1, num_views):  # both kinds of pairs are there
+        shares[:num_global] = 0.5 / (num_global * (num_global - 1))
+        shares[num_global:] = 0.5 / (num_global * (num_views - num_global))
+    return shares.fill_diagonal_(0.0)
+
+
 def mean_over_pairs(values: Tensor, *, balanced: bool) -> Tensor:
-    """Float[*S]: mean over pairs of a teacher view g and a student view v != g; the student's first G views are the teacher's.
+    """Float[*S]: mean over pairs of a teacher view g and a student view v != g; see `pair_weights`.
 
     Args:
         values: Float[G V *S].
-        balanced: pairs with a global and pairs with a local student view count one half each (Mugs); otherwise all pairs count alike.
+        balanced: see `pair_weights`.
     """
     num_global, num_views, *rest = values.shape
-    same = torch.eye(num_global, num_views, device=values.device, dtype=torch.bool)
-    values = values.masked_fill(same.view(num_global, num_views, *[1] * len(rest)), 0.0)
-    if not balanced or num_global in (1, num_views):  # one kind of pair only
-        return values.sum(dim=(0, 1)) / (num_global * num_views - num_global)
-    among_globals, with_locals = values[:, :num_global], values[:, num_global:]
-    return 0.5 * among_globals.sum(dim=(0, 1)) / (num_global * (num_global - 1)) + 0.5 * with_locals.mean(dim=(0, 1))
+    shares = pair_weights(num_global, num_views, balanced=balanced, device=values.device).t().view(num_global, num_views, *[1] * len(rest))
+    return (shares * values.masked_fill(shares == 0.0, 0.0)).sum(dim=(0, 1))

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from glpretrain.core.distributed import all_reduce_max, all_reduce_sum
-from glpretrain.objectives.base import Objective, mean_over_pairs
+from glpretrain.objectives.base import Objective, mean_over_pairs, pair_weights
+from glpretrain.training.cross_entropy import prototype_cross_entropy
 from glpretrain.training.memory import State
+from glpretrain.training.prototypes import PrototypeLogits, dense
 
 
 class Centre(State):
@@ -34,7 +36,7 @@ class Centre(State):
         self.register_buffer("pending", torch.zeros(math.prod(shape) + 1), persistent=False)  # sum of logits, and their count
 
     @torch.no_grad()
-    def update(self, logits: Tensor) -> None:
+    def update(self, logits: Tensor | PrototypeLogits) -> None:
         """Gather the teacher's logits of one micro-batch, Float[*S K] or Float[*S N K].
 
         Raises:
@@ -43,9 +45,13 @@ class Centre(State):
         shape = self.value.shape
         if self.value.dim() > 1 and logits.shape[-2:] != shape:
             raise ValueError(f"centre: logits of {logits.shape[-2]} tokens given; its centres are for {shape[0]}")
-        rows = logits.detach().float().reshape(-1, self.value.numel())  # [rows K], or [rows (N K)]
-        count = rows.new_full((1,), float(rows.shape[0]))
-        self.pending += torch.cat([rows.sum(dim=0), count])
+        axes = logits.shape[: len(logits.shape) - len(shape)]
+        if isinstance(logits, PrototypeLogits):
+            total = logits.total(num_axes=len(axes))
+        else:
+            total = logits.detach().float().reshape(-1, *shape).sum(dim=0)
+        self.pending[:-1] += total.flatten()
+        self.pending[-1] += math.prod(axes)
 
     @torch.no_grad()
     def advance(self, progress: float = 0.0) -> None:
@@ -115,7 +121,7 @@ class Distillation(Objective):
         assert self.centre_state is not None, "Sinkhorn-Knopp needs no centre"
         return self.centre_state.value
 
-    def targets(self, teacher_logits: Tensor, *, teacher_temp: float, centre: Tensor | None = None) -> Tensor:
+    def targets(self, teacher_logits: Tensor | PrototypeLogits, *, teacher_temp: float, centre: Tensor | None = None) -> Tensor:
         """Float[*S K]: the teacher's assignment, rows sum to one; float32 because exp of logits / 0.04 overflows in half.
 
         Args:
@@ -123,15 +129,16 @@ class Distillation(Objective):
             teacher_temp: temperature of the assignment.
             centre: what is subtracted from the logits, broadcast against them; None is `self.centre`.
         """
+        teacher_logits = dense(teacher_logits)
         if self.sinkhorn_iterations is not None:
             return sinkhorn_knopp(teacher_logits, temp=teacher_temp, num_iterations=self.sinkhorn_iterations)
         return torch.softmax((teacher_logits.detach().float() - (self.centre if centre is None else centre)) / teacher_temp, dim=-1)
 
-    def log_assignments(self, student_logits: Tensor) -> Tensor:
+    def log_assignments(self, student_logits: Tensor | PrototypeLogits) -> Tensor:
         """Float[*S K]: logarithm of the student's assignment, in float32."""
-        return torch.log_softmax(student_logits.float() / self.student_temp, dim=-1)
+        return torch.log_softmax(dense(student_logits).float() / self.student_temp, dim=-1)
 
-    def update(self, *, teacher_logits: Tensor) -> None:
+    def update(self, *, teacher_logits: Tensor | PrototypeLogits) -> None:
         """Gather the teacher's logits of one micro-batch, Float[*S K]; the centre moves in `advance`."""
         if self.centre_state is not None:
             self.centre_state.update(teacher_logits)
@@ -144,7 +151,14 @@ class ViewDistillation(Distillation):
     The student's first G views are the teacher's. Smallest, at the entropy of the targets, where the student's assignments equal them.
     """
 
-    def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float, balanced: bool = False) -> Tensor:
+    def forward(
+        self,
+        *,
+        student_logits: Tensor | PrototypeLogits,
+        teacher_logits: Tensor | PrototypeLogits,
+        teacher_temp: float,
+        balanced: bool = False,
+    ) -> Tensor:
         """Float[B]: cross-entropy over all pairs of different views.
 
         Args:
@@ -153,9 +167,18 @@ class ViewDistillation(Distillation):
             teacher_temp: temperature of the targets.
             balanced: whether pairs with a global and with a local student view count one half each (Mugs src/loss.py, ClusteringLoss).
         """
-        _, num_items, num_prototypes = student_logits.shape
-        _, *rest = teacher_logits.shape
+        num_views, num_items, num_prototypes = student_logits.shape
+        num_global, *rest = teacher_logits.shape
         assert rest == [num_items, num_prototypes], f"student {tuple(student_logits.shape)}, teacher {tuple(teacher_logits.shape)}"
+        if self.centre_state is not None and isinstance(student_logits, PrototypeLogits) and isinstance(teacher_logits, PrototypeLogits):
+            return prototype_cross_entropy(
+                student=student_logits,
+                teacher=teacher_logits.detach(),
+                centre=self.centre,
+                student_temp=self.student_temp,
+                teacher_temp=teacher_temp,
+                weights=pair_weights(num_global, num_views, balanced=balanced, device=self.centre.device),
+            )
         targets = self.targets(teacher_logits, teacher_temp=teacher_temp)
         cross = -torch.einsum("gbk,vbk->gvb", targets, self.log_assignments(student_logits))  # [G V B]
         return mean_over_pairs(cross, balanced=balanced)
@@ -200,7 +223,9 @@ class PatchDistillation(Distillation):
                 raise ValueError("num_positions and sinkhorn_iterations were both given; Sinkhorn-Knopp has no centre, give one of them")
             self.centre_state = Centre(num_prototypes, momentum=centre_momentum, num_positions=num_positions)
 
-    def forward(self, *, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, teacher_temp: float) -> Tensor:
+    def forward(
+        self, *, student_logits: Tensor | PrototypeLogits, teacher_logits: Tensor | PrototypeLogits, mask: Tensor, teacher_temp: float
+    ) -> Tensor:
         """Float[B]: cross-entropy on the selected tokens.
 
         Args:
@@ -211,8 +236,18 @@ class PatchDistillation(Distillation):
         """
         assert student_logits.shape == teacher_logits.shape, f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
         centre = None if self.num_positions is None else self.centre.expand(*mask.shape, -1)[mask]  # [M K]
-        targets = self.targets(teacher_logits, teacher_temp=teacher_temp, centre=centre)
-        cross = -torch.einsum("mk,mk->m", targets, self.log_assignments(student_logits))  # [M]
+        if self.centre_state is not None and isinstance(student_logits, PrototypeLogits) and isinstance(teacher_logits, PrototypeLogits):
+            cross = prototype_cross_entropy(  # [M]
+                student=student_logits.unsqueeze(0),
+                teacher=teacher_logits.detach().unsqueeze(0),
+                centre=self.centre if centre is None else centre,
+                student_temp=self.student_temp,
+                teacher_temp=teacher_temp,
+                weights=self.centre.new_ones(1, 1),
+            )
+        else:
+            targets = self.targets(teacher_logits, teacher_temp=teacher_temp, centre=centre)
+            cross = -torch.einsum("mk,mk->m", targets, self.log_assignments(student_logits))  # [M]
         share = mask / mask.sum(dim=-1, keepdim=True).clamp(min=1)  # [G B N]
         spread = torch.zeros(mask.shape, device=cross.device).masked_scatter(mask, cross)  # [G B N]
         return (spread * share).sum(dim=-1).mean(dim=0)

@@ -1,4 +1,4 @@
-"""Modules behind an encoder that are used during pretraining and dropped afterwards: projections and prototypes. See also `decoders`."""
+"""Modules behind an encoder that are used during pretraining and dropped afterwards. See also `prototypes` and `decoders`."""
 
 import itertools
 
@@ -123,32 +123,6 @@ class Hallucinator(nn.Module):
         item_keys = rng.item_keys(seed=_HALLUCINATION, epoch=round(progress * 2**40), index=index)
         unit = F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)
         return F.normalize(self(*unit, strengths=self.largest * rng.uniform(item_keys)).float(), dim=-1)
-
-
-class Prototypes(nn.Module):
-    """Cosine similarity to K learned directions, times a gain (DINOHead's weight-normed last layer).
-
-    Args:
-        in_dim: width of the projection.
-        num_prototypes: number of directions K.
-        train_gain: learn one gain per prototype. DINO's `norm_last_layer` is the opposite; only ViT-S profits from training it.
-    """
-
-    def __init__(self, in_dim: int, *, num_prototypes: int, train_gain: bool = False) -> None:
-        super().__init__()
-        if num_prototypes < 1:
-            raise ValueError(f"num_prototypes: {num_prototypes} given; a head needs at least 1")
-        self.directions = nn.Parameter(torch.empty(num_prototypes, in_dim))
-        # Rows of length 0.577 whatever the width, as in the official layer (torch's default for a linear layer). AdamW's step
-        # does not grow with a row, so longer rows would turn more slowly.
-        nn.init.uniform_(self.directions, -(in_dim**-0.5), in_dim**-0.5)
-        self.gain = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=train_gain)
-
-    def forward(self, projections: Tensor) -> Tensor:
-        """Float[... in_dim] to Float[... K]."""
-        # In float32: a cosine in bf16 is off by up to 0.004, a tenth of the teacher's temperature.
-        with torch.autocast(device_type=projections.device.type, enabled=False):
-            return F.linear(projections.float(), self.gain * F.normalize(self.directions, dim=1))
 
 
 class ContrastHead(nn.Sequential):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
 from glpretrain.training.branch import Branch
-from glpretrain.training.heads import Prototypes
+from glpretrain.training.prototypes import Prototypes
 
 # For runs that start from trained weights and set none; the default of MAE's fine-tuning (main_finetune.py).
 _LAYER_DECAY_FROM_WEIGHTS = 0.75
@@ -171,7 +171,7 @@ class Optimization:
             mask_token=self.mask_token,
             prototypes=prototypes if self.freeze_by == "rate" else (),
         )
-        return torch.optim.AdamW(groups, lr=self.lr(0.0), betas=self.betas, weight_decay=0.0)
+        return torch.optim.AdamW(groups, lr=self.lr(0.0), betas=self.betas, weight_decay=0.0, fused=True)
 
     def require_modules(self, method: nn.Module) -> None:
         """Check that `clip` and `freeze_by` name or need nothing that the method lacks.

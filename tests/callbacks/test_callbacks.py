@@ -4,7 +4,6 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from glpretrain.core.batch import Batch
 from glpretrain.data import Scenes
 from glpretrain.encoders import Encoder, ViT
 from glpretrain.evaluate import KNN, Evaluator, FeatureCache, Result, Score, Sources
+from glpretrain.objectives.distillation import Distillation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,18 +269,18 @@ def test_usage_is_that_of_the_targets_and_changes_no_weight(recipe: str, terms: 
         folder.mkdir()
         cli = training(folder, "--trainer.max_steps", "4", "--trainer.callbacks", f"[{', '.join(callbacks)}]", recipe=recipe)
         targets: dict[str, list[Tensor]] = {}
+        hooks = []
         for name, module in cli.model.named_modules():
             if name in ("cls_objective", "patch_objective"):
-                given = targets.setdefault(name.removesuffix("_objective"), [])
-                centred = module.targets
+                found = targets.setdefault(name.removesuffix("_objective"), [])
 
-                def kept(logits: Tensor, *, given: list = given, centred: Callable[..., Tensor] = centred, **settings: object) -> Tensor:
-                    found = centred(logits, **settings)
-                    given.append(found.flatten(0, -2))
-                    return found
+                def keep(module: Distillation, args: tuple, given: dict, output: Tensor, *, found: list = found) -> None:
+                    found.append(module.targets(given["teacher_logits"], teacher_temp=given["teacher_temp"]).flatten(0, -2))
 
-                module.targets = kept
+                hooks.append(module.register_forward_hook(keep, with_kwargs=True))
         cli.fit()
+        for hook in hooks:
+            hook.remove()
         return cli, targets
 
     own = '{"class_path": "glpretrain.callbacks.TrainingHealth", "init_args": {"every_n_steps": 3, "num_steps": 2}}'

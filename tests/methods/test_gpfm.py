@@ -46,8 +46,8 @@ def test_terms_of_experts_compare_masked_students_with_clean_experts(tmp_path: P
     student, expert, head = model.student.encoder(views, mask=mask), model.experts["contrast"], model.expert_heads["contrast"]
     target = expert(views, card=model.encoder.card)
     cosine = torch.nn.functional.cosine_similarity
-    torch.testing.assert_close(terms["contrast_cls"].mean(), 1 - cosine(head(student.cls), target.cls, dim=-1).mean())
-    patches, resized = head(student.patches), resize_tokens(target.patches, grid=expert.grid, new_grid=(6, 6))
+    torch.testing.assert_close(terms["contrast_cls"].mean(), 1 - cosine(head(student.cls).dense(), target.cls, dim=-1).mean())
+    patches, resized = head(student.patches).dense(), resize_tokens(target.patches, grid=expert.grid, new_grid=(6, 6))
     smooth = torch.nn.functional.smooth_l1_loss(patches, resized)
     torch.testing.assert_close(terms["contrast_patch"].mean(), 0.9 * (1 - cosine(patches, resized, dim=-1).mean()) + 0.1 * smooth)
 

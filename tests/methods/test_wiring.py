@@ -98,8 +98,8 @@ def test_mmc_is_its_three_sums_over_views_items_and_tokens(num_local: int) -> No
 
     centre = model.patch_objective.centre.clone()
     assert centre.abs().sum() > 0
-    teacher_logits = torch.stack([teacher.heads["patch"](output.patches) for output in seen])  # [G B N K]
-    student_logits = torch.stack([student.heads["patch"](output.patches) for output in looked])
+    teacher_logits = torch.stack([teacher.heads["patch"](output.patches).dense() for output in seen])  # [G B N K]
+    student_logits = torch.stack([student.heads["patch"](output.patches).dense() for output in looked])
     patch = mean_of(
         [cross_entropy(student_logits[g, b, n], teacher_logits[g, b, n], centre) for g, b, n in product(range(2), range(3), range(6))]
     )
@@ -137,8 +137,8 @@ def test_dcglr_distils_and_contrasts_every_pair_of_a_teacher_view_and_another_st
     student, teacher = model.student, teacher_of(model)
     seen = [teacher.encoder(view).cls for view in globals_]
     looked = [student.encoder(view).cls for view in (*globals_, *locals_, *coarse)]
-    teacher_logits = torch.stack([teacher.heads["cls"](cls) for cls in seen])
-    student_logits = torch.stack([student.heads["cls"](cls) for cls in looked])
+    teacher_logits = torch.stack([teacher.heads["cls"](cls).dense() for cls in seen])
+    student_logits = torch.stack([student.heads["cls"](cls).dense() for cls in looked])
     keys, queries = [teacher.heads["contrast"](cls) for cls in seen], [student.heads["contrast"](cls) for cls in looked]
     centre, pairs = model.cls_objective.centre.clone(), [(v, g) for v in range(4) for g in range(2) if v != g]
     cls = mean_of([cross_entropy(student_logits[v, b], teacher_logits[g, b], centre) for v, g in pairs for b in range(3)])
@@ -154,8 +154,8 @@ def test_dcglr_with_npair_compares_the_teachers_assignments_with_the_students_lo
     model = dcglr(NPair(scale=8.0))
     views = clouds("g", 2, 20)
     found = value_of(model.losses(batch_of(global_views=views), 0.5)["contrast"])
-    logits = torch.stack([model.student.heads["cls"](model.student.encoder(view).cls) for view in views])
-    teacher = torch.stack([teacher_of(model).heads["cls"](teacher_of(model).encoder(view).cls) for view in views])
+    logits = torch.stack([model.student.heads["cls"](model.student.encoder(view).cls).dense() for view in views])
+    teacher = torch.stack([teacher_of(model).heads["cls"](teacher_of(model).encoder(view).cls).dense() for view in views])
     assigned = ((teacher - model.cls_objective.centre) / 0.2).softmax(dim=-1)
     expected: Rows = []
     for g, v, b in product(range(2), range(2), range(3)):
@@ -270,10 +270,10 @@ def test_gpfm_distils_views_and_hidden_patches_each_by_its_own_head_and_centre()
     seen = [teacher.encoder(view) for view in views]
     looked = [student.encoder(view, mask=hidden) for view, hidden in zip(views, mask, strict=True)]
     cls = [*(output.cls for output in looked), student.encoder(local[0]).cls]
-    teacher_cls = torch.stack([teacher.heads["cls"](output.cls) for output in seen])
-    teacher_patches = torch.stack([teacher.heads["patch"](output.patches) for output in seen])
-    student_cls = torch.stack([student.heads["cls"](row) for row in cls])
-    student_patches = torch.stack([student.heads["patch"](output.patches) for output in looked])
+    teacher_cls = torch.stack([teacher.heads["cls"](output.cls).dense() for output in seen])
+    teacher_patches = torch.stack([teacher.heads["patch"](output.patches).dense() for output in seen])
+    student_cls = torch.stack([student.heads["cls"](row).dense() for row in cls])
+    student_patches = torch.stack([student.heads["patch"](output.patches).dense() for output in looked])
     centres = [objective.centre.clone() for objective in (model.cls_objective, model.patch_objective)]
     pairs = [(v, g) for v in range(3) for g in range(2) if v != g]
     expected = mean_of([cross_entropy(student_cls[v, b], teacher_cls[g, b], centres[0]) for v, g in pairs for b in range(3)])

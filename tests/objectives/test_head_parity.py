@@ -7,7 +7,8 @@ from batches import unpatchify
 from golden import assert_matches, load, wave
 from torch import Tensor, nn
 
-from glpretrain.training.heads import ContrastHead, PixelHead, ProjectionHead, Prototypes
+from glpretrain.training.heads import ContrastHead, PixelHead, ProjectionHead
+from glpretrain.training.prototypes import Prototypes
 
 DINO, SIT = load("dino_head"), load("sit_heads")
 
@@ -28,7 +29,7 @@ def test_dino_head_with_official_weights_is_the_official_head() -> None:
     prototypes.load_state_dict({"gain": weights["last_layer.weight_g"], "directions": weights["last_layer.weight_v"]})
 
     features = wave(3, 5, phase=0.2).requires_grad_()
-    logits = prototypes(projection(features))
+    logits = prototypes(projection(features)).dense()
     (logits * wave(3, 13, phase=7.0)).sum().backward()
 
     assert_matches(logits.detach(), expected["output"])

@@ -1,5 +1,7 @@
 """Heads: shapes, norms, and what each must not depend on."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,8 @@ import torch.nn.functional as F
 from glpretrain.core.distributed import SyncedBatchNorm
 from glpretrain.encoders.initial import sincos_position
 from glpretrain.training.decoders import TokenDecoder
-from glpretrain.training.heads import ContrastHead, PixelHead, ProjectionHead, Prototypes
+from glpretrain.training.heads import ContrastHead, PixelHead, ProjectionHead
+from glpretrain.training.prototypes import Prototypes
 
 
 def wave(*shape: int, step: float = 0.37) -> torch.Tensor:
@@ -24,10 +27,10 @@ def test_projection_lies_on_the_sphere() -> None:
 def test_prototypes_ignore_the_length_of_their_directions() -> None:
     head = Prototypes(3, num_prototypes=7)
     features = F.normalize(wave(5, 3), dim=-1)
-    before = head(features)
+    before = head(features).dense()
     with torch.no_grad():
         head.directions.mul_(3.0)
-    torch.testing.assert_close(head(features), before)
+    torch.testing.assert_close(head(features).dense(), before)
     assert before.abs().max() <= 1.0 + 1e-6
 
 
@@ -35,8 +38,32 @@ def test_prototypes_stay_in_float32_under_autocast() -> None:
     head = Prototypes(3, num_prototypes=7)
     features = F.normalize(wave(5, 3), dim=-1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = head(features)
-    assert inside.dtype == torch.float32 and torch.equal(inside, head(features))
+        inside = head(features).dense()
+    assert inside.dtype == torch.float32 and torch.equal(inside, head(features).dense())
+
+
+@pytest.mark.parametrize("train_gain", [False, True])
+def test_prototypes_are_products_with_normalised_directions(train_gain: bool) -> None:
+    def gradients(compute: Callable[[Prototypes, torch.Tensor], torch.Tensor]) -> list[torch.Tensor | None]:
+        head, features = Prototypes(3, num_prototypes=7, train_gain=train_gain), wave(2, 5, 3).requires_grad_()
+        with torch.no_grad():
+            head.directions.copy_(wave(7, 3, step=0.71))
+            head.gain.copy_(wave(7, 1, step=1.3) if train_gain else torch.full((7, 1), 2.0))  # one gain is 0
+        products = compute(head, features)
+        (products * wave(2, 5, 7, step=0.53)).sum().backward()
+        return [products.detach(), features.grad, head.directions.grad, head.gain.grad]
+
+    ours = gradients(lambda head, features: head(features).dense())
+    plain = gradients(lambda head, features: F.linear(features, head.gain * F.normalize(head.directions, dim=1)))
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_prototypes_without_gradient_for_their_input() -> None:
+    head = Prototypes(3, num_prototypes=7).requires_grad_(False)
+    features = wave(5, 3).requires_grad_()
+    head(features).dense().sum().backward()
+    assert features.grad is not None and head.directions.grad is None
 
 
 def test_gain_learns_only_when_asked() -> None:

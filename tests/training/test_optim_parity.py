@@ -6,8 +6,9 @@ from torch import nn
 
 from glpretrain.encoders.vit import ViT
 from glpretrain.training.branch import Branch
-from glpretrain.training.heads import ProjectionHead, Prototypes
+from glpretrain.training.heads import ProjectionHead
 from glpretrain.training.optim import clip_gradients, gradient_norms, parameter_groups
+from glpretrain.training.prototypes import Prototypes
 
 GROUPS, LAYERS, CLIP = load("parameter_groups"), load("mae_layer_decay"), load("dino_clip")
 # Where the official module's names are ours.
