@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"core", "encoders", "training"},
     "report": {"core", "modalities", "encoders", "data"},
     "callbacks": {"core", "modalities", "objectives", "encoders", "training", "data", "evaluate"},
+    "bench": {"core", "encoders", "training", "methods"},
     "runs": {"core", "encoders", "weights"},
     "cli": {
         *("core", "encoders", "modalities", "methods", "data", "prepare.slides", "prepare.faces", "evaluate", "weights", "report"),
