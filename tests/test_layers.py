@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": {"core", "encoders", "weights"},
     "cli": {
         *("core", "encoders", "modalities", "methods", "data", "prepare.slides", "prepare.faces", "evaluate", "weights", "report"),
-        *("callbacks", "runs", "training"),
+        *("callbacks", "runs", "training", "masking", "bench"),
     },
     "": {"cli", "runs", "weights"},  # glpretrain/__init__.py, lazily
 }
