@@ -80,8 +80,8 @@ evaluate: $(STAMP)  ## score an exported backbone: [BACKBONE=folder] [RECIPE=nam
 inspect: $(STAMP)  ## a page to look into a backbone: IMAGES="a.jpg b.jpg" [BACKBONE=folder] [OUT=report.html] [ARGS=--untrained]
 	@"$(BIN)/python" -m glpretrain.cli inspect "$(BACKBONE)" $(IMAGES) --out "$(OUT)" $(ARGS)
 
-bench: $(STAMP)  ## what each augmentation costs: [RECIPE=name]
-	@"$(BIN)/python" -m glpretrain.cli bench views $(if $(RECIPE),--recipe "$(RECIPE)") $(ARGS)
+bench: $(STAMP)  ## what a step of a recipe costs, part by part: RECIPE=mmc [DATA=folder] [ARGS="--plan"]
+	@"$(BIN)/python" -m glpretrain.cli bench $(if $(RECIPE),"$(RECIPE)") $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 notebooks: $(STAMP)  ## execute the notebooks
 	@for notebook in notebooks/*.ipynb; do \

@@ -99,7 +99,6 @@ OF_DEVELOPERS = {
     "setup",
     "notebooks",
     "clean",
-    "bench",
     "lock",
 }  # targets that start no verb with arguments
 
@@ -166,7 +165,7 @@ def test_a_command_of_the_documents_is_understood(command: str) -> None:
     values = dict(parse_verb(imported(VERBS[verb].function), arguments, verb=verb))
     rest = values.get(REST, [])
     assert isinstance(rest, list)
-    if verb == "pretrain" and rest:  # test_recipes.py parses recipes as they stand
+    if verb in ("pretrain", "bench") and rest:  # test_recipes.py parses recipes as they stand
         assert ParsedOnly(["--config", str(find_recipe(str(values["recipe"]))), *rest]).config
     elif rest:
         assert values.get("config"), f"{command}: {rest} are overrides of a configuration"

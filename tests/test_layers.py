@@ -21,10 +21,11 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"core", "encoders", "training"},
     "report": {"core", "modalities", "encoders", "data"},
     "callbacks": {"core", "modalities", "objectives", "encoders", "training", "data", "evaluate"},
+    "bench": {"core", "encoders", "training", "methods"},
     "runs": {"core", "encoders", "weights"},
     "cli": {
         *("core", "encoders", "modalities", "methods", "data", "prepare.slides", "prepare.faces", "evaluate", "weights", "report"),
-        *("callbacks", "runs", "training"),
+        *("callbacks", "runs", "training", "masking", "bench"),
     },
     "": {"cli", "runs", "weights"},  # glpretrain/__init__.py, lazily
 }

@@ -31,7 +31,7 @@ VERBS = {
     "cache": Verb("glpretrain.cli.cache.cache", "Show the features that evaluations keep on disk, or remove them."),
     "tiles": Verb("glpretrain.cli.tiles.tiles", "Cut whole-slide images into tissue tiles, in tar shards to train on."),
     "replay": Verb("glpretrain.cli.replay.replay", "Compute a refused step again, and say in which module the numbers stop being finite."),
-    "bench": Verb("glpretrain.cli.bench.bench", "Time the operations that make views."),
+    "bench": Verb("glpretrain.cli.bench.bench", "Measure what a step of a recipe costs on this machine, part by part."),
     "faces": Verb("glpretrain.cli.faces.faces", "Make a folder of faces with region maps of pictures: detect, crop, resize, parse."),
 }
 

@@ -205,6 +205,21 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, values: Mapping[s
     return parsed
 
 
+def parse_values(parser: ArgumentParser, values: Mapping[str, object]) -> Namespace:
+    """Parse a configuration that no arguments override.
+
+    Raises:
+        ValueError: says in one line what is wrong and what is accepted.
+    """
+    enforce()
+    try:
+        parsed = parser.parse_object(dict(values))
+    except argparse.ArgumentError as error:
+        raise ValueError(explained(str(error), parser)) from error
+    require_classes(parsed)
+    return parsed
+
+
 def require_one_recipe(files: Iterable[object]) -> None:
     """Refuse two whole recipes at once; a file without `class_path` of a model may be laid over a recipe.
 

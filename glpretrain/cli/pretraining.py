@@ -42,6 +42,21 @@ def pretrain(
         overrides: further arguments of `glpretrain fit`
     """
     overrides = take_imports(overrides)
+    return train([*training_arguments(recipe, data=data, masks=masks, init_from=init_from), "--resume", resume, *overrides])
+
+
+def training_arguments(recipe: str, *, data: str | None = None, masks: str | None = None, init_from: str | None = None) -> list[str]:
+    """The arguments of `glpretrain fit` for a recipe by name, on the user's own items.
+
+    Args:
+        recipe: see `pretrain`, and so are the others.
+        data: folder, tar shards or file.
+        masks: folder or file.
+        init_from: backbone.
+
+    Raises:
+        ValueError: there is no such recipe, it trains nothing, or nothing reads what was given.
+    """
     path = find_recipe(recipe)
     if (name := recipe_name(path)).startswith("eval/"):
         raise ValueError(f"{name} says how a backbone is scored, not trained; use it as in: glpretrain evaluate BACKBONE --config {name}")
@@ -53,7 +68,7 @@ def pretrain(
         arguments += source_spec(masks, modalities.get(_modality_of(path)).masked_source).arguments("data.masked")
     if init_from is not None:
         arguments += ["--init_from", init_from]
-    return train([*arguments, "--resume", resume, *overrides])
+    return arguments
 
 
 def _modality_of(recipe: Path) -> str:

@@ -3,7 +3,6 @@
 Left out: the bundle's making (`callbacks.replay`).
 """
 
-import argparse
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from glpretrain.callbacks.replay import BUNDLE_FORMAT
-from glpretrain.cli.parsing import explained
-from glpretrain.cli.trust import Parser, enforce, mapping_of, require_classes
+from glpretrain.cli.parsing import parse_values
+from glpretrain.cli.trust import Parser, mapping_of
 from glpretrain.core.batch import Batch, ViewGroup
 from glpretrain.methods.base import Method
 from glpretrain.training.optim import TrunkRelease, gradient_norms
@@ -46,12 +45,10 @@ def replay(bundle: Path) -> int:
     config = mapping_of(content["config"], f"{bundle}: its config.yaml")
     parser = Parser(exit_on_error=False)
     parser.add_argument("--model", type=Method, required=True)
-    enforce()
     try:
-        parsed = parser.parse_object({"model": config.get("model")})
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{bundle}: {explained(str(error), parser)}") from error
-    require_classes(parsed)
+        parsed = parse_values(parser, {"model": config.get("model")})
+    except ValueError as error:
+        raise ValueError(f"{bundle}: {error}") from error
     method = parser.instantiate(parsed)["model"]
     result = replayed(method, content)
     print(f"in the run: {content['reason']}")

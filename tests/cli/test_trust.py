@@ -124,7 +124,8 @@ def test_a_recipe_runs_imports_and_reads_nothing_of_its_own(name: str, capsys: p
 def test_views_are_checked_where_only_they_are_read(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     for value in (POPEN, "planted.Waves"):
         written = str(recipe(path, value))
-        refused(["bench", "views", "--recipe", written], capsys)
+        refused(["bench", written, "--views"], capsys)
+        refused(["bench", written, "--plan"], capsys)
         refused(["pretrain", written, "--data", "."], capsys)
 
 
@@ -192,7 +193,7 @@ def test_a_file_in_the_current_folder_replaces_no_package(folder: Path) -> None:
     for name in ("kornia", "yaml", "timm", "planted"):
         (folder / f"{name}.py").write_text("open('marker', 'w').close()\n")
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "glpretrain.cli", "bench", "views", "--recipe", "nowhere.yaml"]
+    command = [sys.executable, "-m", "glpretrain.cli", "bench", "nowhere.yaml", "--views"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(root)})
     assert ended.returncode == 2 and "there is no 'nowhere.yaml'" in ended.stderr
     assert not Path("marker").exists()

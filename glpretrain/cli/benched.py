@@ -1,0 +1,176 @@
+"""A recipe as a run that is only measured: a few steps, without checkpoints, evaluation or wandb, in a folder that does not stay.
+
+Left out: what is measured (`callbacks.cost`), and the verb with its tables (`bench`).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from jsonargparse import Namespace
+
+from glpretrain.bench.machine import machine_name, peak_flops
+from glpretrain.bench.official import Compared, compare
+from glpretrain.bench.summary import Costs, parts_of
+from glpretrain.callbacks import LogViews, StopOnSignal
+from glpretrain.callbacks.cost import WAIT, StepCost
+from glpretrain.cli.trainer import interruptible, quiet, refusals
+from glpretrain.cli.training import Training
+
+_WARMUP = 3
+_HERE = {"accelerator": "auto", "devices": "1", "num_nodes": "1", "strategy": "auto"}  # of the trainer, unless the user says otherwise
+_OWN = ("trainer.max_steps", "trainer.max_epochs", "trainer.logger", "trainer.profiler", "trainer.enable_checkpointing")
+_OWN += ("trainer.enable_progress_bar", "evaluate", "resume", "runs", "ckpt_path")
+DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # of the products, by the precision of the trainer
+
+
+class Beside(NamedTuple):
+    """A recipe beside official code."""
+
+    recipe: str
+    machine: str
+    precision: str
+    items: int  # of a step
+    compared: Compared
+
+    def to_json(self) -> dict[str, object]:
+        """Everything, for scripts."""
+        return {**self._asdict(), "compared": {**self.compared._asdict(), "speed": self.compared.speed}}
+
+
+class Benched(Training):
+    """A run whose steps are measured.
+
+    Args:
+        arguments: of the command line, `--config FILE` among them.
+        cost: callback that measures.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, cost: StepCost) -> None:
+        self.cost = cost
+        super().__init__(arguments)
+
+    def instantiate_trainer(self, **kwargs: object) -> pl.Trainer:
+        """The trainer, which reports its actions."""
+        return super().instantiate_trainer(profiler=self.cost.profiler, **kwargs)
+
+    def _default_callbacks(self, given: Namespace, own: list[pl.Callback]) -> list[pl.Callback]:
+        """Those of every run but the picture of the views, which is seconds of work before the first step, and the stop that saves."""
+        return [self.cost, *(one for one in super()._default_callbacks(given, own) if not isinstance(one, LogViews | StopOnSignal))]
+
+    def costs(self) -> Costs:
+        """Train the steps.
+
+        Raises:
+            ValueError: the run ended before its last step.
+        """
+        with self.together.ending(), self._leaving_nothing_behind(), interruptible(self.trainer):
+            self.trainer.fit(self.model, datamodule=self.datamodule)
+        if (measured := self.cost.measured) is None:
+            raise ValueError(f"bench: the run ended after {self.trainer.global_step} steps; look at max_time")
+        device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
+        items = self.datamodule.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        parts, totals = parts_of(measured.steps), sorted(sum(step.values()) for step in measured.steps)
+        loader = self.trainer.train_dataloader
+        return Costs(
+            recipe=self.recipe,
+            machine=machine_name(device),
+            precision=precision,
+            items=items,
+            num_workers=loader.num_workers if loader is not None else 0,
+            parts=parts,
+            step_milliseconds=totals[len(totals) // 2],
+            items_per_second=1e3 * items * len(totals) / sum(totals),
+            peak_bytes=measured.peak_bytes,
+            peak_of="allocated on the GPU" if device.type == "cuda" else "resident in this process, libraries included",
+            flops=measured.flops * self.trainer.world_size,
+            machine_flops=peak_flops(device, DTYPES.get(precision, torch.float32)) * self.trainer.world_size,
+            wait=next((part.share for part in parts if part.name == WAIT), 0.0),
+        )
+
+
+def require_not_own(overrides: Sequence[str]) -> None:
+    """Refuse settings that the benchmark makes itself.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    for word in overrides:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and name in _OWN:
+            raise ValueError(f"bench: --{name} would be ignored; the benchmark sets it itself (--steps says how many steps are measured)")
+
+
+def on_this_machine(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The arguments of a run in one process, with the overrides behind."""
+    here = [word for name, value in _HERE.items() for word in (f"--trainer.{name}", value)]
+    return [*arguments, *here, *overrides]
+
+
+@contextmanager
+def _built(arguments: Sequence[str], *, steps: int) -> Iterator["Benched"]:
+    """The run, in a folder that goes when the context ends."""
+    quiet()
+    cost = StepCost(num_warmup_steps=_WARMUP, num_steps=steps)
+    with TemporaryDirectory(prefix="glpretrain-bench-") as folder, refusals():
+        logger = f"{{class_path: pytorch_lightning.loggers.CSVLogger, init_args: {{save_dir: {folder}}}}}"
+        own = {
+            "trainer.max_steps": str(_WARMUP + steps),
+            "trainer.max_epochs": "null",
+            "trainer.logger": logger,
+            "trainer.enable_checkpointing": "false",
+            "trainer.enable_progress_bar": "false",
+            "evaluate": "false",
+            "resume": "never",
+            "runs": str(Path(folder) / "runs"),
+        }
+        run = Benched([*arguments, *(word for name, value in own.items() for word in (f"--{name}", value))], cost=cost)
+        try:
+            yield run
+        finally:
+            if run.run_folder is not None:
+                run.run_folder.close()
+
+
+def measured_costs(arguments: Sequence[str], *, steps: int) -> Costs:
+    """What the steps of a recipe cost.
+
+    Args:
+        arguments: of `glpretrain fit`.
+        steps: number of steps that are measured.
+
+    Raises:
+        ValueError: names what is wrong with a setting and what is accepted.
+    """
+    with _built(arguments, steps=steps) as run:
+        return run.costs()
+
+
+def compared(arguments: Sequence[str], *, code: Path, steps: int) -> Beside:
+    """The steps of a recipe beside those of the official DINO code.
+
+    Args:
+        arguments: of `glpretrain fit`.
+        code: clone of the official code, which is executed.
+        steps: number of steps of each that are timed.
+
+    Raises:
+        ValueError: names what is wrong with a setting and what is accepted.
+    """
+    with _built(arguments, steps=steps) as run:
+        method, data, device = run.model, run.datamodule, run.trainer.strategy.root_device
+        precision = str(run.trainer.precision)
+        if precision == "16-mixed":
+            raise ValueError("bench: official-dino in trainer.precision=16-mixed; accepted: 32-true, bf16-mixed")
+        if len(data.source) < data.batch_size:
+            raise ValueError(f"bench: {data.batch_size} items a step, and the source has {len(data.source)}; lower data.batch_size")
+        method.to(device)
+        raw = data.raw_batch(range(data.batch_size), encoder=method.encoder, epoch=0)
+        raw = raw._replace(parts={name: part.to(device) for name, part in raw.parts.items()}, index=raw.index.to(device))
+        batch = data.make_batch(raw, encoder=method.encoder)
+        found = compare(method, batch, code=code, dtype=DTYPES.get(precision), steps=steps)
+        return Beside(run.recipe, machine_name(device), precision, data.batch_size, found)
