@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def fastest_attention(module: nn.Module, items: Tensor) -> Iterator[None]:
 
 
 def _is_half_on_cpu(items: Tensor) -> bool:
-    if items.device.type != "cpu":
+    if items.device.type != "cpu" or isinstance(items, FakeTensor):  # fake ones stand for those of a GPU (`glpretrain.bench.plan`)
         return False
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else items.dtype
     return dtype in (torch.bfloat16, torch.float16)

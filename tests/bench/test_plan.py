@@ -54,7 +54,6 @@ def test_a_plan_is_what_a_step_takes(tmp_path: Path) -> None:
     [
         *((name, ()) for name in ("dino", "dinov2", "fsfm", "ibot", "local_contrast", "mae", "mmc", "mmc_points", "mugs", "point_mae")),
         ("dino", ("--model.init_args.optimization.chunk_size", "32")),
-        ("mmc", ("--trainer.precision", "bf16-mixed")),
     ],
 )
 def test_a_plan_of_a_quick_start_is_what_its_step_takes(name: str, overrides: tuple[str, ...], tmp_path: Path) -> None:
