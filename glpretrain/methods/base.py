@@ -210,7 +210,8 @@ class Method(pl.LightningModule, ABC):
             values["trunk_rate"] = rate
         if self.momentum is not None:
             values["momentum"] = self.momentum(progress)
-        self.log_dict({f"schedule/{name}": value for name, value in values.items()})
+        # Tensors of the host: Lightning would copy a float to the device, and wait for it.
+        self.log_dict({f"schedule/{name}": torch.tensor(value) for name, value in values.items()})
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:  # noqa: ANN001
         """Clip once the gradients are unscaled and complete, or drop all of them if one of them or a loss is not finite."""
