@@ -4,11 +4,10 @@ A source decodes one item at a time. It draws no random number that is not a fun
 """
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, overload
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from glpretrain.core import keys
 from glpretrain.core.types import Item
+from glpretrain.data.sources.paths import Paths
 
 Split = Literal["train", "test"]
 _TRAIN_LENGTH, _TEST_LENGTH = 2400, 1200  # items of the two parts of a synthetic source
@@ -32,70 +32,6 @@ def reason_of(error: Exception) -> str:
     text = " ".join(str(error).encode("ascii", "backslashreplace").decode().split())
     text = text if text.isprintable() else repr(text)
     return f"{type(error).__name__}: {text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + '...'}"
-
-
-class _Texts:
-    """Strings as one array of bytes."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]  # names of files may be any bytes
-        self.bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self.ends = np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
-
-    def __getitem__(self, index: int) -> str:
-        return self.bytes[self.ends[index - 1] if index else 0 : self.ends[index]].tobytes().decode("utf-8", "surrogatepass")
-
-
-class Paths(Sequence[Path]):
-    """Paths of files, in arrays. Worker processes share arrays, but each of them would copy a list as it reads it, since Python writes
-    the number of references into every object.
-
-    Args:
-        root: folder that the paths begin with.
-        runs: folders relative to `root`, each with names of files in it.
-    """
-
-    def __init__(self, root: Path, runs: Iterable[tuple[str, Sequence[str]]]) -> None:
-        self.root = root
-        numbers: dict[str, int] = {}
-        names: list[str] = []
-        lengths: list[int] = []
-        folders: list[int] = []
-        for folder, inside in runs:
-            folders.append(numbers.setdefault(folder, len(numbers)))
-            lengths.append(len(inside))
-            names += inside
-        self._folders, self._names = _Texts(numbers), _Texts(names)
-        self._folder_of = np.repeat(np.array(folders, dtype=np.int32), np.array(lengths, dtype=np.int64))
-
-    @classmethod
-    def of(cls, root: Path, names: Iterable[str | Path]) -> "Paths":
-        """Paths that are given one by one, relative to `root` or absolute."""
-        return cls(root, ((folder, (file,)) for folder, file in (os.path.split(str(name)) for name in names)))
-
-    def __len__(self) -> int:
-        return len(self._folder_of)
-
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Path]: ...
-    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(len(self))[index]]
-        return Path(self.root, *self.parts(index))
-
-    def parts(self, index: int) -> tuple[str, str]:
-        """Folder relative to `root`, and name."""
-        place = range(len(self))[index]
-        return self._folders[self._folder_of[place]], self._names[place]
-
-    def digest(self) -> str:
-        """SHA-256 of all paths relative to `root`, in order."""
-        digest = hashlib.sha256()
-        for array in (self._folder_of, self._folders.ends, self._folders.bytes, self._names.ends, self._names.bytes):
-            digest.update(array.data)
-        return digest.hexdigest()
 
 
 class Source(ABC):

@@ -1,7 +1,8 @@
 """Sources of images: files, shards, tiles of slides, faces, videos, and synthetic scenes and tissue."""
 
 from glpretrain.data.sources.images.faces import Faces, FaceSwaps, LFWSubset
-from glpretrain.data.sources.images.folders import ImageFolder, ImageList, MaskedFolder, mask_folders
+from glpretrain.data.sources.images.folders import ImageFolder, MaskedFolder, mask_folders
+from glpretrain.data.sources.images.lists import ImageList
 from glpretrain.data.sources.images.scenes import Scenes
 from glpretrain.data.sources.images.shards import HuggingFaceImages, TarShards
 from glpretrain.data.sources.images.tiles import TileFolder

@@ -9,10 +9,11 @@ from skimage.data import lfw_subset
 from torch import Tensor
 from torchvision.transforms import functional
 
-from glpretrain.data.sources.base import Item, Paths, Source, Split, check_choice, checked_index
+from glpretrain.data.sources.base import Item, Source, Split, check_choice, checked_index
 from glpretrain.data.sources.images.decoding import existing_folder
 from glpretrain.data.sources.images.face_regions import Box, find_map, read_map, table_of, template_map
 from glpretrain.data.sources.images.folders import ImageFolder
+from glpretrain.data.sources.paths import Paths
 from glpretrain.masking import FACE_REGIONS
 
 

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from glpretrain.core.listing import expanded, files_below, is_leftover, say_once
-from glpretrain.data.sources.base import Item, Paths, Source, UnreadableItemError, check_choice, checked_index, label_items, reason_of
+from glpretrain.data.sources.base import Item, Source, UnreadableItemError, check_choice, checked_index, label_items, reason_of
 from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, damage_named, decode_pil
 from glpretrain.data.sources.images.tar_files import Member, read_contents, read_range
+from glpretrain.data.sources.paths import Paths
 
 _IMAGE_KINDS = tuple(ending for ending in ENDINGS if ending != ".npy")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")

@@ -1,0 +1,81 @@
+"""Image files that a text file lists, as a source.
+
+The list is read when the source is constructed, line by line. Whether its files exist is found out when they are decoded.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from glpretrain.core.listing import expanded
+from glpretrain.data.sources.base import Item, Source, checked_index, label_items
+from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, decode
+from glpretrain.data.sources.paths import Paths
+
+_LISTS = (".txt", ".lst", ".tsv")
+
+
+class ImageList(Source):
+    """The images that are listed in a text file, one per line: a path relative to the file, then white space and an optional class name.
+
+    Where a path contains white space, a tab must precede the class name, or no line may have a class name.
+
+    Args:
+        path: path of the text file; empty lines and lines that begin with `#` are ignored.
+        channels: number of channels of every item.
+
+    Raises:
+        ValueError: the file is missing or names no image, or only some lines have a class name.
+    """
+
+    accepts = f"a list of images ({', '.join(_LISTS)})"
+
+    def __init__(self, path: str | Path, *, channels: int = 3) -> None:
+        self.path = expanded(path)
+        self.name, self.channels = self.path.stem, channels
+        if not self.path.is_file():
+            raise ValueError(f"ImageList: {self.path} is not a file")
+        labels: list[str | None] = []
+        self.paths = Paths.of(self.path.parent, self._names(labels))
+        if not self.paths:
+            raise ValueError(f"ImageList: {self.path} lists no image; expected a path [and a class name] per line")
+        self.classes, self._labels = label_items(labels, owner=f"ImageList: {self.path}")
+
+    def _names(self, labels: list[str | None]) -> Iterator[str]:
+        """The path in each line; its class name is added to `labels`."""
+        known: dict[str, str] = {}  # one object for all images of a class
+        with self.path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:  # names of files may be any bytes
+            for line in map(str.strip, lines):
+                if "\0" in line:
+                    raise ValueError(f"ImageList: {self.path} is no text in UTF-8; expected a path [and a class name] per line")
+                if line and not line.startswith("#"):
+                    name, label = _split_line(line)
+                    labels.append(None if label is None else known.setdefault(label, label))
+                    yield name
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether it is a text file."""
+        return path.is_file() and path.suffix.lower() in _LISTS
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.reduced(index, side=MOST_SIDE)
+
+    def reduced(self, index: int, *, side: int) -> Item:
+        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side)
+        return Item(values=values, label=int(self._labels[index]), instances=None, regions=None)
+
+    def _listing(self) -> tuple[object, ...]:
+        return *super()._listing(), self._labels
+
+
+def _split_line(line: str) -> tuple[str, str | None]:
+    name, tab, label = line.partition("\t")
+    if tab:
+        return name, label.strip() or None
+    if line.lower().endswith(ENDINGS):
+        return line, None
+    name, space, label = line.rpartition(" ")
+    return (name.strip(), label) if space else (line, None)
