@@ -54,8 +54,9 @@ class State(NamedTuple):
 
 
 class _Folder(NamedTuple):
-    path: Path
-    real: Path  # without links
+    path: str
+    relative: str  # to the folder that is walked through
+    real: str  # without links
     seen: set[Path] | None  # real folders that were reached through the same link; None where no link was followed
 
 
@@ -109,7 +110,7 @@ class Walk:
         Raises:
             OSError: `root` cannot be listed.
         """
-        steps: list[_Folder | Run] = [_Folder(self.root, self._top, None)]
+        steps: list[_Folder | Run] = [_Folder(str(self.root), "", str(self._top), None)]
         while steps:
             step = steps.pop()
             if isinstance(step, Run):
@@ -117,18 +118,17 @@ class Walk:
                 continue
             names, inner = self._listed(step)
             # The files of an inner folder come between two of the files beside it.
-            places = [0, *(bisect(names, folder.path.name) for folder in inner), len(names)]
-            folder = "" if step.path == self.root else step.path.relative_to(self.root).as_posix()
+            places = [0, *(bisect(names, os.path.basename(folder.path)) for folder in inner), len(names)]
             following: list[_Folder | Run] = []
             for number, (start, stop) in enumerate(pairwise(places)):
                 if start < stop:
-                    following.append(Run(folder, names[start:stop]))
+                    following.append(Run(step.relative, names[start:stop]))
                 following += inner[number : number + 1]
             steps += reversed(following)
 
     def _listed(self, folder: _Folder) -> tuple[list[str], list[_Folder]]:
         """The names of the files in a folder, and the folders in it that have to be entered, both in order."""
-        self.remember(folder.path, state := State.of(folder.path))
+        self.states.append((folder.relative, state := State.of(folder.path)))
         self.is_certain = self.is_certain and state.inode != 0
         names: list[str] = []
         others: list[os.DirEntry[str]] = []
@@ -147,10 +147,10 @@ class Walk:
                     else:
                         others.append(entry)
         except OSError as error:
-            if folder.path == self.root:
+            if not folder.relative:
                 raise
             self.is_certain = False
-            self.passed_over.append((folder.path, f"folders that cannot be listed ({error.strerror})"))
+            self.passed_over.append((Path(folder.path), f"folders that cannot be listed ({error.strerror})"))
             return [], []
         names.sort()
         inner: list[_Folder] = []
@@ -161,19 +161,19 @@ class Walk:
 
     def _found(self, entry: os.DirEntry[str], parent: _Folder) -> _Folder | None:
         """The folder of an entry that is no file, if the walk has to enter it; otherwise it is passed over."""
-        path = parent.path / entry.name
         try:
             is_folder = entry.is_dir()
         except OSError:
             is_folder = False
         if is_folder:
-            if (inner := _entered(path, entry.is_symlink(), parent, self._top)) is not None:
+            if (inner := _entered(entry.name, entry.is_symlink(), parent, self._top)) is not None:
                 if inner.seen is not None:
-                    self.real.append(inner.real)
+                    self.real.append(Path(inner.real))
                 return inner
             kind = "links to folders that are searched anyway or that lie above"
         else:
             kind = "links to nothing" if entry.is_symlink() and not os.path.exists(entry) else "pipes, sockets or devices"
+        path = Path(parent.path, entry.name)
         self.remember(path, State.of(path))
         self.passed_over.append((path, kind))
         return None
@@ -183,17 +183,18 @@ class Walk:
         self.states.append((path.relative_to(self.root).as_posix(), state))
 
 
-def _entered(path: Path, is_link: bool, parent: _Folder, top: Path) -> _Folder | None:
-    """The folder at `path` if the walk has to enter it."""
+def _entered(name: str, is_link: bool, parent: _Folder, top: Path) -> _Folder | None:
+    """The folder in another one if the walk has to enter it."""
+    path, relative = os.path.join(parent.path, name), f"{parent.relative}/{name}" if parent.relative else name
     if not is_link and parent.seen is None:
-        return _Folder(path, parent.real / path.name, None)
+        return _Folder(path, relative, os.path.join(parent.real, name), None)
     real = Path(os.path.realpath(path))
     below_top = real.is_relative_to(top) and not any(is_leftover(part) for part in real.relative_to(top).parts)
-    if below_top or top.is_relative_to(real) or parent.real.is_relative_to(real) or real in (parent.seen or ()):
+    if below_top or top.is_relative_to(real) or Path(parent.real).is_relative_to(real) or real in (parent.seen or ()):
         return None
     seen = set() if parent.seen is None else parent.seen
     seen.add(real)
-    return _Folder(path, real, seen)
+    return _Folder(path, relative, str(real), seen)
 
 
 def has_plain_ending(path: Path) -> bool:

@@ -17,7 +17,7 @@ from glpretrain.core.listing import say_once
 from glpretrain.data import ImageFolder
 from glpretrain.data.sources import saved_listings
 from glpretrain.data.sources.images import decoding
-from glpretrain.data.sources.saved_listings import Listing
+from glpretrain.data.sources.saved_listings import Walked
 
 picture = partial(write_image, size=(3, 5))
 NAMES = ("a/0.png", "a/in/1.png", "b/0.png", "b/\u00e4.png", os.fsdecode(b"b/\xff.png"))
@@ -29,12 +29,12 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     walked: list[Path] = []
     walk = decoding._images_below
 
-    def counted(root: Path) -> Listing:
+    def counted(root: Path) -> Walked:
         walked.append(root)
         return walk(root)
 
     monkeypatch.setattr(decoding, "_images_below", counted)
-    monkeypatch.setattr(saved_listings, "_LEAST", 1)
+    monkeypatch.setattr(decoding, "_LEAST", 1)
     monkeypatch.setattr(saved_listings, "_SETTLED", -60.0)
     monkeypatch.setattr(saved_listings, "_keep_times", lambda folders: True)
     for name in saved_listings._STARTED_TOGETHER:
@@ -177,7 +177,7 @@ def test_a_listing_is_not_saved_where_it_could_mislead(
     reason: str, root: Path, walks: list[Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if reason == "small":
-        monkeypatch.setattr(saved_listings, "_LEAST", len(NAMES) + 1)
+        monkeypatch.setattr(decoding, "_LEAST", len(NAMES) + 1)
     elif reason == "recent":
         monkeypatch.setattr(saved_listings, "_SETTLED", 60.0)
     elif reason == "kind of file system":
@@ -227,7 +227,7 @@ def test_of_processes_that_start_together_one_walks(
     monkeypatch.setenv("WORLD_SIZE", "4")
     walk = decoding._images_below
 
-    def slow(root: Path) -> Listing:
+    def slow(root: Path) -> Walked:
         (tmp_path / f"walk{os.getpid()}").touch()
         time.sleep(0.3)
         return walk(root)

@@ -17,7 +17,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,6 @@ from glpretrain.core.files import PART, cache_folder, first_of
 from glpretrain.core.listing import State, say_once
 from glpretrain.data.sources.paths import Paths, Texts
 
-_LEAST = 100_000  # files; fewer are found in a second
 _SETTLED = 3.0  # seconds; the coarsest clock of a file system has steps of two
 _PATIENCE = 3600.0  # seconds that a process waits for the walk of another one
 _KEPT = 3  # listings of one folder: it may lie on several machines under one name
@@ -45,25 +44,33 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
 class Listing(NamedTuple):
-    """The files of use below a folder."""
+    """The items below a folder."""
 
     paths: Paths
     note: str  # what was left out, in words; empty where nothing was
-    states: Sequence[tuple[str, State]]  # by path relative to the folder: what was looked at, and its state at that time
-    real: Sequence[Path]  # the folder itself and those that links in it lead to, without links
+    arrays: Mapping[str, np.ndarray]  # what else is to be known about the items
+
+
+class Walked(NamedTuple):
+    """A listing that was just made, and what tells later whether it is still right."""
+
+    listing: Listing
+    states: Sequence[tuple[str, State]]  # by path relative to the folder: what was looked at, and its state before
+    real: Iterable[Path]  # the folder itself and those that links in it lead to, without links
     is_certain: bool  # whether all could be read that decides about it
 
 
-def listing_of(root: Path, *, walk: Callable[[Path], Listing], rules: str) -> tuple[Paths, str]:
-    """What `walk` finds below a folder, or what was found there before, if nothing has changed since: the paths and the note.
+def listing_of(root: Path, *, walk: Callable[[Path], Walked], rules: str, least: int) -> Listing:
+    """What `walk` finds below a folder, or what was found there before, if nothing has changed since.
 
     Args:
-        root: the folder.
-        walk: function that lists the folder.
+        root: the folder, or a file that holds items.
+        walk: function that lists it.
         rules: what else the listing depends on, such as which endings are accepted.
+        least: number of items from which on it is worth the disk space to save the listing.
     """
     if not _keep_times([Path(os.path.realpath(root))]):
-        return walk(root)[:2]
+        return walk(root).listing
     saved = _Saved.of(root, rules)
     if (found := saved.find()) is not None:
         return found
@@ -71,17 +78,17 @@ def listing_of(root: Path, *, walk: Callable[[Path], Listing], rules: str) -> tu
         if not saves and (found := saved.find()) is not None:
             return found
         started = time.time_ns()
-        listing = walk(root)
-        if saves and len(listing.paths) >= _LEAST and _may_be_kept(listing, started) and saved.save(listing):
-            return saved.find() or listing[:2]
-        return listing[:2]
+        walked = walk(root)
+        if saves and len(walked.listing.paths) >= least and _may_be_kept(walked, started) and saved.save(walked):
+            return saved.find() or walked.listing
+        return walked.listing
 
 
-def _may_be_kept(listing: Listing, started: int) -> bool:
+def _may_be_kept(walked: Walked, started: int) -> bool:
     """Whether a later look at the states will tell if the listing is still right."""
     before = started - int(_SETTLED * 1e9)
-    settled = all(max(state.modified, state.changed) < before for _, state in listing.states)
-    return listing.is_certain and settled and _keep_times(listing.real)
+    settled = all(max(state.modified, state.changed) < before for _, state in walked.states)
+    return walked.is_certain and settled and _keep_times(walked.real)
 
 
 def _keep_times(folders: Iterable[Path]) -> bool:
@@ -126,8 +133,8 @@ class _Saved(NamedTuple):
         found = {file: State.of(file).modified for file in self.folder.glob(f"{self.key}-*.idx")}
         return sorted(found, key=lambda file: found[file], reverse=True)
 
-    def find(self) -> tuple[Paths, str] | None:
-        """The paths and the note of a listing that is still right; None where there is none."""
+    def find(self) -> Listing | None:
+        """A listing that is still right; None where there is none."""
         for file in self.files():
             try:
                 paths, arrays, facts = Paths.mapped(self.root, file)
@@ -142,10 +149,12 @@ class _Saved(NamedTuple):
                     file.unlink()
                 continue
             states = map(tuple, arrays["states"].tolist())
-            if all(State.of(os.path.join(self.root, name)) == state for name, state in zip(names, states, strict=True)):
+            if all(
+                State.of(os.path.join(self.root, name) if name else self.root) == state for name, state in zip(names, states, strict=True)
+            ):
                 with suppress(OSError):  # it may belong to another user
                     os.utime(file)
-                return paths, note
+                return Listing(paths, note, arrays)
         return None
 
     def _facts(self) -> dict[str, str]:
@@ -163,11 +172,11 @@ class _Saved(NamedTuple):
                     saves = stack.enter_context(first_of(lock, patience=_PATIENCE, waiting=say))
             yield saves
 
-    def save(self, listing: Listing) -> bool:
+    def save(self, walked: Walked) -> bool:
         """Save a listing, whose place no other listing takes while it is in use; whether this was possible."""
-        states = np.array([state for _, state in listing.states], dtype=np.int64)
-        arrays = listing.paths.arrays() | {"states": states}
-        arrays |= Texts.of(name for name, _ in listing.states).arrays("states") | Texts.of([listing.note]).arrays("note")
+        listing, states = walked.listing, np.array([state for _, state in walked.states], dtype=np.int64)
+        arrays = {**listing.paths.arrays(), **listing.arrays, "states": states}
+        arrays |= Texts.of(name for name, _ in walked.states).arrays("states") | Texts.of([listing.note]).arrays("note")
         try:
             save_arrays(self.folder / f"{self.key}-{hashlib.sha256(states.data).hexdigest()[:16]}.idx", arrays, facts=self._facts())
             for old in self.files()[_KEPT:]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from glpretrain.core.listing import LEFTOVERS, Run, State, Walk, count_kinds, expanded, has_plain_ending, say_once
 from glpretrain.data.sources.base import UnreadableItemError
 from glpretrain.data.sources.paths import Paths
-from glpretrain.data.sources.saved_listings import Listing, listing_of
+from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs", ".gif", ".bmp", ".dib"),
@@ -50,6 +50,7 @@ _TURNS = {
 _LARGEST_FLOAT = 1e38  # files mark missing values by the largest float that there is
 _MOST_BYTES = 1 << 30  # of one decoded array
 _VOID = 255
+_LEAST = 100_000  # images, which are found in a second
 MOST_SIDE = 2048  # pixels on each side of a JPEG that are enough to score on
 _LONGEST_REASON = 300  # bytes
 
@@ -241,13 +242,13 @@ def _from_array(array: np.ndarray, path: Path, *, channels: int) -> Tensor:
 
 def find_images(root: Path) -> Paths:
     """Image files below `root` in the order of their names. Hidden files and folders are left out; what else is left out is logged."""
-    paths, note = listing_of(root, walk=_images_below, rules=" ".join((*ENDINGS, *sorted(LEFTOVERS))))
+    paths, note, _ = listing_of(root, walk=_images_below, rules=" ".join((*ENDINGS, *sorted(LEFTOVERS))), least=_LEAST)
     if note:
         say_once(f"{root}: {note}")
     return paths
 
 
-def _images_below(root: Path) -> Listing:
+def _images_below(root: Path) -> Walked:
     """What `find_images` finds, by a walk through the folder."""
     walk, others = Walk(root), list[Path]()
     paths = Paths(root, _images_of(walk, others))
@@ -257,7 +258,7 @@ def _images_below(root: Path) -> Listing:
         left_out = count_kinds([*kinds, *(kind for _, kind in walk.passed_over)])
         example = [*others, *(path for path, _ in walk.passed_over)][0].relative_to(root)
         note = f"{len(paths)} images; left out: {left_out} (such as {example})"
-    return Listing(paths, note, walk.states, walk.real, walk.is_certain)
+    return Walked(Listing(paths, note, {}), walk.states, walk.real, walk.is_certain)
 
 
 def _images_of(walk: Walk, others: list[Path]) -> Iterator[Run]:

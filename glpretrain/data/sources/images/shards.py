@@ -1,8 +1,9 @@
-"""Tar shards in WebDataset's layout, and Hugging Face datasets, as sources.
+"""Tar shards in WebDataset's layout as sources.
 
 A shard is a plain tar file. The name of a sample ends at the first dot of the file name, and what follows it is the key of the member.
-Beside its image, a sample may hold `.cls` (the name or number of the class) or `.json` (with a `label`). The headers are read once, when
-the source is constructed; items are then read at their offset, in any order. Left out: compressed shards, and URLs.
+Beside its image, a sample may hold `.cls` (the name or number of the class) or `.json` (with a `label`). The headers are read when the
+source is constructed, and never again while the shards stay as they are (`saved_listings`); items are read at their offset, in any order.
+Left out: compressed shards, and URLs.
 """
 
 import io
@@ -12,28 +13,38 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from glpretrain.core.listing import expanded, files_below, is_leftover, say_once
+from glpretrain.core.listing import State, Walk, expanded, is_leftover, say_once
 from glpretrain.data.sources.base import Item, Source, UnreadableItemError, check_choice, checked_index, label_items, reason_of
 from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, damage_named, decode_pil
 from glpretrain.data.sources.images.tar_files import Member, read_contents, read_range
-from glpretrain.data.sources.paths import Paths
+from glpretrain.data.sources.paths import Paths, Texts
+from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 
 _IMAGE_KINDS = tuple(ending for ending in ENDINGS if ending != ".npy")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 _LARGEST_LABEL = 2**24  # bytes
 _NUMBER_FIRST = re.compile(r"(\d[^.]*(?:\.\d[^.]*)*)\.(.+)")
 _SHOWN = 3  # names in a line
+_LEAST = 10_000  # samples, whose headers are read in a second
 
 
 class _Sample(NamedTuple):
     name: str  # with its shard
     members: dict[str, Member]  # by key in lower case
     fault: str  # of its shard
+
+
+class _Shards(NamedTuple):
+    files: list[Path]
+    states: list[tuple[str, State]]  # of the shards and of the folders that were searched
+    real: set[Path]  # folders that they lie in, without links
+    is_listed: bool  # whether all folders could be listed
 
 
 class TarShards(Source):
@@ -59,28 +70,12 @@ class TarShards(Source):
         self.root = expanded(root)
         self.name, self.channels = self.root.resolve().stem, channels
         check_choice(channels, (1, 3), what="TarShards: channels")
-        notes: list[str] = []
-        shards = [self.root] if self.root.is_file() else _shards_below(self.root, notes)
-        samples = _samples(shards, notes)
-        keys = _chosen_keys(samples, notes) if image_key is None else _given_keys(samples, image_key)
-        with_image = [(sample, sample.members[key]) for sample, key in zip(samples, keys, strict=True) if key is not None]
-        if without := [sample.name for sample, key in zip(samples, keys, strict=True) if key is None]:
-            notes.append(f"{len(without)} of {len(samples)} samples hold no image, the first of them {without[0]}")
-        if not with_image:
-            wanted = f"image_key={image_key!r} in" if image_key else f"accepted endings: {' '.join(_IMAGE_KINDS)};"
-            found = ", ".join(key for key, _ in Counter(key for sample in samples for key in sample.members).most_common(9))
-            reasons = "; ".join([f"{wanted} the keys that were found: {found or 'none'}", *notes])
-            raise ValueError(f"TarShards: no image in the {len(shards)} shards of {self.root}; {reasons}")
-        labelled = _labelled(with_image, notes)
-        if not labelled:
-            raise ValueError(f"TarShards: {self.root}: no label can be read: {'; '.join(notes)}")
-        shard_of = {shard: os.path.relpath(shard, self.root) for shard in shards}
-        self._names = Paths(self.root, ((shard_of[image.shard], (image.name,)) for image, _ in labelled))
-        self._places = np.array([(image.offset, image.size) for image, _ in labelled], dtype=np.int64)
-        labels = [label for _, label in labelled]
-        self.classes, self._labels = label_items(labels, owner=f"TarShards: {self.root}", key=_numbers_first)
-        if notes:
-            say_once(f"TarShards: {self.root}: {'; '.join(notes)}")
+        rules = f"shards {' '.join(_IMAGE_KINDS)} {image_key} {self.root}"  # which is in the note
+        found = listing_of(self.root, walk=partial(_read_headers, image_key=image_key), rules=rules, least=_LEAST)
+        self._names, self._places, self._labels = found.paths, found.arrays["places"], found.arrays["labels"]
+        self.classes = list(Texts.part_of(found.arrays, "classes"))
+        if found.note:
+            say_once(f"TarShards: {self.root}: {found.note}")
 
     @classmethod
     def reads(cls, path: Path) -> bool:
@@ -107,31 +102,67 @@ class TarShards(Source):
         return self._names.digest(), self._places, self._labels
 
 
+def _read_headers(root: Path, *, image_key: str | None) -> Walked:
+    """The images of all shards with their places and labels, by their headers.
+
+    Raises:
+        ValueError: see `TarShards`.
+    """
+    notes: list[str] = []
+    shards, states, real, is_listed = _shards_at(root, notes)
+    samples, is_whole = _samples(shards, notes)
+    keys = _chosen_keys(samples, notes) if image_key is None else _given_keys(samples, image_key)
+    with_image = [(sample, sample.members[key]) for sample, key in zip(samples, keys, strict=True) if key is not None]
+    if without := [sample.name for sample, key in zip(samples, keys, strict=True) if key is None]:
+        notes.append(f"{len(without)} of {len(samples)} samples hold no image, the first of them {without[0]}")
+    if not with_image:
+        wanted = f"image_key={image_key!r} in" if image_key else f"accepted endings: {' '.join(_IMAGE_KINDS)};"
+        found = ", ".join(key for key, _ in Counter(key for sample in samples for key in sample.members).most_common(9))
+        reasons = "; ".join([f"{wanted} the keys that were found: {found or 'none'}", *notes])
+        raise ValueError(f"TarShards: no image in the {len(shards)} shards of {root}; {reasons}")
+    labelled = _labelled(with_image, notes)
+    if not labelled:
+        raise ValueError(f"TarShards: {root}: no label can be read: {'; '.join(notes)}")
+    shard_of = {shard: os.path.relpath(shard, root) for shard in shards}
+    paths = Paths(root, ((shard_of[image.shard], (image.name,)) for image, _ in labelled))
+    classes, labels = label_items([label for _, label in labelled], owner=f"TarShards: {root}", key=_numbers_first)
+    places = np.array([(image.offset, image.size) for image, _ in labelled], dtype=np.int64)
+    arrays = {"places": places, "labels": labels} | Texts.of(classes).arrays("classes")
+    is_certain = is_listed and is_whole and len(labelled) == len(with_image)  # what cannot be read today may be read tomorrow
+    return Walked(Listing(paths, "; ".join(notes), arrays), states, real, is_certain)
+
+
 def _is_shard(path: Path) -> bool:
     return path.suffix.lower() == ".tar" and not is_leftover(path.name) and path.is_file()
 
 
-def _shards_below(root: Path, notes: list[str]) -> list[Path]:
-    """The shards of a folder in order; compressed ones are added to `notes`.
+def _shards_at(root: Path, notes: list[str]) -> _Shards:
+    """The shard, or those of a folder in order; compressed ones are added to `notes`.
 
     Raises:
         ValueError: there is none.
     """
-    files = sorted(files_below(root).files) if root.is_dir() else []
+    if root.is_file():
+        return _Shards([root], [("", State.of(root))], {Path(os.path.realpath(root)).parent}, True)
+    walk = Walk(root)
+    files = sorted(Path(root, folder, name) for folder, names in walk for name in names) if root.is_dir() else []
     if compressed := [str(path) for path in files if path.name.lower().endswith(_COMPRESSED)]:
         notes.append(f"{len(compressed)} compressed shards are not read; unpack them to .tar: {_first_of(compressed)}")
     shards = [path for path in files if _is_shard(path)]
     if not shards:
         raise ValueError("; ".join([f"TarShards: {root} is neither a .tar file nor a folder of .tar files", *notes]))
-    return shards
+    for shard in shards:
+        walk.remember(shard, State.of(shard))
+    real = {*walk.real, *(Path(os.path.realpath(shard)).parent for shard in shards)}
+    return _Shards(shards, walk.states, real, walk.is_certain)
 
 
 def _numbers_first(name: str) -> tuple[bool, int, str]:
     return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
 
 
-def _samples(shards: Sequence[Path], notes: list[str]) -> list[_Sample]:
-    """The samples of all shards in their order; what is wrong with the shards is added to `notes`.
+def _samples(shards: Sequence[Path], notes: list[str]) -> tuple[list[_Sample], bool]:
+    """The samples of all shards in their order, and whether all shards are whole; what is wrong with them is added to `notes`.
 
     Raises:
         ValueError: no shard can be read.
@@ -165,7 +196,7 @@ def _samples(shards: Sequence[Path], notes: list[str]) -> list[_Sample]:
         notes.append(f"{len(faults)} of {len(shards)} shards are damaged and are read as far as they are whole: {_first_of(faults)}")
     if num_replaced:
         notes.append(f"{num_replaced} members are not read, because a later member of their shard has the same name")
-    return samples
+    return samples, not faults
 
 
 def _split_at_numbers(members: dict[str, Member]) -> dict[str, dict[str, Member]]:
@@ -280,66 +311,3 @@ def _parsed(content: bytes, *, as_json: bool) -> str | None:
     if not isinstance(values, str | int | float) or not (label := str(values).strip()).isprintable() or not label:
         raise ValueError(f"the label is {str(values)[:40]!r}; expected a number or a name")
     return label
-
-
-class HuggingFaceImages(Source):
-    """A column of images of a Hugging Face dataset. Needs the extra `huggingface`.
-
-    Args:
-        path: a folder that `save_to_disk` wrote, or anything that `datasets.load_dataset` accepts.
-        split: name of the split.
-        image: name of the column of images.
-        label: name of the column of classes; None where the dataset has none.
-        channels: number of channels of every item, 1 or 3.
-
-    Raises:
-        ImportError: the package `datasets` is not installed.
-        ValueError: there is no such split or column.
-    """
-
-    def __init__(self, path: str, *, split: str = "train", image: str = "image", label: str | None = None, channels: int = 3) -> None:
-        try:
-            import datasets  # pyright: ignore[reportMissingImports]  # an optional extra
-        except ImportError as error:
-            raise ImportError("HuggingFaceImages needs the package datasets: pip install 'glpretrain[huggingface]'") from error
-        check_choice(channels, (1, 3), what="HuggingFaceImages: channels")
-        folder = expanded(path)
-        saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
-        loaded = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(path)
-        if isinstance(loaded, datasets.DatasetDict):
-            if split not in loaded:
-                raise ValueError(f"HuggingFaceImages: {path} has no split {split!r}; it has {sorted(loaded)}")
-            loaded = loaded[split]
-        for column in (image, label):
-            if column is not None and column not in loaded.column_names:
-                raise ValueError(f"HuggingFaceImages: {path} has no column {column!r}; it has {loaded.column_names}")
-        kind = loaded.features[image]
-        if not isinstance(kind, datasets.Image | datasets.Value):
-            raise ValueError(f"HuggingFaceImages: column {image!r} of {path} holds {kind}; expected one image per row")
-        # Not decoded by the package, so that a damaged image fails here and the error names its index.
-        self._rows = loaded.cast_column(image, datasets.Image(decode=False))
-        self._image, self._label, self._path, self._channels = image, label, path, channels
-        self.name = folder.name
-        if label is not None:
-            feature = loaded.features[label]
-            if not isinstance(feature, datasets.ClassLabel):
-                raise ValueError(f"HuggingFaceImages: column {label!r} of {path} holds {feature}; expected a ClassLabel")
-            self.classes = feature.names
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Item:
-        return self.reduced(index, side=MOST_SIDE)
-
-    def reduced(self, index: int, *, side: int) -> Item:
-        checked_index(index, len(self))
-        with damage_named(f"{self._path}[{index}]"):
-            row = self._rows[index]
-            stored = row[self._image]
-            if stored is None or (stored["bytes"] is None and stored["path"] is None):
-                raise ValueError(f"no image in column {self._image!r}")
-            source = Path(stored["path"]) if stored["bytes"] is None else io.BytesIO(stored["bytes"])
-            image = decode_pil(source, channels=self._channels, side=side)
-        label = None if self._label is None else row[self._label]
-        return Item(values=image, label=-1 if label is None else label, instances=None, regions=None)
