@@ -14,7 +14,7 @@ from image_files import write_image
 from processes import together
 
 from glpretrain.core.listing import say_once
-from glpretrain.data import ImageFolder
+from glpretrain.data import ImageFolder, Source
 from glpretrain.data.sources import saved_listings
 from glpretrain.data.sources.images import decoding
 from glpretrain.data.sources.saved_listings import Walked
@@ -66,7 +66,8 @@ def _made(path: Path) -> Path:
     return path
 
 
-def _described(source: ImageFolder) -> tuple[object, ...]:
+def _described(source: Source) -> tuple[object, ...]:
+    assert isinstance(source, ImageFolder)
     labels = [source._label_of_folder[number] for number in source._files.folder_of]
     return list(source.paths), source.classes, labels, list(source.groups), source.fingerprint()
 
@@ -244,7 +245,17 @@ def test_a_listing_goes_to_another_process_by_the_name_of_its_file(root: Path, o
         sent = pickle.dumps(source)
         assert b"a/in" in sent and b"\xc3\xa4.png" not in sent
         assert _described(pickle.loads(sent)) == _described(source)
-    (file,) = [path for path in _files(own_cache) if path.name in sent.decode("latin-1")]
-    file.unlink()
+    shutil.rmtree(own_cache)
     with pytest.raises(FileNotFoundError):
         pickle.loads(sent)
+
+
+def test_the_parts_of_a_folder_are_taken_from_one_walk(root: Path, walks: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saved_listings, "_keep_times", lambda folders: False)
+    for name in ("train", "val"):
+        shutil.copytree(root, root.parent / "parts" / name, symlinks=True)
+    source = ImageFolder(root.parent / "parts")
+    picture(root.parent / "parts" / "val" / "a" / "new.png")
+    split = source.train_test_split()
+    assert split is not None and [len(part) for part in split] == [len(NAMES)] * 2 and len(walks) == 2
+    assert _described(split[0]) == _described(source) and split[1].paths[0] == root.parent / "parts" / "val" / "a" / "0.png"

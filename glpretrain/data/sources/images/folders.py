@@ -5,6 +5,7 @@ The files are found when a source is constructed, so that an empty folder fails 
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Literal
 
@@ -90,11 +91,19 @@ class ImageFolder(Source):
         if split is not None and self._split_folders is None:
             raise ValueError(f"ImageFolder: split={split!r}, but {self.root} has no train/ beside val/ or test/; leave split out")
         self.name = self.root.resolve().name
+        self._found = [find_images(folder) for folder in self._split_folders or (self.root,)]
+        self._choose(split or "train")
+
+    def _choose(self, split: Literal["all", "train", "val"]) -> None:
+        """Take the images of a split, or all of a folder without splits.
+
+        Raises:
+            ValueError: there is none.
+        """
         if self._split_folders is None:
-            parts = {"": find_images(self.root)}
-            self.classes = _classes([parts[""]], self.root)
+            self.classes, parts = _classes(self._found, self.root), {"": self._found[0]}
         else:
-            parts = self._read_split(*self._split_folders, split=split or "train")
+            parts = self._read_split(*self._split_folders, *self._found, split=split)
         numbers = {name: number for number, name in enumerate(self.classes)}
         tops = [top for paths in parts.values() for top in _tops(paths)]
         self._label_of_folder = np.array([numbers.get(top, -1) for top in tops], dtype=np.int32)
@@ -102,9 +111,10 @@ class ImageFolder(Source):
         if not self.paths:
             raise _nothing_found("ImageFolder", self.root if self._split_folders is None else self._split_folders[split == "val"])
 
-    def _read_split(self, train_folder: Path, val_folder: Path, *, split: Literal["all", "train", "val"]) -> dict[str, Paths]:
+    def _read_split(
+        self, train_folder: Path, val_folder: Path, train: Paths, val: Paths, *, split: Literal["all", "train", "val"]
+    ) -> dict[str, Paths]:
         """The images of the split, by the folder of their part."""
-        train, val = find_images(train_folder), find_images(val_folder)
         self.classes = _classes([train, val], self.root) if split == "all" else _classes([train], train_folder)
         if split == "val" and self.classes:
             # The classes of train/ come first, so that a class has the same number in both; a test part may have no labels.
@@ -156,8 +166,9 @@ class ImageFolder(Source):
     def train_test_split(self) -> tuple[Source, Source] | None:
         if self._split_folders is None or not self.classes:
             return None
-        train = ImageFolder(self.root, channels=self.channels, split="train")
-        test = ImageFolder(self.root, channels=self.channels, split="val")
+        train, test = copy(self), copy(self)  # of what was found at first: a run scores the same files from its start to its end
+        train._choose("train")
+        test._choose("val")
         if not test.classes:
             kept = [folder.name for folder in self._split_folders]
             say_once(f"ImageFolder: no image of {self.root / kept[1]} is in a class folder, so that it gives no scores")
