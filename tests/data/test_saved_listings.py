@@ -173,7 +173,7 @@ def test_a_damaged_or_foreign_listing_is_refused_in_one_line_and_made_anew(
         assert _described(ImageFolder(root)) == right and walks == [root], number  # the new one is used
 
 
-@pytest.mark.parametrize("reason", ["small", "recent", "kind of file system", "closed folder", "closed file"])
+@pytest.mark.parametrize("reason", ["small", "recent", "kind of file system", "closed folder", "closed file", "no home"])
 def test_a_listing_is_not_saved_where_it_could_mislead(
     reason: str, root: Path, walks: list[Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,8 +186,11 @@ def test_a_listing_is_not_saved_where_it_could_mislead(
     elif reason == "closed folder":
         scandir = os.scandir
         monkeypatch.setattr(os, "scandir", lambda path: _refused() if Path(path).name == "in" else scandir(path))
-    else:
+    elif reason == "closed file":
         monkeypatch.setattr(decoding, "_begins_as_image", lambda path: _refused())
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user whom the system does not know
     for _ in range(2):
         ImageFolder(root)
     assert len(walks) == 2 and not _files(own_cache)

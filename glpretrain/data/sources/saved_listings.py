@@ -69,13 +69,16 @@ def listing_of(root: Path, *, walk: Callable[[Path], Walked], rules: str, least:
         rules: what else the listing depends on, such as which endings are accepted.
         least: number of items from which on it is worth the disk space to save the listing.
     """
+    try:
+        saved = _Saved.of(root, rules)
+    except RuntimeError:  # a user without a home folder
+        return walk(root).listing
     if not _keep_times([Path(os.path.realpath(root))]):
         return walk(root).listing
-    saved = _Saved.of(root, rules)
     if (found := saved.find()) is not None:
         return found
     with saved.turn() as saves:
-        if not saves and (found := saved.find()) is not None:
+        if (found := saved.find()) is not None:  # another process has made it meanwhile
             return found
         started = time.time_ns()
         walked = walk(root)
@@ -148,10 +151,8 @@ class _Saved(NamedTuple):
                 with suppress(OSError):
                     file.unlink()
                 continue
-            states = map(tuple, arrays["states"].tolist())
-            if all(
-                State.of(os.path.join(self.root, name) if name else self.root) == state for name, state in zip(names, states, strict=True)
-            ):
+            places = (os.path.join(self.root, name) if name else self.root for name in names)  # the root may be a file
+            if all(State.of(place) == tuple(state) for place, state in zip(places, arrays["states"].tolist(), strict=True)):
                 with suppress(OSError):  # it may belong to another user
                     os.utime(file)
                 return Listing(paths, note, arrays)
