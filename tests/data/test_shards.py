@@ -14,7 +14,7 @@ from PIL import Image
 from glpretrain.core.listing import say_once
 from glpretrain.data import HuggingFaceImages, TarShards, UnreadableItemError, source_for
 from glpretrain.data.sources import saved_listings
-from glpretrain.data.sources.images import shards
+from glpretrain.data.sources.images import shard_headers, shards
 
 
 def png(value: int, kind: str = "PNG") -> bytes:
@@ -295,8 +295,8 @@ def test_headers_are_read_once_while_the_shards_stay_as_they_are(
 ) -> None:
     opened: list[str] = []
     seconds = itertools.count()
-    read = shards.read_contents
-    monkeypatch.setattr(shards, "read_contents", lambda shard: opened.append(shard.name) or read(shard))
+    read = shard_headers.read_contents
+    monkeypatch.setattr(shard_headers, "read_contents", lambda shard: opened.append(shard.name) or read(shard))
     monkeypatch.setattr(shards, "_LEAST", 1)
     monkeypatch.setattr(saved_listings, "_SETTLED", -60.0)
     monkeypatch.setattr(saved_listings, "_keep_times", lambda folders: True)
