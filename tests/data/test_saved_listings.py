@@ -14,9 +14,9 @@ from image_files import write_image
 from processes import together
 
 from glpretrain.core.listing import say_once
-from glpretrain.data import ImageFolder, Source
+from glpretrain.data import ImageFolder, ImageList, Source
 from glpretrain.data.sources import saved_listings
-from glpretrain.data.sources.images import decoding
+from glpretrain.data.sources.images import decoding, lists
 from glpretrain.data.sources.saved_listings import Walked
 
 picture = partial(write_image, size=(3, 5))
@@ -266,3 +266,20 @@ def test_the_parts_of_a_folder_are_taken_from_one_walk(root: Path, walks: list[P
     split = source.train_test_split()
     assert split is not None and [len(part) for part in split] == [len(NAMES)] * 2 and len(walks) == 2
     assert _described(split[0]) == _described(source) and split[1].paths[0] == root.parent / "parts" / "val" / "a" / "0.png"
+
+
+def test_a_list_is_read_once_while_it_stays_as_it_is(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "_LEAST", 1)
+    reads: list[Path] = []
+    read = lists._read
+    monkeypatch.setattr(lists, "_read", lambda path: reads.append(path) or read(path))
+    path, link = tmp_path / "list.txt", tmp_path / "elsewhere" / "list.txt"
+    _made(link).symlink_to(path)
+    path.write_text("a/0.png x\n/b/1.png y\n")
+    os.utime(path, (1e9, 1e9))
+    first, again, linked = ImageList(path), ImageList(path), ImageList(link)
+    assert len(reads) == 1 and len({source.fingerprint() for source in (first, again, linked)}) == 1
+    assert list(again.paths) == [tmp_path / "a/0.png", Path("/b/1.png")] and linked.paths[0] == tmp_path / "elsewhere" / "a/0.png"
+    assert again.classes == ["x", "y"] and again._labels.tolist() == [0, 1]
+    path.write_text("a/0.png y\n/b/1.png x\n")
+    assert ImageList(path)._labels.tolist() == [1, 0] and len(reads) == 2

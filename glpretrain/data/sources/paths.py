@@ -176,6 +176,10 @@ class Paths(Sequence[Path]):
         """Name of each file."""
         return self._names
 
+    def with_root(self, root: Path) -> "Paths":
+        """The same paths relative to another folder."""
+        return Paths.of_arrays(root, folders=self._folders, names=self._names, folder_of=self._folder_of, file=self._file)
+
     def below(self, root: Path, folder: str) -> "Paths":
         """The same paths relative to a folder above, `folder` being their own relative to it."""
         folders = Texts.of(os.path.join(folder, inner) if inner else folder for inner in self._folders)

@@ -1,17 +1,21 @@
 """Image files that a text file lists, as a source.
 
-The list is read when the source is constructed, line by line. Whether its files exist is found out when they are decoded.
+The list is read when the source is constructed, line by line, and what it says is mapped into memory while it stays as it is. Whether its
+files exist is found out when they are decoded.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from glpretrain.core.listing import expanded
+from glpretrain.core.listing import State, expanded
 from glpretrain.data.sources.base import Item, Source, checked_index, label_items
 from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, decode
-from glpretrain.data.sources.paths import Paths
+from glpretrain.data.sources.paths import Paths, Texts
+from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 
 _LISTS = (".txt", ".lst", ".tsv")
+_LEAST = 100_000  # images, which are read in a fifth of a second
 
 
 class ImageList(Source):
@@ -34,23 +38,9 @@ class ImageList(Source):
         self.name, self.channels = self.path.stem, channels
         if not self.path.is_file():
             raise ValueError(f"ImageList: {self.path} is not a file")
-        labels: list[str | None] = []
-        self.paths = Paths.of(self.path.parent, self._names(labels))
-        if not self.paths:
-            raise ValueError(f"ImageList: {self.path} lists no image; expected a path [and a class name] per line")
-        self.classes, self._labels = label_items(labels, owner=f"ImageList: {self.path}")
-
-    def _names(self, labels: list[str | None]) -> Iterator[str]:
-        """The path in each line; its class name is added to `labels`."""
-        known: dict[str, str] = {}  # one object for all images of a class
-        with self.path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:  # names of files may be any bytes
-            for line in map(str.strip, lines):
-                if "\0" in line:
-                    raise ValueError(f"ImageList: {self.path} is no text in UTF-8; expected a path [and a class name] per line")
-                if line and not line.startswith("#"):
-                    name, label = _split_line(line)
-                    labels.append(None if label is None else known.setdefault(label, label))
-                    yield name
+        found = listing_of(self.path, walk=_read, rules=f"list {' '.join(ENDINGS)}", least=_LEAST)
+        self.paths = found.paths.with_root(self.path.parent)
+        self.classes, self._labels = list(Texts.part_of(found.arrays, "classes")), found.arrays["labels"]
 
     @classmethod
     def reads(cls, path: Path) -> bool:
@@ -69,6 +59,34 @@ class ImageList(Source):
 
     def _listing(self) -> tuple[object, ...]:
         return *super()._listing(), self._labels
+
+
+def _read(path: Path) -> Walked:
+    """The images of a list, their classes and labels.
+
+    Raises:
+        ValueError: see `ImageList`.
+    """
+    state, labels = State.of(path), list[str | None]()
+    paths = Paths.of(path.parent, _names(path, labels))
+    if not paths:
+        raise ValueError(f"ImageList: {path} lists no image; expected a path [and a class name] per line")
+    classes, of_items = label_items(labels, owner=f"ImageList: {path}")
+    arrays = Texts.of(classes).arrays("classes") | {"labels": of_items}
+    return Walked(Listing(paths, "", arrays), [("", state)], [Path(os.path.realpath(path))], True)
+
+
+def _names(path: Path, labels: list[str | None]) -> Iterator[str]:
+    """The path in each line; its class name is added to `labels`."""
+    known: dict[str, str] = {}  # one object for all images of a class
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:  # names of files may be any bytes
+        for line in map(str.strip, lines):
+            if "\0" in line:
+                raise ValueError(f"ImageList: {path} is no text in UTF-8; expected a path [and a class name] per line")
+            if line and not line.startswith("#"):
+                name, label = _split_line(line)
+                labels.append(None if label is None else known.setdefault(label, label))
+                yield name
 
 
 def _split_line(line: str) -> tuple[str, str | None]:
