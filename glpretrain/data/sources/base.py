@@ -211,24 +211,27 @@ def check_choice(value: object, accepted: Sequence[object], *, what: str) -> Non
 
 
 def label_items(
-    names: Sequence[str | None], *, owner: str, key: Callable[[str], tuple[object, ...]] | None = None
+    names: Sequence[str], numbers: np.ndarray, *, owner: str, key: Callable[[str], tuple[object, ...]] | None = None
 ) -> tuple[list[str], np.ndarray]:
-    """Number the classes of items.
+    """Number the classes of items in their order.
 
     Args:
-        names: class name of each item, None without one.
+        names: names, each once, in any order.
+        numbers: Int[N], number of each item's name among them, -1 without one.
         owner: class and file, for the message.
         key: what classes are sorted by; their names when left out.
 
     Returns:
-        Class names in order, and Int[N], each item's index among them, -1 without a class.
+        Names of the classes that items have, in order, and Int[N], each item's index among them, -1 without a class.
 
     Raises:
         ValueError: only some items have a class.
     """
-    labelled = [name for name in names if name is not None]
-    if 0 < len(labelled) < len(names):
-        raise ValueError(f"{owner}: {len(labelled)} of {len(names)} images have a class name; expected one for all images or for none")
-    classes = sorted(set(labelled), key=key)
-    numbers = {name: number for number, name in enumerate(classes)}
-    return classes, np.array([-1 if name is None else numbers[name] for name in names], dtype=np.int32)
+    labelled = int((numbers >= 0).sum())
+    if 0 < labelled < len(numbers):
+        raise ValueError(f"{owner}: {labelled} of {len(numbers)} images have a class name; expected one for all images or for none")
+    used = np.flatnonzero(np.bincount(numbers + 1, minlength=len(names) + 1)[1:]).tolist()
+    ordered = sorted(used, key=lambda number: names[number] if key is None else key(names[number]))
+    places = np.full(len(names) + 1, -1, dtype=np.int32)  # the last one is that of -1
+    places[ordered] = np.arange(len(ordered), dtype=np.int32)
+    return [names[number] for number in ordered], places[numbers]

@@ -5,8 +5,11 @@ files exist is found out when they are decoded.
 """
 
 import os
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from glpretrain.core.listing import State, expanded
 from glpretrain.data.sources.base import Item, Source, checked_index, label_items
@@ -67,25 +70,24 @@ def _read(path: Path) -> Walked:
     Raises:
         ValueError: see `ImageList`.
     """
-    state, labels = State.of(path), list[str | None]()
-    paths = Paths.of(path.parent, _names(path, labels))
+    state, known, labels = State.of(path), dict[str, int](), array("i")
+    paths = Paths.of(path.parent, _names(path, known, labels))
     if not paths:
         raise ValueError(f"ImageList: {path} lists no image; expected a path [and a class name] per line")
-    classes, of_items = label_items(labels, owner=f"ImageList: {path}")
+    classes, of_items = label_items(list(known), np.array(labels), owner=f"ImageList: {path}")
     arrays = Texts.of(classes).arrays("classes") | {"labels": of_items}
     return Walked(Listing(paths, "", arrays), [("", state)], [Path(os.path.realpath(path))], True)
 
 
-def _names(path: Path, labels: list[str | None]) -> Iterator[str]:
-    """The path in each line; its class name is added to `labels`."""
-    known: dict[str, str] = {}  # one object for all images of a class
+def _names(path: Path, known: dict[str, int], labels: "array[int]") -> Iterator[str]:
+    """The path in each line. New class names are added to `known`, and the number of the line's own, or -1, to `labels`."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:  # names of files may be any bytes
         for line in map(str.strip, lines):
             if "\0" in line:
                 raise ValueError(f"ImageList: {path} is no text in UTF-8; expected a path [and a class name] per line")
             if line and not line.startswith("#"):
                 name, label = _split_line(line)
-                labels.append(None if label is None else known.setdefault(label, label))
+                labels.append(-1 if label is None else known.setdefault(label, len(known)))
                 yield name
 
 

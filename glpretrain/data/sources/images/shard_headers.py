@@ -184,8 +184,7 @@ def _listed(samples: _Samples, keys: Sequence[str | None], shards: Sequence[str]
         names=samples.names.texts().at(chosen),
         folder_of=folder_of.astype(np.int32),
     )
-    texts = [*samples.labels, None]  # the last one, which is number -1, for those without
-    classes, labels = label_items([texts[number] for number in label_of[kept].tolist()], owner=f"TarShards: {root}", key=_numbers_first)
+    classes, labels = label_items(list(samples.labels), label_of[kept], owner=f"TarShards: {root}", key=_numbers_first)
     arrays = {"places": np.array(samples.places, dtype=np.int64).reshape(-1, 2)[chosen], "labels": labels}
     return Listing(paths, "; ".join(notes), arrays | Texts.of(classes).arrays("classes")), bool((kept == with_image).all())
 
