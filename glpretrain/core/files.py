@@ -9,7 +9,7 @@ import os
 import platform
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +18,12 @@ from filelock import FileLock, SoftFileLock, Timeout
 PART = ".part"  # ending of files that are not complete yet; their names start with a dot
 LOCK = ".lock"
 _PATIENCE = 0.5  # seconds: a lock that is freed at this moment is not refused
+_MOMENT = 5.0  # seconds
+
+
+def cache_folder(name: str) -> Path:
+    """`glpretrain/<name>` below the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "glpretrain" / name
 
 
 @contextmanager
@@ -120,6 +126,41 @@ def locked(folder: Path, *, argument: str) -> Iterator[None]:
     finally:
         if ours:
             path.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def first_of(path: Path, *, patience: float, waiting: Callable[[], None]) -> Iterator[bool]:
+    """Let one process do something that others would do too, such as those of a run that start at the same moment.
+
+    Args:
+        path: path of a lock file; its folder is made where it is missing.
+        patience: seconds that the others wait for the first one.
+        waiting: function that is called where they wait for longer than a moment.
+
+    Yields:
+        Whether this process is the first one. Otherwise the first one has ended, or patience has.
+
+    Raises:
+        OSError: there can be no such file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, thread_local=False)
+    is_first, seconds = False, 0.0
+    for seconds in (0.0, _MOMENT, patience):
+        try:
+            lock.acquire(timeout=seconds)
+        except Timeout:
+            if seconds == _MOMENT:
+                waiting()
+            continue
+        is_first = seconds == 0.0
+        break
+    if not is_first:
+        lock.release()
+    try:
+        yield is_first
+    finally:
         lock.release()
 
 

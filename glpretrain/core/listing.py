@@ -9,16 +9,17 @@ import os
 import re
 from bisect import bisect
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 _LOG = logging.getLogger(__name__)
-_LEFTOVERS = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
+LEFTOVERS = frozenset(("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__"))
 _PLAIN_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,5}")
 _MOST_KINDS = 8
+_LARGEST = 2**63 - 1  # inode that is told apart
 
 
 class Found(NamedTuple):
@@ -34,15 +35,28 @@ class Run(NamedTuple):
     folder: str  # relative to the folder that was walked through, and empty for this one
     names: list[str]
 
-    @property
-    def top(self) -> str:
-        """The first part of `folder`."""
-        return self.folder.partition("/")[0]
+
+class State(NamedTuple):
+    """What changes with the entries of a folder, or with the content of a file; all 0 where there is nothing at a path."""
+
+    inode: int
+    modified: int  # nanoseconds since 1970
+    changed: int  # likewise; no program can set it back
+
+    @classmethod
+    def of(cls, path: str | Path) -> "State":
+        """The state now. Links are followed."""
+        try:
+            found = os.stat(path)
+        except OSError:
+            return cls(0, 0, 0)
+        return cls(found.st_ino & _LARGEST, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class _Folder(NamedTuple):
-    path: Path
-    real: Path  # without links
+    path: str
+    relative: str  # to the folder that is walked through
+    real: str  # without links
     seen: set[Path] | None  # real folders that were reached through the same link; None where no link was followed
 
 
@@ -54,7 +68,7 @@ def expanded(path: str | Path) -> Path:
 
 def is_leftover(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or was left behind by an operating system or a tool."""
-    return name.startswith(".") or name.lower() in _LEFTOVERS
+    return name.startswith(".") or name.lower() in LEFTOVERS
 
 
 def subfolders(root: Path) -> list[Path]:
@@ -70,67 +84,117 @@ def files_below(root: Path) -> Found:
     Raises:
         OSError: `root` cannot be listed.
     """
-    runs, passed_over = runs_below(root)
-    return Found([Path(root, folder, name) for folder, names in runs for name in names], passed_over)
+    walk = Walk(root)
+    files = [Path(root, folder, name) for folder, names in walk for name in names]
+    return Found(files, walk.passed_over)
 
 
-def runs_below(root: Path) -> tuple[list[Run], list[tuple[Path, str]]]:
-    """What `files_below` gives, folder by folder, for lists of millions of files."""
-    top = Path(os.path.realpath(root))
-    runs: list[tuple[tuple[str, ...], list[str]]] = []  # parts of a folder, and names in it
-    passed_over: list[tuple[Path, str]] = []
-    folders = [_Folder(root, top, None)]
-    while folders:
-        folder = folders.pop()
-        try:
-            with os.scandir(folder.path) as opened:
-                entries = list(opened)
-        except OSError as error:
-            if folder.path == root:
-                raise
-            passed_over.append((folder.path, f"folders that cannot be listed ({error.strerror})"))
-            continue
-        names: list[str] = []
-        entered: list[str] = []
-        for entry in entries:
-            name = entry.name
-            if is_leftover(name):
+class Walk:
+    """What `files_below` gives, folder by folder, for millions of files. It can be iterated over once, and fills its attributes meanwhile.
+
+    Args:
+        root: the folder to walk through.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.passed_over: list[tuple[Path, str]] = []  # as in `Found`
+        self.states: list[tuple[str, State]] = []  # folders relative to `root`, before they were listed, and what was passed over
+        self.is_certain = True  # whether all could be read that decides about what is found
+        self._top = Path(os.path.realpath(root))
+        self.real = [self._top]  # `root` and the folders that links in it lead to, without links
+
+    def __iter__(self) -> Iterator[Run]:
+        """The files in the order of their paths.
+
+        Raises:
+            OSError: `root` cannot be listed.
+        """
+        steps: list[_Folder | Run] = [_Folder(str(self.root), "", str(self._top), None)]
+        while steps:
+            step = steps.pop()
+            if isinstance(step, Run):
+                yield step
                 continue
-            try:
-                is_file = entry.is_file()
-                is_folder = not is_file and entry.is_dir()
-            except OSError:  # a link to itself
-                is_folder, is_file = False, False
-            if is_file:
-                names.append(name)
-            elif is_folder and (inner := _entered(folder.path / name, entry.is_symlink(), folder, top)) is not None:
-                folders.append(inner)
-                entered.append(name)
-            elif is_folder:
-                passed_over.append((folder.path / name, "links to folders that are searched anyway or that lie above"))
-            else:
-                kind = "links to nothing" if entry.is_symlink() and not os.path.exists(entry) else "pipes, sockets or devices"
-                passed_over.append((folder.path / name, kind))
+            names, inner = self._listed(step)
+            # The files of an inner folder come between two of the files beside it.
+            places = [0, *(bisect(names, os.path.basename(folder.path)) for folder in inner), len(names)]
+            following: list[_Folder | Run] = []
+            for number, (start, stop) in enumerate(pairwise(places)):
+                if start < stop:
+                    following.append(Run(step.relative, names[start:stop]))
+                following += inner[number : number + 1]
+            steps += reversed(following)
+
+    def _listed(self, folder: _Folder) -> tuple[list[str], list[_Folder]]:
+        """The names of the files in a folder, and the folders in it that have to be entered, both in order."""
+        self.states.append((folder.relative, state := State.of(folder.path)))
+        self.is_certain = self.is_certain and state.inode != 0
+        names: list[str] = []
+        others: list[os.DirEntry[str]] = []
+        try:
+            with os.scandir(folder.path) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name[0] == "." or name.lower() in LEFTOVERS:  # `is_leftover`, whose call would take a tenth of the time
+                        continue
+                    try:
+                        is_file = entry.is_file()
+                    except OSError:  # a link to itself
+                        is_file = False
+                    if is_file:
+                        names.append(name)
+                    else:
+                        others.append(entry)
+        except OSError as error:
+            if not folder.relative:
+                raise
+            self.is_certain = False
+            self.passed_over.append((Path(folder.path), f"folders that cannot be listed ({error.strerror})"))
+            return [], []
         names.sort()
-        # The files of an inner folder come between two of the files beside it.
-        places = [0, *(bisect(names, name) for name in sorted(entered)), len(names)]
-        parts = folder.path.relative_to(root).parts
-        runs += [(parts, names[start:stop]) for start, stop in pairwise(places) if start < stop]
-    runs.sort(key=lambda run: (*run[0], run[1][0]))
-    return [Run("/".join(parts), names) for parts, names in runs], passed_over
+        inner: list[_Folder] = []
+        for entry in sorted(others, key=lambda entry: entry.name):
+            if (found := self._found(entry, folder)) is not None:
+                inner.append(found)
+        return names, inner
+
+    def _found(self, entry: os.DirEntry[str], parent: _Folder) -> _Folder | None:
+        """The folder of an entry that is no file, if the walk has to enter it; otherwise it is passed over."""
+        try:
+            is_folder = entry.is_dir()
+        except OSError:
+            is_folder = False
+        if is_folder:
+            if (inner := _entered(entry.name, entry.is_symlink(), parent, self._top)) is not None:
+                if inner.seen is not None:
+                    self.real.append(Path(inner.real))
+                return inner
+            kind = "links to folders that are searched anyway or that lie above"
+        else:
+            kind = "links to nothing" if entry.is_symlink() and not os.path.exists(entry) else "pipes, sockets or devices"
+        path = Path(parent.path, entry.name)
+        self.remember(path, State.of(path))
+        self.passed_over.append((path, kind))
+        return None
+
+    def remember(self, path: Path, state: State) -> None:
+        """Add the state of something that decides about what is found."""
+        self.states.append((path.relative_to(self.root).as_posix(), state))
 
 
-def _entered(path: Path, is_link: bool, parent: _Folder, top: Path) -> _Folder | None:
-    """The folder at `path` if the walk has to enter it."""
+def _entered(name: str, is_link: bool, parent: _Folder, top: Path) -> _Folder | None:
+    """The folder in another one if the walk has to enter it."""
+    path, relative = os.path.join(parent.path, name), f"{parent.relative}/{name}" if parent.relative else name
     if not is_link and parent.seen is None:
-        return _Folder(path, parent.real / path.name, None)
+        return _Folder(path, relative, os.path.join(parent.real, name), None)
     real = Path(os.path.realpath(path))
     below_top = real.is_relative_to(top) and not any(is_leftover(part) for part in real.relative_to(top).parts)
-    if below_top or top.is_relative_to(real) or parent.real.is_relative_to(real) or real in (parent.seen or ()):
+    if below_top or top.is_relative_to(real) or Path(parent.real).is_relative_to(real) or real in (parent.seen or ()):
         return None
     seen = set() if parent.seen is None else parent.seen
     seen.add(real)
-    return _Folder(path, real, seen)
+    return _Folder(path, relative, str(real), seen)
 
 
 def has_plain_ending(path: Path) -> bool:

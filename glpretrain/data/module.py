@@ -27,7 +27,7 @@ from glpretrain.data.items import Asked, Items, RawBatch, RawItems, batches_of
 from glpretrain.data.loading import usable_cores
 from glpretrain.data.orders import EpochBatches, Order, Position, Shuffled
 from glpretrain.data.own import embedded_source, train_test_parts
-from glpretrain.data.requirements import Consumer, Made, Tokens, check_uses
+from glpretrain.data.requirements import Consumer, Made, Tokens, check_same_items, check_uses
 from glpretrain.data.sources.base import Source
 from glpretrain.data.views import ViewMaker, Views
 from glpretrain.masking import Corruption, Mask, RegionMask
@@ -120,8 +120,7 @@ class DataModule(LightningDataModule):
         self._batches: EpochBatches | None = None
         self._resumed = Position(0, 0)
         self._epoch_start, self._epoch_length = 0, 0  # batches before this epoch, and in it
-        self._items_seen = 0
-        self._unreadable: set[int] = set()
+        self._items_seen, self._unreadable = 0, set[int]()
         self._run_folder = Path()
 
     def made(self, num_channels: int = 3) -> dict[str, Made]:
@@ -153,6 +152,7 @@ class DataModule(LightningDataModule):
             )
         num_channels = len(encoder.card.mean)
         check_uses(type(method).__name__, method.uses, self.made(num_channels))
+        check_same_items(self.source, self.trainer.strategy)
         for _, shape in self.views.groups(num_channels).values():
             encoder.grid(shape)
         self._batches = EpochBatches(

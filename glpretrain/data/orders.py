@@ -108,6 +108,7 @@ class EpochBatches(DistributedSampler):
         self.on_epoch = on_epoch
         self._resumed = Position(0, 0)
         self._planned: tuple[int, Epoch] | None = None
+        self._table: Tensor | None = None  # Float[N]: weight of every item in the planned epoch; None before it is needed
         self._plan(0)
 
     def resume(self, position: Position) -> None:
@@ -137,9 +138,10 @@ class EpochBatches(DistributedSampler):
         _, planned = self._planned
         if planned.weights is None:
             return torch.ones(len(index), device=index.device)
-        table = torch.zeros(self.length)
-        table[planned.indices] = planned.weights
-        return table[index.cpu()].to(index.device)
+        if self._table is None:
+            self._table = torch.zeros(self.length)
+            self._table[planned.indices] = planned.weights
+        return self._table[index.cpu()].to(index.device)
 
     def _plan(self, epoch: int) -> Epoch:
         if self._planned is None or self._planned[0] != epoch:
@@ -152,6 +154,7 @@ class EpochBatches(DistributedSampler):
                 )
             self.whole_steps(len(planned.indices) // together)
             self._planned = epoch, planned
+            self._table = None
         return self._planned[1]
 
     def __len__(self) -> int:

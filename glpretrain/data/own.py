@@ -85,9 +85,10 @@ def train_test_parts(source: Source) -> tuple[Source, Source]:
         return split
     index = torch.arange(len(source))
     first: dict[str, int] = {}
-    leaders = torch.tensor([first.setdefault(name, number) for number, name in enumerate(source.groups)]) if source.groups else index
+    groups = source.groups  # made anew whenever it is asked for
+    leaders = torch.tensor([first.setdefault(name, number) for number, name in enumerate(groups)]) if groups else index
     train = keys.uniform(keys.item_keys(seed=0, epoch=0, index=leaders)) < _TRAIN_SHARE  # a fixed seed, so that runs stay comparable
-    return Subset(source, indices=index[train].tolist()), Subset(source, indices=index[~train].tolist())
+    return Subset(source, indices=index[train].numpy()), Subset(source, indices=index[~train].numpy())
 
 
 def embedded_source(modality: str, *, size: int) -> Source:

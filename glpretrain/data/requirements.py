@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from glpretrain.core.batch import Uses
 from glpretrain.core.types import EncoderCard
+from glpretrain.data.sources.base import Source
 
 
 class Tokens(Protocol):
@@ -21,6 +22,18 @@ class Tokens(Protocol):
 
     def grid(self, item_shape: Sequence[int], /) -> tuple[int, ...]:
         """Tokens along each axis."""
+        ...
+
+
+class Processes(Protocol):
+    """The part of Lightning's strategy that a comparison of processes needs."""
+
+    def broadcast(self, obj: str, /) -> str:
+        """What the first process gives."""
+        ...
+
+    def reduce_boolean_decision(self, decision: bool, /, all: bool) -> bool:
+        """Whether all processes give True."""
         ...
 
 
@@ -103,6 +116,24 @@ def check_uses(method: str, uses: Mapping[str, Uses], made: Mapping[str, Made]) 
         used |= {_setting(f"{name}.{part}").name for use in users for part in (*use.needs, *use.takes)}
         for setting in sorted(makers - used):
             raise ValueError(f"{method} does not use {setting}: leave it out")
+
+
+def check_same_items(source: Source, processes: Processes) -> None:
+    """Check that all processes have listed the same items. Otherwise an index would not mean the same in all of them.
+
+    Args:
+        source: source of this process.
+        processes: the processes of the run, all of which call this.
+
+    Raises:
+        ValueError: they have not.
+    """
+    own = source.fingerprint()
+    if not processes.reduce_boolean_decision(processes.broadcast(own) == own, all=True):
+        raise ValueError(
+            f"DataModule: {source.name}: the processes of this run have listed different items, this one {len(source)}; files were added,"
+            " removed or renamed meanwhile, or lie on several machines: make them equal and start again"
+        )
 
 
 def _setting(name: str) -> Setting:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from glpretrain.core.files import PART, part_file, write_json
+from glpretrain.core.files import PART, cache_folder, part_file, write_json
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, fingerprint
 
@@ -37,7 +37,7 @@ _ABANDONED = 3600.0  # seconds after which a file that is not complete belongs t
 
 def default_folder() -> Path:
     """`glpretrain/features` below the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "glpretrain" / "features"
+    return cache_folder("features")
 
 
 class FeatureCache:

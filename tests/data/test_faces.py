@@ -11,6 +11,7 @@ from view_parts import card_of, flips
 
 from glpretrain.data import Faces, FaceSwaps, ImageFolder, LFWSubset, Subset, UnreadableItemError, source_for
 from glpretrain.data.module import DataModule
+from glpretrain.data.sources.images import face_regions
 from glpretrain.data.sources.images.face_regions import TABLES, read_map
 from glpretrain.data.views import MultiCrop, ViewSpec
 from glpretrain.encoders import ViT
@@ -52,6 +53,23 @@ def test_a_map_is_translated_and_stretched_to_its_image(tmp_path: Path) -> None:
     assert torch.equal(large, expected.repeat_interleave(2, dim=0).repeat_interleave(3, dim=1))
     np.save(tmp_path / "map.npy", np.array([[[0, 3], [5, 2]]], dtype=np.int64))  # as the official preparation writes them
     assert torch.equal(read_map(tmp_path / "map.npy", table=TABLES["fasseg"], size=(2, 2)), expected)
+
+
+def test_maps_are_found_by_listing_their_folders_once(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(prepared / "regions/fake/a/2.npy", np.zeros((20, 30)))  # the .png comes first
+    (prepared / "regions/real/b/1.png").rename(prepared / "regions/real/b/1.npy")
+    listed: list[Path] = []
+    files_in = face_regions._files_in
+    monkeypatch.setattr(face_regions, "_files_in", lambda folder: listed.append(folder) or files_in(folder))
+    monkeypatch.setattr(face_regions, "find_map", lambda folder, name: pytest.fail(f"asked for the map of {name} alone"))
+    maps = Faces(prepared)._maps
+    assert [str(path.relative_to(prepared / "regions")) for path in maps] == [
+        "fake/a/1.png",
+        "fake/a/2.png",
+        "real/b/1.npy",
+        "real/b/2.png",
+    ]
+    assert len(listed) == len(set(listed)) == 3
 
 
 def test_a_file_that_is_no_label_map_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from glpretrain.core.batch import Uses
-from glpretrain.data.requirements import Made, check_uses
+from glpretrain.data import Scenes
+from glpretrain.data.requirements import Made, check_same_items, check_uses
 
 USES = {
     "global": Uses(num_views=2, needs=("mask",), takes=("corrupted", "corruption")),
@@ -63,3 +64,23 @@ def test_what_nobody_uses_is_refused(name: str, parts: set[str], setting: str) -
     data = {"global": Made(2, frozenset())} | {name: Made(2, frozenset(parts))}
     with pytest.raises(ValueError, match=f"Mine does not use {setting}: leave it out"):
         check_uses("Mine", {"global": Uses()}, data)
+
+
+class _Processes:
+    """This process and the first one, which has listed something else."""
+
+    def __init__(self, first: str) -> None:
+        self.first = first
+
+    def broadcast(self, obj: str, /) -> str:
+        return self.first or obj
+
+    def reduce_boolean_decision(self, decision: bool, /, all: bool) -> bool:
+        return decision
+
+
+def test_processes_that_have_listed_different_items_do_not_train() -> None:
+    source = Scenes(5, size=16)
+    check_same_items(source, _Processes(""))
+    with pytest.raises(ValueError, match="scenes: the processes of this run have listed different items, this one 5; files were added"):
+        check_same_items(source, _Processes("0" * 64))

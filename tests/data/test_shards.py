@@ -1,6 +1,8 @@
 """Tar shards: which members are a sample, random access, labels, damage. Hugging Face datasets where the package is installed."""
 
 import io
+import itertools
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -9,7 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from glpretrain.core.listing import say_once
 from glpretrain.data import HuggingFaceImages, TarShards, UnreadableItemError, source_for
+from glpretrain.data.sources import saved_listings
+from glpretrain.data.sources.images import shard_headers, shards
 
 
 def png(value: int, kind: str = "PNG") -> bytes:
@@ -283,3 +288,46 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match="glpretrain\\[huggingface\\]"):
         HuggingFaceImages("anything")
+
+
+def test_headers_are_read_once_while_the_shards_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened: list[str] = []
+    seconds = itertools.count()
+    read = shard_headers.read_contents
+    monkeypatch.setattr(shard_headers, "read_contents", lambda shard: opened.append(shard.name) or read(shard))
+    monkeypatch.setattr(shards, "_LEAST", 1)
+    monkeypatch.setattr(saved_listings, "_SETTLED", -60.0)
+    monkeypatch.setattr(saved_listings, "_keep_times", lambda folders: True)
+
+    def described() -> tuple[object, ...]:
+        opened.clear()
+        caplog.clear()
+        say_once.cache_clear()
+        source = TarShards(tmp_path / "set")
+        labels = [source[index].label for index in range(len(source))]
+        return values(source), labels, source.classes, source.fingerprint(), [record.getMessage() for record in caplog.records]
+
+    def change(name: str, members: Members) -> None:
+        write(tmp_path / "set" / name, members)
+        for path in (tmp_path / "set" / name, tmp_path / "set"):
+            os.utime(path, (1e9, 1e9 + next(seconds)))  # two changes could come within the same tick of the clock
+
+    (tmp_path / "set").mkdir()
+    change("a.tar", {"00.png": png(0), "00.cls": b"2", "01.png": png(1), "01.cls": b"10", "note.txt": b"."})
+    first = described()
+    assert opened == ["a.tar"] and "1 of 3 samples hold no image" in first[-1][0]
+    assert described() == first and not opened
+    changes: list[tuple[str, Members]] = [
+        ("b.tar", {"02.png": png(2), "02.cls": b"2"}),  # another shard
+        ("b.tar", {"02.png": png(2), "02.cls": b"3"}),  # the same shard with another label, in as many bytes
+        ("b.tar", {"02.png": png(5), "02.cls": b"3", "03.png": png(4), "03.cls": b"4"}),
+    ]
+    for name, members in changes:
+        change(name, members)
+        after = described()
+        assert opened == ["a.tar", "b.tar"] and after[:4] != first[:4]
+        assert described() == after and not opened
+    (tmp_path / "set" / "b.tar").write_bytes((tmp_path / "set" / "b.tar").read_bytes()[:2300])  # what is whole is read, every time
+    assert described() == described() and opened == ["a.tar", "b.tar"]

@@ -4,11 +4,10 @@ A source decodes one item at a time. It draws no random number that is not a fun
 """
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, overload
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from glpretrain.core import keys
 from glpretrain.core.types import Item
+from glpretrain.data.sources.paths import Paths
 
 Split = Literal["train", "test"]
 _TRAIN_LENGTH, _TEST_LENGTH = 2400, 1200  # items of the two parts of a synthetic source
@@ -32,70 +32,6 @@ def reason_of(error: Exception) -> str:
     text = " ".join(str(error).encode("ascii", "backslashreplace").decode().split())
     text = text if text.isprintable() else repr(text)
     return f"{type(error).__name__}: {text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + '...'}"
-
-
-class _Texts:
-    """Strings as one array of bytes."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]  # names of files may be any bytes
-        self.bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self.ends = np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
-
-    def __getitem__(self, index: int) -> str:
-        return self.bytes[self.ends[index - 1] if index else 0 : self.ends[index]].tobytes().decode("utf-8", "surrogatepass")
-
-
-class Paths(Sequence[Path]):
-    """Paths of files, in arrays. Worker processes share arrays, but each of them would copy a list as it reads it, since Python writes
-    the number of references into every object.
-
-    Args:
-        root: folder that the paths begin with.
-        runs: folders relative to `root`, each with names of files in it.
-    """
-
-    def __init__(self, root: Path, runs: Iterable[tuple[str, Sequence[str]]]) -> None:
-        self.root = root
-        numbers: dict[str, int] = {}
-        names: list[str] = []
-        lengths: list[int] = []
-        folders: list[int] = []
-        for folder, inside in runs:
-            folders.append(numbers.setdefault(folder, len(numbers)))
-            lengths.append(len(inside))
-            names += inside
-        self._folders, self._names = _Texts(numbers), _Texts(names)
-        self._folder_of = np.repeat(np.array(folders, dtype=np.int32), np.array(lengths, dtype=np.int64))
-
-    @classmethod
-    def of(cls, root: Path, names: Iterable[str | Path]) -> "Paths":
-        """Paths that are given one by one, relative to `root` or absolute."""
-        return cls(root, ((folder, (file,)) for folder, file in (os.path.split(str(name)) for name in names)))
-
-    def __len__(self) -> int:
-        return len(self._folder_of)
-
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Path]: ...
-    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(len(self))[index]]
-        return Path(self.root, *self.parts(index))
-
-    def parts(self, index: int) -> tuple[str, str]:
-        """Folder relative to `root`, and name."""
-        place = range(len(self))[index]
-        return self._folders[self._folder_of[place]], self._names[place]
-
-    def digest(self) -> str:
-        """SHA-256 of all paths relative to `root`, in order."""
-        digest = hashlib.sha256()
-        for array in (self._folder_of, self._folders.ends, self._folders.bytes, self._names.ends, self._names.bytes):
-            digest.update(array.data)
-        return digest.hexdigest()
 
 
 class Source(ABC):
@@ -275,24 +211,27 @@ def check_choice(value: object, accepted: Sequence[object], *, what: str) -> Non
 
 
 def label_items(
-    names: Sequence[str | None], *, owner: str, key: Callable[[str], tuple[object, ...]] | None = None
+    names: Sequence[str], numbers: np.ndarray, *, owner: str, key: Callable[[str], tuple[object, ...]] | None = None
 ) -> tuple[list[str], np.ndarray]:
-    """Number the classes of items.
+    """Number the classes of items in their order.
 
     Args:
-        names: class name of each item, None without one.
+        names: names, each once, in any order.
+        numbers: Int[N], number of each item's name among them, -1 without one.
         owner: class and file, for the message.
         key: what classes are sorted by; their names when left out.
 
     Returns:
-        Class names in order, and Int[N], each item's index among them, -1 without a class.
+        Names of the classes that items have, in order, and Int[N], each item's index among them, -1 without a class.
 
     Raises:
         ValueError: only some items have a class.
     """
-    labelled = [name for name in names if name is not None]
-    if 0 < len(labelled) < len(names):
-        raise ValueError(f"{owner}: {len(labelled)} of {len(names)} images have a class name; expected one for all images or for none")
-    classes = sorted(set(labelled), key=key)
-    numbers = {name: number for number, name in enumerate(classes)}
-    return classes, np.array([-1 if name is None else numbers[name] for name in names], dtype=np.int32)
+    labelled = int((numbers >= 0).sum())
+    if 0 < labelled < len(numbers):
+        raise ValueError(f"{owner}: {labelled} of {len(numbers)} images have a class name; expected one for all images or for none")
+    used = np.flatnonzero(np.bincount(numbers + 1, minlength=len(names) + 1)[1:]).tolist()
+    ordered = sorted(used, key=lambda number: names[number] if key is None else key(names[number]))
+    places = np.full(len(names) + 1, -1, dtype=np.int32)  # the last one is that of -1
+    places[ordered] = np.arange(len(ordered), dtype=np.int32)
+    return [names[number] for number in ordered], places[numbers]

@@ -1,9 +1,11 @@
 """Sources of images: files, shards, tiles of slides, faces, videos, and synthetic scenes and tissue."""
 
 from glpretrain.data.sources.images.faces import Faces, FaceSwaps, LFWSubset
-from glpretrain.data.sources.images.folders import ImageFolder, ImageList, MaskedFolder, mask_folders
+from glpretrain.data.sources.images.folders import ImageFolder, MaskedFolder, mask_folders
+from glpretrain.data.sources.images.huggingface import HuggingFaceImages
+from glpretrain.data.sources.images.lists import ImageList
 from glpretrain.data.sources.images.scenes import Scenes
-from glpretrain.data.sources.images.shards import HuggingFaceImages, TarShards
+from glpretrain.data.sources.images.shards import TarShards
 from glpretrain.data.sources.images.tiles import TileFolder
 from glpretrain.data.sources.images.tissue import Tissue
 from glpretrain.data.sources.images.videos import SceneVideos, Video, VideoFolder, VideoSource

@@ -20,8 +20,10 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from glpretrain.core.listing import Run, count_kinds, expanded, has_plain_ending, runs_below, say_once
-from glpretrain.data.sources.base import Paths, UnreadableItemError
+from glpretrain.core.listing import LEFTOVERS, Run, State, Walk, count_kinds, expanded, has_plain_ending, say_once
+from glpretrain.data.sources.base import UnreadableItemError
+from glpretrain.data.sources.paths import Paths
+from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs", ".gif", ".bmp", ".dib"),
@@ -48,6 +50,7 @@ _TURNS = {
 _LARGEST_FLOAT = 1e38  # files mark missing values by the largest float that there is
 _MOST_BYTES = 1 << 30  # of one decoded array
 _VOID = 255
+_LEAST = 100_000  # images, which are found in a second
 MOST_SIDE = 2048  # pixels on each side of a JPEG that are enough to score on
 _LONGEST_REASON = 300  # bytes
 
@@ -239,36 +242,48 @@ def _from_array(array: np.ndarray, path: Path, *, channels: int) -> Tensor:
 
 def find_images(root: Path) -> Paths:
     """Image files below `root` in the order of their names. Hidden files and folders are left out; what else is left out is logged."""
-    return Paths(root, image_runs(root))
+    paths, note, _ = listing_of(root, walk=_images_below, rules=" ".join((*ENDINGS, *sorted(LEFTOVERS))), least=_LEAST)
+    if note:
+        say_once(f"{root}: {note}")
+    return paths
 
 
-def image_runs(root: Path) -> list[Run]:
-    """What `find_images` finds, folder by folder."""
-    runs, passed_over = runs_below(root)
-    images: list[Run] = []
-    others: list[Path] = []
-    for folder, names in runs:
-        odd = {ending for ending in {name[name.rfind(".") :] for name in names} if ending.lower() not in _ENDINGS}
-        unknown = [Path(root, folder, name) for name in names if name[name.rfind(".") :] in odd] if odd else []
-        if left_out := {path.name: path for path in unknown if has_plain_ending(path) or not _begins_as_image(path)}:
-            others += left_out.values()
-            names = [name for name in names if name not in left_out]
-        if names:
-            images.append(Run(folder, names))
-    if others or passed_over:
+def _images_below(root: Path) -> Walked:
+    """What `find_images` finds, by a walk through the folder."""
+    walk, others = Walk(root), list[Path]()
+    paths = Paths(root, _images_of(walk, others))
+    note = ""
+    if others or walk.passed_over:
         kinds = [path.suffix.lower() if has_plain_ending(path) else "without a known ending" for path in others]
-        left_out = count_kinds([*kinds, *(kind for _, kind in passed_over)])
-        example = [*others, *(path for path, _ in passed_over)][0].relative_to(root)
-        say_once(f"{root}: {sum(len(names) for _, names in images)} images; left out: {left_out} (such as {example})")
-    return images
+        left_out = count_kinds([*kinds, *(kind for _, kind in walk.passed_over)])
+        example = [*others, *(path for path, _ in walk.passed_over)][0].relative_to(root)
+        note = f"{len(paths)} images; left out: {left_out} (such as {example})"
+    return Walked(Listing(paths, note, {}), walk.states, walk.real, walk.is_certain)
+
+
+def _images_of(walk: Walk, others: list[Path]) -> Iterator[Run]:
+    """The images of a walk; files that are none are added to `others`."""
+    for folder, names in walk:
+        odd = {ending for ending in {name[name.rfind(".") :] for name in names} if ending.lower() not in _ENDINGS}
+        left_out: set[str] = set()
+        for path in [Path(walk.root, folder, name) for name in names if name[name.rfind(".") :] in odd] if odd else ():
+            if not has_plain_ending(path):
+                state = State.of(path)
+                try:
+                    if _begins_as_image(path):
+                        continue
+                except OSError:
+                    walk.is_certain = False
+                walk.remember(path, state)
+            left_out.add(path.name)
+            others.append(path)
+        if kept := [name for name in names if name not in left_out] if left_out else names:
+            yield Run(folder, kept)
 
 
 def _begins_as_image(path: Path) -> bool:
-    try:
-        with path.open("rb") as opened:
-            start = opened.read(16)
-    except OSError:
-        return False
+    with path.open("rb") as opened:
+        start = opened.read(16)
     return start.startswith(_BEGINNINGS) or start[4:12] == b"ftypavif" or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
 
 

@@ -3,7 +3,8 @@
 Left out: labels that come as one file per part (CelebAMask-HQ); the script of that data set merges them into one map per image.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from glpretrain.data.sources.base import UnreadableItemError
 from glpretrain.data.sources.images.decoding import damage_named, load_array, opened_image
+from glpretrain.data.sources.paths import Paths, Texts
 from glpretrain.masking import FACE_REGIONS
 
 MAP_ENDINGS = (".png", ".npy")
@@ -80,6 +82,34 @@ def find_map(folder: Path, name: Path) -> Path:
         if path.is_file():
             return path
     raise ValueError(f"faces: {name} has no region map; expected {' or '.join(map(str, paths))}")
+
+
+def find_maps(folder: Path, images: Paths) -> Paths:
+    """The region map in `folder` of each image, as `find_map` finds it; but a folder is listed once, and not asked for every image.
+
+    Raises:
+        ValueError: an image has none.
+    """
+
+    def names() -> Iterator[str]:
+        last, there = "", _files_in(folder)
+        for number, name in zip(images.folder_of.tolist(), images.names, strict=True):
+            if (inside := folders[number]) != last:
+                last, there = inside, _files_in(folder / inside)
+            stem = name[: -len(suffix)] if (suffix := Path(name).suffix) else name
+            found = next((stem + ending for ending in MAP_ENDINGS if stem + ending in there), None)
+            yield found or find_map(folder, Path(inside, name)).name
+
+    folders = list(images.folders)
+    return Paths.of_arrays(folder, folders=images.folders, names=Texts.of(names()), folder_of=images.folder_of)
+
+
+def _files_in(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()
 
 
 def read_map(path: Path, *, table: Mapping[int, int], size: tuple[int, int]) -> Tensor:

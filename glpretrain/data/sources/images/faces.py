@@ -9,10 +9,11 @@ from skimage.data import lfw_subset
 from torch import Tensor
 from torchvision.transforms import functional
 
-from glpretrain.data.sources.base import Item, Paths, Source, Split, check_choice, checked_index
+from glpretrain.data.sources.base import Item, Source, Split, check_choice, checked_index
 from glpretrain.data.sources.images.decoding import existing_folder
-from glpretrain.data.sources.images.face_regions import Box, find_map, read_map, table_of, template_map
+from glpretrain.data.sources.images.face_regions import Box, find_maps, read_map, table_of, template_map
 from glpretrain.data.sources.images.folders import ImageFolder
+from glpretrain.data.sources.paths import Paths
 from glpretrain.masking import FACE_REGIONS
 
 
@@ -50,7 +51,8 @@ class Faces(Source):
         images, maps = existing_folder(self.root / "images", "Faces"), existing_folder(self.root / regions, "Faces")
         self._images = ImageFolder(images, channels=channels, split=split)
         self.paths = self._images.paths
-        self._maps = Paths.of(maps, (find_map(maps, path.relative_to(images)).relative_to(maps) for path in self.paths))
+        assert isinstance(self.paths, Paths)
+        self._maps = find_maps(maps, self.paths)
         self.name, self.classes = self.root.resolve().name, self._images.classes
 
     @property

@@ -1,18 +1,19 @@
-"""Image files on disk as sources: folders, list files, and folders of images with masks.
+"""Image files on disk as sources: folders of images, and folders of images with masks.
 
 The files are found when a source is constructed, so that an empty folder fails at once. They are decoded one at a time on request.
 """
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from glpretrain.core.listing import Run, expanded, is_leftover, natural_order, say_once, subfolders
-from glpretrain.data.sources.base import Item, Paths, Source, UnreadableItemError, checked_index, label_items
+from glpretrain.core.listing import is_leftover, natural_order, say_once, subfolders
+from glpretrain.data.sources.base import Item, Source, UnreadableItemError, checked_index
 from glpretrain.data.sources.images.decoding import (
     ENDINGS,
     MOST_SIDE,
@@ -20,12 +21,11 @@ from glpretrain.data.sources.images.decoding import (
     decode_mask,
     existing_folder,
     find_images,
-    image_runs,
     void_of,
 )
+from glpretrain.data.sources.paths import Paths
 
 _FRAME = "_frame_"
-_LISTS = (".txt", ".lst", ".tsv")
 _MOST_NAMES = 10  # in a message
 _TRAIN_FOLDERS = ("train", "training")
 _TEST_FOLDERS = ("val", "valid", "validation", "test", "testing")
@@ -91,38 +91,45 @@ class ImageFolder(Source):
         if split is not None and self._split_folders is None:
             raise ValueError(f"ImageFolder: split={split!r}, but {self.root} has no train/ beside val/ or test/; leave split out")
         self.name = self.root.resolve().name
+        self._found = [find_images(folder) for folder in self._split_folders or (self.root,)]
+        self._choose(split or "train")
+
+    def _choose(self, split: Literal["all", "train", "val"]) -> None:
+        """Take the images of a split, or all of a folder without splits.
+
+        Raises:
+            ValueError: there is none.
+        """
         if self._split_folders is None:
-            found = {"": image_runs(self.root)}
-            self.classes = _classes(found[""], self.root)
+            self.classes, parts = _classes(self._found, self.root), {"": self._found[0]}
         else:
-            found = self._read_split(*self._split_folders, split=split or "train")
+            parts = self._read_split(*self._split_folders, *self._found, split=split)
         numbers = {name: number for number, name in enumerate(self.classes)}
-        placed = [(part, run) for part, runs in found.items() for run in runs]
-        of_run = np.array([numbers.get(run.top, -1) for _, run in placed], dtype=np.int32)
-        self._labels = np.repeat(of_run, np.array([len(run.names) for _, run in placed], dtype=np.int64))
-        relative = ((str(Path(part, run.folder)) if part else run.folder, run.names) for part, run in placed)
-        self.paths = self._files = Paths(self.root, relative)
+        tops = [top for paths in parts.values() for top in _tops(paths)]
+        self._label_of_folder = np.array([numbers.get(top, -1) for top in tops], dtype=np.int32)
+        self.paths = self._files = Paths.joined([paths.below(self.root, part) if part else paths for part, paths in parts.items()])
         if not self.paths:
             raise _nothing_found("ImageFolder", self.root if self._split_folders is None else self._split_folders[split == "val"])
 
-    def _read_split(self, train_folder: Path, val_folder: Path, *, split: Literal["all", "train", "val"]) -> dict[str, list[Run]]:
+    def _read_split(
+        self, train_folder: Path, val_folder: Path, train: Paths, val: Paths, *, split: Literal["all", "train", "val"]
+    ) -> dict[str, Paths]:
         """The images of the split, by the folder of their part."""
-        train, val = image_runs(train_folder), image_runs(val_folder)
-        self.classes = _classes(train + val, self.root) if split == "all" else _classes(train, train_folder)
+        self.classes = _classes([train, val], self.root) if split == "all" else _classes([train], train_folder)
         if split == "val" and self.classes:
-            scored = [run for run in val if run.folder]
             # The classes of train/ come first, so that a class has the same number in both; a test part may have no labels.
-            names = {run.top for run in scored}
+            names = {top for top in _tops(val) if top}
             self.classes = [*self.classes, *sorted(names - set(self.classes))] if names else []
-            if names and len(scored) < len(val):
-                loose = [name for run in val if not run.folder for name in run.names]
-                counts = f"{len(loose)} of {_count(val)} images of {val_folder} are in no class folder"
-                say_once(f"ImageFolder: {counts} and are left out: {', '.join(loose[:_MOST_NAMES])}")
-                val = scored
+            if names and len(loose := val.directly_in("")):
+                counts = f"{len(loose)} of {len(val)} images of {val_folder} are in no class folder"
+                shown = ", ".join(val.names[place] for place in loose[:_MOST_NAMES].tolist())
+                say_once(f"ImageFolder: {counts} and are left out: {shown}")
+                val = val.without("")
         kept = (train_folder.name, val_folder.name)
         if beside := sorted(name for name in os.listdir(self.root) if name not in kept and not is_leftover(name)):
             say_once(f"ImageFolder: {self.root} is read as {kept[0]}/ and {kept[1]}/; not used: {', '.join(beside[:_MOST_NAMES])}")
-        return {name: runs for name, runs in zip(kept, (train, val), strict=True) if split == "all" or (split == "val") == (runs is val)}
+        parts = {kept[0]: train, kept[1]: val}
+        return parts if split == "all" else {kept[split == "val"]: parts[kept[split == "val"]]}
 
     @classmethod
     def reads(cls, path: Path) -> bool:
@@ -134,8 +141,12 @@ class ImageFolder(Source):
         """Images of one group are frames of one video: they lie in one folder below the class folder, or in one folder with the same
         name before `_frame_`."""
         depth, below = (1 if self.classes else 0), (0 if self._split_folders is None else 1)
-        parts = (self._files.parts(index) for index in range(len(self)))
-        names = [_group_of(folder.split("/")[below:] if folder else [], name, depth=depth) for folder, name in parts]
+        folders = [folder.split("/")[below:] if folder else [] for folder in self._files.folders]
+        together = {tuple(parts) for parts in folders}
+        if len(together) == len(folders) and all(len(parts) <= depth for parts in folders) and not self._files.name_holds(_FRAME):
+            return ()  # every image has a name of its own; for millions of them, names would take gigabytes
+        of_folder = self._files.folder_of.tolist()
+        names = [_group_of(folders[of_folder[index]], name, depth=depth) for index, name in enumerate(self._files.names)]
         return names if len(set(names)) < len(names) else ()
 
     def __len__(self) -> int:
@@ -146,16 +157,18 @@ class ImageFolder(Source):
 
     def reduced(self, index: int, *, side: int) -> Item:
         values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side)
-        return Item(values=values, label=int(self._labels[index]), instances=None, regions=None)
+        label = int(self._label_of_folder[self._files.folder_of[index]])
+        return Item(values=values, label=label, instances=None, regions=None)
 
     def _listing(self) -> tuple[object, ...]:
-        return *super()._listing(), self._labels
+        return *super()._listing(), self._label_of_folder[self._files.folder_of]
 
     def train_test_split(self) -> tuple[Source, Source] | None:
         if self._split_folders is None or not self.classes:
             return None
-        train = ImageFolder(self.root, channels=self.channels, split="train")
-        test = ImageFolder(self.root, channels=self.channels, split="val")
+        train, test = copy(self), copy(self)  # of what was found at first: a run scores the same files from its start to its end
+        train._choose("train")
+        test._choose("val")
         if not test.classes:
             kept = [folder.name for folder in self._split_folders]
             say_once(f"ImageFolder: no image of {self.root / kept[1]} is in a class folder, so that it gives no scores")
@@ -164,17 +177,20 @@ class ImageFolder(Source):
         return train, test
 
 
-def _count(runs: Sequence[Run]) -> int:
-    return sum(len(run.names) for run in runs)
+def _tops(paths: Paths) -> list[str]:
+    """The first part of each folder, which is the name of a class; empty for the folder itself."""
+    return [folder.partition("/")[0] for folder in paths.folders]
 
 
-def _classes(runs: Sequence[Run], root: Path) -> list[str]:
-    names = sorted({run.top for run in runs if run.folder})
+def _classes(parts: Sequence[Paths], root: Path) -> list[str]:
+    names = sorted({top for paths in parts for top in _tops(paths) if top})
     if len(names) < 2:
         return []
-    if loose := [name for run in runs if not run.folder for name in run.names]:
-        counts = f"{len(loose)} of {_count(runs)} images are in no class folder"
-        say_once(f"ImageFolder: {counts} (such as {root / loose[0]}), so there are no classes")
+    loose = [(paths, paths.directly_in("")) for paths in parts]
+    if count := sum(len(places) for _, places in loose):
+        counts = f"{count} of {sum(map(len, parts))} images are in no class folder"
+        first = next(paths.names[int(places[0])] for paths, places in loose if len(places))
+        say_once(f"ImageFolder: {counts} (such as {root / first}), so there are no classes")
         return []
     return names
 
@@ -183,65 +199,6 @@ def _group_of(folders: Sequence[str], name: str, *, depth: int) -> str:
     """Name of the video that the image in these folders belongs to; the image's own name where it belongs to none."""
     before, frame, _ = name.rpartition(_FRAME)
     return "/".join(folders if len(folders) > depth and not frame else [*folders, before if frame else name])
-
-
-class ImageList(Source):
-    """The images that are listed in a text file, one per line: a path relative to the file, then white space and an optional class name.
-
-    Where a path contains white space, a tab must precede the class name, or no line may have a class name.
-
-    Args:
-        path: path of the text file; empty lines and lines that begin with `#` are ignored.
-        channels: number of channels of every item.
-
-    Raises:
-        ValueError: the file is missing or names no image, or only some lines have a class name.
-    """
-
-    accepts = f"a list of images ({', '.join(_LISTS)})"
-
-    def __init__(self, path: str | Path, *, channels: int = 3) -> None:
-        self.path = expanded(path)
-        self.name, self.channels = self.path.stem, channels
-        if not self.path.is_file():
-            raise ValueError(f"ImageList: {self.path} is not a file")
-        text = self.path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # names of files may be any bytes
-        if "\0" in text:
-            raise ValueError(f"ImageList: {self.path} is no text in UTF-8; expected a path [and a class name] per line")
-        lines = [line.strip() for line in text.split("\n")]
-        entries = [_split_line(line) for line in lines if line and not line.startswith("#")]
-        if not entries:
-            raise ValueError(f"ImageList: {self.path} lists no image; expected a path [and a class name] per line")
-        self.paths = Paths.of(self.path.parent, (name for name, _ in entries))
-        self.classes, self._labels = label_items([label for _, label in entries], owner=f"ImageList: {self.path}")
-
-    @classmethod
-    def reads(cls, path: Path) -> bool:
-        """Whether it is a text file."""
-        return path.is_file() and path.suffix.lower() in _LISTS
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Item:
-        return self.reduced(index, side=MOST_SIDE)
-
-    def reduced(self, index: int, *, side: int) -> Item:
-        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side)
-        return Item(values=values, label=int(self._labels[index]), instances=None, regions=None)
-
-    def _listing(self) -> tuple[object, ...]:
-        return *super()._listing(), self._labels
-
-
-def _split_line(line: str) -> tuple[str, str | None]:
-    name, tab, label = line.partition("\t")
-    if tab:
-        return name, label.strip() or None
-    if line.lower().endswith(ENDINGS):
-        return line, None
-    name, space, label = line.rpartition(" ")
-    return (name.strip(), label) if space else (line, None)
 
 
 class MaskedFolder(Source):

@@ -1,38 +1,25 @@
-"""Tar shards in WebDataset's layout, and Hugging Face datasets, as sources.
+"""Tar shards in WebDataset's layout as sources.
 
 A shard is a plain tar file. The name of a sample ends at the first dot of the file name, and what follows it is the key of the member.
-Beside its image, a sample may hold `.cls` (the name or number of the class) or `.json` (with a `label`). The headers are read once, when
-the source is constructed; items are then read at their offset, in any order. Left out: compressed shards, and URLs.
+Beside its image, a sample may hold `.cls` (the name or number of the class) or `.json` (with a `label`). The headers are read when the
+source is constructed, and never again while the shards stay as they are (`saved_listings`); items are read at their offset, in any order.
+Left out: compressed shards, and URLs.
 """
 
 import io
-import json
-import os
-import re
 import tarfile
-from collections import Counter
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
+from glpretrain.core.listing import expanded, say_once
+from glpretrain.data.sources.base import Item, Source, check_choice, checked_index
+from glpretrain.data.sources.images.decoding import MOST_SIDE, damage_named, decode_pil
+from glpretrain.data.sources.images.shard_headers import IMAGE_KINDS, is_shard, read_headers
+from glpretrain.data.sources.images.tar_files import Member, read_range
+from glpretrain.data.sources.paths import Texts
+from glpretrain.data.sources.saved_listings import listing_of
 
-from glpretrain.core.listing import expanded, files_below, is_leftover, say_once
-from glpretrain.data.sources.base import Item, Paths, Source, UnreadableItemError, check_choice, checked_index, label_items, reason_of
-from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, damage_named, decode_pil
-from glpretrain.data.sources.images.tar_files import Member, read_contents, read_range
-
-_IMAGE_KINDS = tuple(ending for ending in ENDINGS if ending != ".npy")
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
-_LARGEST_LABEL = 2**24  # bytes
-_NUMBER_FIRST = re.compile(r"(\d[^.]*(?:\.\d[^.]*)*)\.(.+)")
-_SHOWN = 3  # names in a line
-
-
-class _Sample(NamedTuple):
-    name: str  # with its shard
-    members: dict[str, Member]  # by key in lower case
-    fault: str  # of its shard
+_LEAST = 10_000  # samples, whose headers are read in a second
 
 
 class TarShards(Source):
@@ -58,35 +45,19 @@ class TarShards(Source):
         self.root = expanded(root)
         self.name, self.channels = self.root.resolve().stem, channels
         check_choice(channels, (1, 3), what="TarShards: channels")
-        notes: list[str] = []
-        shards = [self.root] if self.root.is_file() else _shards_below(self.root, notes)
-        samples = _samples(shards, notes)
-        keys = _chosen_keys(samples, notes) if image_key is None else _given_keys(samples, image_key)
-        with_image = [(sample, sample.members[key]) for sample, key in zip(samples, keys, strict=True) if key is not None]
-        if without := [sample.name for sample, key in zip(samples, keys, strict=True) if key is None]:
-            notes.append(f"{len(without)} of {len(samples)} samples hold no image, the first of them {without[0]}")
-        if not with_image:
-            wanted = f"image_key={image_key!r} in" if image_key else f"accepted endings: {' '.join(_IMAGE_KINDS)};"
-            found = ", ".join(key for key, _ in Counter(key for sample in samples for key in sample.members).most_common(9))
-            reasons = "; ".join([f"{wanted} the keys that were found: {found or 'none'}", *notes])
-            raise ValueError(f"TarShards: no image in the {len(shards)} shards of {self.root}; {reasons}")
-        labelled = _labelled(with_image, notes)
-        if not labelled:
-            raise ValueError(f"TarShards: {self.root}: no label can be read: {'; '.join(notes)}")
-        shard_of = {shard: os.path.relpath(shard, self.root) for shard in shards}
-        self._names = Paths(self.root, ((shard_of[image.shard], (image.name,)) for image, _ in labelled))
-        self._places = np.array([(image.offset, image.size) for image, _ in labelled], dtype=np.int64)
-        labels = [label for _, label in labelled]
-        self.classes, self._labels = label_items(labels, owner=f"TarShards: {self.root}", key=_numbers_first)
-        if notes:
-            say_once(f"TarShards: {self.root}: {'; '.join(notes)}")
+        rules = f"shards {' '.join(IMAGE_KINDS)} {image_key} {self.root}"  # which is in the note
+        found = listing_of(self.root, walk=partial(read_headers, image_key=image_key), rules=rules, least=_LEAST)
+        self._names, self._places, self._labels = found.paths, found.arrays["places"], found.arrays["labels"]
+        self.classes = list(Texts.part_of(found.arrays, "classes"))
+        if found.note:
+            say_once(f"TarShards: {self.root}: {found.note}")
 
     @classmethod
     def reads(cls, path: Path) -> bool:
         """Whether it is a tar file, or a folder with some at its top."""
         if path.is_file():
-            return _is_shard(path) or tarfile.is_tarfile(path)
-        return path.is_dir() and any(map(_is_shard, path.iterdir()))
+            return is_shard(path) or tarfile.is_tarfile(path)
+        return path.is_dir() and any(map(is_shard, path.iterdir()))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -104,241 +75,3 @@ class TarShards(Source):
 
     def _listing(self) -> tuple[object, ...]:
         return self._names.digest(), self._places, self._labels
-
-
-def _is_shard(path: Path) -> bool:
-    return path.suffix.lower() == ".tar" and not is_leftover(path.name) and path.is_file()
-
-
-def _shards_below(root: Path, notes: list[str]) -> list[Path]:
-    """The shards of a folder in order; compressed ones are added to `notes`.
-
-    Raises:
-        ValueError: there is none.
-    """
-    files = sorted(files_below(root).files) if root.is_dir() else []
-    if compressed := [str(path) for path in files if path.name.lower().endswith(_COMPRESSED)]:
-        notes.append(f"{len(compressed)} compressed shards are not read; unpack them to .tar: {_first_of(compressed)}")
-    shards = [path for path in files if _is_shard(path)]
-    if not shards:
-        raise ValueError("; ".join([f"TarShards: {root} is neither a .tar file nor a folder of .tar files", *notes]))
-    return shards
-
-
-def _numbers_first(name: str) -> tuple[bool, int, str]:
-    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
-
-
-def _samples(shards: Sequence[Path], notes: list[str]) -> list[_Sample]:
-    """The samples of all shards in their order; what is wrong with the shards is added to `notes`.
-
-    Raises:
-        ValueError: no shard can be read.
-    """
-    samples: list[_Sample] = []
-    faults: list[str] = []
-    unreadable, num_replaced = 0, 0
-    for shard in shards:
-        try:
-            contents = read_contents(shard)
-        except (OSError, ValueError) as error:
-            if (unreadable := unreadable + 1) == len(shards):
-                raise ValueError(f"TarShards: {error}") from error
-            faults.append(str(error))
-            continue
-        if contents.fault:
-            faults.append(f"{shard} {contents.fault}")
-        of_shard: dict[str, dict[str, Member]] = {}
-        for name, member in contents.members.items():
-            folder, slash, file = name.rpartition("/")
-            stem, _, key = file.partition(".")  # WebDataset's rule
-            members = of_shard.setdefault(folder + slash + stem, {})
-            if member is not None:
-                num_replaced += key.lower() in members
-                members[key.lower()] = member
-        num_replaced += contents.num_replaced
-        for name, members in of_shard.items():
-            parts = _split_at_numbers(members)
-            samples += [_Sample(f"{shard}:{name}{number}", part, contents.fault) for number, part in parts.items()]
-    if faults:
-        notes.append(f"{len(faults)} of {len(shards)} shards are damaged and are read as far as they are whole: {_first_of(faults)}")
-    if num_replaced:
-        notes.append(f"{num_replaced} members are not read, because a later member of their shard has the same name")
-    return samples
-
-
-def _split_at_numbers(members: dict[str, Member]) -> dict[str, dict[str, Member]]:
-    """The samples that the members of one name are. They are several where the name would hold several images and each key begins with a
-    number, as in `scan_2024.05.01.jpg`: no key does, so the number belongs to the name."""
-    keys = [_NUMBER_FIRST.fullmatch(key) for key in members]
-    if sum(_is_image(key) for key in members) < 2 or None in keys:
-        return {"": members}
-    parts: dict[str, dict[str, Member]] = {}
-    for found, member in zip(keys, members.values(), strict=True):
-        assert found is not None
-        parts.setdefault(f".{found[1]}", {})[found[2]] = member
-    return parts
-
-
-def _is_image(key: str) -> bool:
-    return f".{key}".endswith(_IMAGE_KINDS)
-
-
-def _first_of(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-
-
-def _given_keys(samples: Sequence[_Sample], image_key: str) -> list[str | None]:
-    wanted = [key.strip().lower() for key in image_key.split(";")]
-    return [next((key for key in wanted if key in sample.members), None) for sample in samples]
-
-
-def _chosen_keys(samples: Sequence[_Sample], notes: list[str]) -> list[str | None]:
-    """Key of the image of each sample, None without one; what other images there are is added to `notes`.
-
-    Raises:
-        ValueError: it is ambiguous.
-    """
-    preferred = [ending.removeprefix(".") for ending in _IMAGE_KINDS]
-    chosen: list[str | None] = []
-    beside: Counter[str] = Counter()
-    for sample in samples:
-        images = [key for key in sample.members if _is_image(key)]
-        best = next((key for key in preferred if key in images), None)
-        if best is None and len(images) > 1:
-            raise ValueError(
-                f"TarShards: sample {sample.name} holds {len(images)} images: {_first_of(images)}. The name of a sample ends at the first "
-                f"dot of the file name; rename the members if these are several samples, or give image_key, such as {images[0]!r}"
-            )
-        chosen.append(best or (images[0] if images else None))
-        beside.update(key for key in images if key != chosen[-1])
-    if beside:
-        # What lies beside an image in one sample, such as a mask, is no image where it lies alone.
-        alone = sum(key in beside for key in chosen)
-        both = sorted({key for key in chosen if key in beside and key in preferred})
-        if both:
-            raise ValueError(
-                f"TarShards: {both[0]} is beside another image in {beside[both[0]]} samples and the only image in {alone}; "
-                f"give image_key, such as '{_IMAGE_KINDS[0][1:]}' or '{_IMAGE_KINDS[0][1:]};{both[0]}'"
-            )
-        chosen = [None if key in beside else key for key in chosen]
-        notes.append(f"{sum(beside.values())} images beside the one of their sample are not read: {_first_of(sorted(beside))}")
-    return chosen
-
-
-def _labelled(samples: Sequence[tuple[_Sample, Member]], notes: list[str]) -> list[tuple[Member, str | None]]:
-    """Image and label of each sample whose label can be read; the others are counted in `notes`."""
-    labelled: list[tuple[Member, str | None]] = []
-    reasons: list[str] = []
-    cut: list[int] = []  # positions of the samples without a label whose shard is damaged
-    for sample, image in samples:
-        try:
-            label = _label(sample.members)
-        except UnreadableItemError as error:
-            reasons.append(str(error))
-            continue
-        if label is None and sample.fault:
-            cut.append(len(labelled))
-        labelled.append((image, label))
-    if reasons:
-        notes.append(f"{len(reasons)} samples are left out, because their label cannot be read, the first: {reasons[0]}")
-    if cut and any(label is not None for _, label in labelled):
-        notes.append(f"{len(cut)} samples of damaged shards are left out, because their label is missing")
-        missing = set(cut)
-        labelled = [entry for position, entry in enumerate(labelled) if position not in missing]
-    return labelled
-
-
-def _label(members: dict[str, Member]) -> str | None:
-    """The label of a sample, None without one.
-
-    Raises:
-        UnreadableItemError: it cannot be read.
-    """
-    for key in ("cls", "json"):
-        if (member := members.get(key)) is None:
-            continue
-        try:
-            if member.size > _LARGEST_LABEL:
-                raise ValueError(f"{member.size} bytes; accepted: at most {_LARGEST_LABEL}")
-            label = _parsed(read_range(member.shard, offset=member.offset, size=member.size), as_json=key == "json")
-        except Exception as error:  # json raises RecursionError besides ValueError
-            raise UnreadableItemError(f"{member}: {reason_of(error)}") from error
-        if label is not None:
-            return label
-    return None
-
-
-def _parsed(content: bytes, *, as_json: bool) -> str | None:
-    values = content.decode("utf-8-sig")
-    if as_json:
-        values = json.loads(values)
-        values = values.get("label") if isinstance(values, dict) else None
-    if values is None:
-        return None
-    if not isinstance(values, str | int | float) or not (label := str(values).strip()).isprintable() or not label:
-        raise ValueError(f"the label is {str(values)[:40]!r}; expected a number or a name")
-    return label
-
-
-class HuggingFaceImages(Source):
-    """A column of images of a Hugging Face dataset. Needs the extra `huggingface`.
-
-    Args:
-        path: a folder that `save_to_disk` wrote, or anything that `datasets.load_dataset` accepts.
-        split: name of the split.
-        image: name of the column of images.
-        label: name of the column of classes; None where the dataset has none.
-        channels: number of channels of every item, 1 or 3.
-
-    Raises:
-        ImportError: the package `datasets` is not installed.
-        ValueError: there is no such split or column.
-    """
-
-    def __init__(self, path: str, *, split: str = "train", image: str = "image", label: str | None = None, channels: int = 3) -> None:
-        try:
-            import datasets  # pyright: ignore[reportMissingImports]  # an optional extra
-        except ImportError as error:
-            raise ImportError("HuggingFaceImages needs the package datasets: pip install 'glpretrain[huggingface]'") from error
-        check_choice(channels, (1, 3), what="HuggingFaceImages: channels")
-        folder = expanded(path)
-        saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
-        loaded = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(path)
-        if isinstance(loaded, datasets.DatasetDict):
-            if split not in loaded:
-                raise ValueError(f"HuggingFaceImages: {path} has no split {split!r}; it has {sorted(loaded)}")
-            loaded = loaded[split]
-        for column in (image, label):
-            if column is not None and column not in loaded.column_names:
-                raise ValueError(f"HuggingFaceImages: {path} has no column {column!r}; it has {loaded.column_names}")
-        kind = loaded.features[image]
-        if not isinstance(kind, datasets.Image | datasets.Value):
-            raise ValueError(f"HuggingFaceImages: column {image!r} of {path} holds {kind}; expected one image per row")
-        # Not decoded by the package, so that a damaged image fails here and the error names its index.
-        self._rows = loaded.cast_column(image, datasets.Image(decode=False))
-        self._image, self._label, self._path, self._channels = image, label, path, channels
-        self.name = folder.name
-        if label is not None:
-            feature = loaded.features[label]
-            if not isinstance(feature, datasets.ClassLabel):
-                raise ValueError(f"HuggingFaceImages: column {label!r} of {path} holds {feature}; expected a ClassLabel")
-            self.classes = feature.names
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Item:
-        return self.reduced(index, side=MOST_SIDE)
-
-    def reduced(self, index: int, *, side: int) -> Item:
-        checked_index(index, len(self))
-        with damage_named(f"{self._path}[{index}]"):
-            row = self._rows[index]
-            stored = row[self._image]
-            if stored is None or (stored["bytes"] is None and stored["path"] is None):
-                raise ValueError(f"no image in column {self._image!r}")
-            source = Path(stored["path"]) if stored["bytes"] is None else io.BytesIO(stored["bytes"])
-            image = decode_pil(source, channels=self._channels, side=side)
-        label = None if self._label is None else row[self._label]
-        return Item(values=image, label=-1 if label is None else label, instances=None, regions=None)

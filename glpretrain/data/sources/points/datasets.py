@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from glpretrain.data.sources.base import Item, Paths, Source, check_choice, checked_index
+from glpretrain.data.sources.base import Item, Source, check_choice, checked_index
+from glpretrain.data.sources.paths import Paths
 from glpretrain.data.sources.points.arrays import read_arrays
 from glpretrain.data.sources.points.clouds import PointSource, cloud_item, read_points, some_of
 from glpretrain.data.sources.points.own_clouds import SPLITS, SplitOrAll

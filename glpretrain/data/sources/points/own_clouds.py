@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from glpretrain.core.listing import count_kinds, expanded, files_below, say_once
-from glpretrain.data.sources.base import Item, Paths, Source, check_choice, checked_index
+from glpretrain.data.sources.base import Item, Source, check_choice, checked_index
+from glpretrain.data.sources.paths import Paths
 from glpretrain.data.sources.points.arrays import TEXTS, first_numbers, read_arrays
 from glpretrain.data.sources.points.clouds import ARRAYS, MESHES, PointSource, cloud_item, read_points, some_of
 

@@ -1,0 +1,309 @@
+"""What the headers of tar shards say: which samples there are, where their images are, and their labels.
+
+Nothing is kept for a sample but a few numbers and the name of its image, since there are millions of them. Left out: how a header is read
+(`tar_files`), and images (`shards`).
+"""
+
+import json
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from glpretrain.core.listing import State, Walk, is_leftover
+from glpretrain.data.sources.base import UnreadableItemError, label_items, reason_of
+from glpretrain.data.sources.images.decoding import ENDINGS
+from glpretrain.data.sources.images.tar_files import Member, read_contents, read_range
+from glpretrain.data.sources.paths import Packed, Paths, Texts
+from glpretrain.data.sources.saved_listings import Listing, Walked
+
+IMAGE_KINDS = tuple(ending for ending in ENDINGS if ending != ".npy")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
+_LARGEST_LABEL = 2**24  # bytes
+_NUMBER_FIRST = re.compile(r"(\d[^.]*(?:\.\d[^.]*)*)\.(.+)")
+_SHOWN = 3  # names in a line
+_NO_LABEL, _UNREADABLE = -1, -2
+
+
+class _Shards(NamedTuple):
+    files: list[Path]
+    states: list[tuple[str, State]]  # of the shards and of the folders that were searched
+    real: set[Path]  # folders that they lie in, without links
+    is_listed: bool  # whether all folders could be listed
+
+
+class _Samples:
+    """The samples of all shards in their order. Those with the same keys are of one kind.
+
+    Args:
+        image_key: key of the images, as `TarShards` is given it.
+    """
+
+    def __init__(self, image_key: str | None) -> None:
+        self._wanted = None if image_key is None else [key.strip().lower() for key in image_key.split(";")]
+        self.kinds: dict[tuple[str, ...], int] = {}
+        self.first: list[str] = []  # of each kind: the name of its first sample, with the shard
+        self.images: list[list[str]] = []  # of each kind: the keys that may be that of the image
+        self.unreadable: dict[int, tuple[int, str]] = {}  # by kind: its first sample whose label cannot be read, and why
+        self.labels: dict[str, int] = {}
+        # Of each sample: its kind, the number of its shard, its label, and whether its shard is damaged.
+        self.kind_of, self.shard_of, self.label_of, self.is_cut = array("i"), array("i"), array("i"), array("b")
+        self.places, self.names = array("q"), Packed()  # of each member that may be an image: offset and size, and name
+
+    def add(self, name: str, members: dict[str, Member], *, shard: int, is_cut: bool) -> None:
+        """Add a sample.
+
+        Args:
+            name: name of the sample, with its shard.
+            members: its members by key in lower case.
+            shard: number of its shard.
+            is_cut: whether its shard is damaged.
+        """
+        kind = self.kinds.setdefault(tuple(members), len(self.first))
+        if kind == len(self.first):
+            self.first.append(name)
+            self.images.append(self._candidates(members))
+        try:
+            label = _label(members)
+            self.label_of.append(_NO_LABEL if label is None else self.labels.setdefault(label, len(self.labels)))
+        except UnreadableItemError as error:
+            self.unreadable.setdefault(kind, (len(self.kind_of), str(error)))
+            self.label_of.append(_UNREADABLE)
+        for key in self.images[kind]:
+            self.places.extend((members[key].offset, members[key].size))
+            self.names.extend((members[key].name,))
+        self.kind_of.append(kind)
+        self.shard_of.append(shard)
+        self.is_cut.append(is_cut)
+
+    def _candidates(self, keys: Sequence[str]) -> list[str]:
+        if self._wanted is None:
+            return [key for key in keys if _is_image(key)]
+        return [key for key in self._wanted if key in keys][:1]
+
+    def counts(self) -> list[int]:
+        """Number of samples of each kind."""
+        return np.bincount(np.array(self.kind_of, dtype=np.int64), minlength=len(self.first)).tolist()
+
+    def chosen_keys(self, notes: list[str]) -> list[str | None]:
+        """Key of the image of each kind, None without one; what other images there are is added to `notes`.
+
+        Raises:
+            ValueError: it is ambiguous.
+        """
+        if self._wanted is not None:
+            return [images[0] if images else None for images in self.images]
+        preferred = [ending.removeprefix(".") for ending in IMAGE_KINDS]
+        chosen: list[str | None] = []
+        counts, beside = self.counts(), Counter[str]()
+        for images, name, count in zip(self.images, self.first, counts, strict=True):
+            best = next((key for key in preferred if key in images), None)
+            if best is None and len(images) > 1:
+                raise ValueError(
+                    f"TarShards: sample {name} holds {len(images)} images: {_first_of(images)}. The name of a sample ends at the first "
+                    f"dot of the file name; rename the members if these are several samples, or give image_key, such as {images[0]!r}"
+                )
+            chosen.append(best or (images[0] if images else None))
+            beside.update({key: count for key in images if key != chosen[-1]})
+        if beside:
+            # What lies beside an image in one sample, such as a mask, is no image where it lies alone.
+            alone = sum(count for key, count in zip(chosen, counts, strict=True) if key in beside)
+            both = sorted({key for key in chosen if key in beside and key in preferred})
+            if both:
+                raise ValueError(
+                    f"TarShards: {both[0]} is beside another image in {beside[both[0]]} samples and the only image in {alone}; "
+                    f"give image_key, such as '{IMAGE_KINDS[0][1:]}' or '{IMAGE_KINDS[0][1:]};{both[0]}'"
+                )
+            chosen = [None if key in beside else key for key in chosen]
+            notes.append(f"{sum(beside.values())} images beside the one of their sample are not read: {_first_of(sorted(beside))}")
+        return chosen
+
+
+def read_headers(root: Path, *, image_key: str | None) -> Walked:
+    """The images of all shards with their places and labels.
+
+    Args:
+        root: a shard, or a folder of shards.
+        image_key: key of the images, as `TarShards` is given it.
+
+    Raises:
+        ValueError: see `TarShards`.
+    """
+    notes: list[str] = []
+    shards = _shards_at(root, notes)
+    samples, is_whole = _samples_of(shards.files, image_key, notes)
+    keys, counts = samples.chosen_keys(notes), samples.counts()
+    if num_without := sum(count for key, count in zip(keys, counts, strict=True) if key is None):
+        first = samples.first[keys.index(None)]
+        notes.append(f"{num_without} of {sum(counts)} samples hold no image, the first of them {first}")
+    if num_without == sum(counts):
+        wanted = f"image_key={image_key!r} in" if image_key else f"accepted endings: {' '.join(IMAGE_KINDS)};"
+        number_of = Counter[str]()
+        for of_kind, count in zip(samples.kinds, counts, strict=True):
+            number_of.update(dict.fromkeys(of_kind, count))
+        found = ", ".join(key for key, _ in number_of.most_common(9))
+        reasons = "; ".join([f"{wanted} the keys that were found: {found or 'none'}", *notes])
+        raise ValueError(f"TarShards: no image in the {len(shards.files)} shards of {root}; {reasons}")
+    listing, is_readable = _listed(samples, keys, [os.path.relpath(shard, root) for shard in shards.files], root, notes)
+    # What cannot be read today may be read tomorrow.
+    return Walked(listing, shards.states, shards.real, shards.is_listed and is_whole and is_readable)
+
+
+def _listed(samples: _Samples, keys: Sequence[str | None], shards: Sequence[str], root: Path, notes: list[str]) -> tuple[Listing, bool]:
+    """The samples that have an image and whose label can be read, and whether these are all that have an image.
+
+    Raises:
+        ValueError: there is none, or only some of them have a class.
+    """
+    kind_of, label_of = np.array(samples.kind_of), np.array(samples.label_of)
+    slots = np.array([-1 if key is None else images.index(key) for key, images in zip(keys, samples.images, strict=True)])[kind_of]
+    sizes = np.array([len(images) for images in samples.images])[kind_of]
+    at = np.cumsum(sizes) - sizes + slots  # places of the images among the members
+    with_image = slots >= 0
+    kept = with_image & (label_of != _UNREADABLE)
+    if num_unreadable := int(with_image.sum() - kept.sum()):
+        _, reason = min(found for kind, found in samples.unreadable.items() if keys[kind] is not None)
+        notes.append(f"{num_unreadable} samples are left out, because their label cannot be read, the first: {reason}")
+    cut = kept & (label_of == _NO_LABEL) & np.array(samples.is_cut, dtype=bool)
+    if cut.any() and (label_of[kept] >= 0).any():
+        notes.append(f"{int(cut.sum())} samples of damaged shards are left out, because their label is missing")
+        kept &= ~cut
+    if not kept.any():
+        raise ValueError(f"TarShards: {root}: no label can be read: {'; '.join(notes)}")
+    used, folder_of = np.unique(np.array(samples.shard_of)[kept], return_inverse=True)
+    chosen = np.zeros(len(samples.places) // 2, dtype=bool)
+    chosen[at[kept]] = True
+    paths = Paths.of_arrays(
+        root,
+        folders=Texts.of(shards[number] for number in used.tolist()),
+        names=samples.names.texts().at(chosen),
+        folder_of=folder_of.astype(np.int32),
+    )
+    classes, labels = label_items(list(samples.labels), label_of[kept], owner=f"TarShards: {root}", key=_numbers_first)
+    arrays = {"places": np.array(samples.places, dtype=np.int64).reshape(-1, 2)[chosen], "labels": labels}
+    return Listing(paths, "; ".join(notes), arrays | Texts.of(classes).arrays("classes")), bool((kept == with_image).all())
+
+
+def is_shard(path: Path) -> bool:
+    return path.suffix.lower() == ".tar" and not is_leftover(path.name) and path.is_file()
+
+
+def _shards_at(root: Path, notes: list[str]) -> _Shards:
+    """The shard, or those of a folder in order; compressed ones are added to `notes`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if root.is_file():
+        return _Shards([root], [("", State.of(root))], {Path(os.path.realpath(root)).parent}, True)
+    walk = Walk(root)
+    files = sorted(Path(root, folder, name) for folder, names in walk for name in names) if root.is_dir() else []
+    if compressed := [str(path) for path in files if path.name.lower().endswith(_COMPRESSED)]:
+        notes.append(f"{len(compressed)} compressed shards are not read; unpack them to .tar: {_first_of(compressed)}")
+    shards = [path for path in files if is_shard(path)]
+    if not shards:
+        raise ValueError("; ".join([f"TarShards: {root} is neither a .tar file nor a folder of .tar files", *notes]))
+    for shard in shards:
+        walk.remember(shard, State.of(shard))
+    real = {*walk.real, *(Path(os.path.realpath(shard)).parent for shard in shards)}
+    return _Shards(shards, walk.states, real, walk.is_certain)
+
+
+def _numbers_first(name: str) -> tuple[bool, int, str]:
+    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+
+
+def _samples_of(shards: Sequence[Path], image_key: str | None, notes: list[str]) -> tuple[_Samples, bool]:
+    """The samples of all shards, and whether all shards are whole; what is wrong with them is added to `notes`.
+
+    Raises:
+        ValueError: no shard can be read.
+    """
+    samples = _Samples(image_key)
+    faults: list[str] = []
+    unreadable, num_replaced = 0, 0
+    for number, shard in enumerate(shards):
+        try:
+            contents = read_contents(shard)
+        except (OSError, ValueError) as error:
+            if (unreadable := unreadable + 1) == len(shards):
+                raise ValueError(f"TarShards: {error}") from error
+            faults.append(str(error))
+            continue
+        if contents.fault:
+            faults.append(f"{shard} {contents.fault}")
+        of_shard: dict[str, dict[str, Member]] = {}
+        for name, member in contents.members.items():
+            folder, slash, file = name.rpartition("/")
+            stem, _, key = file.partition(".")  # WebDataset's rule
+            members = of_shard.setdefault(folder + slash + stem, {})
+            if member is not None:
+                num_replaced += key.lower() in members
+                members[key.lower()] = member
+        num_replaced += contents.num_replaced
+        for name, members in of_shard.items():
+            for ending, part in _split_at_numbers(members).items():
+                samples.add(f"{shard}:{name}{ending}", part, shard=number, is_cut=bool(contents.fault))
+    if faults:
+        notes.append(f"{len(faults)} of {len(shards)} shards are damaged and are read as far as they are whole: {_first_of(faults)}")
+    if num_replaced:
+        notes.append(f"{num_replaced} members are not read, because a later member of their shard has the same name")
+    return samples, not faults
+
+
+def _split_at_numbers(members: dict[str, Member]) -> dict[str, dict[str, Member]]:
+    """The samples that the members of one name are. They are several where the name would hold several images and each key begins with a
+    number, as in `scan_2024.05.01.jpg`: no key does, so the number belongs to the name."""
+    keys = [_NUMBER_FIRST.fullmatch(key) for key in members]
+    if sum(_is_image(key) for key in members) < 2 or None in keys:
+        return {"": members}
+    parts: dict[str, dict[str, Member]] = {}
+    for found, member in zip(keys, members.values(), strict=True):
+        assert found is not None
+        parts.setdefault(f".{found[1]}", {})[found[2]] = member
+    return parts
+
+
+def _is_image(key: str) -> bool:
+    return f".{key}".endswith(IMAGE_KINDS)
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _label(members: dict[str, Member]) -> str | None:
+    """The label of a sample, None without one.
+
+    Raises:
+        UnreadableItemError: it cannot be read.
+    """
+    for key in ("cls", "json"):
+        if (member := members.get(key)) is None:
+            continue
+        try:
+            if member.size > _LARGEST_LABEL:
+                raise ValueError(f"{member.size} bytes; accepted: at most {_LARGEST_LABEL}")
+            label = _parsed(read_range(member.shard, offset=member.offset, size=member.size), as_json=key == "json")
+        except Exception as error:  # json raises RecursionError besides ValueError
+            raise UnreadableItemError(f"{member}: {reason_of(error)}") from error
+        if label is not None:
+            return label
+    return None
+
+
+def _parsed(content: bytes, *, as_json: bool) -> str | None:
+    values = content.decode("utf-8-sig")
+    if as_json:
+        values = json.loads(values)
+        values = values.get("label") if isinstance(values, dict) else None
+    if values is None:
+        return None
+    if not isinstance(values, str | int | float) or not (label := str(values).strip()).isprintable() or not label:
+        raise ValueError(f"the label is {str(values)[:40]!r}; expected a number or a name")
+    return label
