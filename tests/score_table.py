@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 # Names of the methods in the README's table, by recipe, and of the scores in results.json.
 METHODS = {"mmc": "MMC", "dino": "DINO", "ibot": "iBOT", "mae": "MAE", "mugs": "Mugs", "local_contrast": "local contrast"}
-SCORES = {"k-NN": "knn", "linear probe": "linear_probe", "prompt IoU": "prompt_miou", "linear SVM": "linear_svm"}
+SCORES = {"k-NN": "knn", "linear probe": "linear", "prompt IoU": "prompt_miou", "linear SVM": "svm"}
 _TABLED = ("k-NN", "linear probe", "prompt IoU")  # in the README's table
 _MARKS = re.compile(r"(?<=<!-- numbers -->\n).*?(?=<!-- /numbers -->)", re.DOTALL)
 

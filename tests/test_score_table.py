@@ -21,7 +21,7 @@ after
 def write_run(runs: Path, *, recipe: str, time: str, seed: int, score: float, steps: int = 10) -> None:
     folder = runs / recipe / time
     folder.mkdir(parents=True)
-    scores = {"knn": score, "linear_probe": score + 1, "prompt_miou": score + 2}
+    scores = {"knn": score, "linear": score + 1, "prompt_miou": score + 2}
     found = {"recipe": recipe, "data": "scenes", "seed": seed, "steps": steps, "seconds": 7.0, "health": {"verdicts": []}}
     (folder / "results.json").write_text(json.dumps({**found, "before": dict.fromkeys(scores, 5.0), "after": scores}))
 

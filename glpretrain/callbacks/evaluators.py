@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glpretrain.core.batch import Batch
+from glpretrain.core.distributed import wait_for_first
 from glpretrain.data.module import DataModule
 from glpretrain.data.sources.base import Source
 from glpretrain.data.sources.images.videos import VideoSource
@@ -69,7 +70,7 @@ class RunEvaluators(pl.Callback):
         self.left_out: dict[str, str] = {}  # scores that could not be computed, by their names in results.json, each with the reason
         self.seconds = 0.0  # spent on evaluation so far
         self._takes_defaults = evaluators is None
-        self._evaluated_step = 0
+        self._evaluated_step = self._num_evaluations = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Scores of what the run starts from."""
@@ -128,7 +129,8 @@ class RunEvaluators(pl.Callback):
                     logged |= {f"eval/{name}/{score}": value.value for score, value in found.scores.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(logged, step=trainer.global_step)
-        trainer.strategy.barrier("evaluation")
+        self._num_evaluations += 1
+        wait_for_first(f"evaluation {self._num_evaluations}")
         self.seconds += time.perf_counter() - start
         return scores
 
