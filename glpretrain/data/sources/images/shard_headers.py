@@ -9,7 +9,7 @@ import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,7 +81,7 @@ class _Samples:
         self.shard_of.append(shard)
         self.is_cut.append(is_cut)
 
-    def _candidates(self, keys: Sequence[str]) -> list[str]:
+    def _candidates(self, keys: Collection[str]) -> list[str]:
         if self._wanted is None:
             return [key for key in keys if _is_image(key)]
         return [key for key in self._wanted if key in keys][:1]
@@ -180,7 +180,7 @@ def _listed(samples: _Samples, keys: Sequence[str | None], shards: Sequence[str]
     chosen[at[kept]] = True
     paths = Paths.of_arrays(
         root,
-        folders=Texts.of(shards[number] for number in used.tolist()),
+        folders=Texts.of(shards[int(number)] for number in used),
         names=samples.names.texts().at(chosen),
         folder_of=folder_of.astype(np.int32),
     )
