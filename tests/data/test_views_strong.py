@@ -177,6 +177,7 @@ def test_a_flipped_item_is_augmented_flipped_and_handed_back_as_it_came() -> Non
     assert torch.equal(flipped.flip(3), straight)
 
 
+@pytest.mark.slow
 def test_as_many_views_are_strong_as_asked_and_each_local_draws_for_itself() -> None:
     # Erasing everything that is strong marks it: noise outside [0, 1] in a view that is 8 x 8 to be quick.
     strong = Strong(prob=0.3, num_ops=0, erase_prob=1.0)

@@ -59,7 +59,7 @@ def test_a_torch_program_needs_neither_timm_nor_this_package(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "kind",
-    ["vit", "registers and layer scale", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("relative", "rotary", "convolutions"))],
+    ["registers and layer scale", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("vit", "relative", "rotary", "convolutions"))],
 )
 def test_onnxruntime_gives_the_same_features(kind: str, tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript"):
