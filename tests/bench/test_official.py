@@ -30,13 +30,17 @@ FILES = {
     "vision_transformer": """
         import utils
         from glpretrain.encoders import ViT
-        from glpretrain.training.heads import ProjectionHead, Prototypes
+        from glpretrain.training.heads import ProjectionHead
+        from glpretrain.training.prototypes import Prototypes
+        class Dense(Prototypes):
+            def forward(self, projections):
+                return super().forward(projections).dense()
         def VisionTransformer(*, img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, qkv_bias, drop_path_rate, norm_layer):
             name, sizes = "vit_tiny_patch16_224", dict(patch_size=patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
             return ViT(name, img_size=img_size[0], mlp_ratio=mlp_ratio, drop_path_rate=drop_path_rate, **sizes)
         def DINOHead(in_dim, out_dim, *, norm_last_layer, nlayers, hidden_dim, bottleneck_dim):
             layers = ProjectionHead(in_dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=nlayers)
-            return torch.nn.Sequential(layers, Prototypes(bottleneck_dim, num_prototypes=out_dim + MORE, train_gain=not norm_last_layer))
+            return torch.nn.Sequential(layers, Dense(bottleneck_dim, num_prototypes=out_dim + MORE, train_gain=not norm_last_layer))
         """,
     "main_dino": """
         import torch.distributed as dist

@@ -100,7 +100,7 @@ def test_a_large_recipe_is_planned_without_its_memory_and_its_files(tmp_path: Pa
     assert main(["bench", "paper/gpfm_vitl14_wsi", "--plan", "--gpus", "8", "--gpu_memory", "80", "--json", str(written)]) == 0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # kB; its weights alone are 4 GB
     found = json.loads(written.read_text())
-    assert found["total"] > 70e9 and 0 < found["fitting"] < 96
+    assert 70e9 < found["total"] < 80e9 and 96 < found["fitting"] < 112
     assert found["num_processes"] == 8 and found["buckets"] == found["plans"]["whole batch"]["gradients"]
     said = capsys.readouterr().out
-    assert "expert uni: weights/uni is not here" in said and "does not fit into 80 GB" in said
+    assert "expert uni: weights/uni is not here" in said and "fits into 80 GB" in said
