@@ -1,7 +1,7 @@
 """Which kernel computes attention, where torch's own choice is not the fastest.
 
 On a CPU in half precision, torch's fused kernel takes 3 to 7 times as long as explicit products with a softmax between them
-(docs/measurements.md#step). In float32, and on a GPU, it is the fastest.
+(docs/measurements.md#bench). In float32, and on a GPU, it is the fastest.
 """
 
 from collections.abc import Iterator
