@@ -32,7 +32,7 @@ def gradients(loss: Tensor, parts: list[Tensor]) -> list[Tensor]:
     return [loss.detach(), *found]
 
 
-def compare(
+def check_equal(
     objective: Distillation, *, student: PrototypeLogits, teacher: PrototypeLogits, parts: list[Tensor], **settings: object
 ) -> None:
     objective.update(teacher_logits=teacher)
@@ -53,7 +53,7 @@ def test_views(train_gain: bool, balanced: bool, cells: int, monkeypatch: pytest
     monkeypatch.setitem(cross_entropy._CELLS, "cpu", cells)
     head, teacher_head = heads(train_gain=train_gain)
     rows = wave(V, B, D).requires_grad_()
-    compare(
+    check_equal(
         ViewDistillation(num_prototypes=K),
         student=head(rows),
         teacher=teacher_head(wave(G, B, D, step=0.53)),
