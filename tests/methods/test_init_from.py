@@ -174,9 +174,7 @@ def test_layer_decay_of_the_recipe_wins(backbone: Path, tmp_path: Path) -> None:
     assert {group["lr_scale"] for group in groups if group["is_trunk"]} == {1.0, 0.5, 0.25}
 
 
-@pytest.mark.parametrize(
-    ("recipe", "cut"), [("mae", 1), *(pytest.param("ibot", cut, marks=pytest.mark.slow) for cut in (1, 2, 3))]
-)
+@pytest.mark.parametrize(("recipe", "cut"), [("mae", 1), *(pytest.param("ibot", cut, marks=pytest.mark.slow) for cut in (1, 2, 3))])
 def test_resume_during_the_warm_up_at_its_end_and_after_is_exact(recipe: str, cut: int, backbone: Path, tmp_path: Path) -> None:
     options = ["--init_from", str(backbone), *settings(frozen=0.5, ramp=0.5)]
     check_resume(ROOT / f"{recipe}.yaml", tmp_path, *options, cut=cut)
