@@ -126,7 +126,7 @@ def check_same_items(source: Source, processes: Processes) -> None:
         processes: the processes of the run, all of which call this.
 
     Raises:
-        ValueError: they have not.
+        ValueError: the processes have listed different items.
     """
     own = source.fingerprint()
     if not processes.reduce_boolean_decision(processes.broadcast(own) == own, all=True):
