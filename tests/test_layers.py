@@ -13,7 +13,7 @@ ALLOWED: dict[str, set[str]] = {
     "encoders": {"core"},
     "training": {"core", "encoders"},
     "objectives": {"core", "training"},
-    "methods": {"core", "training", "encoders", "objectives", "masking", "modalities"},
+    "methods": {"core", "training", "encoders", "objectives", "modalities"},
     "prepare.slides": {"core"},
     "data": {"core", "masking", "modalities", "prepare.slides"},
     "prepare.faces": {"core", "data"},

@@ -181,7 +181,7 @@ class Planner:
         rows = index % len(self._sample.index)
         views: dict[str, ViewGroup] = {}
         for name, group in self._sample.views.items():
-            parts = {part: value for part, value in group._asdict().items() if value is not None}
+            parts = {part: value for part, value in group._asdict().items() if value is not None and part != "hidden"}
             axes = {part: 0 if part == "strong" else 1 for part in parts}
             shapes = {part: (*value.shape[: axes[part]], batch_size, *value.shape[axes[part] + 1 :]) for part, value in parts.items()}
             real = {part: value.index_select(axes[part], rows) for part, value in parts.items() if part not in _WITHOUT_NUMBERS}

@@ -34,6 +34,7 @@ class RawBatch(NamedTuple):
     """A batch as a worker gives it."""
 
     parts: dict[str, Tensor]  # what the maker of views took of each item, see `ViewMaker.prepare`; the first axis of each is B
+    drawn: dict[str, Tensor]  # what is drawn for the items without looking at them, see `RawItems`
     index: Tensor  # Int[B]  dataset index of the item or its replacement  # pyright: ignore[reportIncompatibleMethodOverride]  hides tuple.index
     epoch: int
     unreadable: list[tuple[int, str]]  # dataset index and reason of every item that was replaced
@@ -162,24 +163,29 @@ class RawItems(Dataset[RawBatch]):
     Args:
         items: the items.
         prepare: function that takes of some items, with their keys Int[B], what the views need of them, see `ViewMaker.prepare`.
+        draw: function that draws what depends on the keys alone, Int[B], for a whole batch.
         seed: seed of the run.
     """
 
-    def __init__(self, items: Items, *, prepare: Callable[..., dict[str, Tensor]], seed: int) -> None:
+    def __init__(
+        self, items: Items, *, prepare: Callable[..., dict[str, Tensor]], draw: Callable[[Tensor], dict[str, Tensor]], seed: int
+    ) -> None:
         self.items = items
         self._prepare = prepare
+        self._draw = draw
         self._seed = seed
 
     def __getitem__(self, asked: Asked) -> RawBatch:
         unreadable: list[tuple[int, str]] = []
         parts: list[dict[str, Tensor]] = []
         index: list[int] = []
+        keys: list[Tensor] = []
         for items, positions in self._together(asked.indices, unreadable):
-            keys = rng.item_keys(seed=self._seed, epoch=asked.epoch, index=torch.tensor(positions))
-            parts.append(self._prepare(items, keys=keys))
+            keys.append(rng.item_keys(seed=self._seed, epoch=asked.epoch, index=torch.tensor(positions)))
+            parts.append(self._prepare(items, keys=keys[-1]))
             index += positions
         joined = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return RawBatch(joined, torch.tensor(index), asked.epoch, unreadable)
+        return RawBatch(joined, self._draw(torch.cat(keys)), torch.tensor(index), asked.epoch, unreadable)
 
     def _together(self, indices: Sequence[int], unreadable: list[tuple[int, str]]) -> Iterator[tuple[list[Item], list[int]]]:
         """As many items at once as a worker may hold: draws for several cost what they cost for one."""

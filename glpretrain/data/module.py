@@ -20,11 +20,12 @@ from torch.utils.data import DataLoader
 
 from glpretrain import modalities
 from glpretrain.core import keys as rng
-from glpretrain.core.batch import Batch, ViewGroup
+from glpretrain.core.batch import Batch, ViewGroup, first_visible
 from glpretrain.core.files import append_lines
 from glpretrain.core.listing import printable
 from glpretrain.data.items import Asked, Items, RawBatch, RawItems, batches_of
 from glpretrain.data.loading import usable_cores
+from glpretrain.data.masks import MASK, draw_masks
 from glpretrain.data.orders import EpochBatches, Order, Position, Shuffled
 from glpretrain.data.own import embedded_source, train_test_parts
 from glpretrain.data.requirements import Consumer, Made, Tokens, check_same_items, check_uses
@@ -34,7 +35,7 @@ from glpretrain.masking import Corruption, Mask, RegionMask
 
 _log = logging.getLogger(__name__)
 
-_MASK, _CORRUPTION = 0x3A5C, 0xC022  # purposes that an item's key is folded with here; `views` uses small numbers
+_CORRUPTION = 0xC022  # purpose that an item's key is folded with here; `views` uses small numbers
 _AUTO_CACHE_BYTES = 1_500_000_000
 _LEAST_SEEN = 500  # the share of unreadable items is taken of at least this number, so that the first one stops no run
 
@@ -187,7 +188,10 @@ class DataModule(LightningDataModule):
         return batches_of(self._prepared(self._encoder), self._batches, num_workers=num_workers)
 
     def _prepared(self, encoder: Tokens) -> RawItems:
-        return RawItems(self._items, prepare=partial(self.views.prepare, card=encoder.card), seed=self.seed)
+        count, shape = self.views.groups(len(encoder.card.mean))["global"]
+        token_mask = None if isinstance(self.mask, RegionMask) else self.mask
+        draw = partial(draw_masks, mask=token_mask, grid=encoder.grid(shape), count=count)
+        return RawItems(self._items, prepare=partial(self.views.prepare, card=encoder.card), draw=draw, seed=self.seed)
 
     def _begin_epoch(self, batches: EpochBatches) -> None:
         """Tell Lightning the length of this epoch; by itself it keeps that of the first one."""
@@ -236,27 +240,23 @@ class DataModule(LightningDataModule):
         """
         keys = rng.item_keys(seed=self.seed, epoch=raw.epoch, index=raw.index)  # [B]
         views = self.views.make(raw.parts, keys=keys, card=encoder.card)
-        groups = views.groups | {"global": self._hide(views, keys=keys, encoder=encoder)}
+        groups = views.groups | {"global": self._hide(views, raw.drawn, keys=keys, encoder=encoder)}
         for name, group in groups.items():
             groups[name] = group._replace(keys=rng.per_view(keys, zlib.crc32(name.encode()), count=len(group.items)))
         return Batch(index=raw.index, views=groups, weight=torch.ones(len(raw.index), device=raw.index.device))
 
-    def _hide(self, views: Views, *, keys: Tensor, encoder: Tokens) -> ViewGroup:
+    def _hide(self, views: Views, drawn: dict[str, Tensor], *, keys: Tensor, encoder: Tokens) -> ViewGroup:
         """The global views with masks and corruption."""
-        group = views.groups["global"]
+        group = views.groups["global"]._replace(**drawn)
         G, B, *shape = group.items.shape
         grid = encoder.grid(shape)
-        if self.mask is not None:
-            # One call for all views: block-wise masks cost per attempt, not per item.
-            mask_keys = rng.per_view(keys, _MASK, count=G).flatten()  # [(G B)]
-            region_mask = None
-            if isinstance(self.mask, RegionMask):
-                assert views.regions is not None
-                mask, region_mask = self.mask(mask_keys, grid, regions=views.regions.flatten(0, 1))
-                region_mask = None if region_mask is None else region_mask.unflatten(0, (G, B))  # [G B N]
-            else:
-                mask = self.mask(mask_keys, grid)
-            group = group._replace(mask=mask.unflatten(0, (G, B)), region_mask=region_mask)
+        if isinstance(self.mask, RegionMask):
+            assert views.regions is not None
+            mask_keys = rng.per_view(keys, MASK, count=G).flatten()  # [(G B)]
+            mask, region_mask = self.mask(mask_keys, grid, regions=views.regions.flatten(0, 1))
+            visible = first_visible(mask, count=self.mask.num_visible(grid)).unflatten(0, (G, B))
+            region_mask = None if region_mask is None else region_mask.unflatten(0, (G, B))  # [G B N]
+            group = group._replace(mask=mask.unflatten(0, (G, B)), region_mask=region_mask, visible=visible)
         if self.corruption is not None:
             # View by view: a corruption takes pixels from a neighbour in the batch, which must be the same view of another item.
             view_keys = rng.per_view(keys, _CORRUPTION, count=G)

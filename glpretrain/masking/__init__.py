@@ -2,7 +2,7 @@
 
 from glpretrain.masking.corruption import Corruption, GroupCorruption
 from glpretrain.masking.regions import FACE_REGIONS, CRFRPMask, CRFRRMask, FaskingMask, FRPMask, Hidden, RegionMask
-from glpretrain.masking.tokens import BlockMask, DINOv2Mask, Mask, RandomMask, visible_indices
+from glpretrain.masking.tokens import BlockMask, DINOv2Mask, Mask, RandomMask
 
 __all__ = [
     "FACE_REGIONS",
@@ -18,5 +18,4 @@ __all__ = [
     "Mask",
     "RandomMask",
     "RegionMask",
-    "visible_indices",
 ]

@@ -83,8 +83,12 @@ class RegionMask(ABC):
         Raises:
             ValueError: the map does not divide into the grid, or no token would be visible.
         """
-        num_hidden = math.prod(grid) - num_visible(grid, ratio=self.ratio, mask=type(self).__name__)
+        num_hidden = math.prod(grid) - self.num_visible(grid)
         return self._draw(keys, touched(regions, grid=grid), num_hidden=num_hidden)
+
+    def num_visible(self, grid: tuple[int, ...]) -> int:
+        """Number of tokens that stay visible in every item; none is refused with a ValueError."""
+        return num_visible(grid, ratio=self.ratio, mask=type(self).__name__)
 
     @abstractmethod
     def _draw(self, keys: Tensor, touches: Tensor, *, num_hidden: int) -> Hidden:

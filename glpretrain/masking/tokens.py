@@ -181,19 +181,6 @@ def _cover_with_blocks(keys: Tensor, grid: tuple[int, ...], *, wanted: Tensor, l
     return hidden.flatten(1)
 
 
-def visible_indices(mask: Tensor) -> Tensor:
-    """Int[B M]: indices of the tokens that are not hidden in Bool[B N], in ascending order.
-
-    Raises:
-        ValueError: the rows have different numbers of visible tokens.
-    """
-    counts = (~mask).sum(dim=1)
-    low, high = counts.aminmax()
-    if low != high:
-        raise ValueError(f"mask: items keep {int(low)} to {int(high)} tokens; dropping needs the same number in all; use RandomMask")
-    return (~mask).nonzero()[:, 1].unflatten(0, (len(mask), int(low)))
-
-
 def inside(position: Tensor, *, start: Tensor, size: Tensor) -> Tensor:
     """Bool[*S P]: whether each position, Int[P], lies in [start, start + size); start and size have the shape [*S]."""
     start, size = start.unsqueeze(-1), size.unsqueeze(-1)

@@ -22,7 +22,6 @@ from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.patches import patchify
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
-from glpretrain.masking import visible_indices
 from glpretrain.methods.base import Method
 from glpretrain.objectives.contrastive import InfoNCE, NegativeCosine
 from glpretrain.objectives.reconstruction import PatchPixels
@@ -105,7 +104,7 @@ class FSFM(Method):
             seen = self.teacher_branch.encode(views)
             heads = self.teacher_branch.heads
             keys = heads["projector"](heads["rep"](seen.cls, seen.patches, grid=grid))  # [(G B) projection_dim]
-        keep = visible_indices(mask)  # [(G B) M]
+        keep = group.visible_tokens()  # [(G B) M]
         output = self.student.encode(views, keep=keep, keys=group.keys)
         heads, rep = self.student.heads, self.student.heads["rep"]
         assert isinstance(rep, RepresentationDecoder)

@@ -134,17 +134,19 @@ class GPFM(Method):
         group = batch.views["global"]
         assert group.mask is not None
         num_global, num_items = group.items.shape[:2]
-        clean, hidden = group.items.flatten(0, 1), group.mask.flatten(0, 1)  # [(G B) C H W], [(G B) N]
+        clean, hidden = group.items.flatten(0, 1), group.hidden_places()  # [(G B) C H W], [M]
         with torch.no_grad():
             seen = self.teacher_branch.encode(clean)
             teacher_cls = self.teacher_branch.heads["cls"](seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
-            teacher_patches = self.teacher_branch.heads[self._patch_head](seen.patches[hidden])  # [M K]
+            teacher_patches = self.teacher_branch.heads[self._patch_head](seen.patches.flatten(0, 1)[hidden])  # [M K]
         local = [batch.views["local"]] if "local" in batch.views else []
         views = [clean, *(one.items.flatten(0, 1) for one in local)]
-        outputs = self.student.encode(views, mask=[hidden, *[None] * len(local)], keys=[group.keys, *(one.keys for one in local)])
+        keys = [group.keys, *(one.keys for one in local)]
+        masks = [group.mask.flatten(0, 1), *[None] * len(local)]
+        outputs = self.student.encode(views, mask=masks, keys=keys, cls_only=[False] + [True] * len(local))
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
         student_cls = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
-        student_patches = self.student.heads[self._patch_head](outputs[0].patches[hidden])  # [M K]
+        student_patches = self.student.heads[self._patch_head](outputs[0].patches.flatten(0, 1)[hidden])  # [M K]
         temp = self.teacher_temp(progress)
         terms = {
             "cls": self.cls_objective(student_logits=student_cls, teacher_logits=teacher_cls, teacher_temp=temp),

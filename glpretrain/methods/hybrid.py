@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from glpretrain.core.batch import Batch, Uses
 from glpretrain.encoders.attention import AttentionInputs, attention_inputs
 from glpretrain.encoders.base import Encoder
-from glpretrain.masking import visible_indices
 from glpretrain.methods.base import Method
 from glpretrain.objectives.experts import TokenRelations, WhitenedFeatures
 from glpretrain.training.branch import Branch
@@ -71,7 +70,7 @@ class HybridDistillation(Method):
         group = batch.views["global"]
         num_global = len(group.items)
         views = group.items.flatten(0, 1)  # [(G B) C H W]
-        keep = None if group.mask is None else visible_indices(group.mask.flatten(0, 1))  # [(G B) M]
+        keep = None if group.mask is None else group.visible_tokens()  # [(G B) M]
         grid, card = self.encoder.grid(views.shape[1:]), self.encoder.card
         for name, expert in (("contrastive", self.contrastive), ("masked", self.masked)):
             if expert.grid != grid:

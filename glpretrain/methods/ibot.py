@@ -84,7 +84,7 @@ class IBOT(Method):
         group = batch.views["global"]
         assert group.mask is not None
         num_global, num_items = group.items.shape[:2]
-        clean, hidden = group.items.flatten(0, 1), group.mask.flatten(0, 1)  # [(G B) C H W], [(G B) N]
+        clean, hidden = group.items.flatten(0, 1), group.hidden_places()  # [(G B) C H W], [M]
         with torch.no_grad():
             seen = self.teacher_branch.encode(clean)
             teacher_head = self.teacher_branch.heads["shared"]
@@ -92,9 +92,11 @@ class IBOT(Method):
             teacher_patches = teacher_head(seen.patches)  # [(G B) N K]: all of them, for the centre
         local = [batch.views["local"]] if "local" in batch.views else []
         views = [clean, *(one.items.flatten(0, 1) for one in local)]
-        outputs = self.student.encode(views, mask=[hidden, *[None] * len(local)], keys=[group.keys, *(one.keys for one in local)])
+        keys = [group.keys, *(one.keys for one in local)]
+        masks = [group.mask.flatten(0, 1), *[None] * len(local)]
+        outputs = self.student.encode(views, mask=masks, keys=keys, cls_only=[False] + [True] * len(local))
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
-        selected = outputs[0].patches[hidden]  # [M D]
+        selected = outputs[0].patches.flatten(0, 1)[hidden]  # [M D]
         logits = self.student.heads["shared"](torch.cat([cls, selected]))  # [(V B) + M, K]
         student_cls, student_patches = logits.split([len(cls), len(selected)])
         terms = {
@@ -105,8 +107,9 @@ class IBOT(Method):
             ),
             "patch": self.patch_objective(
                 student_logits=student_patches,
-                teacher_logits=teacher_patches[hidden],
+                teacher_logits=teacher_patches.flatten(0, 1)[hidden],
                 mask=group.mask,
+                places=hidden,
                 teacher_temp=self.patch_teacher_temp(progress),
             ),
         }

@@ -15,7 +15,6 @@ from torch import Tensor
 from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.patches import patchify
 from glpretrain.encoders.base import Encoder
-from glpretrain.masking import visible_indices
 from glpretrain.methods.base import Method
 from glpretrain.objectives.reconstruction import PatchPixels
 from glpretrain.training.branch import Branch
@@ -72,7 +71,7 @@ class MAE(Method):
         assert group.mask is not None
         num_global = len(group.items)
         views, mask = group.items.flatten(0, 1), group.mask.flatten(0, 1)  # [(G B) C H W], [(G B) N]
-        keep = visible_indices(mask)  # [(G B) M]
+        keep = group.visible_tokens()  # [(G B) M]
         output = self.student.encode(views, keep=keep, keys=group.keys)
         grid = self.encoder.grid(views.shape[1:])
         predictions = self.student.heads["decoder"](output.cls, output.patches, keep=keep, grid=grid)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from glpretrain.core import keys as rng
 from glpretrain.core.batch import Batch, Uses
+from glpretrain.core.clouds import take
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.drop_path import drawn_paths
 from glpretrain.encoders.points import PointTransformer, PositionedBlocks, position_layers, start_weights
-from glpretrain.masking import visible_indices
 from glpretrain.methods.base import Method
 from glpretrain.objectives.base import Objective
 from glpretrain.objectives.chamfer import ChamferL2
@@ -115,16 +115,15 @@ class PointMAE(Method):
         group = batch.views["global"]
         assert group.mask is not None and isinstance(self.encoder, PointTransformer)
         num_global = len(group.items)
-        views, mask = group.items.flatten(0, 1), group.mask.flatten(0, 1)  # [(G B) P 3], [(G B) N]
-        keep = visible_indices(mask)  # [(G B) M]
+        views, keep = group.items.flatten(0, 1), group.visible_tokens()  # [(G B) P 3], [(G B) M]
         groups = self.encoder.group(views)
         patches = self.student.encode(views, keep=keep, keys=group.keys).patches
-        num_items = len(views)
+        num_items, hidden = len(views), group.hidden_places()  # [(G B H)]
         predictions = self.student.heads["decoder"](
             patches,
-            visible=groups.centres[~mask].unflatten(0, (num_items, -1)),
-            hidden=groups.centres[mask].unflatten(0, (num_items, -1)),
+            visible=take(groups.centres, keep),
+            hidden=groups.centres.flatten(0, 1)[hidden].unflatten(0, (num_items, -1)),
             keys=None if group.keys is None else rng.fold_in(group.keys, _DECODER).flatten(),
         )
-        distance = self.objective(predictions=predictions.flatten(0, 1), targets=groups.neighbours[mask])  # [(G B H)]
+        distance = self.objective(predictions=predictions.flatten(0, 1), targets=groups.neighbours.flatten(0, 1)[hidden])  # [(G B H)]
         return {"points": distance.unflatten(0, (num_global, len(views) // num_global, -1)).mean(dim=(0, 2))}

@@ -224,7 +224,13 @@ class PatchDistillation(Distillation):
             self.centre_state = Centre(num_prototypes, momentum=centre_momentum, num_positions=num_positions)
 
     def forward(
-        self, *, student_logits: Tensor | PrototypeLogits, teacher_logits: Tensor | PrototypeLogits, mask: Tensor, teacher_temp: float
+        self,
+        *,
+        student_logits: Tensor | PrototypeLogits,
+        teacher_logits: Tensor | PrototypeLogits,
+        mask: Tensor,
+        teacher_temp: float,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Float[B]: cross-entropy on the selected tokens.
 
@@ -233,9 +239,13 @@ class PatchDistillation(Distillation):
             teacher_logits: Float[M K], the same tokens of the teacher.
             mask: Bool[G B N], True: selected.
             teacher_temp: temperature of the targets.
+            places: Int[M], places of the selected tokens in the flattened mask; None counts them.
         """
         assert student_logits.shape == teacher_logits.shape, f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
-        centre = None if self.num_positions is None else self.centre.expand(*mask.shape, -1)[mask]  # [M K]
+        centre = None
+        if self.num_positions is not None:
+            places = mask.flatten().nonzero().squeeze(1) if places is None else places
+            centre = self.centre[places % self.num_positions]  # [M K]
         if self.centre_state is not None and isinstance(student_logits, PrototypeLogits) and isinstance(teacher_logits, PrototypeLogits):
             cross = prototype_cross_entropy(  # [M]
                 student=student_logits.unsqueeze(0),

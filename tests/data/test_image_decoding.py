@@ -191,7 +191,7 @@ def test_a_batch_goes_on_past_a_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "1.tif").write_bytes(b"II*\0" + bytes(4))
     Image.fromarray(waves()).save(tmp_path / "2.jpg")
     items = Items(ImageFolder(tmp_path), read=lambda source, index: source[index])
-    batch = RawItems(items, prepare=lambda items, keys: {"keys": keys}, seed=0)[Asked(0, [0, 1, 2])]
+    batch = RawItems(items, prepare=lambda items, keys: {"keys": keys}, draw=lambda keys: {}, seed=0)[Asked(0, [0, 1, 2])]
     assert batch.index.tolist() == [0, 2, 2] and [index for index, _ in batch.unreadable] == [1]
 
 

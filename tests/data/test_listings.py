@@ -93,7 +93,9 @@ def test_files_that_are_deleted_after_the_listing_cost_an_item_and_a_line(tmp_pa
     (tmp_path / "a" / "1.png").unlink()
     shutil.rmtree(tmp_path / "b")
     (tmp_path / "b").symlink_to("nowhere")
-    items = RawItems(Items(source, read=lambda source, index: source[index]), prepare=lambda items, keys: {"keys": keys}, seed=0)
+    items = RawItems(
+        Items(source, read=lambda source, index: source[index]), prepare=lambda items, keys: {"keys": keys}, draw=lambda keys: {}, seed=0
+    )
     batch = items[Asked(0, [0, 1])]
     assert batch.index.tolist() == [0, 0]  # the next readable one, from the beginning again
     assert [reason for _, reason in batch.unreadable] == [f"{source.paths[index]}: there is no such file" for index in (1, 2, 3)]

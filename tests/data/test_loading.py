@@ -49,7 +49,7 @@ def raw(source: Source, *, repeated: int = 1) -> RawItems:
     def prepare(items: Sequence[Item], *, keys: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"items": torch.stack([item.values.repeat(1, repeated, repeated) for item in items]), "keys": keys}
 
-    return RawItems(Items(source, read=lambda source, index: source[index]), prepare=prepare, seed=3)
+    return RawItems(Items(source, read=lambda source, index: source[index]), prepare=prepare, draw=lambda keys: {}, seed=3)
 
 
 def order(length: int = 40) -> list[Asked]:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glpretrain.core import keys
-from glpretrain.masking import BlockMask, DINOv2Mask, GroupCorruption, Mask, RandomMask, visible_indices
+from glpretrain.core.batch import visible_indices
+from glpretrain.masking import BlockMask, DINOv2Mask, GroupCorruption, Mask, RandomMask
 
 IBOT, GMML, DINOV2 = load("ibot_masks"), load("gmml_masks"), load("dinov2_masks")
 IBOT_RATIOS = ((0.0, 0.0), (0.1, 0.5))

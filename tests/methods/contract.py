@@ -8,7 +8,7 @@ import torch
 from shrinking import shrunk
 
 from glpretrain.cli.training import Training
-from glpretrain.core.batch import Batch, ViewGroup
+from glpretrain.core.batch import Batch
 from glpretrain.methods.base import Method
 from glpretrain.training.memory import states_of
 from glpretrain.weights import export, load_backbone
@@ -28,13 +28,9 @@ def fixed_batch(training: Training, *, count: int = 4, epoch: int = 0) -> Batch:
 
 
 def share(batch: Batch, number: int, count: int) -> Batch:
-    """One of `count` contiguous parts of the items; views come first in every part of a group but `strong`."""
-
-    def part(group: ViewGroup) -> ViewGroup:
-        parts = {name: value for name, value in group._asdict().items() if value is not None}
-        return ViewGroup(**{name: value.chunk(count, dim=0 if name == "strong" else 1)[number] for name, value in parts.items()})
-
-    views = {name: part(group) for name, group in batch.views.items()}
+    """One of `count` contiguous parts of the items."""
+    rows = torch.arange(len(batch.index)).chunk(count)[number]
+    views = {name: group.of_items(rows) for name, group in batch.views.items()}
     return Batch(index=batch.index.chunk(count)[number], views=views, weight=batch.weight.chunk(count)[number])
 
 
@@ -71,10 +67,7 @@ def check_gradients(model: Method, batch: Batch) -> None:
 def check_items(model: Method, batch: Batch) -> None:
     """In another order of the items, their terms are in this order; a term of one number does not depend on the order."""
     order = torch.arange(len(batch.index)).roll(1)
-    views = {}
-    for name, group in batch.views.items():
-        parts = {part: value for part, value in group._asdict().items() if value is not None}
-        views[name] = ViewGroup(**{part: value[order] if part == "strong" else value[:, order] for part, value in parts.items()})
+    views = {name: group.of_items(order) for name, group in batch.views.items()}
     mixed = model.losses(Batch(index=batch.index[order], views=views, weight=batch.weight[order]), 0.5)
     for name, value in model.losses(batch, 0.5).items():
         if value.ndim == 1:

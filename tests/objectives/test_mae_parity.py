@@ -6,8 +6,9 @@ from batches import unpatchify
 from golden import assert_matches, load, wave
 
 from glpretrain.core import keys
+from glpretrain.core.batch import visible_indices
 from glpretrain.core.patches import patchify
-from glpretrain.masking import RandomMask, visible_indices
+from glpretrain.masking import RandomMask
 from glpretrain.objectives.reconstruction import PatchPixels
 
 GOLDEN = load("mae")
