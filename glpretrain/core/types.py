@@ -37,6 +37,10 @@ class EncoderOutput(NamedTuple):
     patches: Tensor  # Float[B N D]  after the final norm; M kept tokens instead of N when `keep` was given
     registers: Tensor | None = None  # Float[B R D]  after the final norm: the other tokens (registers, distillation); None without any
 
+    def of_cls(self) -> "EncoderOutput":
+        """Without patches: Float[B 0 D]."""
+        return self._replace(patches=self.patches[:, :0])
+
 
 # What the fields of a card are in JSON, which makes lists of tuples.
 _JSON_TYPES = {

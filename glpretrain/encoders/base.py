@@ -19,7 +19,7 @@ from glpretrain.core.patches import pixels_of_patches
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.drop_path import drawn_paths
 from glpretrain.encoders.kernels import fastest_attention
-from glpretrain.encoders.sequences import encode_in_chunks, encode_list
+from glpretrain.encoders.sequences import Views, encode_in_chunks, encode_list
 
 # Bounds of the numbers in a card.
 _LARGEST_COUNTS = {
@@ -121,6 +121,7 @@ class Encoder(nn.Module, ABC):
             mask: Tensor | None = None,
             keep: Tensor | None = None,
             keys: Tensor | None = None,
+            cls_only: bool = False,
             chunk_size: int | None = None,
         ) -> EncoderOutput: ...
         @overload
@@ -130,9 +131,12 @@ class Encoder(nn.Module, ABC):
             *,
             mask: Sequence[Tensor | None] | None = None,
             keys: Sequence[Tensor] | None = None,
+            cls_only: bool | Sequence[bool] = False,
             chunk_size: int | None = None,
         ) -> list[EncoderOutput]: ...
-        def __call__(self, items, *, mask=None, keep=None, keys=None, chunk_size=None) -> EncoderOutput | list[EncoderOutput]: ...
+        def __call__(
+            self, items, *, mask=None, keep=None, keys=None, cls_only: bool | Sequence[bool] = False, chunk_size=None
+        ) -> EncoderOutput | list[EncoderOutput]: ...
 
     def forward(
         self,
@@ -141,6 +145,7 @@ class Encoder(nn.Module, ABC):
         mask: Tensor | Sequence[Tensor | None] | None = None,
         keep: Tensor | None = None,
         keys: Tensor | Sequence[Tensor] | None = None,
+        cls_only: bool | Sequence[bool] = False,
         chunk_size: int | None = None,
     ) -> EncoderOutput | list[EncoderOutput]:
         """Encode one tensor of items, or a list of tensors whose sizes may differ.
@@ -154,6 +159,8 @@ class Encoder(nn.Module, ABC):
             keep: Int[B M], indices of the only patch tokens that are computed (MAE); `patches` is then Float[B M D], in that order.
             keys: Int[B], what the dropped paths of each item are drawn from in training mode; with a list of items, a list. Without keys,
                 they are drawn from torch's generator, as timm does.
+            cls_only: whether only `cls` and `registers` are wanted; `patches` is then Float[B 0 D], and an encoder need not compute them.
+                With a list of items, one for all or a list.
             chunk_size: number of items at a time, whose activations are computed again for the gradients; None stands for all. The
                 result is the same, and so are the gradients, unless there is batch norm outside of `begins_with`.
 
@@ -161,7 +168,8 @@ class Encoder(nn.Module, ABC):
             An `EncoderOutput` for a tensor, a list of them for a list.
 
         Raises:
-            ValueError: both `mask` and `keep` are given, one has a wrong shape, or the encoder cannot hide or drop tokens.
+            ValueError: both `mask` and `keep` are given, one has a wrong shape, the encoder cannot hide or drop tokens, or kept tokens
+                are not wanted (`cls_only`).
         """
         name = type(self).__name__
         if mask is not None and keep is not None:
@@ -172,24 +180,31 @@ class Encoder(nn.Module, ABC):
             if keep is not None:
                 raise ValueError(f"{name}: keep was given with a list of items; keep needs one tensor of items")
             assert not isinstance(keys, Tensor), "a list of keys for a list of items"
-            return encode_list(partial(self._whole, keep=None, chunk_size=chunk_size), items, mask=mask, keys=keys)
+            return encode_list(partial(self._groups, chunk_size=chunk_size), items, mask=mask, keys=keys, cls_only=cls_only)
         if not (mask is None or isinstance(mask, Tensor)):
             raise ValueError(f"{name}: a list of masks was given with one tensor of items; give one mask")
         if keep is not None and (keep.dim() != 2 or keep.shape[0] != items.shape[0]):
             raise ValueError(f"{name}: keep has shape {tuple(keep.shape)}; accepted: ({items.shape[0]}, tokens to keep)")
         assert keys is None or isinstance(keys, Tensor), "one tensor of keys for one tensor of items"
-        return self._whole(items, mask=mask, keep=keep, keys=keys, chunk_size=chunk_size)
+        assert isinstance(cls_only, bool), "one cls_only for one tensor of items"
+        if keep is not None and cls_only:
+            raise ValueError(f"{name}: keep was given with cls_only; the tokens that are kept would not be returned")
+        return self._whole(Views(items, mask, keys, cls_only), keep=keep, chunk_size=chunk_size)
 
-    def _whole(
-        self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None, keys: Tensor | None, chunk_size: int | None
-    ) -> EncoderOutput:
-        begun = self._begin(items)
+    def _groups(self, groups: Sequence[Views], *, chunk_size: int | None) -> list[EncoderOutput]:
+        """The outputs of groups of items, whose sizes differ."""
+        return [self._whole(group, keep=None, chunk_size=chunk_size) for group in groups]
+
+    def _whole(self, group: Views, *, keep: Tensor | None, chunk_size: int | None) -> EncoderOutput:
+        begun, (_, mask, keys, cls_only) = self._begin(group.items), group
         if chunk_size is None:
-            return self._with_paths(*begun, mask=mask, keep=keep, keys=keys)
-        return encode_in_chunks(self._with_paths, begun, mask=mask, keep=keep, keys=keys, chunk_size=chunk_size)
+            return self._with_paths(*begun, mask=mask, keep=keep, keys=keys, cls_only=cls_only)
+        return encode_in_chunks(self._with_paths, begun, mask=mask, keep=keep, keys=keys, cls_only=cls_only, chunk_size=chunk_size)
 
-    def _with_paths(self, *begun: Tensor, mask: Tensor | None, keep: Tensor | None, keys: Tensor | None) -> EncoderOutput:
+    def _with_paths(self, *begun: Tensor, mask: Tensor | None, keep: Tensor | None, keys: Tensor | None, cls_only: bool) -> EncoderOutput:
         with fastest_attention(self, begun[0]), drawn_paths(self, keys) if keys is not None and self.training else nullcontext():
+            if cls_only:
+                return self._encode_cls(*begun, mask=mask).of_cls()
             return self._encode(*begun, mask=mask, keep=keep)
 
     def _begin(self, items: Tensor) -> tuple[Tensor, ...]:
@@ -201,6 +216,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def _encode(self, *begun: Tensor, mask: Tensor | None, keep: Tensor | None = None) -> EncoderOutput:
         """`forward` of what `_begin` gives, the items of one tensor; `mask` and `keep` are not both given, and `keep` has B rows."""
+
+    def _encode_cls(self, *begun: Tensor, mask: Tensor | None) -> EncoderOutput:
+        """`_encode` where nobody reads the patches, which may be left out."""
+        return self._encode(*begun, mask=mask)
 
     def token_inputs(self, items: Tensor, *, corruption: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs of every token, and which of them were replaced: what a loss on inputs compares, whatever an item is.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,20 +12,31 @@ from torch.utils.checkpoint import checkpoint
 from glpretrain.core.types import EncoderOutput
 
 
+class Views(NamedTuple):
+    """What is encoded together: items of one size."""
+
+    items: Tensor  # Float[B *item]
+    mask: Tensor | None  # Bool[B N]
+    keys: Tensor | None  # Int[B]
+    cls_only: bool
+
+
 def encode_list(
-    encode: Callable[..., EncoderOutput],
+    encode: Callable[[Sequence[Views]], Sequence[EncoderOutput]],
     items: Sequence[Tensor],
     *,
     mask: Tensor | Sequence[Tensor | None] | None,
     keys: Sequence[Tensor] | None = None,
+    cls_only: bool | Sequence[bool] = False,
 ) -> list[EncoderOutput]:
     """Encode tensors of several sizes, Float[B *item] each; those of one size are encoded together.
 
     Args:
-        encode: function of Float[B *item] and the keywords `mask`, Bool[B N] or None, and `keys`, Int[B] or None.
+        encode: gives an output for each of its views.
         items: the tensors; the outputs have the same order.
         mask: None, or a list as long as `items`; anything else is refused with a ValueError.
         keys: None, or Int[B] for each of `items`.
+        cls_only: one for all, or one for each of `items`.
     """
     if isinstance(mask, Tensor) or (mask is not None and len(mask) != len(items)):
         given = "one tensor" if isinstance(mask, Tensor) else f"{len(mask)} masks"
@@ -32,20 +44,25 @@ def encode_list(
             f"encoder: {given} for a list of {len(items)} tensors of items; give a list as long, with None where nothing is hidden"
         )
     masks = [None] * len(items) if mask is None else list(mask)
+    needs_cls = [cls_only] * len(items) if isinstance(cls_only, bool) else list(cls_only)
+    assert len(needs_cls) == len(items), f"{len(needs_cls)} of cls_only for {len(items)} tensors of items"
     groups: dict[tuple[int, ...], list[int]] = {}
     for position, views in enumerate(items):
         # Masked and unmasked views stay apart, so that a view without a mask never asks for a mask token.
-        groups.setdefault((*views.shape[1:], masks[position] is not None), []).append(position)
-    outputs: dict[int, EncoderOutput] = {}
-    for positions in groups.values():
-        hidden = [one for position in positions if (one := masks[position]) is not None]
-        joined = encode(
-            torch.cat([items[position] for position in positions]),
-            mask=torch.cat(hidden) if hidden else None,
+        groups.setdefault((*views.shape[1:], masks[position] is not None, needs_cls[position]), []).append(position)
+    joined = [
+        Views(
+            items=torch.cat([items[position] for position in positions]),
+            mask=torch.cat(hidden) if (hidden := [one for position in positions if (one := masks[position]) is not None]) else None,
             keys=None if keys is None else torch.cat([keys[position] for position in positions]),
+            cls_only=needs_cls[positions[0]],
         )
+        for positions in groups.values()
+    ]
+    outputs: dict[int, EncoderOutput] = {}
+    for positions, output in zip(groups.values(), encode(joined), strict=True):
         sizes = [len(items[position]) for position in positions]
-        parts = [[None] * len(sizes) if tensor is None else tensor.split(sizes) for tensor in joined]
+        parts = [[None] * len(sizes) if tensor is None else tensor.split(sizes) for tensor in output]
         outputs.update({position: EncoderOutput(*one) for position, *one in zip(positions, *parts, strict=True)})
     return [outputs[position] for position in range(len(items))]
 
@@ -57,9 +74,10 @@ def encode_in_chunks(
     mask: Tensor | None,
     keep: Tensor | None,
     keys: Tensor | None,
+    cls_only: bool,
     chunk_size: int,
 ) -> EncoderOutput:
-    """`encode(*begun, mask=mask, keep=keep, keys=keys)`, `chunk_size` rows at a time; all tensors have B rows.
+    """`encode(*begun, mask=mask, keep=keep, keys=keys, cls_only=cls_only)`, `chunk_size` rows at a time; all tensors have B rows.
 
     With gradient, nothing inside `encode` is kept; it is computed again when the gradients of a chunk are needed.
     """
@@ -67,7 +85,7 @@ def encode_in_chunks(
     parts = [[None] * math.ceil(len(begun[0]) / chunk_size) if part is None else part.split(chunk_size) for part in (mask, keep, keys)]
     outputs: list[EncoderOutput] = []
     for chunk, hidden, kept, own in zip(chunks, *parts, strict=True):
-        of_chunk = partial(encode, mask=hidden, keep=kept, keys=own)
+        of_chunk = partial(encode, mask=hidden, keep=kept, keys=own, cls_only=cls_only)
         if torch.is_grad_enabled():
             outputs.append(checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False))
         else:

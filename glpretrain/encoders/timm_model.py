@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.mlp import Mlp
+from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from timm.models import is_model_in_modules
+from timm.models.beit import Beit
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -225,3 +228,24 @@ def timm_config(model: nn.Module, card: EncoderCard, *, model_args: TimmArgument
             **names,
         },
     }
+
+
+def check_width(model: Beit | Eva, *, name: str) -> None:
+    """Refuse, with a ValueError, a width that does not fit the heads: these two accept any width at first and fail at the first image."""
+    heads = model.blocks[0].get_submodule("attn").num_heads
+    assert isinstance(heads, int)
+    # A rotation needs pairs of channels for either axis of the image.
+    unit = 4 * heads if isinstance(model, Eva) and model.rope is not None else heads
+    if model.embed_dim % unit:
+        raise ValueError(f"ViT: embed_dim={model.embed_dim} does not fit the {heads} heads of {name}; accepted: multiples of {unit}")
+
+
+def set_rope_periods(model: nn.Module, periods: Sequence[float], *, name: str) -> None:
+    """Give a model of DINOv3 these periods of its rotations; a ValueError refuses other models and another number of them."""
+    if not isinstance(model, Eva) or not isinstance(model.rope, RotaryEmbeddingDinoV3):
+        raise ValueError(f"ViT: rope_periods given; {name} has no rotary positions of DINOv3")
+    own = model.rope.periods
+    assert isinstance(own, Tensor)
+    if len(periods) != own.numel():
+        raise ValueError(f"ViT: rope_periods has {len(periods)} values; accepted by {name}: {own.numel()}")
+    own.copy_(torch.tensor(periods))

@@ -5,14 +5,15 @@ patches together equal timm's `forward_features` bit for bit. Left out: pyramids
 NaFlexVit, and the towers of vision-language models, whose patch and position steps are one.
 """
 
+import math
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from timm.layers.hybrid_embed import HybridEmbed
 from timm.layers.patch_embed import PatchEmbed
-from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from timm.models import is_model_in_modules
 from timm.models.beit import Beit
 from timm.models.eva import Eva
@@ -24,20 +25,23 @@ from glpretrain.core.clouds import take
 from glpretrain.core.patches import image_grid
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, check_numbers, register
-from glpretrain.encoders.drop_path import KeptBlock, drop_uniformly, use_keyed_paths
+from glpretrain.encoders.blocks import PlainBlock, can_pack, packing_pays, run, run_packed
+from glpretrain.encoders.drop_path import compute_kept, drawn_paths, drop_uniformly, use_keyed_paths
 from glpretrain.encoders.initial import INITIALS, Initial, fix_positions, start
-from glpretrain.encoders.sequences import hide_tokens, split_tokens
+from glpretrain.encoders.sequences import Views, hide_tokens, split_tokens
 from glpretrain.encoders.timm_model import (
     POSITION_RESIZES,
     PositionResize,
     TimmArguments,
     check_model,
+    check_width,
     create_model,
     first_block,
     gated_like,
     image_card,
     pair,
     resize_positions,
+    set_rope_periods,
     timm_config,
 )
 
@@ -67,7 +71,7 @@ class ViT(Encoder):
         drop_path_rate: rate of stochastic depth in the last block; it grows evenly from 0 in the first one, as in DINO, iBOT and Mugs.
         drop_path_uniform: give every block that same rate, as DINOv2 and GPFM do (`drop_path_uniform: true` in their
             dinov2/configs/ssl_default_config.yaml, used in dinov2/models/vision_transformer.py). Plain blocks then compute only what is
-            kept, see `drop_path.KeptBlock`.
+            kept, see `blocks.PlainBlock`.
         init_values: start of every layer scale, which some published models have and timm's model of that name does not; None is timm's
             own.
         reg_tokens: number of register tokens; None is timm's own.
@@ -154,15 +158,15 @@ class ViT(Encoder):
             self._timm_args["dynamic_img_size"] = True
         if is_model_in_modules(name, ("vision_transformer_relpos",)):
             self._timm_args["fc_norm"] = False  # some of these name the norm behind the pooling whatever the pooling is
-        keeps = drop_path_uniform and type(first_block(name)) is Block
+        is_plain = type(first_block(name)) is Block
         try:
-            model = create_model(name, pretrained=False, **self._timm_args, **({"block_fn": KeptBlock} if keeps else {}))
+            model = create_model(name, pretrained=False, **self._timm_args, **({"block_fn": PlainBlock} if is_plain else {}))
         except (AssertionError, TypeError) as refusal:  # sizes that do not fit one another; arguments that this model does not have
             raise ValueError(f"ViT: timm refuses to build {name} with {chosen | added}: {refusal}") from refusal
         assert isinstance(model, VisionTransformer | VisionTransformerRelPos | Beit | Eva)
         self.model = model
         if isinstance(model, Beit | Eva):
-            _check_width(model, name=name)
+            check_width(model, name=name)
         plain = type(model) is VisionTransformer
         for word, value, default in (("position_resize", position_resize, "timm"), ("positions", positions, "learned")):
             if value != default and not (plain and model.pos_embed is not None):
@@ -175,7 +179,7 @@ class ViT(Encoder):
                 if isinstance(module, nn.LayerNorm):
                     module.eps = norm_eps
         if rope_periods is not None:
-            _set_rope_periods(model, rope_periods, name=name)
+            set_rope_periods(model, rope_periods, name=name)
         if plain:
             start(model, initial)
             if positions == "sincos":
@@ -183,6 +187,9 @@ class ViT(Encoder):
         use_keyed_paths(model)
         if drop_path_uniform:
             drop_uniformly(model.blocks, rate=drop_path_rate)
+            if is_plain:
+                compute_kept(model.blocks)
+        self._can_pack = not self._fixed_size and can_pack(model.blocks)
         self.register_parameter("mask_token", None)
         assert isinstance(model.patch_embed, PatchEmbed | HybridEmbed)
         ratio = model.patch_embed.feat_ratio(as_scalar=False)
@@ -227,22 +234,48 @@ class ViT(Encoder):
         return image_grid(self._card, item_shape)
 
     def _encode(self, items: Tensor, *, mask: Tensor | None, keep: Tensor | None = None) -> EncoderOutput:
+        tokens, block_args = self._embed(items, mask=mask)
+        if keep is not None:
+            prefix, patches = tokens.tensor_split([self.num_prefix_tokens], dim=1)
+            tokens = torch.cat((prefix, take(patches, keep)), dim=1)
+            block_args = [{name: _gather_rope(rope, keep) for name, rope in args.items()} for args in block_args]
+        return self._end(run(self.model.blocks, tokens, block_args))
+
+    def _encode_cls(self, items: Tensor, *, mask: Tensor | None) -> EncoderOutput:
+        tokens, block_args = self._embed(items, mask=mask)
+        return self._end(run(self.model.blocks, tokens, block_args, num_queries=self._num_queries(cls_only=True)))
+
+    def _groups(self, groups: Sequence[Views], *, chunk_size: int | None) -> list[EncoderOutput]:
+        """Views of several sizes in one sequence of tokens, where that is the faster way."""
+        num_tokens = sum(len(group.items) * math.prod(self.grid(group.items.shape[1:])) for group in groups)
+        pays = packing_pays(num_tokens * self.embed_dim, device=groups[0].items.device)
+        if len(groups) == 1 or chunk_size is not None or not (self._can_pack and pays):
+            return super()._groups(groups, chunk_size=chunk_size)
+        tokens, args = zip(*(self._embed(group.items, mask=group.mask) for group in groups), strict=True)
+        wanted = [self._num_queries(cls_only=group.cls_only) for group in groups]
+        keys = [group.keys for group in groups if group.keys is not None]
+        sizes = tuple((len(group), group.shape[1]) for group in tokens)
+        with drawn_paths(self, torch.cat(keys), sizes=sizes) if keys and self.training else nullcontext() as draws:
+            encoded = run_packed(self.model.blocks, tokens, args, num_queries=wanted, draws=draws)
+        return [self._end(one).of_cls() if group.cls_only else self._end(one) for group, one in zip(groups, encoded, strict=True)]
+
+    def _num_queries(self, *, cls_only: bool) -> int | None:
+        """How many tokens of an item are wanted; None stands for all, also where `cls` is the mean of the patches."""
+        return self.num_prefix_tokens if cls_only and self.model.cls_token is not None else None
+
+    def _embed(self, items: Tensor, *, mask: Tensor | None) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """Float[B C H W] to what the first block sees, Float[B T D], and what each block has to be told about positions."""
         model = self.model
         self.grid(items.shape[1:])
         tokens = model.patch_embed(items)  # [B h w D], or [B N D] where the size is fixed
         if mask is not None:
             tokens = hide_tokens(tokens, mask=mask, mask_token=self.mask_token)
         tokens, block_args = self._add_positions(tokens)  # [B T D], prefix tokens first
-        if keep is not None:
-            prefix, patches = tokens.tensor_split([self.num_prefix_tokens], dim=1)
-            tokens = torch.cat((prefix, take(patches, keep)), dim=1)
-            block_args = [{name: _gather_rope(rope, keep) for name, rope in args.items()} for args in block_args]
-        if isinstance(model, VisionTransformer | Eva):
-            tokens = model.norm_pre(tokens)
-        for block, args in zip(model.blocks, block_args, strict=True):
-            tokens = block(tokens, **args)
-        tokens = model.norm(tokens)
-        return split_tokens(tokens, num_prefix_tokens=self.num_prefix_tokens, has_class_token=model.cls_token is not None)
+        return model.norm_pre(tokens) if isinstance(model, VisionTransformer | Eva) else tokens, block_args
+
+    def _end(self, tokens: Tensor) -> EncoderOutput:
+        tokens = self.model.norm(tokens)
+        return split_tokens(tokens, num_prefix_tokens=self.num_prefix_tokens, has_class_token=self.model.cls_token is not None)
 
     def _add_positions(self, tokens: Tensor) -> tuple[Tensor, list[dict[str, Tensor]]]:
         """The tokens with prefix and positions, Float[B T D], and what each block has to be told about positions."""
@@ -307,26 +340,6 @@ class ViT(Encoder):
         if not isinstance(model, Beit):  # the norm stays on the tokens, where it was trained, whatever a user's pooling is
             args["use_fc_norm" if isinstance(model, Eva) else "fc_norm"] = False
         return timm_config(model, card, model_args=args)
-
-
-def _check_width(model: Beit | Eva, *, name: str) -> None:
-    """These two accept any width at first and fail at the first image."""
-    heads = model.blocks[0].get_submodule("attn").num_heads
-    assert isinstance(heads, int)
-    # A rotation needs pairs of channels for either axis of the image.
-    unit = 4 * heads if isinstance(model, Eva) and model.rope is not None else heads
-    if model.embed_dim % unit:
-        raise ValueError(f"ViT: embed_dim={model.embed_dim} does not fit the {heads} heads of {name}; accepted: multiples of {unit}")
-
-
-def _set_rope_periods(model: nn.Module, periods: Sequence[float], *, name: str) -> None:
-    if not isinstance(model, Eva) or not isinstance(model.rope, RotaryEmbeddingDinoV3):
-        raise ValueError(f"ViT: rope_periods given; {name} has no rotary positions of DINOv3")
-    own = model.rope.periods
-    assert isinstance(own, Tensor)
-    if len(periods) != own.numel():
-        raise ValueError(f"ViT: rope_periods has {len(periods)} values; accepted by {name}: {own.numel()}")
-    own.copy_(torch.tensor(periods))
 
 
 def _gather_rope(rope: Tensor, keep: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.distributed import all_reduce_sum, world_size
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.blocks import compile_blocks
 from glpretrain.encoders.transfer import Transfer, copy_backbone
 from glpretrain.training.branch import Branch, batch_norms, norms_in_chunks
 from glpretrain.training.checks import begin_step_again, identity, require_end, require_same_run
@@ -76,6 +77,9 @@ class Method(pl.LightningModule, ABC):
         self.student = student
         student.set_chunk_size(optimization.chunk_size)  # before the teacher copies it
         self.teacher = EMATeacher(student) if momentum is not None else None
+        if optimization.compile:
+            for branch in (student, *([] if self.teacher is None else [self.teacher.branch])):
+                compile_blocks(branch.encoder)
         self.trunk: Trunk | None = None  # set in a run that starts from trained weights
         self.step = Step(max_refused=optimization.max_refused)
 

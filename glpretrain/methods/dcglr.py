@@ -95,9 +95,9 @@ class DCGLR(Method):
         views = [group.items.flatten(0, 1) for group in groups]  # [(V B) P 3] each
         num_global, num_items = groups[0].items.shape[:2]
         with torch.no_grad():
-            teacher_cls = self.teacher_branch.encode(views[0]).cls  # [(G B) D]
+            teacher_cls = self.teacher_branch.encode(views[0], cls_only=True).cls  # [(G B) D]
             teacher_logits = self.teacher_branch.heads["cls"](teacher_cls).unflatten(0, (num_global, num_items))  # [G B K]
-        outputs = self.student.encode(views, keys=[group.keys for group in groups])
+        outputs = self.student.encode(views, keys=[group.keys for group in groups], cls_only=True)
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
         logits = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
         temp = self.teacher_temp(progress)

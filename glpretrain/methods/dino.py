@@ -72,9 +72,9 @@ class DINO(Method):
         views = [group.items.flatten(0, 1) for group in groups]  # [(V B) *item] each
         num_global, num_items = groups[0].items.shape[:2]
         with torch.no_grad():
-            seen = self.teacher_branch.encode(views[0])
+            seen = self.teacher_branch.encode(views[0], cls_only=True)
             teacher_logits = self.teacher_branch.heads["cls"](seen.cls).unflatten(0, (num_global, num_items))  # [G B K]
-        outputs = self.student.encode(views, keys=[group.keys for group in groups])
+        outputs = self.student.encode(views, keys=[group.keys for group in groups], cls_only=True)
         cls = torch.cat([output.cls for output in outputs])  # [(V B) D]
         student_logits = self.student.heads["cls"](cls).unflatten(0, (-1, num_items))  # [V B K]
         loss = self.cls_objective(student_logits=student_logits, teacher_logits=teacher_logits, teacher_temp=self.teacher_temp(progress))

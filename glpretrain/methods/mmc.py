@@ -111,7 +111,7 @@ class MMC(Method):
         if local is not None:
             views.append(local.items.flatten(0, 1))
             view_keys.append(local.keys)
-        output, *local_outputs = self.student.encode(views, keys=view_keys)
+        output, *local_outputs = self.student.encode(views, keys=view_keys, cls_only=[False] + [True] * (len(views) - 1))
         num_tokens = output.patches.shape[1]
         targets, replaced = self.encoder.token_inputs(clean, corruption=group.corruption.flatten(0, 1))  # [(G B) C N M], [(G B) N M]
         # The head gives channel after channel for each input, as MAE does.

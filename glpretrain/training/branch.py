@@ -29,11 +29,22 @@ class Branch(nn.Module):
 
     @overload
     def encode(
-        self, items: Tensor, *, mask: Tensor | None = None, keep: Tensor | None = None, keys: Tensor | None = None
+        self,
+        items: Tensor,
+        *,
+        mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        keys: Tensor | None = None,
+        cls_only: bool = False,
     ) -> EncoderOutput: ...
     @overload
     def encode(
-        self, items: Sequence[Tensor], *, mask: Sequence[Tensor | None] | None = None, keys: Sequence[Tensor | None] | None = None
+        self,
+        items: Sequence[Tensor],
+        *,
+        mask: Sequence[Tensor | None] | None = None,
+        keys: Sequence[Tensor | None] | None = None,
+        cls_only: bool | Sequence[bool] = False,
     ) -> list[EncoderOutput]: ...
 
     def encode(
@@ -43,6 +54,7 @@ class Branch(nn.Module):
         mask: Tensor | Sequence[Tensor | None] | None = None,
         keep: Tensor | None = None,
         keys: Tensor | Sequence[Tensor | None] | None = None,
+        cls_only: bool | Sequence[bool] = False,
     ) -> EncoderOutput | list[EncoderOutput]:
         """`Encoder.forward`, without gradient while the trunk does not learn, and chunk by chunk where there is a `chunk_size`.
 
@@ -51,6 +63,7 @@ class Branch(nn.Module):
             mask: see `Encoder.forward`.
             keep: see `Encoder.forward`.
             keys: `ViewGroup.keys` of the items, Int[V B]; with a list of items, a list. A branch in evaluation mode needs none.
+            cls_only: see `Encoder.forward`.
 
         Raises:
             ValueError: paths are to be dropped, and there is a group of views without keys.
@@ -62,9 +75,12 @@ class Branch(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk_learns):
             if isinstance(items, Tensor):
                 assert not isinstance(mask, Sequence), "one mask for one tensor of items"
-                return self.encoder(items, mask=mask, keep=keep, keys=rows[0] if rows else None, chunk_size=self.chunk_size)
+                assert isinstance(cls_only, bool), "one cls_only for one tensor of items"
+                own = rows[0] if rows else None
+                return self.encoder(items, mask=mask, keep=keep, keys=own, cls_only=cls_only, chunk_size=self.chunk_size)
             assert keep is None and not isinstance(mask, Tensor), "a list of masks for a list of items, and none of them dropped"
-            return self.encoder(items, mask=mask, keys=rows if len(rows) == len(items) else None, chunk_size=self.chunk_size)
+            own_keys = rows if len(rows) == len(items) else None
+            return self.encoder(items, mask=mask, keys=own_keys, cls_only=cls_only, chunk_size=self.chunk_size)
 
     def set_chunk_size(self, chunk_size: int | None) -> None:
         """Encode so many views at a time; see `Optimization.chunk_size`.

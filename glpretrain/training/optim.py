@@ -100,6 +100,8 @@ class Optimization:
             encoder are kept for one chunk only, and are computed a second time for the gradients (Gao et al. 2021, GradCache). Heads and
             losses see the whole batch, so the gradients are those of the whole batch, which accumulated micro-batches do not give where
             a loss compares items.
+        compile: whether torch compiles the blocks of student and teacher at the first steps, which takes a minute and a C++ compiler on a
+            CPU; later steps are faster, and but for rounding the same.
 
     Raises:
         ValueError: a value out of range.
@@ -117,6 +119,7 @@ class Optimization:
     trunk: TrunkRelease | None = None
     max_refused: int = 10
     chunk_size: int | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         self.lr.require("optimization: lr", scales=True)

@@ -32,13 +32,15 @@ def test_a_card_with_an_unknown_argument_lists_the_accepted():
 def test_items_of_one_size_are_encoded_together_and_given_back_in_order():
     calls = []
 
-    def encode(items, *, mask, keys):
-        calls.append((tuple(items.shape), mask is not None))
-        return EncoderOutput(cls=items.sum(dim=2), patches=items)
+    def encode(groups):
+        calls.extend((tuple(group.items.shape), group.mask is not None, group.cls_only) for group in groups)
+        return [EncoderOutput(cls=group.items.sum(dim=2), patches=group.items) for group in groups]
 
-    items = [torch.full((2, 1, 3), 1.0), torch.full((1, 1, 5), 2.0), torch.full((3, 1, 3), 3.0), torch.full((2, 1, 3), 4.0)]
-    outputs = encode_list(encode, items, mask=[None, None, None, torch.ones(2, 3, dtype=torch.bool)])
-    assert calls == [((5, 1, 3), False), ((1, 1, 5), False), ((2, 1, 3), True)]
+    sizes = ((2, 3), (1, 5), (3, 3), (2, 3), (1, 3))
+    items = [torch.full((count, 1, size), float(number)) for number, (count, size) in enumerate(sizes)]
+    mask = [None, None, None, torch.ones(2, 3, dtype=torch.bool), None]
+    outputs = encode_list(encode, items, mask=mask, cls_only=[False, True, False, False, True])
+    assert calls == [((5, 1, 3), False, False), ((1, 1, 5), False, True), ((2, 1, 3), True, False), ((1, 1, 3), False, True)]
     for given, output in zip(items, outputs, strict=True):
         assert torch.equal(output.patches, given)
         assert torch.equal(output.cls, given.sum(dim=2))
@@ -46,4 +48,4 @@ def test_items_of_one_size_are_encoded_together_and_given_back_in_order():
 
 def test_one_mask_tensor_for_a_list_is_refused():
     with pytest.raises(ValueError, match="one tensor for a list of 2"):
-        encode_list(lambda items, *, mask: None, [torch.zeros(1, 2)] * 2, mask=torch.zeros(2, 1))
+        encode_list(lambda groups: [], [torch.zeros(1, 2)] * 2, mask=torch.zeros(2, 1))
