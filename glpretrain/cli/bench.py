@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from glpretrain.bench.figures import parts_figure
-from glpretrain.bench.official import require_code
+from glpretrain.bench.lightly import require_lightly
+from glpretrain.bench.official import OFFICIAL, require_code
 from glpretrain.bench.plan import ROWS
 from glpretrain.bench.summary import Costs
 from glpretrain.cli.benched import Beside, compared, measured_costs, on_this_machine, require_not_own
@@ -25,8 +26,6 @@ from glpretrain.core.files import part_file, write_json
 from glpretrain.data.views import MultiCrop
 from glpretrain.data.views.bench import bench_views
 from glpretrain.runs import find_recipe
-
-_OFFICIAL = "official-dino"
 
 
 def bench(
@@ -61,8 +60,9 @@ def bench(
         json: file that the numbers are written to
         picture: file of a picture of the parts, such as parts.png
         scaling: measure several values of this number, fewer and more than the recipe's
-        against: instead, time the step beside the same one by official code, in turns: official-dino PATH, where PATH is a clone of
-            facebookresearch/dino. THE CODE AT PATH IS EXECUTED with your rights: give only what you would run yourself
+        against: instead, time the step beside the same one by other code, in turns: lightly (the package), official-dino PATH or
+            official-ibot PATH, where PATH is a clone of facebookresearch/dino or bytedance/ibot. THE CODE AT PATH IS EXECUTED with your
+            rights: give only what you would run yourself
         plan: instead, say how much memory a process takes at its peak, without training or data; any recipe is planned on any machine
         gpus: number of GPUs that --plan is for; the recipe's when left out
         gpu_memory: gigabytes of a GPU, for which --plan says how many items fit
@@ -89,7 +89,8 @@ def bench(
     arguments = on_this_machine(training_arguments(recipe, data=data), overrides)
     if against is not None:
         _refuse_beside("against", picture=picture, scaling=scaling)
-        beside = compared(arguments, code=_official(against), steps=steps)
+        name, code = _other(against)
+        beside = compared(arguments, name=name, code=code, steps=steps)
         _show_beside(beside)
         if json is not None:
             write_json(json, beside.to_json())
@@ -114,12 +115,15 @@ def _refuse_beside(option: str, **others: object) -> None:
         raise ValueError(f"bench: --{given[0]} would be ignored beside --{option}; leave it out")
 
 
-def _official(against: Sequence[str]) -> Path:
-    """The clone that `--against` names."""
-    if len(against) != 2 or against[0] != _OFFICIAL:
-        raise ValueError(f"bench: --against {' '.join(against)}; accepted: {_OFFICIAL} PATH, a clone of facebookresearch/dino")
-    require_code(Path(against[1]))
-    return Path(against[1])
+def _other(against: Sequence[str]) -> tuple[str, Path | None]:
+    """Whose step `--against` names, and the clone of official code."""
+    if list(against) == ["lightly"]:
+        require_lightly()
+        return "lightly", None
+    if len(against) != 2:
+        raise ValueError(f"bench: --against {' '.join(against)}; accepted: lightly, {' PATH, '.join(OFFICIAL)} PATH, where PATH is a clone")
+    require_code(against[0], Path(against[1]))
+    return against[0], Path(against[1])
 
 
 def _show(costs: Costs) -> None:
@@ -165,7 +169,7 @@ def _show_beside(beside: Beside) -> None:
     for column in ("ms (median)", "items per second", "GB taken"):
         table.add_column(column, justify="right")
     found = beside.compared
-    rows = {"ours": (found.milliseconds, found.taken_bytes), _OFFICIAL: (found.official_milliseconds, found.official_taken_bytes)}
+    rows = {"ours": (found.milliseconds, found.taken_bytes), beside.other: (found.official_milliseconds, found.official_taken_bytes)}
     for name, (milliseconds, taken) in rows.items():
         table.add_row(name, f"{milliseconds:.1f}", f"{1e3 * beside.items / milliseconds:.1f}", f"{taken / 1e9:.3f}")
     console.print(table)

@@ -29,12 +29,13 @@ DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # of the pro
 
 
 class Beside(NamedTuple):
-    """A recipe beside official code."""
+    """A recipe beside other code."""
 
     recipe: str
     machine: str
     precision: str
     items: int  # of a step
+    other: str  # whose step is beside ours
     compared: Compared
 
     def to_json(self) -> dict[str, object]:
@@ -150,12 +151,13 @@ def measured_costs(arguments: Sequence[str], *, steps: int) -> Costs:
         return run.costs()
 
 
-def compared(arguments: Sequence[str], *, code: Path, steps: int) -> Beside:
-    """The steps of a recipe beside those of the official DINO code.
+def compared(arguments: Sequence[str], *, name: str, code: Path | None, steps: int) -> Beside:
+    """The steps of a recipe beside those of other code.
 
     Args:
         arguments: of `glpretrain fit`.
-        code: clone of the official code, which is executed.
+        name: `lightly`, or the name of official code, see `bench.official.OFFICIAL`.
+        code: clone of official code, which is executed.
         steps: number of steps of each that are timed.
 
     Raises:
@@ -165,12 +167,13 @@ def compared(arguments: Sequence[str], *, code: Path, steps: int) -> Beside:
         method, data, device = run.model, run.datamodule, run.trainer.strategy.root_device
         precision = str(run.trainer.precision)
         if precision == "16-mixed":
-            raise ValueError("bench: official-dino in trainer.precision=16-mixed; accepted: 32-true, bf16-mixed")
+            raise ValueError(f"bench: {name} in trainer.precision=16-mixed; accepted: 32-true, bf16-mixed")
         if len(data.source) < data.batch_size:
             raise ValueError(f"bench: {data.batch_size} items a step, and the source has {len(data.source)}; lower data.batch_size")
         method.to(device)
         raw = data.raw_batch(range(data.batch_size), encoder=method.encoder, epoch=0)
-        raw = raw._replace(parts={name: part.to(device) for name, part in raw.parts.items()}, index=raw.index.to(device))
+        parts, drawn = ({part: value.to(device) for part, value in given.items()} for given in (raw.parts, raw.drawn))
+        raw = raw._replace(parts=parts, drawn=drawn, index=raw.index.to(device))
         batch = data.make_batch(raw, encoder=method.encoder)
-        found = compare(method, batch, code=code, dtype=DTYPES.get(precision), steps=steps)
-        return Beside(run.recipe, machine_name(device), precision, data.batch_size, found)
+        found = compare(method, batch, name=name, code=code, dtype=DTYPES.get(precision), steps=steps)
+        return Beside(run.recipe, machine_name(device), precision, data.batch_size, name, found)
