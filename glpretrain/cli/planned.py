@@ -89,7 +89,7 @@ def planned(arguments: Sequence[str], *, gpus: int | None, gpu_memory: float | N
     notes: list[str] = []
     method = _method(model, notes)
     batch_size = int(data["batch_size"])
-    precision = str(trainer.get("precision") or "32-true")
+    precision = str(trainer.get("precision") or ("32-true" if trainer.get("accelerator") == "cpu" else "bf16-mixed"))  # as on a GPU
     sample = _sample(data, method)
     planner = Planner(method, sample, dtype=DTYPES.get(precision))
     own = method.optimization.chunk_size

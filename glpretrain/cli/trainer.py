@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.utilities import rank_zero_only
@@ -53,6 +54,19 @@ def require_settings(given: Namespace) -> None:
     for name, instead in ignored.items():
         if given[name]:
             raise ValueError(f"trainer.{name}={given[name]} would be ignored; {instead}")
+
+
+def precision_of(given: Namespace) -> str:
+    """The precision of a run: the given one, or bf16 on a GPU that computes in it, and float32 elsewhere.
+
+    Args:
+        given: the `trainer` of a configuration.
+    """
+    if given.precision is not None:
+        return str(given.precision)
+    may_be_gpu = given.accelerator in ("auto", "gpu", "cuda")
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if may_be_gpu and has_bf16 else "32-true"
 
 
 def require_callbacks(callbacks: list[pl.Callback]) -> None:
