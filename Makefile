@@ -22,7 +22,7 @@ STAMP := $(VENV)/.glpretrain
 PIP := "$(BIN)/python" -m pip install --disable-pip-version-check --progress-bar off --quiet
 LOCKED := $(if $(filter-out .venv,$(wildcard $(VENV))),,yes)
 
-.PHONY: help setup lock lint types test test-slow pretrain evaluate inspect bench notebooks clean
+.PHONY: help setup lock lint types test test-slow pretrain evaluate inspect bench bench-gpu notebooks clean
 
 help:  ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -82,6 +82,9 @@ inspect: $(STAMP)  ## a page to look into a backbone: IMAGES="a.jpg b.jpg" [BACK
 
 bench: $(STAMP)  ## what a step of a recipe costs, part by part: RECIPE=mmc [DATA=folder] [ARGS="--plan"]
 	@"$(BIN)/python" -m glpretrain.cli bench $(if $(RECIPE),"$(RECIPE)") $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+bench-gpu: $(STAMP)  ## everything that is claimed of a GPU, measured on this one: [OUT=folder]
+	PYTHONPATH=tests "$(BIN)/python" tests/gpu_table.py --out "$(if $(filter report.html,$(OUT)),gpu,$(OUT))" $(ARGS)
 
 notebooks: $(STAMP)  ## execute the notebooks
 	@for notebook in notebooks/*.ipynb; do \

@@ -20,6 +20,9 @@ from glpretrain.callbacks import LogViews, StopOnSignal
 from glpretrain.callbacks.cost import WAIT, StepCost
 from glpretrain.cli.trainer import interruptible, quiet, refusals
 from glpretrain.cli.training import Training
+from glpretrain.data.items import RawBatch
+from glpretrain.data.module import DataModule
+from glpretrain.methods.base import Method
 
 _WARMUP = 3
 _HERE = {"accelerator": "auto", "devices": "1", "num_nodes": "1", "strategy": "auto"}  # of the trainer, unless the user says otherwise
@@ -163,17 +166,45 @@ def compared(arguments: Sequence[str], *, name: str, code: Path | None, steps: i
     Raises:
         ValueError: names what is wrong with a setting and what is accepted.
     """
-    with _built(arguments, steps=steps) as run:
-        method, data, device = run.model, run.datamodule, run.trainer.strategy.root_device
-        precision = str(run.trainer.precision)
-        if precision == "16-mixed":
+    with one_batch(arguments) as given:
+        if given.precision == "16-mixed":
             raise ValueError(f"bench: {name} in trainer.precision=16-mixed; accepted: 32-true, bf16-mixed")
+        batch = given.data.make_batch(given.raw, encoder=given.method.encoder)
+        found = compare(given.method, batch, name=name, code=code, dtype=DTYPES.get(given.precision), steps=steps)
+        return Beside(given.recipe, machine_name(given.device), given.precision, given.data.batch_size, name, found)
+
+
+class OneBatch(NamedTuple):
+    """A method and the first batch of its data, on a device."""
+
+    recipe: str
+    method: Method
+    data: DataModule
+    raw: RawBatch  # what workers prepared
+    device: torch.device
+    precision: str
+
+
+@contextmanager
+def one_batch(arguments: Sequence[str]) -> Iterator[OneBatch]:
+    """What a recipe trains, without a trainer.
+
+    Args:
+        arguments: of `glpretrain fit`.
+
+    Raises:
+        ValueError: names what is wrong with a setting and what is accepted.
+    """
+    with _built(arguments, steps=1) as run:
+        method, data, device = run.model, run.datamodule, run.trainer.strategy.root_device
         if len(data.source) < data.batch_size:
             raise ValueError(f"bench: {data.batch_size} items a step, and the source has {len(data.source)}; lower data.batch_size")
         method.to(device)
         raw = data.raw_batch(range(data.batch_size), encoder=method.encoder, epoch=0)
-        parts, drawn = ({part: value.to(device) for part, value in given.items()} for given in (raw.parts, raw.drawn))
-        raw = raw._replace(parts=parts, drawn=drawn, index=raw.index.to(device))
-        batch = data.make_batch(raw, encoder=method.encoder)
-        found = compare(method, batch, name=name, code=code, dtype=DTYPES.get(precision), steps=steps)
-        return Beside(run.recipe, machine_name(device), precision, data.batch_size, name, found)
+        yield OneBatch(run.recipe, method, data, moved(raw, device), device, str(run.trainer.precision))
+
+
+def moved(raw: RawBatch, device: torch.device) -> RawBatch:
+    """What a worker prepared, on a device."""
+    parts, drawn = ({part: value.to(device) for part, value in given.items()} for given in (raw.parts, raw.drawn))
+    return raw._replace(parts=parts, drawn=drawn, index=raw.index.to(device))
