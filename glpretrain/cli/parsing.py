@@ -20,6 +20,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from glpretrain.cli.trust import IMPORT, PACKAGES, enforce, known, read_yaml, require_classes
 
+# The parser makes the word "None" of a null inside settings that are no class, such as `optimization.clip`, unless their mapping is given.
+_NULLS = ("null", "Null", "NULL", "~")
+_OF_A_PART = re.compile(r"(--.*\.init_args\.\w+)\.([\w.]+)")
 _FORGET = "--forget"  # our own, before an argument that replaces; not for users
 REST = "overrides"  # name of the parameter of a verb that gets what its parser does not know
 _KEY = re.compile(r'Parser key "([\w.]+)"')
@@ -147,11 +150,23 @@ def _replacing(arguments: Sequence[str]) -> Iterator[str]:
         name, equals, value = word.partition("=")
         if name.startswith("--") and not name.endswith("+"):
             value = value if equals else following
+            if value in _NULLS and (outer := _OF_A_PART.fullmatch(name)):
+                name, value = outer[1], _nested(outer[2], value)
+                word = f"{name}={value}" if equals else name
+                if not equals:
+                    words[number + 1] = value
             key, given = name.removeprefix("--"), _loaded(value)
             if key == "config":
                 key, given = "", read_yaml(Path(value)) if Path(value).is_file() else None
             yield from (f"{_FORGET}={full}" for full in _written_in_full(key, given))
         yield word
+
+
+def _nested(key: str, value: str) -> str:
+    """`{a: {b: value}}` of the key `a.b`."""
+    for part in reversed(key.split(".")):
+        value = f"{{{part}: {value}}}"
+    return value
 
 
 def _is_negative(word: str) -> bool:

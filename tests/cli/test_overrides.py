@@ -114,3 +114,20 @@ def test_own_data_replaces_all_that_a_published_recipe_says_of_its_source(
     given = training.config.data.source.init_args.as_dict()
     assert str(folder) in given.values()
     assert given.get("split") is None
+
+
+@pytest.mark.parametrize("null", ["null", "~"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_null_takes_a_setting_away_inside_a_group_of_settings_and_leaves_the_others(null: str, joined: bool) -> None:
+    def given(key: str) -> list[str]:
+        return [f"--{key}={null}"] if joined else [f"--{key}", null]
+
+    optimization = "model.init_args.optimization"
+    plain = parsed(recipe="dino").model.init_args.optimization
+    found = parsed(f"--{optimization}.chunk_size", "8", *given(f"{optimization}.chunk_size"), *given(f"{optimization}.clip"), recipe="dino")
+    changed = found.model.init_args.optimization
+    assert (changed.chunk_size, changed.clip) == (None, None)
+    assert (changed.lr, changed.weight_decay, changed.betas) == (plain.lr, plain.weight_decay, plain.betas) and plain.clip is not None
+    trunk = parsed(f"--{optimization}.trunk", "{frozen: 0.2, tolerance: 0.1}", *given(f"{optimization}.trunk.tolerance"), recipe="dino")
+    assert (trunk.model.init_args.optimization.trunk.tolerance, trunk.model.init_args.optimization.trunk.frozen) == (None, 0.2)
+    assert parsed(*given("model.init_args.encoder.init_args.depth")).model.init_args.encoder.init_args.depth is None
