@@ -68,11 +68,12 @@ class Centre(State):
 
 
 @torch.no_grad()
-def sinkhorn_knopp(logits: Tensor, *, temp: float, num_iterations: int) -> Tensor:
-    """Assignments Float[*S K] that use all prototypes equally over the rows of all processes (SwAV; DINOv2's dinov2/loss); rows sum to one.
+def sinkhorn_offsets(logits: Tensor, *, temp: float, num_iterations: int) -> Tensor:
+    """Float[K]: what Sinkhorn-Knopp (SwAV; DINOv2's dinov2/loss) subtracts from logits / temp before the softmax of each row.
 
-    exp(logits / temp), then in turn: every prototype gets the share 1 / K of the whole, every row the share 1 / rows. In logarithms,
-    because the official exponential overflows or leaves rows of zeros once learned gains spread the logits.
+    From exp(logits / temp), in turn: every prototype gets the share 1 / K of the whole, every row the share 1 / rows, over the rows of all
+    processes. In logarithms, because the official exponential overflows or leaves rows of zeros once learned gains spread the logits. All
+    that is done to the rows cancels in a softmax, so what is done to the prototypes is the result.
 
     Args:
         logits: Float[*S K]; processes may have different numbers of rows, or none.
@@ -80,12 +81,22 @@ def sinkhorn_knopp(logits: Tensor, *, temp: float, num_iterations: int) -> Tenso
         num_iterations: number of iterations, each over prototypes and then over rows.
     """
     shares = logits.float().flatten(0, -2) / temp  # [rows K], logarithms
-    lowest = shares.new_full((1, shares.shape[1]), torch.finfo(shares.dtype).min)  # the maximum of a process without rows
+    lowest = shares.new_full((shares.shape[1],), torch.finfo(shares.dtype).min)  # the maximum of a process without rows
+    offsets = torch.zeros_like(lowest)
     for _ in range(num_iterations):
-        largest = all_reduce_max(torch.cat([shares, lowest]).amax(dim=0))  # [K]
+        largest = all_reduce_max(shares.amax(dim=0) if len(shares) else lowest)  # [K]
         total = all_reduce_sum(torch.exp(shares - largest).sum(dim=0))  # [K]
-        shares = torch.log_softmax(shares - largest - total.log(), dim=1)
-    return shares.exp().unflatten(0, logits.shape[:-1])
+        step = largest + total.log()
+        offsets += step
+        shares.sub_(step)
+        shares.sub_(shares.logsumexp(dim=1, keepdim=True))
+    return offsets
+
+
+@torch.no_grad()
+def sinkhorn_knopp(logits: Tensor, *, temp: float, num_iterations: int) -> Tensor:
+    """Assignments Float[*S K] that use all prototypes equally; rows sum to one. See `sinkhorn_offsets`."""
+    return torch.softmax(logits.float() / temp - sinkhorn_offsets(logits, temp=temp, num_iterations=num_iterations), dim=-1)
 
 
 class Distillation(Objective):
@@ -134,6 +145,12 @@ class Distillation(Objective):
             return sinkhorn_knopp(teacher_logits, temp=teacher_temp, num_iterations=self.sinkhorn_iterations)
         return torch.softmax((teacher_logits.detach().float() - (self.centre if centre is None else centre)) / teacher_temp, dim=-1)
 
+    def balance(self, teacher_logits: Tensor | PrototypeLogits, *, teacher_temp: float) -> Tensor:
+        """Float[K]: what is subtracted from the teacher's logits, so that no prototype wins everything."""
+        if self.sinkhorn_iterations is None:
+            return self.centre
+        return teacher_temp * sinkhorn_offsets(dense(teacher_logits), temp=teacher_temp, num_iterations=self.sinkhorn_iterations)
+
     def log_assignments(self, student_logits: Tensor | PrototypeLogits) -> Tensor:
         """Float[*S K]: logarithm of the student's assignment, in float32."""
         return torch.log_softmax(dense(student_logits).float() / self.student_temp, dim=-1)
@@ -170,14 +187,14 @@ class ViewDistillation(Distillation):
         num_views, num_items, num_prototypes = student_logits.shape
         num_global, *rest = teacher_logits.shape
         assert rest == [num_items, num_prototypes], f"student {tuple(student_logits.shape)}, teacher {tuple(teacher_logits.shape)}"
-        if self.centre_state is not None and isinstance(student_logits, PrototypeLogits) and isinstance(teacher_logits, PrototypeLogits):
+        if isinstance(student_logits, PrototypeLogits) and isinstance(teacher_logits, PrototypeLogits):
             return prototype_cross_entropy(
                 student=student_logits,
                 teacher=teacher_logits.detach(),
-                centre=self.centre,
+                centre=self.balance(teacher_logits, teacher_temp=teacher_temp),
                 student_temp=self.student_temp,
                 teacher_temp=teacher_temp,
-                weights=pair_weights(num_global, num_views, balanced=balanced, device=self.centre.device),
+                weights=pair_weights(num_global, num_views, balanced=balanced, device=student_logits.device),
             )
         targets = self.targets(teacher_logits, teacher_temp=teacher_temp)
         cross = -torch.einsum("gbk,vbk->gvb", targets, self.log_assignments(student_logits))  # [G V B]
@@ -246,14 +263,14 @@ class PatchDistillation(Distillation):
         if self.num_positions is not None:
             places = mask.flatten().nonzero().squeeze(1) if places is None else places
             centre = self.centre[places % self.num_positions]  # [M K]
-        if self.centre_state is not None and isinstance(student_logits, PrototypeLogits) and isinstance(teacher_logits, PrototypeLogits):
+        if isinstance(student_logits, PrototypeLogits) and isinstance(teacher_logits, PrototypeLogits):
             cross = prototype_cross_entropy(  # [M]
                 student=student_logits.unsqueeze(0),
                 teacher=teacher_logits.detach().unsqueeze(0),
-                centre=self.centre if centre is None else centre,
+                centre=self.balance(teacher_logits, teacher_temp=teacher_temp) if centre is None else centre,
                 student_temp=self.student_temp,
                 teacher_temp=teacher_temp,
-                weights=self.centre.new_ones(1, 1),
+                weights=torch.ones(1, 1, device=student_logits.device),
             )
         else:
             targets = self.targets(teacher_logits, teacher_temp=teacher_temp, centre=centre)
