@@ -166,6 +166,19 @@ class Recorder(pl.Callback):
         self.clipped: list[dict[str, Tensor]] = []
         self.rates: list[dict[str, tuple[float, float]]] = []
         self.states: list[dict[str, Tensor]] = []
+        self._used: dict[str, Tensor] | None = None  # by the optimizer; the method lets go of them right after it
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        let_go = pl_module.zero_grad
+
+        def noted(set_to_none: bool = True) -> None:
+            self._used = _gradients(pl_module)
+            let_go(set_to_none)
+
+        pl_module.zero_grad = noted
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        del pl_module.zero_grad
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
         self.gradients.append(_gradients(pl_module))
@@ -174,7 +187,8 @@ class Recorder(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-        self.clipped.append(_gradients(pl_module))
+        self.clipped.append(_gradients(pl_module) if self._used is None else self._used)
+        self._used = None
         groups = {id(parameter): group for group in trainer.optimizers[0].param_groups for parameter in group["params"]}
         held = {name: groups[id(parameter)] for name, parameter in pl_module.named_parameters() if id(parameter) in groups}
         self.rates.append({name: (group["lr"], group["weight_decay"]) for name, group in held.items()})

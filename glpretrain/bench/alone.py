@@ -60,6 +60,7 @@ class Alone:
         if method.step.accept(norms, number=1):
             method.optimization.clip_gradients(method, norms, _PROGRESS)
             self.optimizer.step()
+        method.zero_grad(set_to_none=True)
         if method.teacher is not None and method.momentum is not None:
             method.teacher.update(method.student, momentum=method.momentum(_PROGRESS))
         method.step.end(method, progress=_PROGRESS)

@@ -239,6 +239,7 @@ class Method(pl.LightningModule, ABC):
         Not in on_train_batch_end: Lightning writes checkpoints before it, and they would hold the teacher of the step before.
         """
         super().optimizer_step(*args, **kwargs)
+        self.zero_grad(set_to_none=True)  # Lightning would hold them during the next forward pass
         progress = self.progress()
         if self.teacher is not None and self.momentum is not None and not self.step.reason:
             self.teacher.update(self.student, momentum=self.momentum(progress))

@@ -36,7 +36,7 @@ def measured_bytes(run: Training) -> int:
     held = tree_leaves([batch, gradients, list(alone.optimizer.state.values()), list(method.parameters()), list(method.buffers())])
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held if isinstance(tensor, Tensor)}
     del gradients, held
-    return sum(storages.values()) + taken_bytes(lambda: alone.compute(batch), torch.device("cpu"))
+    return sum(storages.values()) + taken_bytes(lambda: (alone.compute(batch), method.zero_grad(set_to_none=True)), torch.device("cpu"))
 
 
 def planned_bytes(path: Path, *overrides: str) -> int:

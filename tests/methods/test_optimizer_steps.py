@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
-from batches import Optimized, Recorder, apart, batch_of, fitted, method, teacher_of, views_of
+from batches import Given, Optimized, Recorder, apart, batch_of, fitted, method, teacher_of, views_of
 
 import glpretrain.methods.base
 import glpretrain.training.branch
@@ -49,6 +49,33 @@ def test_gradients_of_every_module_are_clipped_one_by_one_to_the_norm_of_the_ste
 def test_without_a_norm_gradients_are_left_alone() -> None:
     seen = fitted(dino(), batches(1))
     assert all(torch.equal(gradient, seen.clipped[0][name]) for name, gradient in seen.gradients[0].items())
+
+
+class Gradients(pl.Callback):
+    """Notes before each forward pass whether any parameter has a gradient."""
+
+    def __init__(self) -> None:
+        self.held: list[bool] = []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        self.held.append(any(parameter.grad is not None for parameter in module.parameters()))
+
+
+def test_no_gradient_is_held_during_a_forward_pass_but_those_of_micro_batches() -> None:
+    for accumulated, wanted in ((1, [False] * 4), (2, [False, True] * 2)):
+        seen = Gradients()
+        trainer = pl.Trainer(
+            max_steps=4 // accumulated,
+            accumulate_grad_batches=accumulated,
+            accelerator="cpu",
+            callbacks=[seen],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(dino(), Given(batches(4)))
+        assert seen.held == wanted
 
 
 def scale(name: str) -> float:
