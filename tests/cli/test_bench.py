@@ -101,7 +101,7 @@ def test_a_part_inside_another_one_is_taken_out_of_it(monkeypatch: pytest.Monkey
         (["mmc", "--trainer.max_steps", "3"], "bench: --trainer.max_steps would be ignored; the benchmark sets it itself"),
         (["mmc", "--runs=here"], "bench: --runs would be ignored"),
         (["mmc", "--steps", "0"], "steps: 3 to warm up and 0 to measure; accepted: at least 1 each"),
-        (["mmc", "--views", "--json", "a.json"], "bench: --json would be ignored beside --views"),
+        (["mmc", "--views", "--picture", "a.png"], "bench: --picture would be ignored beside --views"),
         (["mmc", "--gpus", "2"], "bench: --gpus and --gpu_memory would be ignored without --plan"),
         (["mmc", "--plan", "--picture", "a.png"], "bench: --picture would be ignored beside --plan"),
         (["mmc", "--plan", "--gpus", "0"], "bench: gpus is 0; accepted: numbers above 0"),
