@@ -224,7 +224,7 @@ def _views(recipe: str, overrides: Sequence[str], *, width: int, height: int, js
     parser.add_argument("--data.batch_size", type=int, required=True)
     given = {name: data[name] for name in ("views", "batch_size")}
     made = parser.instantiate(parse(parser, overrides, values={"data": given})).data
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench = ViewBench(made.views, batch_size=made.batch_size, image_size=(height, width), device=device)
     before, costs = torch.get_num_threads(), {}
     for threads in sorted({1, usable_cores()}):
@@ -244,7 +244,7 @@ def _views(recipe: str, overrides: Sequence[str], *, width: int, height: int, js
         cells = [(f"{one.milliseconds:.2f}", f"{one.milliseconds / ours[threads]:.2f}") for threads, one in zip(costs, row, strict=True)]
         table.add_row(row[0].name, *(cell for pair in cells for cell in pair))
     console.print(table)
-    table = Table(f"an operation on the device, {max(costs)} threads")
+    table = Table(f"on the device with one operation, {max(costs)} thread{'s' if max(costs) > 1 else ''}")
     table.add_column("ms of an item", justify="right")
     for one in operations:
         table.add_row(one.name, f"{one.milliseconds:.3f}")

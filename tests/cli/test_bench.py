@@ -120,6 +120,18 @@ def test_what_would_be_ignored_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_views_of_a_recipe_are_timed_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads, written = torch.get_num_threads(), tmp_path / "views.json"
+    small = ["--data.batch_size", "2", "--width", "32", "--height", "24", "--json", str(written)]
+    assert main(["bench", "mmc", "--views", *small]) == 0
+    assert torch.get_num_threads() == threads
+    found = json.loads(written.read_text())
+    for ways in found["threads"].values():
+        assert ways["ours"] == ways["ours, in a worker"] + ways["ours, on the device"] > 0 and ways["kornia"] > 0
+    said = capsys.readouterr().out
+    assert "2 items of 32x24 px, 4 views each, on cpu" in said and "torchvision v2, PIL" in said and "blend" in said
+
+
 def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 4.0, 5.0, 7.0, 8.0, 12.0, 13.0, 17.0, 18.0, 22.0, 23.0, 27.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(times))
