@@ -95,7 +95,7 @@ def rows() -> list[tuple[str, str, str, str, str]]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     parts = [("always", _reached(project["dependencies"]))]
-    parts += [(f"[{name}]", _reached(extras[name])) for name in ("slides", "points", "onnx", "completion", "notebooks", "dev")]
+    parts += [(f"[{name}]", _reached(extras[name])) for name in ("slides", "points", "cluster", "onnx", "completion", "notebooks", "dev")]
     found: list[tuple[str, str, str, str, str]] = []
     for name, version in pins().items():
         package = distribution(name)

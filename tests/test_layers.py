@@ -14,9 +14,10 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"core", "encoders"},
     "objectives": {"core", "training"},
     "methods": {"core", "training", "encoders", "objectives", "modalities"},
-    "prepare.slides": {"core"},
+    "prepare.workers": set(),
+    "prepare.slides": {"core", "prepare.workers"},
     "data": {"core", "masking", "modalities", "prepare.slides"},
-    "prepare.faces": {"core", "data"},
+    "prepare.faces": {"core", "data", "prepare.workers"},
     "evaluate": {"core", "modalities", "encoders", "data"},
     "weights": {"core", "encoders", "training"},
     "report": {"core", "modalities", "encoders", "data"},
@@ -24,8 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "bench": {"core", "encoders", "training", "methods"},
     "runs": {"core", "encoders", "weights"},
     "cli": {
-        *("core", "encoders", "modalities", "methods", "data", "prepare.slides", "prepare.faces", "evaluate", "weights", "report"),
-        *("callbacks", "runs", "training", "masking", "bench"),
+        *("core", "encoders", "modalities", "methods", "data", "prepare.slides", "prepare.faces"),
+        *("prepare.workers", "evaluate", "weights", "report", "callbacks", "runs", "training", "masking", "bench"),
     },
     "": {"cli", "runs", "weights"},  # glpretrain/__init__.py, lazily
 }
@@ -39,6 +40,9 @@ HOMES: dict[str, tuple[str, ...]] = {
     "jsonargparse": ("cli/",),
     "onnxruntime": ("weights/exports/",),
     "openslide": ("prepare/slides/",),
+    "dask": ("prepare/workers/",),
+    "distributed": ("prepare/workers/",),
+    "dask_jobqueue": ("prepare/workers/",),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -56,7 +60,7 @@ def imported(path: Path) -> set[str]:
 
 
 def layer(path: Path) -> str:
-    """The room of a file. `prepare` is two: slides are cut without the rest of the package, faces are read with it."""
+    """The room of a file. `prepare` is three: slides are cut without the rest of the package, faces are read with it, by workers."""
     return room(path.relative_to(PACKAGE).with_suffix("").parts)
 
 

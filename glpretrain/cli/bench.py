@@ -12,6 +12,7 @@ from rich.table import Table
 
 from glpretrain.bench.figures import parts_figure
 from glpretrain.bench.lightly import require_lightly
+from glpretrain.bench.machine import machine_name
 from glpretrain.bench.official import OFFICIAL, require_code
 from glpretrain.bench.plan import ROWS
 from glpretrain.bench.summary import Costs
@@ -23,8 +24,9 @@ from glpretrain.cli.scaled import Number, scaled_costs
 from glpretrain.cli.trainer import is_first_process
 from glpretrain.cli.trust import Parser, read_part, take_imports
 from glpretrain.core.files import part_file, write_json
+from glpretrain.data.loading import usable_cores
 from glpretrain.data.views import MultiCrop
-from glpretrain.data.views.bench import bench_views
+from glpretrain.data.views.bench import ViewBench
 from glpretrain.runs import find_recipe
 
 
@@ -66,7 +68,7 @@ def bench(
         plan: instead, say how much memory a process takes at its peak, without training or data; any recipe is planned on any machine
         gpus: number of GPUs that --plan is for; the recipe's when left out
         gpu_memory: gigabytes of a GPU, for which --plan says how many items fit
-        views: instead, time each operation that makes the views, beside torchvision's
+        views: instead, time what makes the views of an item, beside torchvision and kornia, with one thread and with all cores
         width: width of the pictures of --views
         height: height of the pictures of --views
         overrides: further arguments of `glpretrain fit`
@@ -74,8 +76,8 @@ def bench(
     overrides = take_imports(overrides)
     require_not_own(overrides)
     if views:
-        _refuse_beside("views", data=data, json=json, picture=picture, scaling=scaling, against=against)
-        _views(recipe, overrides, width=width, height=height)
+        _refuse_beside("views", data=data, picture=picture, scaling=scaling, against=against)
+        _views(recipe, overrides, width=width, height=height, json=json)
         return
     if plan:
         _refuse_beside("plan", picture=picture, scaling=scaling, against=against)
@@ -214,22 +216,39 @@ def _gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def _views(recipe: str, overrides: Sequence[str], *, width: int, height: int) -> None:
-    """The table of the operations that make views. What a worker does is timed on one core, the rest on the GPU where there is one."""
+def _views(recipe: str, overrides: Sequence[str], *, width: int, height: int, json: Path | None) -> None:
+    """The tables of what makes views: ours and others', with one thread and with all cores, and our operations on the device."""
     data = read_part(find_recipe(recipe), "data")
     parser = Parser(exit_on_error=False)
     parser.add_argument("--data.views", type=MultiCrop, required=True)
     parser.add_argument("--data.batch_size", type=int, required=True)
     given = {name: data[name] for name in ("views", "batch_size")}
     made = parser.instantiate(parse(parser, overrides, values={"data": given})).data
-    multicrop: MultiCrop = made.views
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    costs = bench_views(batch_size=made.batch_size, image_size=(height, width), multicrop=multicrop, device=device)
-    num_views = sum(number for number, _ in multicrop.groups(3).values())
-    title = f"{recipe}: {made.batch_size} items of {width}x{height} px, {num_views} views each, on {device}"
-    table = Table("operation", title=title, title_justify="left")
-    for column in ("ms", "share", "torchvision, image by image, ms"):
-        table.add_column(column, justify="right")
-    for cost in costs:
-        table.add_row(cost.operation, f"{cost.milliseconds:.1f}", f"{cost.share:.0%}", f"{cost.torchvision_milliseconds:.1f}")
-    Console().print(table)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bench = ViewBench(made.views, batch_size=made.batch_size, image_size=(height, width), device=device)
+    before, costs = torch.get_num_threads(), {}
+    for threads in sorted({1, usable_cores()}):
+        torch.set_num_threads(threads)
+        costs[threads] = bench.ways()
+    operations = bench.operations()
+    torch.set_num_threads(before)
+    console = Console(soft_wrap=True)
+    num_views = sum(number for number, _ in made.views.groups(3).values())
+    console.print(f"{recipe}: {made.batch_size} items of {width}x{height} px, {num_views} views each, on {device} ({machine_name(device)})")
+    ours = {threads: next(one.milliseconds for one in rows if one.name == "ours") for threads, rows in costs.items()}
+    table = Table("ms for the views of an item")
+    for threads in costs:
+        table.add_column(f"{threads} thread{'s' if threads > 1 else ''}", justify="right")
+        table.add_column("times ours", justify="right")
+    for row in zip(*costs.values(), strict=True):
+        cells = [(f"{one.milliseconds:.2f}", f"{one.milliseconds / ours[threads]:.2f}") for threads, one in zip(costs, row, strict=True)]
+        table.add_row(row[0].name, *(cell for pair in cells for cell in pair))
+    console.print(table)
+    table = Table(f"on the device with one operation, {max(costs)} thread{'s' if max(costs) > 1 else ''}")
+    table.add_column("ms of an item", justify="right")
+    for one in operations:
+        table.add_row(one.name, f"{one.milliseconds:.3f}")
+    console.print(table)
+    if json is not None:
+        ways = {str(threads): {one.name: one.milliseconds for one in rows} for threads, rows in costs.items()}
+        write_json(json, {"threads": ways, "operations": {one.name: one.milliseconds for one in operations}})

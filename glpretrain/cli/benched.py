@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytorch_lightning as pl
 import torch
 from jsonargparse import Namespace
+from pytorch_lightning.utilities import move_data_to_device
 
 from glpretrain.bench.machine import machine_name, peak_flops
 from glpretrain.bench.official import Compared, compare
@@ -206,5 +207,4 @@ def one_batch(arguments: Sequence[str]) -> Iterator[OneBatch]:
 
 def moved(raw: RawBatch, device: torch.device) -> RawBatch:
     """What a worker prepared, on a device."""
-    parts, drawn = ({part: value.to(device) for part, value in given.items()} for given in (raw.parts, raw.drawn))
-    return raw._replace(parts=parts, drawn=drawn, index=raw.index.to(device))
+    return move_data_to_device(raw, device)

@@ -25,6 +25,7 @@ def faces(
     size: int = 224,
     margin: float = 1.3,
     workers: int | None = None,
+    cluster: str | None = None,
 ) -> Counter[str]:
     """Make a folder of faces with region maps of pictures: detect, crop, resize, parse.
 
@@ -48,6 +49,8 @@ def faces(
         size: side of a face in pixels
         margin: side of the crop over that of the face
         workers: number of processes; one per core, at most 8, when left out
+        cluster: work on many machines that share the folders: the address of a Dask scheduler, the file that it writes, or slurm for
+            --workers SLURM jobs as ~/.config/dask/jobqueue.yaml describes them (pip install 'glpretrain[cluster]')
 
     Returns:
         How many pictures are `written`, were `there`, and were `skipped`.
@@ -62,11 +65,11 @@ def faces(
     if table is not None and parser != "maps":
         raise ValueError(f"table: {table} given with parser {parser!r}; accepted with parser 'maps' only")
     if maps is not None:
-        made: FaceParser = MapParser(maps, table=table or "lapa")
+        made: FaceParser = MapParser(maps if cluster is None else maps.absolute(), table=table or "lapa")
     else:
         made = TemplateParser() if parser == "template" else FacerParser()
     found = CascadeDetector() if detector == "cascade" else None
-    preparation = Preparation(folder, out, parser=made, detector=found, size=size, margin=margin, workers=workers)
+    preparation = Preparation(folder, out, parser=made, detector=found, size=size, margin=margin, workers=workers, cluster=cluster)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     counts: Counter[str] = Counter()
     run = track(preparation.run(), total=len(preparation), description="faces", console=console, disable=not console.is_terminal)

@@ -3,7 +3,6 @@
 Cutting is left out (`glpretrain.prepare.slides`).
 """
 
-import os
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
@@ -16,8 +15,7 @@ from glpretrain.core.listing import printable
 from glpretrain.prepare.slides import Settings, find_slides
 from glpretrain.prepare.slides.cutting import SlideBegun, SlideDone, SlideFailed, Summary, TilesCut, cutting, summary_of
 from glpretrain.prepare.slides.folder import SlideRecord
-
-_MOST_WORKERS = 8  # more than a disk keeps busy, unless somebody says so
+from glpretrain.prepare.workers import executor
 
 
 def tiles(
@@ -33,6 +31,7 @@ def tiles(
     per_shard: int = 2048,
     mpp_of_slide: float | None = None,
     workers: int | None = None,
+    cluster: str | None = None,
 ) -> Summary:
     """Cut whole-slide images into tissue tiles, in tar shards to train on.
 
@@ -43,6 +42,7 @@ def tiles(
     Look at DIR/overviews/: each slide with its tissue outlined and its tiles drawn. The same command goes on where a run was
     stopped; a slide that is damaged is reported and left out. Slides of slides/<class>/ keep their class.
     Reads what OpenSlide reads (pip install 'glpretrain[slides]') and other TIFF, tiled or in strips, 8-bit RGB.
+      glpretrain tiles slides/ --out tiles/ --cluster tcp://host:8786               on the machines of a Dask cluster
 
     Args:
         slides: files, and folders that are searched for slides
@@ -56,15 +56,18 @@ def tiles(
         per_shard: number of tiles in one tar file at most
         mpp_of_slide: microns per pixel of slides that do not say (0.25 at 40x)
         workers: number of processes; as many as there are cores, at most 8, when left out
+        cluster: work on many machines that share the folders: the address of a Dask scheduler, the file that it writes, or slurm for
+            --workers SLURM jobs as ~/.config/dask/jobqueue.yaml describes them (pip install 'glpretrain[cluster]')
 
     Raises:
         ValueError: not one slide succeeded, or see `cut_slides`.
     """
     settings = Settings(size, mpp, overlap, min_tissue, format, quality, per_shard, mpp_of_slide)
     found = find_slides(slides)
-    workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS) if workers is None else workers
+    if cluster is not None:  # whose workers have folders of their own to start from
+        found, out = {name: path.absolute() for name, path in found.items()}, out.absolute()
     console = Console(highlight=False, soft_wrap=True)
-    run = cutting(found, out=out, settings=settings, workers=workers)
+    run = cutting(found, out=out, settings=settings, workers=executor(workers, cluster=cluster, preload=[cutting.__module__]))
     assert isinstance(run, Generator)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tiles"), TimeElapsedColumn())
     events = []

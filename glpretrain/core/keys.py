@@ -15,11 +15,12 @@ from torch import Tensor
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
+_ALL_BITS = (1 << 64) - 1
 
 
 def _signed(value: int) -> int:
     """The int64 with the same 64 bits."""
-    value &= (1 << 64) - 1
+    value &= _ALL_BITS
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
@@ -34,14 +35,22 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ _shift(bits, 31)
 
 
+def _mixed_number(value: int) -> int:
+    """What `_mix` makes of one int64, without a tensor."""
+    bits = value & _ALL_BITS
+    bits = (bits ^ (bits >> 30)) * _MIX_1 & _ALL_BITS
+    bits = (bits ^ (bits >> 27)) * _MIX_2 & _ALL_BITS
+    return _signed(bits ^ (bits >> 31))
+
+
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """Int[*S]: new keys, independent of the old ones Int[*S] and of the keys for other purposes.
 
-    `data`, the number of the purpose, is an int, or Int broadcastable to [*S].
+    `data`, the number of the purpose, is an int, or Int that is broadcast against the keys.
     """
-    if isinstance(data, int):  # filled on the device, because a copy from the host would wait for the device
-        data = torch.full((), data, dtype=torch.int64, device=key.device)
-    return _mix(_mix(key + _signed(_GOLDEN)) ^ _mix(data * _signed(_GOLDEN) + _signed(_MIX_1)))
+    # A number is mixed on the host: on a GPU each operation on it would be a launch.
+    purpose = _mixed_number(data * _GOLDEN + _MIX_1) if isinstance(data, int) else _mix(data * _signed(_GOLDEN) + _signed(_MIX_1))
+    return _mix(_mix(key + _signed(_GOLDEN)) ^ purpose)
 
 
 def item_keys(*, seed: int, epoch: int, index: Tensor) -> Tensor:
@@ -50,16 +59,22 @@ def item_keys(*, seed: int, epoch: int, index: Tensor) -> Tensor:
     return fold_in(fold_in(start, epoch), index)
 
 
+def numbered(key: Tensor, *, count: int, first: int = 0) -> Tensor:
+    """Int[V *S]: keys Int[*S] folded with each of the V = `count` numbers from `first` on."""
+    numbers = torch.arange(first, first + count, dtype=torch.int64, device=key.device)
+    return fold_in(key, numbers.view(-1, *[1] * key.dim()))
+
+
 def per_view(key: Tensor, purpose: int, *, count: int) -> Tensor:
     """Int[V *S]: keys for each of `count` views of the items."""
-    return torch.stack([fold_in(fold_in(key, purpose), number) for number in range(count)])
+    return numbered(fold_in(key, purpose), count=count)
 
 
 def bits(key: Tensor, *shape: int) -> Tensor:
     """Int[*S *shape]: 64 random bits for every element of `shape` under every key."""
     count = math.prod(shape)
     counter = torch.arange(count, device=key.device, dtype=torch.int64)
-    return fold_in(key.unsqueeze(-1).expand(*key.shape, count), counter).reshape(*key.shape, *shape)
+    return fold_in(key.unsqueeze(-1), counter).reshape(*key.shape, *shape)
 
 
 def uniform(key: Tensor, *shape: int) -> Tensor:

@@ -15,6 +15,7 @@ from glpretrain.core import keys as rng
 from glpretrain.core.types import Item
 from glpretrain.data.loading import Loader, Order
 from glpretrain.data.sources.base import Source, UnreadableItemError
+from glpretrain.data.views.changes import Changes
 
 _MAX_UNREADABLE_RUN = 50
 _SAMPLED = 8  # items whose size is measured before all are read
@@ -35,6 +36,7 @@ class RawBatch(NamedTuple):
 
     parts: dict[str, Tensor]  # what the maker of views took of each item, see `ViewMaker.prepare`; the first axis of each is B
     drawn: dict[str, Tensor]  # what is drawn for the items without looking at them, see `RawItems`
+    changes: dict[str, Changes]  # what it will change in the views of the batch, see `ViewMaker.draw`
     index: Tensor  # Int[B]  dataset index of the item or its replacement  # pyright: ignore[reportIncompatibleMethodOverride]  hides tuple.index
     epoch: int
     unreadable: list[tuple[int, str]]  # dataset index and reason of every item that was replaced
@@ -165,14 +167,22 @@ class RawItems(Dataset[RawBatch]):
         prepare: function that takes of some items, with their keys Int[B], what the views need of them, see `ViewMaker.prepare`.
         draw: function that draws what depends on the keys alone, Int[B], for a whole batch.
         seed: seed of the run.
+        change: function that draws what is changed in the views of a batch, see `ViewMaker.draw`; None changes nothing.
     """
 
     def __init__(
-        self, items: Items, *, prepare: Callable[..., dict[str, Tensor]], draw: Callable[[Tensor], dict[str, Tensor]], seed: int
+        self,
+        items: Items,
+        *,
+        prepare: Callable[..., dict[str, Tensor]],
+        draw: Callable[[Tensor], dict[str, Tensor]],
+        seed: int,
+        change: Callable[[Tensor], dict[str, Changes]] | None = None,
     ) -> None:
         self.items = items
         self._prepare = prepare
         self._draw = draw
+        self._change = change
         self._seed = seed
 
     def __getitem__(self, asked: Asked) -> RawBatch:
@@ -185,7 +195,9 @@ class RawItems(Dataset[RawBatch]):
             parts.append(self._prepare(items, keys=keys[-1]))
             index += positions
         joined = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return RawBatch(joined, self._draw(torch.cat(keys)), torch.tensor(index), asked.epoch, unreadable)
+        all_keys = torch.cat(keys)
+        changes = {} if self._change is None else self._change(all_keys)
+        return RawBatch(joined, self._draw(all_keys), changes, torch.tensor(index), asked.epoch, unreadable)
 
     def _together(self, indices: Sequence[int], unreadable: list[tuple[int, str]]) -> Iterator[tuple[list[Item], list[int]]]:
         """As many items at once as a worker may hold: draws for several cost what they cost for one."""

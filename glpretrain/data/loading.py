@@ -197,12 +197,19 @@ def _shared_memory_is_full(setting: str) -> str:
 
 def _shared(batch: T) -> T:
     """The batch, in shared memory if this is a worker: later, torch's own thread would do it, and would lose a batch that does not fit."""
-    if get_worker_info() is not None and isinstance(batch, tuple):
-        for part in batch:
-            for tensor in part.values() if isinstance(part, Mapping) else (part,):
-                if isinstance(tensor, Tensor):
-                    tensor.share_memory_()
+    if get_worker_info() is not None:
+        for tensor in _tensors_of(batch):
+            tensor.share_memory_()
     return batch
+
+
+def _tensors_of(batch: object) -> Iterator[Tensor]:
+    """All tensors of nested tuples and mappings."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping | tuple):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors_of(part)
 
 
 def usable_cores() -> int:

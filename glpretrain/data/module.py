@@ -189,9 +189,9 @@ class DataModule(LightningDataModule):
 
     def _prepared(self, encoder: Tokens) -> RawItems:
         count, shape = self.views.groups(len(encoder.card.mean))["global"]
-        token_mask = None if isinstance(self.mask, RegionMask) else self.mask
-        draw = partial(draw_masks, mask=token_mask, grid=encoder.grid(shape), count=count)
-        return RawItems(self._items, prepare=partial(self.views.prepare, card=encoder.card), draw=draw, seed=self.seed)
+        mask, grid = None if isinstance(self.mask, RegionMask) else self.mask, encoder.grid(shape)
+        prepare, draw = partial(self.views.prepare, card=encoder.card), partial(draw_masks, mask=mask, grid=grid, count=count)
+        return RawItems(self._items, prepare=prepare, draw=draw, seed=self.seed, change=self.views.draw)
 
     def _begin_epoch(self, batches: EpochBatches) -> None:
         """Tell Lightning the length of this epoch; by itself it keeps that of the first one."""
@@ -239,7 +239,7 @@ class DataModule(LightningDataModule):
             encoder: encoder whose card names mean and standard deviation, and whose tokens are masked.
         """
         keys = rng.item_keys(seed=self.seed, epoch=raw.epoch, index=raw.index)  # [B]
-        views = self.views.make(raw.parts, keys=keys, card=encoder.card)
+        views = self.views.make(raw.parts, changes=raw.changes, keys=keys, card=encoder.card)
         groups = views.groups | {"global": self._hide(views, raw.drawn, keys=keys, encoder=encoder)}
         for name, group in groups.items():
             groups[name] = group._replace(keys=rng.per_view(keys, zlib.crc32(name.encode()), count=len(group.items)))

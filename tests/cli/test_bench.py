@@ -101,7 +101,7 @@ def test_a_part_inside_another_one_is_taken_out_of_it(monkeypatch: pytest.Monkey
         (["mmc", "--trainer.max_steps", "3"], "bench: --trainer.max_steps would be ignored; the benchmark sets it itself"),
         (["mmc", "--runs=here"], "bench: --runs would be ignored"),
         (["mmc", "--steps", "0"], "steps: 3 to warm up and 0 to measure; accepted: at least 1 each"),
-        (["mmc", "--views", "--json", "a.json"], "bench: --json would be ignored beside --views"),
+        (["mmc", "--views", "--picture", "a.png"], "bench: --picture would be ignored beside --views"),
         (["mmc", "--gpus", "2"], "bench: --gpus and --gpu_memory would be ignored without --plan"),
         (["mmc", "--plan", "--picture", "a.png"], "bench: --picture would be ignored beside --plan"),
         (["mmc", "--plan", "--gpus", "0"], "bench: gpus is 0; accepted: numbers above 0"),
@@ -118,6 +118,18 @@ def test_what_would_be_ignored_is_refused(
     monkeypatch.chdir(tmp_path)
     assert said in fail(arguments, capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_views_of_a_recipe_are_timed_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads, written = torch.get_num_threads(), tmp_path / "views.json"
+    small = ["--data.batch_size", "2", "--width", "32", "--height", "24", "--json", str(written)]
+    assert main(["bench", "mmc", "--views", *small]) == 0
+    assert torch.get_num_threads() == threads
+    found = json.loads(written.read_text())
+    for ways in found["threads"].values():
+        assert ways["ours"] == ways["ours, in a worker"] + ways["ours, on the device"] > 0 and ways["kornia"] > 0
+    said = capsys.readouterr().out
+    assert "2 items of 32x24 px, 4 views each, on cpu" in said and "torchvision v2, PIL" in said and "blend" in said
 
 
 def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ def test_views_move_image_and_map_together() -> None:
     views = MultiCrop([ViewSpec(48, (0.4, 1.0), count=2, interpolation="bilinear")])
     source, keys, card = Painted(40, size=96), torch.arange(8), card_of((0.0,) * 3, (1.0,) * 3)
     parts = views.prepare([views.read(source, index) for index in range(8)], keys=keys, card=card)
-    made = views.make(parts, keys=keys, card=card)
+    made = views.make(parts, changes=views.draw(keys), keys=keys, card=card)
     shown = (made.groups["global"].items[:, :, 0] * 255 / 20).round().long()  # [G B 48 48]
     assert (shown == made.regions).float().mean() > 0.93  # all but the mixed pixels at edges
     assert (shown == made.regions.flip(3)).float().mean() < 0.85

@@ -6,6 +6,7 @@ workers cut. torchvision's crops of the original, with the same boxes, are the j
 """
 
 import ctypes
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
-from view_parts import card_of
+from view_parts import box_of, card_of
 
 from glpretrain.core import keys as rng
 from glpretrain.data import ImageFolder
@@ -75,19 +76,20 @@ def squashed(original: Tensor, box: Sequence[float], size: tuple[int, int], inte
 
 
 def compare(source: ImageFolder, originals: Sequence[Tensor], spec: ViewSpec, *, epochs: int) -> dict[str, Fidelity]:
-    crops = MultiCrop([spec])
+    crops = MultiCrop([dataclasses.replace(spec, flip=0.0)])
     now, before, expected = [], [], []
+    size = "{}x{}".format(*spec.shape)
     for index, original in enumerate(originals):
         item = crops.read(source, index)
         for epoch in range(epochs):
             parts = crops.prepare([item], keys=rng.item_keys(seed=0, epoch=epoch, index=torch.tensor([index])), card=CARD)
-            box = parts["global_boxes"][0, 0, :4].double()
+            box = torch.tensor(box_of(parts[f"frames_{size}"][0, 0]), dtype=torch.float64)
             height, width = original.shape[1:]
             left, top, right, bottom = (box * torch.tensor([width, height, width, height])).round().int().tolist()
             mode = InterpolationMode(spec.interpolation)
             cut = F.resized_crop(original, top, left, bottom - top, right - left, list(spec.shape), mode, antialias=True)
             expected.append(cut)
-            now.append(parts["global"][0, 0])
+            now.append(parts[f"crops_{size}"][0, 0])
             before.append(squashed(original, box.tolist(), spec.shape, spec.interpolation))
     return {"before": fidelity(before, expected), "now": fidelity(now, expected)}
 
@@ -189,7 +191,7 @@ def test_what_each_way_costs(tmp_path: Path) -> None:
         moved = {"now": sum(part.nbytes for part in parts.values()), "before": squares.nbytes, "device": whole.numel()}
         workers = {"now": cut, "before": stretch, "device": lambda source=source: [source[0] for _ in range(count)]}
         devices = {
-            "now": lambda parts=parts: DINO.make(parts, keys=keys, card=CARD),
+            "now": lambda parts=parts: DINO.make(parts, changes=DINO.draw(keys), keys=keys, card=CARD),
             "before": lambda pictures=squares: products(pictures),
             "device": lambda pictures=whole: products(pictures),
         }

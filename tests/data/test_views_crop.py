@@ -184,9 +184,10 @@ def test_a_worker_and_another_cut_the_same():
     keys = rng.item_keys(seed=1, epoch=4, index=torch.arange(2))
     parts = crops.prepare(items_of([picture(48, 64), picture(90, 70)]), keys=keys, card=card_of((0.5,) * 3, (0.5,) * 3))
     assert {name: (part.dtype, tuple(part.shape)) for name, part in parts.items()} == {
-        "global": (torch.uint8, (2, 2, 3, 24, 24)),
-        "global_boxes": (torch.float32, (2, 2, 5)),
-        "local": (torch.uint8, (2, 3, 3, 16, 16)),
-        "local_boxes": (torch.float32, (2, 3, 5)),
+        "crops_24x24": (torch.uint8, (2, 2, 3, 24, 24)),
+        "frames_24x24": (torch.float32, (2, 2, 2, 3)),
+        "crops_16x16": (torch.uint8, (2, 3, 3, 16, 16)),
+        "frames_16x16": (torch.float32, (2, 3, 2, 3)),
     }
-    assert frames_of(crops.make(parts, keys=keys, card=card_of((0.5,) * 3, (0.5,) * 3))).shape == (5, 2, 2, 3)
+    made = crops.make(parts, changes=crops.draw(keys), keys=keys, card=card_of((0.5,) * 3, (0.5,) * 3))
+    assert frames_of(made).shape == (5, 2, 2, 3)

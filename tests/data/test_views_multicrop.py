@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from operations import made_of_fakes
 from view_parts import card_of, frames_of, items_of, views_of
 
 from glpretrain.core import keys as rng
@@ -145,10 +145,26 @@ def test_nothing_waits_for_the_device():
     # A fake tensor has no values: whatever asks for one, or for a shape that depends on one, raises.
     batch, card = inputs(), card_of(MEAN, STD)
     parts = dino().prepare(items_of(batch["images"], torch.zeros(B, 32, 32, dtype=torch.int64)), keys=batch["keys"], card=card)
-    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        fake = {name: mode.from_tensor(part) for name, part in parts.items()}
-        views = dino().make(fake, keys=mode.from_tensor(batch["keys"]), card=card)
-    assert views.groups["local"].items.shape == (3, B, 3, 16, 16)
+    views, _ = made_of_fakes(dino(), parts, keys=batch["keys"], card=card)
+    assert views.groups["local"].items.shape == (3, B, 3, 16, 16) and views.groups["local"].items.device.type == "cuda"
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 4 * B])
+def test_a_cpu_gives_the_same_views_however_many_it_changes_at_once(at_once: int, monkeypatch: pytest.MonkeyPatch):
+    crops, batch = dino(), inputs()
+    whole = views_of(crops, **batch, mean=MEAN, std=STD)
+    monkeypatch.setattr("glpretrain.data.views.multicrop._BLOCK_BYTES", at_once * 4 * 3 * 24 * 24)
+    parts = views_of(crops, **batch, mean=MEAN, std=STD)
+    for name, group in whole.groups.items():
+        torch.testing.assert_close(parts.groups[name].items, group.items, rtol=0, atol=2e-5)  # as for another batch size
+
+
+def test_groups_of_one_size_are_made_together_and_are_what_they_are_alone():
+    batch = inputs()
+    together = views_of(MultiCrop([plain(**COLOURS)], [plain(count=2, **COLOURS)]), **batch, mean=MEAN, std=STD)
+    apart = views_of(MultiCrop([plain(**COLOURS)], [plain(16, count=2, **COLOURS)]), **batch, mean=MEAN, std=STD)
+    torch.testing.assert_close(together.groups["global"].items, apart.groups["global"].items, rtol=0, atol=2e-5)
+    assert torch.equal(together.groups["local"].frame, apart.groups["local"].frame)
 
 
 def test_other_channels_are_refused_only_where_rgb_is_needed():

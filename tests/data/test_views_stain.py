@@ -4,13 +4,13 @@ import pytest
 import torch
 from scipy.stats import kstest
 from skimage.color import hed2rgb, rgb2hed
-from view_parts import flips, views_of
+from view_parts import augment, flips, views_of
 
 from glpretrain.core import keys as rng
 from glpretrain.core.frames import token_centres
-from glpretrain.data.views import MultiCrop, ViewSpec
-from glpretrain.data.views.colour import augment
-from glpretrain.data.views.stain import jitter_stain, quarter_turns, restain, turn
+from glpretrain.data.views import MultiCrop, ViewSpec, colour
+from glpretrain.data.views.resample import oriented
+from glpretrain.data.views.stain import quarter_turns, restain
 
 KEYS = rng.item_keys(seed=0, epoch=0, index=torch.arange(4000))
 
@@ -48,12 +48,16 @@ def test_no_change_gives_the_image_and_black_and_white_stay_finite() -> None:
     assert torch.isfinite(wild).all() and wild.min() >= 0 and wild.max() <= 1
 
 
+def stained(images: torch.Tensor, *, strength: float, prob: float) -> torch.Tensor:
+    return augment(images, spec=ViewSpec(16, (0.5, 1.0), stain=strength, stain_prob=prob), keys=KEYS[: len(images)])
+
+
 def test_gains_are_uniform_and_hit_their_share() -> None:
     grey = torch.full((4000, 3, 1, 1), 0.5)
-    moved = (jitter_stain(grey, strength=0.2, prob=0.25, keys=KEYS) != grey).flatten(1).any(dim=1)
+    moved = (stained(grey, strength=0.2, prob=0.25) != grey).flatten(1).any(dim=1)
     assert abs(moved.float().mean().item() - 0.25) < 0.028  # four standard deviations
-    changed = jitter_stain(grey, strength=0.2, prob=1.0, keys=KEYS)
-    draws = 0.4 * rng.uniform(rng.fold_in(KEYS, 1), 2, 3) - 0.2
+    changed = stained(grey, strength=0.2, prob=1.0)
+    draws = 0.4 * rng.uniform(rng.fold_in(rng.fold_in(KEYS, colour._STAIN), 1), 2, 3) - 0.2
     expected = restain(grey, gains=1 + draws[:, 0], offsets=draws[:, 1])
     torch.testing.assert_close(changed, expected)
     assert kstest((draws[:, 0, 1] / 0.4 + 0.5).double().numpy(), "uniform").pvalue > 1e-3
@@ -72,8 +76,8 @@ def test_stain_is_off_unless_asked_and_leaves_other_draws_alone() -> None:
 
 def test_turns_are_torchs_and_hit_their_shares() -> None:
     images, turns = torch.arange(4 * 2 * 5 * 5.0).reshape(4, 2, 5, 5), torch.tensor([0, 1, 2, 3])
-    for image, count, result in zip(images, turns.tolist(), turn(images, turns=turns), strict=True):
-        assert torch.equal(result, torch.rot90(image, count, (1, 2)))
+    for image, count in zip(images, turns.tolist(), strict=True):
+        assert torch.equal(oriented(image, flip=True, turns=count), torch.rot90(image.flip(2), count, (1, 2)))
     counts = torch.bincount(quarter_turns(KEYS, prob=0.6), minlength=4) / 4000
     assert (counts - torch.tensor([0.4, 0.2, 0.2, 0.2])).abs().max() < 0.031  # four standard deviations
 

@@ -13,11 +13,11 @@ from itertools import product
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from operations import made_of_fakes
 from PIL import Image
 from timm.data import auto_augment
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from view_parts import card_of, items_of, views_of
 
@@ -26,7 +26,9 @@ from glpretrain.core.types import EncoderCard
 from glpretrain.data import Scenes
 from glpretrain.data.module import DataModule
 from glpretrain.data.views import MultiCrop, Strong, ViewSpec
-from glpretrain.data.views.erasing import AREA, ASPECT, erase, rectangles
+from glpretrain.data.views.changes import apply_changes
+from glpretrain.data.views.erasing import AREA, ASPECT, draw_erasing, rectangles
+from glpretrain.data.views.multicrop import OPERATIONS as OPERATIONS_OF_VIEWS
 from glpretrain.data.views.randaugment import OPERATIONS, apply, draw, rand_augment
 
 COLOURS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "grayscale_prob": 0.2}
@@ -81,7 +83,7 @@ def assert_share(hits: Tensor, expected: float) -> None:
     assert abs(share - expected) <= ERRORS * error, f"{share} is not {expected} +- {error}"
 
 
-def spec(size: int = 24, **settings) -> ViewSpec:
+def spec(size: int | tuple[int, int] = 24, **settings) -> ViewSpec:
     return ViewSpec(size, (0.25, 1.0), **settings)
 
 
@@ -170,11 +172,12 @@ def test_magnitudes_signs_and_application_have_their_distribution() -> None:
 
 
 def test_a_flipped_item_is_augmented_flipped_and_handed_back_as_it_came() -> None:
-    images = pictures()
-    arguments = {"keys": keys(5), "strong": Strong(op_prob=1.0, num_ops=4), "mean": MEAN}
-    flipped = rand_augment(images, flipped=torch.ones(5, dtype=torch.bool), **arguments)
-    straight = rand_augment(images.flip(3), flipped=torch.zeros(5, dtype=torch.bool), **arguments)
-    assert torch.equal(flipped.flip(3), straight)
+    drawn = zip(*draw(keys(5), strong=Strong(op_prob=1.0, num_ops=4)), strict=True)
+    for image, (operations, magnitudes, negative) in zip(pictures(), drawn, strict=True):
+        arguments = {"operations": operations, "magnitudes": magnitudes, "negative": negative, "mean": MEAN}
+        flipped = rand_augment(image, flipped=True, **arguments)
+        straight = rand_augment(image.flip(2), flipped=False, **arguments)
+        assert torch.equal(flipped.flip(2), straight) and not torch.equal(flipped, image)
 
 
 @pytest.mark.slow
@@ -252,7 +255,9 @@ def test_erased_area_and_ratio_are_distributed_as_timms() -> None:
 def test_erased_pixels_are_standard_normal_and_the_rest_stays() -> None:
     images = torch.full((300, 3, 20, 24), 0.5)
     item_keys = keys(300)
-    erased = erase(images, keys=item_keys, selected=torch.arange(300) != 7, prob=1.0)
+    always = spec((20, 24), strong=Strong(erase_prob=1.0))
+    changes = draw_erasing([always], keys=item_keys[None], selected=(torch.arange(300) != 7)[None])
+    erased = apply_changes(images.clone(), changes, operations=OPERATIONS_OF_VIEWS)
     changed = erased != 0.5
     box = rectangles(item_keys, size=(20, 24), prob=1.0)
     sides = box[:, 2:] - box[:, :2]
@@ -319,28 +324,12 @@ def test_a_batch_in_two_halves_gives_the_same_views() -> None:
     assert torch.equal(torch.cat([half.groups["student"].strong for half in halves]), whole.groups["student"].strong)
 
 
-def test_computing_all_items_gives_what_computing_the_selected_ones_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What a GPU does, on a CPU.
-    def everywhere(images: Tensor, *, where: Tensor, change, per_item: dict[str, Tensor]) -> Tensor:
-        return torch.where(where.view(-1, 1, 1, 1), change(images, **per_item), images)
-
-    batch = inputs()
-    chosen = views_of(mugs(), **batch, mean=MEAN, std=STD)
-    for module in ("multicrop", "randaugment", "erasing"):
-        monkeypatch.setattr(f"glpretrain.data.views.{module}.apply_where", everywhere)
-    computed = views_of(mugs(), **batch, mean=MEAN, std=STD)
-    for name in ("global", "local", "student"):
-        torch.testing.assert_close(computed.groups[name].items, chosen.groups[name].items, rtol=0, atol=2e-5)
-
-
 def test_nothing_waits_for_the_device() -> None:
     # A fake tensor has no values: whatever asks for one, or for a shape that depends on one, raises. On a CPU asking is free.
     strong = spec(strong=Strong(), blur_prob=0.1, **COLOURS)
     crops, batch = MultiCrop([spec()], [ViewSpec(16, (0.05, 0.25), strong=Strong(), **COLOURS)], [strong]), inputs()
     parts = crops.prepare(items_of(batch["images"]), keys=batch["keys"], card=card_of(MEAN, STD))
-    with FakeTensorMode():
-        fake = {name: torch.zeros(part.shape, dtype=part.dtype, device="cuda") for name, part in parts.items()}
-        views = crops.make(fake, keys=torch.zeros(11, dtype=torch.int64, device="cuda"), card=card_of(MEAN, STD))
+    views, _ = made_of_fakes(crops, parts, keys=batch["keys"], card=card_of(MEAN, STD))
     assert views.groups["student"].items.shape == (1, 11, 3, 24, 24) and views.groups["local"].items.shape == (1, 11, 3, 16, 16)
     assert views.groups["student"].strong.device.type == "cuda"
 
@@ -359,8 +348,10 @@ def rand_augment_of(batch: dict, strong: Strong) -> Tensor:
     from glpretrain.data.views.multicrop import _RAND_AUGMENT
 
     view_keys = rng.fold_in(rng.fold_in(batch["keys"], 0), _RAND_AUGMENT)
-    unflipped = torch.zeros(len(view_keys), dtype=torch.bool)
-    return rand_augment(batch["images"], keys=view_keys, flipped=unflipped, strong=strong, mean=(0.0,) * 3)
+    drawn = zip(batch["images"], *draw(view_keys, strong=strong), strict=True)
+    names = ("operations", "magnitudes", "negative")
+    made = [rand_augment(image, flipped=False, mean=(0.0,) * 3, **dict(zip(names, one, strict=True))) for image, *one in drawn]
+    return torch.stack(made)
 
 
 # Settings and the batch

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from glpretrain.core.types import EncoderCard, Item
-from glpretrain.data.views import MultiCrop, Views
+from glpretrain.data.views import MultiCrop, Views, ViewSpec
+from glpretrain.data.views.changes import Changes, apply_changes
+from glpretrain.data.views.colour import draw_colours
+from glpretrain.data.views.multicrop import OPERATIONS
 
 
 def card_of(mean: Sequence[float], std: Sequence[float]) -> EncoderCard:
@@ -31,7 +34,19 @@ def views_of(
 ) -> Views:
     """What a worker and the device make together."""
     card = card_of(mean, std)
-    return crops.make(crops.prepare(items_of(images, regions), keys=keys, card=card), keys=keys, card=card)
+    return crops.make(crops.prepare(items_of(images, regions), keys=keys, card=card), changes=crops.draw(keys), keys=keys, card=card)
+
+
+def augment(images: Tensor, *, spec: ViewSpec, keys: Tensor) -> Tensor:
+    """Float[B C H W] after the colour operations that one view draws."""
+    changes = draw_colours([spec], keys=keys[None], selected=torch.ones(1, len(keys), dtype=torch.bool))
+    return apply_changes(images.clone(), Changes.of(changes).unpacked(), operations=OPERATIONS)
+
+
+def box_of(frame: Tensor) -> list[float]:
+    """x0 y0 x1 y1 in the unit square, of the frame Float[2 3] of a view that was not turned."""
+    (height, _, top), (_, width, left) = frame.tolist()
+    return [min(left, left + width), top, max(left, left + width), top + height]
 
 
 def frames_of(views: Views) -> Tensor:

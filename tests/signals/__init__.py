@@ -14,7 +14,7 @@ from glpretrain.core import keys as rng
 from glpretrain.core.batch import ViewGroup
 from glpretrain.core.types import EncoderCard, EncoderOutput, Item
 from glpretrain.data.sources.base import Source, checked_index
-from glpretrain.data.views import ViewMaker, Views
+from glpretrain.data.views import Changes, ViewMaker, Views
 from glpretrain.encoders.base import Encoder, load_strictly, register
 from glpretrain.modalities import Modality, Size
 
@@ -98,7 +98,7 @@ class SignalCrops(ViewMaker):
     def prepare(self, items: Sequence[Item], *, keys: Tensor, card: EncoderCard) -> dict[str, Tensor]:
         return {"items": torch.stack([stretched(item.values, self.default_size()) for item in items])}
 
-    def make(self, parts: Mapping[str, Tensor], *, keys: Tensor, card: EncoderCard) -> Views:
+    def make(self, parts: Mapping[str, Tensor], *, changes: Mapping[str, Changes], keys: Tensor, card: EncoderCard) -> Views:
         groups = {}
         for number, (name, size) in enumerate(self.sizes.items()):
             pairs = [self._crop(parts["items"], keys=rng.fold_in(keys, 2 * number + view), size=size) for view in range(2)]

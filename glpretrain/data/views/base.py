@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from glpretrain.core.batch import ViewGroup
 from glpretrain.core.types import EncoderCard, Item
 from glpretrain.data.sources.base import Source
+from glpretrain.data.views.changes import Changes
 
 
 class Views(NamedTuple):
@@ -22,7 +23,7 @@ class ViewMaker(nn.Module, ABC):
     """Makes views as a function of items and keys, without state or random generator.
 
     A key is a function of (seed, epoch, dataset index), so a worker draws what the device would draw. What is done where is decided by
-    each maker: `read` and `prepare` run in workers, `make` on the device.
+    each maker: `read`, `prepare` and `draw` run in workers, `make` on the device.
     """
 
     modality: ClassVar[str]  # name of the kind of item, see `glpretrain.modalities`
@@ -53,12 +54,17 @@ class ViewMaker(nn.Module, ABC):
             card: card of the encoder.
         """
 
+    def draw(self, keys: Tensor) -> dict[str, Changes]:
+        """What `make` changes in the views of all items of a batch, by group; for makers that choose views. The keys are Int[B]."""
+        return {}
+
     @abstractmethod
-    def make(self, parts: Mapping[str, Tensor], *, keys: Tensor, card: EncoderCard) -> Views:
+    def make(self, parts: Mapping[str, Tensor], *, changes: Mapping[str, Changes], keys: Tensor, card: EncoderCard) -> Views:
         """Views of a batch on its device.
 
         Args:
             parts: what `prepare` gave, for all items of the batch.
+            changes: what `draw` gave.
             keys: Int[B], one key per item.
             card: card of the encoder, which names mean and standard deviation.
         """

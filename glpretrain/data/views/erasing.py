@@ -6,12 +6,14 @@ erases after normalising. kornia's random erasing is not used: it draws from tor
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from glpretrain.core import keys as rng
-from glpretrain.data.views.randaugment import apply_where
+from glpretrain.data.views.changes import Change
+from glpretrain.data.views.spec import ViewSpec
 
 AREA = (0.02, 1 / 3)  # as shares of the view
 ASPECT = (0.3, 1 / 0.3)  # height / width
@@ -20,7 +22,7 @@ _RECTANGLE, _NOISE = range(2)
 _BITS = 24  # bits of a uniform number
 
 
-def rectangles(keys: Tensor, *, size: tuple[int, int], prob: float) -> Tensor:
+def rectangles(keys: Tensor, *, size: tuple[float | Tensor, float | Tensor], prob: float | Tensor) -> Tensor:
     """Int[B 4] for keys Int[B]: top, left, bottom, right of what is erased, the last two exclusive; all 0 where nothing is erased.
 
     A try draws an area U(.02, 1/3) of the view and a ratio exp(U(log .3, log 1/.3)) of height to width, rounded to pixels. The first of ten
@@ -28,7 +30,7 @@ def rectangles(keys: Tensor, *, size: tuple[int, int], prob: float) -> Tensor:
 
     Args:
         keys: Int[B].
-        size: height and width of the views.
+        size: height and width of the views; each, and `prob`, is a number or Float[B 1].
         prob: probability that a rectangle of a view is erased.
     """
     H, W = size
@@ -60,17 +62,21 @@ def _noise(keys: Tensor, *, count: int) -> Tensor:
     return torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)[..., :count]
 
 
-def _fill(images: Tensor, *, keys: Tensor, box: Tensor) -> Tensor:
+def draw_erasing(specs: Sequence[ViewSpec], *, keys: Tensor, selected: Tensor) -> list[Change]:
+    """Which of the selected views, Bool[V B], lose a rectangle, by the settings of V views and keys Int[V B]; and the keys of the noise."""
+    settings = torch.tensor([[*spec.shape, 0.0 if spec.strong is None else spec.strong.erase_prob] for spec in specs])
+    height, width, prob = settings.repeat_interleave(keys.shape[1], dim=0).split(1, dim=1)  # each [(V B) 1]
+    box = rectangles(keys.flatten(), size=(height, width), prob=prob).unflatten(0, keys.shape)  # [V B 4]
+    integers = torch.cat((box, rng.fold_in(keys, _NOISE).unsqueeze(-1)), dim=-1)
+    return [Change.where("erase", selected & (integers[..., 2] > 0), integers=integers)]
+
+
+def erase(images: Tensor, *, boxes: Tensor, keys: Tensor) -> Tensor:
+    """Float[B C H W] with noise, drawn from keys Int[B], in a rectangle of each, Int[B 4]; the noise may lie outside [0, 1]."""
     H, W = images.shape[-2:]
-    top, left, bottom, right = box.view(-1, 4, 1, 1).unbind(1)  # each [B 1 1]
+    top, left, bottom, right = boxes.view(-1, 4, 1, 1).unbind(1)  # each [B 1 1]
     row = torch.arange(H, device=images.device).view(H, 1)
     column = torch.arange(W, device=images.device)
     inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)  # [B H W]
-    noise = _noise(rng.fold_in(keys, _NOISE), count=images[0].numel()).view_as(images)
+    noise = _noise(keys, count=images[0].numel()).view_as(images)
     return torch.where(inside.unsqueeze(1), noise, images)
-
-
-def erase(images: Tensor, *, keys: Tensor, selected: Tensor, prob: float) -> Tensor:
-    """Erase a rectangle, with probability `prob`, of each selected view, Bool[B], of Float[B C H W]; the noise may lie outside [0, 1]."""
-    box = rectangles(keys, size=(images.shape[2], images.shape[3]), prob=prob)
-    return apply_where(images, where=selected & (box[:, 2] > 0), change=_fill, per_item={"keys": keys, "box": box})

@@ -1,17 +1,18 @@
-"""Multi-crop: crops of a picture's own pixels, made by workers; flips, colours and normalisation of all of them on the device.
+"""Multi-crop: crops of a picture's own pixels, made by workers; colours, blur and normalisation of all of them on the device.
 
-All draws come from one key per item (`glpretrain.core.keys`), so views do not depend on the batch, the process or the device, and a worker
-knows the boxes of an item before the device sees it. So the pixels of a view are resampled once, from the decoded file, and what is moved
-to the device has the size of the views, whatever the size of the picture. Strong augmentation works on whole pictures, so that workers do
-it. What the device does is batched over items and views, and nothing there waits for the device.
+All draws come from one key per item (`glpretrain.core.keys`), so views do not depend on the batch, the process or the device. Workers draw
+them, hence they know the boxes of an item, and which views an operation changes (`changes`), before the device sees them. So the pixels of
+a view are resampled once, from the decoded file, and what is moved to the device has the size of the views, whatever the size of the
+picture. Strong augmentation works on whole pictures, so that workers do it. What the device does is one pass for each operation, over the
+views that drew it, and nothing there waits for the device.
 
 A picture that is so large that every crop of it would be scaled down by four or more is first reduced by a power of two, which a JPEG
 decoder does in a fraction of the time. Left out: masks over tokens (`masking`), reading files (`sources`).
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -23,16 +24,18 @@ from glpretrain.core.frames import crop_frames
 from glpretrain.core.types import EncoderCard, Item
 from glpretrain.data.sources.base import Source
 from glpretrain.data.views.base import ViewMaker, Views
-from glpretrain.data.views.colour import augment, require_rgb
-from glpretrain.data.views.erasing import erase
-from glpretrain.data.views.randaugment import apply_where, rand_augment
-from glpretrain.data.views.resample import crop, crop_labels, pixel_boxes, random_boxes, reduced, reduction
-from glpretrain.data.views.spec import Strong, ViewSpec
-from glpretrain.data.views.stain import quarter_turns, turn
+from glpretrain.data.views.changes import Change, Changes, apply_changes, divided
+from glpretrain.data.views.colour import blend, draw_colours, gaussian_blur, require_rgb, shift_hue, solarize
+from glpretrain.data.views.erasing import draw_erasing, erase
+from glpretrain.data.views.randaugment import draw, rand_augment
+from glpretrain.data.views.resample import crop, crop_labels, oriented, pixel_boxes, random_boxes, reduced, reduction
+from glpretrain.data.views.spec import ViewSpec
+from glpretrain.data.views.stain import quarter_turns, restain
 
 _BOX, _COLOUR, _STRONG, _RAND_AUGMENT, _ERASE, _TURN = range(6)
 # Number of the first view of each kind, so that one more global view changes no local one.
 _LOCAL, _STUDENT, _ALL_STUDENT_VIEWS = (kind << 16 for kind in range(1, 4))
+_BLOCK_BYTES = 1 << 20  # of the views that a CPU changes at once, so that they stay in its cache from one operation to the next
 _LEAST_SHRINKING = 4  # of crops of a picture that was reduced before: less would cost more than 2 % of the energy of their gradients
 
 
@@ -41,20 +44,32 @@ class Kind(NamedTuple):
 
     name: str
     first: int  # number of its first view, which tells its draws from those of other views
-    specs: tuple[ViewSpec, ...]
+    specs: tuple[ViewSpec, ...]  # one for each of its views
 
-    def keyed(self, keys: Tensor) -> Iterator[tuple[ViewSpec, Tensor]]:
-        """Each setting with keys Int[v B] of its views, for keys Int[B] of items."""
-        first = self.first
-        for spec in self.specs:
-            yield spec, torch.stack([rng.fold_in(keys, first + number) for number in range(spec.count)])
-            first += spec.count
+    @property
+    def count(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]  hides tuple.count
+        return len(self.specs)
 
-    def strong(self, keys: Tensor, view_keys: Tensor, *, spec: ViewSpec) -> Tensor:
-        """Bool[v B]: which views of this setting are strongly augmented; the student's views of an item are all, or none."""
-        if self.name == "student":
-            return _is_strong(rng.fold_in(keys, _ALL_STUDENT_VIEWS), spec.strong).expand(view_keys.shape)
-        return _is_strong(rng.fold_in(view_keys, _STRONG), spec.strong)
+    def keys(self, keys: Tensor) -> Tensor:
+        """Int[V B]: keys of the views, for keys Int[B] of items."""
+        return rng.numbered(keys, count=self.count, first=self.first)
+
+
+class _Sheet(NamedTuple):
+    """All views of one size, which are made together."""
+
+    name: str
+    kinds: tuple[Kind, ...]
+    views: slice  # their numbers among all views, which are numbered sheet by sheet
+
+
+class _AllViews(NamedTuple):
+    """The V views of all groups."""
+
+    specs: list[ViewSpec]
+    keys: Tensor  # Int[V B]
+    strong: Tensor  # Bool[V B]
+    are_student: list[bool]
 
 
 def _check_sizes(name: str, specs: Sequence[ViewSpec]) -> None:
@@ -63,11 +78,14 @@ def _check_sizes(name: str, specs: Sequence[ViewSpec]) -> None:
         raise ValueError(f"MultiCrop: {name} have sizes {shapes}; they are stacked, so give all of them one size")
 
 
-def _normalise(views: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    # Channel by channel with Python numbers: a tensor made from a list would be copied to the device and waited for.
-    for channel, centre, spread in zip(views.unbind(2), mean, std, strict=True):
-        channel.sub_(centre).div_(spread)
-    return views
+OPERATIONS: Mapping[str, Callable[[Tensor, Change], Tensor]] = {
+    "stain": lambda images, change: restain(images, gains=change.numbers[:, :3], offsets=change.numbers[:, 3:]),
+    "blend": lambda images, change: blend(images, factors=change.numbers),
+    "hue": lambda images, change: shift_hue(images, turns=change.numbers[:, 0]),
+    "blur": lambda images, change: gaussian_blur(images, taps=change.numbers),
+    "solarize": lambda images, change: solarize(images, thresholds=change.numbers[:, 0]),
+    "erase": lambda images, change: erase(images, boxes=change.integers[:, :4], keys=change.integers[:, 4]),
+}
 
 
 class MultiCrop(ViewMaker):
@@ -106,16 +124,35 @@ class MultiCrop(ViewMaker):
 
     def kinds(self) -> list[Kind]:
         """The groups of views that the recipe asks for."""
-        kinds = (
-            Kind("global", 0, self.global_views),
-            Kind("local", _LOCAL, self.local_views),
-            Kind("student", _STUDENT, self.student_views),
-        )
+        given = (("global", 0, self.global_views), ("local", _LOCAL, self.local_views), ("student", _STUDENT, self.student_views))
+        kinds = (Kind(name, first, tuple(spec for spec in specs for _ in range(spec.count))) for name, first, specs in given)
         return [kind for kind in kinds if kind.specs]
+
+    def _sheets(self) -> list[_Sheet]:
+        """All views by their size."""
+        sheets: list[_Sheet] = []
+        first = 0
+        for shape in dict.fromkeys(kind.specs[0].shape for kind in self.kinds()):
+            kinds = tuple(kind for kind in self.kinds() if kind.specs[0].shape == shape)
+            sheets.append(_Sheet("{}x{}".format(*shape), kinds, slice(first, first := first + sum(kind.count for kind in kinds))))
+        return sheets
+
+    def _all_views(self, keys: Tensor) -> _AllViews:
+        """All views, sheet by sheet, for keys Int[B] of items. Of the student's views all are strongly augmented, or none."""
+        kinds = [kind for sheet in self._sheets() for kind in sheet.kinds]
+        specs = [spec for kind in kinds for spec in kind.specs]
+        view_keys = torch.cat([kind.keys(keys) for kind in kinds])
+        is_student = torch.tensor([[kind.name == "student"] for kind in kinds for _ in kind.specs])
+        probs = torch.tensor([[0.0 if spec.strong is None else spec.strong.prob] for spec in specs])
+        strong = torch.zeros(view_keys.shape, dtype=torch.bool)
+        if probs.any():
+            decisive = torch.where(is_student, rng.fold_in(keys, _ALL_STUDENT_VIEWS), rng.fold_in(view_keys, _STRONG))
+            strong = rng.uniform(decisive) < probs
+        return _AllViews(specs, view_keys, strong, is_student.squeeze(1).tolist())
 
     def groups(self, num_channels: int) -> dict[str, tuple[int, tuple[int, ...]]]:
         """`global`, and `local` and `student` where the recipe asks for them; channels, height and width of each."""
-        return {kind.name: (sum(spec.count for spec in kind.specs), (num_channels, *kind.specs[0].shape)) for kind in self.kinds()}
+        return {kind.name: (kind.count, (num_channels, *kind.specs[0].shape)) for kind in self.kinds()}
 
     def default_size(self) -> int:
         """A third more than the view, rounded up."""
@@ -140,7 +177,7 @@ class MultiCrop(ViewMaker):
 
     @torch.no_grad()
     def prepare(self, items: Sequence[Item], *, keys: Tensor, card: EncoderCard) -> dict[str, Tensor]:
-        """Crops that are ready for flips, turns and colours.
+        """Crops, flipped and turned, that are ready for colours.
 
         Args:
             items: pictures UInt8[C H W], each of its own size, with or without region maps Int[H W].
@@ -148,9 +185,9 @@ class MultiCrop(ViewMaker):
             card: card of the encoder; its mean fills the empty places that strong augmentation leaves.
 
         Returns:
-            By the name of each group its crops UInt8[B V C h w], and as `<name>_boxes` Float[B V 5] their boxes x0 y0 x1 y1 in the unit
-            square of the item and their orientation: 1 for a flip, and 2 for each quarter turn after it. As `regions`, Int[B G h w], the
-            region maps cut as the global views.
+            By their size, as in `crops_224x224`, UInt8[B V C h w]: the crops of all groups of this size, one after the other; and as
+            `frames_224x224`, Float[B V 2 3], where they lie in their items. As `regions`, Int[B G h w], the region maps cut as the global
+            views, and as `strong`, Bool[B], which items have strong student views.
 
         Raises:
             ValueError: items have other channels than the card, an operation needs RGB and there is none, or a region map has not the
@@ -158,24 +195,20 @@ class MultiCrop(ViewMaker):
         """
         for item in items:
             self._require(item, card=card)
+        views = self._all_views(keys)
+        cuts = _drawn_cuts(items, specs=views.specs, keys=views.keys)
+        augment_keys = rng.fold_in(views.keys, _RAND_AUGMENT)
         parts: dict[str, Tensor] = {}
-        for kind in self.kinds():
-            crops, boxes, regions = [], [], []
-            for spec, view_keys in kind.keyed(keys):
-                unit, pixels = _drawn_boxes(items, spec=spec, keys=view_keys)
-                strong = kind.strong(keys, view_keys, spec=spec)
-                for view, (view_boxes, corners) in enumerate(zip(unit, pixels.tolist(), strict=True)):
-                    pictures = _pictures(items, spec=spec, keys=view_keys[view], selected=strong[view], boxes=view_boxes, mean=card.mean)
-                    cut = partial(crop, size=spec.shape, interpolation=spec.interpolation)
-                    crops.append(torch.stack([cut(picture, box=box) for picture, box in zip(pictures, corners, strict=True)]))
-                    maps = [item.regions for item in items if item.regions is not None]
-                    if kind.name == "global" and maps:
-                        regions.append(torch.stack([crop_labels(m, box=b, size=spec.shape) for m, b in zip(maps, corners, strict=True)]))
-                boxes.append(unit)
-            parts[kind.name] = torch.stack(crops, dim=1)
-            parts[f"{kind.name}_boxes"] = torch.cat(boxes).transpose(0, 1)
-            if regions:
-                parts["regions"] = torch.stack(regions, dim=1)
+        for sheet in self._sheets():
+            v = sheet.views
+            own = cuts.of(v)
+            crops = _cut_views(items, specs=views.specs[v], keys=augment_keys[v], strong=views.strong[v], cuts=own, mean=card.mean)
+            parts |= {f"crops_{sheet.name}": crops, f"frames_{sheet.name}": own.frames.transpose(0, 1)}
+        if any(item.regions is not None for item in items):
+            count = self.kinds()[0].count  # the global views come first
+            parts["regions"] = _cut_regions(items, size=self.global_views[0].shape, cuts=cuts.of(slice(count)))
+        if self.student_views:
+            parts["strong"] = views.strong[views.are_student.index(True)]
         return parts
 
     def _require(self, item: Item, *, card: EncoderCard) -> None:
@@ -189,76 +222,108 @@ class MultiCrop(ViewMaker):
             require_rgb(spec, channels=channels)
 
     @torch.no_grad()
-    def make(self, parts: Mapping[str, Tensor], *, keys: Tensor, card: EncoderCard) -> Views:
-        """Views in float32 of what `prepare` gave."""
+    def draw(self, keys: Tensor) -> dict[str, Changes]:
+        """Colours, blur and erasing of all views of each size."""
+        views = self._all_views(keys)
+        changes = draw_colours(views.specs, keys=rng.fold_in(views.keys, _COLOUR), selected=~views.strong)
+        if any(spec.strong is not None for spec in views.specs):
+            changes += draw_erasing(views.specs, keys=rng.fold_in(views.keys, _ERASE), selected=views.strong)
+        sheets = self._sheets()
+        parts = divided(changes, [len(keys) * sheet.views.stop for sheet in sheets])
+        return {sheet.name: Changes.of(part) for sheet, part in zip(sheets, parts, strict=True)}
+
+    @torch.no_grad()
+    def make(self, parts: Mapping[str, Tensor], *, changes: Mapping[str, Changes], keys: Tensor, card: EncoderCard) -> Views:
+        """Views in float32 of what `prepare` and `draw` gave."""
+        groups = {}
         # Under autocast the matrix products of the blur would run in half precision and lose more than the 8 bits of the input hold. The
         # 11 bits of TF32, where a run allows it for float32, cost about one level at worst.
         with torch.autocast(device_type=keys.device.type, enabled=False):
-            groups = {kind.name: self._group(kind, parts, keys=keys, card=card) for kind in self.kinds()}
-        if "student" in groups:
-            strong = _is_strong(rng.fold_in(keys, _ALL_STUDENT_VIEWS), self.student_views[0].strong)  # [B]
-            groups["student"] = groups["student"]._replace(strong=strong)
-        regions = None
-        if "regions" in parts:
-            cut = parts["regions"].transpose(0, 1).unsqueeze(2).long()  # [G B 1 h w]
-            regions = _oriented(cut, boxes=parts["global_boxes"].transpose(0, 1), specs=self.global_views).squeeze(2)
-        return Views(groups, regions=regions)
-
-    @staticmethod
-    def _group(kind: Kind, parts: Mapping[str, Tensor], *, keys: Tensor, card: EncoderCard) -> ViewGroup:
-        """A group of V views with their frames."""
-        boxes = parts[f"{kind.name}_boxes"].transpose(0, 1)  # [V B 5]
-        crops = _oriented(parts[kind.name].transpose(0, 1), boxes=boxes, specs=kind.specs)  # [V B C h w]
-        made, first = [], 0
-        for spec, view_keys in kind.keyed(keys):
-            views = crops[first : first + spec.count].flatten(0, 1).to(torch.float32).div_(255.0)  # [(v B) C h w]
-            first += spec.count
-            colour_keys = rng.fold_in(view_keys, _COLOUR).flatten()
-            if spec.strong is None:
-                views = augment(views, spec=spec, keys=colour_keys)
-            else:
-                strong = kind.strong(keys, view_keys, spec=spec).flatten()
-                views = apply_where(views, where=~strong, change=partial(augment, spec=spec), per_item={"keys": colour_keys})
-                views = erase(views, keys=rng.fold_in(view_keys, _ERASE).flatten(), selected=strong, prob=spec.strong.erase_prob)
-            made.append(views.unflatten(0, view_keys.shape))
-        frame = crop_frames(boxes[..., :4], flip=boxes[..., 4] % 2 > 0.5, turns=(boxes[..., 4] // 2).long())
-        return ViewGroup(_normalise(torch.cat(made), mean=card.mean, std=card.std), frame=frame)
+            for sheet in self._sheets():
+                crops, frames = (parts[f"{part}_{sheet.name}"].transpose(0, 1) for part in ("crops", "frames"))
+                items = _changed(crops, changes=changes[sheet.name].unpacked(), card=card)
+                counts = [kind.count for kind in sheet.kinds]
+                for kind, views, frame in zip(sheet.kinds, items.split(counts), frames.split(counts), strict=True):
+                    groups[kind.name] = ViewGroup(views, frame=frame, strong=parts["strong"] if kind.name == "student" else None)
+        regions = parts["regions"].transpose(0, 1).long() if "regions" in parts else None
+        return Views({kind.name: groups[kind.name] for kind in self.kinds()}, regions=regions)
 
 
-def _is_strong(keys: Tensor, strong: Strong | None) -> Tensor:
-    """Bool[*S] for keys Int[*S]."""
-    return rng.uniform(keys) < (0.0 if strong is None else strong.prob)
+class _Cuts(NamedTuple):
+    """Where V views of B items are cut from, and how they are turned."""
+
+    boxes: list[list[list[int]]]  # [V B 4]  left, top, right and bottom in pixels
+    flips: list[list[bool]]  # [V B]
+    turns: list[list[int]]  # [V B]  quarter turns, after the flip
+    frames: Tensor  # Float[V B 2 3]
+
+    def of(self, views: slice) -> "_Cuts":
+        return _Cuts(self.boxes[views], self.flips[views], self.turns[views], self.frames[views])
 
 
-def _drawn_boxes(items: Sequence[Item], *, spec: ViewSpec, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes and orientations Float[v B 5] as `prepare` gives them, and the boxes in pixels Int[v B 4], for keys Int[v B] of views."""
+def _drawn_cuts(items: Sequence[Item], *, specs: Sequence[ViewSpec], keys: Tensor) -> _Cuts:
+    """The cuts of V views, each with its own settings, for keys Int[V B]."""
     sizes = torch.tensor([item.values.shape[:0:-1] for item in items])  # [B 2]  width and height
     aspect = sizes[:, 0].double() / sizes[:, 1]
-    drawn = random_boxes(rng.fold_in(keys, _BOX), aspect=aspect, scale=spec.scale, ratio=spec.ratio, flip=spec.flip)  # [v B 5]
+    settings = torch.tensor([[*spec.scale, *spec.ratio, spec.flip] for spec in specs], dtype=torch.float64)
+    smallest, largest, narrowest, widest, flip = settings[:, None, :, None].unbind(2)  # each [V 1 1]
+    box_keys = rng.fold_in(keys, _BOX)
+    drawn = random_boxes(box_keys, aspect=aspect, scale=(smallest, largest), ratio=(narrowest, widest), flip=flip)  # [V B 5]
     pixels = pixel_boxes(drawn[..., :4], sizes=sizes)
-    orientation = drawn[..., 4:]
-    if spec.turn_prob > 0:
-        orientation = orientation + 2 * quarter_turns(rng.fold_in(keys, _TURN), prob=spec.turn_prob).unsqueeze(-1)
-    return torch.cat((pixels.double() / sizes.repeat(1, 2), orientation), dim=-1).float(), pixels
-
-
-def _pictures(
-    items: Sequence[Item], *, spec: ViewSpec, keys: Tensor, selected: Tensor, boxes: Tensor, mean: Sequence[float]
-) -> Iterator[Tensor]:
-    """The pictures that one view is cut from, by keys Int[B]; those that Bool[B] selects after RandAugment."""
-    for number, (item, is_strong) in enumerate(zip(items, selected.tolist(), strict=True)):
-        if spec.strong is None or not is_strong:
-            yield item.values
-            continue
-        one = slice(number, number + 1)
-        key, flipped = rng.fold_in(keys[one], _RAND_AUGMENT), boxes[one, 4] % 2 > 0.5
-        yield rand_augment(item.values[None], keys=key, flipped=flipped, strong=spec.strong, mean=mean)[0]
-
-
-def _oriented(cut: Tensor, *, boxes: Tensor, specs: Sequence[ViewSpec]) -> Tensor:
-    """[V B C h w]: crops flipped and turned as the last number of Float[V B 5] says."""
-    flat, orientation = cut.flatten(0, 1), boxes[..., 4].flatten()
-    flat = torch.where((orientation % 2 > 0.5).view(-1, 1, 1, 1), flat.flip(3), flat)
+    flips = drawn[..., 4] > 0.5
+    turns = torch.zeros_like(flips, dtype=torch.int64)
     if any(spec.turn_prob > 0 for spec in specs):
-        flat = turn(flat, turns=(orientation // 2).long())
-    return flat.unflatten(0, boxes.shape[:2])
+        turns = quarter_turns(rng.fold_in(keys, _TURN), prob=torch.tensor([[spec.turn_prob] for spec in specs]))
+    frames = crop_frames((pixels.double() / sizes.repeat(1, 2)).float(), flip=flips, turns=turns)
+    return _Cuts(pixels.tolist(), flips.tolist(), turns.tolist(), frames)
+
+
+def _cut_views(
+    items: Sequence[Item], *, specs: Sequence[ViewSpec], keys: Tensor, strong: Tensor, cuts: _Cuts, mean: Sequence[float]
+) -> Tensor:
+    """UInt8[B V C h w]; views that are strong, Bool[V B], are cut from pictures after RandAugment by keys Int[V B]."""
+    drawn = [None if spec.strong is None else draw(of_view, strong=spec.strong) for spec, of_view in zip(specs, keys, strict=True)]
+    is_strong = strong.tolist()
+    views = torch.empty(len(items), len(specs), len(mean), *specs[0].shape, dtype=torch.uint8)
+    for (b, item), (v, spec) in product(enumerate(items), enumerate(specs)):
+        picture, flip, operations = item.values, cuts.flips[v][b], drawn[v]
+        if operations is not None and is_strong[v][b]:
+            chosen, magnitudes, negative = (values[b] for values in operations)
+            picture = rand_augment(picture, operations=chosen, magnitudes=magnitudes, negative=negative, flipped=flip, mean=mean)
+        view = crop(picture, box=cuts.boxes[v][b], size=spec.shape, interpolation=spec.interpolation)
+        views[b, v] = oriented(view, flip=flip, turns=cuts.turns[v][b])
+    return views
+
+
+def _cut_regions(items: Sequence[Item], *, size: tuple[int, int], cuts: _Cuts) -> Tensor:
+    """Int[B V h w]: the region maps of items that all have one, cut as their views."""
+    maps = [item.regions for item in items if item.regions is not None]
+    cut = [
+        oriented(crop_labels(one, box=boxes[b], size=size), flip=flips[b], turns=turns[b])
+        for b, one in enumerate(maps)
+        for boxes, flips, turns in zip(cuts.boxes, cuts.flips, cuts.turns, strict=True)
+    ]
+    return torch.stack(cut).unflatten(0, (len(items), -1))
+
+
+def _changed(cut: Tensor, *, changes: Sequence[Change], card: EncoderCard) -> Tensor:
+    """Float[V B C h w]: views UInt8[V B C h w] after all changes, normalised."""
+    V, B = cut.shape[:2]
+    at_once = B * V if cut.device.type != "cpu" else max(1, _BLOCK_BYTES // (4 * cut[0, 0].numel()))
+    if at_once >= B * V:
+        images = cut.to(torch.float32, memory_format=torch.contiguous_format).flatten(0, 1).div_(255.0)
+        images = apply_changes(images, changes, operations=OPERATIONS)
+        return _normalise(images, into=images, card=card).unflatten(0, (V, B))
+    made = torch.empty(V * B, *cut.shape[2:])
+    blocks = [(v, start, min(start + at_once, B)) for v in range(V) for start in range(0, B, at_once)]
+    for (v, start, end), part in zip(blocks, divided(changes, [v * B + end for v, _, end in blocks]), strict=True):
+        images = apply_changes(cut[v, start:end].to(torch.float32).div_(255.0), part, operations=OPERATIONS)
+        _normalise(images, into=made[v * B + start : v * B + end], card=card)
+    return made.unflatten(0, (V, B))
+
+
+def _normalise(images: Tensor, *, into: Tensor, card: EncoderCard) -> Tensor:
+    # Channel by channel with Python numbers: a tensor made from a list would be copied to the device and waited for.
+    for channel, (centre, spread) in enumerate(zip(card.mean, card.std, strict=True)):
+        torch.sub(images[:, channel], centre, out=into[:, channel]).div_(spread)
+    return into

@@ -1,9 +1,9 @@
-"""Views of clouds of points on the device that holds the batch: spherical crops, rotation, scale, translation, jitter, dropout.
+"""Views of clouds of points, made by workers: spherical crops, rotation, scale, translation, jitter, dropout.
 
-As in `multicrop`, all draws come from one key per item and nothing waits for the device; there is a loop over views but none over
-clouds. The crops are those of POS-BERT (fukexue/POS-BERT at d922651, dataloader.py): the points nearest to a random one; where a crop has
-fewer points than the view, means of four neighbours are added. Known differences: points are transformed and jittered after the crop, not
-before, and a point whose neighbours are averaged twice gives the same mean twice.
+As in `multicrop`, all draws come from one key per item; there is a loop over settings but none over views or clouds. The crops are those
+of POS-BERT (fukexue/POS-BERT at d922651, dataloader.py): the points nearest to a random one; where a crop has fewer points than the view,
+means of four neighbours are added. Known differences: points are transformed and jittered after the crop, not before, and a point whose
+neighbours are averaged twice gives the same mean twice.
 """
 
 import math
@@ -20,6 +20,7 @@ from glpretrain.core.clouds import farthest_points, nearest_points, squared_dist
 from glpretrain.core.types import EncoderCard, Item
 from glpretrain.data.sources.base import Source
 from glpretrain.data.views.base import ViewMaker, Views
+from glpretrain.data.views.changes import Changes
 from glpretrain.modalities.points import with_count
 
 _CROP, _ROTATION, _SCALE, _TRANSLATION, _JITTER, _DROPOUT = range(6)
@@ -154,13 +155,22 @@ class PointCrops(ViewMaker):
         """The item with exactly `item_points` points."""
         return with_count(source[index], self.item_points)
 
+    @torch.no_grad()
     def prepare(self, items: Sequence[Item], *, keys: Tensor, card: EncoderCard) -> dict[str, Tensor]:
-        """`items` Float[B P 3]: crops are made on the device, where all points of a batch are."""
-        return {"items": torch.stack([item.values for item in items])}
+        """By the name of each group its views Float[B V p 3], and as `<name>_frames` Float[B V 3 4]; coordinates as they are in the file.
 
-    def make(self, parts: Mapping[str, Tensor], *, keys: Tensor, card: EncoderCard) -> Views:
-        """See `forward`; coordinates are taken as they are, whatever the card."""
-        return self(parts["items"], keys=keys)
+        They are made here and not on the device: clouds are small, and what is done to them is hundreds of operations on few numbers, for
+        each of which a GPU would take longer to begin than to compute it.
+        """
+        parts = {}
+        for name, group in self(torch.stack([item.values for item in items]), keys=keys).groups.items():
+            parts |= {name: group.items.transpose(0, 1), f"{name}_frames": group.frame.transpose(0, 1)}
+        return parts
+
+    def make(self, parts: Mapping[str, Tensor], *, changes: Mapping[str, Changes], keys: Tensor, card: EncoderCard) -> Views:
+        """The views that `prepare` made."""
+        names = self._numbered()
+        return Views({name: ViewGroup(parts[name].transpose(0, 1), frame=parts[f"{name}_frames"].transpose(0, 1)) for name in names})
 
     @torch.no_grad()
     def forward(self, points: Tensor, *, keys: Tensor) -> Views:
@@ -178,12 +188,17 @@ class PointCrops(ViewMaker):
             points = take(points, rng.permutation(rng.fold_in(keys, _SAMPLE), points.shape[1])[:, : self.num_points])
         groups = {}
         for name, specs in self._numbered().items():
-            made = [
-                view_of(points, spec=spec, keys=rng.fold_in(keys, first + number)) for first, spec in specs for number in range(spec.count)
-            ]
+            made = [_views_of(points, spec=spec, keys=rng.numbered(keys, count=spec.count, first=first)) for first, spec in specs]
             views, frames = zip(*made, strict=True)
-            groups[name] = ViewGroup(torch.stack(views), frame=torch.stack(frames))
+            groups[name] = ViewGroup(torch.cat(views), frame=torch.cat(frames))
         return Views(groups)
+
+
+def _views_of(points: Tensor, *, spec: PointViewSpec, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Float[v B p 3] and Float[v B 3 4]: the views of one setting and their frames, for keys Int[v B]."""
+    repeated = points.expand(len(keys), *points.shape).flatten(0, 1)  # [(v B) P 3]
+    views, frames = view_of(repeated, spec=spec, keys=keys.flatten())
+    return views.unflatten(0, keys.shape), frames.unflatten(0, keys.shape)
 
 
 def view_of(points: Tensor, *, spec: PointViewSpec, keys: Tensor) -> tuple[Tensor, Tensor]:

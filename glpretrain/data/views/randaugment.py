@@ -1,4 +1,4 @@
-"""RandAugment of timm (`rand-m9-mstd0.5-inc1`), batched: fifteen operations on 8-bit RGB, drawn for every item separately.
+"""RandAugment of timm (`rand-m9-mstd0.5-inc1`): fifteen operations on 8-bit RGB, drawn for every item separately, in workers.
 
 Operations and magnitudes are those of Mugs' copy of timm's code (sail-sg/mugs @ 10ab634, `src/RandAugment.py`); for magnitudes in
 [0, 10] the current timm has the same. Known differences: positions are interpolated bilinearly (there, bilinearly or bicubically at
@@ -43,23 +43,8 @@ _ROTATE, _SHEAR_X, _SHEAR_Y, _TRANSLATE_X, _TRANSLATE_Y = range(10, 15)
 _ORDER, _APPLIED, _MAGNITUDE, _SIGN = range(4)  # purposes of keys
 
 
-def apply_where(images: Tensor, *, where: Tensor, change: Callable[..., Tensor], per_item: dict[str, Tensor]) -> Tensor:
-    """Change the selected items of a batch.
-
-    On a CPU only the selected items are computed. On other devices all items are computed, because indexing would wait for the device.
-
-    Args:
-        images: [B C H W] of any type.
-        where: Bool[B], the selected items.
-        change: function of images and of the keywords in `per_item`. It returns images of the same shape and type, and changes each item
-            independently of the others.
-        per_item: keyword arguments of `change`; their first axis is B.
-
-    Returns:
-        Images of the same shape and type.
-    """
-    if images.device.type != "cpu":
-        return torch.where(where.view(-1, 1, 1, 1), change(images, **per_item), images)
+def _apply_where(images: Tensor, *, where: Tensor, change: Callable[..., Tensor], per_item: dict[str, Tensor]) -> Tensor:
+    """Images [B C H W] of which those that Bool[B] selects are changed by a function of them and of their own part of `per_item`."""
     rows = where.nonzero().squeeze(1)
     if len(rows) == 0:
         return images
@@ -200,10 +185,10 @@ def apply(images: Tensor, *, operation: Tensor, magnitude: Tensor, negative: Ten
     pointwise = (operation >= 0) & (operation < len(_POINTWISE))
     moving = {"operation": operation, "level": level, "aspect": aspect}
     magnitudes = {"operation": operation, "magnitude": magnitude, "factor": factor}
-    images = apply_where(images, where=pointwise, change=_pointwise, per_item=magnitudes)
-    images = apply_where(images, where=operation == _COLOR, change=_color, per_item={"factor": factor})
-    images = apply_where(images, where=operation == _SHARPNESS, change=_sharpness, per_item={"factor": factor})
-    return apply_where(images, where=operation >= _ROTATE, change=partial(_move, fill=fill), per_item=moving)
+    images = _apply_where(images, where=pointwise, change=_pointwise, per_item=magnitudes)
+    images = _apply_where(images, where=operation == _COLOR, change=_color, per_item={"factor": factor})
+    images = _apply_where(images, where=operation == _SHARPNESS, change=_sharpness, per_item={"factor": factor})
+    return _apply_where(images, where=operation >= _ROTATE, change=partial(_move, fill=fill), per_item=moving)
 
 
 def draw(keys: Tensor, *, strong: Strong) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,29 +204,27 @@ def draw(keys: Tensor, *, strong: Strong) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(applied, operations, -1), magnitude, rng.uniform(rng.fold_in(keys, _SIGN), strong.num_ops) < 0.5
 
 
-def rand_augment(images: Tensor, *, keys: Tensor, flipped: Tensor, strong: Strong, mean: Sequence[float]) -> Tensor:
-    """Augment pictures as a whole, before they are cropped.
+def rand_augment(
+    image: Tensor, *, operations: Tensor, magnitudes: Tensor, negative: Tensor, flipped: bool, mean: Sequence[float]
+) -> Tensor:
+    """Augment a picture as a whole, before it is cropped.
 
     Args:
-        images: UInt8[B 3 H W].
-        keys: Int[B].
-        flipped: Bool[B], whether the crop will be flipped. The operations then see the flipped item, because a shear moves one edge more
-            than the other; the result has the orientation of the input.
-        strong: number, probability and magnitude of the operations.
+        image: UInt8[3 H W].
+        operations: Int[num_ops], see `draw`.
+        magnitudes: Float[num_ops].
+        negative: Bool[num_ops].
+        flipped: whether the crop will be flipped. The operations then see the flipped picture, because a shear moves one edge more than the
+            other; the result has the orientation of the input.
         mean: mean of items in [0, 1] per channel; it is the fill colour of points outside the image.
 
     Returns:
-        UInt8[B 3 H W].
+        UInt8[3 H W].
     """
     fill = [min(255, round(255 * value)) for value in mean]
-    aspect = torch.full((len(images),), images.shape[3] / images.shape[2], device=images.device)
-    levels = _flip(images, flipped=flipped)
-    operations, magnitudes, negative = draw(keys, strong=strong)
-    for step in range(strong.num_ops):
-        drawn = {"operation": operations[:, step], "magnitude": magnitudes[:, step], "negative": negative[:, step]}
-        levels = apply(levels, **drawn, aspect=aspect, fill=fill)
-    return _flip(levels, flipped=flipped)
-
-
-def _flip(images: Tensor, *, flipped: Tensor) -> Tensor:
-    return apply_where(images, where=flipped, change=lambda rows: rows.flip(3), per_item={})
+    aspect = torch.tensor([image.shape[2] / image.shape[1]])
+    levels = image.flip(2)[None] if flipped else image[None]
+    for step in range(len(operations)):
+        now = slice(step, step + 1)
+        levels = apply(levels, operation=operations[now], magnitude=magnitudes[now], negative=negative[now], aspect=aspect, fill=fill)
+    return levels[0].flip(2) if flipped else levels[0]

@@ -1,10 +1,9 @@
 """Random resized crops of pictures at their own size: their boxes, and the crop with antialiased resize of one picture of bytes.
 
 A box has whole pixels of the picture, as torchvision's have, and the crop is what torchvision computes for this box, bit for bit: both
-call torch's `interpolate(antialias=True)` on the pixels inside the box. Left out: flips and quarter turns, which the device does.
+call torch's `interpolate(antialias=True)` on the pixels inside the box.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -17,7 +16,9 @@ from glpretrain.core import keys as rng
 _TRIES = 10
 
 
-def random_boxes(keys: Tensor, *, aspect: Tensor, scale: tuple[float, float], ratio: tuple[float, float], flip: float) -> Tensor:
+def random_boxes(
+    keys: Tensor, *, aspect: Tensor, scale: Sequence[float | Tensor], ratio: Sequence[float | Tensor], flip: float | Tensor
+) -> Tensor:
     """Crops distributed as torchvision's RandomResizedCrop, with a horizontal flip.
 
     A try draws an area U(scale) and a ratio exp(U(log ratio)), in the true proportions of the item. The first of ten tries that fits into
@@ -26,7 +27,7 @@ def random_boxes(keys: Tensor, *, aspect: Tensor, scale: tuple[float, float], ra
     Args:
         keys: Int[*S].
         aspect: Float broadcastable to [*S], width / height of the item.
-        scale: smallest and largest share of the area of the item.
+        scale: smallest and largest share of the area of the item; these and the others are numbers, or Float64 broadcastable to [*S 1].
         ratio: smallest and largest width / height.
         flip: probability of a flip.
 
@@ -36,14 +37,14 @@ def random_boxes(keys: Tensor, *, aspect: Tensor, scale: tuple[float, float], ra
     """
     draws = rng.uniform(keys, 2 * _TRIES + 3).double()
     area = scale[0] + (scale[1] - scale[0]) * draws[..., :_TRIES]
-    low, high = math.log(ratio[0]), math.log(ratio[1])
+    low, high = (torch.log(torch.as_tensor(value, dtype=torch.float64)) for value in ratio)
     crop_ratio = torch.exp(low + (high - low) * draws[..., _TRIES : 2 * _TRIES])
     item_ratio = aspect.double().expand(keys.shape).unsqueeze(-1)
     # In the unit square a crop of true ratio r on an item of ratio a has width / height = r / a.
     width = torch.sqrt(area * crop_ratio / item_ratio)
     height = torch.sqrt(area * item_ratio / crop_ratio)
 
-    allowed = item_ratio.clamp(*ratio)
+    allowed = item_ratio.clamp(*(torch.as_tensor(value, dtype=torch.float64) for value in ratio))
     width = torch.cat((width, (allowed / item_ratio).clamp_max(1.0)), dim=-1)  # [*S tries+1]
     height = torch.cat((height, (item_ratio / allowed).clamp_max(1.0)), dim=-1)
     fits = (width <= 1.0) & (height <= 1.0)  # the last, the fallback, always does
@@ -67,6 +68,12 @@ def pixel_boxes(boxes: Tensor, *, sizes: Tensor) -> Tensor:
     extent = torch.minimum((extent * sizes).round().clamp_min(1.0), sizes)
     corner = torch.minimum((corner * sizes).round(), sizes - extent)
     return torch.cat((corner, corner + extent), dim=-1).long()
+
+
+def oriented(view: Tensor, *, flip: bool, turns: int) -> Tensor:
+    """[*S h w]: a view flipped left to right, and then turned counterclockwise by quarters."""
+    view = view.flip(-1) if flip else view
+    return torch.rot90(view, turns, (-2, -1)) if turns else view
 
 
 def crop(picture: Tensor, *, box: Sequence[int], size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from glpretrain.core import keys as rng
+from glpretrain.data.views.changes import Change
+from glpretrain.data.views.spec import ViewSpec
 
 # Optical density of red, green and blue per unit of haematoxylin, eosin and DAB (Ruifrok and Johnston), and the inverse.
 _DYES = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
@@ -41,25 +43,22 @@ def _mixed(planes: Sequence[Tensor], *, weights: Sequence[Sequence[float]]) -> l
     return [first * weights[0][j] + second * weights[1][j] + third * weights[2][j] for j in range(3)]
 
 
-def jitter_stain(images: Tensor, *, strength: float, prob: float, keys: Tensor) -> Tensor:
-    """Multiply every dye of a selected item by U(1 - strength, 1 + strength), and add U(-strength, strength).
+def draw_stain(specs: Sequence[ViewSpec], *, keys: Tensor, selected: Tensor) -> list[Change]:
+    """Which of the selected views, Bool[V B], are stained anew, by the settings of V views and keys Int[V B].
 
-    An item of Float[B 3 H W] in [0, 1] is selected with probability `prob`, by keys Int[B]; the other items are unchanged.
+    Every dye of such a view is multiplied by U(1 - strength, 1 + strength), and U(-strength, strength) is added.
     """
-    draws = strength * (2.0 * rng.uniform(rng.fold_in(keys, _AMOUNTS), 2, 3) - 1.0)  # [B 2 3]
-    selected = rng.uniform(rng.fold_in(keys, _PROB)) < prob
-    changed = restain(images, gains=1.0 + draws[:, 0], offsets=draws[:, 1])
-    return torch.where(selected.view(-1, 1, 1, 1), changed, images)
+    strength = torch.tensor([spec.stain for spec in specs]).view(-1, 1, 1)
+    prob = torch.tensor([spec.stain_prob if spec.stain > 0 else 0.0 for spec in specs]).unsqueeze(1)
+    draws = strength * (2.0 * rng.uniform(rng.fold_in(keys, _AMOUNTS), 6) - 1.0)  # [V B 6]
+    draws[..., :3] += 1.0
+    return [Change.where("stain", (rng.uniform(rng.fold_in(keys, _PROB)) < prob) & selected, numbers=draws)]
 
 
-def quarter_turns(keys: Tensor, *, prob: float) -> Tensor:
-    """Int[*S] for keys Int[*S]: a number of turns by 90 degrees; 1, 2 and 3 are equally likely, with probability `prob` together."""
+def quarter_turns(keys: Tensor, *, prob: float | Tensor) -> Tensor:
+    """Int[*S] for keys Int[*S]: a number of turns by 90 degrees; 1, 2 and 3 are equally likely, with probability `prob` together.
+
+    The probability is a number, or Float broadcastable to [*S].
+    """
     draws = rng.uniform(keys, 2)
     return torch.where(draws[..., 0] < prob, 1 + torch.floor(3.0 * draws[..., 1]).long(), 0)
-
-
-def turn(images: Tensor, *, turns: Tensor) -> Tensor:
-    """Turn every item of [B C S S] counterclockwise by Int[B] quarter turns, as `torch.rot90` does, without waiting for the device."""
-    turns = turns.view(-1, 1, 1, 1)
-    images = torch.where(turns % 2 == 1, torch.rot90(images, 1, (2, 3)), images)
-    return torch.where(turns >= 2, torch.rot90(images, 2, (2, 3)), images)

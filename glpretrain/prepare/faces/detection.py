@@ -5,6 +5,8 @@ they need weights that have to be downloaded.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from skimage.data import lbp_frontal_face_cascade_filename
@@ -32,6 +34,9 @@ class CascadeDetector(FaceDetector):
     def __init__(self) -> None:
         self._cascade = Cascade(lbp_frontal_face_cascade_filename())
 
+    def __reduce__(self) -> tuple[Callable[[], "CascadeDetector"], tuple[()]]:
+        return _detector, ()  # the cascade is a file that every machine has
+
     def detect(self, image: Tensor) -> Box | None:
         """As `FaceDetector`."""
         height, width = image.shape[1:]
@@ -52,3 +57,9 @@ class CascadeDetector(FaceDetector):
         largest = max(found, key=lambda one: (one["width"], -one["r"], -one["c"]))
         top, left, side = (round(largest[key] / scale) for key in ("r", "c", "width"))
         return Box(top=top, left=left, height=min(side, height - top), width=min(side, width - left))
+
+
+@cache
+def _detector() -> CascadeDetector:
+    """The detector of this process."""
+    return CascadeDetector()

@@ -4,7 +4,8 @@ Left out: parsers whose weights no package downloads. The maintained packages wi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -85,9 +86,12 @@ class FacerParser(FaceParser):
             )
         import facer  # pyright: ignore[reportMissingImports]  # not a dependency of ours
 
-        self.device = device
+        self.device, self.threshold = device, threshold
         self._detector = facer.face_detector("retinaface/mobilenet", device=device, threshold=threshold)
         self._parser = facer.face_parser("farl/lapa/448", device=device)
+
+    def __reduce__(self) -> tuple[Callable[..., "FacerParser"], tuple[float, str]]:
+        return _facer, (self.threshold, self.device)  # the networks are large, and a process loads them once
 
     def parse(self, image: Tensor, *, name: Path, crop: Box, face: Box) -> Tensor:
         """As `FaceParser`. The networks see only the crop, and the face with the best score is parsed."""
@@ -100,3 +104,9 @@ class FacerParser(FaceParser):
             chosen = {key: value[best : best + 1] for key, value in found.items() if isinstance(value, Tensor)}
             labels = self._parser(part, chosen)["seg"]["logits"].argmax(dim=1)[0]
         return resized_map(labels.cpu(), size=(crop.height, crop.width))
+
+
+@cache
+def _facer(threshold: float, device: str) -> FacerParser:
+    """The parser of this process."""
+    return FacerParser(threshold=threshold, device=device)

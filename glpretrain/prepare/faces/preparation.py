@@ -5,6 +5,7 @@ none either), and extracting the frames of videos.
 """
 
 import json
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,18 +13,18 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.transforms import functional
 
 from glpretrain.core.files import locked, part_file, remove_parts, write_json
-from glpretrain.data.loading import Loader, usable_cores
 from glpretrain.data.sources.base import UnreadableItemError
 from glpretrain.data.sources.images.decoding import decode, existing_folder, find_images
 from glpretrain.data.sources.images.face_regions import resized_map
 from glpretrain.prepare.faces.detection import FaceDetector
 from glpretrain.prepare.faces.parsers import Box, FaceParser
+from glpretrain.prepare.workers import executor
 
 _SETTINGS, _SKIPPED = "faces.json", "skipped.txt"
+_TOGETHER = 8  # images of a task on a cluster, which takes half a second
 
 
 class Outcome(NamedTuple):
@@ -49,27 +50,23 @@ def crop_box(face: Box, *, margin: float, size: tuple[int, int]) -> Box:
     return Box(top, left, side, side)
 
 
-class _Images(Dataset[Outcome]):
-    """Reading an item writes the face of an image."""
+class _Job(NamedTuple):
+    """What is done to every image of a folder."""
 
-    def __init__(self, folder: Path, out: Path, *, parser: FaceParser, detector: FaceDetector | None, size: int, margin: float) -> None:
-        self.folder, self.out = folder, out
-        self.parser, self.detector, self.size, self.margin = parser, detector, size, margin
-        # Faces of an earlier run are no pictures to find faces in, where `out` lies in the folder.
-        self.names = [path.relative_to(folder) for path in find_images(folder) if not path.parent.resolve().is_relative_to(out.resolve())]
-        if not self.names:
-            raise ValueError(f"faces: no image in {folder}")
-        self.targets = [(out / "images" / name.with_suffix(".png"), out / "regions" / name.with_suffix(".png")) for name in self.names]
-        first: dict[Path, Path] = {}
-        for name, (image, _) in zip(self.names, self.targets, strict=True):
-            if (other := first.setdefault(image, name)) != name:
-                raise ValueError(f"faces: {other} and {name} would both become {image}; rename one of them")
+    folder: Path
+    out: Path
+    parser: FaceParser
+    detector: FaceDetector | None
+    size: int
+    margin: float
 
-    def __len__(self) -> int:
-        return len(self.names)
+    def targets(self, name: Path) -> tuple[Path, Path]:
+        """The face of an image, and its map."""
+        return self.out / "images" / name.with_suffix(".png"), self.out / "regions" / name.with_suffix(".png")
 
-    def __getitem__(self, index: int) -> Outcome:
-        name, (image_path, map_path) = self.names[index], self.targets[index]
+    def write_face(self, name: Path) -> Outcome:
+        """Write the face of an image, unless it is there."""
+        image_path, map_path = self.targets(name)
         if image_path.is_file() and map_path.is_file():
             return Outcome(name, reason="", was_there=True)
         try:
@@ -95,6 +92,25 @@ class _Images(Dataset[Outcome]):
         return resized, resized_map(regions, size=(size[0], size[1]))
 
 
+class _Task(NamedTuple):
+    job: _Job
+    first: int  # number of the first of these images
+    names: list[Path]
+
+    def run(self) -> list[Outcome]:
+        """Write the faces of a few images."""
+        return [self.job.write_face(name) for name in self.names]
+
+
+def _images_of(folder: Path, *, out: Path) -> list[Path]:
+    """Paths of the images in a folder, relative to it."""
+    # Faces of an earlier run are no pictures to find faces in, where `out` lies in the folder.
+    names = [path.relative_to(folder) for path in find_images(folder) if not path.parent.resolve().is_relative_to(out.resolve())]
+    if not names:
+        raise ValueError(f"faces: no image in {folder}")
+    return names
+
+
 def _write(image: Tensor, path: Path) -> None:
     """Write a PNG that is either complete or absent. It is lossless, because the traces of a forgery are small."""
     with part_file(path) as part:
@@ -112,11 +128,13 @@ class Preparation:
         detector: detector that finds the faces; None means that every image as a whole is a face.
         size: side of a face in pixels; the shorter side where a whole image is not square.
         margin: side of the crop, as a multiple of the longer side of the face.
-        workers: number of processes; None means one per core, at most 8; with 0, this process does the work.
+        workers: number of processes; None means one per core, at most 8; with 0 or 1, this process does the work.
+        cluster: what runs the tasks instead, on machines that share the folders; see `glpretrain.prepare.workers.Cluster`.
 
     Raises:
+        ImportError: `cluster` needs Dask, which is not installed.
         ValueError: there is no image, two images would get the same name, a number is out of range, `out` is where the pictures are, or it
-            was written with other settings.
+            was written with other settings; or see `Cluster`.
     """
 
     def __init__(
@@ -129,6 +147,7 @@ class Preparation:
         size: int = 224,
         margin: float = 1.3,
         workers: int | None = None,
+        cluster: str | None = None,
     ) -> None:
         if size < 16:
             raise ValueError(f"size: {size} given; accepted: at least 16 pixels")
@@ -138,11 +157,19 @@ class Preparation:
             raise ValueError(f"workers: {workers} given; accepted: at least 0")
         self.out = Path(out)
         folder = existing_folder(folder, "faces")
+        if cluster is not None:  # whose workers have folders of their own to start from
+            folder, self.out = folder.absolute(), self.out.absolute()
         written = [(self.out / name).resolve() for name in ("images", "regions")]
         if self.out.resolve() == folder.resolve() or any(folder.resolve().is_relative_to(path) for path in written):
             raise ValueError(f"out: {self.out} would be written over the pictures in {folder}; give another folder")
-        self._images = _Images(folder, self.out, parser=parser, detector=detector, size=size, margin=margin)
-        self._workers = min(usable_cores(), 8) if workers is None else workers
+        self._job = _Job(folder, self.out, parser, detector, size, margin)
+        self._names = _images_of(folder, out=self.out)
+        first: dict[Path, Path] = {}
+        for name in self._names:
+            image, _ = self._job.targets(name)
+            if (other := first.setdefault(image, name)) != name:
+                raise ValueError(f"faces: {other} and {name} would both become {image}; rename one of them")
+        self._workers, self._cluster = workers if cluster is not None or workers is None else max(1, workers), cluster
         detector_name = "whole image" if detector is None else type(detector).__name__
         self._settings: dict[str, object] = {"parser": type(parser).__name__, "detector": detector_name, "size": size, "margin": margin}
         self._compare_settings()
@@ -153,7 +180,7 @@ class Preparation:
             raise ValueError(f"out: {self.out} was written with {before}, not with {settings}; give the same settings, or a new folder")
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._names)
 
     def run(self) -> Iterator[Outcome]:
         """Prepare all images and yield the result for each of them, in the order of their names. skipped.txt gets the reasons.
@@ -164,17 +191,47 @@ class Preparation:
         with locked(self.out, argument="out"):
             self._compare_settings()
             write_json(self.out / _SETTINGS, self._settings)
-            for part in ("images", "regions"):
-                remove_parts(self.out / part)
-            outcomes = Loader(
-                self._images,
-                range(len(self)),
-                num_workers=min(self._workers, len(self)),
-                named=lambda index: f"faces: {self._images.names[index]}",
-                setting="--workers",
-            )
+            self._remove_parts()
             with (self.out / _SKIPPED).open("w", encoding="utf-8", errors="surrogateescape") as skipped:
-                for outcome in outcomes:
+                for outcome in self._outcomes():
                     if outcome.reason:
                         print(outcome.reason, file=skipped, flush=True)
                     yield outcome
+            self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        """Remove what processes that died have left, in an earlier run or in this one."""
+        for folder in ("images", "regions"):
+            remove_parts(self.out / folder)
+
+    def _outcomes(self) -> Iterator[Outcome]:
+        """Outcomes in the order of the names; those that come too early are kept."""
+        size = 1 if self._cluster is None else _TOGETHER
+        ahead = deque(_Task(self._job, first, self._names[first : first + size]) for first in range(0, len(self), size))
+        found: dict[int, Outcome] = {}
+        given = 0
+        with executor(self._workers, cluster=self._cluster, preload=[__name__]) as workers:
+            while ahead and workers.has_room:
+                workers.submit(ahead.popleft())
+            for task, result in workers.outcomes():
+                assert isinstance(task, _Task)
+                for retried in self._take(task, result, found):
+                    workers.submit(retried)
+                while ahead and workers.has_room:
+                    workers.submit(ahead.popleft())
+                while given in found:
+                    yield found.pop(given)
+                    given += 1
+
+    def _take(self, task: _Task, result: object, found: dict[int, Outcome]) -> list[_Task]:
+        """Note what came of a task. Where it failed as a whole, its images are tried one by one, so that one of them alone is skipped."""
+        if isinstance(result, OSError):  # damage is a ValueError: this concerns the disk, and all tasks would fail
+            raise result
+        if not isinstance(result, Exception):
+            assert isinstance(result, list)
+            found.update(enumerate(result, task.first))
+        elif len(task.names) == 1:
+            found[task.first] = Outcome(task.names[0], reason=f"{self._job.folder / task.names[0]}: {result}", was_there=False)
+        else:
+            return [_Task(self._job, number, [name]) for number, name in enumerate(task.names, task.first)]
+        return []

@@ -19,7 +19,7 @@ from glpretrain.prepare.slides.overview import draw_overview
 from glpretrain.prepare.slides.plan import Plan, plan_tiles, read_resampled
 from glpretrain.prepare.slides.shard import TileEntry, encoded_image, write_shard
 from glpretrain.prepare.slides.slide import Slide
-from glpretrain.prepare.slides.workers import Workers
+from glpretrain.prepare.workers import Executor, Workers
 
 
 class SlideBegun(NamedTuple):
@@ -77,7 +77,7 @@ def cut_slides(slides: Sequence[str | Path], *, out: str | Path, settings: Setti
         ValueError: there is no slide, or `out` holds other files or tiles with other settings.
         OSError: a file cannot be written.
     """
-    events = cutting(find_slides(slides), out=out, settings=settings or Settings(), workers=workers)
+    events = cutting(find_slides(slides), out=out, settings=settings or Settings(), workers=Workers(workers, preload=[__name__]))
     return summary_of(list(events))
 
 
@@ -89,7 +89,7 @@ def summary_of(events: Sequence[SlideBegun | TilesCut | SlideDone | SlideFailed]
 
 
 def cutting(
-    slides: Mapping[str, Path], *, out: str | Path, settings: Settings, workers: int
+    slides: Mapping[str, Path], *, out: str | Path, settings: Settings, workers: Executor
 ) -> Iterator[SlideBegun | TilesCut | SlideDone | SlideFailed]:
     """`cut_slides` as an iterator over events. The index is written at the end of the run, also after an error.
 
@@ -97,15 +97,14 @@ def cutting(
         slides: files by name, as `find_slides` returns them.
         out: as in `cut_slides`.
         settings: as in `cut_slides`.
-        workers: as in `cut_slides`.
+        workers: what runs the tasks; it is ended at the end of the run.
     """
-    if workers < 1:
-        raise ValueError(f"workers: {workers}; accepted: at least 1 process")
     check_readers(list(slides.values()))
     folder = TilesFolder(out, settings=settings)
     with folder.locked():
         try:
-            yield from _Run(slides, folder=folder, workers=workers).events()
+            with workers:
+                yield from _Run(slides, folder=folder, workers=workers).events()
         finally:
             folder.write_index()
 
@@ -212,26 +211,25 @@ class _Run:
     Args:
         slides: files by name.
         folder: folder of the tiles.
-        workers: number of processes.
+        workers: what runs the tasks.
     """
 
-    def __init__(self, slides: Mapping[str, Path], *, folder: TilesFolder, workers: int) -> None:
+    def __init__(self, slides: Mapping[str, Path], *, folder: TilesFolder, workers: Executor) -> None:
         self.folder = folder
-        self.num_workers = workers
+        self.workers = workers
         self.ahead = deque(slides.items())
         self.left: dict[str, list[_ShardTask]] = {}  # unfinished shards of the slides that are being cut
 
     def events(self) -> Iterator[SlideBegun | TilesCut | SlideDone | SlideFailed]:
-        with Workers(self.num_workers, preload=[__name__]) as self.workers:
+        yield from self._feed()
+        for task, result in self.workers.outcomes():
+            if isinstance(result, OSError):  # damage is a ValueError: this concerns the disk, and all tasks would fail
+                raise result
+            if isinstance(task, _ShardTask):
+                yield from self._written(task, result)
+            elif isinstance(task, _PlanTask):
+                yield from self._planned(task, result)
             yield from self._feed()
-            for task, result in self.workers.outcomes():
-                if isinstance(result, OSError):  # damage is a ValueError: this concerns the disk, and all tasks would fail
-                    raise result
-                if isinstance(task, _ShardTask):
-                    yield from self._written(task, result)
-                elif isinstance(task, _PlanTask):
-                    yield from self._planned(task, result)
-                yield from self._feed()
 
     def _feed(self) -> Iterator[SlideDone | SlideFailed]:
         """Submit the next slides while workers are idle, so that no slide is planned long before it is cut."""

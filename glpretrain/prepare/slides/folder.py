@@ -113,7 +113,7 @@ class TilesFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Let no other process write here meanwhile, and remove the incomplete files of a killed run.
+        """Let no other process write here meanwhile, and remove the incomplete files of a killed run, and of workers that died in this one.
 
         Raises:
             ValueError: another process is writing, or has written tiles with other settings since this object was made.
@@ -123,6 +123,7 @@ class TilesFolder:
                 write_json(self.root / SETTINGS, {"version": _VERSION, **self.settings._asdict()})
             remove_parts(self.root)
             yield
+            remove_parts(self.root)
 
     @property
     def shards(self) -> Path:

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 from processes import together
-from tiles_processes import Job, PeakMemory, contents, ended, family, wait_until
+from tiles_processes import PeakMemory, contents, ended, family, wait_until
 
 from glpretrain.cli import main
 from glpretrain.data import TarShards, TileFolder
@@ -23,7 +23,7 @@ from glpretrain.prepare.slides import Settings, cut_slides, find_slides, open_sl
 from glpretrain.prepare.slides.cutting import TilesCut, cutting
 from glpretrain.prepare.slides.plan import plan_tiles
 from glpretrain.prepare.slides.synthetic import write_synthetic_slide
-from glpretrain.prepare.slides.workers import Workers
+from glpretrain.prepare.workers import Workers
 
 ROOT = Path(__file__).parents[3]
 SVS = ROOT.parent / "shared" / "data" / "pathology_wsi_cmu1small" / "CMU-1-Small-Region.svs"
@@ -120,7 +120,7 @@ def test_a_killed_run_goes_on_without_loss_or_doubles(large: Path, cut_once: Pat
 @pytest.mark.parametrize("when", ["planned", "one shard", "index without shard", "all shards"])
 def test_whatever_is_missing_is_made(small: Path, small_tiles: Path, tmp_path: Path, when: str) -> None:
     out = tmp_path / "out"
-    run = cutting(find_slides([small]), out=out, settings=SMALL, workers=1)
+    run = cutting(find_slides([small]), out=out, settings=SMALL, workers=Workers(1))
     with contextlib.closing(run):
         wanted = {"planned": 0, "one shard": 1, "index without shard": 2, "all shards": len(list(small_tiles.glob("shards/*.tar")))}[when]
         while wanted > sum(1 for _ in out.glob("shards/*.tar")) or not (out / "slides" / "small.json").is_file():
@@ -260,7 +260,7 @@ def test_a_folder_holds_tiles_of_one_kind(small: Path, small_tiles: Path, tmp_pa
 
 
 def test_two_runs_do_not_write_to_one_folder(small: Path, tmp_path: Path) -> None:
-    with contextlib.closing(cutting(find_slides([small]), out=tmp_path, settings=SMALL, workers=1)) as run:
+    with contextlib.closing(cutting(find_slides([small]), out=tmp_path, settings=SMALL, workers=Workers(1))) as run:
         next(run)
         with pytest.raises(ValueError, match=f"out: process {os.getpid()} on .* is writing to"):
             cut_slides([small], out=tmp_path, settings=SMALL)
@@ -288,7 +288,7 @@ def test_four_runs_that_start_together_cut_with_one_set_of_settings(small: Path,
 def test_another_slide_of_the_same_name_is_refused_once_the_first_is_complete(small: Path, tmp_path: Path) -> None:
     other, out = tmp_path / "small.tif", tmp_path / "out"
     write_synthetic_slide(other, width=900, height=700, seed=2)
-    with contextlib.closing(cutting(find_slides([small]), out=out, settings=SMALL, workers=1)) as run:
+    with contextlib.closing(cutting(find_slides([small]), out=out, settings=SMALL, workers=Workers(1))) as run:
         while not isinstance(next(run), TilesCut):
             pass
     cut_slides([other], out=out, settings=SMALL)  # the first was only begun: nothing of it is left
@@ -297,16 +297,6 @@ def test_another_slide_of_the_same_name_is_refused_once_the_first_is_complete(sm
     failed = cut_slides([small], out=out, settings=SMALL).failed
     assert failed["small"].endswith("not the file that 'small' was cut from; give another folder, or rename the file")
     assert contents(out) == contents(tmp_path / "alone")
-
-
-def test_a_worker_that_dies_costs_its_task() -> None:
-    with Workers(2) as workers:
-        for number in range(6):
-            workers.submit(Job(number))
-        found = {outcome.task.number: outcome for outcome in workers.outcomes()}
-    assert [found[number].result for number in (0, 1, 4, 5)] == [0, 10, 40, 50]
-    assert all(isinstance(found[number].result, ValueError) for number in (2, 3))
-    assert "ended with status -11" in str(found[2].result) and str(found[3].result) == "three"
 
 
 def test_shards_are_readable_as_any_other(small: Path, tmp_path: Path) -> None:

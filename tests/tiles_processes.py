@@ -83,14 +83,23 @@ def proportional(pid: int) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
 
 
+def end_process() -> None:
+    """End this process as a bug in a library does. In a thread that is not the first, the signal may come a little later."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(60)
+
+
 class Job(NamedTuple):
     """A task of a test for a worker."""
 
     number: int
+    notes: Path  # folder in which it notes that it ran
 
     def run(self) -> int:
-        if self.number == 2:
-            os.kill(os.getpid(), signal.SIGSEGV)
+        times = len(list(self.notes.glob(f"{self.number}-*")))
+        (self.notes / f"{self.number}-{times}").touch()
+        if self.number == 2 or (self.number == 4 and times == 0):
+            end_process()
         if self.number == 3:
             raise ValueError("three")
         return self.number * 10
