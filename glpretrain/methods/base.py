@@ -76,6 +76,7 @@ class Method(pl.LightningModule, ABC):
         self.optimization = optimization
         self.student = student
         student.set_chunk_size(optimization.chunk_size)  # before the teacher copies it
+        student.set_activation_checkpointing(optimization.activation_checkpointing)
         self.teacher = EMATeacher(student) if momentum is not None else None
         if optimization.compile:
             for branch in (student, *([] if self.teacher is None else [self.teacher.branch])):

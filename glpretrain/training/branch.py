@@ -96,6 +96,19 @@ class Branch(nn.Module):
             )
         self.chunk_size = chunk_size
 
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Compute the blocks of the encoder a second time for the gradients, or keep what they compute.
+
+        Raises:
+            ValueError: the encoder has no `blocks`.
+        """
+        if enabled and not self.encoder.blocks():
+            raise ValueError(
+                f"optimization: activation_checkpointing=True given, but {self.encoder.card.encoder} names no blocks that could be computed"
+                " again; leave it out"
+            )
+        self.encoder.activation_checkpointing = enabled
+
     def set_trunk_learns(self, learns: bool) -> None:
         """Let the trunk learn, or freeze it. A frozen trunk drops no paths.
 

@@ -102,6 +102,8 @@ class Optimization:
             a loss compares items.
         compile: whether torch compiles the blocks of student and teacher at the first steps, which takes a minute and a C++ compiler on a
             CPU; later steps are faster, and but for rounding the same.
+        activation_checkpointing: whether the encoder keeps only the inputs of its blocks, and computes each block a second time for the
+            gradients. They are the same to the last bit, for a third more products in a step and a fraction of its memory.
 
     Raises:
         ValueError: a value out of range.
@@ -120,6 +122,7 @@ class Optimization:
     max_refused: int = 10
     chunk_size: int | None = None
     compile: bool = False
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         self.lr.require("optimization: lr", scales=True)
@@ -131,6 +134,8 @@ class Optimization:
                 raise ValueError(f"optimization: {name} is in (0, 1], not {value}")
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"optimization: chunk_size is at least 1 view, or null for all, not {self.chunk_size}")
+        if self.compile and self.activation_checkpointing:
+            raise ValueError("optimization: compile=True and activation_checkpointing=True were both given; leave one of them out")
         if not 0.0 <= self.freeze_prototypes <= 1.0:
             raise ValueError(f"optimization: freeze_prototypes is a share of the run in [0, 1], not {self.freeze_prototypes}")
         words = {"freeze_by": ("gradient", "rate"), "mask_token": ("head", "embedding")}
