@@ -39,7 +39,7 @@ from glpretrain.callbacks import (
     finish,
 )
 from glpretrain.callbacks.checkpoints import is_damaged
-from glpretrain.cli import resume
+from glpretrain.cli import resume, sharded
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse, require_one_recipe
 from glpretrain.cli.run_folder import RunFolder
@@ -51,6 +51,7 @@ from glpretrain.data.module import DataModule
 from glpretrain.data.orders import Shuffled
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, recipe_name, require_outside, without_links
+from glpretrain.training.sharding import class_name
 from glpretrain.weights import export
 
 _RESUMED = "GLPRETRAIN_RESUMED"  # environment: the checkpoint that the first process has found, for those that it starts
@@ -191,6 +192,8 @@ class Training(LightningCLI):
         kwargs["callbacks"] = [*own, *self._default_callbacks(given, own)]
         if not any(isinstance(callback, ModelCheckpoint) for callback in own):
             kwargs["enable_checkpointing"] = False  # ours are written by `Checkpoints`
+        if given.strategy == sharded.NAME:
+            kwargs["strategy"] = sharded.FullySharded()
         return super().instantiate_trainer(**kwargs)
 
     def _default_callbacks(self, given: Namespace, own: list[pl.Callback]) -> list[pl.Callback]:
@@ -262,10 +265,11 @@ class Training(LightningCLI):
     def _finished(self, seconds: float) -> Run:
         """Write what is left of a run that was trained to its end."""
         folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
+        backbone = self.model.whole_backbone()
         if self.trainer.is_global_zero:
             start = "" if self.origin is None else f" from {self.origin.name}"
-            source = f"{type(self.model).__name__}, recipe {self.recipe}, {self.trainer.global_step} steps{start}"
-            export(self.model.backbone(), folder / "backbone", source=source)
+            source = f"{class_name(self.model)}, recipe {self.recipe}, {self.trainer.global_step} steps{start}"
+            export(backbone, folder / "backbone", source=source)
             write_json(folder / "results.json", self._results(seconds))
             finish(self.trainer.loggers)
             assert self.run_folder is not None
@@ -288,7 +292,7 @@ class Training(LightningCLI):
         rate, changed = self.model.optimization.describe_rate(together * accumulated), self.model.changed_by_accumulation(accumulated)
         trained = sum(parameter.numel() for parameter in self.model.student.parameters() if parameter.requires_grad)
         return (
-            f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {size}, "
+            f"{class_name(self.model)}: {card.encoder} {card.arguments.get('name', '')} at {size}, "
             f"{trained / 1e6:.1f} M parameters with heads; {len(data.source)} items of {data.source.name}, "
             f"{together * accumulated} a step{in_batches}{f', {left_out} left out of each epoch' if left_out else ''}\n"
             f"{start}{rate}{changed}run folder: {self.folder}"
@@ -299,7 +303,7 @@ class Training(LightningCLI):
         evaluation_seconds = 0.0 if evaluators is None else evaluators.seconds
         return {
             "recipe": self.recipe,
-            "method": type(self.model).__name__,
+            "method": class_name(self.model),
             "seed": self.config.seed_everything,
             "before": None if evaluators is None else evaluators.before,
             "after": None if evaluators is None else evaluators.after,

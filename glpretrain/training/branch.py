@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from glpretrain.core.distributed import has_process_group
+from glpretrain.core.shards import is_divided
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.drop_path import dropping_paths
@@ -121,7 +122,7 @@ class Branch(nn.Module):
     def zero_gradient(self) -> Tensor:
         """Float[]: zero, with a gradient of zero for a frozen trunk, because DistributedDataParallel waits for one."""
         parameters = [] if self.trunk_learns or not has_process_group() else [p for p in self.encoder.parameters() if p.requires_grad]
-        if not parameters:
+        if not parameters or is_divided(parameters):
             return torch.zeros((), device=next(self.parameters()).device)
         # One number of each parameter: a sum over all of them may overflow in half precision, and zero times infinity is not zero.
         return 0.0 * torch.stack([parameter.reshape(-1)[0] for parameter in parameters]).sum()

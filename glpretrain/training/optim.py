@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from glpretrain.core.schedule import Schedule
+from glpretrain.core.shards import local
+from glpretrain.core.shards import norms as norms_of
 from glpretrain.encoders.base import Encoder
 from glpretrain.training.branch import Branch
 from glpretrain.training.prototypes import Prototypes
@@ -277,8 +279,7 @@ def parameter_groups(
 def gradient_norms(method: nn.Module) -> dict[str, Tensor]:
     """L2 norm of every gradient, Float[] each, by the name of its parameter; parameters without gradient are left out."""
     gradients = {name: parameter.grad for name, parameter in method.named_parameters() if parameter.grad is not None}
-    norms = torch._foreach_norm(list(gradients.values()))  # pyright: ignore[reportPrivateImportUsage]  torch has no public name
-    return dict(zip(gradients, norms, strict=True))
+    return dict(zip(gradients, norms_of(list(gradients.values())), strict=True))
 
 
 @torch.no_grad()
@@ -306,7 +307,7 @@ def clip_gradients(
     parameters = {name: parameter for name, parameter in method.named_parameters() if name in norms}
     if mode == "parameter":
         factors = ((torch.stack(list(norms.values())) + 1e-6).reciprocal() * max_norm).clamp_max(1.0)
-        gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+        gradients = [local(parameter.grad) for parameter in parameters.values() if parameter.grad is not None]
         torch._foreach_mul_(gradients, list(factors.unbind()))  # pyright: ignore[reportPrivateImportUsage]
         return
     by_identity = {id(parameter): norms[name] for name, parameter in parameters.items()}
@@ -314,7 +315,9 @@ def clip_gradients(
         found = [parameter for parameter in group if id(parameter) in by_identity]
         if found:
             total = torch.linalg.vector_norm(torch.stack([by_identity[id(parameter)] for parameter in found]))
-            nn.utils.clip_grads_with_norm_(found, max_norm, total)
+            factor = (max_norm / (total + 1e-6)).clamp_max(1.0)  # torch.nn.utils.clip_grads_with_norm_
+            gradients = [local(parameter.grad) for parameter in found if parameter.grad is not None]
+            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _by_module(method: nn.Module) -> list[list[nn.Parameter]]:
