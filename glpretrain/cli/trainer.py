@@ -17,11 +17,12 @@ import pytorch_lightning as pl
 import torch
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
+from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore[reportPrivateImportUsage] - its public home
 
 from glpretrain.callbacks import finish
-from glpretrain.cli.sharded import NAME
+from glpretrain.cli.sharded import NAME, FullySharded
 
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
 _LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning_utilities"}
@@ -73,6 +74,11 @@ def precision_of(given: Namespace) -> str:
     may_be_gpu = given.accelerator in ("auto", "gpu", "cuda")
     has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16-mixed" if may_be_gpu and has_bf16 else "32-true"
+
+
+def strategy_of(given: Namespace) -> str | Strategy:
+    """The strategy of a trainer's settings, ours where its name is asked for."""
+    return FullySharded() if given.strategy == NAME else given.strategy
 
 
 def require_callbacks(callbacks: list[pl.Callback]) -> None:

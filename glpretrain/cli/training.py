@@ -39,11 +39,20 @@ from glpretrain.callbacks import (
     finish,
 )
 from glpretrain.callbacks.checkpoints import is_damaged
-from glpretrain.cli import resume, sharded
+from glpretrain.cli import resume
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse, require_one_recipe
 from glpretrain.cli.run_folder import RunFolder
-from glpretrain.cli.trainer import interruptible, is_first_process, precision_of, quiet, refusals, require_callbacks, require_settings
+from glpretrain.cli.trainer import (
+    interruptible,
+    is_first_process,
+    precision_of,
+    quiet,
+    refusals,
+    require_callbacks,
+    require_settings,
+    strategy_of,
+)
 from glpretrain.cli.trust import Parser, buildable, mapping_of, take_imports
 from glpretrain.core.files import part_file, write_json
 from glpretrain.core.rendezvous import meet_anew
@@ -184,7 +193,7 @@ class Training(LightningCLI):
             write_json(folder / resume.ITEMS, self._items())
         elif given.logger in (None, True):
             kwargs["logger"] = False
-        kwargs["precision"] = precision_of(given)
+        kwargs |= {"precision": precision_of(given), "strategy": strategy_of(given)}
         if given.enable_model_summary is None:
             kwargs["enable_model_summary"] = False  # `fit` says it in one line
         own = given.callbacks if isinstance(given.callbacks, list) else [] if given.callbacks is None else [given.callbacks]
@@ -192,8 +201,6 @@ class Training(LightningCLI):
         kwargs["callbacks"] = [*own, *self._default_callbacks(given, own)]
         if not any(isinstance(callback, ModelCheckpoint) for callback in own):
             kwargs["enable_checkpointing"] = False  # ours are written by `Checkpoints`
-        if given.strategy == sharded.NAME:
-            kwargs["strategy"] = sharded.FullySharded()
         return super().instantiate_trainer(**kwargs)
 
     def _default_callbacks(self, given: Namespace, own: list[pl.Callback]) -> list[pl.Callback]:
