@@ -76,9 +76,13 @@ def precision_of(given: Namespace) -> str:
     return "bf16-mixed" if may_be_gpu and has_bf16 else "32-true"
 
 
-def strategy_of(given: Namespace) -> str | Strategy:
-    """The strategy of a trainer's settings, ours where its name is asked for."""
-    return FullySharded() if given.strategy == NAME else given.strategy
+def chosen(given: Namespace) -> dict[str, str | Strategy]:
+    """The settings of a trainer that do not stand as they are given: its precision, and its strategy where that is ours.
+
+    Args:
+        given: the `trainer` of a configuration.
+    """
+    return {"precision": precision_of(given), "strategy": FullySharded() if given.strategy == NAME else given.strategy}
 
 
 def require_callbacks(callbacks: list[pl.Callback]) -> None:

@@ -43,16 +43,7 @@ from glpretrain.cli import resume
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse, require_one_recipe
 from glpretrain.cli.run_folder import RunFolder
-from glpretrain.cli.trainer import (
-    interruptible,
-    is_first_process,
-    precision_of,
-    quiet,
-    refusals,
-    require_callbacks,
-    require_settings,
-    strategy_of,
-)
+from glpretrain.cli.trainer import chosen, interruptible, is_first_process, quiet, refusals, require_callbacks, require_settings
 from glpretrain.cli.trust import Parser, buildable, mapping_of, take_imports
 from glpretrain.core.files import part_file, write_json
 from glpretrain.core.rendezvous import meet_anew
@@ -193,7 +184,7 @@ class Training(LightningCLI):
             write_json(folder / resume.ITEMS, self._items())
         elif given.logger in (None, True):
             kwargs["logger"] = False
-        kwargs |= {"precision": precision_of(given), "strategy": strategy_of(given)}
+        kwargs |= chosen(given)
         if given.enable_model_summary is None:
             kwargs["enable_model_summary"] = False  # `fit` says it in one line
         own = given.callbacks if isinstance(given.callbacks, list) else [] if given.callbacks is None else [given.callbacks]
