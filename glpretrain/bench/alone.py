@@ -23,10 +23,11 @@ class Alone:
         method: method in training mode, on its device.
         num_items: items of a step, which the learning rate may depend on.
         dtype: type of autocast; None computes in the precision of the weights.
+        caches_casts: whether autocast casts a weight once per step, or in every pass as under Lightning.
     """
 
-    def __init__(self, method: Method, *, num_items: int, dtype: torch.dtype | None = None) -> None:
-        self.method, self.dtype = method, dtype
+    def __init__(self, method: Method, *, num_items: int, dtype: torch.dtype | None = None, caches_casts: bool = True) -> None:
+        self.method, self.dtype, self.caches_casts = method, dtype, caches_casts
         method.optimization = method.optimization.for_batch(num_items)
         self.optimizer = method.configure_optimizers()
 
@@ -44,8 +45,9 @@ class Alone:
         """
         method = self.method
         method.step.begin(method)
-        with during("losses"), torch.autocast(batch.index.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            terms = method.averaged(method.losses(batch, _PROGRESS), batch)
+        casts = torch.autocast(batch.index.device.type, dtype=self.dtype, enabled=self.dtype is not None, cache_enabled=self.caches_casts)
+        with during("losses"), casts:
+            terms = method.averaged(method(batch, _PROGRESS), batch)
             total = torch.stack([method.weights[name] * value for name, value in terms.items()]).sum()
         method.step.keep({name: value.detach() for name, value in terms.items()})
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,8 +1,8 @@
 """How much memory a step of a recipe takes, without taking it: a step is run on tensors that have shapes and no numbers.
 
 What is allocated and freed on the way is counted as torch's allocator would count it. So the plan follows the code of the method, the
-encoder and the losses, whatever these are. Left out: the scratch memory of kernels, what CUDA and an allocator add, what a loss gathers
-from other processes, and making the views.
+encoder, the losses and FSDP2, whatever these are. Left out: the scratch memory of kernels, what CUDA and an allocator add, what a loss
+gathers from other processes where parameters are not sharded, and making the views.
 """
 
 import weakref
@@ -15,19 +15,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from glpretrain.bench.alone import Alone
 from glpretrain.core.batch import Batch, ViewGroup
+from glpretrain.core.shards import local
 from glpretrain.encoders.base import Encoder
 from glpretrain.methods.base import Method
+from glpretrain.training.sharding import shard
 from glpretrain.training.teacher import FrozenTeacher
 
 _PARAMETERS, _GRADIENTS, _OPTIMIZER, _TEACHER, _EXPERTS = "parameters of the student", "gradients", "optimizer", "teacher", "experts"
 _STATES, _VIEWS, _STUDENT = "centres, queues and buffers", "views and masks", "activations of the encoder"
+_GATHERED = "parameters that are gathered"
 _SEEN, _HEADS, _BACKWARD = "features of teacher and experts", "logits, heads and losses", "backward, recomputed activations included"
-ROWS = (_PARAMETERS, _GRADIENTS, _OPTIMIZER, _TEACHER, _EXPERTS, _STATES, _VIEWS, _STUDENT, _SEEN, _HEADS, _BACKWARD)
+ROWS = (_PARAMETERS, _GRADIENTS, _OPTIMIZER, _TEACHER, _EXPERTS, _STATES, _VIEWS, _GATHERED, _STUDENT, _SEEN, _HEADS, _BACKWARD)
 _WITHOUT_NUMBERS = ("items", "corrupted")  # parts of a group of views of which only the shapes matter
 
 
@@ -46,7 +50,7 @@ class _Live(TorchDispatchMode):
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.parameters: list[nn.Parameter] = []  # whose gradients are counted apart
-        self._seen: dict[int, str] = {}  # kind of every storage that lives
+        self._seen: dict[int, tuple[str, int]] = {}  # kind and bytes of every storage that lives
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 - torch's signature
         """Run one operation, and count what it made."""
@@ -57,23 +61,44 @@ class _Live(TorchDispatchMode):
         return result
 
     def count(self, tensor: Tensor, kind: str) -> None:
-        """Count a tensor from now on until it is freed."""
-        storage = tensor.untyped_storage()
+        """Count a tensor from now on until it is freed; of a sharded one the part of this process."""
+        storage = local(tensor).untyped_storage()
         key = storage._cdata
-        if key in self._seen:
-            return
-        size = storage.nbytes()
-        self._seen[key] = kind
-        weakref.finalize(storage, self._free, key, size)
+        if key not in self._seen:
+            weakref.finalize(storage, self._free, key)
+            self._note(key, kind, storage.nbytes())
+
+    def _note(self, key: int, kind: str, size: int) -> None:
+        before, held = self._seen.get(key, (kind, 0))
+        self.live[before] -= held
+        self._seen[key] = kind, size
         self.live[kind] += size
         if self.live.total() > self.peak.total():
             self.peak = self.live.copy()
-            held = sum(parameter.grad.nbytes for parameter in self.parameters if parameter.grad is not None)
+            held = sum(local(parameter.grad).nbytes for parameter in self.parameters if parameter.grad is not None)
             self.peak[_GRADIENTS] = held
             self.peak[_BACKWARD] -= held
 
-    def _free(self, key: int, size: int) -> None:
-        self.live[self._seen.pop(key)] -= size
+    def _free(self, key: int) -> None:
+        kind, size = self._seen.pop(key)
+        self.live[kind] -= size
+
+    @contextmanager
+    def following_sizes(self) -> Iterator[None]:
+        """Inside this context, storages whose size is changed are counted too: those that FSDP2 gathers parameters in, and empties."""
+        resize = torch.UntypedStorage.resize_
+
+        def followed(storage: torch.UntypedStorage, size: int) -> object:
+            result = resize(storage, size)
+            if storage._cdata in self._seen:
+                self._note(storage._cdata, _GATHERED, storage.nbytes())
+            return result
+
+        torch.UntypedStorage.resize_ = followed  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            yield
+        finally:
+            torch.UntypedStorage.resize_ = resize
 
     @contextmanager
     def during(self, kind: str) -> Iterator[None]:
@@ -125,38 +150,47 @@ class Planner:
         method: a method that was built on torch's meta device.
         sample: a batch of a few real items. Its views only lend their shapes; its masks decide how many tokens a loss is computed for.
         dtype: type of autocast, None for none.
+        mesh: processes among which parameters are sharded, in a group that communicates nothing; None where each process holds all.
     """
 
-    def __init__(self, method: Method, sample: Batch, *, dtype: torch.dtype | None) -> None:
+    def __init__(self, method: Method, sample: Batch, *, dtype: torch.dtype | None, mesh: DeviceMesh | None = None) -> None:
         self._fake = _Fake(allow_non_fake_inputs=True)
-        self._sample, self._dtype = sample, dtype
+        self._sample, self._dtype, self._mesh = sample, dtype, mesh
+        self._has_gathered = False
         with self._fake:
             self.method = method.to_empty(device="cpu").train()
+            if mesh is not None:
+                shard(self.method, mesh)
 
-    def plan(self, batch_size: int, *, chunk_size: int | None) -> Plan:
+    def plan(self, batch_size: int, *, chunk_size: int | None = None, activation_checkpointing: bool = False) -> Plan:
         """The peak of the losses and gradients of a step that is not the first one. The optimizer takes less: activations are gone by then.
 
         Args:
             batch_size: items of a process.
             chunk_size: see `Optimization.chunk_size`.
+            activation_checkpointing: see `Optimization.activation_checkpointing`.
 
         Raises:
-            ValueError: the encoder cannot see the batch in chunks.
+            ValueError: the encoder cannot see the batch in chunks, or names no blocks.
         """
         method, live = self.method, _Live()
         for branch in (method.student, *(() if method.teacher is None else (method.teacher.branch,))):
             branch.set_chunk_size(chunk_size)
-        alone = Alone(method, num_items=batch_size, dtype=self._dtype)
+            branch.set_activation_checkpointing(activation_checkpointing)
+        alone = Alone(method, num_items=batch_size, dtype=self._dtype, caches_casts=False)  # as Lightning's plugin
         batch = self._batch(batch_size)
         live.parameters = [one for one in method.parameters() if one.requires_grad]
         for kind, tensors in self._held(batch).items():
             for one in tensors:
                 live.count(one, kind)
         kinds = {"losses": _HEADS, "backward": _BACKWARD}
-        with live, _listened(method, live):
+        with live, live.following_sizes(), _listened(method, live):
             with live.during(_BACKWARD):  # gradients of a step before, which are there until the next ones are computed
                 for one in live.parameters:
                     one.grad = torch.empty_like(one)
+                if self._mesh is not None and not self._has_gathered:  # FSDP2 makes its storages in the first step
+                    alone.compute(batch)
+                    self._has_gathered = True
             with live.during(_OPTIMIZER):
                 alone.move()
             live.peak.clear()

@@ -6,6 +6,7 @@ Left out: which run a checkpoint continues (`cli.resume`), and what is in it (Li
 import hashlib
 import logging
 import os
+import pickle
 import time
 import zipfile
 from collections.abc import Sequence
@@ -14,16 +15,22 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from glpretrain.core.batch import Batch
+from glpretrain.core.distributed import rank, world_size
 from glpretrain.core.files import part_file, write_whole
+from glpretrain.core.shards import FILES, split
+from glpretrain.training.sharding import is_sharded
 from glpretrain.training.step import Step
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+_PART = ".shard"  # ending of the files beside the head of a sharded checkpoint
 _DIGESTS = "sha256.txt"
 _KEPT_DIGESTS = 8
+_DISK = (OSError, RuntimeError, zipfile.BadZipFile)  # a full or read-only disk; torch's writer raises the second
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +45,8 @@ class Checkpoints(pl.Callback):
     """Writes `last.ckpt` by time and at the end of training, and keeps the one before as `previous.ckpt`.
 
     A checkpoint is written to another name, flushed to the disk, read again and compared before it takes its place. One that cannot be
-    written costs a line, and the run goes on with the ones that are there.
+    written costs a line, and the run goes on with the ones that are there. Where parameters are sharded, every process writes its part to
+    a file of its own beside it, and the checkpoint takes its place once all of them are proved.
 
     Args:
         every_minutes: minutes between two checkpoints; None for none by time.
@@ -62,6 +70,8 @@ class Checkpoints(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The first checkpoint by time is due `every_minutes` from here."""
         self._saved_at = time.monotonic()
+        if is_sharded(pl_module):  # all of them write
+            self.folder = trainer.strategy.broadcast(self.folder)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int) -> None:
         """Ask all processes to save after this step, once it is time by the clock of one of them."""
@@ -108,8 +118,12 @@ class Checkpoints(pl.Callback):
         self.is_saving = True
         try:
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            if self.folder is not None and trainer.is_global_zero:
+            is_written = True
+            if self.folder is not None and is_sharded(trainer.lightning_module):
+                checkpoint, is_written = with_parts(checkpoint, self.folder, step=trainer.global_step)
+            if self.folder is not None and trainer.is_global_zero and is_written:
                 self._write_proved(trainer, checkpoint, folder=self.folder, name=name)
+                remove_unused_parts(self.folder)
         finally:
             self.is_saving = False
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
@@ -124,8 +138,72 @@ class Checkpoints(pl.Callback):
             if name is not None:
                 _second_name(folder / LAST, folder / name)
             self.has_saved = True
-        except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # a full or read-only disk; torch's writer raises the second
+        except _DISK as error:
             _log.warning("checkpoint of step %d: not written (%s); the one before is kept", trainer.global_step, error)
+
+
+def write_sharded(checkpoint: dict, path: Path, *, step: int) -> bool:
+    """Write a checkpoint of sharded parameters to a file, with the parts of all processes beside it; all have to call it.
+
+    Returns:
+        Whether every process could write its part.
+    """
+    head, is_written = with_parts(checkpoint, path.parent, step=step)
+    if is_written and rank() == 0:
+        with part_file(path) as part:
+            _write_to(part, head)
+    return is_written
+
+
+def with_parts(checkpoint: dict, folder: Path, *, step: int) -> tuple[dict, bool]:
+    """The head of a checkpoint of sharded parameters, once the parts of all processes lie in a folder; all have to call it.
+
+    Returns:
+        The head, which names the parts and their digests, and whether every process could write its part.
+    """
+    head, parts = split(checkpoint)
+    own: tuple[str, str] | None = None
+    try:
+        digest = ""
+        folder.mkdir(parents=True, exist_ok=True)
+        unnamed = folder / f"step-{step}-{rank()}-of-{world_size()}{_PART}"
+        with part_file(unnamed) as part:
+            _write_to(part, parts)
+            digest = proved(part)
+        own = f"{unnamed.stem}-{digest[:8]}{_PART}", digest  # a run that comes to this step twice does not write over the first one
+        unnamed.replace(folder / own[0])
+    except _DISK as error:
+        _log.warning("checkpoint of step %d: process %d did not write its part (%s)", step, rank(), error)
+    found: list[tuple[str, str] | None] = [None] * world_size()
+    dist.all_gather_object(found, own)
+    names = [one for one in found if one is not None]
+    return {**head, FILES: dict(names)}, len(names) == len(found)
+
+
+def remove_unused_parts(folder: Path) -> None:
+    """Remove parts that no checkpoint of the folder names any more; none where a checkpoint cannot be read."""
+    parts = list(folder.glob(f"*{_PART}"))
+    try:
+        used = {name for path in folder.glob("*.ckpt") for name in _parts_of(path)} if parts else set()
+    except (*_DISK, EOFError, pickle.UnpicklingError):
+        return
+    for path in parts:
+        if path.name not in used:
+            path.unlink(missing_ok=True)
+
+
+def _parts_of(path: Path) -> dict[str, str]:
+    """Digests of the parts that a checkpoint names, by their names; none of one that is not sharded."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(FILES, {})
+
+
+def _damaged_part(path: Path) -> str:
+    """Name of a part of a whole checkpoint that is missing or has other bytes than were written; empty where there is none."""
+    for name, digest in _parts_of(path).items():
+        beside = path.parent / name
+        if not beside.is_file() or _digest(beside) != digest:
+            return name
+    return ""
 
 
 class Proved(NamedTuple):
@@ -160,16 +238,19 @@ def newest_whole(folder: Path, *, names: Sequence[str] = (LAST, PREVIOUS)) -> tu
         if not path.is_file():
             continue
         digest = _digest(path)
-        if digest in steps:
+        if digest not in steps:
+            damaged.append(f"{path} is damaged: its bytes are not those that were written")
+        elif part := _damaged_part(path):
+            damaged.append(f"{path} is damaged: its part {part} is missing, or its bytes are not those that were written")
+        else:
             return Proved(path, steps[digest]), damaged
-        damaged.append(f"{path} is damaged: its bytes are not those that were written")
     return None, damaged
 
 
 def is_damaged(path: Path) -> bool:
     """Whether the folder of a checkpoint knows what was written, and this is not it."""
     steps = _digests(path.parent)
-    return bool(steps) and path.name in (LAST, PREVIOUS) and _digest(path) not in steps
+    return bool(steps) and path.name in (LAST, PREVIOUS) and (_digest(path) not in steps or bool(_damaged_part(path)))
 
 
 def _write_to(path: Path, checkpoint: dict) -> None:

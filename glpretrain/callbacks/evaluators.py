@@ -34,8 +34,8 @@ class Trained(Protocol):
         """The encoder that is trained."""
         ...
 
-    def backbone(self) -> Encoder:
-        """The encoder that a run exports."""
+    def whole_backbone(self) -> Encoder:
+        """The encoder that a run exports; all processes have to ask for it."""
         ...
 
 
@@ -117,9 +117,9 @@ class RunEvaluators(pl.Callback):
         start = time.perf_counter()
         scores: dict[str, float | None] = {}
         logged: dict[str, float] = {}
+        assert isinstance(pl_module, Trained)
+        encoder = pl_module.whole_backbone()
         if trainer.is_global_zero:
-            assert isinstance(pl_module, Trained)
-            encoder = pl_module.backbone()
             with isolate_rng(), evaluating(encoder):
                 cache = FeatureCache(encoder)  # of this moment's weights: k-NN and linear probe share one pass
                 for name, evaluator in self.evaluators.items():

@@ -20,6 +20,7 @@ from glpretrain.callbacks.verdicts import Verdict, features_health, judge, usage
 from glpretrain.core.batch import Batch
 from glpretrain.core.distributed import all_reduce_mean, all_reduce_sum, world_size
 from glpretrain.core.schedule import Schedule
+from glpretrain.core.shards import local
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE, QueueInfoNCE
@@ -274,9 +275,9 @@ def _learning(module: nn.Module) -> list[Tensor]:
 
 
 def _sample(tensors: nn.Module | list[Tensor]) -> Tensor:
-    """Float[n]: the first numbers of each tensor, a copy."""
+    """Float[n]: the first numbers of each tensor, or of the part of it that this process holds, a copy."""
     values = list(tensors.parameters()) if isinstance(tensors, nn.Module) else tensors
-    return torch.cat([value.detach().reshape(-1)[:_SAMPLE].float() for value in values])
+    return torch.cat([local(value).detach().reshape(-1)[:_SAMPLE].float() for value in values])
 
 
 def _moving(method: Watched) -> dict[str, Tensor]:

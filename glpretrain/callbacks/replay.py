@@ -17,6 +17,7 @@ from glpretrain.core.batch import Batch
 from glpretrain.core.files import part_file
 from glpretrain.data.module import DataModule
 from glpretrain.encoders.base import Encoder
+from glpretrain.training.sharding import is_sharded
 from glpretrain.training.step import Step
 
 BUNDLE_FORMAT = 1
@@ -76,9 +77,10 @@ class KeepRefused(pl.Callback):
         _log.warning("%s; the step moved nothing%s", pl_module.step.reason, kept)
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Path | None:
-        """Path of the bundle; None where the batches cannot be made again because they came from no data module of ours."""
+        """Path of the bundle; None where the batches cannot be made again because they came from no data module of ours, and where this
+        process does not hold all of the weights."""
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  Lightning sets it
-        if not isinstance(data, DataModule):
+        if not isinstance(data, DataModule) or is_sharded(pl_module):
             return None
         assert isinstance(pl_module, Stepping)
         parts = []

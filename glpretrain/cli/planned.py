@@ -3,15 +3,20 @@
 No file of the recipe is read but those of experts that are there. Left out: the plan itself (`bench.plan`), and the verb (`bench`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from glpretrain.bench.plan import Plan, Planner
 from glpretrain.cli.benched import DTYPES
 from glpretrain.cli.parsing import parse_values
+from glpretrain.cli.sharded import NAME
 from glpretrain.cli.training import Training
 from glpretrain.cli.trust import Parser, mapping_of
 from glpretrain.core.batch import Batch
@@ -39,7 +44,7 @@ class Planned(NamedTuple):
     batch_size: int  # items of a process
     num_processes: int
     num_accumulated: int  # micro-batches of a step
-    plans: dict[str, Plan]  # by what is said of chunks; the recipe's own first
+    plans: dict[str, Plan]  # by what is kept in the forward pass; the recipe's own first
     buckets: int  # bytes that DistributedDataParallel adds
     notes: list[str]
     fitting: int | None  # largest number of items of a process that fits; None where no memory was given
@@ -84,30 +89,62 @@ def planned(arguments: Sequence[str], *, gpus: int | None, gpu_memory: float | N
             raise ValueError(f"bench: {name} is {value}; accepted: numbers above 0")
     run = Unbuilt([*arguments, "--evaluate", "false"])
     trainer, data, model = (run.part(name) for name in ("trainer", "data", "model"))
-    if (strategy := trainer.get("strategy", "auto")) not in _REPLICAS:
-        raise ValueError(f"bench: plan for strategy={strategy}; accepted: {', '.join(_REPLICAS)}, where each GPU holds all")
+    if (strategy := trainer.get("strategy", "auto")) not in (*_REPLICAS, NAME):
+        raise ValueError(f"bench: plan for strategy={strategy}; accepted: {', '.join(_REPLICAS)}, where each GPU holds all, and {NAME}")
     notes: list[str] = []
     method = _method(model, notes)
     batch_size = int(data["batch_size"])
     precision = str(trainer.get("precision") or ("32-true" if trainer.get("accelerator") == "cpu" else "bf16-mixed"))  # as on a GPU
     sample = _sample(data, method)
-    planner = Planner(method, sample, dtype=DTYPES.get(precision))
-    own = method.optimization.chunk_size
-    plans = {_named(own): planner.plan(batch_size, chunk_size=own)}
-    if not norms_in_chunks(method.encoder):
-        other = max(len(group.items) for group in sample.views.values()) * batch_size // _CHUNKS or 1 if own is None else None
-        plans[_named(other)] = planner.plan(batch_size, chunk_size=other)
     count = _processes(trainer) if gpus is None else gpus
-    buckets = sum(one.nbytes for one in method.parameters() if one.requires_grad) if count > 1 else 0
-    fitting = None
-    if gpu_memory is not None:
-        known = {batch_size: plans[_named(own)].total}
-        fitting = _fitting(planner, known, chunk_size=own, bytes_left=int(1e9 * gpu_memory) - buckets)
+    with _among(count) if strategy == NAME else nullcontext() as mesh:
+        planner = Planner(method, sample, dtype=DTYPES.get(precision), mesh=mesh)
+        own = Kept(method.optimization.chunk_size, method.optimization.activation_checkpointing)
+        plans = {kept.words: kept.plan(planner, batch_size) for kept in _alternatives(own, method, sample, batch_size)}
+        buckets = sum(one.nbytes for one in method.parameters() if one.requires_grad) if count > 1 and mesh is None else 0
+        fitting = None
+        if gpu_memory is not None:
+            known = {batch_size: plans[own.words].total}
+            fitting = _fitting(planner, known, kept=own, bytes_left=int(1e9 * gpu_memory) - buckets)
     return Planned(run.recipe, precision, batch_size, count, trainer.get("accumulate_grad_batches", 1), plans, buckets, notes, fitting)
 
 
-def _named(chunk_size: int | None) -> str:
-    return "whole batch" if chunk_size is None else f"chunk_size {chunk_size}"
+class Kept(NamedTuple):
+    """What a forward pass keeps for the gradients."""
+
+    chunk_size: int | None
+    activation_checkpointing: bool
+
+    @property
+    def words(self) -> str:
+        """Both, for the head of a column."""
+        chunks = "whole batch" if self.chunk_size is None else f"chunk_size {self.chunk_size}"
+        return chunks if not self.activation_checkpointing else "checkpointing" if self.chunk_size is None else f"{chunks}, checkpointing"
+
+    def plan(self, planner: Planner, batch_size: int) -> Plan:
+        """The plan for so many items."""
+        return planner.plan(batch_size, chunk_size=self.chunk_size, activation_checkpointing=self.activation_checkpointing)
+
+
+def _alternatives(own: Kept, method: Method, sample: Batch, batch_size: int) -> list[Kept]:
+    """The recipe's own setting, and those that differ from it in one of the two."""
+    found = [own]
+    if method.encoder.blocks():
+        found.append(own._replace(activation_checkpointing=not own.activation_checkpointing))
+    if not norms_in_chunks(method.encoder):
+        largest = max(len(group.items) for group in sample.views.values()) * batch_size
+        found.append(own._replace(chunk_size=largest // _CHUNKS or 1 if own.chunk_size is None else None))
+    return found
+
+
+@contextmanager
+def _among(count: int) -> Iterator[DeviceMesh]:
+    """So many processes that are not there, of which this one is the first: what it sends goes nowhere."""
+    dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
+    try:
+        yield init_device_mesh("cpu", (count,))
+    finally:
+        dist.destroy_process_group()
 
 
 def _processes(trainer: dict) -> int:
@@ -160,13 +197,13 @@ def _sample(data: dict, method: Method) -> Batch:
     return module.make_batch(module.raw_batch(range(_SAMPLE), encoder=method.encoder, epoch=0), encoder=method.encoder)
 
 
-def _fitting(planner: Planner, known: dict[int, int], *, chunk_size: int | None, bytes_left: int) -> int:
+def _fitting(planner: Planner, known: dict[int, int], *, kept: Kept, bytes_left: int) -> int:
     """The largest number of items that fits, from a number of items whose bytes are known: memory grows in a straight line; 0 where not
     one fits."""
     ((count, total),) = known.items()
     other = 2 * count
-    slope = (planner.plan(other, chunk_size=chunk_size).total - total) / (other - count)
+    slope = (kept.plan(planner, other).total - total) / (other - count)
     guess = int(count + (bytes_left - total) / slope)
-    while guess > 0 and planner.plan(guess, chunk_size=chunk_size).total > bytes_left:
+    while guess > 0 and kept.plan(planner, guess).total > bytes_left:
         guess = min(guess - 1, int(0.99 * guess))
     return max(guess, 0)

@@ -17,10 +17,12 @@ import pytorch_lightning as pl
 import torch
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
+from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore[reportPrivateImportUsage] - its public home
 
 from glpretrain.callbacks import finish
+from glpretrain.cli.sharded import NAME, FullySharded
 
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
 _LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning_utilities"}
@@ -37,6 +39,11 @@ def require_settings(given: Namespace) -> None:
     """
     if given.precision is not None and str(given.precision) not in _PRECISIONS:
         raise ValueError(f"trainer.precision={given.precision}: weights are kept in float32; accepted: {', '.join(_PRECISIONS)}")
+    if isinstance(given.strategy, str) and given.strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
+        if given.strategy != NAME:
+            raise ValueError(f"trainer.strategy={given.strategy}; accepted: {NAME}, which shards all parameters, ddp, auto")
+        if str(given.precision) in ("16-mixed", "16"):  # a loss scale per process
+            raise ValueError(f"trainer.precision={given.precision} with strategy {NAME}; accepted: bf16-mixed, 32-true")
     if given.max_steps == -1 and given.max_epochs in (None, -1):
         raise ValueError("trainer: give max_steps or max_epochs; the schedules need to know where the run ends")
     for name in ("max_steps", "max_epochs", "limit_train_batches"):
@@ -67,6 +74,15 @@ def precision_of(given: Namespace) -> str:
     may_be_gpu = given.accelerator in ("auto", "gpu", "cuda")
     has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16-mixed" if may_be_gpu and has_bf16 else "32-true"
+
+
+def chosen(given: Namespace) -> dict[str, str | Strategy]:
+    """The settings of a trainer that do not stand as they are given: its precision, and its strategy where that is ours.
+
+    Args:
+        given: the `trainer` of a configuration.
+    """
+    return {"precision": precision_of(given), "strategy": FullySharded() if given.strategy == NAME else given.strategy}
 
 
 def require_callbacks(callbacks: list[pl.Callback]) -> None:
@@ -120,6 +136,7 @@ def quiet() -> None:
         ".*in eval mode at the start of training.*",  # the teacher's
         ".*is smaller than the logging interval.*",  # the interval counts steps, whatever an epoch is
         ".*isinstance.treespec, LeafSpec.*",  # Lightning's own
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # losses, which nothing changes in place
     ):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_advertisement)

@@ -43,7 +43,7 @@ from glpretrain.cli import resume
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse, require_one_recipe
 from glpretrain.cli.run_folder import RunFolder
-from glpretrain.cli.trainer import interruptible, is_first_process, precision_of, quiet, refusals, require_callbacks, require_settings
+from glpretrain.cli.trainer import chosen, interruptible, is_first_process, quiet, refusals, require_callbacks, require_settings
 from glpretrain.cli.trust import Parser, buildable, mapping_of, take_imports
 from glpretrain.core.files import part_file, write_json
 from glpretrain.core.rendezvous import meet_anew
@@ -51,6 +51,7 @@ from glpretrain.data.module import DataModule
 from glpretrain.data.orders import Shuffled
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, recipe_name, require_outside, without_links
+from glpretrain.training.sharding import class_name
 from glpretrain.weights import export
 
 _RESUMED = "GLPRETRAIN_RESUMED"  # environment: the checkpoint that the first process has found, for those that it starts
@@ -183,7 +184,7 @@ class Training(LightningCLI):
             write_json(folder / resume.ITEMS, self._items())
         elif given.logger in (None, True):
             kwargs["logger"] = False
-        kwargs["precision"] = precision_of(given)
+        kwargs |= chosen(given)
         if given.enable_model_summary is None:
             kwargs["enable_model_summary"] = False  # `fit` says it in one line
         own = given.callbacks if isinstance(given.callbacks, list) else [] if given.callbacks is None else [given.callbacks]
@@ -262,10 +263,11 @@ class Training(LightningCLI):
     def _finished(self, seconds: float) -> Run:
         """Write what is left of a run that was trained to its end."""
         folder = Path(self.trainer.strategy.broadcast(str(self.folder)))
+        backbone = self.model.whole_backbone()
         if self.trainer.is_global_zero:
             start = "" if self.origin is None else f" from {self.origin.name}"
-            source = f"{type(self.model).__name__}, recipe {self.recipe}, {self.trainer.global_step} steps{start}"
-            export(self.model.backbone(), folder / "backbone", source=source)
+            source = f"{class_name(self.model)}, recipe {self.recipe}, {self.trainer.global_step} steps{start}"
+            export(backbone, folder / "backbone", source=source)
             write_json(folder / "results.json", self._results(seconds))
             finish(self.trainer.loggers)
             assert self.run_folder is not None
@@ -288,7 +290,7 @@ class Training(LightningCLI):
         rate, changed = self.model.optimization.describe_rate(together * accumulated), self.model.changed_by_accumulation(accumulated)
         trained = sum(parameter.numel() for parameter in self.model.student.parameters() if parameter.requires_grad)
         return (
-            f"{type(self.model).__name__}: {card.encoder} {card.arguments.get('name', '')} at {size}, "
+            f"{class_name(self.model)}: {card.encoder} {card.arguments.get('name', '')} at {size}, "
             f"{trained / 1e6:.1f} M parameters with heads; {len(data.source)} items of {data.source.name}, "
             f"{together * accumulated} a step{in_batches}{f', {left_out} left out of each epoch' if left_out else ''}\n"
             f"{start}{rate}{changed}run folder: {self.folder}"
@@ -299,7 +301,7 @@ class Training(LightningCLI):
         evaluation_seconds = 0.0 if evaluators is None else evaluators.seconds
         return {
             "recipe": self.recipe,
-            "method": type(self.model).__name__,
+            "method": class_name(self.model),
             "seed": self.config.seed_everything,
             "before": None if evaluators is None else evaluators.before,
             "after": None if evaluators is None else evaluators.after,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from glpretrain.core.patches import pixels_of_patches
 from glpretrain.core.types import EncoderCard, EncoderOutput
+from glpretrain.encoders.checkpointing import recomputing
 from glpretrain.encoders.drop_path import drawn_paths
 from glpretrain.encoders.kernels import fastest_attention
 from glpretrain.encoders.sequences import Views, encode_in_chunks, encode_list
@@ -84,6 +85,7 @@ class Encoder(nn.Module, ABC):
 
     begins_with: ClassVar[tuple[str, ...]] = ()  # submodules that only `_begin` runs; batch norm in them sees the whole batch
     _card: EncoderCard  # set by the builder
+    activation_checkpointing = False  # set by `training.branch.Branch`
 
     @property
     def card(self) -> EncoderCard:
@@ -99,6 +101,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def num_layers(self) -> int:
         """Number of blocks, for learning rates that differ from layer to layer."""
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The modules that activation checkpointing computes again and sharding gathers, each as one; here there are none."""
+        return ()
 
     @abstractmethod
     def grid(self, item_shape: Sequence[int]) -> tuple[int, ...]:
@@ -202,7 +208,8 @@ class Encoder(nn.Module, ABC):
         return encode_in_chunks(self._with_paths, begun, mask=mask, keep=keep, keys=keys, cls_only=cls_only, chunk_size=chunk_size)
 
     def _with_paths(self, *begun: Tensor, mask: Tensor | None, keep: Tensor | None, keys: Tensor | None, cls_only: bool) -> EncoderOutput:
-        with fastest_attention(self, begun[0]), drawn_paths(self, keys) if keys is not None and self.training else nullcontext():
+        paths = drawn_paths(self, keys) if keys is not None and self.training else nullcontext()
+        with fastest_attention(self, begun[0]), paths, recomputing(self):
             if cls_only:
                 return self._encode_cls(*begun, mask=mask).of_cls()
             return self._encode(*begun, mask=mask, keep=keep)

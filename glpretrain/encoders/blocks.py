@@ -201,6 +201,12 @@ def _joined(args: Sequence[BlockArgs], sizes: PackedSizes) -> BlockArgs:
     return {"rope": torch.cat(tables, dim=-2)}
 
 
+def gather_rope(rope: Tensor, keep: Tensor) -> Tensor:
+    """Rotary table Float[N D] or Float[heads N D] to one per item, Float[B 1 M D] or Float[B heads M D]."""
+    table = rope if rope.dim() == 3 else rope.unsqueeze(0)
+    return table[:, keep].transpose(0, 1)
+
+
 @contextmanager
 def _rotating_all(blocks: Blocks) -> Iterator[None]:
     """Inside this context, timm's attention rotates all tokens, not only those behind the prefix of a single item."""

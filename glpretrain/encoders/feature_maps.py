@@ -25,6 +25,7 @@ from glpretrain.encoders.timm_model import TimmArguments, check_model, create_mo
 
 # Their windows are laid out for one size when the model is built.
 _WINDOWED_MODULES = ("swin_transformer", "swin_transformer_v2")
+_NUM_STAGES = 4  # of residual blocks, in all of these
 FEATURE_MAP_MODULES = ("resnet", "resnetv2", "regnet", "convnext", *_WINDOWED_MODULES)
 
 
@@ -122,6 +123,12 @@ class FeatureMap(Encoder):
     def num_layers(self) -> int:
         """Number of stages."""
         return self._num_stages
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The residual blocks of all stages."""
+        names = [info["module"] for info in self.model.feature_info[-_NUM_STAGES:]]
+        stages = [self.model.get_submodule(name) for name in names if isinstance(name, str)]
+        return [block for stage in stages for block in dict(stage.named_children()).get("blocks", stage).children()]
 
     def grid(self, item_shape: Sequence[int]) -> tuple[int, int]:
         """Rows and columns of cells for an image of shape C H W; see `core.patches.image_grid`."""

@@ -228,6 +228,10 @@ class PointTransformer(Encoder):
         """Number of blocks."""
         return len(self.model.blocks)
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """timm's blocks, without the layers that make tokens."""
+        return list(self.model.blocks)
+
     @property
     def num_prefix_tokens(self) -> int:
         """Number of class tokens, which stand before the groups."""

@@ -102,6 +102,10 @@ class PooledViT(Encoder):
         """Number of the ViT's blocks."""
         return self.trunk.num_layers
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """The ViT's blocks."""
+        return self.trunk.blocks()
+
     def grid(self, item_shape: Sequence[int]) -> tuple[int, int]:
         """See `ViT.grid`."""
         return self.trunk.grid(item_shape)

@@ -25,7 +25,8 @@ from glpretrain.core.clouds import take
 from glpretrain.core.patches import image_grid
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, check_numbers, register
-from glpretrain.encoders.blocks import PlainBlock, can_pack, packing_pays, run, run_packed
+from glpretrain.encoders.blocks import PlainBlock, can_pack, gather_rope, packing_pays, run, run_packed
+from glpretrain.encoders.checkpointing import recomputing
 from glpretrain.encoders.drop_path import compute_kept, drawn_paths, drop_uniformly, use_keyed_paths
 from glpretrain.encoders.initial import INITIALS, Initial, fix_positions, start
 from glpretrain.encoders.sequences import Views, hide_tokens, split_tokens
@@ -217,6 +218,10 @@ class ViT(Encoder):
         """Number of blocks."""
         return len(self.model.blocks)
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """timm's blocks."""
+        return list(self.model.blocks)
+
     @property
     def num_prefix_tokens(self) -> int:
         """Number of class, distillation and register tokens, which stand before the patches."""
@@ -238,7 +243,7 @@ class ViT(Encoder):
         if keep is not None:
             prefix, patches = tokens.tensor_split([self.num_prefix_tokens], dim=1)
             tokens = torch.cat((prefix, take(patches, keep)), dim=1)
-            block_args = [{name: _gather_rope(rope, keep) for name, rope in args.items()} for args in block_args]
+            block_args = [{name: gather_rope(rope, keep) for name, rope in args.items()} for args in block_args]
         return self._end(run(self.model.blocks, tokens, block_args))
 
     def _encode_cls(self, items: Tensor, *, mask: Tensor | None) -> EncoderOutput:
@@ -255,7 +260,8 @@ class ViT(Encoder):
         wanted = [self._num_queries(cls_only=group.cls_only) for group in groups]
         keys = [group.keys for group in groups if group.keys is not None]
         sizes = tuple((len(group), group.shape[1]) for group in tokens)
-        with drawn_paths(self, torch.cat(keys), sizes=sizes) if keys and self.training else nullcontext() as draws:
+        paths = drawn_paths(self, torch.cat(keys), sizes=sizes) if keys and self.training else nullcontext()
+        with paths as draws, recomputing(self):
             encoded = run_packed(self.model.blocks, tokens, args, num_queries=wanted, draws=draws)
         return [self._end(one).of_cls() if group.cls_only else self._end(one) for group, one in zip(groups, encoded, strict=True)]
 
@@ -340,9 +346,3 @@ class ViT(Encoder):
         if not isinstance(model, Beit):  # the norm stays on the tokens, where it was trained, whatever a user's pooling is
             args["use_fc_norm" if isinstance(model, Eva) else "fc_norm"] = False
         return timm_config(model, card, model_args=args)
-
-
-def _gather_rope(rope: Tensor, keep: Tensor) -> Tensor:
-    """Rotary table Float[N D] or Float[heads N D] to one per item, Float[B 1 M D] or Float[B heads M D]."""
-    table = rope if rope.dim() == 3 else rope.unsqueeze(0)
-    return table[:, keep].transpose(0, 1)

@@ -23,6 +23,7 @@ from glpretrain.training.checks import begin_step_again, identity, require_end, 
 from glpretrain.training.memory import broadcast_states, keep_from_ddp
 from glpretrain.training.optim import Optimization, TrunkRelease, gradient_norms
 from glpretrain.training.prototypes import Prototypes
+from glpretrain.training.sharding import is_sharded, shard, whole_encoder
 from glpretrain.training.step import Step
 from glpretrain.training.teacher import EMATeacher
 from glpretrain.training.warm_start import Trunk
@@ -76,6 +77,7 @@ class Method(pl.LightningModule, ABC):
         self.optimization = optimization
         self.student = student
         student.set_chunk_size(optimization.chunk_size)  # before the teacher copies it
+        student.set_activation_checkpointing(optimization.activation_checkpointing)
         self.teacher = EMATeacher(student) if momentum is not None else None
         if optimization.compile:
             for branch in (student, *([] if self.teacher is None else [self.teacher.branch])):
@@ -123,6 +125,10 @@ class Method(pl.LightningModule, ABC):
         """What is evaluated and exported: the teacher's encoder where there is one, else the student's."""
         return self.student.encoder if self.teacher is None else self.teacher.branch.encoder
 
+    def whole_backbone(self) -> Encoder:
+        """`backbone()` with whole weights, which is a copy in a sharded run; see `training.sharding.whole_encoder`."""
+        return whole_encoder(self.backbone())
+
     def init_from(self, backbone: Encoder) -> Transfer:
         """Start from a trained backbone: student and teacher get its weights.
 
@@ -167,10 +173,19 @@ class Method(pl.LightningModule, ABC):
         self.optimization.require_modules(self)
         keep_from_ddp(self)
 
+    def configure_model(self) -> None:
+        """Divide all parameters among the processes, where the strategy says so (Lightning's ModelParallelStrategy sets a mesh)."""
+        if self._device_mesh is not None and not is_sharded(self):
+            shard(self, self._device_mesh["data_parallel"])
+
+    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`losses`, inside the hooks with which sharded parameters are gathered."""
+        return self.losses(batch, progress)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of the terms, each averaged over the weighted items, all of them logged."""
         self.step.begin(self)
-        computed = self.losses(batch, self.progress())
+        computed = self(batch, self.progress())
         assert computed.keys() == self.weights.keys(), f"{type(self).__name__} declares {sorted(self.terms)}, computed {sorted(computed)}"
         terms = self.averaged(computed, batch)
         total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()

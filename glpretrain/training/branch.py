@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from glpretrain.core.distributed import has_process_group
+from glpretrain.core.shards import is_divided
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.drop_path import dropping_paths
@@ -96,6 +97,19 @@ class Branch(nn.Module):
             )
         self.chunk_size = chunk_size
 
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Compute the blocks of the encoder a second time for the gradients, or keep what they compute.
+
+        Raises:
+            ValueError: the encoder has no `blocks`.
+        """
+        if enabled and not self.encoder.blocks():
+            raise ValueError(
+                f"optimization: activation_checkpointing=True given, but {self.encoder.card.encoder} names no blocks that could be computed"
+                " again; leave it out"
+            )
+        self.encoder.activation_checkpointing = enabled
+
     def set_trunk_learns(self, learns: bool) -> None:
         """Let the trunk learn, or freeze it. A frozen trunk drops no paths.
 
@@ -108,7 +122,7 @@ class Branch(nn.Module):
     def zero_gradient(self) -> Tensor:
         """Float[]: zero, with a gradient of zero for a frozen trunk, because DistributedDataParallel waits for one."""
         parameters = [] if self.trunk_learns or not has_process_group() else [p for p in self.encoder.parameters() if p.requires_grad]
-        if not parameters:
+        if not parameters or is_divided(parameters):
             return torch.zeros((), device=next(self.parameters()).device)
         # One number of each parameter: a sum over all of them may overflow in half precision, and zero times infinity is not zero.
         return 0.0 * torch.stack([parameter.reshape(-1)[0] for parameter in parameters]).sum()

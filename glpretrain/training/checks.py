@@ -4,7 +4,9 @@ import json
 
 from torch import nn
 
+from glpretrain.core.shards import is_head
 from glpretrain.encoders.base import Encoder
+from glpretrain.training.sharding import class_name, is_sharded
 from glpretrain.training.teacher import FrozenTeacher
 from glpretrain.training.warm_start import Trunk
 
@@ -22,7 +24,7 @@ def require_end(*, steps: int, epochs: int | None) -> None:
 def identity(method: nn.Module) -> dict[str, object]:
     """What a checkpoint records of its run: the method, and the fingerprints of its experts, whose weights it leaves out."""
     experts = {name: module.fingerprint for name, module in method.named_modules() if isinstance(module, FrozenTeacher)}
-    return {"method": type(method).__name__, "experts": experts}
+    return {"method": class_name(method), "experts": experts}
 
 
 def require_same_run(method: nn.Module, checkpoint: dict) -> None:
@@ -34,6 +36,8 @@ def require_same_run(method: nn.Module, checkpoint: dict) -> None:
     own = identity(method)
     if checkpoint.get("method") != own["method"]:
         raise ValueError(f"checkpoint: it was written by {checkpoint.get('method')}, this run is {own['method']}; give the same method")
+    if is_head(checkpoint) and not is_sharded(method):
+        raise ValueError("checkpoint: it is sharded; go on with trainer.strategy=fsdp2, on any number of processes")
     written, present = checkpoint.get("experts", {}), own["experts"]
     assert isinstance(written, dict) and isinstance(present, dict)
     for name in sorted(written.keys() | present.keys()):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glpretrain.core.shards import local
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, fingerprint
 from glpretrain.training.branch import Branch, batch_norms
@@ -46,7 +47,8 @@ class EMATeacher(nn.Module):
     def update(self, branch: nn.Module, *, momentum: float) -> None:
         """teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter in float32; buffers are copied, except those of
         batch norms."""
-        own, student = dict(self.branch.named_parameters()), dict(branch.named_parameters())
+        # Of sharded ones the part of this process: both sides are divided alike.
+        own, student = ({name: local(value) for name, value in side.named_parameters()} for side in (self.branch, branch))
         assert own.keys() == student.keys(), f"teacher and student differ in {sorted(own.keys() ^ student.keys())}"
         full = [name for name, value in own.items() if value.dtype == torch.float32]
         if full:

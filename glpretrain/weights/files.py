@@ -73,8 +73,12 @@ def read_safetensors(path: Path) -> State:
         ) from error
 
 
-def read_pickle(path: Path) -> object:
+def read_pickle(path: Path, *, mapped: bool = False) -> object:
     """What `torch.save` wrote: tensors and plain values, and a blank object for everything named in `_READ_AS_BLANK`.
+
+    Args:
+        path: the file.
+        mapped: whether its tensors are mapped into memory, where only what is used is read.
 
     Raises:
         ValueError: the file is missing, is cut short, has another format, or asks for code to be run.
@@ -84,7 +88,7 @@ def read_pickle(path: Path) -> object:
     _check_container(path)
     try:
         with torch.serialization.safe_globals([(_Blank, name) for name in _READ_AS_BLANK]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except _DAMAGE as error:
         if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"it asks for {asked[1]}, which is code; accepted: tensors and plain values; nothing was run"

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from glpretrain.core.files import new_folder, write_json
+from glpretrain.core.shards import Parts, files_of, is_head
 from glpretrain.core.types import EncoderCard
 from glpretrain.encoders import Encoder, build
 from glpretrain.encoders.base import load_strictly
-from glpretrain.weights.files import State, in_single_precision, is_state, listed, read_json, read_safetensors
+from glpretrain.weights.files import State, in_single_precision, is_state, listed, read_json, read_pickle, read_safetensors
 from glpretrain.weights.report import LoadedWeights, LoadOptions, Which
 
 WEIGHTS, CARD, LIBRARY_CONFIG = "model.safetensors", "card.json", "config.json"
@@ -114,7 +115,9 @@ def read_own_checkpoint(content: object, options: LoadOptions, *, path: Path) ->
         starts = " or ".join(prefixes.values())
         raise ValueError(f"load_backbone: {path} has no encoder: no tensor starts with {starts}; found {listed(sorted(state))}")
     prefix = prefixes[side]
-    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    parts = _parts(content, path=path)
+    own = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+    own = {name.removeprefix(prefix): _whole(tensor, parts, name=name, path=path) for name, tensor in own.items()}
     try:
         with torch.device("meta"):  # only to give the tensors their names, so that shapes are compared before anything takes memory
             encoder = build(EncoderCard.from_json(content["encoder_card"]))
@@ -126,3 +129,28 @@ def read_own_checkpoint(content: object, options: LoadOptions, *, path: Path) ->
     arguments = {**encoder.card.arguments, "source": f"{content['method']}, {content['global_step']} steps"}
     left_out = (*sorted(name for name in state if not name.startswith(prefix)), *(["mask_token"] if "mask_token" in own else []))
     return LoadedWeights(f"checkpoint ({side})", encoder.card.encoder, arguments, encoder.backbone_state(), left_out=left_out)
+
+
+def _parts(content: dict, *, path: Path) -> Parts | None:
+    """The parts of a sharded checkpoint, which are mapped into memory and not read; None of any other."""
+    if not is_head(content):
+        return None
+    parts = []
+    for file in files_of(content, path=path):
+        part = read_pickle(file, mapped=True)
+        if not isinstance(part, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in part.values()):
+            raise ValueError(f"load_backbone: {file} does not hold the parts of a sharded checkpoint")
+        parts.append(part)
+    return Parts(parts)
+
+
+def _whole(tensor: torch.Tensor, parts: Parts | None, *, name: str, path: Path) -> torch.Tensor:
+    if parts is None or not tensor.is_meta:
+        return tensor
+    try:
+        whole = parts.whole(("state_dict", name))
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"load_backbone: {path}: its shards do not hold {name}") from error
+    if whole.shape != tensor.shape:
+        raise ValueError(f"load_backbone: {path}: {name} has shape {tuple(whole.shape)} in its shards, {tuple(tensor.shape)} in itself")
+    return whole

@@ -31,10 +31,11 @@ class Launch:
         count: number of processes.
         launcher: "own" is Lightning's, which starts the others from the first process.
         restarts: how often torchrun starts the processes again.
+        strategy: what each process holds.
     """
 
-    def __init__(self, folder: Path, *, count: int, launcher: str, restarts: int = 0) -> None:
-        self.folder, self.count = folder, count
+    def __init__(self, folder: Path, *, count: int, launcher: str, restarts: int = 0, strategy: str = "ddp") -> None:
+        self.folder, self.count, self.strategy = folder, count, strategy
         folder.mkdir(exist_ok=True)
         self.recipe, self.clock = shrunk(ROOT / "dino.yaml", folder), folder / "clock"
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}", "-m"]
@@ -44,7 +45,13 @@ class Launch:
         """The command, with a fault that happens once."""
         fault = {"class_path": "faulty.Fault", "init_args": {"kind": kind, "rank": rank, "step": 3, "clock": str(self.clock)}}
         options = {
-            **{"callbacks": json.dumps([fault]), "devices": self.count, "strategy": "ddp", "accelerator": "cpu", "max_steps": STEPS},
+            **{
+                "callbacks": json.dumps([fault]),
+                "devices": self.count,
+                "strategy": self.strategy,
+                "accelerator": "cpu",
+                "max_steps": STEPS,
+            },
             **{"logger": "false", "enable_progress_bar": "false"},
         }
         words = [word for name, value in options.items() for word in (f"--trainer.{name}", str(value))]
@@ -133,6 +140,27 @@ def test_what_one_process_suffers_ends_all_and_the_same_command_goes_on(
     if kind != "unreadable" and (kind, rank) != ("kill", 0):  # before the first step, and of the process that would have saved it
         assert "goes on after step" in again, again
     require_equal(launch.state(), undisturbed(count), count=count)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "status", "line"),
+    [
+        ("raise", 1, "glpretrain: process 1: the disk of this process is gone"),
+        ("kill", 1, "glpretrain: process 1 was killed by SIGKILL"),
+        ("term", 75, "glpretrain: stopped by a signal to another process after step 5"),
+    ],
+)
+def test_what_one_process_suffers_ends_all_where_parameters_are_sharded(kind: str, status: int, line: str, tmp_path: Path) -> None:
+    launch = Launch(tmp_path, count=2, launcher="own", strategy="fsdp2")
+    process = launch.start(kind=kind, rank=1)
+    said = launch.said(process)
+    assert launch.clock.exists(), said
+    assert launch.seconds() < _LIMIT and process.returncode == status and line in said and "Traceback" not in said, said
+    again = launch.said(launch.start(kind=kind, rank=1))  # the fault has happened
+    # After a failure not all parts of the state are there any more: the run goes on from the checkpoint before, and here there was none.
+    assert ("goes on after step 5" if kind == "term" else "was interrupted before its first checkpoint; a new run starts") in again, again
+    assert launch.state()
 
 
 @pytest.mark.slow
