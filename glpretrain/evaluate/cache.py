@@ -2,8 +2,8 @@
 
 Everything is found by content. A batch of features is named by the digests of its items, the size they were brought to, the layer
 and the precision; its folder by the encoder's weights and card. So a changed file, weight or setting can never meet old features,
-an interrupted evaluation goes on where it stopped, and evaluators that read the same items share one extraction. Only `cls` and `patches`
-are kept: an output that comes from the cache has no registers.
+an interrupted evaluation goes on where it stopped, and evaluators that read the same items share one extraction. Only `cls` and as much
+of `patches` as was asked for are kept: an output that comes from the cache has no registers.
 
 Any number of processes may share a folder: a file in it is complete or absent, and one that is removed meanwhile is computed again.
 """
@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
@@ -31,8 +32,11 @@ _LOG = logging.getLogger(__name__)
 _MEMORY_BYTES = 1 << 30
 DISK_GB = 10.0
 _CARD = "card.json"
-_FOLDER, _FILE = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{64}\.(cls|patches)\.safetensors")
+_FOLDER, _FILE = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{64}\.(cls|pooled|patches)\.safetensors")
 _ABANDONED = 3600.0  # seconds after which a file that is not complete belongs to a killed process
+
+# How much of the patches of an item is needed: none, Float[B 0 D]; their mean and their maximum, Float[B 2 D]; all, Float[B N D].
+Patches = Literal["none", "pooled", "all"]
 
 
 def default_folder() -> Path:
@@ -64,30 +68,35 @@ class FeatureCache:
         self._memory: dict[str, Tensor] = {}
         self._bytes = 0
 
-    def find(self, name: str, *, patches: bool) -> EncoderOutput | None:
-        """The features of a batch, on the CPU; None where they were not computed yet.
+    def find(self, name: str, *, patches: Patches) -> EncoderOutput | None:
+        """The features of a batch, on the CPU, as `with_patches` gives them; None where they were not computed yet.
 
         Args:
             name: name of the batch.
-            patches: whether they are needed; without, the output has Float[B 0 D] for patches.
+            patches: how much of the patches is needed.
         """
         cls = self._find(f"{name}.cls")
         if cls is None:
             return None
-        found = self._find(f"{name}.patches") if patches else cls.new_empty(len(cls), 0, cls.shape[1])
+        if patches == "none":
+            return EncoderOutput(cls, cls.new_empty(len(cls), 0, cls.shape[1]))
+        found = self._find(f"{name}.{_PART_OF[patches]}")
+        if found is None and patches == "pooled" and (every := self._find(f"{name}.patches")) is not None:
+            return with_patches(EncoderOutput(cls, every), "pooled")
         return None if found is None else EncoderOutput(cls, found)
 
-    def keep(self, name: str, output: EncoderOutput, *, patches: bool) -> None:
-        """Keep the features of a batch, Float[B D] and Float[B N D] on the CPU.
+    def keep(self, name: str, output: EncoderOutput, *, patches: Patches) -> None:
+        """Keep the features of a batch.
 
         Args:
             name: name of the batch.
-            output: features of the batch.
-            patches: whether they are kept too; those of a large set that only `cls` was asked of would fill a disk.
+            output: features of the batch on the CPU, as `with_patches` gives them.
+            patches: how much of the patches there is; all those of a large set of which less was needed would fill a disk.
         """
         self.num_computed += 1
+        parts = {"cls": output.cls} | ({} if patches == "none" else {_PART_OF[patches]: output.patches})
         # Kept apart: k-NN over a large set neither reads nor writes the patches.
-        for part, rows in (("cls", output.cls), ("patches", output.patches))[: 2 if patches else 1]:
+        for part, rows in parts.items():
             tensor = rows.contiguous()
             self._remember(f"{name}.{part}", tensor)
             if self.folder is not None:
@@ -125,6 +134,24 @@ class FeatureCache:
         if self._bytes + size <= self.memory_bytes:
             self._memory[name] = tensor
             self._bytes += size
+
+
+_PART_OF: dict[Patches, str] = {"pooled": "pooled", "all": "patches"}
+
+
+def with_patches(output: EncoderOutput, patches: Patches) -> EncoderOutput:
+    """The features with as much of the patches as is needed, in tensors that keep no others alive: a `cls` is often a view of all tokens.
+
+    Args:
+        output: features with all patches, Float[B N D].
+        patches: how much of these is needed.
+    """
+    cls = output.cls.clone(memory_format=torch.contiguous_format)
+    if patches == "none":
+        return EncoderOutput(cls, cls.new_empty(len(cls), 0, cls.shape[1]))
+    if patches == "pooled":
+        return EncoderOutput(cls, torch.stack([output.patches.mean(dim=1), output.patches.amax(dim=1)], dim=1))  # [B 2 D]
+    return EncoderOutput(cls, output.patches)
 
 
 def _read(path: Path) -> Tensor | None:

@@ -19,7 +19,7 @@ from glpretrain import modalities
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.layers import features_of_layers, layer_number
-from glpretrain.evaluate.cache import FeatureCache
+from glpretrain.evaluate.cache import FeatureCache, Patches, with_patches
 from glpretrain.evaluate.items import DecodedItems, ItemBatch, Resize
 from glpretrain.evaluate.metrics.roc import numbered
 
@@ -110,7 +110,7 @@ class Features:
         return tracked(found, total=-(-len(items) // self.batch_size), description=f"{description} {items.name}")
 
     def encode(
-        self, encoder: Encoder, items: DecodedItems, *, resize: Resize, patches: bool = True, cache: FeatureCache | None = None
+        self, encoder: Encoder, items: DecodedItems, *, resize: Resize, patches: Patches = "all", cache: FeatureCache | None = None
     ) -> Iterator[tuple[ItemBatch, EncoderOutput]]:
         """Encode every item in evaluation mode, on the device of the encoder, without gradient.
 
@@ -118,7 +118,7 @@ class Features:
             encoder: the encoder; every module of it gets its own mode back.
             items: the items.
             resize: see `DecodedItems.batches`.
-            patches: whether the patches are needed; without, an output may come with none, and none are kept.
+            patches: how much of the patches is needed, which is what comes and is kept.
             cache: features of this encoder; what is in it is not computed again.
 
         Yields:
@@ -128,12 +128,12 @@ class Features:
             yield batch, outputs[self.layer]
 
     def encode_layers(
-        self, encoder: Encoder, items: DecodedItems, *, resize: Resize, layers: Mapping[int, bool], cache: FeatureCache | None = None
+        self, encoder: Encoder, items: DecodedItems, *, resize: Resize, layers: Mapping[int, Patches], cache: FeatureCache | None = None
     ) -> Iterator[tuple[ItemBatch, dict[int, EncoderOutput]]]:
         """`encode` for several layers, in one pass over the items. Other arguments as there.
 
         Args:
-            layers: blocks whose features are taken, each with whether its patches are needed.
+            layers: blocks whose features are taken, each with how much of its patches is needed.
 
         Yields:
             Each batch with its features by layer.
@@ -144,7 +144,7 @@ class Features:
 
     def labelled(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None = None) -> LabelledFeatures:
         """`cls` of every item that has a label. Arguments as in `encode`; see `labelled_rows`."""
-        batches = self.encode(encoder, items, resize="crop", patches=False, cache=cache)
+        batches = self.encode(encoder, items, resize="crop", patches="none", cache=cache)
         return labelled_rows(batches, lambda output: output.cls, items=items)
 
 
@@ -200,7 +200,7 @@ def encode_batch(
     *,
     digests: Sequence[str],
     resize: str,
-    layers: Mapping[int, bool],
+    layers: Mapping[int, Patches],
     bf16: bool = False,
     cache: FeatureCache | None = None,
 ) -> dict[int, EncoderOutput]:
@@ -225,7 +225,8 @@ def encode_batch(
         with evaluating(encoder), torch.autocast(device_of(encoder).type, torch.bfloat16, enabled=bf16):
             computed = features_of_layers(encoder, normalised(items, encoder), layers=missing)
         for layer, output in zip(missing, computed, strict=True):
-            outputs[layer] = EncoderOutput(output.cls.float().cpu(), output.patches.float().cpu())
+            needed = with_patches(EncoderOutput(output.cls.float(), output.patches.float()), layers[layer])  # before it leaves the device
+            outputs[layer] = EncoderOutput(needed.cls.cpu(), needed.patches.cpu())
             if cache is not None:
                 cache.keep(names[layer], outputs[layer], patches=layers[layer])
     return outputs

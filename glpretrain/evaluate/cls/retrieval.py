@@ -103,7 +103,7 @@ class Retrieval(Evaluator):
         return queries, gallery.at(keys.permutation(torch.tensor(_ORDER_SEED), len(gallery.labels)))
 
     def _normalised(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> LabelledFeatures:
-        batches = self.features.encode(encoder, items, resize="crop", patches=False, cache=cache)
+        batches = self.features.encode(encoder, items, resize="crop", patches="none", cache=cache)
         return labelled_rows(batches, lambda output: functional.normalize(output.cls, dim=1), items=items)
 
 

@@ -196,7 +196,7 @@ class LabelPropagation(Evaluator):
                 images = functional.interpolate(images, size=tuple(size), mode="bilinear", antialias=True)
             digests = [hashlib.sha256(f"{tuple(frame.shape)}".encode() + bytes_of(frame)).hexdigest() for frame in frames]
             layer, bf16 = self.features.layer, self.features.bf16
-            outputs = encode_batch(encoder, images, digests=digests, resize="bilinear", layers={layer: True}, bf16=bf16, cache=cache)
+            outputs = encode_batch(encoder, images, digests=digests, resize="bilinear", layers={layer: "all"}, bf16=bf16, cache=cache)
             patches = outputs[layer].patches  # [B N D]
             require_finite(patches, times, what=f"video {video.name!r}: the patch features")
             yield from patches

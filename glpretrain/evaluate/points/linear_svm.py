@@ -23,7 +23,6 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
@@ -97,7 +96,8 @@ class LinearSVM(SupportVectors):
         """See `SupportVectors`."""
         if self.pooling == "cls":
             return self.features.labelled(encoder, items, cache)
-        return labelled_rows(self.features.encode(encoder, items, resize="crop", cache=cache), _mean_max, items=items)
+        batches = self.features.encode(encoder, items, resize="crop", patches="pooled", cache=cache)
+        return labelled_rows(batches, lambda output: output.patches.flatten(1), items=items)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +125,6 @@ class ShapeHistogram(SupportVectors):
         batches = items.batches(self.features.shape(encoder), resize="crop", batch_size=self.features.batch_size)
         histograms = ((batch, distance_histograms(batch.items[:, : self.max_points], num_bins=self.num_bins)) for batch in batches)
         return labelled_rows(histograms, lambda rows: rows, items=items)
-
-
-def _mean_max(output: EncoderOutput) -> Tensor:
-    """Float[B 2D]."""
-    return torch.cat([output.patches.mean(dim=1), output.patches.amax(dim=1)], dim=1)
 
 
 def svm_predict(train: LabelledFeatures, queries: Tensor, *, inverse_l2: float, scale: Scale) -> Tensor:
