@@ -103,6 +103,13 @@ class DecodedItems:
         renamed._labels = torch.tensor([names.index(name) for name in self.source.classes])
         return renamed
 
+    def some(self, positions: Tensor) -> "DecodedItems":
+        """Some of the items, those at Int[M], in the order of the source."""
+        part = copy(self)
+        part.indices = [self.indices[position] for position in positions.sort().values.tolist()]
+        part._cache = {}
+        return part
+
     def digest(self, index: int) -> str:
         """Digest of an item that was read, of its values, label and masks, before any resize."""
         return self._digests[index]

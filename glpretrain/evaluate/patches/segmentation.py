@@ -1,4 +1,4 @@
-"""What the evaluators of semantic segmentation share: masks of classes, patches that go with them, and from patch scores to pixels.
+"""What the evaluators of semantic segmentation share: masks of classes, samples of patches, and from patch scores to pixels.
 
 The classifiers and their protocols are left out, each has its own file, and so are the scores (`metrics.confusion`).
 """
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
+from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Score
 from glpretrain.evaluate.cache import FeatureCache
@@ -45,6 +46,37 @@ def checked_patches(patches: Tensor, index: Tensor, *, count: int, encoder: Enco
         raise ValueError(f"encoder {encoder.card.encoder!r}: {patches.shape[1]} patches; its grid has {count}")
     require_finite(patches, index, what=f"source {items.name!r}: the patch features")
     return patches
+
+
+class TokenSample:
+    """At most so many of the tokens of all items: as many of each item, a fixed pseudo-random subset; all of them where they are few.
+
+    Where there are more items than tokens that may be taken, one is taken of each of as many items.
+
+    Args:
+        items: the items.
+        num_tokens: number of tokens of each of them.
+        at_most: number of tokens in the sample at most.
+        seed: seed of the subset.
+    """
+
+    def __init__(self, items: DecodedItems, *, num_tokens: int, at_most: int, seed: int) -> None:
+        count = len(items)
+        self.items = items if at_most >= count else items.some(keys.permutation(torch.tensor(seed), count)[:at_most])
+        self._num_tokens, self._seed = num_tokens, seed
+        self.of_item = min(num_tokens, max(1, at_most // count))  # number of tokens of an item
+
+    def places(self, index: Tensor) -> Tensor:
+        """Int[B M]: which tokens of the items with dataset indices Int[B] are in the sample."""
+        if self.of_item == self._num_tokens:
+            return torch.arange(self._num_tokens).expand(len(index), -1)
+        drawn = keys.permutation(keys.item_keys(seed=self._seed, epoch=0, index=index), self._num_tokens)
+        return drawn[:, : self.of_item]
+
+
+def taken(tokens: Tensor, places: Tensor) -> Tensor:
+    """Float[B M D]: of the tokens of each item, Float[B N D], those at Int[B M]."""
+    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))
 
 
 def class_shares(semantic: Tensor, *, grid: tuple[int, int], num_classes: int) -> Tensor:
