@@ -103,10 +103,10 @@ class DecodedItems:
         renamed._labels = torch.tensor([names.index(name) for name in self.source.classes])
         return renamed
 
-    def some(self, positions: Tensor) -> "DecodedItems":
-        """Some of the items, those at Int[M], in the order of the source."""
+    def some(self, indices: Collection[int]) -> "DecodedItems":
+        """The items with these dataset indices, in the order of the source."""
         part = copy(self)
-        part.indices = [self.indices[position] for position in positions.sort().values.tolist()]
+        part.indices = sorted(indices)
         part._cache = {}
         return part
 

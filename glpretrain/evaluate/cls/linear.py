@@ -20,7 +20,16 @@ from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
-from glpretrain.evaluate.probes import answerable, choose_strength, classes_named, dealt, require_two_classes, small_products, standardiser
+from glpretrain.evaluate.probes import (
+    answerable,
+    choose_strength,
+    classes_named,
+    dealt,
+    in_parts,
+    require_two_classes,
+    small_products,
+    standardiser,
+)
 
 _LOG = logging.getLogger(__name__)
 _FOLD_SEED = 120
@@ -62,7 +71,7 @@ class LogisticProbe(Evaluator):
             probe.fit(train.cls.numpy(), train.labels.numpy())
         if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
             _LOG.info("linear probe: %d iterations were not enough at inverse_l2 %g", self.max_iter, inverse_l2)
-        return torch.from_numpy(probe.predict(queries.numpy()))
+        return in_parts(lambda part: torch.from_numpy(probe.predict(part.numpy())), queries, num_scores=len(probe.classes_))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,13 +26,12 @@ from glpretrain.evaluate.features import LabelledFeatures, device_of, labelled_r
 from glpretrain.evaluate.figures import curves_figure
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
-from glpretrain.evaluate.probes import answerable, require_two_classes, stratified_split
+from glpretrain.evaluate.probes import answerable, in_parts, require_two_classes, stratified_split
 
 _ORDER_SEED, _WEIGHT_SEED = 70, 71
 _SGD_MOMENTUM = 0.9
 _INITIAL_STD = 0.01
 _RATE_UNIT = 256  # items per step at which a learning rate is the one used
-_LOGITS = 1 << 24  # at a time
 DEFAULT_RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -47,9 +46,12 @@ class Heads(NamedTuple):
         return torch.einsum("bd,drk->brk", features, self.weight) + self.bias
 
     def classes(self, features: Tensor) -> Tensor:
-        """Float[B D] to Int[B R] on the CPU, a bounded number of logits at a time: the class that each head gives."""
-        chunks = features.split(max(1, _LOGITS // self.bias.numel()))
-        return torch.cat([self.logits(chunk.to(self.bias.device)).argmax(dim=-1).cpu() for chunk in chunks])
+        """Float[B D] to Int[B R] on the CPU: the class that each head gives."""
+
+        def predict(part: Tensor) -> Tensor:
+            return self.logits(part.to(self.bias.device)).argmax(dim=-1).cpu()
+
+        return in_parts(predict, features, num_scores=self.bias.numel())
 
     def to(self, device: torch.device) -> "Heads":
         """The same heads on a device."""

@@ -3,7 +3,7 @@
 The classifiers and their protocols are left out, each has its own file, and so are the scores (`metrics.confusion`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from matplotlib.figure import Figure
@@ -62,7 +62,11 @@ class TokenSample:
 
     def __init__(self, items: DecodedItems, *, num_tokens: int, at_most: int, seed: int) -> None:
         count = len(items)
-        self.items = items if at_most >= count else items.some(keys.permutation(torch.tensor(seed), count)[:at_most])
+        self.items = items
+        if at_most < count:
+            self.items = items.some(
+                [items.indices[position] for position in keys.permutation(torch.tensor(seed), count)[:at_most].tolist()]
+            )
         self._num_tokens, self._seed = num_tokens, seed
         self.of_item = min(num_tokens, max(1, at_most // count))  # number of tokens of an item
 
@@ -77,6 +81,14 @@ class TokenSample:
 def taken(tokens: Tensor, places: Tensor) -> Tensor:
     """Float[B M D]: of the tokens of each item, Float[B N D], those at Int[B M]."""
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))
+
+
+def with_objects(batches: Iterable[ItemBatch]) -> list[int]:
+    """Dataset indices of the images that show an object."""
+    found: list[int] = []
+    for batch in batches:
+        found += batch.index[(batch.instance_masks() > 0).flatten(1).any(dim=1)].tolist()
+    return found
 
 
 def class_shares(semantic: Tensor, *, grid: tuple[int, int], num_classes: int) -> Tensor:

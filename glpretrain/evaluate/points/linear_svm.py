@@ -29,7 +29,7 @@ from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import LabelledFeatures, labelled_rows
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
-from glpretrain.evaluate.probes import answerable, choose_strength, small_products, standardiser
+from glpretrain.evaluate.probes import answerable, choose_strength, in_parts, small_products, standardiser
 
 Scale = Literal["standard", "unit", "none"]
 _MAX_ITER = 5000
@@ -141,7 +141,7 @@ def svm_predict(train: LabelledFeatures, queries: Tensor, *, inverse_l2: float, 
     with warnings.catch_warnings(), small_products(rows):
         warnings.simplefilter("ignore", ConvergenceWarning)
         machine.fit(rows.numpy(), train.labels.numpy())
-    return torch.from_numpy(machine.predict(queries.numpy()))
+    return in_parts(lambda part: torch.from_numpy(machine.predict(part.numpy())), queries, num_scores=len(machine.classes_))
 
 
 def distance_histograms(points: Tensor, *, num_bins: int) -> Tensor:
