@@ -68,6 +68,14 @@ class FeatureCache:
         self._memory: dict[str, Tensor] = {}
         self._bytes = 0
 
+    def has(self, name: str, *, patches: Patches) -> bool:
+        """Whether the features of a batch were computed; another process may remove them at any moment."""
+        parts = {"none": (), "pooled": ("pooled", "patches"), "all": ("patches",)}[patches]
+        return self._has(f"{name}.cls") and (not parts or any(self._has(f"{name}.{part}") for part in parts))
+
+    def _has(self, name: str) -> bool:
+        return name in self._memory or (self.folder is not None and (self.folder / f"{name}.safetensors").is_file())
+
     def find(self, name: str, *, patches: Patches) -> EncoderOutput | None:
         """The features of a batch, on the CPU, as `with_patches` gives them; None where they were not computed yet.
 

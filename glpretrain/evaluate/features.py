@@ -4,15 +4,12 @@ Decoding is left out (`items`), and so is what is done with the features.
 """
 
 import hashlib
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from glpretrain import modalities
@@ -20,31 +17,10 @@ from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.layers import features_of_layers, layer_number
 from glpretrain.evaluate.cache import FeatureCache, Patches, with_patches
-from glpretrain.evaluate.items import DecodedItems, ItemBatch, Resize
-from glpretrain.evaluate.metrics.roc import numbered
-
-_PATIENCE = 2.0  # seconds without a progress bar
-
-Element = TypeVar("Element")
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledFeatures:
-    """One row per item that has a label."""
-
-    cls: Tensor  # Float[B D]
-    labels: Tensor  # Int[B]
-    index: Tensor  # Int[B]  dataset index
-    groups: Tensor | None = None  # Int[B]  which rows belong together, such as frames of one video; None where all are independent
-
-    def at(self, positions: Tensor) -> "LabelledFeatures":
-        """Some of the rows, by position or by Bool[B]."""
-        groups = None if self.groups is None else self.groups[positions]
-        return LabelledFeatures(self.cls[positions], self.labels[positions], self.index[positions], groups)
-
-    def with_cls(self, cls: Tensor) -> "LabelledFeatures":
-        """The same items with other rows, Float[B D]."""
-        return replace(self, cls=cls)
+from glpretrain.evaluate.items import DecodedItems, ItemBatch
+from glpretrain.evaluate.progress import tracked
+from glpretrain.evaluate.reading import Resize
+from glpretrain.evaluate.rows import LabelledFeatures, labelled_rows
 
 
 @dataclass(frozen=True)
@@ -110,7 +86,14 @@ class Features:
         return tracked(found, total=-(-len(items) // self.batch_size), description=f"{description} {items.name}")
 
     def encode(
-        self, encoder: Encoder, items: DecodedItems, *, resize: Resize, patches: Patches = "all", cache: FeatureCache | None = None
+        self,
+        encoder: Encoder,
+        items: DecodedItems,
+        *,
+        resize: Resize,
+        patches: Patches = "all",
+        cache: FeatureCache | None = None,
+        is_looked_at: bool = False,
     ) -> Iterator[tuple[ItemBatch, EncoderOutput]]:
         """Encode every item in evaluation mode, on the device of the encoder, without gradient.
 
@@ -120,15 +103,24 @@ class Features:
             resize: see `DecodedItems.batches`.
             patches: how much of the patches is needed, which is what comes and is kept.
             cache: features of this encoder; what is in it is not computed again.
+            is_looked_at: whether the caller needs the values or masks of the items, which are not read where their features are known.
 
         Yields:
             Each batch with its features in float32, on the CPU.
         """
-        for batch, outputs in self.encode_layers(encoder, items, resize=resize, layers={self.layer: patches}, cache=cache):
+        options = {"resize": resize, "cache": cache, "is_looked_at": is_looked_at}
+        for batch, outputs in self.encode_layers(encoder, items, layers={self.layer: patches}, **options):
             yield batch, outputs[self.layer]
 
     def encode_layers(
-        self, encoder: Encoder, items: DecodedItems, *, resize: Resize, layers: Mapping[int, Patches], cache: FeatureCache | None = None
+        self,
+        encoder: Encoder,
+        items: DecodedItems,
+        *,
+        resize: Resize,
+        layers: Mapping[int, Patches],
+        cache: FeatureCache | None = None,
+        is_looked_at: bool = False,
     ) -> Iterator[tuple[ItemBatch, dict[int, EncoderOutput]]]:
         """`encode` for several layers, in one pass over the items. Other arguments as there.
 
@@ -138,9 +130,21 @@ class Features:
         Yields:
             Each batch with its features by layer.
         """
-        for batch in self.batches(encoder, items, resize=resize, description="encoding"):
-            options = {"digests": batch.digests, "resize": resize, "layers": layers}
-            yield batch, encode_batch(encoder, batch.items, **options, bf16=self.bf16, cache=cache)
+        shape, numbers = self.shape(encoder), range(items.num_batches(self.batch_size))
+
+        def is_needed(batch: ItemBatch) -> bool:
+            if cache is None or is_looked_at:
+                return True
+            names = batch_names(encoder, shape, digests=batch.digests, resize=resize, layers=layers, bf16=self.bf16)
+            return not all(cache.has(name, patches=layers[layer]) for layer, name in names.items())
+
+        found = items.numbered(shape, resize=resize, batch_size=self.batch_size, numbers=numbers, is_needed=is_needed)
+        readable = False
+        for _, batch in tracked(found, total=len(numbers), description=f"encoding {items.name}"):
+            readable = True
+            yield batch, encode_batch(encoder, batch, shape=shape, resize=resize, layers=layers, bf16=self.bf16, cache=cache)
+        if not readable:
+            raise items.nothing_to_read()
 
     def labelled(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None = None) -> LabelledFeatures:
         """`cls` of every item that has a label. Arguments as in `encode`; see `labelled_rows`."""
@@ -148,57 +152,36 @@ class Features:
         return labelled_rows(batches, lambda output: output.cls, items=items)
 
 
-def labelled_rows(
-    batches: Iterable[tuple[ItemBatch, Element]], rows: Callable[[Element], Tensor], *, items: DecodedItems
-) -> LabelledFeatures:
-    """A row for every item that has a label, on the CPU.
-
-    Args:
-        batches: each batch with what its rows are made of.
-        rows: function of that to Float[B D].
-        items: the items that the batches are of.
-
-    Raises:
-        ValueError: no item has a label, or a number is not finite.
-    """
-    parts: list[LabelledFeatures] = []
-    for batch, output in batches:
-        parts.append(LabelledFeatures(rows(output), batch.labels, batch.index).at(batch.labels >= 0))
-    columns = ([part.cls for part in parts], [part.labels for part in parts], [part.index for part in parts])
-    found = LabelledFeatures(*(torch.cat(column) for column in columns))
-    if len(found.labels) == 0:
-        raise ValueError(f"source {items.name!r}: no item has a label; this evaluator needs labels")
-    require_finite(found.cls, found.index, what=f"source {items.name!r}: the features")
-    names = items.source.groups
-    if not names:
-        return found
-    return replace(found, groups=numbered([str(names[index]) for index in found.index.tolist()], count=len(found.index)))
+def batch_names(
+    encoder: Encoder, shape: Sequence[int], *, digests: Sequence[str], resize: str, layers: Iterable[int], bf16: bool
+) -> dict[int, str]:
+    """Name of a batch in the cache, by layer. Arguments as of `encode_batch`."""
+    names: dict[int, str] = {}
+    for layer in layers:
+        settings = f"{tuple(shape)} {resize} {layer_number(encoder, layer)} {'bf16' if bf16 else 'float32'}"
+        names[layer] = hashlib.sha256("".join((settings, *digests)).encode()).hexdigest()
+    return names
 
 
-def require_finite(features: Tensor, index: Tensor, *, what: str) -> None:
-    """Refuse features that are not numbers.
+class Encodable(Protocol):
+    """What is encoded: the items of an `ItemBatch`, or frames of a video."""
 
-    Args:
-        features: Float[B *S], what an encoder makes of items.
-        index: Int[B], dataset index of each item, or time of each frame.
-        what: whose features they are, for the message.
+    @property
+    def digests(self) -> Sequence[str]:
+        """Digest of each item, before it was resized."""
+        ...
 
-    Raises:
-        ValueError: a number is not finite. The message names the items, or the backbone where it is all of them.
-    """
-    lost = index[~features.flatten(1).isfinite().all(dim=1)].tolist()
-    if len(lost) == len(index) > 0:
-        raise ValueError(f"{what} are not finite for any of {len(index)} items; give a backbone whose weights are finite")
-    if lost:
-        others = f" and {len(lost) - 1} others" if len(lost) > 1 else ""
-        raise ValueError(f"{what} are not finite for item {lost[0]}{others}, of {len(index)} items; give a source without such items")
+    @property
+    def items(self) -> Tensor:
+        """UInt8[B C H W], or Float[B P 3]; asked for only where features have to be computed."""
+        ...
 
 
 def encode_batch(
     encoder: Encoder,
-    items: Tensor,
+    batch: Encodable,
     *,
-    digests: Sequence[str],
+    shape: Sequence[int],
     resize: str,
     layers: Mapping[int, Patches],
     bf16: bool = False,
@@ -207,15 +190,12 @@ def encode_batch(
     """Features of items of one size, by layer. Other arguments as in `Features.encode_layers`.
 
     Args:
-        items: UInt8[B C H W], or Float[B P 3].
-        digests: digest of each item, before it was resized.
+        batch: the items.
+        shape: their shape.
         resize: how they were resized; a part of their names in the cache.
     """
     assert cache is None or cache.encoder is encoder
-    names: dict[int, str] = {}
-    for layer in layers:
-        settings = f"{tuple(items.shape[1:])} {resize} {layer_number(encoder, layer)} {'bf16' if bf16 else 'float32'}"
-        names[layer] = hashlib.sha256("".join((settings, *digests)).encode()).hexdigest()
+    names = batch_names(encoder, shape, digests=batch.digests, resize=resize, layers=layers, bf16=bf16)
     outputs: dict[int, EncoderOutput] = {}
     if cache is not None:
         found = {layer: cache.find(name, patches=layers[layer]) for layer, name in names.items()}
@@ -223,7 +203,7 @@ def encode_batch(
     missing = [layer for layer in layers if layer not in outputs]
     if missing:
         with evaluating(encoder), torch.autocast(device_of(encoder).type, torch.bfloat16, enabled=bf16):
-            computed = features_of_layers(encoder, normalised(items, encoder), layers=missing)
+            computed = features_of_layers(encoder, normalised(batch.items, encoder), layers=missing)
         for layer, output in zip(missing, computed, strict=True):
             needed = with_patches(EncoderOutput(output.cls.float(), output.patches.float()), layers[layer])  # before it leaves the device
             outputs[layer] = EncoderOutput(needed.cls.cpu(), needed.patches.cpu())
@@ -254,22 +234,3 @@ def evaluating(encoder: Encoder) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def tracked(elements: Iterable[Element], *, total: int, description: str) -> Iterator[Element]:
-    """Pass `elements` on; on a terminal, show a bar that vanishes at the end once this has taken more than two seconds."""
-    console = Console(stderr=True, force_jupyter=False)  # in a notebook a bar would need a package of its own
-    progress = Progress(console=console, transient=True)
-    task = progress.add_task(description, total=total)
-    start = time.monotonic()
-    shown = False
-    try:
-        for element in elements:
-            yield element
-            progress.advance(task)
-            if not shown and console.is_terminal and time.monotonic() - start > _PATIENCE:
-                progress.start()
-                shown = True
-    finally:
-        if shown:
-            progress.stop()

@@ -25,10 +25,10 @@ from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import require_finite
 from glpretrain.evaluate.figures import curves_figure
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import Z95, interval_score, jackknife_interval, mean_interval
+from glpretrain.evaluate.rows import Rows, require_finite
 
 _RANK_EPS = 1e-7  # the paper's
 _UNIFORMITY_T = 2.0
@@ -117,7 +117,7 @@ class Health(Evaluator):
         num_groups, dim = min(_NUM_GROUPS, len(items)), encoder.embed_dim
         group_of = keys.permutation(torch.tensor(_GROUP_SEED), len(items)) % num_groups  # [B]
         cls_gram, patch_gram = (torch.zeros(num_groups, dim, dim, dtype=torch.float64) for _ in range(2))
-        rows: list[tuple[Tensor, ...]] = []
+        rows = Rows(len(items))
         count = 0
         for batch, output in self.features.encode(encoder, items, resize="crop", cache=cache):
             for features in (output.cls, output.patches):
@@ -131,10 +131,10 @@ class Health(Evaluator):
                 for gram, features in zip((cls_gram, patch_gram), of_group, strict=True):
                     gram[group] += features.T @ features
             unit = functional.normalize(output.patches, dim=-1)  # [B N D]
-            rows.append((output.cls, output.patches.mean(dim=1), unit.mean(dim=1), decay(unit, grid=grid), groups))
+            rows.add(output.cls, output.patches.mean(dim=1), unit.mean(dim=1), decay(unit, grid=grid), groups)
         if count < 2:
             raise ValueError(f"source {items.name!r}: {count} item can be read; at least 2 are needed")
-        cls, mean_patch, mean_unit, curves, group = (torch.cat(part) for part in zip(*rows, strict=True))
+        cls, mean_patch, mean_unit, curves, group = rows.tensors(5)
         # All pairs of N unit vectors, less the N of one with itself.
         within = (grid[0] * grid[1] * mean_unit.square().sum(dim=1) - 1) / (grid[0] * grid[1] - 1)
         return Moments(cls, mean_patch, mean_unit, within, curves, group, cls_gram, patch_gram)

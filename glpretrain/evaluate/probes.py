@@ -6,13 +6,14 @@ The classifiers themselves are left out; each stands with its protocol.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from glpretrain.core import keys
-from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.items import DecodedItems, Sources
+from glpretrain.evaluate.rows import LabelledFeatures
 
 _SPLIT_SEED = 30
 _NUM_NAMED = 5
@@ -107,8 +108,7 @@ def answerable(train: LabelledFeatures, test: LabelledFeatures, sources: Sources
     unseen = train.labels[~torch.isin(train.labels, test.labels)]
     if len(unseen):
         left_out[classes_named(unseen, names)] = "test shows no item of it, so the scores say nothing of it"
-    learned = {sources["train"].digest(index) for index in train.index.tolist()}
-    if repeated := sum(sources["test"].digest(index) in learned for index in test.index.tolist()):
+    if repeated := int(np.isin(sources["test"].identities(test.index), sources["train"].identities(train.index)).sum()):
         sources["test"].warn(f"test: {repeated} of {len(known)} items are in train as well; scores on them say little")
     return test.at(known), left_out
 

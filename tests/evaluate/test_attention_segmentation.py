@@ -124,7 +124,7 @@ def test_a_vit_is_scored_as_torchmetrics_scores_its_maps() -> None:
     expected = torch.stack(
         [
             torch.stack([binary_jaccard_index(mask[truth >= 0].int(), (truth > 0)[truth >= 0].int()) for mask in masks])
-            for masks, truth in zip(torch.cat([kept, kept.any(1, keepdim=True)], 1), batch.instances, strict=True)
+            for masks, truth in zip(torch.cat([kept, kept.any(1, keepdim=True)], 1), batch.instance_masks(), strict=True)
         ]
     )  # [B heads+1]
     for head in range(3):

@@ -24,12 +24,12 @@ from glpretrain.evaluate import (
     default_sources,
 )
 from glpretrain.evaluate.cls import linear_sweep
-from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.metrics.roc import Detections, eer_threshold
 from glpretrain.evaluate.patches import linear_segmentation
 from glpretrain.evaluate.patches.prompt_segmentation import THRESHOLDS, ObjectScore, calibration_images
 from glpretrain.evaluate.points import linear_svm
 from glpretrain.evaluate.probes import stratified_split
+from glpretrain.evaluate.rows import LabelledFeatures
 
 
 def rows(features: Callable[[Tensor], EncoderOutput], source: Source, *, max_items: int | None = None) -> LabelledFeatures:

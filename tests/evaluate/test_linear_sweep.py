@@ -28,8 +28,8 @@ from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import ViT
 from glpretrain.evaluate import DecodedItems, FeatureCache, Features, LinearSweep, Result, Sources
 from glpretrain.evaluate.cls.linear_sweep import Heads, Kind, initial_heads, linear_input, train_heads, training_order
-from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.probes import stratified_split
+from glpretrain.evaluate.rows import LabelledFeatures
 
 
 def sources(train: int, test: int) -> dict[str, TableSource]:

@@ -20,10 +20,10 @@ from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive, with_accuracy
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import Z95, interval_score, mean_interval, rate_interval
 from glpretrain.evaluate.probes import answerable, in_parts, small_products
+from glpretrain.evaluate.rows import LabelledFeatures
 
 _DRAW_SEED = 80
 _MAX_ITER = 1000

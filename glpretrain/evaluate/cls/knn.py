@@ -16,10 +16,10 @@ from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive, with_accuracy
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
 from glpretrain.evaluate.probes import answerable
+from glpretrain.evaluate.rows import LabelledFeatures
 
 _DEFAULT_K = (10, 20)  # DINO reports 20 as the best over its models
 _ORDER_SEED = 92

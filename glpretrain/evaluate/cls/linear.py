@@ -17,7 +17,6 @@ from torch import Tensor
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
 from glpretrain.evaluate.probes import (
@@ -30,6 +29,7 @@ from glpretrain.evaluate.probes import (
     small_products,
     standardiser,
 )
+from glpretrain.evaluate.rows import LabelledFeatures
 
 _LOG = logging.getLogger(__name__)
 _FOLD_SEED = 120

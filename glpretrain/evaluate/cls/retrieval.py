@@ -23,10 +23,10 @@ from glpretrain.data.sources.base import Subset
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures, labelled_rows
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import mean_score, rate_score
 from glpretrain.evaluate.probes import require_two_classes
+from glpretrain.evaluate.rows import LabelledFeatures, labelled_rows
 
 _TABLE_CELLS = 1 << 22  # of queries x gallery at a time
 _ORDER_SEED, _SHOWN_SEED = 90, 91

@@ -24,6 +24,7 @@ from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.confusion import areas, confusion, segmentation_scores
 from glpretrain.evaluate.patches.segmentation import TokenSample, best_class, image_patches, predicted_figure, taken
+from glpretrain.evaluate.rows import Rows
 
 _SUBSET_SEED = 80
 
@@ -89,10 +90,10 @@ class ClusterSegmentation(Evaluator):
         """Float[P D]: the centres of k-means."""
         height, width = self.features.image_grid(encoder)
         sample = TokenSample(items, num_tokens=height * width, at_most=self.max_patches, seed=_SUBSET_SEED)
-        parts: list[Tensor] = []
+        rows = Rows(len(sample.items) * sample.of_item)
         for batch, patches in image_patches(encoder, sample.items, features=self.features, cache=cache):
-            parts.append(functional.normalize(taken(patches, sample.places(batch.index)), dim=-1).flatten(0, 1))
-        points = torch.cat(parts)
+            rows.add(functional.normalize(taken(patches, sample.places(batch.index)), dim=-1).flatten(0, 1))
+        (points,) = rows.tensors(1)
         if len(points) < num_clusters:
             raise ValueError(
                 f"masked: {len(points)} patches are fewer than {num_clusters} clusters; give more images or a larger features.size"

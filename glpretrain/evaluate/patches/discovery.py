@@ -104,7 +104,7 @@ class ObjectDiscovery(Evaluator):
     def _tokens(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> Iterator[tuple[ItemBatch, Tensor]]:
         """Each batch with Float[B N D]."""
         if self.tokens == "patches":
-            for batch, output in self.features.encode(encoder, items, resize="stretch", cache=cache):
+            for batch, output in self.features.encode(encoder, items, resize="stretch", cache=cache, is_looked_at=True):
                 yield batch, output.patches - output.patches.mean(dim=1, keepdim=True)
             return
         for batch in self.features.batches(encoder, items, resize="stretch", description="keys on"):

@@ -30,6 +30,7 @@ from glpretrain.evaluate.patches.segmentation import (
     predicted_scores,
     taken,
 )
+from glpretrain.evaluate.rows import Rows
 
 _MEMORY_SEED = 90
 _QUERY_CHUNK, _TABLE_CELLS = 1024, 1 << 26  # queries at a time, and fewer where the table of similarities would pass 256 MB
@@ -88,14 +89,12 @@ class InContextSegmentation(Evaluator):
         """Float[M D] patches, and Float[M C] the shares of their known pixels."""
         num_classes = len(train.source.mask_classes)
         sample = TokenSample(train, num_tokens=grid[0] * grid[1], at_most=self.memory_size, seed=_MEMORY_SEED)
-        patches: list[Tensor] = []
-        shares: list[Tensor] = []
+        rows = Rows(len(sample.items) * sample.of_item)
         for batch, found in image_patches(encoder, sample.items, features=self.features, cache=cache):
             places = sample.places(batch.index)
             of_batch = class_shares(batch.class_masks(), grid=grid, num_classes=num_classes)  # [B N C]
-            patches.append(taken(found, places).flatten(0, 1))
-            shares.append(taken(of_batch, places).flatten(0, 1))
-        memory, known = torch.cat(patches), torch.cat(shares)
+            rows.add(taken(found, places).flatten(0, 1), taken(of_batch, places).flatten(0, 1))
+        memory, known = rows.tensors(2)
         total = known.sum(dim=1, keepdim=True)  # [M 1]
         usable = total[:, 0] > 0
         return memory[usable], known[usable] / total[usable]

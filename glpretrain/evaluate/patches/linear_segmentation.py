@@ -41,6 +41,7 @@ from glpretrain.evaluate.patches.segmentation import (
     taken,
 )
 from glpretrain.evaluate.probes import held_out_split, standardiser
+from glpretrain.evaluate.rows import Rows
 
 _BATCH_SEED, _SAMPLE_SEED = 71, 72
 _MIN_FREQUENCY = 1e-6  # of a class that no training pixel shows
@@ -138,14 +139,13 @@ class LinearLayer(Evaluator):
                 )
         numbers = torch.as_tensor(sample.items.indices)
         asked = numbers[held_out[: max(1, self.max_patches // num_tokens)]]
-        seen: list[Taught] = []
-        choosing: list[Taught] = []
+        seen, choosing = Rows(len(sample.items)), Rows(len(asked))
         for batch in batches(sample.items):
             places, here = sample.places(batch.index), torch.isin(batch.index, asked)
-            seen.append(Taught(batch.index, taken(batch.tokens, places), taken(batch.shares, places), ()))
+            seen.add(batch.index, taken(batch.tokens, places), taken(batch.shares, places))
             if here.any():
-                choosing.append(Taught(batch.index[here], batch.tokens[here], batch.shares[:0], tuple(part[here] for part in batch.truth)))
-        index, tokens, shares = (torch.cat(parts) for parts in zip(*(batch[:3] for batch in seen), strict=True))
+                choosing.add(batch.tokens[here], *(part[here] for part in batch.truth))
+        index, tokens, shares = seen.tensors(3)
         standardised = standardiser(tokens)
         tokens = standardised(tokens)
         chosen = candidates[0]
@@ -154,11 +154,11 @@ class LinearLayer(Evaluator):
             fitting = row_of[others]
             fitting = fitting[fitting >= 0]  # one that cannot be read has none
             heads = self._heads(tokens[fitting].to(device), shares[fitting].to(device), candidates)
-            queries = standardised(torch.cat([batch.tokens for batch in choosing])) if choosing else tokens[:0]
-            truth = tuple(torch.cat(parts) for parts in zip(*(batch.truth for batch in choosing), strict=True))
-            rates = [rate(heads.layer(number), queries, truth) for number in range(len(candidates))] if choosing else [math.nan]
+            held, *truth = choosing.tensors(1)
+            queries = standardised(held) if len(held) else held
+            rates = [rate(heads.layer(number), queries, tuple(truth)) if len(held) else math.nan for number in range(len(candidates))]
             if math.isnan(rates[0]):
-                raise ValueError(f"masked_train: none of the {len(queries)} held-out items shows a class; give more items")
+                raise ValueError(f"masked_train: none of the {len(held)} held-out items shows a class; give more items")
             chosen = candidates[rates.index(max(rates))]
         layer = self._heads(tokens.to(device), shares.to(device), [chosen]).layer(0)
         return lambda features: layer(standardised(features)), dict(zip(("learning_rate", "l2"), chosen, strict=True))

@@ -14,10 +14,11 @@ from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import Features, require_finite
+from glpretrain.evaluate.features import Features
 from glpretrain.evaluate.figures import segmentation_figure, shown_positions
 from glpretrain.evaluate.items import DecodedItems, ItemBatch
 from glpretrain.evaluate.metrics.confusion import areas, confusion, segmentation_scores
+from glpretrain.evaluate.rows import Rows, require_finite
 
 # Float[B N D] to Int[B H W]: patches of some images to the class of each pixel, for a size (H, W).
 Predictor = Callable[[Tensor, Sequence[int]], Tensor]
@@ -32,7 +33,7 @@ def image_patches(
         ValueError: the features are not finite or no grid.
     """
     rows, columns = features.image_grid(encoder)
-    for batch, output in features.encode(encoder, items, resize="stretch", cache=cache):
+    for batch, output in features.encode(encoder, items, resize="stretch", cache=cache, is_looked_at=True):
         yield batch, checked_patches(output.patches, batch.index, count=rows * columns, encoder=encoder, items=items)
 
 
@@ -115,12 +116,12 @@ def predicted_scores(
 ) -> dict[str, Score]:
     """`segmentation_scores` of what `predict` says; other arguments as in `image_patches`."""
     classes = items.source.mask_classes
-    per_image: list[Tensor] = []
+    per_image = Rows(len(items))
     for batch, patches in image_patches(encoder, items, features=features, cache=cache):
         truth = batch.class_masks()
         counts = confusion(truth, predict(patches, truth.shape[1:]), num_classes=len(classes), num_predicted=len(classes))
-        per_image.append(areas(counts))
-    return segmentation_scores(torch.cat(per_image), classes=classes)
+        per_image.add(areas(counts))
+    return segmentation_scores(*per_image.tensors(1), classes=classes)
 
 
 def predicted_figure(

@@ -26,10 +26,10 @@ from torch.nn import functional
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures, labelled_rows
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
 from glpretrain.evaluate.probes import answerable, choose_strength, in_parts, small_products, standardiser
+from glpretrain.evaluate.rows import LabelledFeatures, labelled_rows
 
 Scale = Literal["standard", "unit", "none"]
 _MAX_ITER = 5000

@@ -30,7 +30,7 @@ def point_tokens(
         ValueError: the features are not finite.
     """
     (count,) = encoder.grid(features.shape(encoder))
-    for batch, output in features.encode(encoder, items, resize="stretch", cache=cache):
+    for batch, output in features.encode(encoder, items, resize="stretch", cache=cache, is_looked_at=True):
         centres = take(batch.items, farthest_points(batch.items, count=count))
         yield batch, checked_patches(output.patches, batch.index, count=count, encoder=encoder, items=items), centres
 
