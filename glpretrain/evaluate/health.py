@@ -163,14 +163,13 @@ def uniformity(rows: Tensor) -> Score:
     if len(rows) > _PAIRED_ROWS:
         rows = rows[keys.permutation(torch.tensor(_PAIRED_SEED), len(rows))[:_PAIRED_ROWS]]
     count = len(rows)
-    means: list[Tensor] = []
+    mean = torch.empty(count, dtype=torch.float64)
     per_chunk = max(1, _TABLE_CELLS // count)
     for start in range(0, count, per_chunk):
         chunk = rows[start : start + per_chunk]
         potential = (2 * _UNIFORMITY_T * (chunk @ rows.T - 1)).clamp_max_(0).exp_()  # |x - y|^2 = 2 - 2 x.y
         potential[torch.arange(len(chunk)), start + torch.arange(len(chunk))] = 0  # not with itself
-        means.append(potential.double().sum(dim=1) / (count - 1))
-    mean = torch.cat(means)
+        mean[start : start + len(chunk)] = potential.double().sum(dim=1) / (count - 1)
     half_width = 2 * mean_interval(mean) / mean.mean().item()
     return interval_score(mean.mean().log().item(), half_width, count=count, bounds=(-4 * _UNIFORMITY_T, 0.0))
 
@@ -192,11 +191,11 @@ def decay(unit: Tensor, *, grid: tuple[int, int]) -> Tensor:
     used = (distance >= 1) & (distance <= num_distances)
     position = distance[used] - 1
     counts = position.bincount(minlength=num_distances)
-    curves: list[Tensor] = []
+    curves = Rows(len(unit))
     for chunk in unit.split(max(1, _TABLE_CELLS // len(distance))):
         cosine = torch.einsum("bnd,bmd->bnm", chunk, chunk).flatten(1)[:, used]  # [B pairs]
-        curves.append(torch.zeros(len(chunk), num_distances).index_add_(1, position, cosine) / counts)
-    return torch.cat(curves)
+        curves.add(torch.zeros(len(chunk), num_distances).index_add_(1, position, cosine) / counts)
+    return curves.tensors(1)[0]
 
 
 def cosine_between(sums: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from glpretrain.core import keys
 from glpretrain.data.sources.base import Source, Subset
 from glpretrain.data.sources.images.videos import VideoSource
-from glpretrain.evaluate.reading import Decoded, Known, Resize, read, read_all, read_as_it_is
+from glpretrain.evaluate.reading import Decoded, Known, Resize, give_back, read, read_all, read_as_it_is
 
 # Roles that every configuration may name. An evaluator may ask for further ones in its settings.
 ROLES = ("train", "test", "development", "masked_train", "masked", "videos")
@@ -28,6 +28,7 @@ _LOG = logging.getLogger(__name__)
 _CACHE_BYTES = 1 << 30  # of decoded items that are kept of one source; a larger set is read again where its pixels are needed again
 _SUBSET_SEED = 20
 _TOGETHER = 1 << 16
+_GIVEN_BACK = 2048  # items after which memory that was freed is given back
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +220,9 @@ class DecodedItems:
         answers = read_all(self.source, asked, indices_of, shape, resize, num_workers=self.num_workers)
         keeps: bool | None = None
         position = 0
-        for number in numbers:
+        for turn, number in enumerate(numbers):
+            if turn * batch_size % _GIVEN_BACK < batch_size:
+                give_back()
             if position < len(asked) and asked[position] == number:
                 position += 1
                 decoded = next(answers)

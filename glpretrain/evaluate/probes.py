@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glpretrain.core import keys
 from glpretrain.evaluate.items import DecodedItems, Sources
-from glpretrain.evaluate.rows import LabelledFeatures
+from glpretrain.evaluate.rows import LabelledFeatures, Rows
 
 _SPLIT_SEED = 30
 _NUM_NAMED = 5
@@ -167,7 +167,10 @@ def in_parts(predict: Callable[[Tensor], Tensor], rows: Tensor, *, num_scores: i
         rows: Float[B D].
         num_scores: how many numbers it computes for a row.
     """
-    return torch.cat([predict(part) for part in rows.split(max(1, _SCORES // num_scores))])
+    predicted = Rows(len(rows))
+    for part in rows.split(max(1, _SCORES // num_scores)):
+        predicted.add(predict(part))
+    return predicted.tensors(1)[0]
 
 
 @contextmanager

@@ -36,7 +36,8 @@ class LabelledFeatures:
 
 
 class Rows:
-    """Rows that come batch by batch, in tensors that are made once: small ones between those that are freed would fragment the memory.
+    """Rows that come a part at a time, in tensors that are made once: small ones between large ones that are freed would keep the memory of
+    these from being used again.
 
     Args:
         at_most: number of rows at most.

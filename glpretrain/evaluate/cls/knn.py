@@ -19,7 +19,7 @@ from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
 from glpretrain.evaluate.probes import answerable
-from glpretrain.evaluate.rows import LabelledFeatures
+from glpretrain.evaluate.rows import LabelledFeatures, Rows
 
 _DEFAULT_K = (10, 20)  # DINO reports 20 as the best over its models
 _ORDER_SEED = 92
@@ -79,14 +79,13 @@ def knn_predict(train: LabelledFeatures, queries: Tensor, *, k: Sequence[int], t
     """
     voters = functional.normalize(train.cls, dim=-1)
     num_classes = int(train.labels.max()) + 1
-    predictions: list[list[Tensor]] = [[] for _ in k]
+    predictions = Rows(len(queries))
     per_chunk = min(_TEST_CHUNK, max(1, _TABLE_CELLS // len(voters)))
     for chunk in functional.normalize(queries, dim=-1).split(per_chunk):
         similarity, neighbour = (chunk @ voters.T).topk(max(k), dim=-1)  # [B max(k)]
         # Relative to the nearest: the same vote, and exp cannot overflow at a small temperature.
         votes = ((similarity - similarity[:, :1]) / temp).exp()
         labels = train.labels[neighbour]  # [B max(k)]
-        for part, count in zip(predictions, k, strict=True):
-            ballot = torch.zeros(len(chunk), num_classes).scatter_add_(1, labels[:, :count], votes[:, :count])
-            part.append(ballot.argmax(dim=-1))
-    return [torch.cat(part) for part in predictions]
+        ballots = (torch.zeros(len(chunk), num_classes).scatter_add_(1, labels[:, :count], votes[:, :count]) for count in k)
+        predictions.add(*(ballot.argmax(dim=-1) for ballot in ballots))
+    return predictions.tensors(len(k))

@@ -26,7 +26,7 @@ from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import mean_score, rate_score
 from glpretrain.evaluate.probes import require_two_classes
-from glpretrain.evaluate.rows import LabelledFeatures, labelled_rows
+from glpretrain.evaluate.rows import LabelledFeatures, Rows, labelled_rows
 
 _TABLE_CELLS = 1 << 22  # of queries x gallery at a time
 _ORDER_SEED, _SHOWN_SEED = 90, 91
@@ -126,9 +126,9 @@ def rank(queries: LabelledFeatures, gallery: LabelledFeatures, *, leave_one_out:
     Returns:
         One entry per query.
     """
-    parts: list[Ranking] = []
+    parts = Rows(len(queries.labels))
     per_chunk = max(1, _TABLE_CELLS // len(gallery.labels))
-    columns = torch.arange(len(gallery.labels))
+    columns, num_searched = torch.arange(len(gallery.labels)), len(gallery.labels) - int(leave_one_out)
     for positions in torch.arange(len(queries.labels)).split(per_chunk):
         part = queries.at(positions)
         similarity = part.cls @ gallery.cls.T  # [B J]
@@ -144,9 +144,8 @@ def rank(queries: LabelledFeatures, gallery: LabelledFeatures, *, leave_one_out:
         count = relevant.sum(dim=1)
         average = (precision * relevant).sum(dim=1) / count  # 0 / 0 is NaN
         first = torch.where(count > 0, relevant.int().argmax(dim=1) + 1, 0)
-        num_there = int(there.sum(dim=1).min())
-        parts.append(Ranking(average, first, position[:, : min(num_nearest, num_there)]))
-    return Ranking(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        parts.add(average, first, position[:, : min(num_nearest, num_searched)])
+    return Ranking(*parts.tensors(3))
 
 
 def _show(axis: Axes, picture: Tensor, *, title: str, colour: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from glpretrain.core import keys
 from glpretrain.evaluate.base import Score
+from glpretrain.evaluate.rows import Rows
 
 Z95 = 1.959964  # two-sided 95 % of the standard normal
 _BOOTSTRAP_SEED = 60
@@ -111,8 +112,10 @@ def bootstrap_interval(statistic: Callable[[Tensor], Tensor], parts: Tensor) -> 
     count = len(parts)
     if count < 2:
         return math.inf
-    summed = (counts.to(parts.dtype) @ parts.flatten(1) for counts in drawn_counts(count))
-    return spread_interval(torch.cat([statistic(sums.unflatten(1, parts.shape[1:])) for sums in summed]))
+    values = Rows(_NUM_RESAMPLES)
+    for counts in drawn_counts(count):
+        values.add(statistic((counts.to(parts.dtype) @ parts.flatten(1)).unflatten(1, parts.shape[1:])))
+    return spread_interval(*values.tensors(1))
 
 
 def drawn_counts(count: int, *, spread_over: int = 0) -> Iterator[Tensor]:

@@ -111,8 +111,8 @@ def attend(queries: Tensor, memory: Tensor, values: Tensor, *, k: int, temp: flo
         temp: temperature of the softmax.
     """
     targets = functional.normalize(memory, dim=-1)
-    found: list[Tensor] = []
+    found = Rows(len(queries))
     for chunk in functional.normalize(queries, dim=-1).split(min(_QUERY_CHUNK, max(1, _TABLE_CELLS // len(targets)))):
         similarity, neighbour = (chunk @ targets.T).topk(k, dim=-1)  # [B k]
-        found.append(torch.einsum("bk,bkc->bc", (similarity / temp).softmax(dim=-1), values[neighbour]))
-    return torch.cat(found)
+        found.add(torch.einsum("bk,bkc->bc", (similarity / temp).softmax(dim=-1), values[neighbour]))
+    return found.tensors(1)[0]

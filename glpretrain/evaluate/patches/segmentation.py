@@ -107,8 +107,10 @@ def best_class(scores: Tensor, *, grid: tuple[int, int], size: Sequence[int]) ->
     """Int[B H W]: the class with the largest score at each pixel, the scores of patches, Float[B N C], being upsampled bilinearly."""
     maps = scores.transpose(1, 2).unflatten(2, grid)  # [B C h w]
     # Image by image: many classes at every pixel of a batch would be gigabytes.
-    upsampled = (functional.interpolate(one, size=tuple(size), mode="bilinear", align_corners=False) for one in maps.split(1))
-    return torch.cat([one.argmax(dim=1) for one in upsampled])
+    classes = torch.empty(len(maps), *size, dtype=torch.int64, device=maps.device)
+    for position, one in enumerate(maps.split(1)):
+        classes[position] = functional.interpolate(one, size=tuple(size), mode="bilinear", align_corners=False)[0].argmax(dim=0)
+    return classes
 
 
 def predicted_scores(
