@@ -27,11 +27,12 @@ from torch import Tensor
 from glpretrain.core.files import PART, cache_folder, part_file, write_json
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, fingerprint
+from glpretrain.evaluate.known_files import KnownFiles, record_files
 
 _LOG = logging.getLogger(__name__)
 _MEMORY_BYTES = 1 << 30
 DISK_GB = 10.0
-_CARD = "card.json"
+_CARD, _OF_FILES = "card.json", "files"
 _FOLDER, _FILE = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{64}\.(cls|pooled|patches)\.safetensors")
 _ABANDONED = 3600.0  # seconds after which a file that is not complete belongs to a killed process
 
@@ -65,6 +66,7 @@ class FeatureCache:
         self._limit = int(disk_gb * 1e9)
         self._unchecked = self._limit  # bytes written since the folder was last compared with the limit; at first, by anyone
         self.num_computed = 0  # batches that had to be encoded
+        self.files = None if folder is None else KnownFiles(folder / _OF_FILES)
         self._memory: dict[str, Tensor] = {}
         self._bytes = 0
 
@@ -200,7 +202,7 @@ def entries(root: Path) -> list[Entry]:
 
 
 def shrink(root: Path, *, to: int) -> tuple[int, int]:
-    """Remove the features that were not used for longest, until a tenth less than `to` bytes are left; nothing where all fit.
+    """Remove what was not used for longest, until a tenth less than `to` bytes are left; nothing where all fit.
 
     Only files that `FeatureCache` writes are removed. A process that was about to read one computes it again.
 
@@ -211,7 +213,7 @@ def shrink(root: Path, *, to: int) -> tuple[int, int]:
     Returns:
         Numbers of files and of bytes that were removed.
     """
-    folders = _folders(root)
+    folders = [*_folders(root), *([root / _OF_FILES] if (root / _OF_FILES).is_dir() else [])]
     files = sorted(file for folder in folders for file in _files(folder))
     left = sum(file.num_bytes for file in files)
     goal = to if left <= to else 0.9 * to
@@ -243,8 +245,9 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[_File]:
+    records = set(record_files(folder)) if folder.name == _OF_FILES else set()
     for path in folder.iterdir():
-        if _FILE.fullmatch(path.name):
+        if _FILE.fullmatch(path.name) or path in records:
             with suppress(FileNotFoundError):  # removed by another process
                 status = path.stat()
                 yield _File(status.st_mtime, status.st_size, path)

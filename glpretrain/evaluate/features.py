@@ -138,11 +138,18 @@ class Features:
             names = batch_names(encoder, shape, digests=batch.digests, resize=resize, layers=layers, bf16=self.bf16)
             return not all(cache.has(name, patches=layers[layer]) for layer, name in names.items())
 
+        files = None if cache is None else cache.files
+        if files is not None:
+            files.recall(items.source, items.known)
         found = items.numbered(shape, resize=resize, batch_size=self.batch_size, numbers=numbers, is_needed=is_needed)
         readable = False
-        for _, batch in tracked(found, total=len(numbers), description=f"encoding {items.name}"):
-            readable = True
-            yield batch, encode_batch(encoder, batch, shape=shape, resize=resize, layers=layers, bf16=self.bf16, cache=cache)
+        try:
+            for _, batch in tracked(found, total=len(numbers), description=f"encoding {items.name}"):
+                readable = True
+                yield batch, encode_batch(encoder, batch, shape=shape, resize=resize, layers=layers, bf16=self.bf16, cache=cache)
+        finally:  # an evaluation that is interrupted goes on where it was
+            if files is not None:
+                files.learn(items.source, items.known, since=items.since)
         if not readable:
             raise items.nothing_to_read()
 

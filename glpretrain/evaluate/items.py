@@ -6,6 +6,7 @@ Augmentation is left out on purpose (an evaluation has none), and so are feature
 import binascii
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -120,7 +121,7 @@ class DecodedItems:
         if max_items is not None and max_items < len(source):
             # Neither the first items (folders come class by class) nor every n-th (classes may alternate) would be a fair subset.
             self.indices = keys.permutation(torch.tensor(_SUBSET_SEED), len(source))[:max_items].sort().values.tolist()
-        self.known = Known(self.indices)
+        self.known, self.since = Known(self.indices), time.time()  # nothing was read before
         self._kept = _Kept()
         self._said: set[str] = set()
         self._labels: Tensor | None = None  # Int[classes]  other numbers for the labels of the source

@@ -25,7 +25,8 @@ from glpretrain.encoders.base import bytes_of
 Resize = Literal["crop", "stretch"]
 WORTH_WORKERS = 2048  # items from which on workers read them, unless their number is given
 _MOST_WORKERS = 16
-_UNSEEN, _READ, _UNREADABLE = 0, 1, 2
+_UNSEEN, _UNREADABLE, _READ, _NEW = 0, 1, 2, 3  # what is new was read by this process, and is nowhere else yet
+_TOGETHER = 1 << 16
 
 
 class Decoded(NamedTuple):
@@ -54,7 +55,7 @@ class Known:
     """
 
     def __init__(self, indices: Sequence[int]) -> None:
-        self._indices = None if isinstance(indices, range) else np.asarray(indices)
+        self._all, self._indices = indices, None if isinstance(indices, range) else np.asarray(indices)
         self._state = np.zeros(len(indices), dtype=np.uint8)
         self._digests = np.zeros((len(indices), hashlib.sha256().digest_size), dtype=np.uint8)
         self._labels = np.full(len(indices), -1, dtype=np.int32)
@@ -70,7 +71,7 @@ class Known:
             Dataset indices of the items that were not known to be unreadable before.
         """
         places = self._places(decoded.index.numpy())
-        self._digests[places], self._labels[places], self._state[places] = decoded.digests.numpy(), decoded.labels.numpy(), _READ
+        self._digests[places], self._labels[places], self._state[places] = decoded.digests.numpy(), decoded.labels.numpy(), _NEW
         lost = [index for index in decoded.unreadable if self._state[self._places([index])[0]] != _UNREADABLE]
         self._state[self._places(lost)] = _UNREADABLE
         return lost
@@ -80,13 +81,28 @@ class Known:
         place = self._places([index])[0]
         self._digests[place], self._labels[place], self._state[place] = np.frombuffer(digest, dtype=np.uint8), label, _READ
 
+    def every_unseen(self) -> Iterator[int]:
+        """Those of all items that were not read yet."""
+        return (index for part in self._parts() for index in self.unseen(part))
+
+    def every_new(self) -> Iterator[int]:
+        """Those of all items that were read and not given here before."""
+        for part in self._parts():
+            places = self._places(part)
+            new = self._state[places] == _NEW
+            self._state[places[new]] = _READ
+            yield from np.asarray(part)[new].tolist()
+
+    def _parts(self) -> Iterator[Sequence[int]]:
+        return (self._all[start : start + _TOGETHER] for start in range(0, len(self._all), _TOGETHER))
+
     def unseen(self, indices: Sequence[int]) -> list[int]:
         """Those of the items that were not read yet."""
         return [index for index, state in zip(indices, self._state[self._places(indices)], strict=True) if state == _UNSEEN]
 
     def readable(self, indices: Sequence[int]) -> list[int]:
         """Those of the items that were read."""
-        return [index for index, state in zip(indices, self._state[self._places(indices)], strict=True) if state == _READ]
+        return [index for index, state in zip(indices, self._state[self._places(indices)], strict=True) if state >= _READ]
 
     def labels(self, indices: Sequence[int]) -> Tensor:
         """Int[B]."""
