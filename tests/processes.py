@@ -1,6 +1,7 @@
 """Several processes that do something at the same moment, for tests of what they share."""
 
 import multiprocessing
+import socket
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,6 +15,13 @@ class Ended(NamedTuple):
     pid: int
     value: object  # what the function returned
     error: str  # what it raised; empty where it returned
+
+
+def free_port() -> int:
+    """A port that no process listens to at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def together(function: Callable[[int], object], *, count: int) -> list[Ended]:

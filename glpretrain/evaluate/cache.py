@@ -28,6 +28,7 @@ from glpretrain.core.files import PART, cache_folder, part_file, write_json
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, fingerprint
 from glpretrain.evaluate.known_files import KnownFiles, record_files
+from glpretrain.evaluate.team import Team
 
 _LOG = logging.getLogger(__name__)
 _MEMORY_BYTES = 1 << 30
@@ -53,14 +54,21 @@ class FeatureCache:
         folder: folder where features outlive the process; None keeps them in memory only.
         memory_bytes: number of bytes that are kept in memory at most; more is read from the folder, or computed again.
         disk_gb: number of gigabytes, of all encoders together, that the folder is kept to; what was not used for longest goes first.
+        team: other processes that compute their share of what is not in the cache.
     """
 
     def __init__(
-        self, encoder: Encoder, *, folder: Path | None = None, memory_bytes: int = _MEMORY_BYTES, disk_gb: float = DISK_GB
+        self,
+        encoder: Encoder,
+        *,
+        folder: Path | None = None,
+        memory_bytes: int = _MEMORY_BYTES,
+        disk_gb: float = DISK_GB,
+        team: Team | None = None,
     ) -> None:
         if not 0 < disk_gb < float("inf"):
             raise ValueError(f"cache_gb: {disk_gb}; accepted: a positive number of gigabytes, or --no_cache")
-        self.encoder, self.memory_bytes = encoder, memory_bytes
+        self.encoder, self.memory_bytes, self.team = encoder, memory_bytes, team
         self.fingerprint = fingerprint(encoder)
         self.folder = None if folder is None else folder / self.fingerprint[:32]
         self._limit = int(disk_gb * 1e9)

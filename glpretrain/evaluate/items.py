@@ -9,8 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor
 
 from glpretrain.core import keys
+from glpretrain.core.distributed import rank
 from glpretrain.data.sources.base import Source, Subset
 from glpretrain.data.sources.images.videos import VideoSource
-from glpretrain.evaluate.reading import Decoded, Known, Resize, give_back, read, read_all, read_as_it_is
+from glpretrain.evaluate.reading import Decoded, ItemBatch, Known, Resize, batch_of, give_back, hex_of, read, read_all, read_as_it_is
 
 # Roles that every configuration may name. An evaluator may ask for further ones in its settings.
 ROLES = ("train", "test", "development", "masked_train", "masked", "videos")
@@ -30,61 +30,6 @@ _CACHE_BYTES = 1 << 30  # of decoded items that are kept of one source; a larger
 _SUBSET_SEED = 20
 _TOGETHER = 1 << 16
 _GIVEN_BACK = 2048  # items after which memory that was freed is given back
-
-
-@dataclass(frozen=True, eq=False)
-class ItemBatch:
-    """Items of one size. Where their features are known already, values and masks are read only if they are asked for."""
-
-    labels: Tensor  # Int[B]  -1 where there is none
-    index: Tensor  # Int[B]  dataset index
-    digests: tuple[str, ...]  # per item, of what the source gave, before any resize
-    read: Callable[[], Decoded]
-
-    @cached_property
-    def _decoded(self) -> Decoded:
-        return self.read()
-
-    @property
-    def items(self) -> Tensor:
-        """UInt8[B C H W], or Float[B P 3]."""
-        values = self._decoded.values
-        assert values is not None
-        return values
-
-    @property
-    def semantic(self) -> Tensor | None:
-        """Int[B H W] as in `Item`, Int[B P] of clouds; None where an item has none."""
-        return self._decoded.semantic
-
-    def positions_of(self, wanted: Collection[int]) -> list[int]:
-        """Where in the batch the items with these dataset indices are."""
-        return [position for position, index in enumerate(self.index.tolist()) if index in wanted]
-
-    def instance_masks(self) -> Tensor:
-        """Int[B H W] as in `Item`, Int[B P] of clouds.
-
-        Raises:
-            ValueError: an item has none.
-        """
-        if self._decoded.instances is None:
-            raise ValueError(f"an item among {self.index.tolist()} has no mask")
-        return self._decoded.instances
-
-    def class_masks(self) -> Tensor:
-        """Int[B H W]: `semantic`.
-
-        Raises:
-            ValueError: an item has none.
-        """
-        if self.semantic is None:
-            raise ValueError(f"an item among {self.index.tolist()} has no mask of classes")
-        return self.semantic
-
-
-def batch_of(decoded: Decoded) -> ItemBatch:
-    """A batch of items that were read."""
-    return ItemBatch(decoded.labels, decoded.index, _texts(decoded.digests.numpy()), lambda: decoded)
 
 
 def always(batch: ItemBatch) -> bool:
@@ -122,6 +67,7 @@ class DecodedItems:
             # Neither the first items (folders come class by class) nor every n-th (classes may alternate) would be a fair subset.
             self.indices = keys.permutation(torch.tensor(_SUBSET_SEED), len(source))[:max_items].sort().values.tolist()
         self.known, self.since = Known(self.indices), time.time()  # nothing was read before
+        self.reasons: dict[int, str] = {}  # why items cannot be read, by dataset index
         self._kept = _Kept()
         self._said: set[str] = set()
         self._labels: Tensor | None = None  # Int[classes]  other numbers for the labels of the source
@@ -181,6 +127,22 @@ class DecodedItems:
         if not readable:
             raise self.nothing_to_read()
 
+    def indices_of(self, number: int, *, batch_size: int) -> Sequence[int]:
+        """Dataset indices of the items of a batch, those that cannot be read included."""
+        return self.indices[number * batch_size : (number + 1) * batch_size]
+
+    def known_batch(self, number: int, shape: Sequence[int], *, resize: Resize, batch_size: int) -> ItemBatch | None:
+        """One of the `batches`; None where it has an item that was not read yet, or none that can be read. Arguments as there.
+
+        Its labels are those of the source.
+        """
+        if (kept := self._kept.batches.get((*shape, resize, batch_size), {}).get(number)) is not None:
+            return kept
+        indices = self.indices_of(number, batch_size=batch_size)
+        if self.known.unseen(indices) or not (there := self.known.readable(indices)):
+            return None
+        return self._unread(there, shape, resize)
+
     def nothing_to_read(self) -> ValueError:
         """What is wrong where no batch comes."""
         return ValueError(f"source {self.name!r}: none of {len(self)} items can be read")
@@ -208,14 +170,10 @@ class DecodedItems:
         kept = self._kept.batches.setdefault((*shape, resize, batch_size), {})
 
         def indices_of(number: int) -> Sequence[int]:
-            return self.indices[number * batch_size : (number + 1) * batch_size]
+            return self.indices_of(number, batch_size=batch_size)
 
         def unread(number: int) -> ItemBatch | None:
-            """The batch of items that are known; None where one is not."""
-            indices = indices_of(number)
-            if self.known.unseen(indices) or not (there := self.known.readable(indices)):
-                return None
-            return self._unread(there, shape, resize)
+            return self.known_batch(number, shape, resize=resize, batch_size=batch_size)
 
         asked = [number for number in numbers if number not in kept and ((batch := unread(number)) is None or is_needed(batch))]
         answers = read_all(self.source, asked, indices_of, shape, resize, num_workers=self.num_workers)
@@ -233,9 +191,9 @@ class DecodedItems:
                         kept[number] = batch
                         self._kept.num_bytes += decoded.num_bytes
             else:
-                batch = kept[number] if number in kept else unread(number)
+                batch = unread(number)
             if batch is not None:
-                yield number, self._renamed(batch)
+                yield number, self.renamed(batch)
 
     def fingerprint(self) -> str:
         """SHA-256 of all readable items as the source gives them: pixels, labels and masks, in order."""
@@ -256,25 +214,27 @@ class DecodedItems:
                 raise ValueError(decoded.refusal or "; ".join(decoded.unreadable.values()))
             return decoded
 
-        return ItemBatch(self.known.labels(indices), torch.tensor(indices), _texts(self.known.digests(indices)), read_now)
+        return ItemBatch(self.known.labels(indices), torch.tensor(indices), hex_of(self.known.digests(indices)), read_now)
 
     def _noted(self, decoded: Decoded) -> ItemBatch | None:
-        """The batch of what was read, and a line for each item that cannot be."""
-        for index in self.known.note(decoded):
-            _LOG.warning("left out of the evaluation: %s", decoded.unreadable[index])
+        """The batch of what was read."""
+        self.note(decoded)
         if decoded.refusal:
             raise ValueError(decoded.refusal)
         return None if decoded.values is None else batch_of(decoded)
 
-    def _renamed(self, batch: ItemBatch) -> ItemBatch:
-        """The batch with the numbers of the classes that scores are computed with."""
+    def note(self, decoded: Decoded) -> None:
+        """Take over what was read, and say which items cannot be."""
+        self.reasons |= decoded.unreadable
+        for index in self.known.note(decoded):
+            if rank() == 0:
+                _LOG.warning("left out of the evaluation: %s", decoded.unreadable[index])
+
+    def renamed(self, batch: ItemBatch) -> ItemBatch:
+        """A batch of `known_batch` with the numbers of the classes that scores are computed with."""
         if self._labels is None:
             return batch
         return replace(batch, labels=torch.where(batch.labels < 0, batch.labels, self._labels[batch.labels]))
-
-
-def _texts(digests: np.ndarray) -> tuple[str, ...]:
-    return tuple(row.tobytes().hex() for row in digests)
 
 
 class Sources:

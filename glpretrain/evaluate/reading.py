@@ -6,8 +6,10 @@ Which items a score is computed on is left out (`items`), and so is what outlive
 import ctypes
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -45,6 +47,61 @@ class Decoded(NamedTuple):
     def num_bytes(self) -> int:
         """Bytes of the items and their masks."""
         return sum(0 if part is None else part.nbytes for part in (self.values, self.instances, self.semantic))
+
+
+@dataclass(frozen=True, eq=False)
+class ItemBatch:
+    """Items of one size. Where their features are known already, values and masks are read only if they are asked for."""
+
+    labels: Tensor  # Int[B]  -1 where there is none
+    index: Tensor  # Int[B]  dataset index
+    digests: tuple[str, ...]  # per item, of what the source gave, before any resize
+    read: Callable[[], Decoded]
+
+    @cached_property
+    def _decoded(self) -> Decoded:
+        return self.read()
+
+    @property
+    def items(self) -> Tensor:
+        """UInt8[B C H W], or Float[B P 3]."""
+        values = self._decoded.values
+        assert values is not None
+        return values
+
+    @property
+    def semantic(self) -> Tensor | None:
+        """Int[B H W] as in `Item`, Int[B P] of clouds; None where an item has none."""
+        return self._decoded.semantic
+
+    def positions_of(self, wanted: Collection[int]) -> list[int]:
+        """Where in the batch the items with these dataset indices are."""
+        return [position for position, index in enumerate(self.index.tolist()) if index in wanted]
+
+    def instance_masks(self) -> Tensor:
+        """Int[B H W] as in `Item`, Int[B P] of clouds.
+
+        Raises:
+            ValueError: an item has none.
+        """
+        if self._decoded.instances is None:
+            raise ValueError(f"an item among {self.index.tolist()} has no mask")
+        return self._decoded.instances
+
+    def class_masks(self) -> Tensor:
+        """Int[B H W]: `semantic`.
+
+        Raises:
+            ValueError: an item has none.
+        """
+        if self.semantic is None:
+            raise ValueError(f"an item among {self.index.tolist()} has no mask of classes")
+        return self.semantic
+
+
+def batch_of(decoded: Decoded) -> ItemBatch:
+    """A batch of items that were read."""
+    return ItemBatch(decoded.labels, decoded.index, hex_of(decoded.digests.numpy()), lambda: decoded)
 
 
 class Known:
@@ -108,6 +165,12 @@ class Known:
         """Int[B]."""
         return torch.from_numpy(self._labels[self._places(indices)].astype(np.int64))
 
+    def seen(self, indices: Sequence[int], *, reasons: Mapping[int, str]) -> Decoded:
+        """What is known of items that were read, or that cannot be read for these reasons, without values and masks."""
+        there = self.readable(indices)
+        unreadable = {index: reasons[index] for index in indices if index in reasons}
+        return Decoded(None, self.labels(there), None, None, torch.tensor(there), torch.from_numpy(self.digests(there)), unreadable)
+
     def digests(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """UInt8[B 32]."""
         return self._digests[self._places(indices)]
@@ -159,9 +222,9 @@ def read(source: Source, indices: Sequence[int], shape: Sequence[int], resize: R
         try:
             items[index] = modality.resize(item, shape, fit=resize)
         except ValueError as error:
-            return _nothing(unreadable, refusal=f"source {source.name!r}: item {index}: {error}")
+            return nothing(unreadable, refusal=f"source {source.name!r}: item {index}: {error}")
     if not items:
-        return _nothing(unreadable)
+        return nothing(unreadable)
     return Decoded(
         values=torch.stack([item.values for item in items.values()]),
         labels=torch.tensor([item.label for item in items.values()]),
@@ -178,7 +241,7 @@ def read_as_it_is(source: Source, index: int) -> Decoded:
     try:
         item = source[index]
     except UnreadableItemError as error:
-        return _nothing({index: str(error)})
+        return nothing({index: str(error)})
     digest = torch.frombuffer(bytearray(digest_of(item)), dtype=torch.uint8)[None]
     return Decoded(None, torch.tensor([item.label]), None, None, torch.tensor([index]), digest, {})
 
@@ -241,7 +304,13 @@ def digest_of(item: Item) -> bytes:
     return digest.digest()
 
 
-def _nothing(unreadable: Mapping[int, str], *, refusal: str = "") -> Decoded:
+def hex_of(digests: np.ndarray) -> tuple[str, ...]:
+    """UInt8[B 32] as texts."""
+    return tuple(row.tobytes().hex() for row in digests)
+
+
+def nothing(unreadable: Mapping[int, str], *, refusal: str = "") -> Decoded:
+    """What is read where no item can be."""
     none = torch.empty(0, dtype=torch.int64)
     return Decoded(None, none, None, None, none, torch.empty(0, 32, dtype=torch.uint8), unreadable, refusal)
 

@@ -10,8 +10,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from glpretrain.evaluate.items import DecodedItems, ItemBatch
+from glpretrain.evaluate.items import DecodedItems
 from glpretrain.evaluate.metrics.roc import numbered
+from glpretrain.evaluate.reading import ItemBatch
 
 Element = TypeVar("Element")
 

@@ -14,7 +14,7 @@ from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import ViT
 from glpretrain.encoders.attention import cls_attention
 from glpretrain.evaluate import AttentionSegmentation, DecodedItems, Features, Result
-from glpretrain.evaluate.features import evaluating, normalised
+from glpretrain.evaluate.encoding import evaluating, normalised
 from glpretrain.evaluate.patches import attention_segmentation
 from glpretrain.evaluate.patches.attention_segmentation import jaccard_index, keep_mass
 

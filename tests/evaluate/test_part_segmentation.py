@@ -15,12 +15,11 @@ from glpretrain.data.sources.base import Item
 from glpretrain.encoders import PointTransformer
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate import PartSegmentation, PointPrompts, Result
-from glpretrain.evaluate.items import batch_of
 from glpretrain.evaluate.points import part_segmentation
 from glpretrain.evaluate.points.part_segmentation import instance_iou, part_shares
 from glpretrain.evaluate.points.prompts import CloudPlaces, careful_click, point_iou, share_of_cells
 from glpretrain.evaluate.points.tokens import at_points
-from glpretrain.evaluate.reading import Decoded
+from glpretrain.evaluate.reading import Decoded, batch_of
 
 NUM_PARTS, POINTS, TOKENS = 4, 96, 24
 SPACING = 10.0  # parts are blobs of radius 1 that far apart along x, so that no cell and no interpolation reaches into another

@@ -22,7 +22,7 @@ from glpretrain.encoders.attention import cls_attention
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score, require_share
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import evaluating, normalised
+from glpretrain.evaluate.encoding import evaluating, normalised
 from glpretrain.evaluate.figures import attention_figure, shown_positions
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import mean_score

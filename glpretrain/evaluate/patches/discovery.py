@@ -26,11 +26,12 @@ from glpretrain.encoders.attention import attention_keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import evaluating, normalised
+from glpretrain.evaluate.encoding import evaluating, normalised
 from glpretrain.evaluate.figures import boxes_figure, shown_positions
-from glpretrain.evaluate.items import DecodedItems, ItemBatch, Sources
+from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import mean_score, rate_score
 from glpretrain.evaluate.patches.segmentation import checked_patches, with_objects
+from glpretrain.evaluate.reading import ItemBatch
 
 
 class _Found(NamedTuple):

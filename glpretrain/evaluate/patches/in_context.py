@@ -18,7 +18,7 @@ from torch.nn import functional
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import device_of
+from glpretrain.evaluate.encoding import device_of
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.patches.segmentation import (
     Predictor,

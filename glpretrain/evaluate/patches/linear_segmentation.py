@@ -27,7 +27,7 @@ from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import device_of
+from glpretrain.evaluate.encoding import device_of
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.confusion import areas, confusion, mean_iou
 from glpretrain.evaluate.patches.segmentation import (

@@ -33,10 +33,11 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.figures import prompts_figure, shown_positions
-from glpretrain.evaluate.items import DecodedItems, ItemBatch, Sources
+from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import mean_of_scores, mean_score
 from glpretrain.evaluate.patches.segmentation import image_patches
 from glpretrain.evaluate.patches.similarity import PairSample, max_pairs, pair_sample, pair_scores, similarity_figure
+from glpretrain.evaluate.reading import ItemBatch
 
 # Thresholds are n / 100, so that 0 and 0.5 are exactly those numbers. Steps of 0.05 would be too coarse for an encoder whose
 # similarities all lie between 0.8 and 1, as those of many trained ones do.

@@ -40,7 +40,8 @@ from glpretrain.data.sources.images.videos import Video
 from glpretrain.encoders.base import Encoder, bytes_of
 from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import Features, device_of, encode_batch
+from glpretrain.evaluate.encoding import Encoding, device_of, encode_batch
+from glpretrain.evaluate.features import Features
 from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import mean_score
 from glpretrain.evaluate.metrics.roc import numbered
@@ -205,8 +206,8 @@ class LabelPropagation(Evaluator):
                 images = functional.interpolate(images, size=tuple(size), mode="bilinear", antialias=True)
             digests = [hashlib.sha256(f"{tuple(frame.shape)}".encode() + bytes_of(frame)).hexdigest() for frame in frames]
             layer, bf16 = self.features.layer, self.features.bf16
-            options = {"resize": "bilinear", "layers": {layer: "all"}, "bf16": bf16, "cache": cache}
-            outputs = encode_batch(encoder, _Frames(images, digests), shape=images.shape[1:], **options)
+            encoding = Encoding(tuple(images.shape[1:]), "bilinear", self.features.batch_size, {layer: "all"}, bf16)
+            outputs = encode_batch(encoder, _Frames(images, digests), encoding, cache=cache)
             patches = outputs[layer].patches  # [B N D]
             require_finite(patches, times, what=f"video {video.name!r}: the patch features")
             yield from patches

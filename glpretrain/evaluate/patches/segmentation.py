@@ -16,8 +16,9 @@ from glpretrain.evaluate.base import Score
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import Features
 from glpretrain.evaluate.figures import segmentation_figure, shown_positions
-from glpretrain.evaluate.items import DecodedItems, ItemBatch
+from glpretrain.evaluate.items import DecodedItems
 from glpretrain.evaluate.metrics.confusion import areas, confusion, segmentation_scores
+from glpretrain.evaluate.reading import ItemBatch
 from glpretrain.evaluate.rows import Rows, require_finite
 
 # Float[B N D] to Int[B H W]: patches of some images to the class of each pixel, for a size (H, W).

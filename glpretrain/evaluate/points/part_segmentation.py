@@ -22,11 +22,12 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Result
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.figures import class_colours, shown_positions
-from glpretrain.evaluate.items import DecodedItems, ItemBatch, Sources
+from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.confusion import areas, confusion, mean_iou, segmentation_scores
 from glpretrain.evaluate.metrics.intervals import mean_score
 from glpretrain.evaluate.patches.linear_segmentation import Layer, LinearLayer, Taught
 from glpretrain.evaluate.points.tokens import at_points, cells, clouds_figure, part_colours, point_tokens
+from glpretrain.evaluate.reading import ItemBatch
 
 
 @dataclass(frozen=True, kw_only=True)

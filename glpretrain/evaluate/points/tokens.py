@@ -15,8 +15,9 @@ from glpretrain.core.clouds import farthest_points, interpolation, nearest_point
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import Features
-from glpretrain.evaluate.items import DecodedItems, ItemBatch
+from glpretrain.evaluate.items import DecodedItems
 from glpretrain.evaluate.patches.segmentation import checked_patches
+from glpretrain.evaluate.reading import ItemBatch
 
 _VIEW = ((0.87, 0.5, 0.0), (-0.25, 0.43, 0.87))  # what is shown to the right and up: from the side and a little from above
 
