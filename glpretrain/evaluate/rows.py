@@ -31,6 +31,11 @@ class LabelledFeatures:
         groups = None if self.groups is None else self.groups[positions]
         return LabelledFeatures(self.cls[positions], self.labels[positions], self.index[positions], groups)
 
+    def to(self, device: torch.device) -> "LabelledFeatures":
+        """The same rows on a device."""
+        groups = None if self.groups is None else self.groups.to(device)
+        return LabelledFeatures(self.cls.to(device), self.labels.to(device), self.index.to(device), groups)
+
     def with_cls(self, cls: Tensor) -> "LabelledFeatures":
         """The same items with other rows, Float[B D]."""
         return replace(self, cls=cls)

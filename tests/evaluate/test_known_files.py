@@ -112,6 +112,9 @@ def test_labels_and_channels_are_those_of_now(root: Path, model: ViT, decoded: l
     cache = FeatureCache(model, folder=root.parent / "kept")
     found = Features(batch_size=5).labelled(model, DecodedItems(source), cache)
     assert found.labels.tolist() == [0] + [1] * 9 + [2] * 9
+    items = DecodedItems(source)
+    known_files.KnownFiles(root.parent / "kept" / "files").recall(source, items.known)
+    assert items.fingerprint() == DecodedItems(source).fingerprint()  # labels are part of it
     decoded.clear()
     again = Features(batch_size=5).labelled(model, DecodedItems(source), FeatureCache(model, folder=root.parent / "kept"))
     assert torch.equal(again.labels, found.labels) and torch.equal(again.cls, found.cls) and not decoded

@@ -23,6 +23,7 @@ from glpretrain.data.sources.base import Subset
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
+from glpretrain.evaluate.encoding import device_of
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import mean_score, rate_score
 from glpretrain.evaluate.probes import require_two_classes
@@ -31,6 +32,7 @@ from glpretrain.evaluate.rows import LabelledFeatures, Rows, labelled_rows
 _TABLE_CELLS = 1 << 22  # of queries x gallery at a time
 _ORDER_SEED, _SHOWN_SEED = 90, 91
 _SHOWN_QUERIES, _SHOWN_NEIGHBOURS = 6, 5
+_CPU = torch.device("cpu")
 _RIGHT, _WRONG = "#009e73", "#d55e00"
 
 
@@ -67,7 +69,7 @@ class Retrieval(Evaluator):
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         queries, gallery = self._rows(encoder, sources, cache)
         require_two_classes(gallery.labels, sources["train" if "train" in sources else "test"])
-        found = rank(queries, gallery, leave_one_out="train" not in sources)
+        found = rank(queries, gallery, leave_one_out="train" not in sources, device=device_of(encoder))
         there = found.first_hit > 0
         if not there.any():
             raise ValueError(f"source {sources['test'].name!r}: no query has an item of its class in the gallery")
@@ -114,7 +116,9 @@ def _pictures(items: DecodedItems, index: Tensor, shape: Sequence[int], card: En
     return torch.cat([modality.pictures(modality.normalise(batch.items, card), card=card) for batch in batches])
 
 
-def rank(queries: LabelledFeatures, gallery: LabelledFeatures, *, leave_one_out: bool, num_nearest: int = 0) -> Ranking:
+def rank(
+    queries: LabelledFeatures, gallery: LabelledFeatures, *, leave_one_out: bool, num_nearest: int = 0, device: torch.device = _CPU
+) -> Ranking:
     """Order the gallery around every query, a bounded number of cosines at a time.
 
     Args:
@@ -122,15 +126,17 @@ def rank(queries: LabelledFeatures, gallery: LabelledFeatures, *, leave_one_out:
         gallery: the items that are searched, rows of length one; of items at equal distance the earlier is nearer.
         leave_one_out: the queries are in the gallery; each is searched for among the others.
         num_nearest: how many of the nearest to name; fewer where the gallery is smaller.
+        device: where cosines are computed; the gallery has to fit there.
 
     Returns:
-        One entry per query.
+        One entry per query, on the CPU.
     """
     parts = Rows(len(queries.labels))
     per_chunk = max(1, _TABLE_CELLS // len(gallery.labels))
-    columns, num_searched = torch.arange(len(gallery.labels)), len(gallery.labels) - int(leave_one_out)
+    columns, num_searched = torch.arange(len(gallery.labels), device=device), len(gallery.labels) - int(leave_one_out)
+    gallery = gallery.to(device)
     for positions in torch.arange(len(queries.labels)).split(per_chunk):
-        part = queries.at(positions)
+        part = queries.at(positions).to(device)
         similarity = part.cls @ gallery.cls.T  # [B J]
         if leave_one_out:
             similarity.masked_fill_(gallery.index == part.index[:, None], -torch.inf)
@@ -144,7 +150,7 @@ def rank(queries: LabelledFeatures, gallery: LabelledFeatures, *, leave_one_out:
         count = relevant.sum(dim=1)
         average = (precision * relevant).sum(dim=1) / count  # 0 / 0 is NaN
         first = torch.where(count > 0, relevant.int().argmax(dim=1) + 1, 0)
-        parts.add(average, first, position[:, : min(num_nearest, num_searched)])
+        parts.add(average.cpu(), first.cpu(), position[:, : min(num_nearest, num_searched)].cpu())
     return Ranking(*parts.tensors(3))
 
 
