@@ -22,6 +22,7 @@ from glpretrain.data.sources.images.videos import VideoSource
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate import Evaluator, FeatureCache, Result, Score, Sources, default_evaluators, default_sources
 from glpretrain.evaluate.encoding import evaluating, shared_encoding
+from glpretrain.evaluate.estimates import announce
 
 
 @runtime_checkable
@@ -124,6 +125,8 @@ class RunEvaluators(pl.Callback):
             if trainer.is_global_zero:
                 cache = FeatureCache(encoder, team=team)  # of this moment's weights: k-NN and linear probe share one pass
                 for name, evaluator in self.evaluators.items():
+                    if self._num_evaluations == 1:
+                        announce(name, evaluator, encoder, self.sources, cache)
                     found = evaluator.attempt(encoder, self.sources, cache)
                     self._leave_out({result_key(name, score): reason for score, reason in found.left_out.items()})
                     scores |= flat(name, found)

@@ -13,6 +13,7 @@ Prototypes, which an encoder does not have (`callbacks.TrainingHealth`), and a v
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.figures import curves_figure
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import Z95, interval_score, jackknife_interval, mean_interval
+from glpretrain.evaluate.progress import tracked
 from glpretrain.evaluate.rows import Rows, require_finite
 
 _RANK_EPS = 1e-7  # the paper's
@@ -83,6 +85,10 @@ class Health(Evaluator):
     def check_items(self, sources: Sources) -> None:
         if len(sources["test"]) < 2:
             raise ValueError(f"test: source {sources['test'].name!r} has 1 item; accepted: at least 2")
+
+    def num_bytes(self, dim: int, counts: Mapping[str, int]) -> int:
+        """See `Evaluator`."""
+        return 3 * super().num_bytes(dim, counts)
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         found = self._moments(encoder, sources["test"], cache)
@@ -165,7 +171,8 @@ def uniformity(rows: Tensor) -> Score:
     count = len(rows)
     mean = torch.empty(count, dtype=torch.float64)
     per_chunk = max(1, _TABLE_CELLS // count)
-    for start in range(0, count, per_chunk):
+    starts = range(0, count, per_chunk)
+    for start in tracked(starts, total=len(starts), description="uniformity"):
         chunk = rows[start : start + per_chunk]
         potential = (2 * _UNIFORMITY_T * (chunk @ rows.T - 1)).clamp_max_(0).exp_()  # |x - y|^2 = 2 - 2 x.y
         potential[torch.arange(len(chunk)), start + torch.arange(len(chunk))] = 0  # not with itself

@@ -20,7 +20,19 @@ from glpretrain.core import keys
 from glpretrain.core.distributed import rank
 from glpretrain.data.sources.base import Source, Subset
 from glpretrain.data.sources.images.videos import VideoSource
-from glpretrain.evaluate.reading import Decoded, ItemBatch, Known, Resize, batch_of, give_back, hex_of, read, read_all, read_as_it_is
+from glpretrain.evaluate.reading import (
+    Decoded,
+    ItemBatch,
+    Known,
+    Resize,
+    batch_of,
+    checked_workers,
+    give_back,
+    hex_of,
+    read,
+    read_all,
+    read_as_it_is,
+)
 
 # Roles that every configuration may name. An evaluator may ask for further ones in its settings.
 ROLES = ("train", "test", "development", "masked_train", "masked", "videos")
@@ -57,11 +69,9 @@ class DecodedItems:
     def __init__(self, source: Source, *, max_items: int | None = None, num_workers: int | None = None) -> None:
         if max_items is not None and max_items < 1:
             raise ValueError(f"max_items: {max_items}; accepted: a positive number, or None for all")
-        if num_workers is not None and num_workers < 0:
-            raise ValueError(f"num_workers: {num_workers}; accepted: 0 or more, or None")
         if len(source) == 0:
             raise ValueError(f"source {source.name!r} has no items; at least one is needed")
-        self.source, self.num_workers = source, num_workers
+        self.source, self.num_workers = source, checked_workers(num_workers)
         self.indices: Sequence[int] = range(len(source))
         if max_items is not None and max_items < len(source):
             # Neither the first items (folders come class by class) nor every n-th (classes may alternate) would be a fair subset.
@@ -243,7 +253,6 @@ class Sources:
     Args:
         given: sources or decoded items by role.
         missing: roles that have no source, each with the reason.
-        num_workers: number of processes that read the items of a source, see `read_all`.
     """
 
     def __init__(
@@ -251,11 +260,8 @@ class Sources:
         given: Mapping[str, Source | DecodedItems | VideoSource],
         *,
         missing: Mapping[str, str] = MappingProxyType({}),
-        num_workers: int | None = None,
     ) -> None:
-        self._by_role = {
-            role: DecodedItems(source, num_workers=num_workers) if isinstance(source, Source) else source for role, source in given.items()
-        }
+        self._by_role = {role: DecodedItems(source) if isinstance(source, Source) else source for role, source in given.items()}
         self.missing = dict(missing)
 
     @classmethod
@@ -297,6 +303,16 @@ class Sources:
             given = type(found.source).__name__ if isinstance(found, DecodedItems) else type(found).__name__
             raise ValueError(f"{role}: {given}; accepted: a source of videos, such as VideoFolder")
         return found
+
+    def read_with(self, num_workers: int | None) -> None:
+        """Let so many processes read the items of each source, see `DecodedItems`.
+
+        Raises:
+            ValueError: the number is negative.
+        """
+        for found in self._by_role.values():
+            if isinstance(found, DecodedItems):
+                found.num_workers = checked_workers(num_workers)
 
     def measured(self, role: str) -> DecodedItems | VideoSource:
         """What has this role, with its name and fingerprint."""

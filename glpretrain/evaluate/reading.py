@@ -281,6 +281,17 @@ def read_all(
     )
 
 
+def checked_workers(num_workers: int | None) -> int | None:
+    """The number itself.
+
+    Raises:
+        ValueError: it is negative.
+    """
+    if num_workers is not None and num_workers < 0:
+        raise ValueError(f"num_workers: {num_workers}; accepted: 0 or more, or None")
+    return num_workers
+
+
 def default_workers() -> int:
     """Number of processes that read a large set: as many as this process has cores, shared with the other processes of the machine."""
     return max(1, min(_MOST_WORKERS, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))))

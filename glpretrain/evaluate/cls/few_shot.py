@@ -23,6 +23,7 @@ from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import Z95, interval_score, mean_interval, rate_interval
 from glpretrain.evaluate.probes import answerable, in_parts, small_products
+from glpretrain.evaluate.progress import tracked
 from glpretrain.evaluate.rows import LabelledFeatures
 
 _DRAW_SEED = 80
@@ -70,7 +71,7 @@ class FewShot(Evaluator):
         scores: dict[str, Score] = {}
         for num in shots:
             logistic, centroid = [], []
-            for draw in draws:
+            for draw in tracked(draws, total=len(draws), description=f"{num} items per class"):
                 drawn = train.at(draw[:, :num].flatten())
                 logistic.append((logistic_predict(drawn, test.cls, inverse_l2=self.inverse_l2) == test.labels).float().mean())
                 centroid.append((centroid_predict(drawn, test.cls) == test.labels).float().mean())

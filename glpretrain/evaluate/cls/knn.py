@@ -5,7 +5,8 @@ github.com/facebookresearch/dino: cosine similarity, each of the k nearest train
 exp(similarity / 0.07). A choice of k on the test items is left out on purpose.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +21,13 @@ from glpretrain.evaluate.encoding import device_of
 from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
 from glpretrain.evaluate.probes import answerable
+from glpretrain.evaluate.progress import tracked
 from glpretrain.evaluate.rows import LabelledFeatures, Rows
 
 _DEFAULT_K = (10, 20)  # DINO reports 20 as the best over its models
 _ORDER_SEED = 92
 _CPU = torch.device("cpu")
+_TRIED = 64  # queries, and a hundred times as many voters, that tell how long all will take
 _TEST_CHUNK, _TABLE_CELLS = 512, 1 << 26  # test items at a time, and fewer where the table of similarities would pass 256 MB
 
 
@@ -51,6 +54,15 @@ class KNN(Evaluator):
         if self.k is not None:
             require_positive("k", self.k)
         require_positive("temp", self.temp)
+
+    def comparing_seconds(self, dim: int, counts: Mapping[str, int], device: torch.device) -> float:
+        """See `Evaluator`."""
+        count = min(100 * _TRIED, counts["train"])
+        rows = LabelledFeatures(keys.normal(torch.tensor(_ORDER_SEED), count, dim), torch.arange(count) % 2, torch.arange(count))
+        start = time.perf_counter()
+        knn_predict(rows, rows.cls[:_TRIED], k=[k for k in self.k or _DEFAULT_K if k <= count] or [1], temp=self.temp, device=device)
+        cells = min(_TRIED, count) * count
+        return (time.perf_counter() - start) / cells * counts["train"] * counts["test"]
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         train, test = (self.features.labelled(encoder, sources[role], cache) for role in ("train", "test"))
@@ -84,7 +96,8 @@ def knn_predict(train: LabelledFeatures, queries: Tensor, *, k: Sequence[int], t
     num_classes = int(train.labels.max()) + 1
     predictions = Rows(len(queries))
     per_chunk = min(_TEST_CHUNK, max(1, _TABLE_CELLS // len(voters)))
-    for chunk in functional.normalize(queries, dim=-1).split(per_chunk):
+    chunks = functional.normalize(queries, dim=-1).split(per_chunk)
+    for chunk in tracked(chunks, total=len(chunks), description="nearest neighbours"):
         similarity, neighbour = (chunk.to(device) @ voters.T).topk(max(k), dim=-1)  # [B max(k)]
         # Relative to the nearest: the same vote, and exp cannot overflow at a small temperature.
         votes = ((similarity - similarity[:, :1]) / temp).exp()

@@ -27,6 +27,7 @@ from glpretrain.evaluate.figures import curves_figure
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
 from glpretrain.evaluate.probes import answerable, in_parts, require_two_classes, stratified_split
+from glpretrain.evaluate.progress import tracked
 from glpretrain.evaluate.rows import LabelledFeatures, labelled_rows
 
 _ORDER_SEED, _WEIGHT_SEED = 70, 71
@@ -103,6 +104,10 @@ class LinearSweep(Evaluator):
         require_positive("num_steps", self.num_steps)
         require_positive("items_per_step", self.items_per_step)
         require_share("held_out_ratio", self.held_out_ratio)
+
+    def num_bytes(self, dim: int, counts: Mapping[str, int]) -> int:
+        """See `Evaluator`."""
+        return (max(self.num_blocks) + 1) * super().num_bytes(dim, counts)
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         train, device = self._rows(encoder, sources["train"], cache), device_of(encoder)
@@ -218,7 +223,7 @@ def train_heads(heads: Heads, train: LabelledFeatures, *, learning_rates: Tensor
     """
     weight, bias, device = heads.weight.clone(), heads.bias.clone(), heads.bias.device
     weight_velocity, bias_velocity = torch.zeros_like(weight), torch.zeros_like(bias)
-    for step, items in enumerate(order):
+    for step, items in enumerate(tracked(order, total=len(order), description="training heads")):
         rates = learning_rates.to(device) * (1 + math.cos(math.pi * step / len(order))) / 2  # [R]
         features, labels = train.cls[items].to(device), train.labels[items].to(device)  # [M D], [M]
         # The gradient by hand: softmax minus the truth. autograd would keep what nobody needs.

@@ -6,7 +6,8 @@ gallery. Items at equal distance enter the average precision together, as in sci
 count and features that have collapsed score the share of their class. Re-ranking and query expansion are left out on purpose.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,12 +28,14 @@ from glpretrain.evaluate.encoding import device_of
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import mean_score, rate_score
 from glpretrain.evaluate.probes import require_two_classes
+from glpretrain.evaluate.progress import tracked
 from glpretrain.evaluate.rows import LabelledFeatures, Rows, labelled_rows
 
 _TABLE_CELLS = 1 << 22  # of queries x gallery at a time
 _ORDER_SEED, _SHOWN_SEED = 90, 91
 _SHOWN_QUERIES, _SHOWN_NEIGHBOURS = 6, 5
 _CPU = torch.device("cpu")
+_TRIED = 32  # queries, and two hundred times as many items, that tell how long all will take
 _RIGHT, _WRONG = "#009e73", "#d55e00"
 
 
@@ -65,6 +68,15 @@ class Retrieval(Evaluator):
     def validate(self) -> None:
         if 1 not in self.k or min(self.k) < 1:
             raise ValueError(f"k: {list(self.k)}; accepted: 1 and other positive numbers")
+
+    def comparing_seconds(self, dim: int, counts: Mapping[str, int], device: torch.device) -> float:
+        """See `Evaluator`."""
+        searched = counts.get("train", counts["test"])
+        count = min(200 * _TRIED, searched)
+        rows = LabelledFeatures(keys.normal(torch.tensor(_ORDER_SEED), count, dim), torch.arange(count) % 2, torch.arange(count))
+        start = time.perf_counter()
+        rank(rows.at(torch.arange(min(_TRIED, count))), rows, leave_one_out=True, device=device)
+        return (time.perf_counter() - start) / (min(_TRIED, count) * count) * searched * counts["test"]
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         queries, gallery = self._rows(encoder, sources, cache)
@@ -135,7 +147,8 @@ def rank(
     per_chunk = max(1, _TABLE_CELLS // len(gallery.labels))
     columns, num_searched = torch.arange(len(gallery.labels), device=device), len(gallery.labels) - int(leave_one_out)
     gallery = gallery.to(device)
-    for positions in torch.arange(len(queries.labels)).split(per_chunk):
+    chunks = torch.arange(len(queries.labels)).split(per_chunk)
+    for positions in tracked(chunks, total=len(chunks), description="searching"):
         part = queries.at(positions).to(device)
         similarity = part.cls @ gallery.cls.T  # [B J]
         if leave_one_out:

@@ -15,7 +15,7 @@ Augmentation, features of several layers, and heads that are not linear are left
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -41,6 +41,7 @@ from glpretrain.evaluate.patches.segmentation import (
     taken,
 )
 from glpretrain.evaluate.probes import held_out_split, standardiser
+from glpretrain.evaluate.progress import tracked
 from glpretrain.evaluate.rows import Rows
 
 _BATCH_SEED, _SAMPLE_SEED = 71, 72
@@ -163,6 +164,10 @@ class LinearLayer(Evaluator):
         layer = self._heads(tokens.to(device), shares.to(device), [chosen]).layer(0)
         return lambda features: layer(standardised(features)), dict(zip(("learning_rate", "l2"), chosen, strict=True))
 
+    def num_bytes(self, dim: int, counts: Mapping[str, int]) -> int:
+        """See `Evaluator`; of tokens as they are and standardised, and of those that choose."""
+        return 3 * 4 * dim * self.max_patches
+
     def _heads(self, tokens: Tensor, shares: Tensor, candidates: Sequence[tuple[float, float]]) -> Heads:
         """Of Float[B N D] and Float[B N C], on their device: one layer for each learning rate and penalty."""
         learning_rates, l2 = zip(*candidates, strict=True)
@@ -241,7 +246,7 @@ def fit_heads(
     bias = frequency.clamp_min(_MIN_FREQUENCY).log().repeat(count, 1)  # [K C]
     penalty, rate = (torch.tensor(values, device=device)[:, None, None] for values in (l2, learning_rates))  # [K 1 1]
     moments = [torch.zeros_like(tensor) for tensor in (weight, weight, bias, bias)]
-    for step in range(num_steps):
+    for step in tracked(range(num_steps), total=num_steps, description="fitting linear layers"):
         drawn = keys.integers(
             keys.item_keys(seed=_BATCH_SEED, epoch=0, index=torch.tensor(step, device=device)), 0, len(patches), patches_per_step
         )
