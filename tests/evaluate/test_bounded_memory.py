@@ -1,5 +1,7 @@
 """What is computed a part at a time is what is computed at once, and what is remembered of an item does not hold its patches."""
 
+import weakref
+
 import pytest
 import torch
 from evaluate_stubs import NUM_CLASSES, StubEncoder, labels, masked, noise, noisy, position_of, with_classes
@@ -14,23 +16,29 @@ from glpretrain.evaluate import (
     ClusterSegmentation,
     DecodedItems,
     Evaluator,
+    Features,
     FewShot,
     Health,
     InContextSegmentation,
     LinearProbe,
     LinearSegmentation,
     LinearSweep,
+    ObjectDiscovery,
     PromptSegmentation,
     Result,
     Retrieval,
+    encoding,
     health,
     probes,
 )
+from glpretrain.evaluate import items as items_module
 from glpretrain.evaluate.cls import knn, linear_sweep, retrieval
+from glpretrain.evaluate.encoding import encode_batch
 from glpretrain.evaluate.metrics import intervals
 from glpretrain.evaluate.patches import in_context, similarity
 from glpretrain.evaluate.patches.segmentation import TokenSample, class_shares, taken
 from glpretrain.evaluate.probes import held_out_split, standardiser
+from glpretrain.evaluate.reading import read_all
 
 SIZE, PATCH = 24, 2
 NUM_PATCHES = (SIZE // PATCH) ** 2
@@ -213,3 +221,56 @@ def test_what_prompts_remember_of_an_object_is_two_curves() -> None:
 def test_what_health_remembers_of_an_item_is_three_vectors_and_a_curve() -> None:
     moments = Health()._moments(StubEncoder(mixed, size=SIZE, patch=PATCH), DecodedItems(SCENES), None)
     assert bytes_kept(moments.cls, moments.mean_patch, moments.mean_unit, moments.decay) == 13 * 4 * (3 * 8 + 11)
+
+
+FEW = Features(batch_size=2)
+
+
+@pytest.mark.parametrize(
+    "evaluator",
+    [
+        KNN(k=(1,), features=FEW),
+        Retrieval(features=FEW),
+        LinearProbe(inverse_l2=(0.1,), features=FEW),
+        LinearSweep(num_blocks=(1,), num_steps=3, features=FEW),
+        FewShot(shots=(1,), num_draws=2, features=FEW),
+        Health(features=FEW),
+        LinearSegmentation(num_steps=3, features=FEW),
+        InContextSegmentation(k=2, features=FEW),
+        ClusterSegmentation(num_overclusters=5, features=FEW),
+        PromptSegmentation(features=FEW),
+        ObjectDiscovery(features=FEW),
+    ],
+    ids=lambda evaluator: type(evaluator).__name__,
+)
+@pytest.mark.parametrize("num_items", [26, 104])
+def test_pictures_masks_and_patches_of_few_batches_are_there_at_a_time(
+    evaluator: Evaluator, num_items: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever holds a part of a tensor keeps all of it alive."""
+    alive: dict[str, list[weakref.ref]] = {"pictures": [], "masks": [], "patches": []}
+    most = dict.fromkeys(alive, 0)
+
+    def watched(kind: str, tensor: Tensor) -> Tensor:
+        array = tensor.numpy().copy()
+        alive[kind] = [other for other in alive[kind] if other() is not None] + [weakref.ref(array)]
+        most[kind] = max(most[kind], len(alive[kind]))
+        return torch.from_numpy(array)
+
+    def reads(*args, **given):
+        for decoded in read_all(*args, **given):
+            masks = watched("masks", decoded.semantic)
+            yield decoded._replace(values=watched("pictures", decoded.values), instances=masks, semantic=masks)
+
+    def encodes(*args, **given):
+        outputs = encode_batch(*args, **given)
+        return {layer: output._replace(patches=watched("patches", output.patches)) for layer, output in outputs.items()}
+
+    monkeypatch.setattr(items_module, "read_all", reads)
+    monkeypatch.setattr(items_module, "_CACHE_BYTES", 0)
+    monkeypatch.setattr(encoding, "encode_batch", encodes)
+    source = with_classes([scene(position) for position in range(num_items)], num_classes=3)
+    source.items = [item._replace(label=position % 3) for position, item in enumerate(source.items)]
+    source._classes = ["a", "b", "c"]
+    evaluator.run(StubEncoder(mixed, size=SIZE, patch=PATCH), dict.fromkeys(("train", "test", "masked_train", "masked"), source))
+    assert most["pictures"] and max(most.values()) <= 4, most  # those of this batch, and those of the last, which loops still name
