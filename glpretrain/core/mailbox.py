@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import torch.distributed as dist
-from torch.distributed import Store
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]  its public home
 
 _PIECE = 1 << 22  # bytes: the store takes values of 8 MiB at most
 _SOON, _LATE = 0.0005, 0.05  # seconds between two looks, at first and after a while

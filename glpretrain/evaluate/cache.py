@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ from glpretrain.core.files import PART, cache_folder, part_file, write_json
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, fingerprint
 from glpretrain.evaluate.known_files import KnownFiles, record_files
+from glpretrain.evaluate.reading import Patches
 from glpretrain.evaluate.team import Team
 
 _LOG = logging.getLogger(__name__)
@@ -36,9 +37,6 @@ DISK_GB = 10.0
 _CARD, _OF_FILES = "card.json", "files"
 _FOLDER, _FILE = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{64}\.(cls|pooled|patches)\.safetensors")
 _ABANDONED = 3600.0  # seconds after which a file that is not complete belongs to a killed process
-
-# How much of the patches of an item is needed: none, Float[B 0 D]; their mean and their maximum, Float[B 2 D]; all, Float[B N D].
-Patches = Literal["none", "pooled", "all"]
 
 
 def default_folder() -> Path:

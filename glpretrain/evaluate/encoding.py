@@ -16,9 +16,9 @@ from glpretrain.core.distributed import rank, world_size
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.layers import features_of_layers, layer_number
-from glpretrain.evaluate.cache import FeatureCache, Patches, with_patches
+from glpretrain.evaluate.cache import FeatureCache, with_patches
 from glpretrain.evaluate.items import DecodedItems, Sources
-from glpretrain.evaluate.reading import ItemBatch, Resize
+from glpretrain.evaluate.reading import ItemBatch, Patches
 from glpretrain.evaluate.team import Answer, Request, Team, give, requests
 
 
@@ -26,7 +26,7 @@ class Encoding(NamedTuple):
     """What features depend on beside the encoder and the items."""
 
     shape: tuple[int, ...]  # that items are brought to
-    resize: Resize | str  # how they are
+    resize: str  # how they are, a `Resize` of items
     batch_size: int
     layers: Mapping[int, Patches]  # blocks whose features are taken, each with how much of its patches is needed
     bf16: bool

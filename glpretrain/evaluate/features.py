@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields
 from glpretrain import modalities
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.cache import FeatureCache, Patches
+from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.encoding import Encoding, encoded_batches
 from glpretrain.evaluate.items import DecodedItems
 from glpretrain.evaluate.progress import tracked
-from glpretrain.evaluate.reading import ItemBatch, Resize
+from glpretrain.evaluate.reading import ItemBatch, Patches, Resize
 from glpretrain.evaluate.rows import LabelledFeatures, labelled_rows
 
 

@@ -25,6 +25,8 @@ from glpretrain.data.sources.base import Source, UnreadableItemError
 from glpretrain.encoders.base import bytes_of
 
 Resize = Literal["crop", "stretch"]
+# How much of the patches of an item is needed: none, Float[B 0 D]; their mean and their maximum, Float[B 2 D]; all, Float[B N D].
+Patches = Literal["none", "pooled", "all"]
 WORTH_WORKERS = 2048  # items from which on workers read them, unless their number is given
 _MOST_WORKERS = 16
 _UNSEEN, _UNREADABLE, _READ, _NEW = 0, 1, 2, 3  # what is new was read by this process, and is nowhere else yet
@@ -180,7 +182,8 @@ class _Reader(Dataset[Decoded]):
     """Reads items by their dataset indices."""
 
     def __init__(self, source: Source, shape: Sequence[int], resize: Resize) -> None:
-        self.source, self.shape, self.resize = source, shape, resize
+        self.source, self.shape = source, shape
+        self.resize: Resize = resize
 
     def __getitem__(self, index: Sequence[int]) -> Decoded:
         return read(self.source, index, self.shape, self.resize)

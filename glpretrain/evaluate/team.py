@@ -15,7 +15,7 @@ from glpretrain.core import mailbox
 from glpretrain.core.distributed import rank, world_size
 from glpretrain.core.types import EncoderOutput
 from glpretrain.evaluate.items import DecodedItems, Sources
-from glpretrain.evaluate.reading import Decoded, Resize, nothing
+from glpretrain.evaluate.reading import Decoded, Patches, nothing
 
 _AHEAD = 4  # batches that a process may be ahead of the first one
 _DONE = b"done"
@@ -28,9 +28,9 @@ class Request(NamedTuple):
     indices: list[int] | None  # dataset indices of the items; None for all of the role
     count: int  # number of items, for comparison
     shape: list[int]
-    resize: Resize
+    resize: str
     batch_size: int
-    layers: dict[str, str]  # number of each block, and how much of its patches is needed
+    layers: dict[str, Patches]  # number of each block, and how much of its patches is needed
     bf16: bool
     numbers: list[int]  # batches that features are missing of, the own ones of the first process included
 

@@ -21,13 +21,14 @@ from glpretrain.core import keys
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
-from glpretrain.evaluate.cache import FeatureCache, Patches
+from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.encoding import device_of
 from glpretrain.evaluate.figures import curves_figure
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
 from glpretrain.evaluate.probes import answerable, in_parts, require_two_classes, stratified_split
 from glpretrain.evaluate.progress import tracked
+from glpretrain.evaluate.reading import Patches
 from glpretrain.evaluate.rows import LabelledFeatures, labelled_rows
 
 _ORDER_SEED, _WEIGHT_SEED = 70, 71
