@@ -17,6 +17,13 @@ class Ended(NamedTuple):
     error: str  # what it raised; empty where it returned
 
 
+def free_port() -> int:
+    """A port that no process listens to at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def together(function: Callable[[int], object], *, count: int) -> list[Ended]:
     """Call `function(0)` to `function(count - 1)` in forked processes that start at the same moment.
 

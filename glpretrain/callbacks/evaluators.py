@@ -16,13 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from glpretrain.core.batch import Batch
-from glpretrain.core.distributed import wait_for_first
 from glpretrain.data.module import DataModule
 from glpretrain.data.sources.base import Source
 from glpretrain.data.sources.images.videos import VideoSource
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate import Evaluator, FeatureCache, Result, Score, Sources, default_evaluators, default_sources
-from glpretrain.evaluate.features import evaluating
+from glpretrain.evaluate.encoding import evaluating, shared_encoding
+from glpretrain.evaluate.estimates import announce
 
 
 @runtime_checkable
@@ -42,8 +42,9 @@ class Trained(Protocol):
 class RunEvaluators(pl.Callback):
     """Runs evaluators on `pl_module.backbone()` when the fit starts and when it ends.
 
-    A fit starts from random weights or from those of `init_from`; a resumed fit is not scored at its start. Only the first process
-    evaluates; the others wait for it. Scoring never stops training: what cannot be scored is left out, and the table says why.
+    A fit starts from random weights or from those of `init_from`; a resumed fit is not scored at its start. The first process evaluates;
+    the others encode their share of the items for it. Scoring never stops training: what cannot be scored is left out, and the table says
+    why.
 
     Args:
         evaluators: evaluators by name; None for the default ones of the encoder's kind of items.
@@ -119,18 +120,19 @@ class RunEvaluators(pl.Callback):
         logged: dict[str, float] = {}
         assert isinstance(pl_module, Trained)
         encoder = pl_module.whole_backbone()
-        if trainer.is_global_zero:
-            with isolate_rng(), evaluating(encoder):
-                cache = FeatureCache(encoder)  # of this moment's weights: k-NN and linear probe share one pass
+        self._num_evaluations += 1
+        with isolate_rng(), evaluating(encoder), shared_encoding(f"evaluation {self._num_evaluations}", encoder, self.sources) as team:
+            if trainer.is_global_zero:
+                cache = FeatureCache(encoder, team=team)  # of this moment's weights: k-NN and linear probe share one pass
                 for name, evaluator in self.evaluators.items():
+                    if self._num_evaluations == 1:
+                        announce(name, evaluator, encoder, self.sources, cache)
                     found = evaluator.attempt(encoder, self.sources, cache)
                     self._leave_out({result_key(name, score): reason for score, reason in found.left_out.items()})
                     scores |= flat(name, found)
                     logged |= {f"eval/{name}/{score}": value.value for score, value in found.scores.items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(logged, step=trainer.global_step)
-        self._num_evaluations += 1
-        wait_for_first(f"evaluation {self._num_evaluations}")
+                for logger in trainer.loggers:
+                    logger.log_metrics(logged, step=trainer.global_step)
         self.seconds += time.perf_counter() - start
         return scores
 

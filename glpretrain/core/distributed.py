@@ -2,14 +2,10 @@
 caller asks how many processes there are.
 """
 
-import time
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-
-_PERIOD = 0.1  # seconds between two looks
 
 
 def has_process_group() -> bool:
@@ -25,21 +21,6 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this process, 0 without a process group."""
     return dist.get_rank() if has_process_group() else 0
-
-
-def wait_for_first(name: str) -> None:
-    """Wait until the first process has come here too, however long that takes: a collective would give up after half an hour.
-
-    Args:
-        name: name of this place and moment, which no other call of the run has.
-    """
-    if world_size() == 1:
-        return
-    store = dist.distributed_c10d._get_default_store()  # it has no public name
-    if rank() == 0:
-        store.set(name, "here")
-    while not store.check([name]):
-        time.sleep(_PERIOD)
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:

@@ -70,16 +70,22 @@ def per_view(key: Tensor, purpose: int, *, count: int) -> Tensor:
     return numbered(fold_in(key, purpose), count=count)
 
 
-def bits(key: Tensor, *shape: int) -> Tensor:
-    """Int[*S *shape]: 64 random bits for every element of `shape` under every key."""
+def bits(key: Tensor, *shape: int, first: int = 0) -> Tensor:
+    """Int[*S *shape]: 64 random bits for every element of `shape` under every key, after those of `first` other elements.
+
+    So a large draw can be made a part at a time.
+    """
     count = math.prod(shape)
-    counter = torch.arange(count, device=key.device, dtype=torch.int64)
+    counter = torch.arange(first, first + count, dtype=torch.int64, device=key.device)
     return fold_in(key.unsqueeze(-1), counter).reshape(*key.shape, *shape)
 
 
-def uniform(key: Tensor, *shape: int) -> Tensor:
-    """Float[*S *shape], uniform on [0, 1) with 24 bits, so that the next float above the largest possible draw is 1."""
-    return _shift(bits(key, *shape), 40).to(torch.float32) * 2.0**-24
+def uniform(key: Tensor, *shape: int, first: int = 0) -> Tensor:
+    """Float[*S *shape], uniform on [0, 1) with 24 bits, so that the next float above the largest possible draw is 1.
+
+    `first` is as of `bits`.
+    """
+    return _shift(bits(key, *shape, first=first), 40).to(torch.float32) * 2.0**-24
 
 
 def normal(key: Tensor, *shape: int) -> Tensor:
@@ -89,12 +95,12 @@ def normal(key: Tensor, *shape: int) -> Tensor:
     return radius * torch.cos(2.0 * torch.pi * pair[..., 1])
 
 
-def integers(key: Tensor, low: Tensor | int, high: Tensor | int, *shape: int) -> Tensor:
-    """Int[*S *shape], uniform on {low, ..., high - 1}; the bounds are broadcast against the result.
+def integers(key: Tensor, low: Tensor | int, high: Tensor | int, *shape: int, first: int = 0) -> Tensor:
+    """Int[*S *shape], uniform on {low, ..., high - 1}; the bounds are broadcast against the result, `first` is as of `bits`.
 
     Only 24 random bits are used; the bias that results is below (high - low) / 2**24.
     """
-    draw = uniform(key, *shape)
+    draw = uniform(key, *shape, first=first)
     return (low + torch.floor(draw * (high - low))).to(torch.int64)
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from matplotlib.figure import Figure
 
 from glpretrain.data.sources.base import Source
@@ -97,6 +98,20 @@ class Evaluator(ABC):
     def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """The figures, by name, of sources that have been checked; none by default. Arguments as of `run`."""
         return {}
+
+    def comparing_seconds(self, dim: int, counts: Mapping[str, int], device: torch.device) -> float:
+        """About how long it takes once features are there, by trying it on a few rows; 0 where that is short, or not known before.
+
+        Args:
+            dim: width of the features.
+            counts: number of items by role.
+            device: device of the encoder.
+        """
+        return 0.0
+
+    def num_bytes(self, dim: int, counts: Mapping[str, int]) -> int:
+        """About how much memory the features take that it keeps: by default those of `cls` of all items. Arguments as above."""
+        return 4 * dim * sum(counts.values())
 
     @property
     def roles(self) -> tuple[str, ...]:

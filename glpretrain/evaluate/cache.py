@@ -2,8 +2,8 @@
 
 Everything is found by content. A batch of features is named by the digests of its items, the size they were brought to, the layer
 and the precision; its folder by the encoder's weights and card. So a changed file, weight or setting can never meet old features,
-an interrupted evaluation goes on where it stopped, and evaluators that read the same items share one extraction. Only `cls` and `patches`
-are kept: an output that comes from the cache has no registers.
+an interrupted evaluation goes on where it stopped, and evaluators that read the same items share one extraction. Only `cls` and as much
+of `patches` as was asked for are kept: an output that comes from the cache has no registers.
 
 Any number of processes may share a folder: a file in it is complete or absent, and one that is removed meanwhile is computed again.
 """
@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
@@ -26,12 +27,15 @@ from torch import Tensor
 from glpretrain.core.files import PART, cache_folder, part_file, write_json
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, fingerprint
+from glpretrain.evaluate.known_files import KnownFiles, record_files
+from glpretrain.evaluate.reading import Patches
+from glpretrain.evaluate.team import Team
 
 _LOG = logging.getLogger(__name__)
 _MEMORY_BYTES = 1 << 30
 DISK_GB = 10.0
-_CARD = "card.json"
-_FOLDER, _FILE = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{64}\.(cls|patches)\.safetensors")
+_CARD, _OF_FILES = "card.json", "files"
+_FOLDER, _FILE = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{64}\.(cls|pooled|patches)\.safetensors")
 _ABANDONED = 3600.0  # seconds after which a file that is not complete belongs to a killed process
 
 
@@ -48,46 +52,67 @@ class FeatureCache:
         folder: folder where features outlive the process; None keeps them in memory only.
         memory_bytes: number of bytes that are kept in memory at most; more is read from the folder, or computed again.
         disk_gb: number of gigabytes, of all encoders together, that the folder is kept to; what was not used for longest goes first.
+        team: other processes that compute their share of what is not in the cache.
     """
 
     def __init__(
-        self, encoder: Encoder, *, folder: Path | None = None, memory_bytes: int = _MEMORY_BYTES, disk_gb: float = DISK_GB
+        self,
+        encoder: Encoder,
+        *,
+        folder: Path | None = None,
+        memory_bytes: int = _MEMORY_BYTES,
+        disk_gb: float = DISK_GB,
+        team: Team | None = None,
     ) -> None:
         if not 0 < disk_gb < float("inf"):
             raise ValueError(f"cache_gb: {disk_gb}; accepted: a positive number of gigabytes, or --no_cache")
-        self.encoder, self.memory_bytes = encoder, memory_bytes
+        self.encoder, self.memory_bytes, self.team = encoder, memory_bytes, team
         self.fingerprint = fingerprint(encoder)
         self.folder = None if folder is None else folder / self.fingerprint[:32]
         self._limit = int(disk_gb * 1e9)
         self._unchecked = self._limit  # bytes written since the folder was last compared with the limit; at first, by anyone
         self.num_computed = 0  # batches that had to be encoded
+        self.files = None if folder is None else KnownFiles(folder / _OF_FILES)
         self._memory: dict[str, Tensor] = {}
         self._bytes = 0
 
-    def find(self, name: str, *, patches: bool) -> EncoderOutput | None:
-        """The features of a batch, on the CPU; None where they were not computed yet.
+    def has(self, name: str, *, patches: Patches) -> bool:
+        """Whether the features of a batch were computed; another process may remove them at any moment."""
+        parts = {"none": (), "pooled": ("pooled", "patches"), "all": ("patches",)}[patches]
+        return self._has(f"{name}.cls") and (not parts or any(self._has(f"{name}.{part}") for part in parts))
+
+    def _has(self, name: str) -> bool:
+        return name in self._memory or (self.folder is not None and (self.folder / f"{name}.safetensors").is_file())
+
+    def find(self, name: str, *, patches: Patches) -> EncoderOutput | None:
+        """The features of a batch, on the CPU, as `with_patches` gives them; None where they were not computed yet.
 
         Args:
             name: name of the batch.
-            patches: whether they are needed; without, the output has Float[B 0 D] for patches.
+            patches: how much of the patches is needed.
         """
         cls = self._find(f"{name}.cls")
         if cls is None:
             return None
-        found = self._find(f"{name}.patches") if patches else cls.new_empty(len(cls), 0, cls.shape[1])
+        if patches == "none":
+            return EncoderOutput(cls, cls.new_empty(len(cls), 0, cls.shape[1]))
+        found = self._find(f"{name}.{_PART_OF[patches]}")
+        if found is None and patches == "pooled" and (every := self._find(f"{name}.patches")) is not None:
+            return with_patches(EncoderOutput(cls, every), "pooled")
         return None if found is None else EncoderOutput(cls, found)
 
-    def keep(self, name: str, output: EncoderOutput, *, patches: bool) -> None:
-        """Keep the features of a batch, Float[B D] and Float[B N D] on the CPU.
+    def keep(self, name: str, output: EncoderOutput, *, patches: Patches) -> None:
+        """Keep the features of a batch.
 
         Args:
             name: name of the batch.
-            output: features of the batch.
-            patches: whether they are kept too; those of a large set that only `cls` was asked of would fill a disk.
+            output: features of the batch on the CPU, as `with_patches` gives them.
+            patches: how much of the patches there is; all those of a large set of which less was needed would fill a disk.
         """
         self.num_computed += 1
+        parts = {"cls": output.cls} | ({} if patches == "none" else {_PART_OF[patches]: output.patches})
         # Kept apart: k-NN over a large set neither reads nor writes the patches.
-        for part, rows in (("cls", output.cls), ("patches", output.patches))[: 2 if patches else 1]:
+        for part, rows in parts.items():
             tensor = rows.contiguous()
             self._remember(f"{name}.{part}", tensor)
             if self.folder is not None:
@@ -125,6 +150,24 @@ class FeatureCache:
         if self._bytes + size <= self.memory_bytes:
             self._memory[name] = tensor
             self._bytes += size
+
+
+_PART_OF: dict[Patches, str] = {"pooled": "pooled", "all": "patches"}
+
+
+def with_patches(output: EncoderOutput, patches: Patches) -> EncoderOutput:
+    """The features with as much of the patches as is needed, in tensors that keep no others alive: a `cls` is often a view of all tokens.
+
+    Args:
+        output: features with all patches, Float[B N D].
+        patches: how much of these is needed.
+    """
+    cls = output.cls.clone(memory_format=torch.contiguous_format)
+    if patches == "none":
+        return EncoderOutput(cls, cls.new_empty(len(cls), 0, cls.shape[1]))
+    if patches == "pooled":
+        return EncoderOutput(cls, torch.stack([output.patches.mean(dim=1), output.patches.amax(dim=1)], dim=1))  # [B 2 D]
+    return EncoderOutput(cls, output.patches)
 
 
 def _read(path: Path) -> Tensor | None:
@@ -165,7 +208,7 @@ def entries(root: Path) -> list[Entry]:
 
 
 def shrink(root: Path, *, to: int) -> tuple[int, int]:
-    """Remove the features that were not used for longest, until a tenth less than `to` bytes are left; nothing where all fit.
+    """Remove what was not used for longest, until a tenth less than `to` bytes are left; nothing where all fit.
 
     Only files that `FeatureCache` writes are removed. A process that was about to read one computes it again.
 
@@ -176,7 +219,7 @@ def shrink(root: Path, *, to: int) -> tuple[int, int]:
     Returns:
         Numbers of files and of bytes that were removed.
     """
-    folders = _folders(root)
+    folders = [*_folders(root), *([root / _OF_FILES] if (root / _OF_FILES).is_dir() else [])]
     files = sorted(file for folder in folders for file in _files(folder))
     left = sum(file.num_bytes for file in files)
     goal = to if left <= to else 0.9 * to
@@ -208,8 +251,9 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[_File]:
+    records = set(record_files(folder)) if folder.name == _OF_FILES else set()
     for path in folder.iterdir():
-        if _FILE.fullmatch(path.name):
+        if _FILE.fullmatch(path.name) or path in records:
             with suppress(FileNotFoundError):  # removed by another process
                 status = path.stat()
                 yield _File(status.st_mtime, status.st_size, path)

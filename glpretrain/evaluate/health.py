@@ -4,6 +4,7 @@
   at most the width and the number of rows;
 - uniformity: log of the mean of exp(-2 |x - y|^2) over pairs of unit vectors (Wang and Isola, "Understanding contrastive
   representation learning through alignment and uniformity on the hypersphere", ICML 2020): 0 for one point, near -4 when spread;
+  beyond 20,000 items, over the pairs of 20,000 of them, drawn pseudo-randomly and always the same;
 - similarity of patches: mean cosine of two patches of one image, of different images, and of one image as a function of their
   distance on the grid. Where the last has fallen half of the way from 1 to the mean of one image is the half distance: how far what
   a patch says beyond its image reaches.
@@ -12,6 +13,7 @@ Prototypes, which an encoder does not have (`callbacks.TrainingHealth`), and a v
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,15 +26,17 @@ from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import require_finite
 from glpretrain.evaluate.figures import curves_figure
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import Z95, interval_score, jackknife_interval, mean_interval
+from glpretrain.evaluate.progress import tracked
+from glpretrain.evaluate.rows import Rows, require_finite
 
 _RANK_EPS = 1e-7  # the paper's
 _UNIFORMITY_T = 2.0
 _NUM_GROUPS = 20
 _GROUP_SEED = 100
+_PAIRED_ROWS, _PAIRED_SEED = 20_000, 101  # rows whose pairs are taken, at most
 _TABLE_CELLS = 1 << 22  # of a table of pairs at a time
 _SAME = 1e-6  # patches whose cosines differ by less are the same
 
@@ -82,6 +86,10 @@ class Health(Evaluator):
         if len(sources["test"]) < 2:
             raise ValueError(f"test: source {sources['test'].name!r} has 1 item; accepted: at least 2")
 
+    def num_bytes(self, dim: int, counts: Mapping[str, int]) -> int:
+        """See `Evaluator`."""
+        return 3 * super().num_bytes(dim, counts)
+
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         found = self._moments(encoder, sources["test"], cache)
         count = len(found.cls)
@@ -115,7 +123,7 @@ class Health(Evaluator):
         num_groups, dim = min(_NUM_GROUPS, len(items)), encoder.embed_dim
         group_of = keys.permutation(torch.tensor(_GROUP_SEED), len(items)) % num_groups  # [B]
         cls_gram, patch_gram = (torch.zeros(num_groups, dim, dim, dtype=torch.float64) for _ in range(2))
-        rows: list[tuple[Tensor, ...]] = []
+        rows = Rows(len(items))
         count = 0
         for batch, output in self.features.encode(encoder, items, resize="crop", cache=cache):
             for features in (output.cls, output.patches):
@@ -129,10 +137,10 @@ class Health(Evaluator):
                 for gram, features in zip((cls_gram, patch_gram), of_group, strict=True):
                     gram[group] += features.T @ features
             unit = functional.normalize(output.patches, dim=-1)  # [B N D]
-            rows.append((output.cls, output.patches.mean(dim=1), unit.mean(dim=1), decay(unit, grid=grid), groups))
+            rows.add(output.cls, output.patches.mean(dim=1), unit.mean(dim=1), decay(unit, grid=grid), groups)
         if count < 2:
             raise ValueError(f"source {items.name!r}: {count} item can be read; at least 2 are needed")
-        cls, mean_patch, mean_unit, curves, group = (torch.cat(part) for part in zip(*rows, strict=True))
+        cls, mean_patch, mean_unit, curves, group = rows.tensors(5)
         # All pairs of N unit vectors, less the N of one with itself.
         within = (grid[0] * grid[1] * mean_unit.square().sum(dim=1) - 1) / (grid[0] * grid[1] - 1)
         return Moments(cls, mean_patch, mean_unit, within, curves, group, cls_gram, patch_gram)
@@ -151,22 +159,24 @@ def effective_rank(gram: Tensor) -> Tensor:
 
 
 def uniformity(rows: Tensor) -> Score:
-    """Log of the mean of exp(-2 |x - y|^2) over all pairs of different rows.
+    """Log of the mean of exp(-2 |x - y|^2) over all pairs of different rows, of 20,000 rows at most.
 
     The interval is that of a mean over pairs (Hoeffding): twice that of the rows' own means, and relative, for the logarithm.
 
     Args:
         rows: Float[B D], rows of length one.
     """
+    if len(rows) > _PAIRED_ROWS:
+        rows = rows[keys.permutation(torch.tensor(_PAIRED_SEED), len(rows))[:_PAIRED_ROWS]]
     count = len(rows)
-    means: list[Tensor] = []
+    mean = torch.empty(count, dtype=torch.float64)
     per_chunk = max(1, _TABLE_CELLS // count)
-    for start in range(0, count, per_chunk):
+    starts = range(0, count, per_chunk)
+    for start in tracked(starts, total=len(starts), description="uniformity"):
         chunk = rows[start : start + per_chunk]
         potential = (2 * _UNIFORMITY_T * (chunk @ rows.T - 1)).clamp_max_(0).exp_()  # |x - y|^2 = 2 - 2 x.y
         potential[torch.arange(len(chunk)), start + torch.arange(len(chunk))] = 0  # not with itself
-        means.append(potential.double().sum(dim=1) / (count - 1))
-    mean = torch.cat(means)
+        mean[start : start + len(chunk)] = potential.double().sum(dim=1) / (count - 1)
     half_width = 2 * mean_interval(mean) / mean.mean().item()
     return interval_score(mean.mean().log().item(), half_width, count=count, bounds=(-4 * _UNIFORMITY_T, 0.0))
 
@@ -188,11 +198,11 @@ def decay(unit: Tensor, *, grid: tuple[int, int]) -> Tensor:
     used = (distance >= 1) & (distance <= num_distances)
     position = distance[used] - 1
     counts = position.bincount(minlength=num_distances)
-    curves: list[Tensor] = []
+    curves = Rows(len(unit))
     for chunk in unit.split(max(1, _TABLE_CELLS // len(distance))):
         cosine = torch.einsum("bnd,bmd->bnm", chunk, chunk).flatten(1)[:, used]  # [B pairs]
-        curves.append(torch.zeros(len(chunk), num_distances).index_add_(1, position, cosine) / counts)
-    return torch.cat(curves)
+        curves.add(torch.zeros(len(chunk), num_distances).index_add_(1, position, cosine) / counts)
+    return curves.tensors(1)[0]
 
 
 def cosine_between(sums: Tensor) -> Tensor:

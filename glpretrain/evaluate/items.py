@@ -1,92 +1,84 @@
-"""The items that scores are computed on: decoded and brought to one size once, and known by their content.
+"""The items that scores are computed on: read and brought to one size as seldom as possible, and known by their content.
 
-Augmentation is left out on purpose (an evaluation has none), and so are features.
+Augmentation is left out on purpose (an evaluation has none), and so are features. How items are read is in `reading`.
 """
 
+import binascii
 import hashlib
 import logging
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from glpretrain import modalities
 from glpretrain.core import keys
-from glpretrain.data.sources.base import Item, Source, Subset, UnreadableItemError
+from glpretrain.core.distributed import rank
+from glpretrain.data.sources.base import Source, Subset
 from glpretrain.data.sources.images.videos import VideoSource
-from glpretrain.encoders.base import bytes_of
+from glpretrain.evaluate.reading import (
+    Decoded,
+    ItemBatch,
+    Known,
+    Resize,
+    batch_of,
+    checked_workers,
+    give_back,
+    hex_of,
+    read,
+    read_all,
+    read_as_it_is,
+)
 
 # Roles that every configuration may name. An evaluator may ask for further ones in its settings.
 ROLES = ("train", "test", "development", "masked_train", "masked", "videos")
-Resize = Literal["crop", "stretch"]
 
 _LOG = logging.getLogger(__name__)
-_CACHE_BYTES = 1 << 30  # larger sets are decoded again in each run
+_CACHE_BYTES = 1 << 30  # of decoded items that are kept of one source; a larger set is read again where its pixels are needed again
 _SUBSET_SEED = 20
+_TOGETHER = 1 << 16
+_GIVEN_BACK = 2048  # items after which memory that was freed is given back
 
 
-@dataclass(frozen=True, eq=False)
-class ItemBatch:
-    """Items of one size."""
+def always(batch: ItemBatch) -> bool:
+    """That the values or masks of every batch are needed."""
+    return True
 
-    items: Tensor  # UInt8[B C H W], or Float[B P 3]; masks of clouds are Int[B P]
-    labels: Tensor  # Int[B]  -1 where there is none
-    instances: Tensor | None  # Int[B H W]  as in `Item`
-    semantic: Tensor | None  # Int[B H W]  as in `Item`
-    index: Tensor  # Int[B]  dataset index
-    digests: tuple[str, ...]  # per item, of what the source gave, before any resize
 
-    def positions_of(self, wanted: Collection[int]) -> list[int]:
-        """Where in the batch the items with these dataset indices are."""
-        return [position for position, index in enumerate(self.index.tolist()) if index in wanted]
+class _Kept:
+    """Decoded batches by shape, resize and number of items, and then by their number, as far as there is room."""
 
-    def instance_masks(self) -> Tensor:
-        """Int[B H W]: `instances`.
-
-        Raises:
-            ValueError: an item has none.
-        """
-        if self.instances is None:
-            raise ValueError(f"an item among {self.index.tolist()} has no mask")
-        return self.instances
-
-    def class_masks(self) -> Tensor:
-        """Int[B H W]: `semantic`.
-
-        Raises:
-            ValueError: an item has none.
-        """
-        if self.semantic is None:
-            raise ValueError(f"an item among {self.index.tolist()} has no mask of classes")
-        return self.semantic
+    def __init__(self) -> None:
+        self.batches: dict[tuple, dict[int, ItemBatch]] = {}
+        self.num_bytes = 0
 
 
 class DecodedItems:
-    """The items that a score is computed on, decoded and resized once however often they are asked for.
+    """The items that a score is computed on, read as seldom as possible however often they are asked for.
 
     Args:
         source: source of the items.
         max_items: sources with more items are cut to a fixed pseudo-random subset of this size; None takes all items.
+        num_workers: number of processes that read, see `read_all`.
     """
 
-    def __init__(self, source: Source, *, max_items: int | None = None) -> None:
+    def __init__(self, source: Source, *, max_items: int | None = None, num_workers: int | None = None) -> None:
         if max_items is not None and max_items < 1:
             raise ValueError(f"max_items: {max_items}; accepted: a positive number, or None for all")
         if len(source) == 0:
             raise ValueError(f"source {source.name!r} has no items; at least one is needed")
-        self.source = source
-        count = len(source) if max_items is None else min(max_items, len(source))
-        # Neither the first items (folders come class by class) nor every n-th (classes may alternate) would be a fair subset.
-        order = keys.permutation(torch.tensor(_SUBSET_SEED), len(source)) if count < len(source) else torch.arange(count)
-        self.indices: list[int] = order[:count].sort().values.tolist()
-        self._cache: dict[tuple, list[ItemBatch]] = {}
-        self._digests: dict[int, str] = {}
-        self._unreadable: set[int] = set()
+        self.source, self.num_workers = source, checked_workers(num_workers)
+        self.indices: Sequence[int] = range(len(source))
+        if max_items is not None and max_items < len(source):
+            # Neither the first items (folders come class by class) nor every n-th (classes may alternate) would be a fair subset.
+            self.indices = keys.permutation(torch.tensor(_SUBSET_SEED), len(source))[:max_items].sort().values.tolist()
+        self.known, self.since = Known(self.indices), time.time()  # nothing was read before
+        self.reasons: dict[int, str] = {}  # why items cannot be read, by dataset index
+        self._kept = _Kept()
         self._said: set[str] = set()
         self._labels: Tensor | None = None  # Int[classes]  other numbers for the labels of the source
 
@@ -103,9 +95,15 @@ class DecodedItems:
         renamed._labels = torch.tensor([names.index(name) for name in self.source.classes])
         return renamed
 
-    def digest(self, index: int) -> str:
-        """Digest of an item that was read, of its values, label and masks, before any resize."""
-        return self._digests[index]
+    def some(self, indices: Collection[int]) -> "DecodedItems":
+        """The items with these dataset indices, in the order of the source."""
+        part = copy(self)
+        part.indices, part._kept = sorted(indices), _Kept()
+        return part
+
+    def identities(self, index: Tensor) -> np.ndarray:
+        """UInt64[B]: a number for each of these items, which were read; it is the same for the same values, label and masks."""
+        return np.ascontiguousarray(self.known.digests(index.numpy())[:, :8]).view(np.uint64)[:, 0]
 
     def warn(self, line: str) -> None:
         """Say something about these items, once however often they are scored."""
@@ -132,70 +130,121 @@ class DecodedItems:
         Raises:
             ValueError: an item cannot be brought to the shape, or none can be read.
         """
-        for batch in self._batches(shape, resize=resize, batch_size=batch_size):
-            numbers = batch.labels if self._labels is None else self._labels[batch.labels]
-            yield replace(batch, labels=torch.where(batch.labels < 0, batch.labels, numbers))
-
-    def _batches(self, shape: Sequence[int], *, resize: Resize, batch_size: int) -> Iterator[ItemBatch]:
-        cache_key = (*shape, resize, batch_size)
-        if cache_key in self._cache:
-            yield from self._cache[cache_key]
-            return
-        keep = len(self) * math.prod(shape) <= _CACHE_BYTES
-        kept: list[ItemBatch] = []
         readable = False
-        for start in range(0, len(self), batch_size):
-            batch = self._read(self.indices[start : start + batch_size], shape, resize)
-            if batch is None:
-                continue
+        for _, batch in self.numbered(shape, resize=resize, batch_size=batch_size, numbers=range(self.num_batches(batch_size))):
             readable = True
-            if keep:
-                kept.append(batch)
             yield batch
         if not readable:
-            raise ValueError(f"source {self.name!r}: none of {len(self)} items can be read")
-        if keep:
-            self._cache[cache_key] = kept
+            raise self.nothing_to_read()
+
+    def indices_of(self, number: int, *, batch_size: int) -> Sequence[int]:
+        """Dataset indices of the items of a batch, those that cannot be read included."""
+        return self.indices[number * batch_size : (number + 1) * batch_size]
+
+    def known_batch(self, number: int, shape: Sequence[int], *, resize: Resize, batch_size: int) -> ItemBatch | None:
+        """One of the `batches`; None where it has an item that was not read yet, or none that can be read. Arguments as there.
+
+        Its labels are those of the source.
+        """
+        if (kept := self._kept.batches.get((*shape, resize, batch_size), {}).get(number)) is not None:
+            return kept
+        indices = self.indices_of(number, batch_size=batch_size)
+        if self.known.unseen(indices) or not (there := self.known.readable(indices)):
+            return None
+        return self._unread(there, shape, resize)
+
+    def nothing_to_read(self) -> ValueError:
+        """What is wrong where no batch comes."""
+        return ValueError(f"source {self.name!r}: none of {len(self)} items can be read")
+
+    def num_batches(self, batch_size: int) -> int:
+        """Number of batches, of items that can be read or not."""
+        return -(-len(self) // batch_size)
+
+    def numbered(
+        self,
+        shape: Sequence[int],
+        *,
+        resize: Resize,
+        batch_size: int,
+        numbers: Sequence[int],
+        is_needed: Callable[[ItemBatch], bool] = always,
+    ) -> Iterator[tuple[int, ItemBatch]]:
+        """Some of the `batches`, each with its number; one without an item that can be read is missing. Other arguments as there.
+
+        Args:
+            numbers: numbers of the batches.
+            is_needed: whether the values or masks of a batch of items that are known will be needed. Workers read these ahead of time;
+                those of another batch are read when they are asked for after all.
+        """
+        kept = self._kept.batches.setdefault((*shape, resize, batch_size), {})
+
+        def indices_of(number: int) -> Sequence[int]:
+            return self.indices_of(number, batch_size=batch_size)
+
+        def unread(number: int) -> ItemBatch | None:
+            return self.known_batch(number, shape, resize=resize, batch_size=batch_size)
+
+        asked = [number for number in numbers if number not in kept and ((batch := unread(number)) is None or is_needed(batch))]
+        answers = read_all(self.source, asked, indices_of, shape, resize, num_workers=self.num_workers)
+        keeps: bool | None = None
+        position = 0
+        for turn, number in enumerate(numbers):
+            if turn * batch_size % _GIVEN_BACK < batch_size:
+                give_back()
+            if position < len(asked) and asked[position] == number:
+                position += 1
+                decoded = next(answers)
+                if (batch := self._noted(decoded)) is not None:
+                    keeps = self._kept.num_bytes + len(asked) * decoded.num_bytes <= _CACHE_BYTES if keeps is None else keeps
+                    if keeps:
+                        kept[number] = batch
+                        self._kept.num_bytes += decoded.num_bytes
+            else:
+                batch = unread(number)
+            if batch is not None:
+                yield number, self.renamed(batch)
 
     def fingerprint(self) -> str:
         """SHA-256 of all readable items as the source gives them: pixels, labels and masks, in order."""
-        if len(self._digests) + len(self._unreadable) < len(self):
-            for index in self.indices:
-                if index not in self._digests and index not in self._unreadable:
-                    self._item(index)
-        return hashlib.sha256("".join(self._digests[index] for index in self.indices if index in self._digests).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for start in range(0, len(self), _TOGETHER):
+            indices = self.indices[start : start + _TOGETHER]
+            for index in self.known.unseen(indices):
+                self._noted(read_as_it_is(self.source, index))
+            digest.update(binascii.hexlify(self.known.digests(self.known.readable(indices)).tobytes()))
+        return digest.hexdigest()
 
-    def _item(self, index: int) -> Item | None:
-        try:
-            item = self.source[index]
-        except UnreadableItemError as error:
-            if index not in self._unreadable:
-                _LOG.warning("left out of the evaluation: %s", error)
-            self._unreadable.add(index)
-            return None
-        self._digests[index] = _digest(item)
-        return item
+    def _unread(self, indices: Sequence[int], shape: Sequence[int], resize: Resize) -> ItemBatch:
+        """A batch of items that are known."""
 
-    def _read(self, indices: Sequence[int], shape: Sequence[int], resize: Resize) -> ItemBatch | None:
-        modality = modalities.get(self.source.modality)
-        items: dict[int, Item] = {}
-        for index in indices:
-            item = self._item(index)
-            if item is not None:
-                try:
-                    items[index] = modality.resize(item, shape, fit=resize)
-                except ValueError as error:
-                    raise ValueError(f"source {self.name!r}: item {index}: {error}") from error
-        if not items:
-            return None
-        return ItemBatch(
-            items=torch.stack([item.values for item in items.values()]),
-            labels=torch.tensor([item.label for item in items.values()]),
-            instances=_stacked([item.instances for item in items.values()]),
-            semantic=_stacked([item.semantic for item in items.values()]),
-            index=torch.tensor(list(items)),
-            digests=tuple(self._digests[index] for index in items),
-        )
+        def read_now() -> Decoded:
+            decoded = read(self.source, indices, shape, resize)
+            if decoded.refusal or decoded.unreadable:
+                raise ValueError(decoded.refusal or "; ".join(decoded.unreadable.values()))
+            return decoded
+
+        return ItemBatch(self.known.labels(indices), torch.tensor(indices), hex_of(self.known.digests(indices)), read_now)
+
+    def _noted(self, decoded: Decoded) -> ItemBatch | None:
+        """The batch of what was read."""
+        self.note(decoded)
+        if decoded.refusal:
+            raise ValueError(decoded.refusal)
+        return None if decoded.values is None else batch_of(decoded)
+
+    def note(self, decoded: Decoded) -> None:
+        """Take over what was read, and say which items cannot be."""
+        self.reasons |= decoded.unreadable
+        for index in self.known.note(decoded):
+            if rank() == 0:
+                _LOG.warning("left out of the evaluation: %s", decoded.unreadable[index])
+
+    def renamed(self, batch: ItemBatch) -> ItemBatch:
+        """A batch of `known_batch` with the numbers of the classes that scores are computed with."""
+        if self._labels is None:
+            return batch
+        return replace(batch, labels=torch.where(batch.labels < 0, batch.labels, self._labels[batch.labels]))
 
 
 class Sources:
@@ -207,7 +256,10 @@ class Sources:
     """
 
     def __init__(
-        self, given: Mapping[str, Source | DecodedItems | VideoSource], *, missing: Mapping[str, str] = MappingProxyType({})
+        self,
+        given: Mapping[str, Source | DecodedItems | VideoSource],
+        *,
+        missing: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._by_role = {role: DecodedItems(source) if isinstance(source, Source) else source for role, source in given.items()}
         self.missing = dict(missing)
@@ -252,19 +304,16 @@ class Sources:
             raise ValueError(f"{role}: {given}; accepted: a source of videos, such as VideoFolder")
         return found
 
+    def read_with(self, num_workers: int | None) -> None:
+        """Let so many processes read the items of each source, see `DecodedItems`.
+
+        Raises:
+            ValueError: the number is negative.
+        """
+        for found in self._by_role.values():
+            if isinstance(found, DecodedItems):
+                found.num_workers = checked_workers(num_workers)
+
     def measured(self, role: str) -> DecodedItems | VideoSource:
         """What has this role, with its name and fingerprint."""
         return self._by_role[role]
-
-
-def _stacked(masks: Sequence[Tensor | None]) -> Tensor | None:
-    """Int[B H W], None where an item has none."""
-    there = [mask for mask in masks if mask is not None]
-    return torch.stack(there) if len(there) == len(masks) else None
-
-
-def _digest(item: Item) -> str:
-    digest = hashlib.sha256(f"{tuple(item.values.shape)} {item.label}".encode())
-    for tensor in (item.values, item.instances, item.semantic):
-        digest.update(b"-" if tensor is None else bytes_of(tensor))
-    return digest.hexdigest()

@@ -6,17 +6,19 @@ The classifiers themselves are left out; each stands with its protocol.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from glpretrain.core import keys
-from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.items import DecodedItems, Sources
+from glpretrain.evaluate.rows import LabelledFeatures, Rows
 
 _SPLIT_SEED = 30
 _NUM_NAMED = 5
 _SMALL = 1 << 24  # 40,000 x 384: two threads took 1.6 times as long as one; 2,000 x 96: 6 times
+_SCORES = 1 << 24  # scores of classes at a time
 _MIN_STD = 1e-6  # a collapsed feature is not blown up beyond this
 
 
@@ -106,8 +108,7 @@ def answerable(train: LabelledFeatures, test: LabelledFeatures, sources: Sources
     unseen = train.labels[~torch.isin(train.labels, test.labels)]
     if len(unseen):
         left_out[classes_named(unseen, names)] = "test shows no item of it, so the scores say nothing of it"
-    learned = {sources["train"].digest(index) for index in train.index.tolist()}
-    if repeated := sum(sources["test"].digest(index) in learned for index in test.index.tolist()):
+    if repeated := int(np.isin(sources["test"].identities(test.index), sources["train"].identities(train.index)).sum()):
         sources["test"].warn(f"test: {repeated} of {len(known)} items are in train as well; scores on them say little")
     return test.at(known), left_out
 
@@ -156,6 +157,20 @@ def choose_strength(
         raise ValueError(f"train: {len(train.labels)} labelled items are too few to choose among inverse_l2 {list(inverse_l2)}; give one")
     rates = {value: (predict(part, queries.cls, value) == queries.labels).float().mean().item() for value in sorted(inverse_l2)}
     return max(rates, key=lambda value: rates[value])
+
+
+def in_parts(predict: Callable[[Tensor], Tensor], rows: Tensor, *, num_scores: int) -> Tensor:
+    """`predict(rows)`, for a bounded number of rows at a time.
+
+    Args:
+        predict: function of some rows Float[M D] to [M *S] on the CPU.
+        rows: Float[B D].
+        num_scores: how many numbers it computes for a row.
+    """
+    predicted = Rows(len(rows))
+    for part in rows.split(max(1, _SCORES // num_scores)):
+        predicted.add(predict(part))
+    return predicted.tensors(1)[0]
 
 
 @contextmanager

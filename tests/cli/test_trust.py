@@ -18,7 +18,7 @@ from shrinking import ROOT, shrunk
 
 from glpretrain.cli import main
 from glpretrain.cli.parsing import parse
-from glpretrain.cli.scoring import Own, _of_config
+from glpretrain.cli.scored_sources import Own, parts_of_config
 from glpretrain.cli.training import Training
 from glpretrain.cli.trust import read_yaml
 from glpretrain.encoders import ViT
@@ -334,7 +334,7 @@ def fuzz(count: int) -> None:
             try:
                 with time_limit(f"number {number}: {text}"):
                     if of_scores:
-                        _of_config(path, [], card=card, own=Own(None, None, None))
+                        parts_of_config(path, [], card=card, own=Own(None, None, None))
                     else:
                         parse(training.parser, ["--config", str(path)])
                 outcomes["parsed"] += 1

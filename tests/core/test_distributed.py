@@ -1,16 +1,13 @@
 """Synced batch norm: torch's own in one process, and two processes equal one on the joined batch."""
 
-import time
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from processes import together
 
-from glpretrain.core.distributed import SyncedBatchNorm, wait_for_first
+from glpretrain.core.distributed import SyncedBatchNorm
 
 
 def wave(*shape: int, step: float = 0.37) -> torch.Tensor:
@@ -34,21 +31,6 @@ def _run(rank: int, folder: Path) -> None:
     halves = [values.chunk(2)[rank] for values in (wave(6, 3, 5), wave(6, 3, 5, step=0.71))]
     torch.save([step(norm, *halves) for norm in norms()], folder / f"{rank}.pt")
     dist.destroy_process_group()
-
-
-def test_waiting_for_the_first_process_outlives_the_timeout_of_collectives(tmp_path: Path) -> None:
-    def wait(rank: int) -> float:
-        address = f"file://{tmp_path / 'store'}"
-        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=0.5))
-        start = time.monotonic()
-        if rank == 0:
-            time.sleep(1.5)
-        wait_for_first("evaluation 1")
-        return time.monotonic() - start
-
-    first, second = together(wait, count=2)
-    assert not (first.error or second.error)
-    assert second.value > 1.0
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:

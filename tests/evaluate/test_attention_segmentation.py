@@ -14,7 +14,7 @@ from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import ViT
 from glpretrain.encoders.attention import cls_attention
 from glpretrain.evaluate import AttentionSegmentation, DecodedItems, Features, Result
-from glpretrain.evaluate.features import evaluating, normalised
+from glpretrain.evaluate.encoding import evaluating, normalised
 from glpretrain.evaluate.patches import attention_segmentation
 from glpretrain.evaluate.patches.attention_segmentation import jaccard_index, keep_mass
 
@@ -124,7 +124,7 @@ def test_a_vit_is_scored_as_torchmetrics_scores_its_maps() -> None:
     expected = torch.stack(
         [
             torch.stack([binary_jaccard_index(mask[truth >= 0].int(), (truth > 0)[truth >= 0].int()) for mask in masks])
-            for masks, truth in zip(torch.cat([kept, kept.any(1, keepdim=True)], 1), batch.instances, strict=True)
+            for masks, truth in zip(torch.cat([kept, kept.any(1, keepdim=True)], 1), batch.instance_masks(), strict=True)
         ]
     )  # [B heads+1]
     for head in range(3):

@@ -10,7 +10,7 @@ from processes import together
 
 from glpretrain.cli import main
 from glpretrain.encoders import ViT
-from glpretrain.evaluate import KNN, DecodedItems, FeatureCache, Features, LinearProbe, PromptSegmentation, Sources
+from glpretrain.evaluate import KNN, DecodedItems, FeatureCache, Features, LinearProbe, LinearSweep, PromptSegmentation, Sources
 from glpretrain.evaluate.cache import default_folder, entries, fingerprint, shrink
 
 
@@ -26,7 +26,8 @@ def source(count: int = 13):
 
 
 def features(model: ViT, items, cache: FeatureCache | None, **options) -> torch.Tensor:
-    encoded = Features(batch_size=5, **options).encode(model, DecodedItems(items), resize="stretch", cache=cache)
+    items = items if isinstance(items, DecodedItems) else DecodedItems(items)
+    encoded = Features(batch_size=5, **options).encode(model, items, resize="stretch", cache=cache)
     return torch.cat([output.patches for _, output in encoded])
 
 
@@ -82,7 +83,7 @@ def test_cls_alone_does_not_stand_for_patches(tmp_path: Path):
     cache = FeatureCache(model, folder=tmp_path)
     expected = prompts.run(model, sources, cache)
     fresh = FeatureCache(model, folder=tmp_path)
-    for _, output in Features().encode(model, sources["masked"], resize="stretch", patches=False, cache=fresh):
+    for _, output in Features().encode(model, sources["masked"], resize="stretch", patches="none", cache=fresh):
         assert output.patches.shape == (6, 0, 12)
     assert prompts.run(model, sources, fresh) == expected
     assert fresh.num_computed == 0
@@ -94,6 +95,33 @@ def test_patches_that_nobody_asked_for_are_not_kept(tmp_path: Path):
     KNN(k=(1,)).run(model, {"train": items, "test": items}, cache)
     assert [path.name.split(".")[1] for path in tmp_path.rglob("*.safetensors")] == ["cls"]
     assert features(model, source(), cache).shape == (13, 4, 12)  # of the same pixels, but computed anew
+
+
+def test_a_linear_sweep_keeps_the_mean_patch_alone(tmp_path: Path):
+    model, items = encoder(), DecodedItems(source(60))
+    cache, sources = FeatureCache(model, folder=tmp_path), {"train": items, "test": items}
+    sweep = LinearSweep(num_blocks=(1, 3), num_steps=3)
+    result = sweep.run(model, sources, cache)
+    assert sorted(path.name.split(".")[1] for path in tmp_path.rglob("*.safetensors")) == ["cls", "cls", "cls", "pooled"]
+    again = FeatureCache(model, folder=tmp_path)
+    assert sweep.run(model, sources, again) == result == sweep.run(model, sources, None) and again.num_computed == 0
+
+
+def test_pooled_patches_are_those_of_all_patches(tmp_path: Path):
+    model, items, options = encoder(), DecodedItems(source()), {"resize": "stretch"}
+    patches = features(model, items, FeatureCache(model, folder=tmp_path))
+    expected = torch.stack([patches.mean(dim=1), patches.amax(dim=1)], dim=1)
+    for cache, num_computed in ((FeatureCache(model), 3), (FeatureCache(model, folder=tmp_path), 0)):  # the second one holds all patches
+        found = [output.patches for _, output in Features(batch_size=5).encode(model, items, patches="pooled", cache=cache, **options)]
+        assert torch.equal(torch.cat(found), expected) and cache.num_computed == num_computed
+
+
+@pytest.mark.parametrize("patches", ["none", "pooled", "all"])
+def test_a_class_token_keeps_no_patches_alive(patches):
+    model = encoder()
+    for _, output in Features(batch_size=5).encode(model, DecodedItems(source()), resize="crop", patches=patches):
+        assert output.cls.untyped_storage().nbytes() == output.cls.numel() * 4
+        assert output.patches.shape[1] == {"none": 0, "pooled": 2, "all": 4}[patches]
 
 
 def test_damaged_cache_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -241,11 +269,13 @@ def test_several_layers_are_one_pass():
     model.register_forward_hook(lambda module, args, output: passes.append(len(args[0])))
     cache = FeatureCache(model)
     options = {"resize": "stretch", "cache": cache}
-    found = [outputs for _, outputs in Features(batch_size=5).encode_layers(model, items, layers={0: True, -1: False, 1: True}, **options)]
+    found = [
+        outputs for _, outputs in Features(batch_size=5).encode_layers(model, items, layers={0: "all", -1: "all", 1: "all"}, **options)
+    ]
     assert passes == [5, 5, 3]
     for layer in (0, 1, 2):
         alone = features(model, source(), None, layer=layer)
         assert torch.equal(torch.cat([outputs[-1 if layer == 2 else layer].patches for outputs in found]), alone)
     passes.clear()
-    list(Features(batch_size=5).encode_layers(model, items, layers={-2: True, -3: False}, **options))
+    list(Features(batch_size=5).encode_layers(model, items, layers={-2: "pooled", -3: "none"}, **options))
     assert passes == []

@@ -17,9 +17,10 @@ from torch.nn import functional
 from glpretrain.core.types import EncoderOutput
 from glpretrain.evaluate import KNN, CrossValidatedProbe, DecodedItems, Features, LinearProbe, default_evaluators, default_sources
 from glpretrain.evaluate.cls.knn import knn_predict
-from glpretrain.evaluate.features import LabelledFeatures, tracked
 from glpretrain.evaluate.metrics.intervals import mean_interval, rate_interval
 from glpretrain.evaluate.probes import dealt
+from glpretrain.evaluate.progress import tracked
+from glpretrain.evaluate.rows import LabelledFeatures
 
 
 def features_of(encoder, source) -> LabelledFeatures:
@@ -244,7 +245,7 @@ def test_features_are_float32_and_close_under_bf16():
 
 
 def test_the_bar_passes_every_element_on_and_stays_quiet_without_a_terminal(monkeypatch, capfd):
-    monkeypatch.setattr("glpretrain.evaluate.features._PATIENCE", 0.0)
+    monkeypatch.setattr("glpretrain.evaluate.progress._PATIENCE", 0.0)
     assert list(tracked(range(7), total=7, description="counting")) == list(range(7))
     assert capfd.readouterr() == ("", "")
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal

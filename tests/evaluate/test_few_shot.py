@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from glpretrain.evaluate import DecodedItems, Features, FewShot, Result
 from glpretrain.evaluate.cls.few_shot import centred, centroid_predict, class_draws, draw_scores, logistic_predict
-from glpretrain.evaluate.features import LabelledFeatures
+from glpretrain.evaluate.rows import LabelledFeatures
 
 
 def sources(train: int, test: int) -> dict[str, TableSource]:

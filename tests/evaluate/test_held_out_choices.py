@@ -24,12 +24,12 @@ from glpretrain.evaluate import (
     default_sources,
 )
 from glpretrain.evaluate.cls import linear_sweep
-from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.metrics.roc import Detections, eer_threshold
 from glpretrain.evaluate.patches import linear_segmentation
 from glpretrain.evaluate.patches.prompt_segmentation import THRESHOLDS, ObjectScore, calibration_images
 from glpretrain.evaluate.points import linear_svm
 from glpretrain.evaluate.probes import stratified_split
+from glpretrain.evaluate.rows import LabelledFeatures
 
 
 def rows(features: Callable[[Tensor], EncoderOutput], source: Source, *, max_items: int | None = None) -> LabelledFeatures:
@@ -72,15 +72,22 @@ MASKS = with_classes([striped(position) for position in range(10)], num_classes=
 @pytest.mark.parametrize(
     ("owner", "fit", "evaluator", "features", "rows_of", "whole"),
     [
-        (LinearProbe, "_fitted", LinearProbe(inverse_l2=(0.1, 1.0)), noisy, lambda args: len(args[1].cls), 50),
-        (linear_svm, "svm_predict", LinearSVM(inverse_l2=(0.1, 1.0)), noisy, lambda args: len(args[0].cls), 50),
-        (linear_sweep, "train_heads", LinearSweep(num_blocks=[1], num_steps=5), noisy, lambda args: len(args[1].cls), 50),
+        (LinearProbe, "_fitted", LinearProbe(inverse_l2=(0.1, 1.0)), noisy, lambda args, given: len(args[1].cls), 50),
+        (linear_svm, "svm_predict", LinearSVM(inverse_l2=(0.1, 1.0)), noisy, lambda args, given: len(args[0].cls), 50),
+        (
+            linear_sweep,
+            "train_heads",
+            LinearSweep(num_blocks=[1], num_steps=5),
+            noisy,
+            lambda args, given: len(given["order"].unique()),
+            50,
+        ),
         (
             linear_segmentation,
             "fit_heads",
             LinearSegmentation(num_steps=5),
             of_patches,
-            lambda args: len(args[0]),
+            lambda args, given: len(args[0]),
             160,
         ),  # 10 times 16 patches
     ],
@@ -91,13 +98,13 @@ def test_candidates_are_fitted_to_four_fifths_and_the_chosen_one_to_all(
     fit: str,
     evaluator: Evaluator,
     features: Callable[[Tensor], EncoderOutput],
-    rows_of: Callable[[tuple], int],
+    rows_of: Callable[[tuple, dict], int],
     whole: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[int] = []
     fitted = getattr(owner, fit)
-    monkeypatch.setattr(owner, fit, lambda *args, **given: (seen.append(rows_of(args)), fitted(*args, **given))[1])
+    monkeypatch.setattr(owner, fit, lambda *args, **given: (seen.append(rows_of(args, given)), fitted(*args, **given))[1])
     encoder = StubEncoder(features, size=8 if isinstance(evaluator, LinearSegmentation) else 4)
     evaluator.run(encoder, {"train": ITEMS, "test": ITEMS, "masked_train": MASKS, "masked": MASKS})
     assert set(seen[:-1]) == {whole * 4 // 5} and seen[-1] == whole, seen

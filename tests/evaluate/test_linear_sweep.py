@@ -28,8 +28,8 @@ from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import ViT
 from glpretrain.evaluate import DecodedItems, FeatureCache, Features, LinearSweep, Result, Sources
 from glpretrain.evaluate.cls.linear_sweep import Heads, Kind, initial_heads, linear_input, train_heads, training_order
-from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.probes import stratified_split
+from glpretrain.evaluate.rows import LabelledFeatures
 
 
 def sources(train: int, test: int) -> dict[str, TableSource]:
@@ -87,7 +87,7 @@ def test_every_head_is_the_one_that_torch_trains_alone():
 def test_heads_agree_with_official_code():
     reference = load("dinov2_linear")
     blocks = [wave(11, 3, phase=block) for block in range(4)]
-    mean_patch = wave(11, 2, 3, phase=13).mean(dim=1)
+    joined = torch.cat([*blocks, wave(11, 2, 3, phase=13).mean(dim=1)], dim=1)
     truth_labels = torch.arange(11) ** 2 % 7 % 4
     order = (6 * torch.arange(5)[:, None] + torch.arange(6)) % 11
     rates = torch.tensor([0.4, 8.0]) * 64 / 256
@@ -95,7 +95,7 @@ def test_heads_agree_with_official_code():
     kinds = [Kind(1, False), Kind(1, True), Kind(4, False), Kind(4, True)]
     expected = iter(reference["heads"])
     for number, kind in enumerate(kinds):
-        features = linear_input(blocks, mean_patch, kind=kind)
+        features = linear_input(joined, num_blocks=4, kind=kind)
         weight = wave(features.shape[1], 4, phase=20 + number, scale=0.1)
         start = Heads(weight[:, None].repeat(1, 2, 1), torch.zeros(2, 4))
         trained = train_heads(start, rows(features, truth_labels), learning_rates=rates, order=order)
@@ -152,7 +152,8 @@ def test_kinds_of_features_are_those_of_the_blocks():
     source.items[3] = source.items[3]._replace(label=-1)
     evaluator = LinearSweep(num_blocks=(1, 4), num_steps=3, held_out_ratio=0.5)
     cache, items = FeatureCache(model), DecodedItems(source)
-    features = evaluator._kinds(model, items, cache)
+    every = evaluator._rows(model, items, cache)
+    features = {kind: evaluator._seen(every, kind) for kind in evaluator._kinds}
     kept = [index for index in range(13) if index != 3]
     by_layer = [Features(layer=layer).labelled(model, items).cls for layer in range(4)]
     mean_patch = torch.cat([given.patches.mean(dim=1) for _, given in Features().encode(model, items, resize="crop")])[kept]
@@ -183,7 +184,9 @@ def test_picture_shows_the_held_out_accuracy_of_every_head():
     (figure,) = evaluator.pictures(StubEncoder(noisy), given).values()
     lines = [line for line in figure.axes[0].lines if line.get_label().startswith("cls")]
     assert [line.get_label() for line in lines] == ["cls", "cls + mean patch"]
-    rates = 100 * evaluator._held_out_rates(evaluator._kinds(StubEncoder(noisy), given["train"], None), num_classes=NUM_CLASSES)
+    rates = 100 * evaluator._held_out_rates(
+        evaluator._rows(StubEncoder(noisy), given["train"], None), num_classes=NUM_CLASSES, device=torch.device("cpu")
+    )
     for line, row in zip(lines, rates, strict=True):
         assert line.get_xdata().tolist() == [0.01, 0.5]
         assert line.get_ydata().tolist() == pytest.approx([row[1].item(), row[0].item()])

@@ -15,11 +15,11 @@ from glpretrain.data.sources.base import Item
 from glpretrain.encoders import PointTransformer
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate import PartSegmentation, PointPrompts, Result
-from glpretrain.evaluate.items import ItemBatch
 from glpretrain.evaluate.points import part_segmentation
 from glpretrain.evaluate.points.part_segmentation import instance_iou, part_shares
 from glpretrain.evaluate.points.prompts import CloudPlaces, careful_click, point_iou, share_of_cells
 from glpretrain.evaluate.points.tokens import at_points
+from glpretrain.evaluate.reading import Decoded, batch_of
 
 NUM_PARTS, POINTS, TOKENS = 4, 96, 24
 SPACING = 10.0  # parts are blobs of radius 1 that far apart along x, so that no cell and no interpolation reaches into another
@@ -166,7 +166,7 @@ def test_points_that_do_not_count_are_in_no_iou():
 def test_shares_are_those_of_the_points_nearest_to_a_centre():
     points = torch.tensor([[[0.0, 0, 0], [0.1, 0, 0], [5, 0, 0], [5.1, 0, 0], [5.2, 0, 0]]])
     semantic = torch.tensor([[0, 1, 1, -1, 1]])
-    batch = ItemBatch(points, torch.tensor([0]), None, semantic, torch.tensor([0]), ("",))
+    batch = batch_of(Decoded(points, torch.tensor([0]), None, semantic, torch.tensor([0]), torch.zeros(1, 32, dtype=torch.uint8), {}))
     found = part_shares(batch, torch.tensor([[[0.0, 0, 0], [5, 0, 0], [99, 0, 0]]]), num_parts=2)
     torch.testing.assert_close(found, torch.tensor([[[0.5, 0.5], [0, 2 / 3], [0, 0]]]))
     torch.testing.assert_close(share_of_cells(semantic[0] == 1, torch.tensor([0, 0, 1, 1, 1]), count=3), torch.tensor([0.5, 2 / 3, 0]))

@@ -13,7 +13,7 @@ from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
 from glpretrain.evaluate import DecodedItems, Features, Result, Retrieval
 from glpretrain.evaluate.cls import retrieval
 from glpretrain.evaluate.cls.retrieval import rank
-from glpretrain.evaluate.features import LabelledFeatures
+from glpretrain.evaluate.rows import LabelledFeatures
 
 
 def table(count: int, *, start: int = 0):

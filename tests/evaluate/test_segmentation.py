@@ -259,8 +259,6 @@ def test_bad_input_is_named() -> None:
         InContextSegmentation(k=11, memory_size=10)
     with pytest.raises(ValueError, match="temp: 0"):
         InContextSegmentation(temp=0)
-    with pytest.raises(ValueError, match="memory_size: 2; accepted: from 3"):
-        InContextSegmentation(k=1, memory_size=2).check({"masked_train": source, "masked": source})
     few = DecodedItems(source, max_items=1)
     with pytest.raises(ValueError, match="masked_train: 1 items are too few to choose among"):
         LinearSegmentation().run(encoder(truth), {"masked_train": few, "masked": source})

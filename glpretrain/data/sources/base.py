@@ -7,7 +7,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,14 @@ def reason_of(error: Exception) -> str:
     text = " ".join(str(error).encode("ascii", "backslashreplace").decode().split())
     text = text if text.isprintable() else repr(text)
     return f"{type(error).__name__}: {text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + '...'}"
+
+
+class Stored(NamedTuple):
+    """Where an item lies. The same place in a file that is the same, read in the same way, gives the same item."""
+
+    file: Path
+    way: str  # what else decides the values, such as the number of channels and the place in the file
+    label: int
 
 
 class Source(ABC):
@@ -79,6 +87,10 @@ class Source(ABC):
         """Decode one item, an image at a half, a quarter or an eighth of its size where this saves time and leaves `side` pixels or more on
         each side. Raises what `__getitem__` raises."""
         return self[index]
+
+    def stored(self, index: int) -> Stored | None:
+        """Where an item lies, if all of it is in one file; no file is read."""
+        return None
 
     def train_test_split(self) -> "tuple[Source, Source] | None":
         """The labelled (train, test) split that comes with this source; None where there is none."""
@@ -129,6 +141,9 @@ class Subset(Source):
 
     def reduced(self, index: int, *, side: int) -> Item:
         return self.source.reduced(int(self.indices[checked_index(index, len(self))]), side=side)
+
+    def stored(self, index: int) -> Stored | None:
+        return self.source.stored(int(self.indices[checked_index(index, len(self))]))
 
     def _listing(self) -> tuple[object, ...]:
         return self.source.fingerprint(), self.indices

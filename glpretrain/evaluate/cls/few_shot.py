@@ -20,10 +20,11 @@ from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive, with_accuracy
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import Z95, interval_score, mean_interval, rate_interval
-from glpretrain.evaluate.probes import answerable, small_products
+from glpretrain.evaluate.probes import answerable, in_parts, small_products
+from glpretrain.evaluate.progress import tracked
+from glpretrain.evaluate.rows import LabelledFeatures
 
 _DRAW_SEED = 80
 _MAX_ITER = 1000
@@ -70,7 +71,7 @@ class FewShot(Evaluator):
         scores: dict[str, Score] = {}
         for num in shots:
             logistic, centroid = [], []
-            for draw in draws:
+            for draw in tracked(draws, total=len(draws), description=f"{num} items per class"):
                 drawn = train.at(draw[:, :num].flatten())
                 logistic.append((logistic_predict(drawn, test.cls, inverse_l2=self.inverse_l2) == test.labels).float().mean())
                 centroid.append((centroid_predict(drawn, test.cls) == test.labels).float().mean())
@@ -113,14 +114,15 @@ def logistic_predict(drawn: LabelledFeatures, queries: Tensor, *, inverse_l2: fl
     probe = LogisticRegression(C=inverse_l2, fit_intercept=False, max_iter=_MAX_ITER, tol=_TOLERANCE)
     with small_products(drawn.cls):
         probe.fit(drawn.cls.double().numpy(), drawn.labels.numpy())
-    return torch.from_numpy(probe.predict(queries.double().numpy()))
+    return in_parts(lambda part: torch.from_numpy(probe.predict(part.double().numpy())), queries, num_scores=len(probe.classes_))
 
 
 def centroid_predict(drawn: LabelledFeatures, queries: Tensor) -> Tensor:
     """Int[B]: the class whose mean of unit rows has the largest cosine with Float[B D]; the lower class on a tie."""
     classes, position = drawn.labels.unique(return_inverse=True)
     sums = torch.zeros(len(classes), queries.shape[1]).index_add_(0, position, functional.normalize(drawn.cls, dim=1))  # [classes D]
-    return classes[(queries @ functional.normalize(sums, dim=1).T).argmax(dim=1)]
+    centroids = functional.normalize(sums, dim=1)
+    return classes[in_parts(lambda part: (part @ centroids.T).argmax(dim=1), queries, num_scores=len(classes))]
 
 
 def draw_scores(name: str, rates: Tensor, *, num_items: int) -> dict[str, Score]:

@@ -17,13 +17,25 @@ from torch import Tensor
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures
+from glpretrain.evaluate.encoding import device_of
 from glpretrain.evaluate.items import Sources
+from glpretrain.evaluate.logistic import fit_logistic
 from glpretrain.evaluate.metrics.intervals import accuracy
-from glpretrain.evaluate.probes import answerable, choose_strength, classes_named, dealt, require_two_classes, small_products, standardiser
+from glpretrain.evaluate.probes import (
+    answerable,
+    choose_strength,
+    classes_named,
+    dealt,
+    in_parts,
+    require_two_classes,
+    small_products,
+    standardiser,
+)
+from glpretrain.evaluate.rows import LabelledFeatures
 
 _LOG = logging.getLogger(__name__)
 _FOLD_SEED = 120
+_MOST_LOGITS = 1 << 28  # that scikit-learn computes at once, several times 1 GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,21 +60,32 @@ class LogisticProbe(Evaluator):
         require_positive("inverse_l2", self.inverse_l2)
         require_share("held_out_ratio", self.held_out_ratio)
 
-    def predict(self, train: LabelledFeatures, queries: Tensor) -> tuple[Tensor, float]:
+    def predict(self, train: LabelledFeatures, queries: Tensor, *, device: torch.device) -> tuple[Tensor, float]:
         """Int[B], the classes of Float[B D], and the chosen strength."""
         standardised = standardiser(train.cls)
         train = train.with_cls(standardised(train.cls))
-        chosen = choose_strength(train, self.inverse_l2, held_out_ratio=self.held_out_ratio, predict=self._fitted)
-        return self._fitted(train, standardised(queries), chosen), chosen
 
-    def _fitted(self, train: LabelledFeatures, queries: Tensor, inverse_l2: float) -> Tensor:
+        def predict(part: LabelledFeatures, rows: Tensor, inverse_l2: float) -> Tensor:
+            return self._fitted(part, rows, inverse_l2, device=device)
+
+        chosen = choose_strength(train, self.inverse_l2, held_out_ratio=self.held_out_ratio, predict=predict)
+        return predict(train, standardised(queries), chosen), chosen
+
+    def _fitted(self, train: LabelledFeatures, queries: Tensor, inverse_l2: float, *, device: torch.device) -> Tensor:
+        """Int[B], the classes of Float[B D]: by scikit-learn, or on a GPU and where its logits would not fit by `fit_logistic`."""
+        num_classes = len(train.labels.unique())
+        if device.type != "cpu" or len(train.labels) * num_classes > _MOST_LOGITS:
+            found = fit_logistic(train.cls, train.labels, inverse_l2=inverse_l2, max_iter=self.max_iter, device=device)
+            if not found.has_converged:
+                _LOG.info("linear probe: %d iterations were not enough at inverse_l2 %g", self.max_iter, inverse_l2)
+            return in_parts(found.predict, queries, num_scores=num_classes)
         probe = LogisticRegression(C=inverse_l2, max_iter=self.max_iter)
         with warnings.catch_warnings(record=True) as caught, small_products(train.cls):
             warnings.simplefilter("always", ConvergenceWarning)
             probe.fit(train.cls.numpy(), train.labels.numpy())
         if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
             _LOG.info("linear probe: %d iterations were not enough at inverse_l2 %g", self.max_iter, inverse_l2)
-        return torch.from_numpy(probe.predict(queries.numpy()))
+        return in_parts(lambda part: torch.from_numpy(probe.predict(part.numpy())), queries, num_scores=len(probe.classes_))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +100,7 @@ class LinearProbe(LogisticProbe):
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         train, test = (self.features.labelled(encoder, sources[role], cache) for role in ("train", "test"))
         test, unlike = answerable(train, test, sources)
-        predicted, chosen = self.predict(train, test.cls)
+        predicted, chosen = self.predict(train, test.cls, device=device_of(encoder))
         return Result({"accuracy": accuracy(predicted, test.labels, test.groups)}, {"inverse_l2": chosen}, unlike)
 
 
@@ -120,7 +143,7 @@ class CrossValidatedProbe(LogisticProbe):
         strengths: list[float] = []
         for fold in range(int(fold_of.max()) + 1):
             queries = fold_of == fold
-            predicted[queries], strength = self.predict(items.at(~queries), items.cls[queries])
+            predicted[queries], strength = self.predict(items.at(~queries), items.cls[queries], device=device_of(encoder))
             strengths.append(strength)
         found = items.at(scored)
         scores = {"accuracy": accuracy(predicted[scored], found.labels, found.groups)}

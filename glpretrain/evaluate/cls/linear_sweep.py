@@ -22,11 +22,14 @@ from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures, labelled_rows
+from glpretrain.evaluate.encoding import device_of
 from glpretrain.evaluate.figures import curves_figure
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
-from glpretrain.evaluate.probes import answerable, require_two_classes, stratified_split
+from glpretrain.evaluate.probes import answerable, in_parts, require_two_classes, stratified_split
+from glpretrain.evaluate.progress import tracked
+from glpretrain.evaluate.reading import Patches
+from glpretrain.evaluate.rows import LabelledFeatures, labelled_rows
 
 _ORDER_SEED, _WEIGHT_SEED = 70, 71
 _SGD_MOMENTUM = 0.9
@@ -44,6 +47,18 @@ class Heads(NamedTuple):
     def logits(self, features: Tensor) -> Tensor:
         """Float[B D] to Float[B R classes]."""
         return torch.einsum("bd,drk->brk", features, self.weight) + self.bias
+
+    def classes(self, features: Tensor) -> Tensor:
+        """Float[B D] to Int[B R] on the CPU: the class that each head gives."""
+
+        def predict(part: Tensor) -> Tensor:
+            return self.logits(part.to(self.bias.device)).argmax(dim=-1).cpu()
+
+        return in_parts(predict, features, num_scores=self.bias.numel())
+
+    def to(self, device: torch.device) -> "Heads":
+        """The same heads on a device."""
+        return Heads(self.weight.to(device), self.bias.to(device))
 
     @property
     def is_finite(self) -> Tensor:
@@ -91,19 +106,24 @@ class LinearSweep(Evaluator):
         require_positive("items_per_step", self.items_per_step)
         require_share("held_out_ratio", self.held_out_ratio)
 
+    def num_bytes(self, dim: int, counts: Mapping[str, int]) -> int:
+        """See `Evaluator`."""
+        return (max(self.num_blocks) + 1) * super().num_bytes(dim, counts)
+
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
-        train = self._kinds(encoder, sources["train"], cache)
-        require_two_classes(next(iter(train.values())).labels, sources["train"])
+        train, device = self._rows(encoder, sources["train"], cache), device_of(encoder)
+        require_two_classes(train.labels, sources["train"])
         num_classes = len(sources["train"].source.classes)
-        rates = self._held_out_rates(train, num_classes=num_classes)  # [kinds R]
+        rates = self._held_out_rates(train, num_classes=num_classes, device=device)  # [kinds R]
         # argmax takes the first of equals, in the order in which kinds and rates were given.
         kind, rate = divmod(int(rates.argmax()), len(self.learning_rates))
-        chosen, learning_rate = list(train)[kind], self.learning_rates[rate]
-        heads = self._trained(train[chosen], (learning_rate,), num_classes=num_classes)
+        chosen, learning_rate = self._kinds[kind], self.learning_rates[rate]
+        every = torch.arange(len(train.labels))
+        heads = self._trained(self._seen(train, chosen), every, (learning_rate,), num_classes=num_classes, device=device)
         if not heads.is_finite.all():
             raise ValueError(f"learning_rates: {list(self.learning_rates)}; the weights grew without bound; accepted: smaller ones")
-        test, unlike = answerable(train[chosen], self._kinds(encoder, sources["test"], cache)[chosen], sources)
-        predicted = heads.logits(test.cls)[:, 0].argmax(dim=-1)
+        test, unlike = answerable(train, self._rows(encoder, sources["test"], cache), sources)
+        predicted = heads.classes(self._seen(test, chosen).cls)[:, 0]
         return Result(
             {"accuracy": accuracy(predicted, test.labels, test.groups)},
             left_out=unlike,
@@ -112,60 +132,69 @@ class LinearSweep(Evaluator):
 
     def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`learning_rates`: held-out accuracy by learning rate, a line per kind of features."""
-        train = self._kinds(encoder, sources["train"], cache)
-        rates = self._held_out_rates(train, num_classes=len(sources["train"].source.classes))
-        return {"learning_rates": _rates_figure(list(train), self.learning_rates, rates)}
+        train = self._rows(encoder, sources["train"], cache)
+        rates = self._held_out_rates(train, num_classes=len(sources["train"].source.classes), device=device_of(encoder))
+        return {"learning_rates": _rates_figure(self._kinds, self.learning_rates, rates)}
 
-    def _held_out_rates(self, train: dict[Kind, LabelledFeatures], *, num_classes: int) -> Tensor:
+    @property
+    def _kinds(self) -> list[Kind]:
+        """What heads see, in the order in which the first of equals is chosen."""
+        return [Kind(num, mean_patch) for num in self.num_blocks for mean_patch in (False, True)]
+
+    def _seen(self, rows: LabelledFeatures, kind: Kind) -> LabelledFeatures:
+        """What a head of this kind sees of `_rows`."""
+        return rows.with_cls(linear_input(rows.cls, num_blocks=max(self.num_blocks), kind=kind))
+
+    def _held_out_rates(self, train: LabelledFeatures, *, num_classes: int, device: torch.device) -> Tensor:
         """Float[kinds R]: share of held-out items that each head, trained on the others, gets right."""
-        items = next(iter(train.values()))
-        held_out, fitted = stratified_split(items.labels, items.groups, ratio=self.held_out_ratio)
+        held_out, fitted = stratified_split(train.labels, train.groups, ratio=self.held_out_ratio)
         if len(held_out) == 0:
-            raise ValueError(f"train: {len(items.labels)} labelled items are too few to hold {self.held_out_ratio} of them out")
+            raise ValueError(f"train: {len(train.labels)} labelled items are too few to hold {self.held_out_ratio} of them out")
         rates = []
-        for features in train.values():
-            heads = self._trained(features.at(fitted), self.learning_rates, num_classes=num_classes)
-            queries = features.at(held_out)
-            predicted = heads.logits(queries.cls).argmax(dim=-1)  # [M R]
-            rates.append((predicted == queries.labels[:, None]).float().mean(dim=0) * heads.is_finite)
+        for kind in self._kinds:
+            features = self._seen(train, kind)
+            heads = self._trained(features, fitted, self.learning_rates, num_classes=num_classes, device=device)
+            predicted = heads.classes(features.cls[held_out])  # [M R]
+            rates.append((predicted == train.labels[held_out, None]).float().mean(dim=0) * heads.is_finite.cpu())
         return torch.stack(rates)
 
-    def _trained(self, train: LabelledFeatures, learning_rates: Sequence[float], *, num_classes: int) -> Heads:
-        per_step = min(self.items_per_step, len(train.labels))
+    def _trained(
+        self, train: LabelledFeatures, fitted: Tensor, learning_rates: Sequence[float], *, num_classes: int, device: torch.device
+    ) -> Heads:
+        """Heads for the items at the positions `fitted`, Int[M], one per learning rate."""
+        per_step = min(self.items_per_step, len(fitted))
         scaled = torch.tensor([rate * per_step / _RATE_UNIT for rate in learning_rates])
-        heads = initial_heads(train.cls.shape[1], num_heads=len(scaled), num_classes=num_classes)
-        order = training_order(len(train.labels), num_steps=self.num_steps, items_per_step=per_step)
-        return train_heads(heads, train, learning_rates=scaled, order=order)
+        heads = initial_heads(train.cls.shape[1], num_heads=len(scaled), num_classes=num_classes).to(device)
+        order = training_order(len(fitted), num_steps=self.num_steps, items_per_step=per_step)
+        return train_heads(heads, train, learning_rates=scaled, order=fitted[order])
 
-    def _kinds(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> dict[Kind, LabelledFeatures]:
-        """Every kind of features of the items that have a label."""
+    def _rows(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> LabelledFeatures:
+        """A row per item that has a label: `cls` of the last blocks, deepest last as in DINOv2, and the mean patch of the last one."""
         deepest = max(self.num_blocks)
         if deepest > encoder.num_layers:
             raise ValueError(f"num_blocks: {list(self.num_blocks)}; accepted: numbers from 1 to {encoder.num_layers}, the encoder's depth")
-        layers = {layer: layer == -1 for layer in range(-deepest, 0)}  # `cls` of the last blocks, deepest last as in DINOv2
+        layers: dict[int, Patches] = {layer: "pooled" if layer == -1 else "none" for layer in range(-deepest, 0)}
         batches = self.features.encode_layers(encoder, items, resize="crop", layers=layers, cache=cache)
 
         def joined(outputs: Mapping[int, EncoderOutput]) -> Tensor:
-            return torch.cat([*(outputs[layer].cls for layer in layers), outputs[-1].patches.mean(dim=1)], dim=1)
+            return torch.cat([*(outputs[layer].cls for layer in layers), outputs[-1].patches[:, 0]], dim=1)
 
-        found = labelled_rows(batches, joined, items=items)
-        *blocks, mean_patch = found.cls.unflatten(1, (deepest + 1, -1)).unbind(dim=1)
-        kinds = [Kind(num, pooled) for num in self.num_blocks for pooled in (False, True)]
-        return {kind: found.with_cls(linear_input(blocks, mean_patch, kind=kind)) for kind in kinds}
+        return labelled_rows(batches, joined, items=items)
 
 
-def linear_input(blocks: Sequence[Tensor], mean_patch: Tensor, *, kind: Kind) -> Tensor:
-    """What a head of this kind sees.
+def linear_input(rows: Tensor, *, num_blocks: int, kind: Kind) -> Tensor:
+    """What a head of this kind sees, a view: the features of a large set are there once for all kinds.
 
     Args:
-        blocks: `cls` of the last blocks in their order, Float[B D] each.
-        mean_patch: Float[B D], mean of the patches of the last block.
+        rows: Float[B (num_blocks+1)*D], `cls` of the last blocks in their order, and the mean of the patches of the last block.
+        num_blocks: number of blocks in the rows.
         kind: which of these a head sees.
 
     Returns:
-        Float[B num_blocks*D], or D more.
+        Float[B kind.num_blocks*D], or D more.
     """
-    return torch.cat([*blocks[-kind.num_blocks :], *([mean_patch] if kind.mean_patch else [])], dim=1)
+    dim = rows.shape[1] // (num_blocks + 1)
+    return rows[:, (num_blocks - kind.num_blocks) * dim : (num_blocks + kind.mean_patch) * dim]
 
 
 def initial_heads(in_dim: int, *, num_heads: int, num_classes: int) -> Heads:
@@ -185,22 +214,22 @@ def train_heads(heads: Heads, train: LabelledFeatures, *, learning_rates: Tensor
     """SGD with momentum 0.9 on the mean cross-entropy, every head by itself, the rates lowered to zero along a cosine.
 
     Args:
-        heads: heads to start from.
-        train: the training items.
+        heads: heads to start from, on the device where they are trained.
+        train: the training items, on the CPU, so that a device need not hold all of them.
         learning_rates: Float[R], learning rate of each head in the first step.
         order: Int[T M], the items of each step.
 
     Returns:
-        The trained heads.
+        The trained heads, on the same device.
     """
-    weight, bias = heads.weight.clone(), heads.bias.clone()
+    weight, bias, device = heads.weight.clone(), heads.bias.clone(), heads.bias.device
     weight_velocity, bias_velocity = torch.zeros_like(weight), torch.zeros_like(bias)
-    for step, items in enumerate(order):
-        rates = learning_rates * (1 + math.cos(math.pi * step / len(order))) / 2  # [R]
-        features = train.cls[items]  # [M D]
+    for step, items in enumerate(tracked(order, total=len(order), description="training heads")):
+        rates = learning_rates.to(device) * (1 + math.cos(math.pi * step / len(order))) / 2  # [R]
+        features, labels = train.cls[items].to(device), train.labels[items].to(device)  # [M D], [M]
         # The gradient by hand: softmax minus the truth. autograd would keep what nobody needs.
         error = Heads(weight, bias).logits(features).softmax(dim=-1)  # [M R classes]
-        error[torch.arange(len(items)), :, train.labels[items]] -= 1
+        error[torch.arange(len(items), device=device), :, labels] -= 1
         error /= len(items)
         weight_velocity.mul_(_SGD_MOMENTUM).add_(torch.einsum("bd,brk->drk", features, error))
         bias_velocity.mul_(_SGD_MOMENTUM).add_(error.sum(dim=0))

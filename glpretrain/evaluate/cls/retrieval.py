@@ -6,7 +6,8 @@ gallery. Items at equal distance enter the average precision together, as in sci
 count and features that have collapsed score the share of their class. Re-ranking and query expansion are left out on purpose.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,14 +24,18 @@ from glpretrain.data.sources.base import Subset
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures, labelled_rows
+from glpretrain.evaluate.encoding import device_of
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import mean_score, rate_score
 from glpretrain.evaluate.probes import require_two_classes
+from glpretrain.evaluate.progress import tracked
+from glpretrain.evaluate.rows import LabelledFeatures, Rows, labelled_rows
 
 _TABLE_CELLS = 1 << 22  # of queries x gallery at a time
 _ORDER_SEED, _SHOWN_SEED = 90, 91
 _SHOWN_QUERIES, _SHOWN_NEIGHBOURS = 6, 5
+_CPU = torch.device("cpu")
+_TRIED = 32  # queries, and two hundred times as many items, that tell how long all will take
 _RIGHT, _WRONG = "#009e73", "#d55e00"
 
 
@@ -64,10 +69,19 @@ class Retrieval(Evaluator):
         if 1 not in self.k or min(self.k) < 1:
             raise ValueError(f"k: {list(self.k)}; accepted: 1 and other positive numbers")
 
+    def comparing_seconds(self, dim: int, counts: Mapping[str, int], device: torch.device) -> float:
+        """See `Evaluator`."""
+        searched = counts.get("train", counts["test"])
+        count = min(200 * _TRIED, searched)
+        rows = LabelledFeatures(keys.normal(torch.tensor(_ORDER_SEED), count, dim), torch.arange(count) % 2, torch.arange(count))
+        start = time.perf_counter()
+        rank(rows.at(torch.arange(min(_TRIED, count))), rows, leave_one_out=True, device=device)
+        return (time.perf_counter() - start) / (min(_TRIED, count) * count) * searched * counts["test"]
+
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         queries, gallery = self._rows(encoder, sources, cache)
         require_two_classes(gallery.labels, sources["train" if "train" in sources else "test"])
-        found = rank(queries, gallery, leave_one_out="train" not in sources)
+        found = rank(queries, gallery, leave_one_out="train" not in sources, device=device_of(encoder))
         there = found.first_hit > 0
         if not there.any():
             raise ValueError(f"source {sources['test'].name!r}: no query has an item of its class in the gallery")
@@ -103,7 +117,7 @@ class Retrieval(Evaluator):
         return queries, gallery.at(keys.permutation(torch.tensor(_ORDER_SEED), len(gallery.labels)))
 
     def _normalised(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> LabelledFeatures:
-        batches = self.features.encode(encoder, items, resize="crop", patches=False, cache=cache)
+        batches = self.features.encode(encoder, items, resize="crop", patches="none", cache=cache)
         return labelled_rows(batches, lambda output: functional.normalize(output.cls, dim=1), items=items)
 
 
@@ -114,7 +128,9 @@ def _pictures(items: DecodedItems, index: Tensor, shape: Sequence[int], card: En
     return torch.cat([modality.pictures(modality.normalise(batch.items, card), card=card) for batch in batches])
 
 
-def rank(queries: LabelledFeatures, gallery: LabelledFeatures, *, leave_one_out: bool, num_nearest: int = 0) -> Ranking:
+def rank(
+    queries: LabelledFeatures, gallery: LabelledFeatures, *, leave_one_out: bool, num_nearest: int = 0, device: torch.device = _CPU
+) -> Ranking:
     """Order the gallery around every query, a bounded number of cosines at a time.
 
     Args:
@@ -122,15 +138,18 @@ def rank(queries: LabelledFeatures, gallery: LabelledFeatures, *, leave_one_out:
         gallery: the items that are searched, rows of length one; of items at equal distance the earlier is nearer.
         leave_one_out: the queries are in the gallery; each is searched for among the others.
         num_nearest: how many of the nearest to name; fewer where the gallery is smaller.
+        device: where cosines are computed; the gallery has to fit there.
 
     Returns:
-        One entry per query.
+        One entry per query, on the CPU.
     """
-    parts: list[Ranking] = []
+    parts = Rows(len(queries.labels))
     per_chunk = max(1, _TABLE_CELLS // len(gallery.labels))
-    columns = torch.arange(len(gallery.labels))
-    for positions in torch.arange(len(queries.labels)).split(per_chunk):
-        part = queries.at(positions)
+    columns, num_searched = torch.arange(len(gallery.labels), device=device), len(gallery.labels) - int(leave_one_out)
+    gallery = gallery.to(device)
+    chunks = torch.arange(len(queries.labels)).split(per_chunk)
+    for positions in tracked(chunks, total=len(chunks), description="searching"):
+        part = queries.at(positions).to(device)
         similarity = part.cls @ gallery.cls.T  # [B J]
         if leave_one_out:
             similarity.masked_fill_(gallery.index == part.index[:, None], -torch.inf)
@@ -144,9 +163,8 @@ def rank(queries: LabelledFeatures, gallery: LabelledFeatures, *, leave_one_out:
         count = relevant.sum(dim=1)
         average = (precision * relevant).sum(dim=1) / count  # 0 / 0 is NaN
         first = torch.where(count > 0, relevant.int().argmax(dim=1) + 1, 0)
-        num_there = int(there.sum(dim=1).min())
-        parts.append(Ranking(average, first, position[:, : min(num_nearest, num_there)]))
-    return Ranking(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        parts.add(average.cpu(), first.cpu(), position[:, : min(num_nearest, num_searched)].cpu())
+    return Ranking(*parts.tensors(3))
 
 
 def _show(axis: Axes, picture: Tensor, *, title: str, colour: str) -> None:

@@ -141,7 +141,8 @@ def _score(statistic: Callable[[Detections, Tensor], Tensor], found: Detections)
     """In percent, of items of both classes, with the interval that drawing groups with replacement gives."""
     count = int(found.groups.max()) + 1
     value = statistic(found, torch.ones(1, len(found.scores))).item()
-    interval = spread_interval(statistic(found, drawn_counts(count)[:, found.groups]))
+    values = [statistic(found, counts[:, found.groups]) for counts in drawn_counts(count, spread_over=len(found.groups))]
+    interval = spread_interval(torch.cat(values))
     return interval_score(100.0 * value, 100.0 * interval, count=count)
 
 

@@ -5,17 +5,19 @@ tell less than as many independent ones: an interval treats the groups as what w
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from glpretrain.core import keys
 from glpretrain.evaluate.base import Score
+from glpretrain.evaluate.rows import Rows
 
 Z95 = 1.959964  # two-sided 95 % of the standard normal
 _BOOTSTRAP_SEED = 60
 _NUM_RESAMPLES = 200
+_DRAWS = 1 << 22  # at a time
 
 
 def rate_interval(rate: float, *, count: float) -> tuple[float, float]:
@@ -110,14 +112,27 @@ def bootstrap_interval(statistic: Callable[[Tensor], Tensor], parts: Tensor) -> 
     count = len(parts)
     if count < 2:
         return math.inf
-    values = statistic((drawn_counts(count).to(parts.dtype) @ parts.flatten(1)).unflatten(1, parts.shape[1:]))
-    return spread_interval(values)
+    values = Rows(_NUM_RESAMPLES)
+    for counts in drawn_counts(count):
+        values.add(statistic((counts.to(parts.dtype) @ parts.flatten(1)).unflatten(1, parts.shape[1:])))
+    return spread_interval(*values.tensors(1))
 
 
-def drawn_counts(count: int) -> Tensor:
-    """Float[200 count]: how often each of `count` observations is drawn when as many are drawn with replacement, 200 times."""
-    draws = keys.integers(torch.tensor(_BOOTSTRAP_SEED), 0, count, _NUM_RESAMPLES, count)
-    return torch.zeros(_NUM_RESAMPLES, count).scatter_add_(1, draws, torch.ones(draws.shape))
+def drawn_counts(count: int, *, spread_over: int = 0) -> Iterator[Tensor]:
+    """How often each of `count` observations is drawn when as many are drawn with replacement, 200 times.
+
+    Args:
+        count: number of observations, or of groups of them.
+        spread_over: number of members of all groups, if each count is handed on to the members of its group.
+
+    Yields:
+        Float[R count] for some of the 200 times, all in one where observations are few.
+    """
+    at_once = max(1, _DRAWS // max(count, spread_over))
+    for start in range(0, _NUM_RESAMPLES, at_once):
+        shape = min(at_once, _NUM_RESAMPLES - start), count
+        draws = keys.integers(torch.tensor(_BOOTSTRAP_SEED), 0, count, *shape, first=start * count)
+        yield torch.zeros(shape).scatter_add_(1, draws, torch.ones(shape))
 
 
 def spread_interval(values: Tensor) -> float:

@@ -9,6 +9,7 @@ and each head's own score need no choice.
 A choice of the share and refinement of the masks are left out on purpose.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,10 +22,12 @@ from glpretrain.encoders.attention import cls_attention
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score, require_share
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import evaluating, normalised, require_finite
+from glpretrain.evaluate.encoding import evaluating, normalised
 from glpretrain.evaluate.figures import attention_figure, shown_positions
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import mean_score
+from glpretrain.evaluate.patches.segmentation import with_objects
+from glpretrain.evaluate.rows import require_finite
 
 
 class _Looked(NamedTuple):
@@ -63,34 +66,38 @@ class AttentionSegmentation(Evaluator):
         require_share("mass", self.mass)
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
-        looked = self._look(encoder, sources["masked"])
+        items = sources["masked"]
+        # Two numbers are kept of each image, not its maps of attention.
+        numbers = [(looked.jaccard, looked.union) for looked in self._look(encoder, items)]
+        jaccard, union = (torch.cat(parts) for parts in zip(*numbers, strict=True))
+        if len(union) == 0:
+            raise ValueError(f"source {items.name!r}: no image shows an object; at least one is needed")
         scores: dict[str, Score] = {
-            "jaccard_best": mean_score(looked.jaccard.amax(dim=1)),
-            "jaccard_mean": mean_score(looked.jaccard.mean(dim=1)),
-            "jaccard_union": mean_score(looked.union),
-            **{f"jaccard_head{head + 1}": mean_score(values) for head, values in enumerate(looked.jaccard.unbind(dim=1))},
+            "jaccard_best": mean_score(jaccard.amax(dim=1)),
+            "jaccard_mean": mean_score(jaccard.mean(dim=1)),
+            "jaccard_union": mean_score(union),
+            **{f"jaccard_head{head + 1}": mean_score(values) for head, values in enumerate(jaccard.unbind(dim=1))},
         }
         return Result(scores, chosen={})
 
     def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`heads`: a few images, each head's attention, the outline of what is kept and its Jaccard index."""
-        looked = self._look(encoder, sources["masked"])
-        images, attention, kept, jaccard, _ = (part[shown_positions(len(looked.images))] for part in looked)
+        items = sources["masked"]
+        options = {"resize": "stretch", "batch_size": self.features.batch_size}
+        indices = with_objects(items.batches(self.features.shape(encoder), **options))
+        shown = items.some([indices[position] for position in shown_positions(len(indices))])
+        images, attention, kept, jaccard, _ = (torch.cat(parts) for parts in zip(*self._look(encoder, shown), strict=True))
         return {"heads": attention_figure(list(images), attention=list(attention), kept=list(kept), jaccard=list(jaccard))}
 
-    def _look(self, encoder: Encoder, items: DecodedItems) -> _Looked:
-        found: list[_Looked] = []
+    def _look(self, encoder: Encoder, items: DecodedItems) -> Iterator[_Looked]:
+        """Batch by batch, for the images that show an object."""
         for batch in self.features.batches(encoder, items, resize="stretch", description="attention on"):
             instances = batch.instance_masks()
             with evaluating(encoder):
                 attention = cls_attention(encoder, normalised(batch.items, encoder), block=self.features.layer).cpu()  # [B heads h w]
             require_finite(attention, batch.index, what=f"source {items.name!r}: the attention weights")
             shown = (instances > 0).flatten(1).any(dim=1)
-            found.append(_compared(batch.items[shown], attention[shown], instances[shown], mass=self.mass))
-        looked = _Looked(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-        if len(looked.images) == 0:
-            raise ValueError(f"source {items.name!r}: no image shows an object; at least one is needed")
-        return looked
+            yield _compared(batch.items[shown], attention[shown], instances[shown], mass=self.mass)
 
 
 def keep_mass(attention: Tensor, *, mass: float) -> Tensor:

@@ -7,8 +7,9 @@ training images. Patch distances are upsampled bilinearly, which gives the neare
 Conditional random fields and training of any kind are left out on purpose.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -17,13 +18,13 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.confusion import areas, confusion, segmentation_scores
-from glpretrain.evaluate.patches.segmentation import best_class, image_patches, predicted_figure
+from glpretrain.evaluate.patches.segmentation import TokenSample, best_class, image_patches, predicted_figure, taken
+from glpretrain.evaluate.rows import Rows
 
 _SUBSET_SEED = 80
 
@@ -63,12 +64,13 @@ class ClusterSegmentation(Evaluator):
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         items = sources["masked"]
         classes = items.source.mask_classes
-        counts = self._count(encoder, items, self._centres(encoder, items, len(classes), cache), cache)  # [B C C]
-        scores = segmentation_scores(areas(counts[:, :, matched(counts.sum(dim=0))]), classes=classes)
+        counts = self._count(encoder, items, self._centres(encoder, items, len(classes), cache), cache)
+        order = matched(counts.total())
+        scores = segmentation_scores(counts.areas(lambda part: part[:, :, order]), classes=classes)
         if self.num_overclusters is not None:
-            counts = self._count(encoder, items, self._centres(encoder, items, self.num_overclusters, cache), cache)  # [B C P]
-            votes = functional.one_hot(counts.sum(dim=0).argmax(dim=0), len(classes))  # [P C]
-            over = segmentation_scores(areas(counts @ votes), classes=classes)
+            counts = self._count(encoder, items, self._centres(encoder, items, self.num_overclusters, cache), cache)
+            votes = functional.one_hot(counts.total().argmax(dim=0), len(classes))  # [P C]
+            over = segmentation_scores(counts.areas(lambda part: part @ votes), classes=classes)
             scores |= {f"{name}_over": over[name] for name in ("miou", "accuracy")}
         return Result(scores, chosen={})
 
@@ -76,7 +78,7 @@ class ClusterSegmentation(Evaluator):
         """`classes`: a few images, their masks and the matched clusters."""
         items = sources["masked"]
         centres = self._centres(encoder, items, len(items.source.mask_classes), cache)
-        centres = centres[matched(self._count(encoder, items, centres, cache).sum(dim=0))]
+        centres = centres[matched(self._count(encoder, items, centres, cache).total())]
         grid = self.features.image_grid(encoder)
 
         def predict(patches: Tensor, size: Sequence[int]) -> Tensor:
@@ -87,15 +89,11 @@ class ClusterSegmentation(Evaluator):
     def _centres(self, encoder: Encoder, items: DecodedItems, num_clusters: int, cache: FeatureCache | None) -> Tensor:
         """Float[P D]: the centres of k-means."""
         height, width = self.features.image_grid(encoder)
-        share = min(1.0, self.max_patches / (len(items) * height * width))
-        sample: list[Tensor] = []
-        for batch, patches in image_patches(encoder, items, features=self.features, cache=cache):
-            if share < 1:
-                drawn = keys.permutation(keys.item_keys(seed=_SUBSET_SEED, epoch=0, index=batch.index), height * width)  # [B N]
-                drawn = drawn[:, : max(1, int(share * height * width))]
-                patches = patches.gather(1, drawn[..., None].expand(-1, -1, patches.shape[2]))
-            sample.append(functional.normalize(patches, dim=-1).flatten(0, 1))
-        points = torch.cat(sample)
+        sample = TokenSample(items, num_tokens=height * width, at_most=self.max_patches, seed=_SUBSET_SEED)
+        rows = Rows(len(sample.items) * sample.of_item)
+        for batch, patches in image_patches(encoder, sample.items, features=self.features, cache=cache):
+            rows.add(functional.normalize(taken(patches, sample.places(batch.index)), dim=-1).flatten(0, 1))
+        (points,) = rows.tensors(1)
         if len(points) < num_clusters:
             raise ValueError(
                 f"masked: {len(points)} patches are fewer than {num_clusters} clusters; give more images or a larger features.size"
@@ -103,15 +101,33 @@ class ClusterSegmentation(Evaluator):
         means = KMeans(num_clusters, n_init=self.num_starts, random_state=0)  # pyright: ignore[reportArgumentType] - guessed from its default
         return torch.from_numpy(means.fit(points.numpy()).cluster_centers_)
 
-    def _count(self, encoder: Encoder, items: DecodedItems, centres: Tensor, cache: FeatureCache | None) -> Tensor:
-        """Int[B C P]: pixels of each class in each cluster, image by image."""
+    def _count(self, encoder: Encoder, items: DecodedItems, centres: Tensor, cache: FeatureCache | None) -> "Counts":
+        """Pixels of each class in each cluster, image by image."""
         num_classes, grid = len(items.source.mask_classes), self.features.image_grid(encoder)
-        counts: list[Tensor] = []
+        parts: list[Tensor] = []
         for batch, patches in image_patches(encoder, items, features=self.features, cache=cache):
             truth = batch.class_masks()
             predicted = _nearest(patches, centres, grid=grid, size=truth.shape[1:])
-            counts.append(confusion(truth, predicted, num_classes=num_classes, num_predicted=len(centres)))
-        return torch.cat(counts)
+            parts.append(confusion(truth, predicted, num_classes=num_classes, num_predicted=len(centres)).to_sparse())
+        return Counts(parts)
+
+
+class Counts(NamedTuple):
+    """Confusions of classes and clusters, image by image. They are sparse: an image shows few of many classes."""
+
+    parts: list[Tensor]  # Int[B C P], sparse, of each batch
+
+    def total(self) -> Tensor:
+        """Int[C P]: of all images."""
+        return torch.stack([torch.sparse.sum(part, dim=0).to_dense() for part in self.parts]).sum(dim=0)
+
+    def areas(self, named: Callable[[Tensor], Tensor]) -> Tensor:
+        """Float64[B 3 C], what scores need, once clusters have got the names of classes.
+
+        Args:
+            named: function of Int[B C P] to the confusion of classes, Int[B C C].
+        """
+        return torch.cat([areas(named(part.to_dense())) for part in self.parts])
 
 
 def matched(counts: Tensor) -> Tensor:

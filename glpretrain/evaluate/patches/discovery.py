@@ -26,11 +26,12 @@ from glpretrain.encoders.attention import attention_keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import evaluating, normalised
+from glpretrain.evaluate.encoding import evaluating, normalised
 from glpretrain.evaluate.figures import boxes_figure, shown_positions
-from glpretrain.evaluate.items import DecodedItems, ItemBatch, Sources
+from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import mean_score, rate_score
-from glpretrain.evaluate.patches.segmentation import checked_patches
+from glpretrain.evaluate.patches.segmentation import checked_patches, with_objects
+from glpretrain.evaluate.reading import ItemBatch
 
 
 class _Found(NamedTuple):
@@ -70,38 +71,41 @@ class ObjectDiscovery(Evaluator):
         require_positive("k_patches", self.k_patches)
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
-        discovered = self._discover(encoder, sources["masked"], cache)
-        iou = torch.tensor([found.iou for found in discovered], dtype=torch.float64)
-        height, width = discovered[0].image.shape[1:]
-        whole = torch.stack([box_iou(torch.tensor([0, 0, width, height]), found.true).max() for found in discovered])
+        items, (_, height, width) = sources["masked"], self.features.shape(encoder)
+        best: list[tuple[float, float]] = []  # a number is kept of each image, not the image
+        for found in self._discover(encoder, items, cache):
+            best.append((found.iou, box_iou(torch.tensor([0, 0, width, height]), found.true).max().item()))
+        if not best:
+            raise ValueError(f"source {items.name!r}: no image shows an object; at least one is needed")
+        iou, whole = torch.tensor(best, dtype=torch.float64).unbind(dim=1)
         hits, whole_hits = (rate_score((values >= 0.5).double()) for values in (iou, whole))
         return Result({"corloc": hits, "iou": mean_score(iou), "corloc_whole": whole_hits}, chosen={})
 
     def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`boxes`: a few images with the box that was found and the true ones."""
-        found = self._discover(encoder, sources["masked"], cache)
-        images, boxes, true, iou = zip(*(found[position] for position in shown_positions(len(found))), strict=True)
+        items = sources["masked"]
+        options = {"resize": "stretch", "batch_size": self.features.batch_size}
+        indices = with_objects(items.batches(self.features.shape(encoder), **options))
+        shown = items.some([indices[position] for position in shown_positions(len(indices))])
+        images, boxes, true, iou = zip(*self._discover(encoder, shown, cache), strict=True)
         return {"boxes": boxes_figure(images, found=boxes, true=true, titles=[f"IoU {100 * value:.0f} %" for value in iou])}
 
-    def _discover(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> list[_Found]:
+    def _discover(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> Iterator[_Found]:
+        """The boxes of the images that show an object."""
         (_, height, width), grid = self.features.shape(encoder), self.features.image_grid(encoder)
         step = torch.tensor([width / grid[1], height / grid[0]] * 2)
-        discovered: list[_Found] = []
         for batch, found in self._tokens(encoder, items, cache):
             patches = checked_patches(found, batch.index, count=grid[0] * grid[1], encoder=encoder, items=items)
             for image, instances, tokens in zip(batch.items, batch.instance_masks(), patches, strict=True):
                 true = object_boxes(instances)
                 if len(true):
                     box = (lost_box(tokens, grid=grid, k_patches=self.k_patches) * step).round().long()
-                    discovered.append(_Found(image, box, true, box_iou(box, true).max().item()))
-        if not discovered:
-            raise ValueError(f"source {items.name!r}: no image shows an object; at least one is needed")
-        return discovered
+                    yield _Found(image, box, true, box_iou(box, true).max().item())
 
     def _tokens(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> Iterator[tuple[ItemBatch, Tensor]]:
         """Each batch with Float[B N D]."""
         if self.tokens == "patches":
-            for batch, output in self.features.encode(encoder, items, resize="stretch", cache=cache):
+            for batch, output in self.features.encode(encoder, items, resize="stretch", cache=cache, is_looked_at=True):
                 yield batch, output.patches - output.patches.mean(dim=1, keepdim=True)
             return
         for batch in self.features.batches(encoder, items, resize="stretch", description="keys on"):

@@ -15,16 +15,25 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import device_of
+from glpretrain.evaluate.encoding import device_of
 from glpretrain.evaluate.items import DecodedItems, Sources
-from glpretrain.evaluate.patches.segmentation import Predictor, best_class, class_shares, image_patches, predicted_figure, predicted_scores
+from glpretrain.evaluate.patches.segmentation import (
+    Predictor,
+    TokenSample,
+    best_class,
+    class_shares,
+    image_patches,
+    predicted_figure,
+    predicted_scores,
+    taken,
+)
+from glpretrain.evaluate.rows import Rows
 
 _MEMORY_SEED = 90
-_QUERY_CHUNK = 1024  # bounds the similarity table to 1,024 x the memory
+_QUERY_CHUNK, _TABLE_CELLS = 1024, 1 << 26  # queries at a time, and fewer where the table of similarities would pass 256 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +45,8 @@ class InContextSegmentation(Evaluator):
     Args:
         k: number of nearest patches that a patch attends to.
         temp: temperature of the attention.
-        memory_size: number of patches in the memory at most, as many from every training image, drawn pseudo-randomly and always the same.
+        memory_size: number of patches in the memory at most, as many from every training image, drawn pseudo-randomly and always the same;
+            one of each of so many images where there are more.
     """
 
     headlines = ("miou", "accuracy")
@@ -53,10 +63,6 @@ class InContextSegmentation(Evaluator):
         require_positive("temp", self.temp)
         if not 1 <= self.k <= self.memory_size:
             raise ValueError(f"k: {self.k}; accepted: 1 to {self.memory_size}, the memory_size")
-
-    def check_items(self, sources: Sources) -> None:
-        if self.memory_size < (count := len(sources["masked_train"])):
-            raise ValueError(f"memory_size: {self.memory_size}; accepted: from {count}, one patch per training image")
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         predict = self._predictor(encoder, sources["masked_train"], cache)
@@ -81,17 +87,14 @@ class InContextSegmentation(Evaluator):
 
     def _memory(self, encoder: Encoder, train: DecodedItems, grid: tuple[int, int], cache: FeatureCache | None) -> tuple[Tensor, Tensor]:
         """Float[M D] patches, and Float[M C] the shares of their known pixels."""
-        num_patches, num_classes = grid[0] * grid[1], len(train.source.mask_classes)
-        of_image = min(num_patches, self.memory_size // len(train))
-        patches: list[Tensor] = []
-        shares: list[Tensor] = []
-        for batch, found in image_patches(encoder, train, features=self.features, cache=cache):
-            item_keys = keys.item_keys(seed=_MEMORY_SEED, epoch=0, index=batch.index)
-            drawn = keys.permutation(item_keys, num_patches)[:, :of_image, None]  # [B M 1]
+        num_classes = len(train.source.mask_classes)
+        sample = TokenSample(train, num_tokens=grid[0] * grid[1], at_most=self.memory_size, seed=_MEMORY_SEED)
+        rows = Rows(len(sample.items) * sample.of_item)
+        for batch, found in image_patches(encoder, sample.items, features=self.features, cache=cache):
+            places = sample.places(batch.index)
             of_batch = class_shares(batch.class_masks(), grid=grid, num_classes=num_classes)  # [B N C]
-            patches.append(found.gather(1, drawn.expand(-1, -1, found.shape[2])).flatten(0, 1))
-            shares.append(of_batch.gather(1, drawn.expand(-1, -1, num_classes)).flatten(0, 1))
-        memory, known = torch.cat(patches), torch.cat(shares)
+            rows.add(taken(found, places).flatten(0, 1), taken(of_batch, places).flatten(0, 1))
+        memory, known = rows.tensors(2)
         total = known.sum(dim=1, keepdim=True)  # [M 1]
         usable = total[:, 0] > 0
         return memory[usable], known[usable] / total[usable]
@@ -108,8 +111,8 @@ def attend(queries: Tensor, memory: Tensor, values: Tensor, *, k: int, temp: flo
         temp: temperature of the softmax.
     """
     targets = functional.normalize(memory, dim=-1)
-    found: list[Tensor] = []
-    for chunk in functional.normalize(queries, dim=-1).split(_QUERY_CHUNK):
+    found = Rows(len(queries))
+    for chunk in functional.normalize(queries, dim=-1).split(min(_QUERY_CHUNK, max(1, _TABLE_CELLS // len(targets)))):
         similarity, neighbour = (chunk @ targets.T).topk(k, dim=-1)  # [B k]
-        found.append(torch.einsum("bk,bkc->bc", (similarity / temp).softmax(dim=-1), values[neighbour]))
-    return torch.cat(found)
+        found.add(torch.einsum("bk,bkc->bc", (similarity / temp).softmax(dim=-1), values[neighbour]))
+    return found.tensors(1)[0]

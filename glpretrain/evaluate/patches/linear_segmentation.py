@@ -8,13 +8,14 @@ bilinearly to the mask. Two choices make it cheap and exact:
 - batch normalisation is the mean and deviation of the training patches, which frozen features make constants.
 
 The problem is then multinomial logistic regression. All candidates (learning rate x L2 strength) descend side by side on the same
-patches with Adam, the one with the best mIoU on held-out training images is fitted again on all of them.
+patches with Adam, the one with the best mIoU on held-out training images is fitted again on all of them. Of many images it sees as many
+patches each, and as many of the held-out images choose as have this number of patches: memory does not grow with the images.
 Augmentation, features of several layers, and heads that are not linear are left out on purpose.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -26,16 +27,36 @@ from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import device_of
+from glpretrain.evaluate.encoding import device_of
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.confusion import areas, confusion, mean_iou
-from glpretrain.evaluate.patches.segmentation import Predictor, best_class, class_shares, image_patches, predicted_figure, predicted_scores
+from glpretrain.evaluate.patches.segmentation import (
+    Predictor,
+    TokenSample,
+    best_class,
+    class_shares,
+    image_patches,
+    predicted_figure,
+    predicted_scores,
+    taken,
+)
 from glpretrain.evaluate.probes import held_out_split, standardiser
+from glpretrain.evaluate.progress import tracked
+from glpretrain.evaluate.rows import Rows
 
-_BATCH_SEED = 71
+_BATCH_SEED, _SAMPLE_SEED = 71, 72
 _MIN_FREQUENCY = 1e-6  # of a class that no training pixel shows
 
 Layer = Callable[[Tensor], Tensor]  # Float[B N D] to the logits of tokens, Float[B N C]
+
+
+class Taught(NamedTuple):
+    """A batch of training items."""
+
+    index: Tensor  # Int[B]  dataset index
+    tokens: Tensor  # Float[B N D]
+    shares: Tensor  # Float[B N C]  the share of each token's pixels or points that shows each class
+    truth: tuple[Tensor, ...]  # [B *S] each  what a rate needs to know of the items
 
 
 class Heads(NamedTuple):
@@ -53,7 +74,7 @@ class Heads(NamedTuple):
 class LinearLayer(Evaluator):
     """What segmentation by one linear layer on tokens shares, of images and of clouds; not used by itself.
 
-    The layer is fitted on `masked_train`, whose tokens are all held in memory.
+    The layer is fitted on `masked_train`.
 
     Args:
         learning_rates: candidates for Adam's learning rate, which falls to zero along a cosine.
@@ -61,6 +82,8 @@ class LinearLayer(Evaluator):
         num_steps: number of Adam's steps.
         patches_per_step: number of tokens that are drawn for a step.
         held_out_ratio: share of the items of `masked_train` that chooses.
+        max_patches: number of tokens that the layer is fitted on at most, as many of every item, drawn pseudo-randomly and always the same;
+            and number of tokens, of whole items, that choose at most.
     """
 
     scored = "masked"
@@ -73,8 +96,10 @@ class LinearLayer(Evaluator):
     num_steps: int = 1000
     patches_per_step: int = 1024
     held_out_ratio: float = 0.2
+    max_patches: int = 250_000
 
     def validate(self) -> None:
+        require_positive("max_patches", self.max_patches)
         require_positive("learning_rates", self.learning_rates)
         if not self.l2 or min(self.l2) < 0:
             raise ValueError(f"l2: {list(self.l2)}; accepted: numbers from 0")
@@ -83,38 +108,65 @@ class LinearLayer(Evaluator):
         require_share("held_out_ratio", self.held_out_ratio)
 
     def fitted(
-        self, tokens: Tensor, shares: Tensor, *, device: torch.device, rate: Callable[[Layer, Tensor, Tensor], float]
+        self,
+        batches: Callable[[DecodedItems], Iterable[Taught]],
+        items: DecodedItems,
+        *,
+        num_tokens: int,
+        device: torch.device,
+        rate: Callable[[Layer, Tensor, tuple[Tensor, ...]], float],
     ) -> tuple[Layer, dict[str, float]]:
         """The layer with the best learning rate and penalty on held-out items, fitted on all, and what was chosen.
 
         Args:
-            tokens: Float[B N D] of the training items.
-            shares: Float[B N C], the share of each token's pixels or points that shows each class.
+            batches: function that encodes training items.
+            items: the training items.
+            num_tokens: number of tokens of an item.
             device: where it is fitted.
-            rate: mIoU of a layer on held-out items, of their standardised tokens and their positions; NaN where none has a class.
+            rate: mIoU of a layer on held-out items, of their standardised tokens and their truth; NaN where none has a class.
 
         Raises:
             ValueError: there are too few items to choose, or none has a class.
         """
-        standardised = standardiser(tokens)
-        tokens = standardised(tokens)
         candidates = list(itertools.product(self.learning_rates, self.l2))
-        chosen = candidates[0]
+        sample = TokenSample(items, num_tokens=num_tokens, at_most=self.max_patches, seed=_SAMPLE_SEED)
+        held_out = others = torch.empty(0, dtype=torch.int64)
         if len(candidates) > 1:
-            held_out, others = held_out_split(len(tokens), ratio=self.held_out_ratio, seed=self.split_seed)
+            held_out, others = held_out_split(len(sample.items), ratio=self.held_out_ratio, seed=self.split_seed)
             if len(held_out) == 0 or len(others) == 0:
                 raise ValueError(
-                    f"masked_train: {len(tokens)} items are too few to choose among learning_rates {list(self.learning_rates)} and "
+                    f"masked_train: {len(items)} items are too few to choose among learning_rates {list(self.learning_rates)} and "
                     f"l2 {list(self.l2)}; give one of each"
                 )
-            heads = self._heads(tokens[others].to(device), shares[others].to(device), candidates)
-            queries = tokens[held_out]
-            rates = [rate(heads.layer(number), queries, held_out) for number in range(len(candidates))]
+        numbers = torch.as_tensor(sample.items.indices)
+        asked = numbers[held_out[: max(1, self.max_patches // num_tokens)]]
+        seen, choosing = Rows(len(sample.items)), Rows(len(asked))
+        for batch in batches(sample.items):
+            places, here = sample.places(batch.index), torch.isin(batch.index, asked)
+            seen.add(batch.index, taken(batch.tokens, places), taken(batch.shares, places))
+            if here.any():
+                choosing.add(batch.tokens[here], *(part[here] for part in batch.truth))
+        index, tokens, shares = seen.tensors(3)
+        standardised = standardiser(tokens)
+        tokens = standardised(tokens)
+        chosen = candidates[0]
+        if len(candidates) > 1:
+            row_of = torch.full((len(numbers),), -1).index_put_((torch.searchsorted(numbers, index),), torch.arange(len(index)))
+            fitting = row_of[others]
+            fitting = fitting[fitting >= 0]  # one that cannot be read has none
+            heads = self._heads(tokens[fitting].to(device), shares[fitting].to(device), candidates)
+            held, *truth = choosing.tensors(1)
+            queries = standardised(held) if len(held) else held
+            rates = [rate(heads.layer(number), queries, tuple(truth)) if len(held) else math.nan for number in range(len(candidates))]
             if math.isnan(rates[0]):
-                raise ValueError(f"masked_train: none of the {len(held_out)} held-out items shows a class; give more items")
+                raise ValueError(f"masked_train: none of the {len(held)} held-out items shows a class; give more items")
             chosen = candidates[rates.index(max(rates))]
         layer = self._heads(tokens.to(device), shares.to(device), [chosen]).layer(0)
         return lambda features: layer(standardised(features)), dict(zip(("learning_rate", "l2"), chosen, strict=True))
+
+    def num_bytes(self, dim: int, counts: Mapping[str, int]) -> int:
+        """See `Evaluator`; of tokens as they are and standardised, and of those that choose."""
+        return 3 * 4 * dim * self.max_patches
 
     def _heads(self, tokens: Tensor, shares: Tensor, candidates: Sequence[tuple[float, float]]) -> Heads:
         """Of Float[B N D] and Float[B N C], on their device: one layer for each learning rate and penalty."""
@@ -146,23 +198,22 @@ class LinearSegmentation(LinearLayer):
     def _predictor(self, encoder: Encoder, train: DecodedItems, cache: FeatureCache | None) -> tuple[Predictor, dict[str, float]]:
         """The prediction, and the learning rate and L2 strength behind it."""
         grid, num_classes = self.features.image_grid(encoder), len(train.source.mask_classes)
-        patches: list[Tensor] = []
-        masks: list[Tensor] = []
-        for batch, found in image_patches(encoder, train, features=self.features, cache=cache):
-            patches.append(found)
-            masks.append(batch.class_masks())
-        semantic = torch.cat(masks)
-        shares = torch.cat([class_shares(mask, grid=grid, num_classes=num_classes) for mask in masks])
 
-        def rate(layer: Layer, queries: Tensor, held_out: Tensor) -> float:
+        def batches(items: DecodedItems) -> Iterator[Taught]:
+            for batch, found in image_patches(encoder, items, features=self.features, cache=cache):
+                masks = batch.class_masks()
+                shares = class_shares(masks, grid=grid, num_classes=num_classes)
+                yield Taught(batch.index, found, shares, (masks.to(torch.int32),))
+
+        def rate(layer: Layer, queries: Tensor, truth: tuple[Tensor, ...]) -> float:
             counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
             size = self.features.batch_size
-            for patches, truth in zip(queries.split(size), semantic[held_out].split(size), strict=True):
-                predicted = best_class(layer(patches), grid=grid, size=truth.shape[1:])
-                counts += confusion(truth, predicted, num_classes=num_classes, num_predicted=num_classes).sum(dim=0)
+            for patches, masks in zip(queries.split(size), truth[0].split(size), strict=True):
+                predicted = best_class(layer(patches), grid=grid, size=masks.shape[1:])
+                counts += confusion(masks.long(), predicted, num_classes=num_classes, num_predicted=num_classes).sum(dim=0)
             return mean_iou(areas(counts)).item()
 
-        layer, chosen = self.fitted(torch.cat(patches), shares, device=device_of(encoder), rate=rate)
+        layer, chosen = self.fitted(batches, train, num_tokens=grid[0] * grid[1], device=device_of(encoder), rate=rate)
         return lambda patches, size: best_class(layer(patches), grid=grid, size=size), chosen
 
 
@@ -195,7 +246,7 @@ def fit_heads(
     bias = frequency.clamp_min(_MIN_FREQUENCY).log().repeat(count, 1)  # [K C]
     penalty, rate = (torch.tensor(values, device=device)[:, None, None] for values in (l2, learning_rates))  # [K 1 1]
     moments = [torch.zeros_like(tensor) for tensor in (weight, weight, bias, bias)]
-    for step in range(num_steps):
+    for step in tracked(range(num_steps), total=num_steps, description="fitting linear layers"):
         drawn = keys.integers(
             keys.item_keys(seed=_BATCH_SEED, epoch=0, index=torch.tensor(step, device=device)), 0, len(patches), patches_per_step
         )

@@ -33,10 +33,11 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.figures import prompts_figure, shown_positions
-from glpretrain.evaluate.items import DecodedItems, ItemBatch, Sources
+from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import mean_of_scores, mean_score
 from glpretrain.evaluate.patches.segmentation import image_patches
-from glpretrain.evaluate.patches.similarity import PairSample, pair_sample, pair_scores, similarity_figure
+from glpretrain.evaluate.patches.similarity import PairSample, max_pairs, pair_sample, pair_scores, similarity_figure
+from glpretrain.evaluate.reading import ItemBatch
 
 # Thresholds are n / 100, so that 0 and 0.5 are exactly those numbers. Steps of 0.05 would be too coarse for an encoder whose
 # similarities all lie between 0.8 and 1, as those of many trained ones do.
@@ -162,13 +163,14 @@ class Prompts(Evaluator):
             masks = batch.instance_masks()
             for position, index in enumerate(batch.index.tolist()):
                 classes = None if batch.semantic is None else batch.semantic[position]
-                found, sample = self._score_item(tokens[position], masks[position], classes, index, places[position])
+                one = tokens[position], masks[position], classes, index, places[position]
+                found, sample = self._score_item(*one, max_pairs=max_pairs(len(items)))
                 objects += found
                 pairs += sample
         return objects, pairs
 
     def _score_item(
-        self, tokens: Tensor, instances: Tensor, classes: Tensor | None, index: int, places: Places
+        self, tokens: Tensor, instances: Tensor, classes: Tensor | None, index: int, places: Places, *, max_pairs: int
     ) -> tuple[list[ObjectScore], list[PairSample]]:
         similarity = tokens @ tokens.T  # [N N]
         known = instances >= 0
@@ -186,11 +188,11 @@ class Prompts(Evaluator):
             queries = torch.cat([prompts, torch.tensor([places.click(mask)])])  # [M+1]
             iou = places.iou(similarity, queries, mask, known=known)  # [M+1 T]
             label = -1 if classes is None else int(classes[mask].mode().values)
-            objects.append(ObjectScore(index, label, iou[:-1].mean(dim=0), iou[-1]))
+            objects.append(ObjectScore(index, label, iou[:-1].mean(dim=0), iou[-1].clone()))
         if not insides:
             return [], []
         usable = places.shares(known) > 0.5  # [N]
-        return objects, pair_sample(similarity, torch.stack(insides), usable=usable, index=index)
+        return objects, pair_sample(similarity, torch.stack(insides), usable=usable, index=index, at_most=max_pairs)
 
     def _summary(self, objects: list[ObjectScore], items: DecodedItems) -> Result:
         """Thresholds of the objects that calibrate, and with these the scores of the others."""

@@ -40,16 +40,26 @@ from glpretrain.data.sources.images.videos import Video
 from glpretrain.encoders.base import Encoder, bytes_of
 from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import Features, device_of, encode_batch, require_finite, tracked
+from glpretrain.evaluate.encoding import Encoding, device_of, encode_batch
+from glpretrain.evaluate.features import Features
 from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import mean_score
 from glpretrain.evaluate.metrics.roc import numbered
 from glpretrain.evaluate.metrics.video_metrics import object_ids, object_scores, scored_frames
+from glpretrain.evaluate.progress import tracked
+from glpretrain.evaluate.rows import require_finite
 
 _LOG = logging.getLogger(__name__)
 _TILE = 4  # rows of patches that are matched at a time: bounds the memory, and few rows outside the window are compared
 _MAX_PICTURED = 4
 _MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a video, that a picture shows
+
+
+class _Frames(NamedTuple):
+    """Frames of a video at the size for an encoder."""
+
+    items: Tensor  # UInt8[T C H W]
+    digests: Sequence[str]
 
 
 class ObjectScore(NamedTuple):
@@ -196,7 +206,8 @@ class LabelPropagation(Evaluator):
                 images = functional.interpolate(images, size=tuple(size), mode="bilinear", antialias=True)
             digests = [hashlib.sha256(f"{tuple(frame.shape)}".encode() + bytes_of(frame)).hexdigest() for frame in frames]
             layer, bf16 = self.features.layer, self.features.bf16
-            outputs = encode_batch(encoder, images, digests=digests, resize="bilinear", layers={layer: True}, bf16=bf16, cache=cache)
+            encoding = Encoding(tuple(images.shape[1:]), "bilinear", self.features.batch_size, {layer: "all"}, bf16)
+            outputs = encode_batch(encoder, _Frames(images, digests), encoding, cache=cache)
             patches = outputs[layer].patches  # [B N D]
             require_finite(patches, times, what=f"video {video.name!r}: the patch features")
             yield from patches

@@ -1,22 +1,25 @@
-"""What the evaluators of semantic segmentation share: masks of classes, patches that go with them, and from patch scores to pixels.
+"""What the evaluators of semantic segmentation share: masks of classes, samples of patches, and from patch scores to pixels.
 
 The classifiers and their protocols are left out, each has its own file, and so are the scores (`metrics.confusion`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
+from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import Features, require_finite
+from glpretrain.evaluate.features import Features
 from glpretrain.evaluate.figures import segmentation_figure, shown_positions
-from glpretrain.evaluate.items import DecodedItems, ItemBatch
+from glpretrain.evaluate.items import DecodedItems
 from glpretrain.evaluate.metrics.confusion import areas, confusion, segmentation_scores
+from glpretrain.evaluate.reading import ItemBatch
+from glpretrain.evaluate.rows import Rows, require_finite
 
 # Float[B N D] to Int[B H W]: patches of some images to the class of each pixel, for a size (H, W).
 Predictor = Callable[[Tensor, Sequence[int]], Tensor]
@@ -31,7 +34,7 @@ def image_patches(
         ValueError: the features are not finite or no grid.
     """
     rows, columns = features.image_grid(encoder)
-    for batch, output in features.encode(encoder, items, resize="stretch", cache=cache):
+    for batch, output in features.encode(encoder, items, resize="stretch", cache=cache, is_looked_at=True):
         yield batch, checked_patches(output.patches, batch.index, count=rows * columns, encoder=encoder, items=items)
 
 
@@ -45,6 +48,49 @@ def checked_patches(patches: Tensor, index: Tensor, *, count: int, encoder: Enco
         raise ValueError(f"encoder {encoder.card.encoder!r}: {patches.shape[1]} patches; its grid has {count}")
     require_finite(patches, index, what=f"source {items.name!r}: the patch features")
     return patches
+
+
+class TokenSample:
+    """At most so many of the tokens of all items: as many of each item, a fixed pseudo-random subset; all of them where they are few.
+
+    Where there are more items than tokens that may be taken, one is taken of each of as many items.
+
+    Args:
+        items: the items.
+        num_tokens: number of tokens of each of them.
+        at_most: number of tokens in the sample at most.
+        seed: seed of the subset.
+    """
+
+    def __init__(self, items: DecodedItems, *, num_tokens: int, at_most: int, seed: int) -> None:
+        count = len(items)
+        self.items = items
+        if at_most < count:
+            self.items = items.some(
+                [items.indices[position] for position in keys.permutation(torch.tensor(seed), count)[:at_most].tolist()]
+            )
+        self._num_tokens, self._seed = num_tokens, seed
+        self.of_item = min(num_tokens, max(1, at_most // count))  # number of tokens of an item
+
+    def places(self, index: Tensor) -> Tensor:
+        """Int[B M]: which tokens of the items with dataset indices Int[B] are in the sample."""
+        if self.of_item == self._num_tokens:
+            return torch.arange(self._num_tokens).expand(len(index), -1)
+        drawn = keys.permutation(keys.item_keys(seed=self._seed, epoch=0, index=index), self._num_tokens)
+        return drawn[:, : self.of_item]
+
+
+def taken(tokens: Tensor, places: Tensor) -> Tensor:
+    """Float[B M D]: of the tokens of each item, Float[B N D], those at Int[B M]."""
+    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))
+
+
+def with_objects(batches: Iterable[ItemBatch]) -> list[int]:
+    """Dataset indices of the images that show an object."""
+    found: list[int] = []
+    for batch in batches:
+        found += batch.index[(batch.instance_masks() > 0).flatten(1).any(dim=1)].tolist()
+    return found
 
 
 def class_shares(semantic: Tensor, *, grid: tuple[int, int], num_classes: int) -> Tensor:
@@ -62,8 +108,10 @@ def best_class(scores: Tensor, *, grid: tuple[int, int], size: Sequence[int]) ->
     """Int[B H W]: the class with the largest score at each pixel, the scores of patches, Float[B N C], being upsampled bilinearly."""
     maps = scores.transpose(1, 2).unflatten(2, grid)  # [B C h w]
     # Image by image: many classes at every pixel of a batch would be gigabytes.
-    upsampled = (functional.interpolate(one, size=tuple(size), mode="bilinear", align_corners=False) for one in maps.split(1))
-    return torch.cat([one.argmax(dim=1) for one in upsampled])
+    classes = torch.empty(len(maps), *size, dtype=torch.int64, device=maps.device)
+    for position, one in enumerate(maps.split(1)):
+        classes[position] = functional.interpolate(one, size=tuple(size), mode="bilinear", align_corners=False)[0].argmax(dim=0)
+    return classes
 
 
 def predicted_scores(
@@ -71,12 +119,12 @@ def predicted_scores(
 ) -> dict[str, Score]:
     """`segmentation_scores` of what `predict` says; other arguments as in `image_patches`."""
     classes = items.source.mask_classes
-    per_image: list[Tensor] = []
+    per_image = Rows(len(items))
     for batch, patches in image_patches(encoder, items, features=features, cache=cache):
         truth = batch.class_masks()
         counts = confusion(truth, predict(patches, truth.shape[1:]), num_classes=len(classes), num_predicted=len(classes))
-        per_image.append(areas(counts))
-    return segmentation_scores(torch.cat(per_image), classes=classes)
+        per_image.add(areas(counts))
+    return segmentation_scores(*per_image.tensors(1), classes=classes)
 
 
 def predicted_figure(

@@ -16,7 +16,7 @@ from glpretrain.evaluate.figures import curves_figure
 from glpretrain.evaluate.metrics.intervals import bootstrap_interval, interval_score, mean_interval
 
 NUM_BINS = 200  # on [-1, 1]
-_MAX_PAIRS = 2000  # of each kind per image
+_MAX_PAIRS, _ALL_PAIRS = 2000, 1 << 24  # of each kind per image, and of all images together
 _PAIR_SEED = 50
 
 
@@ -27,14 +27,20 @@ class PairSample(NamedTuple):
     inter: Tensor  # Float[M]
 
 
-def pair_sample(similarity: Tensor, insides: Tensor, *, usable: Tensor, index: int) -> list[PairSample]:
-    """At most 2,000 pairs of either kind: one sample, or none where a kind has no pair.
+def max_pairs(num_items: int) -> int:
+    """Number of pairs of either kind that are taken of an image, at most, where there are so many images."""
+    return min(_MAX_PAIRS, max(1, _ALL_PAIRS // num_items))
+
+
+def pair_sample(similarity: Tensor, insides: Tensor, *, usable: Tensor, index: int, at_most: int) -> list[PairSample]:
+    """Some pairs of either kind: one sample, or none where a kind has no pair.
 
     Args:
         similarity: Float[N N], cosines of all patches of an image.
         insides: Bool[M N], the patches inside each of M objects.
         usable: Bool[N], patches that may be the outer one of an inter pair.
         index: dataset index, from which the key of the draw is made.
+        at_most: number of pairs of either kind at most.
     """
     within = [similarity[inside][:, inside] for inside in insides]
     intra = torch.cat([square[torch.ones_like(square, dtype=torch.bool).triu(1)] for square in within])  # each pair once, none with itself
@@ -42,12 +48,12 @@ def pair_sample(similarity: Tensor, insides: Tensor, *, usable: Tensor, index: i
     if len(intra) == 0 or len(inter) == 0:
         return []
     key = keys.item_keys(seed=_PAIR_SEED, epoch=0, index=torch.tensor(index))
-    return [PairSample(_thinned(intra, keys.fold_in(key, 0)), _thinned(inter, keys.fold_in(key, 1)))]
+    return [PairSample(_thinned(intra, at_most, keys.fold_in(key, 0)), _thinned(inter, at_most, keys.fold_in(key, 1)))]
 
 
-def _thinned(values: Tensor, key: Tensor) -> Tensor:
+def _thinned(values: Tensor, at_most: int, key: Tensor) -> Tensor:
     # With replacement: a permutation of every pair of a fine grid would cost more than the encoder.
-    return values if len(values) <= _MAX_PAIRS else values[keys.integers(key, 0, len(values), _MAX_PAIRS)]
+    return values if len(values) <= at_most else values[keys.integers(key, 0, len(values), at_most)]
 
 
 def pair_scores(samples: list[PairSample]) -> dict[str, Score]:

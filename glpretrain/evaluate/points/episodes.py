@@ -17,11 +17,11 @@ from glpretrain.core import keys
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive, with_accuracy
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures
 from glpretrain.evaluate.items import Sources
 from glpretrain.evaluate.metrics.intervals import Z95, interval_score, mean_score
 from glpretrain.evaluate.points.linear_svm import svm_predict
 from glpretrain.evaluate.probes import answerable
+from glpretrain.evaluate.rows import LabelledFeatures
 
 _EPISODE_SEED = 120
 

@@ -23,14 +23,13 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 from torch.nn import functional
 
-from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.features import LabelledFeatures, labelled_rows
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import accuracy
-from glpretrain.evaluate.probes import answerable, choose_strength, small_products, standardiser
+from glpretrain.evaluate.probes import answerable, choose_strength, in_parts, small_products, standardiser
+from glpretrain.evaluate.rows import LabelledFeatures, labelled_rows
 
 Scale = Literal["standard", "unit", "none"]
 _MAX_ITER = 5000
@@ -97,7 +96,8 @@ class LinearSVM(SupportVectors):
         """See `SupportVectors`."""
         if self.pooling == "cls":
             return self.features.labelled(encoder, items, cache)
-        return labelled_rows(self.features.encode(encoder, items, resize="crop", cache=cache), _mean_max, items=items)
+        batches = self.features.encode(encoder, items, resize="crop", patches="pooled", cache=cache)
+        return labelled_rows(batches, lambda output: output.patches.flatten(1), items=items)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +127,6 @@ class ShapeHistogram(SupportVectors):
         return labelled_rows(histograms, lambda rows: rows, items=items)
 
 
-def _mean_max(output: EncoderOutput) -> Tensor:
-    """Float[B 2D]."""
-    return torch.cat([output.patches.mean(dim=1), output.patches.amax(dim=1)], dim=1)
-
-
 def svm_predict(train: LabelledFeatures, queries: Tensor, *, inverse_l2: float, scale: Scale) -> Tensor:
     """Int[B]: the class of Float[B D], by an SVM that was fitted on `train`."""
     rows = train.cls.double()
@@ -146,7 +141,7 @@ def svm_predict(train: LabelledFeatures, queries: Tensor, *, inverse_l2: float, 
     with warnings.catch_warnings(), small_products(rows):
         warnings.simplefilter("ignore", ConvergenceWarning)
         machine.fit(rows.numpy(), train.labels.numpy())
-    return torch.from_numpy(machine.predict(queries.numpy()))
+    return in_parts(lambda part: torch.from_numpy(machine.predict(part.numpy())), queries, num_scores=len(machine.classes_))
 
 
 def distance_histograms(points: Tensor, *, num_bins: int) -> Tensor:

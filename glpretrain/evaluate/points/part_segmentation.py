@@ -10,6 +10,8 @@ Fine-tuning, features of several blocks and the segmentation heads of published 
 left out on purpose.
 """
 
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +22,12 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Result
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.figures import class_colours, shown_positions
-from glpretrain.evaluate.items import DecodedItems, ItemBatch, Sources
+from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.confusion import areas, confusion, mean_iou, segmentation_scores
 from glpretrain.evaluate.metrics.intervals import mean_score
-from glpretrain.evaluate.patches.linear_segmentation import Layer, LinearLayer
+from glpretrain.evaluate.patches.linear_segmentation import Layer, LinearLayer, Taught
 from glpretrain.evaluate.points.tokens import at_points, cells, clouds_figure, part_colours, point_tokens
-
-_Clouds = list[tuple[ItemBatch, Tensor, Tensor]]  # batches with tokens Float[B N D] and centres Float[B N 3]
+from glpretrain.evaluate.reading import ItemBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +43,13 @@ class PartSegmentation(LinearLayer):
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
         items = sources["masked"]
-        train = self._clouds(encoder, sources["masked_train"], cache)
         parts = items.source.mask_classes
-        layer, chosen = self._layer(train, num_parts=len(parts))
-        allowed = parts_of_classes(train, num_classes=max(len(sources[role].source.classes) for role in self.needs), num_parts=len(parts))
+        layer, chosen = self._layer(encoder, sources["masked_train"], cache)
+        clouds = sources["masked_train"].batches(self.features.shape(encoder), resize="stretch", batch_size=self.features.batch_size)
+        allowed = parts_of_classes(clouds, num_classes=max(len(sources[role].source.classes) for role in self.needs), num_parts=len(parts))
         per_cloud: list[Tensor] = []
         of_instances: list[Tensor] = []
-        for batch, tokens, centres in self._clouds(encoder, items, cache):
+        for batch, tokens, centres in point_tokens(encoder, items, features=self.features, cache=cache):
             logits, truth = at_points(layer(tokens), points=batch.items, centres=centres), batch.class_masks()  # [B P C], [B P]
             per_cloud.append(point_areas(truth, logits))
             labelled = batch.labels >= 0
@@ -64,12 +65,12 @@ class PartSegmentation(LinearLayer):
     def draw(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> dict[str, Figure]:
         """`parts`: a few scored clouds, their parts and the prediction."""
         items, num_parts = sources["masked"], len(sources["masked"].source.mask_classes)
-        layer, _ = self._layer(self._clouds(encoder, sources["masked_train"], cache), num_parts=num_parts)
+        layer, _ = self._layer(encoder, sources["masked_train"], cache)
         wanted = {items.indices[position] for position in shown_positions(len(items))}
         colours = class_colours(num_parts)
         shown: list[Tensor] = []
         rows: dict[str, list[Tensor]] = {"truth": [], "prediction": []}
-        for batch, tokens, centres in self._clouds(encoder, items, cache):
+        for batch, tokens, centres in point_tokens(encoder, items, features=self.features, cache=cache):
             predicted = at_points(layer(tokens), points=batch.items, centres=centres).argmax(dim=-1)  # [B P]
             for position in batch.positions_of(wanted):
                 shown.append(batch.items[position])
@@ -77,21 +78,21 @@ class PartSegmentation(LinearLayer):
                     row.append(part_colours(parts[position], colours=colours))
         return {"parts": clouds_figure(shown, rows=rows)}
 
-    def _clouds(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> _Clouds:
-        return list(point_tokens(encoder, items, features=self.features, cache=cache))
-
-    def _layer(self, train: _Clouds, *, num_parts: int) -> tuple[Layer, dict[str, float]]:
+    def _layer(self, encoder: Encoder, train: DecodedItems, cache: FeatureCache | None) -> tuple[Layer, dict[str, float]]:
         """The layer, and the learning rate and L2 strength behind it."""
-        points, truth, centres = (
-            torch.cat(parts) for parts in zip(*((batch.items, batch.class_masks(), places) for batch, _, places in train), strict=True)
-        )
-        shares = torch.cat([part_shares(batch, places, num_parts=num_parts) for batch, _, places in train])  # [B N C]
+        num_parts = len(train.source.mask_classes)
 
-        def rate(layer: Layer, queries: Tensor, held_out: Tensor) -> float:
-            logits = at_points(layer(queries), points=points[held_out], centres=centres[held_out])
-            return mean_iou(point_areas(truth[held_out], logits).sum(dim=0)).item()
+        def batches(items: DecodedItems) -> Iterator[Taught]:
+            for batch, tokens, centres in point_tokens(encoder, items, features=self.features, cache=cache):
+                shares, truth = part_shares(batch, centres, num_parts=num_parts), (batch.items, centres, batch.class_masks())
+                yield Taught(batch.index, tokens, shares, truth)
 
-        return self.fitted(torch.cat([tokens for _, tokens, _ in train]), shares, device=torch.device("cpu"), rate=rate)
+        def rate(layer: Layer, queries: Tensor, truth: tuple[Tensor, ...]) -> float:
+            points, centres, parts = truth
+            return mean_iou(point_areas(parts, at_points(layer(queries), points=points, centres=centres)).sum(dim=0)).item()
+
+        num_tokens = math.prod(encoder.grid(self.features.shape(encoder)))
+        return self.fitted(batches, train, num_tokens=num_tokens, device=torch.device("cpu"), rate=rate)
 
 
 def point_areas(truth: Tensor, logits: Tensor) -> Tensor:
@@ -111,10 +112,10 @@ def part_shares(batch: ItemBatch, centres: Tensor, *, num_parts: int) -> Tensor:
     return (counts.unflatten(0, (-1, num_parts)) / sizes[:, None]).float().unflatten(0, (num_items, num_tokens))
 
 
-def parts_of_classes(clouds: _Clouds, *, num_classes: int, num_parts: int) -> Tensor:
+def parts_of_classes(clouds: Iterable[ItemBatch], *, num_classes: int, num_parts: int) -> Tensor:
     """Bool[classes C]: which parts clouds of each class show."""
     shown = torch.zeros(num_classes, num_parts, dtype=torch.bool)
-    for batch, _, _ in clouds:
+    for batch in clouds:
         semantic = batch.class_masks()
         known = (semantic >= 0) & (batch.labels >= 0)[:, None]
         shown[batch.labels[:, None].expand_as(semantic)[known], semantic[known]] = True

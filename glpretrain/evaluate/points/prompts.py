@@ -23,9 +23,10 @@ from torch.nn import functional
 from glpretrain.core.clouds import squared_distances
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.items import DecodedItems, ItemBatch
+from glpretrain.evaluate.items import DecodedItems
 from glpretrain.evaluate.patches.prompt_segmentation import THRESHOLDS, Places, Prompted, Prompts
 from glpretrain.evaluate.points.tokens import at_points, cells, clouds_figure, point_tokens
+from glpretrain.evaluate.reading import ItemBatch
 
 
 class CloudPlaces(NamedTuple):

@@ -15,8 +15,9 @@ from glpretrain.core.clouds import farthest_points, interpolation, nearest_point
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.features import Features
-from glpretrain.evaluate.items import DecodedItems, ItemBatch
+from glpretrain.evaluate.items import DecodedItems
 from glpretrain.evaluate.patches.segmentation import checked_patches
+from glpretrain.evaluate.reading import ItemBatch
 
 _VIEW = ((0.87, 0.5, 0.0), (-0.25, 0.43, 0.87))  # what is shown to the right and up: from the side and a little from above
 
@@ -30,7 +31,7 @@ def point_tokens(
         ValueError: the features are not finite.
     """
     (count,) = encoder.grid(features.shape(encoder))
-    for batch, output in features.encode(encoder, items, resize="stretch", cache=cache):
+    for batch, output in features.encode(encoder, items, resize="stretch", cache=cache, is_looked_at=True):
         centres = take(batch.items, farthest_points(batch.items, count=count))
         yield batch, checked_patches(output.patches, batch.index, count=count, encoder=encoder, items=items), centres
 

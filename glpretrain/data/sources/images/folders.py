@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from glpretrain.core.listing import is_leftover, natural_order, say_once, subfolders
-from glpretrain.data.sources.base import Item, Source, UnreadableItemError, checked_index
+from glpretrain.data.sources.base import Item, Source, Stored, UnreadableItemError, checked_index
 from glpretrain.data.sources.images.decoding import (
     ENDINGS,
     MOST_SIDE,
@@ -159,6 +159,9 @@ class ImageFolder(Source):
         values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side)
         label = int(self._label_of_folder[self._files.folder_of[index]])
         return Item(values=values, label=label, instances=None, regions=None)
+
+    def stored(self, index: int) -> Stored:
+        return Stored(self.paths[index], f"image {self.channels}", int(self._label_of_folder[self._files.folder_of[index]]))
 
     def _listing(self) -> tuple[object, ...]:
         return *super()._listing(), self._label_of_folder[self._files.folder_of]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from glpretrain.core.listing import State, expanded
-from glpretrain.data.sources.base import Item, Source, checked_index, label_items
+from glpretrain.data.sources.base import Item, Source, Stored, checked_index, label_items
 from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, decode
 from glpretrain.data.sources.paths import Paths, Texts
 from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
@@ -59,6 +59,9 @@ class ImageList(Source):
     def reduced(self, index: int, *, side: int) -> Item:
         values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side)
         return Item(values=values, label=int(self._labels[index]), instances=None, regions=None)
+
+    def stored(self, index: int) -> Stored:
+        return Stored(self.paths[index], f"image {self.channels}", int(self._labels[index]))
 
     def _listing(self) -> tuple[object, ...]:
         return *super()._listing(), self._labels

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from glpretrain.core.listing import expanded, say_once
-from glpretrain.data.sources.base import Item, Source, check_choice, checked_index
+from glpretrain.data.sources.base import Item, Source, Stored, check_choice, checked_index
 from glpretrain.data.sources.images.decoding import MOST_SIDE, damage_named, decode_pil
 from glpretrain.data.sources.images.shard_headers import IMAGE_KINDS, is_shard, read_headers
 from glpretrain.data.sources.images.tar_files import Member, read_range
@@ -72,6 +72,10 @@ class TarShards(Source):
             content = read_range(member.shard, offset=member.offset, size=member.size)
             image = decode_pil(io.BytesIO(content), channels=self.channels, side=side)
         return Item(values=image, label=int(self._labels[index]), instances=None, regions=None)
+
+    def stored(self, index: int) -> Stored:
+        shard, _ = self._names.parts(index)
+        return Stored(self.root / shard, f"image {self.channels} at {self._places[index].tolist()}", int(self._labels[index]))
 
     def _listing(self) -> tuple[object, ...]:
         return self._names.digest(), self._places, self._labels

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from glpretrain.core.listing import expanded
-from glpretrain.data.sources.base import Item, Source, Subset, check_choice, checked_index
+from glpretrain.data.sources.base import Item, Source, Stored, Subset, check_choice, checked_index
 from glpretrain.data.sources.images.decoding import damage_named, decode_pil
 from glpretrain.data.sources.images.tar_files import read_range
 from glpretrain.prepare.slides.folder import INDEX, SETTINGS
@@ -130,6 +130,11 @@ class TileFolder(Source):
             content = read_range(shard, offset=int(self._offset[index]), size=int(self._num_bytes[index]))
             image = decode_pil(io.BytesIO(content), channels=self.channels)
         return Item(values=image, label=self._class_of_slide[self._slide_of_run[run]], instances=None, regions=None)
+
+    def stored(self, index: int) -> Stored:
+        run = int(np.searchsorted(self._starts, index, side="right")) - 1
+        place = f"tile at {int(self._offset[index])} of {int(self._num_bytes[index])} bytes"
+        return Stored(self._shards[self._shard_of_run[run]], f"{place}, {self.channels}", self._class_of_slide[self._slide_of_run[run]])
 
     def _listing(self) -> tuple[object, ...]:
         shards = [shard.name for shard in self._shards]

@@ -1,0 +1,24 @@
+"""Evaluation of simulated items: bounds of what `python tests/evaluation_table.py` measures."""
+
+from pathlib import Path
+
+import pytest
+from evaluation_table import Settings, measured
+
+PACKAGE = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["KNN", "LinearProbe", "LinearSweep", "Health", "LinearSegmentation", "PromptSegmentation", "ObjectDiscovery"]
+)
+def test_four_times_the_items_take_their_features_more(name: str) -> None:
+    few, many = (Settings(name, count) for count in (4_000, 16_000))
+    more = measured(many, package=PACKAGE)["peak"] - measured(few, package=PACKAGE)["peak"]
+    # 12,000 items: 230 MB of pictures with masks, 150 MB of patches, 3 MB of one row each; the rest is what the allocator does with these.
+    assert more < 8 * (many.feature_bytes - few.feature_bytes) / 2**20 + 90
+
+
+def test_the_script_measures() -> None:
+    found = measured(Settings("KNN", 300), package=PACKAGE)
+    assert found["seconds"] > 0 and 0 <= found["peak"] < 200
