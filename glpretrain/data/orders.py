@@ -22,7 +22,7 @@ class Epoch(NamedTuple):
 
 
 class Order(nn.Module, ABC):
-    """Decides what each epoch holds.
+    """Decides what each epoch holds. A subclass implements `epoch`, and `count` where every epoch has as many items.
 
     An order draws from keys, so that the same (seed, epoch) gives the same items whatever ran before. An order that remembers something,
     such as losses of items, keeps it in registered buffers, which are in every checkpoint and must be equal in all processes.
@@ -38,6 +38,10 @@ class Order(nn.Module, ABC):
             seed: seed of the run.
         """
 
+    def count(self, length: int) -> int | None:
+        """Number of items of every epoch of a source with `length` items, if it can be told without making one."""
+        return None
+
 
 class Shuffled(Order):
     """All items once, in an order that depends on the seed and the epoch only."""
@@ -46,6 +50,10 @@ class Shuffled(Order):
         """A permutation."""
         key = keys.fold_in(keys.item_keys(seed=seed, epoch=number, index=torch.tensor(length)), _ORDER)
         return Epoch(keys.permutation(key, length))
+
+    def count(self, length: int) -> int:
+        """All."""
+        return length
 
 
 class _Length(Dataset[int]):
@@ -109,7 +117,10 @@ class EpochBatches(DistributedSampler):
         self._resumed = Position(0, 0)
         self._planned: tuple[int, Epoch] | None = None
         self._table: Tensor | None = None  # Float[N]: weight of every item in the planned epoch; None before it is needed
-        self._plan(0)
+        if (count := order.count(length)) is None:
+            self._plan(0)
+        else:  # the order of millions of items is made once it is known which epoch comes first
+            self._num_batches(count)
 
     def resume(self, position: Position) -> None:
         """Begin at this position instead of with epoch 0."""
@@ -145,14 +156,9 @@ class EpochBatches(DistributedSampler):
 
     def _plan(self, epoch: int) -> Epoch:
         if self._planned is None or self._planned[0] != epoch:
+            self._planned = None  # the memory of the epoch before
             planned = self.order.epoch(epoch, length=self.length, seed=self.seed)
-            together = self.batch_size * self.num_replicas
-            if len(planned.indices) < together:
-                raise ValueError(
-                    f"DataModule: an epoch has {len(planned.indices)} items, fewer than one batch of {together}"
-                    f" ({self.batch_size} in each of {self.num_replicas} processes); lower batch_size or give more items"
-                )
-            self.whole_steps(len(planned.indices) // together)
+            self._num_batches(len(planned.indices))
             self._planned = epoch, planned
             self._table = None
         return self._planned[1]
@@ -160,7 +166,21 @@ class EpochBatches(DistributedSampler):
     def __len__(self) -> int:
         """Number of batches of the whole epoch, also after a resume: Lightning counts those that were done before."""
         assert self._planned is not None
-        return self.whole_steps(len(self._planned[1].indices) // (self.batch_size * self.num_replicas))
+        return self._num_batches(len(self._planned[1].indices))
+
+    def _num_batches(self, count: int) -> int:
+        """Number of batches that are made of the items of an epoch.
+
+        Raises:
+            ValueError: there are fewer items than a step needs.
+        """
+        together = self.batch_size * self.num_replicas
+        if count < together:
+            raise ValueError(
+                f"DataModule: an epoch has {count} items, fewer than one batch of {together}"
+                f" ({self.batch_size} in each of {self.num_replicas} processes); lower batch_size or give more items"
+            )
+        return self.whole_steps(count // together)
 
     def whole_steps(self, num_batches: int) -> int:
         """The largest number of batches, out of these, that makes whole steps; Lightning would take a step of those that are left over.
