@@ -3,6 +3,7 @@ caller asks how many processes there are.
 """
 
 import time
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -33,13 +34,26 @@ def wait_for_first(name: str) -> None:
     Args:
         name: name of this place and moment, which no other call of the run has.
     """
+    exchanged(name, "here", ranks=(0,))
+
+
+def exchanged(name: str, value: str, *, ranks: Sequence[int]) -> list[str]:
+    """What each of these processes gives under a name, in their order. Waits for them, however long that takes, like `wait_for_first`.
+
+    Args:
+        name: name of this place and moment, which no other call of the run has.
+        value: what this process gives.
+        ranks: processes whose values are asked for.
+    """
     if world_size() == 1:
-        return
+        return [value]
     store = dist.distributed_c10d._get_default_store()  # it has no public name
-    if rank() == 0:
-        store.set(name, "here")
-    while not store.check([name]):
+    if rank() in ranks:
+        store.set(f"{name} of {rank()}", value)
+    given = [f"{name} of {number}" for number in ranks]
+    while not store.check(given):
         time.sleep(_PERIOD)
+    return [store.get(one).decode() for one in given]
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:

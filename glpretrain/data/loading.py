@@ -7,7 +7,6 @@ Left out: what is read (`items`), and which items an epoch holds (`orders`).
 """
 
 import logging
-import os
 import shutil
 import signal
 import threading
@@ -203,8 +202,3 @@ def _shared(batch: T) -> T:
                 if isinstance(tensor, Tensor):
                     tensor.share_memory_()
     return batch
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0))

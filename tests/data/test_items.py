@@ -76,6 +76,14 @@ def test_the_sample_alone_says_that_many_large_items_do_not_fit() -> None:
     assert len(asked) == 8 and (min(asked), max(asked)) == (0, 999)
 
 
+def test_decoding_ends_where_no_more_may_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, asked = Mixed(length=1000), list[int]()
+    kept = Items(source, read=lambda source, index: (asked.append(index), source[index])[1])
+    monkeypatch.setattr(kept, "mean_bytes", lambda: 1.0)  # a sample that misleads
+    assert kept.keep_in_memory(num_workers=0, show=False, most_bytes=20_000) is None
+    assert 64 < len(set(asked)) < 400  # of about 80 bytes each
+
+
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("together", [1, 1 << 20])
 def test_a_batch_has_the_keys_of_its_epoch_whatever_is_held_at_once(

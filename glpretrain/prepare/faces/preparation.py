@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import functional
 
 from glpretrain.core.files import locked, part_file, remove_parts, write_json
-from glpretrain.data.loading import Loader, usable_cores
+from glpretrain.core.node import usable_cores
+from glpretrain.data.loading import Loader
 from glpretrain.data.sources.base import UnreadableItemError
 from glpretrain.data.sources.images.decoding import decode, existing_folder, find_images
 from glpretrain.data.sources.images.face_regions import resized_map
