@@ -157,6 +157,7 @@ class DataModule(LightningDataModule):
         check_same_items(self.source, self.trainer.strategy)
         for _, shape in self.views.groups(num_channels).values():
             encoder.grid(shape)
+        self.order.begin(self.source)
         self._batches = EpochBatches(
             self.order,
             length=len(self.source),

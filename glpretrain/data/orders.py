@@ -4,14 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, DistributedSampler
 
 from glpretrain.core import keys
 from glpretrain.data.items import Asked
+from glpretrain.data.sources.base import Source
 
-_ORDER = 0x0EDE  # what the key of an epoch's order is folded with
+_ORDER, _SHARDS = 0x0EDE, 0x05AD  # what the key of an epoch's order, and that of its shards, is folded with
 
 
 class Epoch(NamedTuple):
@@ -38,6 +40,9 @@ class Order(nn.Module, ABC):
             seed: seed of the run.
         """
 
+    def begin(self, source: Source) -> None:
+        """Look at the source, before the first epoch of a run. Raises a ValueError if the order is none for it."""
+
     def count(self, length: int) -> int | None:
         """Number of items of every epoch of a source with `length` items, if it can be told without making one."""
         return None
@@ -48,12 +53,60 @@ class Shuffled(Order):
 
     def epoch(self, number: int, *, length: int, seed: int) -> Epoch:
         """A permutation."""
-        key = keys.fold_in(keys.item_keys(seed=seed, epoch=number, index=torch.tensor(length)), _ORDER)
-        return Epoch(keys.permutation(key, length))
+        return Epoch(keys.permutation(_epoch_key(number, length=length, seed=seed), length))
 
     def count(self, length: int) -> int:
         """All."""
         return length
+
+
+class ByShard(Order):
+    """Shards in random order, a few of them at a time, whose items are shuffled together. All items come once.
+
+    A disk that seeks badly reads shard after shard (`read_ahead` of `TarShards`), and compressed shards are unpacked once in an epoch.
+
+    Args:
+        together: number of shards that are shuffled together; where each holds one class, as many as a batch should have at least.
+
+    Raises:
+        ValueError: `together` is below 1.
+    """
+
+    def __init__(self, together: int = 16) -> None:
+        super().__init__()
+        if together < 1:
+            raise ValueError(f"ByShard: together is {together}; expected at least 1 shard")
+        self.together = together
+        self._starts = torch.empty(0, dtype=torch.int64)  # first item of each shard
+
+    def begin(self, source: Source) -> None:
+        """Find the shards.
+
+        Raises:
+            ValueError: there are none.
+        """
+        self._starts = torch.from_numpy(source.shard_starts.astype(np.int64))
+        if not len(self._starts):
+            raise ValueError(f"ByShard: source {source.name!r} has no shards; give TarShards or TileFolder, or leave data.order out")
+
+    def epoch(self, number: int, *, length: int, seed: int) -> Epoch:
+        """A permutation of the items group by group."""
+        key = _epoch_key(number, length=length, seed=seed)
+        num_shards = len(self._starts)
+        num_groups = -(-num_shards // self.together)
+        place = keys.permutation(keys.fold_in(key, _SHARDS), num_shards).argsort()  # of each shard
+        group = place * num_groups // num_shards  # of nearly equal sizes
+        of_item = torch.repeat_interleave(group, torch.diff(self._starts, append=torch.tensor([length])))  # [N]
+        shuffled = keys.permutation(key, length)
+        return Epoch(shuffled[of_item[shuffled].argsort(stable=True)])
+
+    def count(self, length: int) -> int:
+        """All."""
+        return length
+
+
+def _epoch_key(number: int, *, length: int, seed: int) -> Tensor:
+    return keys.fold_in(keys.item_keys(seed=seed, epoch=number, index=torch.tensor(length)), _ORDER)
 
 
 class _Length(Dataset[int]):

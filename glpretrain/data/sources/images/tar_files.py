@@ -1,11 +1,14 @@
 """The members of a tar file that may be damaged: where the bytes of each of them are.
 
 Python's tarfile reads the headers, but it takes a damaged header for the end of the file. Here the search goes on behind it, and what is
-wrong with the file is said. Left out: compressed files, and what the members mean (`shards`).
+wrong with the file is said. Left out: compressed files (`unpacked`), and what the members mean (`shards`).
 """
 
+import math
+import os
 import posixpath
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
@@ -19,6 +22,8 @@ _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfil
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _SEARCHED = (2**16, 2**20, 2**26)  # bytes behind a damaged place in which the next header is searched, in up to three attempts
 _MOST_LINKS = 8  # links to links that are followed
+_REMEMBERED = 300.0  # seconds for which a file counts as read
+_MOST_ASKED = 10_000  # files that were read ahead
 
 
 class Member(NamedTuple):
@@ -48,10 +53,32 @@ def read_range(file: Path, *, offset: int, size: int) -> bytes:
         return opened.read(size)
 
 
-def read_contents(shard: Path) -> Contents:
+class ReadAhead:
+    """Lets the system read whole files before their parts are asked for. One that was read long ago may be forgotten, and is read again."""
+
+    def __init__(self) -> None:
+        self._asked: dict[Path, float] = {}
+
+    def of(self, file: Path) -> None:
+        """Read a file ahead. Raises an OSError where it cannot be opened."""
+        now = time.monotonic()
+        if now - self._asked.get(file, -math.inf) < _REMEMBERED:
+            return
+        if len(self._asked) > _MOST_ASKED:
+            self._asked.clear()
+        self._asked[file] = now
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+def read_contents(shard: Path, *, plain: Path) -> Contents:
     """Find the members of a tar file in their order, as far as they are whole.
 
     Links are followed inside the file, and names are written without `./`. Hidden members and what tools leave behind are left out.
+
+    Args:
+        shard: what the members belong to.
+        plain: the file itself, another one where `shard` is compressed.
 
     Raises:
         ValueError: it is no plain tar file.
@@ -59,7 +86,7 @@ def read_contents(shard: Path) -> Contents:
     """
     found: dict[str, Member | str | None] = {}  # a link is the name that it leads to
     num_replaced, faults = 0, []
-    with shard.open("rb") as file:
+    with plain.open("rb") as file:
         for entry in _entries(shard, file, faults):
             name = posixpath.normpath(entry.name)
             parts = name.split("/")

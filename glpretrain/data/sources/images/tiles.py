@@ -19,7 +19,7 @@ import numpy as np
 from glpretrain.core.listing import State, expanded
 from glpretrain.data.sources.base import Item, Source, Subset, check_choice, checked_index
 from glpretrain.data.sources.images.decoding import damage_named, decode_pil
-from glpretrain.data.sources.images.tar_files import read_range
+from glpretrain.data.sources.images.tar_files import ReadAhead, read_range
 from glpretrain.data.sources.paths import Paths, Texts
 from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 from glpretrain.prepare.slides.folder import INDEX, SETTINGS
@@ -37,6 +37,7 @@ class TileFolder(Source):
         labels: what the classes are. `folders`: a slide has the class that its first folder names, if the slides lie in at least two
             folders, and the source has a training and a test split; otherwise there are no classes. `slides`: each slide is a class.
             `none`: there are no classes.
+        read_ahead: as for `TarShards`.
 
     Raises:
         ValueError: the folder was not written by `glpretrain tiles`, or there is no tile in it.
@@ -46,8 +47,16 @@ class TileFolder(Source):
 
     slides: list[str]  # names
 
-    def __init__(self, root: str | Path, *, channels: int = 3, labels: Literal["folders", "slides", "none"] = "folders") -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        channels: int = 3,
+        labels: Literal["folders", "slides", "none"] = "folders",
+        read_ahead: bool = False,
+    ) -> None:
         self.root = expanded(root)
+        self._ahead = ReadAhead() if read_ahead else None
         self.name, self.channels, self.labels = self.root.resolve().name, channels, labels
         check_choice(channels, (1, 3), what="TileFolder: channels")
         if not (self.root / SETTINGS).is_file():
@@ -72,6 +81,10 @@ class TileFolder(Source):
     def _spread(self, of_run: np.ndarray) -> np.ndarray:
         """A value of every run, Int[R], for each of its tiles, Int[N]."""
         return np.repeat(of_run, np.diff(self._starts, append=len(self)))
+
+    @property
+    def shard_starts(self) -> np.ndarray:
+        return self._starts[np.flatnonzero(np.diff(self._shard_of_run, prepend=-1))]
 
     @property
     def slide_of(self) -> np.ndarray:
@@ -105,6 +118,8 @@ class TileFolder(Source):
         run = int(np.searchsorted(self._starts, checked_index(index, len(self)), side="right")) - 1
         shard = self._shards[int(self._shard_of_run[run])]
         with damage_named(f"{shard}, tile {index}"):
+            if self._ahead is not None:
+                self._ahead.of(shard)
             content = read_range(shard, offset=int(self._offset[index]), size=int(self._num_bytes[index]))
             image = decode_pil(io.BytesIO(content), channels=self.channels)
         return Item(values=image, label=self._class_of_slide[self._slide_of_run[run]], instances=None, regions=None)
