@@ -5,6 +5,7 @@ taken of an item (`views`).
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -43,6 +44,8 @@ class RawBatch(NamedTuple):
     index: Tensor  # Int[B]  dataset index of the item or its replacement  # pyright: ignore[reportIncompatibleMethodOverride]  hides tuple.index
     epoch: int
     unreadable: list[tuple[int, str]]  # dataset index and reason of every item that was replaced
+    read_seconds: float = 0.0  # in which the items were read and decoded
+    prepare_seconds: float = 0.0  # in which their views were cut and masks drawn
 
 
 class Items(Dataset[Chunk]):
@@ -150,16 +153,23 @@ class RawItems(Dataset[RawBatch]):
         self._seed = seed
 
     def __getitem__(self, asked: Asked) -> RawBatch:
+        start, prepare_seconds = time.perf_counter(), 0.0
         unreadable: list[tuple[int, str]] = []
         parts: list[dict[str, Tensor]] = []
         index: list[int] = []
         keys: list[Tensor] = []
         for items, positions in self._together(asked.indices, unreadable):
+            read = time.perf_counter()
             keys.append(rng.item_keys(seed=self._seed, epoch=asked.epoch, index=torch.tensor(positions)))
             parts.append(self._prepare(items, keys=keys[-1]))
             index += positions
+            prepare_seconds += time.perf_counter() - read
         joined = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return RawBatch(joined, self._draw(torch.cat(keys)), torch.tensor(index), asked.epoch, unreadable)
+        read = time.perf_counter()
+        drawn = self._draw(torch.cat(keys))
+        prepare_seconds += time.perf_counter() - read
+        read_seconds = time.perf_counter() - start - prepare_seconds
+        return RawBatch(joined, drawn, torch.tensor(index), asked.epoch, unreadable, read_seconds, prepare_seconds)
 
     def _together(self, indices: Sequence[int], unreadable: list[tuple[int, str]]) -> Iterator[tuple[list[Item], list[int]]]:
         """As many items at once as a worker may hold: draws for several cost what they cost for one."""

@@ -60,6 +60,28 @@ def test_items_of_several_sizes_are_kept_as_they_are(regions: bool) -> None:
         assert (item.regions is None) == (not regions) and (not regions or torch.equal(item.regions, expected.regions))
 
 
+@pytest.mark.parametrize("together", [1, 1 << 20])
+def test_a_batch_tells_how_long_it_took_to_read_and_to_prepare(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def taken(seconds: float, value: object) -> object:
+        nonlocal now
+        now += seconds
+        return value
+
+    monkeypatch.setattr(items, "_TOGETHER", together)
+    monkeypatch.setattr(items.time, "perf_counter", lambda: now)
+    read = Items(Mixed(), read=lambda source, index: taken(1.0, source[index]))
+    raw = RawItems(
+        read,
+        prepare=lambda given, keys: taken(16.0 * len(given), sums(given, keys=keys)),
+        draw=lambda keys: taken(256.0, {}),
+        seed=5,
+    )
+    batch = raw[Asked(0, [0, 6, 2])]
+    assert (batch.read_seconds, batch.prepare_seconds) == (3.0, 48.0 + 256.0)
+
+
 def test_not_a_byte_more_is_kept_than_allowed() -> None:
     source = Mixed(regions=True)
     exact = sum((item.values.nbytes + item.regions.nbytes) for item in (source[index if index != 6 else 7] for index in range(20)))
