@@ -19,7 +19,7 @@ from glpretrain.core.listing import say_once
 from glpretrain.core.node import Node
 from glpretrain.core.types import Item
 from glpretrain.data.loading import Loader, Order
-from glpretrain.data.memory import Chunk, Decoded, Written, shared
+from glpretrain.data.memory import CannotShareError, Chunk, Decoded, Written, shared
 from glpretrain.data.sources.base import Source, UnreadableItemError
 
 _MAX_UNREADABLE_RUN = 50
@@ -111,7 +111,7 @@ class Items(Dataset[Chunk]):
         size = max(1, min(_CHUNK, int(_CHUNK_BYTES / max(mean, 1.0))))
         try:
             return self._keep(node, size=size, num_workers=num_workers, show=show, most_bytes=most_bytes)
-        except OSError as error:
+        except CannotShareError as error:
             say_once(f"{self.source.name}: the processes of this machine cannot share memory ({error}); each keeps all decoded items")
             return self._keep(Node.alone(), size=size, num_workers=num_workers, show=show, most_bytes=most_bytes)
 

@@ -32,6 +32,10 @@ _ROW = np.dtype(
 )
 
 
+class CannotShareError(Exception):
+    """Some process of a machine cannot open the memory of another one. The message says why."""
+
+
 class Chunk(NamedTuple):
     """Items in few tensors, because each tensor that a worker gives takes a file descriptor."""
 
@@ -154,7 +158,7 @@ def shared(written: Written | None, *, node: Node, most_bytes: float) -> Decoded
         None where they are more.
 
     Raises:
-        OSError: a process cannot open what another one has decoded; then it is raised in all of them.
+        CannotShareError: a process cannot open what another one has decoded; it is raised in all of them.
     """
     told = node.told("decoded", json.dumps(None if written is None else written.described()))
     parts: list[dict[str, int] | None] = [json.loads(one) for one in told]
@@ -169,7 +173,7 @@ def shared(written: Written | None, *, node: Node, most_bytes: float) -> Decoded
             fault = str(error)
         # From here on no process needs the file of another one.
         if (faults := [one for one in node.told("mapped", fault) if one]) or decoded is None:
-            raise OSError(faults[0])
+            raise CannotShareError(faults[0])
         return decoded
     finally:
         if written is not None:
