@@ -91,7 +91,7 @@ class Written:
     def _append(self, part: Tensor) -> int:
         """Write the bytes of a tensor, and say where they begin."""
         start = self._length + -self._length % _ALIGNED
-        rest = memoryview(part.contiguous().flatten().view(torch.uint8).numpy())
+        rest = part.contiguous().flatten().view(torch.uint8).numpy().data
         self._length = start + len(rest)
         os.lseek(self._file, start, os.SEEK_SET)
         while rest:  # one write takes 2 GB at most

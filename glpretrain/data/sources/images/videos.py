@@ -125,7 +125,8 @@ class VideoFolder(VideoSource):
         names = self._listed(sequences, sorted(folders))
         if unknown := [name for name in names if name not in folders]:
             raise ValueError(f"VideoFolder: sequences has {unknown}, but {self.root} holds only {sorted(folders)}")
-        pairs = {name: tuple(folder.relative_to(self.root).as_posix() for folder in folders[name]) for name in names}
+        below = {name: [folder.relative_to(self.root).as_posix() for folder in folders[name]] for name in names}
+        pairs = {name: (frames, masks) for name, (frames, masks) in below.items()}
         rules = f"videos {max_frames} {' '.join(map(repr, pairs.items()))} {IMAGE_RULES}"
         found = listing_of(self.root, walk=partial(_videos_below, pairs=pairs, max_frames=max_frames), rules=rules, least=LEAST_SAVED)
         self._names, self._ends = Texts.of(names), found.arrays["ends"]
