@@ -11,14 +11,15 @@ from array import array
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from glpretrain.core.listing import State, Walk, is_leftover
 from glpretrain.data.sources.base import UnreadableItemError, label_items, reason_of
 from glpretrain.data.sources.images.decoding import ENDINGS
-from glpretrain.data.sources.images.tar_files import Member, read_contents, read_range
+from glpretrain.data.sources.images.shard_indices import indexed_contents
+from glpretrain.data.sources.images.tar_files import Member, read_contents
 from glpretrain.data.sources.images.unpacked import Unpacked, is_compressed
 from glpretrain.data.sources.paths import Packed, Paths, Texts
 from glpretrain.data.sources.saved_listings import Listing, Walked
@@ -56,14 +57,14 @@ class _Samples:
         self.kind_of, self.shard_of, self.label_of, self.is_cut = array("i"), array("i"), array("i"), array("b")
         self.places, self.names = array("q"), Packed()  # of each member that may be an image: offset and size, and name
 
-    def add(self, name: str, members: dict[str, Member], *, shard: int, plain: Path, is_cut: bool) -> None:
+    def add(self, name: str, members: dict[str, Member], *, shard: int, content: BinaryIO, is_cut: bool) -> None:
         """Add a sample.
 
         Args:
             name: name of the sample, with its shard.
             members: its members by key in lower case.
             shard: number of its shard.
-            plain: tar file that the members are in.
+            content: tar file that the members are in.
             is_cut: whether its shard is damaged.
         """
         kind = self.kinds.setdefault(tuple(members), len(self.first))
@@ -71,7 +72,7 @@ class _Samples:
             self.first.append(name)
             self.images.append(self._candidates(members))
         try:
-            label = _label(members, plain)
+            label = _label(members, content)
             self.label_of.append(_NO_LABEL if label is None else self.labels.setdefault(label, len(self.labels)))
         except UnreadableItemError as error:
             self.unreadable.setdefault(kind, (len(self.kind_of), str(error)))
@@ -232,7 +233,8 @@ def _samples_of(shards: Sequence[Path], image_key: str | None, unpacked: Unpacke
     unreadable, num_replaced = 0, 0
     for number, shard in enumerate(shards):
         try:
-            contents = read_contents(shard, plain=(plain := unpacked.plain(shard)))
+            plain = unpacked.plain(shard)
+            contents = (indexed_contents(shard) if plain == shard else None) or read_contents(shard, plain=plain)
         except (OSError, ValueError) as error:
             if (unreadable := unreadable + 1) == len(shards):
                 raise ValueError(f"TarShards: {error}") from error
@@ -249,9 +251,10 @@ def _samples_of(shards: Sequence[Path], image_key: str | None, unpacked: Unpacke
                 num_replaced += key.lower() in members
                 members[key.lower()] = member
         num_replaced += contents.num_replaced
-        for name, members in of_shard.items():
-            for ending, part in _split_at_numbers(members).items():
-                samples.add(f"{shard}:{name}{ending}", part, shard=number, plain=plain, is_cut=bool(contents.fault))
+        with plain.open("rb") as content:
+            for name, members in of_shard.items():
+                for ending, part in _split_at_numbers(members).items():
+                    samples.add(f"{shard}:{name}{ending}", part, shard=number, content=content, is_cut=bool(contents.fault))
     if faults:
         notes.append(f"{len(faults)} of {len(shards)} shards are damaged and are read as far as they are whole: {_first_of(faults)}")
     if num_replaced:
@@ -280,7 +283,7 @@ def _first_of(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _label(members: dict[str, Member], plain: Path) -> str | None:
+def _label(members: dict[str, Member], content: BinaryIO) -> str | None:
     """The label of a sample whose members are in a tar file, None without one.
 
     Raises:
@@ -292,7 +295,8 @@ def _label(members: dict[str, Member], plain: Path) -> str | None:
         try:
             if member.size > _LARGEST_LABEL:
                 raise ValueError(f"{member.size} bytes; accepted: at most {_LARGEST_LABEL}")
-            label = _parsed(read_range(plain, offset=member.offset, size=member.size), as_json=key == "json")
+            content.seek(member.offset)
+            label = _parsed(content.read(member.size), as_json=key == "json")
         except Exception as error:  # json raises RecursionError besides ValueError
             raise UnreadableItemError(f"{member}: {reason_of(error)}") from error
         if label is not None:

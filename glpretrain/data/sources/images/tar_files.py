@@ -9,14 +9,14 @@ import os
 import posixpath
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
 from glpretrain.core.listing import is_leftover
 from glpretrain.data.sources.base import reason_of
 
-_BLOCK = 512  # bytes: the unit of a tar file
+BLOCK = 512  # bytes: the unit of a tar file
 _LARGEST_EXTENSION = 2**15  # bytes of a header that holds a long name; tarfile takes quadratic time over some of them
 _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _MAGIC, _MAGIC_AT = b"ustar", 257
@@ -84,26 +84,38 @@ def read_contents(shard: Path, *, plain: Path) -> Contents:
         ValueError: it is no plain tar file.
         OSError: it cannot be opened.
     """
-    found: dict[str, Member | str | None] = {}  # a link is the name that it leads to
-    num_replaced, faults = 0, []
+    faults: list[str] = []
     with plain.open("rb") as file:
-        for entry in _entries(shard, file, faults):
-            name = posixpath.normpath(entry.name)
-            parts = name.split("/")
-            if any(is_leftover(part) and part != ".." for part in parts):
-                continue
-            if entry.islnk():
-                place = posixpath.normpath(entry.linkname)
-            elif entry.issym():
-                place = posixpath.normpath(posixpath.join(posixpath.dirname(name), entry.linkname))
-            elif entry.isreg():
-                place = None if entry.issparse() else Member(shard, name, entry.offset_data, entry.size)
-            else:
-                continue
-            num_replaced += name in found
-            found[name] = place
-    members = {name: _followed(place, found) for name, place in found.items()}
-    return Contents(members, num_replaced, faults[0] if faults else "")
+        contents = collected(_places(shard, file, faults))
+    return contents._replace(fault=faults[0] if faults else "")
+
+
+def _places(shard: Path, file: BinaryIO, faults: list[str]) -> Iterator[tuple[str, Member | str | None]]:
+    """The name of each entry of a file, and where its bytes are, or the name that a link leads to; see `_entries`."""
+    for entry in _entries(shard, file, faults):
+        name = posixpath.normpath(entry.name)
+        if entry.islnk():
+            yield name, posixpath.normpath(entry.linkname)
+        elif entry.issym():
+            yield name, posixpath.normpath(posixpath.join(posixpath.dirname(name), entry.linkname))
+        elif entry.isreg():
+            yield name, None if entry.issparse() else Member(shard, name, entry.offset_data, entry.size)
+
+
+def collected(places: Iterable[tuple[str, Member | str | None]]) -> Contents:
+    """The members of a whole file.
+
+    Args:
+        places: name of each entry, and where its bytes are, or the name that a link leads to, or None where the bytes are not in the file.
+    """
+    found: dict[str, Member | str | None] = {}
+    num_replaced = 0
+    for name, place in places:
+        if any(is_leftover(part) and part != ".." for part in name.split("/")):
+            continue
+        num_replaced += name in found
+        found[name] = place
+    return Contents({name: _followed(place, found) for name, place in found.items()}, num_replaced, "")
 
 
 def _followed(place: Member | str | None, found: dict[str, Member | str | None]) -> Member | None:
@@ -175,7 +187,7 @@ def _next_header(file: BinaryIO, start: int) -> tuple[int | None, bool]:
         at = window.find(_MAGIC, _MAGIC_AT + 1)
         while at != -1:
             place = at - _MAGIC_AT
-            if _is_header(window[place : place + _BLOCK]):
+            if _is_header(window[place : place + BLOCK]):
                 return start + place, not window[:place].strip(b"\0")
             at = window.find(_MAGIC, at + 1)
         if len(window) < length:
@@ -184,8 +196,17 @@ def _next_header(file: BinaryIO, start: int) -> tuple[int | None, bool]:
 
 
 def _is_header(block: bytes) -> bool:
+    return _header_of(block) is not None
+
+
+def _header_of(block: bytes) -> tarfile.TarInfo | None:
     try:
-        _Header.frombuf(block, "utf-8", "backslashreplace")
+        return _Header.frombuf(block, "utf-8", "backslashreplace")
     except (tarfile.HeaderError, ValueError):
-        return False
-    return True
+        return None
+
+
+def read_header(file: BinaryIO, start: int) -> tarfile.TarInfo | None:
+    """The header at a place of a file; None where there is none."""
+    file.seek(start)
+    return _header_of(file.read(BLOCK))
