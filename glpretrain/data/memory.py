@@ -182,7 +182,8 @@ def shared(written: Written | None, *, node: Node, most_bytes: float) -> Decoded
 
 def _mapped(part: dict[str, int]) -> Tensor:
     """UInt8[length]: the file of a process."""
-    file = os.open(f"/proc/{part['process']}/fd/{part['file']}", os.O_RDONLY)
+    is_own = part["process"] == os.getpid()
+    file = os.dup(part["file"]) if is_own else os.open(f"/proc/{part['process']}/fd/{part['file']}", os.O_RDONLY)
     try:
         private = mmap.mmap(file, part["length"], flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     finally:

@@ -49,7 +49,7 @@ class DataModule(LightningDataModule):
         batch_size: items per process.
         mask: mask that hides tokens of the global views from the student; a region mask needs a source with region maps.
         corruption: replacement of groups of pixels (or points) of the global views.
-        order: which items an epoch holds; when left out, all of them in random order.
+        order: which items an epoch holds; when left out, all in random order. `orders.ByShard` reads tar shards one after another.
         num_workers: worker processes of each process; when left out none with the cache on a CPU, otherwise its share of the cores less
             one, at most 8. Killed workers start again, three times in 1,000 batches; one that gives nothing for 15 minutes ends the run.
         cache: keep the decoded items in memory, images at their own size, once for all processes of a machine; `auto` does so below 1.5 GB.

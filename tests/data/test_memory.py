@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import time
 from collections.abc import Sequence
@@ -233,6 +234,11 @@ def test_cores_are_divided_among_the_processes_that_may_run_on_them(
         assert here.ranks == tuple(range(len(affinities))) and here.place == number
         found.append(here.cores)
     assert found == shares
+
+
+def test_a_machine_that_does_not_say_what_it_is_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "_PIDS", "/proc/self/ns/nothing")
+    assert node._machine() == platform.node() and Node.of_run("first") == Node((0,), node.usable_cores(), "first")
 
 
 def test_items_of_every_type_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
