@@ -120,10 +120,23 @@ def test_two_processes_see_the_batches_of_one(folder: Path) -> None:
 
 def test_a_shard_is_read_ahead_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(os, "posix_fadvise", lambda file, *of: asked.append(os.readlink(f"/proc/self/fd/{file}")))
+    ranges: list[tuple[int, int]] = []
+
+    def advise(file: int, start: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        if start == 0:
+            asked.append(os.readlink(f"/proc/self/fd/{file}"))
+        ranges.append((start, start + length))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
     assert values(TarShards(folder)) == list(range(28)) and not asked
     assert values(TarShards(folder, read_ahead=True)) == list(range(28))
     assert asked == [str(folder / f"{shard}.tar") for shard in range(len(SIZES))]
+    monkeypatch.setattr(tar_files, "_AHEAD", 4096)
+    ranges.clear()
+    assert TarShards(folder, read_ahead=True)[0].label == 0
+    assert ranges == [(start, start + 4096) for start in range(0, (folder / "0.tar").stat().st_size, 4096)] and len(ranges) > 1
+    asked.pop()
     monkeypatch.setattr(tar_files, "_REMEMBERED", -1.0)
     source = TarShards(folder, read_ahead=True)
     assert source[0].label == source[0].label == 0 and asked[7:] == [str(folder / "0.tar")] * 2

@@ -22,6 +22,7 @@ _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfil
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _SEARCHED = (2**16, 2**20, 2**26)  # bytes behind a damaged place in which the next header is searched, in up to three attempts
 _MOST_LINKS = 8  # links to links that are followed
+_AHEAD = 1 << 22  # bytes that are read ahead at once: Linux reads no more than a few megabytes for one request
 _REMEMBERED = 300.0  # seconds for which a file counts as read
 _MOST_ASKED = 10_000  # files that were read ahead
 
@@ -68,7 +69,8 @@ class ReadAhead:
             self._asked.clear()
         self._asked[file] = now
         with file.open("rb") as opened:
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+            for start in range(0, opened.seek(0, 2), _AHEAD):
+                os.posix_fadvise(opened.fileno(), start, _AHEAD, os.POSIX_FADV_WILLNEED)
 
 
 def read_contents(shard: Path, *, plain: Path) -> Contents:
