@@ -16,18 +16,19 @@ _WIDTH, _BAR, _LEGEND = 8.0, 0.55, 1.9  # inches
 _LEAST_LABELLED = 0.04  # share of the longest bar that a label needs
 
 
-def parts_figure(bars: Mapping[str, Sequence[Part]], *, title: str) -> Figure:
+def parts_figure(bars: Mapping[str, Sequence[Part]], *, title: str, starts: Mapping[str, float] | None = None) -> Figure:
     """A bar per benchmark, stacked of the milliseconds of its parts.
 
     Args:
         bars: parts by the name that is written beside the bar.
         title: what is measured.
+        starts: seconds until the first batch by the same names, drawn beside the bars; None leaves them out.
     """
     names = list(dict.fromkeys(part.name for parts in bars.values() for part in parts))
     longest = max(sum(part.milliseconds for part in parts) for parts in bars.values())
     figure = Figure(figsize=(_WIDTH, _BAR * len(bars) + _LEGEND), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    axes, *beside = figure.subplots(1, 1 if starts is None else 2, squeeze=False, width_ratios=[3, 1][: 1 if starts is None else 2])[0]
     labelled: set[str] = set()
     for row, parts in enumerate(bars.values()):
         start = 0.0
@@ -45,5 +46,12 @@ def parts_figure(bars: Mapping[str, Sequence[Part]], *, title: str) -> Figure:
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, fontsize=9, loc="left")
+    for right in beside:
+        right.barh(range(len(bars)), [(starts or {})[name] for name in bars], color="0.6")
+        right.set_yticks([])
+        right.invert_yaxis()
+        right.set_xlabel("s to the first batch", fontsize=8)
+        right.tick_params(axis="x", labelsize=8)
+        right.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure

@@ -34,6 +34,9 @@ class Costs(NamedTuple):
     flops: int  # of a step
     machine_flops: float  # per second, of one large product of matrices in the precision of the run
     wait: float  # share of the time in which the step waits for data
+    read_milliseconds: float  # in which one worker reads and decodes the items of a batch; median
+    cut_milliseconds: float  # in which it cuts their views
+    start_seconds: float  # from the construction of the run, whose source lists its files, until the first batch
 
     @property
     def flops_share(self) -> float:
@@ -50,6 +53,14 @@ class Costs(NamedTuple):
         if self.wait < _STARVES:
             return f"{line} (with {workers})"
         return f"{line}: it starves with {workers}; give more (data.num_workers), smaller files, or data.cache"
+
+    @property
+    def preparation(self) -> str:
+        """What a batch costs before it comes to the step, in a line."""
+        return (
+            f"a batch takes a worker {self.read_milliseconds:.1f} ms to read and decode and {self.cut_milliseconds:.1f} ms to cut"
+            f" views and draw masks; the first one came after {self.start_seconds:.1f} s"
+        )
 
     def to_json(self) -> dict[str, object]:
         """Everything, for scripts."""

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glpretrain.callbacks.health import Watched
 from glpretrain.core.batch import Batch
+from glpretrain.data.items import RawBatch
 from glpretrain.encoders.base import Encoder
 from glpretrain.training.teacher import FrozenTeacher
 
@@ -118,6 +119,9 @@ class Measured(NamedTuple):
     steps: list[dict[str, float]]  # milliseconds of every part, of every measured step
     flops: int  # of one step: products of matrices, convolutions and attention, as torch counts them
     peak_bytes: int  # most that was held during the measured steps: by torch on a GPU, by the process on a CPU
+    read: list[float]  # milliseconds in which a worker has read and decoded the items of a batch, for every batch
+    cut: list[float]  # likewise, in which it has cut their views
+    first_batch: float  # when the first batch was there, by `time.perf_counter`
 
 
 class StepCost(pl.Callback):
@@ -140,10 +144,12 @@ class StepCost(pl.Callback):
         self.measured: Measured | None = None  # after the last step
         self._flops = FlopCounterMode(display=False)
         self._counts = False  # while the FLOPs are counted
+        self._raw: list[RawBatch] = []  # all batches so far, without their parts
+        self._first_batch = 0.0
         self._undo: list[Callable[[], object]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen to encoders, and wrap what has neither an action nor a hook."""
+        """Listen to encoders, and wrap what has neither an action nor a hook. Workers tell by themselves how long they took."""
         assert isinstance(pl_module, Watched)
         clock = self.profiler.clock = Clock(trainer.strategy.root_device)
         experts = [module for module in pl_module.modules() if isinstance(module, FrozenTeacher)]
@@ -158,6 +164,16 @@ class StepCost(pl.Callback):
         self._time(pl_module.step, "end", MEAN)
         if pl_module.teacher is not None:
             self._time(pl_module.teacher, "update", MEAN)
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  the trainer has it while it fits
+        before_transfer = data.on_before_batch_transfer
+
+        def noted(batch: RawBatch, dataloader_idx: int) -> RawBatch:
+            self._first_batch = self._first_batch or time.perf_counter()
+            self._raw.append(batch._replace(parts={}, drawn={}))
+            return before_transfer(batch, dataloader_idx)
+
+        data.on_before_batch_transfer = noted
+        self._undo.append(partial(delattr, data, "on_before_batch_transfer"))
 
     def _time(self, owner: object, name: str, part: str) -> None:
         """Time a function of one object."""
@@ -195,7 +211,8 @@ class StepCost(pl.Callback):
             clock.end_step()
         if trainer.global_step == self.num_warmup_steps + self.num_steps:
             peak = _peak_bytes(trainer.strategy.root_device)
-            self.measured = Measured(clock.steps(), self._flops.get_total_flops(), peak)
+            read, cut = ([1e3 * getattr(batch, name) for batch in self._raw] for name in ("read_seconds", "prepare_seconds"))
+            self.measured = Measured(clock.steps(), self._flops.get_total_flops(), peak, read, cut, self._first_batch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the method as it was."""

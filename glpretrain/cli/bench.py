@@ -24,7 +24,7 @@ from glpretrain.cli.scaled import Number, scaled_costs
 from glpretrain.cli.trainer import is_first_process
 from glpretrain.cli.trust import Parser, read_part, take_imports
 from glpretrain.core.files import part_file, write_json
-from glpretrain.data.loading import usable_cores
+from glpretrain.core.node import usable_cores
 from glpretrain.data.views import MultiCrop
 from glpretrain.data.views.bench import ViewBench
 from glpretrain.runs import find_recipe
@@ -61,7 +61,8 @@ def bench(
         steps: number of steps that are measured
         json: file that the numbers are written to
         picture: file of a picture of the parts, such as parts.png
-        scaling: measure several values of this number, fewer and more than the recipe's
+        scaling: measure several values of this number, fewer and more than the recipe's; with files, 10,000 to 10 million images that are
+            listed and do not exist, and one photograph that is decoded for each
         against: instead, time the step beside the same one by other code, in turns: lightly (the package), official-dino PATH or
             official-ibot PATH, where PATH is a clone of facebookresearch/dino or bytedance/ibot. THE CODE AT PATH IS EXECUTED with your
             rights: give only what you would run yourself
@@ -145,6 +146,7 @@ def _show(costs: Costs) -> None:
         f" {costs.flops_share:.0%} of the {costs.machine_flops / 1e9:,.0f} GFLOP/s that one large product of matrices reaches here"
     )
     console.print(costs.starvation)
+    console.print(costs.preparation)
 
 
 def _show_scaled(costs: dict[str, Costs]) -> None:
@@ -161,6 +163,9 @@ def _show_scaled(costs: dict[str, Costs]) -> None:
     table.add_row("a step", *(f"{one.step_milliseconds:.1f}" for one in costs.values()))
     table.add_row("items per second", *(f"{one.items_per_second:.1f}" for one in costs.values()))
     table.add_row("peak memory", *(_gigabytes(one.peak_bytes) for one in costs.values()))
+    table.add_row("a worker decodes a batch", *(f"{one.read_milliseconds:.1f}" for one in costs.values()))
+    table.add_row("and cuts views", *(f"{one.cut_milliseconds:.1f}" for one in costs.values()))
+    table.add_row("s to the first batch", *(f"{one.start_seconds:.1f}" for one in costs.values()))
     console.print(table)
 
 
@@ -207,7 +212,9 @@ def _show_plan(found: Planned, *, gpu_memory: float | None) -> None:
 
 def _draw(path: Path, costs: dict[str, Costs]) -> None:
     first = next(iter(costs.values()))
-    figure = parts_figure({name: one.parts for name, one in costs.items()}, title=f"{first.recipe}, {first.precision}, {first.machine}")
+    title = f"{first.recipe}, {first.precision}, {first.machine}"
+    starts = {name: one.start_seconds for name, one in costs.items()} if len(costs) > 1 else None
+    figure = parts_figure({name: one.parts for name, one in costs.items()}, title=title, starts=starts)
     with part_file(path) as part:
         figure.savefig(part, format=path.suffix.removeprefix(".") or "png", dpi=150)
 

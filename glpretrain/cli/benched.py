@@ -3,6 +3,8 @@
 Left out: what is measured (`callbacks.cost`), and the verb with its tables (`bench`).
 """
 
+import statistics
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +59,7 @@ class Benched(Training):
 
     def __init__(self, arguments: Sequence[str], *, cost: StepCost) -> None:
         self.cost = cost
+        self._constructed = time.perf_counter()
         super().__init__(arguments)
 
     def instantiate_trainer(self, **kwargs: object) -> pl.Trainer:
@@ -95,6 +98,9 @@ class Benched(Training):
             flops=measured.flops * self.trainer.world_size,
             machine_flops=peak_flops(device, DTYPES.get(precision, torch.float32)) * self.trainer.world_size,
             wait=next((part.share for part in parts if part.name == WAIT), 0.0),
+            read_milliseconds=statistics.median(measured.read),
+            cut_milliseconds=statistics.median(measured.cut),
+            start_seconds=measured.first_batch - self._constructed,
         )
 
 

@@ -16,6 +16,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _ALL_BITS = (1 << 64) - 1
+_TOGETHER = 1 << 16  # draws of a long permutation that are made at once
 
 
 def _signed(value: int) -> int:
@@ -106,4 +107,10 @@ def integers(key: Tensor, low: Tensor | int, high: Tensor | int, *shape: int, fi
 
 def permutation(key: Tensor, count: int) -> Tensor:
     """Int[*S count]: a uniformly random order of 0, ..., count - 1 under every key."""
-    return _shift(bits(key, count), 1).argsort(dim=-1)
+    if count <= _TOGETHER:
+        return _shift(bits(key, count), 1).argsort(dim=-1)
+    draws = torch.empty(*key.shape, count, dtype=torch.int64, device=key.device)
+    for start in range(0, count, _TOGETHER):  # all at once, the draws of ten million items would take six times their own memory
+        counter = torch.arange(start, min(start + _TOGETHER, count), device=key.device)
+        draws[..., start : start + _TOGETHER] = _shift(fold_in(key.unsqueeze(-1), counter), 1)  # [*S counter]
+    return draws.argsort(dim=-1)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 _LOG = logging.getLogger(__name__)
 LEFTOVERS = frozenset(("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__"))
 _PLAIN_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,5}")
+_DIGITS = re.compile(rb"[0-9]+")
 _MOST_KINDS = 8
 _LARGEST = 2**63 - 1  # inode that is told apart
 
@@ -202,10 +203,17 @@ def has_plain_ending(path: Path) -> bool:
     return _PLAIN_ENDING.fullmatch(path.suffix) is not None
 
 
-def natural_order(path: Path) -> tuple[list[str | int], str]:
-    """Key to sort by: numbers in names by their value, so that 2 comes before 10."""
-    parts = re.split("([0-9]+)", str(path))
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], str(path)
+def natural_key(path: str) -> bytes:
+    """Key to sort by: numbers in names by their value, so that 2 comes before 10. Paths that differ in leading zeros have the same key.
+
+    The key has the texts, each with an end, and the numbers, each as its length and digits.
+    """
+    return _DIGITS.sub(_number_key, path.encode("utf-8", "surrogatepass")) + b"\0"
+
+
+def _number_key(found: re.Match[bytes]) -> bytes:
+    digits = found[0].lstrip(b"0")
+    return b"\0" + bytes((len(digits),)) + digits  # a name has at most 255 bytes
 
 
 def count_kinds(kinds: Iterable[str]) -> str:

@@ -5,10 +5,12 @@ takes. Left out: what a process says when another has ended (`watch`).
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch.distributed as dist
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]  its public home
+
+from glpretrain.core.distributed import rank, world_size
 
 _PIECE = 1 << 22  # bytes: the store takes values of 8 MiB at most
 _SOON, _LATE = 0.0005, 0.05  # seconds between two looks, at first and after a while
@@ -48,6 +50,21 @@ def read(name: str) -> bytes:
     """Wait for a message, and leave it there for others."""
     wait(lambda: is_there(name))
     return b"".join(_store().get(f"{name}/{number}") for number in range(int(_store().get(name))))
+
+
+def exchanged(name: str, value: str, *, ranks: Sequence[int]) -> list[str]:
+    """What each of these processes tells under a name, in their order. Waits for them, however long that takes.
+
+    Args:
+        name: name of this place and moment, which no other call of the run has.
+        value: what this process tells.
+        ranks: processes whose values are asked for.
+    """
+    if world_size() == 1:
+        return [value]
+    if rank() in ranks:
+        post(f"{name} of {rank()}", value.encode())
+    return [read(f"{name} of {number}").decode() for number in ranks]
 
 
 def wait(condition: Callable[[], bool], *, until: Callable[[], bool] = lambda: False) -> bool:

@@ -1,8 +1,11 @@
 """The items of a source as batches for the device: read in workers or kept in memory, and prepared there for the views.
 
-Left out: which items an epoch holds (`orders`), how workers are kept alive (`loading`), and what is taken of an item (`views`).
+Left out: which items an epoch holds (`orders`), how workers are kept alive (`loading`), how processes share memory (`memory`), and what is
+taken of an item (`views`).
 """
 
+import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,8 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from glpretrain.core import keys as rng
+from glpretrain.core.listing import say_once
+from glpretrain.core.node import Node
 from glpretrain.core.types import Item
 from glpretrain.data.loading import Loader, Order
+from glpretrain.data.memory import CannotShareError, Chunk, Decoded, Written, shared
 from glpretrain.data.sources.base import Source, UnreadableItemError
 from glpretrain.data.views.changes import Changes
 
@@ -40,52 +46,11 @@ class RawBatch(NamedTuple):
     index: Tensor  # Int[B]  dataset index of the item or its replacement  # pyright: ignore[reportIncompatibleMethodOverride]  hides tuple.index
     epoch: int
     unreadable: list[tuple[int, str]]  # dataset index and reason of every item that was replaced
+    read_seconds: float = 0.0  # in which the items were read and decoded
+    prepare_seconds: float = 0.0  # in which their views were cut and masks drawn
 
 
-class _Chunk(NamedTuple):
-    """Items in few tensors, because each tensor that a worker gives takes a file descriptor."""
-
-    values: Tensor  # [number of all values]
-    regions: Tensor | None
-    layouts: list[tuple[tuple[int, ...], tuple[int, ...]]]  # of each item: its shape, and its axes in the order of its memory
-    index: list[int]
-    unreadable: list[tuple[int, str]]
-
-    @classmethod
-    def of(cls, items: Sequence[Item], index: list[int], unreadable: list[tuple[int, str]]) -> "_Chunk":
-        regions = [item.regions.flatten() for item in items if item.regions is not None]
-        orders = [sorted(range(item.values.dim()), key=lambda axis, item=item: -item.values.stride(axis)) for item in items]
-        return cls(
-            values=torch.cat([item.values.permute(order).flatten() for item, order in zip(items, orders, strict=True)]),
-            regions=torch.cat(regions) if regions else None,
-            layouts=[(tuple(item.values.shape), tuple(order)) for item, order in zip(items, orders, strict=True)],
-            index=index,
-            unreadable=unreadable,
-        )
-
-    def items(self) -> Iterator[Item]:
-        """Items as views of copies of the tensors."""
-        values = self.values.clone()
-        regions = None if self.regions is None else self.regions.clone()
-        start = start_of_regions = 0
-        for shape, order in self.layouts:
-            end = start + torch.Size(shape).numel()
-            back = [order.index(axis) for axis in range(len(order))]
-            item = Item(values[start:end].view([shape[axis] for axis in order]).permute(back), -1, None, None)
-            start = end
-            if regions is not None:
-                size = shape[1:]
-                end_of_regions = start_of_regions + torch.Size(size).numel()
-                item = item._replace(regions=regions[start_of_regions:end_of_regions].view(size))
-                start_of_regions = end_of_regions
-            yield item
-
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes + (0 if self.regions is None else self.regions.nbytes)
-
-
-class Items(Dataset[_Chunk]):
+class Items(Dataset[Chunk]):
     """The items of a source, as a maker of views reads them. An unreadable item is replaced by the next readable one.
 
     Args:
@@ -96,7 +61,7 @@ class Items(Dataset[_Chunk]):
     def __init__(self, source: Source, *, read: Callable[[Source, int], Item]) -> None:
         self.source = source
         self._read = read
-        self._memory: list[tuple[Item, int]] | None = None  # each with its dataset index
+        self._memory: Decoded | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -113,10 +78,10 @@ class Items(Dataset[_Chunk]):
                 unreadable.append((position, str(error)))
         raise ValueError(f"{self.source.name}: {len(unreadable)} items in a row cannot be read, the first: {unreadable[0][1]}")
 
-    def __getitem__(self, indices: Sequence[int]) -> _Chunk:
+    def __getitem__(self, indices: Sequence[int]) -> Chunk:
         unreadable: list[tuple[int, str]] = []
         items, index = zip(*(self.item(index, unreadable) for index in indices), strict=True)
-        return _Chunk.of(items, list(index), unreadable)
+        return Chunk.of(items, list(index), unreadable)
 
     def named(self, indices: Sequence[int]) -> str:
         """What a batch reads, for messages."""
@@ -129,34 +94,46 @@ class Items(Dataset[_Chunk]):
         sampled = sorted({last * place // (_SAMPLED - 1) for place in range(_SAMPLED)})
         return sum(self[[index]].nbytes for index in sampled) / len(sampled)
 
-    def keep_in_memory(self, *, num_workers: int, show: bool, most_bytes: float) -> list[tuple[int, str]] | None:
-        """Decode everything once, and keep it unless it takes more than `most_bytes`.
+    def keep_in_memory(self, *, num_workers: int, show: bool, most_bytes: float, node: Node | None = None) -> list[tuple[int, str]] | None:
+        """Decode everything once on this machine, and keep it unless it takes more than `most_bytes`.
 
         Args:
-            num_workers: number of processes that decode.
+            num_workers: number of worker processes that decode for this process.
             show: whether to show a progress bar.
             most_bytes: bytes that may be kept.
+            node: the processes that share the work and the memory; each of them calls this. This process alone when left out.
 
         Returns:
             Dataset index and reason of each unreadable item; None if nothing is kept.
         """
+        node = Node.alone() if node is None else node
         mean = self.mean_bytes()
-        if mean * len(self) > most_bytes:
+        if max(map(float, node.told("bytes", str(mean)))) * len(self) > most_bytes:
             return None
         size = max(1, min(_CHUNK, int(_CHUNK_BYTES / max(mean, 1.0))))
-        order = [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+        try:
+            return self._keep(node, size=size, num_workers=num_workers, show=show, most_bytes=most_bytes)
+        except CannotShareError as error:
+            say_once(f"{self.source.name}: the processes of this machine cannot share memory ({error}); each keeps all decoded items")
+            return self._keep(Node.alone(), size=size, num_workers=num_workers, show=show, most_bytes=most_bytes)
+
+    def _keep(self, node: Node, *, size: int, num_workers: int, show: bool, most_bytes: float) -> list[tuple[int, str]] | None:
+        """What `keep_in_memory` does, with items that are handed over in chunks of `size`."""
+        first, last = (len(self) * place // len(node.ranks) for place in (node.place, node.place + 1))
+        order = [range(start, min(start + size, last)) for start in range(first, last, size)]
         chunks = Loader(self, order, num_workers=min(num_workers, len(order) // 8), named=self.named, setting=_SETTING)
-        kept: list[tuple[Item, int]] = []
-        unreadable: set[tuple[int, str]] = set()
-        taken = 0
+        written, unreadable = Written(), set[tuple[int, str]]()
         for chunk in track(chunks, description=f"decoding {self.source.name}", total=len(order), transient=True, disable=not show):
-            if (taken := taken + chunk.nbytes) > most_bytes:
-                return None
-            kept += zip(chunk.items(), chunk.index, strict=True)
             unreadable |= set(chunk.unreadable)
-        self._memory = kept
+            if written.num_bytes + chunk.nbytes > most_bytes:
+                written.close()
+                written = None
+                break
+            written.add(chunk)
+        told = node.told("unreadable", json.dumps(list(unreadable)))
+        self._memory = shared(written, node=node, most_bytes=most_bytes)
         # An unreadable item is reported again wherever it would have replaced the one before it.
-        return sorted(unreadable)
+        return None if self._memory is None else sorted({(index, reason) for one in told for index, reason in json.loads(one)})
 
 
 class RawItems(Dataset[RawBatch]):
@@ -186,18 +163,24 @@ class RawItems(Dataset[RawBatch]):
         self._seed = seed
 
     def __getitem__(self, asked: Asked) -> RawBatch:
+        start, prepare_seconds = time.perf_counter(), 0.0
         unreadable: list[tuple[int, str]] = []
         parts: list[dict[str, Tensor]] = []
         index: list[int] = []
         keys: list[Tensor] = []
         for items, positions in self._together(asked.indices, unreadable):
+            read = time.perf_counter()
             keys.append(rng.item_keys(seed=self._seed, epoch=asked.epoch, index=torch.tensor(positions)))
             parts.append(self._prepare(items, keys=keys[-1]))
             index += positions
+            prepare_seconds += time.perf_counter() - read
         joined = parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        read = time.perf_counter()
         all_keys = torch.cat(keys)
-        changes = {} if self._change is None else self._change(all_keys)
-        return RawBatch(joined, self._draw(all_keys), changes, torch.tensor(index), asked.epoch, unreadable)
+        drawn, changes = self._draw(all_keys), {} if self._change is None else self._change(all_keys)
+        prepare_seconds += time.perf_counter() - read
+        read_seconds = time.perf_counter() - start - prepare_seconds
+        return RawBatch(joined, drawn, changes, torch.tensor(index), asked.epoch, unreadable, read_seconds, prepare_seconds)
 
     def _together(self, indices: Sequence[int], unreadable: list[tuple[int, str]]) -> Iterator[tuple[list[Item], list[int]]]:
         """As many items at once as a worker may hold: draws for several cost what they cost for one."""

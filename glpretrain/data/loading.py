@@ -7,7 +7,6 @@ Left out: what is read (`items`), and which items an epoch holds (`orders`).
 """
 
 import logging
-import os
 import shutil
 import signal
 import threading
@@ -210,8 +209,3 @@ def _tensors_of(batch: object) -> Iterator[Tensor]:
     elif isinstance(batch, Mapping | tuple):
         for part in batch.values() if isinstance(batch, Mapping) else batch:
             yield from _tensors_of(part)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0))

@@ -6,6 +6,7 @@ or another number of processes sees the same. Left out: reading files (`sources`
 
 import logging
 import math
+import secrets
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -18,16 +19,15 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from glpretrain import modalities
 from glpretrain.core import keys as rng
 from glpretrain.core.batch import Batch, ViewGroup, first_visible
 from glpretrain.core.files import append_lines
 from glpretrain.core.listing import printable
+from glpretrain.core.node import Node
 from glpretrain.data.items import Asked, Items, RawBatch, RawItems, batches_of
-from glpretrain.data.loading import usable_cores
 from glpretrain.data.masks import MASK, draw_masks
 from glpretrain.data.orders import EpochBatches, Order, Position, Shuffled
-from glpretrain.data.own import embedded_source, train_test_parts
+from glpretrain.data.own import embedded_source, require_same_channels, train_test_parts
 from glpretrain.data.requirements import Consumer, Made, Tokens, check_same_items, check_uses
 from glpretrain.data.sources.base import Source
 from glpretrain.data.views import ViewMaker, Views
@@ -49,10 +49,10 @@ class DataModule(LightningDataModule):
         batch_size: items per process.
         mask: mask that hides tokens of the global views from the student; a region mask needs a source with region maps.
         corruption: replacement of groups of pixels (or points) of the global views.
-        order: which items an epoch holds; when left out, all of them in random order.
-        num_workers: number of worker processes; when left out none with the cache on a CPU, otherwise one fewer than there are cores, at
-            most 8. Killed workers start again, three times in 1,000 batches; one that gives nothing for 15 minutes ends the run.
-        cache: keep the decoded items in memory, images at their own size; `auto` does so below 1.5 GB.
+        order: which items an epoch holds; when left out, all in random order. `orders.ByShard` reads tar shards one after another.
+        num_workers: worker processes of each process; when left out none with the cache on a CPU, otherwise its share of the cores less
+            one, at most 8. Killed workers start again, three times in 1,000 batches; one that gives nothing for 15 minutes ends the run.
+        cache: keep the decoded items in memory, images at their own size, once for all processes of a machine; `auto` does so below 1.5 GB.
         seed: seed of order, views and masks.
         max_unreadable: share of the items seen, or of 500 where they are fewer, that may be unreadable before the run stops.
         labelled: source with classes for k-NN and linear probe.
@@ -118,6 +118,7 @@ class DataModule(LightningDataModule):
         self._encoder: Tokens | None = None
         self._items = Items(source, read=views.read)
         self._in_memory = False
+        self._node = Node.alone()
         self._batches: EpochBatches | None = None
         self._resumed = Position(0, 0)
         self._epoch_start, self._epoch_length = 0, 0  # batches before this epoch, and in it
@@ -156,6 +157,7 @@ class DataModule(LightningDataModule):
         check_same_items(self.source, self.trainer.strategy)
         for _, shape in self.views.groups(num_channels).values():
             encoder.grid(shape)
+        self.order.begin(self.source)
         self._batches = EpochBatches(
             self.order,
             length=len(self.source),
@@ -167,24 +169,25 @@ class DataModule(LightningDataModule):
             on_epoch=self._begin_epoch,
         )
         # Only the first process knows the run's folder at the start; the others would write their lists elsewhere.
-        self._run_folder = Path(self.trainer.strategy.broadcast(self.trainer.default_root_dir))
+        folder, name = self.trainer.strategy.broadcast((self.trainer.default_root_dir, secrets.token_hex(8)))
+        self._run_folder, self._node = Path(folder), Node.of_run(name)
 
     def train_dataloader(self) -> DataLoader:
         """Batches as workers give them; `on_after_batch_transfer` makes a `Batch` of each."""
         assert self.trainer is not None and self._batches is not None and self._encoder is not None
+        self._batches.resume(self._resumed)
         if not self._in_memory and self.cache is not False:
-            num_workers = usable_cores() if self.num_workers is None else self.num_workers
-            most_bytes = _AUTO_CACHE_BYTES if self.cache == "auto" else math.inf
-            unreadable = self._items.keep_in_memory(num_workers=num_workers, show=self.trainer.is_global_zero, most_bytes=most_bytes)
+            num_workers = self._node.cores if self.num_workers is None else self.num_workers
+            options = {"num_workers": num_workers, "show": self.trainer.is_global_zero, "node": self._node}
+            unreadable = self._items.keep_in_memory(most_bytes=_AUTO_CACHE_BYTES if self.cache == "auto" else math.inf, **options)
             self._in_memory = unreadable is not None
             self._items_seen += len(self.source) if self._in_memory else 0
-            if unreadable and self.trainer.is_global_zero:  # every process decoded all of them
+            if unreadable and self.trainer.is_global_zero:  # every machine decoded all of them
                 self._report(unreadable)
         num_workers = self.num_workers
         if num_workers is None:  # a GPU should not wait for this process to cut views
             alone = self._in_memory and self.trainer.strategy.root_device.type == "cpu"
-            num_workers = 0 if alone else min(max(usable_cores() - 1, 1), 8)
-        self._batches.resume(self._resumed)
+            num_workers = 0 if alone else min(max(self._node.cores - 1, 1), 8)
         return batches_of(self._prepared(self._encoder), self._batches, num_workers=num_workers)
 
     def _prepared(self, encoder: Tokens) -> RawItems:
@@ -343,8 +346,5 @@ class DataModule(LightningDataModule):
 
     def _embedded_source(self, argument: str) -> Source:
         embedded = embedded_source(self.views.modality, size=self.views.default_size())
-        axis = modalities.get(self.views.modality).channel_axis
-        channels, accepted = (of.values.shape[axis] for of in (self._items.item(0, [])[0], embedded[0]))
-        if channels != accepted:
-            raise ValueError(f"DataModule: {self.source.name} has {channels} channels and {embedded.name} has {accepted}; give {argument}")
+        require_same_channels(self._items.item(0, [])[0], embedded, name=self.source.name, argument=argument)
         return embedded

@@ -4,14 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, DistributedSampler
 
 from glpretrain.core import keys
 from glpretrain.data.items import Asked
+from glpretrain.data.sources.base import Source
 
-_ORDER = 0x0EDE  # what the key of an epoch's order is folded with
+_ORDER, _SHARDS = 0x0EDE, 0x05AD  # what the key of an epoch's order, and that of its shards, is folded with
 
 
 class Epoch(NamedTuple):
@@ -22,7 +24,7 @@ class Epoch(NamedTuple):
 
 
 class Order(nn.Module, ABC):
-    """Decides what each epoch holds.
+    """Decides what each epoch holds. A subclass implements `epoch`, and `count` where every epoch has as many items.
 
     An order draws from keys, so that the same (seed, epoch) gives the same items whatever ran before. An order that remembers something,
     such as losses of items, keeps it in registered buffers, which are in every checkpoint and must be equal in all processes.
@@ -38,14 +40,73 @@ class Order(nn.Module, ABC):
             seed: seed of the run.
         """
 
+    def begin(self, source: Source) -> None:
+        """Look at the source, before the first epoch of a run. Raises a ValueError if the order is none for it."""
+
+    def count(self, length: int) -> int | None:
+        """Number of items of every epoch of a source with `length` items, if it can be told without making one."""
+        return None
+
 
 class Shuffled(Order):
     """All items once, in an order that depends on the seed and the epoch only."""
 
     def epoch(self, number: int, *, length: int, seed: int) -> Epoch:
         """A permutation."""
-        key = keys.fold_in(keys.item_keys(seed=seed, epoch=number, index=torch.tensor(length)), _ORDER)
-        return Epoch(keys.permutation(key, length))
+        return Epoch(keys.permutation(_epoch_key(number, length=length, seed=seed), length))
+
+    def count(self, length: int) -> int:
+        """All."""
+        return length
+
+
+class ByShard(Order):
+    """Shards in random order, a few of them at a time, whose items are shuffled together. All items come once.
+
+    A disk that seeks badly reads shard after shard (`read_ahead` of `TarShards`), and compressed shards are unpacked once in an epoch.
+
+    Args:
+        together: number of shards that are shuffled together; where each holds one class, as many as a batch should have at least.
+
+    Raises:
+        ValueError: `together` is below 1.
+    """
+
+    def __init__(self, together: int = 16) -> None:
+        super().__init__()
+        if together < 1:
+            raise ValueError(f"ByShard: together is {together}; expected at least 1 shard")
+        self.together = together
+        self._starts = torch.empty(0, dtype=torch.int64)  # first item of each shard
+
+    def begin(self, source: Source) -> None:
+        """Find the shards.
+
+        Raises:
+            ValueError: there are none.
+        """
+        self._starts = torch.from_numpy(source.shard_starts.astype(np.int64))
+        if not len(self._starts):
+            raise ValueError(f"ByShard: source {source.name!r} has no shards; give TarShards or TileFolder, or leave data.order out")
+
+    def epoch(self, number: int, *, length: int, seed: int) -> Epoch:
+        """A permutation of the items group by group."""
+        key = _epoch_key(number, length=length, seed=seed)
+        num_shards = len(self._starts)
+        num_groups = -(-num_shards // self.together)
+        place = keys.permutation(keys.fold_in(key, _SHARDS), num_shards).argsort()  # of each shard
+        group = place * num_groups // num_shards  # of nearly equal sizes
+        of_item = torch.repeat_interleave(group, torch.diff(self._starts, append=torch.tensor([length])))  # [N]
+        shuffled = keys.permutation(key, length)
+        return Epoch(shuffled[of_item[shuffled].argsort(stable=True)])
+
+    def count(self, length: int) -> int:
+        """All."""
+        return length
+
+
+def _epoch_key(number: int, *, length: int, seed: int) -> Tensor:
+    return keys.fold_in(keys.item_keys(seed=seed, epoch=number, index=torch.tensor(length)), _ORDER)
 
 
 class _Length(Dataset[int]):
@@ -109,7 +170,10 @@ class EpochBatches(DistributedSampler):
         self._resumed = Position(0, 0)
         self._planned: tuple[int, Epoch] | None = None
         self._table: Tensor | None = None  # Float[N]: weight of every item in the planned epoch; None before it is needed
-        self._plan(0)
+        if (count := order.count(length)) is None:
+            self._plan(0)
+        else:  # the order of millions of items is made once it is known which epoch comes first
+            self._num_batches(count)
 
     def resume(self, position: Position) -> None:
         """Begin at this position instead of with epoch 0."""
@@ -145,14 +209,9 @@ class EpochBatches(DistributedSampler):
 
     def _plan(self, epoch: int) -> Epoch:
         if self._planned is None or self._planned[0] != epoch:
+            self._planned = None  # the memory of the epoch before
             planned = self.order.epoch(epoch, length=self.length, seed=self.seed)
-            together = self.batch_size * self.num_replicas
-            if len(planned.indices) < together:
-                raise ValueError(
-                    f"DataModule: an epoch has {len(planned.indices)} items, fewer than one batch of {together}"
-                    f" ({self.batch_size} in each of {self.num_replicas} processes); lower batch_size or give more items"
-                )
-            self.whole_steps(len(planned.indices) // together)
+            self._num_batches(len(planned.indices))
             self._planned = epoch, planned
             self._table = None
         return self._planned[1]
@@ -160,7 +219,21 @@ class EpochBatches(DistributedSampler):
     def __len__(self) -> int:
         """Number of batches of the whole epoch, also after a resume: Lightning counts those that were done before."""
         assert self._planned is not None
-        return self.whole_steps(len(self._planned[1].indices) // (self.batch_size * self.num_replicas))
+        return self._num_batches(len(self._planned[1].indices))
+
+    def _num_batches(self, count: int) -> int:
+        """Number of batches that are made of the items of an epoch.
+
+        Raises:
+            ValueError: there are fewer items than a step needs.
+        """
+        together = self.batch_size * self.num_replicas
+        if count < together:
+            raise ValueError(
+                f"DataModule: an epoch has {count} items, fewer than one batch of {together}"
+                f" ({self.batch_size} in each of {self.num_replicas} processes); lower batch_size or give more items"
+            )
+        return self.whole_steps(count // together)
 
     def whole_steps(self, num_batches: int) -> int:
         """The largest number of batches, out of these, that makes whole steps; Lightning would take a step of those that are left over.

@@ -12,6 +12,7 @@ from glpretrain import modalities
 from glpretrain.core import keys
 from glpretrain.core.imports import imported
 from glpretrain.core.listing import expanded
+from glpretrain.core.types import Item
 from glpretrain.data.sources.base import Source, Subset
 from glpretrain.data.sources.images.decoding import ENDINGS
 
@@ -102,3 +103,21 @@ def embedded_source(modality: str, *, size: int) -> Source:
     source = imported(kind.embedded_source)(_EMBEDDED_ITEMS, **{kind.embedded_size: size})
     assert isinstance(source, Source), f"{kind.embedded_source} is no source"
     return source
+
+
+def require_same_channels(item: Item, embedded: Source, *, name: str, argument: str) -> None:
+    """Refuse an embedded source whose items have another number of channels.
+
+    Args:
+        item: an item of the source that the run trains on.
+        embedded: the embedded source.
+        name: name of the former source.
+        argument: argument of `DataModule` that replaces the embedded source.
+
+    Raises:
+        ValueError: the numbers differ.
+    """
+    axis = modalities.get(embedded.modality).channel_axis
+    channels, accepted = (one.values.shape[axis] for one in (item, embedded[0]))
+    if channels != accepted:
+        raise ValueError(f"DataModule: {name} has {channels} channels and {embedded.name} has {accepted}; give {argument}")

@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 
 from glpretrain import modalities
 from glpretrain.core.distributed import world_size
+from glpretrain.core.node import usable_cores
 from glpretrain.core.types import Item
-from glpretrain.data.loading import Loader, usable_cores
+from glpretrain.data.loading import Loader
 from glpretrain.data.sources.base import Source, UnreadableItemError
 from glpretrain.encoders.base import bytes_of
 

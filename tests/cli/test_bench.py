@@ -106,8 +106,9 @@ def test_a_part_inside_another_one_is_taken_out_of_it(monkeypatch: pytest.Monkey
         (["mmc", "--plan", "--picture", "a.png"], "bench: --picture would be ignored beside --plan"),
         (["mmc", "--plan", "--gpus", "0"], "bench: gpus is 0; accepted: numbers above 0"),
         (["mmc", "--plan", "--trainer.strategy", "fsdp"], "bench: plan for strategy=fsdp; accepted: auto, ddp, where each GPU holds all"),
-        (["mae", "--scaling", "locals"], "bench: --scaling locals: the recipe has no local views; accepted: batch, prototypes"),
-        (["mae", "--scaling", "prototypes"], "bench: --scaling prototypes: glpretrain.methods.MAE has none; accepted: batch, locals"),
+        (["mae", "--scaling", "locals"], "--scaling locals: the recipe has no local views; accepted: batch, files, prototypes"),
+        (["mmc_points", "--scaling", "files"], "PointCrops makes views of no pictures; accepted: batch"),
+        (["mae", "--scaling", "prototypes"], "--scaling prototypes: glpretrain.methods.MAE has none; accepted: batch, files, locals"),
         (["mmc", "--data.batch_sise", "3"], "data: nothing reads 'batch_sise'; did you mean batch_size?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -156,13 +157,33 @@ def test_scaling_measures_several_values_of_a_number(
         *_, name, value = arguments
         count = sum(view["count"] for view in json.loads(value)) if name.endswith("local_views") else int(value)
         assert name.removeprefix("--") in ("data.batch_size", "data.views.init_args.local_views", "model.init_args.num_prototypes")
-        return Costs("mmc", "here", "32-true", count, 0, [Part(WAIT, 1.0, 1.0)], float(steps), 1.0, 1, "here", 1, 1.0, 1.0)
+        return Costs("mmc", "here", "32-true", count, 0, [Part(WAIT, 1.0, 1.0)], float(steps), 1.0, 1, "here", 1, 1.0, 1.0, 1.0, 1.0, 1.0)
 
     monkeypatch.setattr("glpretrain.cli.scaled.measured_costs", counted)
     assert main(["bench", "mmc", "--scaling", number, "--steps", "7", "--json", "costs.json"]) == 0
     costs = json.loads(Path("costs.json").read_text())
     assert {name: one["items"] for name, one in costs.items()} == values
     assert all(one["step_milliseconds"] == 7.0 for one in costs.values())
+
+
+def test_scaling_by_files_runs_on_listings_of_files_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("glpretrain.cli.benched.peak_flops", lambda device, dtype: 1e6)
+    monkeypatch.setattr("glpretrain.cli.scaled._FILES", (40, 1_500))
+    lengths: list[int] = []
+    made = RawItems.__init__
+    monkeypatch.setattr(RawItems, "__init__", lambda self, items, **given: lengths.append(len(items)) or made(self, items, **given))
+    recipe = str(shrunk(ROOT / "mmc.yaml", tmp_path))
+    options = ["--steps", "1", "--json", "costs.json", "--picture", "costs.png", "--data.num_workers", "0"]
+    assert main(["bench", recipe, "--scaling", "files", *options]) == 0
+    costs = json.loads(Path("costs.json").read_text())
+    assert list(costs) == ["40 files", "1,500 files"] and lengths == [40, 1_500]
+    for one in costs.values():
+        assert one["start_seconds"] > 0.0 and one["read_milliseconds"] > 0.0 and one["cut_milliseconds"] > 0.0
+        # Without a worker, the step waits while a batch is read and cut.
+        assert one["read_milliseconds"] + one["cut_milliseconds"] < 3 * one["parts"][WAIT]["milliseconds"] + 50
+    assert Path("costs.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["costs.json", "costs.png", "mmc.yaml"]
 
 
 def test_on_a_gpu_the_time_is_that_of_its_queue(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +218,7 @@ def test_on_a_gpu_the_time_is_that_of_its_queue(monkeypatch: pytest.MonkeyPatch)
     [(0, 0.5, "50% of the time (no worker: this process prepares"), (1, 0.05, "(with 1 worker)"), (2, 0.2, "it starves with 2 workers;")],
 )
 def test_a_run_that_waits_for_its_data_is_told_what_to_do(num_workers: int, wait: float, said: str) -> None:
-    assert said in Costs("mmc", "here", "32-true", 4, num_workers, [], 1.0, 1.0, 1, "here", 1, 1.0, wait).starvation
+    assert said in Costs("mmc", "here", "32-true", 4, num_workers, [], 1.0, 1.0, 1, "here", 1, 1.0, wait, 1.0, 1.0, 1.0).starvation
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Draws are functions of their key, uniform, and independent of the batch."""
 
+import pytest
 import scipy.stats
 import torch
 from hypothesis import given, settings
@@ -64,6 +65,13 @@ def test_permutations_are_permutations_and_all_occur() -> None:
     assert torch.equal(orders.sort(dim=-1).values, torch.arange(4).expand(2_000, 4))
     counts = torch.unique(orders, dim=0, return_counts=True)[1]
     assert len(counts) == 24 and scipy.stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_a_long_permutation_is_made_in_parts_and_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [_keys(3), torch.tensor(7), _keys(6).reshape(2, 3)]
+    whole = [keys.permutation(key, 1009) for key in given]
+    monkeypatch.setattr(keys, "_TOGETHER", 97)
+    assert all(torch.equal(keys.permutation(key, 1009), expected) for key, expected in zip(given, whole, strict=True))
 
 
 # Properties -----------------------------------------------------------------------------------------------------------------

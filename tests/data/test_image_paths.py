@@ -78,7 +78,8 @@ def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.xyz").write_text("text")
     (tmp_path / "list.txt").write_text("one.png\n")
     for name, kind in {"one.png": "a single image", "photos.zip": "a zip archive", "notes.xyz": "of a kind that is not read"}.items():
-        with pytest.raises(ValueError, match=rf"{name} is {kind}.*; accepted: .*a \.tar file.*; a list of images .*; a folder of images"):
+        shards = r"a \.tar or \.tar\.gz file or a folder of them"
+        with pytest.raises(ValueError, match=rf"{name} is {kind}.*; accepted: .*{shards}.*; a list of images .*; a folder of images"):
             source_for(tmp_path / name, "image")
     assert source_for(tmp_path / "list.txt", "image") == "glpretrain.data.ImageList"
 

@@ -60,6 +60,28 @@ def test_items_of_several_sizes_are_kept_as_they_are(regions: bool) -> None:
         assert (item.regions is None) == (not regions) and (not regions or torch.equal(item.regions, expected.regions))
 
 
+@pytest.mark.parametrize("together", [1, 1 << 20])
+def test_a_batch_tells_how_long_it_took_to_read_and_to_prepare(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def taken(seconds: float, value: object) -> object:
+        nonlocal now
+        now += seconds
+        return value
+
+    monkeypatch.setattr(items, "_TOGETHER", together)
+    monkeypatch.setattr(items.time, "perf_counter", lambda: now)
+    read = Items(Mixed(), read=lambda source, index: taken(1.0, source[index]))
+    raw = RawItems(
+        read,
+        prepare=lambda given, keys: taken(16.0 * len(given), sums(given, keys=keys)),
+        draw=lambda keys: taken(256.0, {}),
+        seed=5,
+    )
+    batch = raw[Asked(0, [0, 6, 2])]
+    assert (batch.read_seconds, batch.prepare_seconds) == (3.0, 48.0 + 256.0)
+
+
 def test_not_a_byte_more_is_kept_than_allowed() -> None:
     source = Mixed(regions=True)
     exact = sum((item.values.nbytes + item.regions.nbytes) for item in (source[index if index != 6 else 7] for index in range(20)))
@@ -74,6 +96,14 @@ def test_the_sample_alone_says_that_many_large_items_do_not_fit() -> None:
     kept = Items(source, read=lambda source, index: (asked.append(index), source[index])[1])
     assert kept.keep_in_memory(num_workers=0, show=False, most_bytes=50_000) is None
     assert len(asked) == 8 and (min(asked), max(asked)) == (0, 999)
+
+
+def test_decoding_ends_where_no_more_may_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, asked = Mixed(length=1000), list[int]()
+    kept = Items(source, read=lambda source, index: (asked.append(index), source[index])[1])
+    monkeypatch.setattr(kept, "mean_bytes", lambda: 1.0)  # a sample that misleads
+    assert kept.keep_in_memory(num_workers=0, show=False, most_bytes=20_000) is None
+    assert 64 < len(set(asked)) < 400  # of about 80 bytes each
 
 
 @pytest.mark.parametrize("in_memory", [False, True])

@@ -15,6 +15,7 @@ from glpretrain.core.listing import files_below
 from glpretrain.data import ImageFolder, ImageList, PointFolder, Scenes, Source, Subset, TarShards
 from glpretrain.data.items import Asked, Items, RawItems
 from glpretrain.data.sources.base import Paths
+from glpretrain.data.sources.images.simulated import SimulatedFiles
 
 picture = partial(write_image, size=(7, 5))
 NAMES = (
@@ -48,6 +49,19 @@ def test_a_million_paths_take_little_and_no_python_objects() -> None:
     assert all(isinstance(array, np.ndarray) and array.dtype != object for array in arrays)
     assert sum(array.nbytes for array in arrays) / len(paths) < 100
     assert paths[99_999] == Path("/data/train/n00000099/n00000999_6993.JPEG")
+
+
+def test_simulated_files_are_listed_once_and_decoded_as_one_photograph(tmp_path: Path) -> None:
+    source = SimulatedFiles(1203, folder=str(tmp_path))
+    assert len(source) == len({str(path) for path in source.paths}) == 1203 and len({path.parent for path in source.paths}) == 3
+    before = (tmp_path / "1203.idx").stat().st_mtime_ns
+    again = SimulatedFiles(1203, folder=str(tmp_path))
+    assert again.fingerprint() == source.fingerprint() and (tmp_path / "1203.idx").stat().st_mtime_ns == before
+    assert source[1202].values.shape == (3, 512, 512) and source.reduced(0, side=64).values.shape == (3, 64, 64)
+    with pytest.raises(IndexError):
+        source[1203]
+    with pytest.raises(ValueError, match="count is 0"):
+        SimulatedFiles(0, folder=str(tmp_path))
 
 
 def test_a_list_of_many_classes_takes_linear_time(tmp_path: Path) -> None:

@@ -84,4 +84,22 @@ def test_items_that_an_epoch_does_not_hold_weigh_nothing() -> None:
     batches.set_epoch(1)  # items 5 to 13
     assert batches.weights_of(torch.tensor([4, 5, 6, 13, 14])).tolist() == [0.0, 2.0, 1.0, 2.0, 0.0]
     plain = EpochBatches(Shuffled(), length=23, batch_size=3, rank=0, world_size=1, seed=0)
+    plain.set_epoch(0)
     assert plain.weights_of(torch.tensor([4, 5])).tolist() == [1.0, 1.0]
+
+
+def test_a_resumed_run_makes_the_order_of_its_epoch_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of ten million items take a second each."""
+    saver = pl.callbacks.ModelCheckpoint(dirpath=tmp_path, filename="middle", every_n_train_steps=17)
+    run = trainer(tmp_path, max_steps=17, callbacks=[saver], enable_checkpointing=True)
+    run.fit(Recorder(), datamodule=DataModule(Ramp(23), views(), batch_size=3, num_workers=0))
+    made: list[int] = []
+    plan = Shuffled.epoch
+    monkeypatch.setattr(Shuffled, "epoch", lambda self, number, **of: made.append(number) or plan(self, number, **of))
+    resumed = Recorder()
+    trainer(tmp_path, max_steps=20).fit(
+        resumed,
+        datamodule=DataModule(Ramp(23), views(), batch_size=3, num_workers=0),
+        ckpt_path=tmp_path / "middle.ckpt",
+    )
+    assert made == [2] and len(resumed.seen) == 3

@@ -27,14 +27,14 @@ NAMES = ("a/0.png", "a/in/1.png", "b/0.png", "b/\u00e4.png", os.fsdecode(b"b/\xf
 def walks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders that were walked through. Small listings are saved too, at once and on any file system."""
     walked: list[Path] = []
-    walk = decoding._images_below
+    walk = decoding.images_below
 
     def counted(root: Path) -> Walked:
         walked.append(root)
         return walk(root)
 
-    monkeypatch.setattr(decoding, "_images_below", counted)
-    monkeypatch.setattr(decoding, "_LEAST", 1)
+    monkeypatch.setattr(decoding, "images_below", counted)
+    monkeypatch.setattr(decoding, "LEAST_SAVED", 1)
     monkeypatch.setattr(saved_listings, "_SETTLED", -60.0)
     monkeypatch.setattr(saved_listings, "_keep_times", lambda folders: True)
     for name in saved_listings._STARTED_TOGETHER:
@@ -182,7 +182,7 @@ def test_a_listing_is_not_saved_where_it_could_mislead(
     reason: str, root: Path, walks: list[Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if reason == "small":
-        monkeypatch.setattr(decoding, "_LEAST", len(NAMES) + 1)
+        monkeypatch.setattr(decoding, "LEAST_SAVED", len(NAMES) + 1)
     elif reason == "recent":
         monkeypatch.setattr(saved_listings, "_SETTLED", 60.0)
     elif reason == "kind of file system":
@@ -233,14 +233,14 @@ def test_of_processes_that_start_together_one_walks(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    walk = decoding._images_below
+    walk = decoding.images_below
 
     def slow(root: Path) -> Walked:
         (tmp_path / f"walk{os.getpid()}").touch()
         time.sleep(0.3)
         return walk(root)
 
-    monkeypatch.setattr(decoding, "_images_below", slow)
+    monkeypatch.setattr(decoding, "images_below", slow)
     found = [ended.value for ended in together(lambda number: ImageFolder(root).fingerprint(), count=4)]
     assert len(found) == 4 and len(set(found)) == 1 and len(list(tmp_path.glob("walk*"))) == 1
 

@@ -66,6 +66,11 @@ class Source(ABC):
         """Name of the group of each item, such as the video that a frame is from; empty where items are not grouped."""
         return ()
 
+    @property
+    def shard_starts(self) -> np.ndarray:
+        """Int[R]: the first item of each shard, of items that lie shard by shard; empty where they are files of their own."""
+        return np.empty(0, dtype=np.int64)
+
     @classmethod
     def reads(cls, path: Path) -> bool:
         """Whether this source is the one for a folder or file that a user names; other sources of its kind may be asked first."""
@@ -132,6 +137,10 @@ class Subset(Source):
         groups = self.source.groups
         chosen: list[int] = self.indices.tolist()
         return [groups[index] for index in chosen] if groups else ()
+
+    @property
+    def shard_starts(self) -> np.ndarray:
+        return np.flatnonzero(np.diff(np.searchsorted(self.source.shard_starts, self.indices, side="right"), prepend=0))
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -15,6 +15,7 @@ from typing import overload
 import numpy as np
 
 from glpretrain.core.arrays import map_arrays
+from glpretrain.core.listing import natural_key
 
 _TOGETHER = 4096  # texts that are encoded at once
 _SEARCHED = 1 << 24  # bytes that are searched at once
@@ -55,10 +56,20 @@ class Texts:
         """The arrays by names that begin with this one."""
         return {f"{name}.bytes": self.bytes, f"{name}.ends": self.ends}
 
-    def at(self, kept: np.ndarray) -> "Texts":
-        """Those strings that Bool[N] says."""
+    def at(self, places: np.ndarray) -> "Texts":
+        """Those strings that Bool[N] says, or those at the places Int[M], in this order."""
         lengths = np.diff(self.ends, prepend=0)
-        return Texts(self.bytes[np.repeat(kept, lengths)], np.cumsum(lengths[kept]))
+        if places.dtype == np.bool_:
+            return Texts(self.bytes[np.repeat(places, lengths)], np.cumsum(lengths[places]))
+        starts, ends = self.ends[places] - lengths[places], np.cumsum(lengths[places], dtype=np.int64)
+        data = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.uint8)
+        for first in range(0, len(places), _TOGETHER):  # or the places of all bytes would take eight times the memory of the bytes
+            here = slice(first, first + _TOGETHER)
+            own = lengths[places[here]]
+            shifts = np.repeat(starts[here] - (ends[here] - own), own)
+            begin, end = int(ends[first] - own[0]), int(ends[here][-1])
+            data[begin:end] = self.bytes[np.arange(begin, end) + shifts]
+        return Texts(data, ends)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -68,7 +79,13 @@ class Texts:
         return self.bytes[self.ends[place - 1] if place else 0 : self.ends[place]].tobytes().decode("utf-8", "surrogatepass")
 
     def __iter__(self) -> Iterator[str]:
-        return map(self.__getitem__, range(len(self)))
+        start = 0
+        for first in range(0, len(self), _TOGETHER):
+            ends = self.ends[first : first + _TOGETHER].tolist()
+            data = self.bytes[start : ends[-1]].tobytes()
+            for begin, end in zip([start, *ends], ends, strict=False):
+                yield data[begin - start : end - start].decode("utf-8", "surrogatepass")
+            start = ends[-1]
 
 
 class Packed:
@@ -113,7 +130,7 @@ class Paths(Sequence[Path]):
             names.extend(inside)
         self._folders, self._names = Texts.of(numbers), names.texts()
         self._folder_of = np.repeat(np.array(folders, dtype=np.int32), np.array(lengths, dtype=np.int64))
-        self._file: Path | None = None  # where names and numbers of folders are mapped from
+        self._file: tuple[Path, str] | None = None  # what names and numbers of folders are mapped from, and what they are called there
 
     @classmethod
     def of(cls, root: Path, names: Iterable[str | Path]) -> "Paths":
@@ -127,7 +144,7 @@ class Paths(Sequence[Path]):
         return cls.of_arrays(root, folders=Texts.of(numbers), names=files.texts(), folder_of=of_file)
 
     @classmethod
-    def of_arrays(cls, root: Path, *, folders: Texts, names: Texts, folder_of: np.ndarray, file: Path | None = None) -> "Paths":
+    def of_arrays(cls, root: Path, *, folders: Texts, names: Texts, folder_of: np.ndarray, file: tuple[Path, str] | None = None) -> "Paths":
         """Paths whose arrays are there already.
 
         Args:
@@ -135,7 +152,7 @@ class Paths(Sequence[Path]):
             folders: each folder once, relative to `root`, in the order in which they come first.
             names: name of each file.
             folder_of: Int[N], number of the folder of each file.
-            file: file that `names` and `folder_of` are mapped from, if they are.
+            file: file that `names` and `folder_of` are mapped from, if they are, and what the names of its arrays begin with.
         """
         paths = cls(root, ())
         paths._folders, paths._names, paths._folder_of, paths._file = folders, names, folder_of, file
@@ -146,20 +163,32 @@ class Paths(Sequence[Path]):
         """Paths of a file of arrays, and all that is in it. Raises what `map_arrays` raises."""
         arrays, facts = map_arrays(file)
         try:
-            folders, names, folder_of = Texts.part_of(arrays, "folders"), Texts.part_of(arrays, "names"), arrays["folder_of"]
+            return cls.part_of(root, arrays, file=file), arrays, facts
         except KeyError as error:
             raise ValueError(f"{file}: it has no array {error}") from error
-        return cls.of_arrays(root, folders=folders, names=names, folder_of=folder_of, file=file), arrays, facts
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What `mapped` needs."""
-        return self._folders.arrays("folders") | self._names.arrays("names") | {"folder_of": self._folder_of}
+    @classmethod
+    def part_of(cls, root: Path, arrays: Mapping[str, np.ndarray], name: str = "", *, file: Path | None = None) -> "Paths":
+        """The paths that `arrays` has made, from the file, if they are mapped."""
+        folders, names = Texts.part_of(arrays, f"{name}folders"), Texts.part_of(arrays, f"{name}names")
+        place = None if file is None else (file, name)
+        return cls.of_arrays(root, folders=folders, names=names, folder_of=arrays[f"{name}folder_of"], file=place)
+
+    def arrays(self, name: str = "") -> dict[str, np.ndarray]:
+        """The arrays by names that begin with this one."""
+        texts = self._folders.arrays(f"{name}folders") | self._names.arrays(f"{name}names")
+        return {**texts, f"{name}folder_of": self._folder_of}
 
     def __reduce__(self) -> tuple[Callable[..., "Paths"], tuple[object, ...]]:
         """Another process gets the name of the file that the arrays are mapped from, in place of a copy of them."""
         if self._file is not None:
-            return _mapped_again, (self.root, self._folders, self._file)
+            return _mapped_again, (self.root, self._folders, *self._file)
         return _made_again, (self.root, self._folders, self._names, self._folder_of)
+
+    @property
+    def file(self) -> Path | None:
+        """The file that they are mapped from; None where they are not."""
+        return None if self._file is None else self._file[0]
 
     @property
     def folders(self) -> Texts:
@@ -194,9 +223,30 @@ class Paths(Sequence[Path]):
         """The paths without those directly in this folder."""
         kept = np.ones(len(self), dtype=bool)
         kept[self.directly_in(folder)] = False
-        used, folder_of = np.unique(self._folder_of[kept], return_inverse=True)
-        folders = Texts.of(self._folders[number] for number in used.tolist())
-        return Paths.of_arrays(self.root, folders=folders, names=self._names.at(kept), folder_of=folder_of.astype(np.int32))
+        return self.at(kept)
+
+    def at(self, places: np.ndarray) -> "Paths":
+        """Those paths that Bool[N] says, or those at the places Int[M], in this order."""
+        used, first, folder_of = np.unique(self._folder_of[places], return_index=True, return_inverse=True)
+        order = np.argsort(first)  # a folder has the number in which it comes first
+        numbers = np.empty(len(used), dtype=np.int32)
+        numbers[order] = np.arange(len(used), dtype=np.int32)
+        folders = Texts.of(self._folders[number] for number in used[order].tolist())
+        return Paths.of_arrays(self.root, folders=folders, names=self._names.at(places), folder_of=numbers[folder_of])
+
+    def naturally(self) -> "Paths":
+        """The paths, which are in the order of a walk, in that of the numbers in their names: 2 comes before 10."""
+        folders = [f"{folder}/" if folder else "" for folder in self._folders]
+        keys = [natural_key(folders[number] + name) for number, name in zip(self._folder_of.tolist(), self._names, strict=True)]
+        return self.at(np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64))
+
+    def places_by_folder(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each folder, and Int[M], the places of the files that lie in it."""
+        order = np.argsort(self._folder_of, kind="stable")
+        start = 0
+        for folder, count in zip(self._folders, np.bincount(self._folder_of, minlength=len(self._folders)).tolist(), strict=True):
+            yield folder, order[start : start + count]
+            start += count
 
     @classmethod
     def joined(cls, parts: Sequence["Paths"]) -> "Paths":
@@ -249,6 +299,7 @@ def _made_again(root: Path, folders: Texts, names: Texts, folder_of: np.ndarray)
     return Paths.of_arrays(root, folders=folders, names=names, folder_of=folder_of)
 
 
-def _mapped_again(root: Path, folders: Texts, file: Path) -> Paths:
-    paths, _, _ = Paths.mapped(root, file)
-    return Paths.of_arrays(root, folders=folders, names=paths.names, folder_of=paths.folder_of, file=file)
+def _mapped_again(root: Path, folders: Texts, file: Path, name: str) -> Paths:
+    arrays, _ = map_arrays(file)
+    paths = Paths.part_of(root, arrays, name)
+    return Paths.of_arrays(root, folders=folders, names=paths.names, folder_of=paths.folder_of, file=(file, name))

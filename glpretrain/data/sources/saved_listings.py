@@ -59,6 +59,10 @@ class Walked(NamedTuple):
     real: Iterable[Path]  # the folder itself and those that links in it lead to, without links
     is_certain: bool  # whether all could be read that decides about it
 
+    def states_below(self, folder: str) -> list[tuple[str, State]]:
+        """The states by path relative to a folder above, `folder` being the listed one relative to it."""
+        return [(os.path.join(folder, name) if name else folder, state) for name, state in self.states]
+
 
 def listing_of(root: Path, *, walk: Callable[[Path], Walked], rules: str, least: int) -> Listing:
     """What `walk` finds below a folder, or what was found there before, if nothing has changed since.

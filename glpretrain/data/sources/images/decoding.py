@@ -50,7 +50,8 @@ _TURNS = {
 _LARGEST_FLOAT = 1e38  # files mark missing values by the largest float that there is
 _MOST_BYTES = 1 << 30  # of one decoded array
 _VOID = 255
-_LEAST = 100_000  # images, which are found in a second
+IMAGE_RULES = " ".join((*ENDINGS, *sorted(LEFTOVERS)))  # what a listing of images depends on
+LEAST_SAVED = 100_000  # images, which are found in a second
 MOST_SIDE = 2048  # pixels on each side of a JPEG that are enough to score on
 _LONGEST_REASON = 300  # bytes
 
@@ -242,13 +243,13 @@ def _from_array(array: np.ndarray, path: Path, *, channels: int) -> Tensor:
 
 def find_images(root: Path) -> Paths:
     """Image files below `root` in the order of their names. Hidden files and folders are left out; what else is left out is logged."""
-    paths, note, _ = listing_of(root, walk=_images_below, rules=" ".join((*ENDINGS, *sorted(LEFTOVERS))), least=_LEAST)
+    paths, note, _ = listing_of(root, walk=images_below, rules=IMAGE_RULES, least=LEAST_SAVED)
     if note:
         say_once(f"{root}: {note}")
     return paths
 
 
-def _images_below(root: Path) -> Walked:
+def images_below(root: Path) -> Walked:
     """What `find_images` finds, by a walk through the folder."""
     walk, others = Walk(root), list[Path]()
     paths = Paths(root, _images_of(walk, others))

@@ -5,6 +5,7 @@ Left out: labels that come as one file per part (CelebAMask-HQ); the script of t
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glpretrain.core.listing import State
 from glpretrain.data.sources.base import UnreadableItemError
-from glpretrain.data.sources.images.decoding import damage_named, load_array, opened_image
+from glpretrain.data.sources.images.decoding import LEAST_SAVED, damage_named, load_array, opened_image
 from glpretrain.data.sources.paths import Paths, Texts
+from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 from glpretrain.masking import FACE_REGIONS
 
 MAP_ENDINGS = (".png", ".npy")
@@ -90,18 +93,30 @@ def find_maps(folder: Path, images: Paths) -> Paths:
     Raises:
         ValueError: an image has none.
     """
+    rules = f"maps {' '.join(MAP_ENDINGS)} {images.digest()}"
+    return listing_of(folder, walk=partial(_maps_of, images=images), rules=rules, least=LEAST_SAVED).paths
+
+
+def _maps_of(folder: Path, *, images: Paths) -> Walked:
+    states: dict[str, State] = {}
+
+    def listed(inside: str) -> set[str]:
+        states.setdefault(inside, State.of(folder / inside))
+        return _files_in(folder / inside)
 
     def names() -> Iterator[str]:
-        last, there = "", _files_in(folder)
+        last, there = "", listed("")
         for number, name in zip(images.folder_of.tolist(), images.names, strict=True):
             if (inside := folders[number]) != last:
-                last, there = inside, _files_in(folder / inside)
+                last, there = inside, listed(inside)
             stem = name[: -len(suffix)] if (suffix := Path(name).suffix) else name
             found = next((stem + ending for ending in MAP_ENDINGS if stem + ending in there), None)
             yield found or find_map(folder, Path(inside, name)).name
 
     folders = list(images.folders)
-    return Paths.of_arrays(folder, folders=images.folders, names=Texts.of(names()), folder_of=images.folder_of)
+    paths = Paths.of_arrays(folder, folders=images.folders, names=Texts.of(names()), folder_of=images.folder_of)
+    real = {Path(os.path.realpath(folder / inside)) for inside in states}
+    return Walked(Listing(paths, "", {}), list(states.items()), real, all(state.inode for state in states.values()))
 
 
 def _files_in(folder: Path) -> set[str]:

@@ -6,29 +6,36 @@ The files are found when a source is constructed, so that an empty folder fails 
 import os
 from collections.abc import Mapping, Sequence
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from glpretrain.core.listing import is_leftover, natural_order, say_once, subfolders
+from glpretrain.core.listing import is_leftover, say_once, subfolders
 from glpretrain.data.sources.base import Item, Source, Stored, UnreadableItemError, checked_index
 from glpretrain.data.sources.images.decoding import (
     ENDINGS,
+    IMAGE_RULES,
+    LEAST_SAVED,
     MOST_SIDE,
     decode,
     decode_mask,
     existing_folder,
     find_images,
+    images_below,
     void_of,
 )
+from glpretrain.data.sources.images.pairs import mask_places, with_labels
 from glpretrain.data.sources.paths import Paths
+from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 
 _FRAME = "_frame_"
 _MOST_NAMES = 10  # in a message
 _TRAIN_FOLDERS = ("train", "training")
 _TEST_FOLDERS = ("val", "valid", "validation", "test", "testing")
+_MASKS = "masks."  # what the names of the arrays of masks begin with
 _MASK_FOLDERS = (("images", "masks"), ("JPEGImages", "Annotations"))
 
 
@@ -244,16 +251,12 @@ class MaskedFolder(Source):
             accepted = " or ".join(f"{images}/ beside {masks}/" for images, masks in _MASK_FOLDERS)
             raise ValueError(f"MaskedFolder: {self.root} does not hold {accepted}")
         images, masks = pair
-        files = sorted(find_images(images), key=natural_order)
-        if not files:
-            raise _nothing_found("MaskedFolder", images)
-        mask_of = masks_by_stem(masks, owner="MaskedFolder")
-        found = {path: mask_of.get(_stem(path.relative_to(images))) for path in files}
-        self.paths = Paths.of(self.root, (path.relative_to(self.root) for path in files))
-        self._masks = Paths.of(self.root, (mask.relative_to(self.root) for mask in found.values() if mask is not None))
-        if missing := [path for path, mask in found.items() if mask is None]:
-            expected = masks / missing[0].relative_to(images).with_suffix(".png")
-            raise ValueError(f"MaskedFolder: {len(missing)} of {len(files)} images have no mask, the first of them {expected}")
+        rules = f"masked {images.name} {masks.name} {IMAGE_RULES}"
+        found = listing_of(self.root, walk=partial(_masked_below, images=images.name, masks=masks.name), rules=rules, least=LEAST_SAVED)
+        self.paths = found.paths
+        self._masks = Paths.part_of(self.root, found.arrays, _MASKS, file=found.paths.file)
+        if found.note:
+            say_once(f"{self.root}: {found.note}")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -282,23 +285,22 @@ class MaskedFolder(Source):
         return semantic
 
 
-def masks_by_stem(folder: Path, *, owner: str) -> dict[Path, Path]:
-    """The masks below a folder, as `by_stem` gives them. JPEG files are left out, since they do not keep labels."""
-    return by_stem([path for path in find_images(folder) if path.suffix.lower() not in (".jpg", ".jpeg")], folder, owner=owner)
-
-
-def by_stem(paths: Sequence[Path], folder: Path, *, owner: str) -> dict[Path, Path]:
-    """Files by their path relative to `folder`, without the ending of an image.
+def _masked_below(root: Path, *, images: str, masks: str) -> Walked:
+    """The images in one folder of `root` in natural order, and the mask of each in another one.
 
     Raises:
-        ValueError: two of them differ in the ending only.
+        ValueError: see `MaskedFolder`.
     """
-    found: dict[Path, Path] = {}
-    for path in paths:
-        if (other := found.setdefault(_stem(path.relative_to(folder)), path)) != path:
-            raise ValueError(f"{owner}: {other} and {path} differ in the ending only; keep one of them")
-    return found
-
-
-def _stem(path: Path) -> Path:
-    return path.with_suffix("") if path.suffix.lower() in ENDINGS else path
+    walked, of_masks = images_below(root / images), images_below(root / masks)
+    files, candidates = walked.listing.paths.naturally(), with_labels(of_masks.listing.paths)
+    if not files:
+        raise _nothing_found("MaskedFolder", root / images)
+    places = mask_places(files, candidates, owner="MaskedFolder")
+    if len(missing := np.flatnonzero(places < 0)):
+        folder, name = files.parts(int(missing[0]))
+        expected = Path(root, masks, folder, name).with_suffix(".png")
+        raise ValueError(f"MaskedFolder: {len(missing)} of {len(files)} images have no mask, the first of them {expected}")
+    notes = [f"{folder}: {one.listing.note}" for folder, one in ((images, walked), (masks, of_masks)) if one.listing.note]
+    listing = Listing(files.below(root, images), "; ".join(notes), candidates.at(places).below(root, masks).arrays(_MASKS))
+    states = [*walked.states_below(images), *of_masks.states_below(masks)]
+    return Walked(listing, states, [*walked.real, *of_masks.real], walked.is_certain and of_masks.is_certain)

@@ -11,19 +11,21 @@ from array import array
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from glpretrain.core.listing import State, Walk, is_leftover
 from glpretrain.data.sources.base import UnreadableItemError, label_items, reason_of
 from glpretrain.data.sources.images.decoding import ENDINGS
-from glpretrain.data.sources.images.tar_files import Member, read_contents, read_range
+from glpretrain.data.sources.images.shard_indices import indexed_contents
+from glpretrain.data.sources.images.tar_files import Member, read_contents
+from glpretrain.data.sources.images.unpacked import Unpacked, is_compressed
 from glpretrain.data.sources.paths import Packed, Paths, Texts
 from glpretrain.data.sources.saved_listings import Listing, Walked
 
 IMAGE_KINDS = tuple(ending for ending in ENDINGS if ending != ".npy")
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
+_COMPRESSED = (".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 _LARGEST_LABEL = 2**24  # bytes
 _NUMBER_FIRST = re.compile(r"(\d[^.]*(?:\.\d[^.]*)*)\.(.+)")
 _SHOWN = 3  # names in a line
@@ -55,13 +57,14 @@ class _Samples:
         self.kind_of, self.shard_of, self.label_of, self.is_cut = array("i"), array("i"), array("i"), array("b")
         self.places, self.names = array("q"), Packed()  # of each member that may be an image: offset and size, and name
 
-    def add(self, name: str, members: dict[str, Member], *, shard: int, is_cut: bool) -> None:
+    def add(self, name: str, members: dict[str, Member], *, shard: int, content: BinaryIO, is_cut: bool) -> None:
         """Add a sample.
 
         Args:
             name: name of the sample, with its shard.
             members: its members by key in lower case.
             shard: number of its shard.
+            content: tar file that the members are in.
             is_cut: whether its shard is damaged.
         """
         kind = self.kinds.setdefault(tuple(members), len(self.first))
@@ -69,7 +72,7 @@ class _Samples:
             self.first.append(name)
             self.images.append(self._candidates(members))
         try:
-            label = _label(members)
+            label = _label(members, content)
             self.label_of.append(_NO_LABEL if label is None else self.labels.setdefault(label, len(self.labels)))
         except UnreadableItemError as error:
             self.unreadable.setdefault(kind, (len(self.kind_of), str(error)))
@@ -124,19 +127,20 @@ class _Samples:
         return chosen
 
 
-def read_headers(root: Path, *, image_key: str | None) -> Walked:
+def read_headers(root: Path, *, image_key: str | None, unpacked: Unpacked) -> Walked:
     """The images of all shards with their places and labels.
 
     Args:
         root: a shard, or a folder of shards.
         image_key: key of the images, as `TarShards` is given it.
+        unpacked: where compressed shards are unpacked.
 
     Raises:
         ValueError: see `TarShards`.
     """
     notes: list[str] = []
     shards = _shards_at(root, notes)
-    samples, is_whole = _samples_of(shards.files, image_key, notes)
+    samples, is_whole = _samples_of(shards.files, image_key, unpacked, notes)
     keys, counts = samples.chosen_keys(notes), samples.counts()
     if num_without := sum(count for key, count in zip(keys, counts, strict=True) if key is None):
         first = samples.first[keys.index(None)]
@@ -190,11 +194,11 @@ def _listed(samples: _Samples, keys: Sequence[str | None], shards: Sequence[str]
 
 
 def is_shard(path: Path) -> bool:
-    return path.suffix.lower() == ".tar" and not is_leftover(path.name) and path.is_file()
+    return (path.suffix.lower() == ".tar" or is_compressed(path)) and not is_leftover(path.name) and path.is_file()
 
 
 def _shards_at(root: Path, notes: list[str]) -> _Shards:
-    """The shard, or those of a folder in order; compressed ones are added to `notes`.
+    """The shard, or those of a folder in order; those that are compressed in a way that is not read are added to `notes`.
 
     Raises:
         ValueError: there is none.
@@ -204,10 +208,10 @@ def _shards_at(root: Path, notes: list[str]) -> _Shards:
     walk = Walk(root)
     files = sorted(Path(root, folder, name) for folder, names in walk for name in names) if root.is_dir() else []
     if compressed := [str(path) for path in files if path.name.lower().endswith(_COMPRESSED)]:
-        notes.append(f"{len(compressed)} compressed shards are not read; unpack them to .tar: {_first_of(compressed)}")
+        notes.append(f"{len(compressed)} compressed shards are not read; unpack them to .tar, or use .tar.gz: {_first_of(compressed)}")
     shards = [path for path in files if is_shard(path)]
     if not shards:
-        raise ValueError("; ".join([f"TarShards: {root} is neither a .tar file nor a folder of .tar files", *notes]))
+        raise ValueError("; ".join([f"TarShards: {root} is neither a .tar or .tar.gz file nor a folder of them", *notes]))
     for shard in shards:
         walk.remember(shard, State.of(shard))
     real = {*walk.real, *(Path(os.path.realpath(shard)).parent for shard in shards)}
@@ -218,7 +222,7 @@ def _numbers_first(name: str) -> tuple[bool, int, str]:
     return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
 
 
-def _samples_of(shards: Sequence[Path], image_key: str | None, notes: list[str]) -> tuple[_Samples, bool]:
+def _samples_of(shards: Sequence[Path], image_key: str | None, unpacked: Unpacked, notes: list[str]) -> tuple[_Samples, bool]:
     """The samples of all shards, and whether all shards are whole; what is wrong with them is added to `notes`.
 
     Raises:
@@ -229,7 +233,8 @@ def _samples_of(shards: Sequence[Path], image_key: str | None, notes: list[str])
     unreadable, num_replaced = 0, 0
     for number, shard in enumerate(shards):
         try:
-            contents = read_contents(shard)
+            plain = unpacked.plain(shard)
+            contents = (indexed_contents(shard) if plain == shard else None) or read_contents(shard, plain=plain)
         except (OSError, ValueError) as error:
             if (unreadable := unreadable + 1) == len(shards):
                 raise ValueError(f"TarShards: {error}") from error
@@ -246,9 +251,10 @@ def _samples_of(shards: Sequence[Path], image_key: str | None, notes: list[str])
                 num_replaced += key.lower() in members
                 members[key.lower()] = member
         num_replaced += contents.num_replaced
-        for name, members in of_shard.items():
-            for ending, part in _split_at_numbers(members).items():
-                samples.add(f"{shard}:{name}{ending}", part, shard=number, is_cut=bool(contents.fault))
+        with plain.open("rb") as content:
+            for name, members in of_shard.items():
+                for ending, part in _split_at_numbers(members).items():
+                    samples.add(f"{shard}:{name}{ending}", part, shard=number, content=content, is_cut=bool(contents.fault))
     if faults:
         notes.append(f"{len(faults)} of {len(shards)} shards are damaged and are read as far as they are whole: {_first_of(faults)}")
     if num_replaced:
@@ -277,8 +283,8 @@ def _first_of(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _label(members: dict[str, Member]) -> str | None:
-    """The label of a sample, None without one.
+def _label(members: dict[str, Member], content: BinaryIO) -> str | None:
+    """The label of a sample whose members are in a tar file, None without one.
 
     Raises:
         UnreadableItemError: it cannot be read.
@@ -289,7 +295,8 @@ def _label(members: dict[str, Member]) -> str | None:
         try:
             if member.size > _LARGEST_LABEL:
                 raise ValueError(f"{member.size} bytes; accepted: at most {_LARGEST_LABEL}")
-            label = _parsed(read_range(member.shard, offset=member.offset, size=member.size), as_json=key == "json")
+            content.seek(member.offset)
+            label = _parsed(content.read(member.size), as_json=key == "json")
         except Exception as error:  # json raises RecursionError besides ValueError
             raise UnreadableItemError(f"{member}: {reason_of(error)}") from error
         if label is not None:

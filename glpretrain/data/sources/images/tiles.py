@@ -2,10 +2,12 @@
 
 What training needs of a tile are 8 bytes: where its image lies in the shard, and how long it is. Slide and shard are the same for
 hundreds of tiles that follow one another, so they are kept once for each run of tiles. Where a tile was cut is read when it is asked for.
+A long index is read once, and mapped into memory while it stays as it is (`saved_listings`).
 """
 
 import io
 import json
+import os
 from array import array
 from collections.abc import Iterator
 from functools import cached_property
@@ -14,13 +16,16 @@ from typing import Literal
 
 import numpy as np
 
-from glpretrain.core.listing import expanded
+from glpretrain.core.listing import State, expanded
 from glpretrain.data.sources.base import Item, Source, Stored, Subset, check_choice, checked_index
 from glpretrain.data.sources.images.decoding import damage_named, decode_pil
-from glpretrain.data.sources.images.tar_files import read_range
+from glpretrain.data.sources.images.tar_files import ReadAhead, read_range
+from glpretrain.data.sources.paths import Paths, Texts
+from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 from glpretrain.prepare.slides.folder import INDEX, SETTINGS
 
 _TEST_SHARE = 0.2
+_LEAST = 16  # shards, whose lines are read in a fifth of a second
 
 
 class TileFolder(Source):
@@ -32,6 +37,7 @@ class TileFolder(Source):
         labels: what the classes are. `folders`: a slide has the class that its first folder names, if the slides lie in at least two
             folders, and the source has a training and a test split; otherwise there are no classes. `slides`: each slide is a class.
             `none`: there are no classes.
+        read_ahead: as for `TarShards`.
 
     Raises:
         ValueError: the folder was not written by `glpretrain tiles`, or there is no tile in it.
@@ -41,15 +47,26 @@ class TileFolder(Source):
 
     slides: list[str]  # names
 
-    def __init__(self, root: str | Path, *, channels: int = 3, labels: Literal["folders", "slides", "none"] = "folders") -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        channels: int = 3,
+        labels: Literal["folders", "slides", "none"] = "folders",
+        read_ahead: bool = False,
+    ) -> None:
         self.root = expanded(root)
+        self._ahead = ReadAhead() if read_ahead else None
         self.name, self.channels, self.labels = self.root.resolve().name, channels, labels
         check_choice(channels, (1, 3), what="TileFolder: channels")
         if not (self.root / SETTINGS).is_file():
             raise ValueError(f"TileFolder: {self.root} was not written by `glpretrain tiles`: it has no {SETTINGS}")
-        self._read()
+        index = self.root / INDEX
+        found = listing_of(index, walk=_read, rules="tiles", least=_LEAST)
+        self._shards, self.slides = found.paths.with_root(self.root / "shards"), list(Texts.part_of(found.arrays, "slides"))
+        self._offset, self._num_bytes = found.arrays["offsets"], found.arrays["sizes"]
+        self._starts, self._slide_of_run, self._shard_of_run = (found.arrays[name] for name in ("starts", "slide_of_run", "shard_of_run"))
         if len(self) == 0:
-            index = self.root / INDEX
             raise ValueError(f"TileFolder: no tile in {index}; run `glpretrain tiles` with the same arguments again to finish it")
         of_slide = self.slides if labels == "slides" else [name.split("/")[0] if "/" in name else "" for name in self.slides]
         names = sorted(set(of_slide))
@@ -58,42 +75,16 @@ class TileFolder(Source):
         numbers = {name: number for number, name in enumerate(self.classes)}
         self._class_of_slide = [numbers.get(name, -1) for name in of_slide]
 
-    def _entries(self) -> Iterator[dict]:
-        index = self.root / INDEX
-        if index.is_file():
-            with index.open(encoding="utf-8") as lines:
-                yield from map(json.loads, lines)
-
-    def _read(self) -> None:
-        """Read the index into arrays, which the worker processes share."""
-        slides: dict[str, int] = {}
-        shards: dict[str, int] = {}
-        offsets, sizes = array("Q"), array("I")
-        starts, runs = array("q"), array("i")  # first tile of a run; its slide and its shard
-        last: tuple[str, str] | None = None
-        for number, entry in enumerate(self._entries()):
-            if (here := (entry["slide"], entry["shard"])) != last:
-                last = here
-                starts.append(number)
-                runs.extend((slides.setdefault(here[0], len(slides)), shards.setdefault(here[1], len(shards))))
-            offsets.append(entry["offset"])
-            sizes.append(entry["num_bytes"])
-        self._offset, self._num_bytes = np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.int32)
-        if len(offsets) and self._offset.max() < 1 << 32:
-            self._offset = self._offset.astype(np.uint32)
-        self._starts, table = np.array(starts, dtype=np.int64), np.array(runs, dtype=np.int32).reshape(-1, 2)
-        self._slide_of_run, self._shard_of_run = table[:, 0].copy(), table[:, 1].copy()
-        self.slides = list(slides)
-        if outside := next((name for name in shards if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts), None):
-            raise ValueError(f"TileFolder: {self.root / INDEX} names the shard {outside!r}; accepted: files in {self.root / 'shards'}")
-        self._shards = [self.root / "shards" / name for name in shards]
-
     def _column(self, name: str, dtype: type) -> np.ndarray:
-        return np.fromiter((entry[name] for entry in self._entries()), dtype=dtype, count=len(self))
+        return np.fromiter((entry[name] for entry in _entries(self.root / INDEX)), dtype=dtype, count=len(self))
 
     def _spread(self, of_run: np.ndarray) -> np.ndarray:
         """A value of every run, Int[R], for each of its tiles, Int[N]."""
         return np.repeat(of_run, np.diff(self._starts, append=len(self)))
+
+    @property
+    def shard_starts(self) -> np.ndarray:
+        return self._starts[np.flatnonzero(np.diff(self._shard_of_run, prepend=-1))]
 
     @property
     def slide_of(self) -> np.ndarray:
@@ -125,8 +116,10 @@ class TileFolder(Source):
 
     def __getitem__(self, index: int) -> Item:
         run = int(np.searchsorted(self._starts, checked_index(index, len(self)), side="right")) - 1
-        shard = self._shards[self._shard_of_run[run]]
+        shard = self._shards[int(self._shard_of_run[run])]
         with damage_named(f"{shard}, tile {index}"):
+            if self._ahead is not None:
+                self._ahead.of(shard)
             content = read_range(shard, offset=int(self._offset[index]), size=int(self._num_bytes[index]))
             image = decode_pil(io.BytesIO(content), channels=self.channels)
         return Item(values=image, label=self._class_of_slide[self._slide_of_run[run]], instances=None, regions=None)
@@ -159,3 +152,43 @@ class TileFolder(Source):
             held_out |= set(members[-max(1, round(_TEST_SHARE * len(members))) :])
         test = np.isin(self.slide_of, list(held_out))
         return Subset(self, indices=np.flatnonzero(~test)), Subset(self, indices=np.flatnonzero(test))
+
+
+def _entries(index: Path) -> Iterator[dict]:
+    if index.is_file():
+        with index.open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+
+def _read(index: Path) -> Walked:
+    """What an index says, in arrays; the paths are those of the shards.
+
+    Raises:
+        ValueError: a shard lies elsewhere.
+    """
+    state = State.of(index)
+    slides: dict[str, int] = {}
+    shards: dict[str, int] = {}
+    offsets, sizes = array("Q"), array("I")
+    starts, runs = array("q"), array("i")  # first tile of a run; its slide and its shard
+    last: tuple[str, str] | None = None
+    for number, entry in enumerate(_entries(index)):
+        if (here := (entry["slide"], entry["shard"])) != last:
+            last = here
+            starts.append(number)
+            runs.extend((slides.setdefault(here[0], len(slides)), shards.setdefault(here[1], len(shards))))
+        offsets.append(entry["offset"])
+        sizes.append(entry["num_bytes"])
+    if outside := next((name for name in shards if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts), None):
+        raise ValueError(f"TileFolder: {index} names the shard {outside!r}; accepted: files in {index.parent / 'shards'}")
+    table = np.array(runs, dtype=np.int32).reshape(-1, 2)
+    places = np.array(offsets, dtype=np.int64)
+    arrays = {
+        "offsets": places.astype(np.uint32) if len(places) and places.max() < 1 << 32 else places,
+        "sizes": np.array(sizes, dtype=np.int32),
+        "starts": np.array(starts, dtype=np.int64),
+        "slide_of_run": table[:, 0].copy(),
+        "shard_of_run": table[:, 1].copy(),
+    }
+    listing = Listing(Paths.of(index.parent, shards), "", arrays | Texts.of(slides).arrays("slides"))
+    return Walked(listing, [("", state)], [Path(os.path.realpath(index)).parent], state.inode != 0)

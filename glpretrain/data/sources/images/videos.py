@@ -6,8 +6,9 @@ A video is decoded on request. Left out: resizing, and the use of the masks (`gl
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,15 +17,26 @@ import torch
 from torch import Tensor
 
 from glpretrain.core import keys
-from glpretrain.core.listing import natural_order, say_once, subfolders
+from glpretrain.core.listing import say_once, subfolders
 from glpretrain.data.sources.base import Split, UnreadableItemError, check_choice, checked_index, item_key
-from glpretrain.data.sources.images.decoding import decode, decode_mask, existing_folder, find_images, void_of
-from glpretrain.data.sources.images.folders import by_stem, masks_by_stem
+from glpretrain.data.sources.images.decoding import (
+    IMAGE_RULES,
+    LEAST_SAVED,
+    decode,
+    decode_mask,
+    existing_folder,
+    images_below,
+    void_of,
+)
+from glpretrain.data.sources.images.pairs import mask_places, require_one_each, with_labels
 from glpretrain.data.sources.images.scenes import MAX_OBJECTS, NUM_DRAWS, Pose, height_and_width, object_count, render
+from glpretrain.data.sources.paths import Paths, Texts
+from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 
 IGNORED, UNKNOWN = -1, -2  # values of masks: a pixel that is neither background nor object; every pixel of a frame without a mask
 _OFFICIAL_LIST = Path("ImageSets", "2017", "val.txt")
 _RESOLUTION = "480p"
+_MASKS = "masks."  # what the names of the arrays of masks begin with
 
 
 class Video(NamedTuple):
@@ -74,12 +86,6 @@ class VideoSource(ABC):
         return hashlib.sha256("".join(self._digests[index] for index in sorted(self._digests)).encode()).hexdigest()
 
 
-class _Files(NamedTuple):
-    name: str
-    frames: list[Path]
-    masks: list[Path | None]  # one per frame
-
-
 class VideoFolder(VideoSource):
     """Sequences of image files: `JPEGImages/<sequence>/` beside `Annotations/<sequence>/` (DAVIS, with or without the folder `480p/` in
     between), or `<sequence>/frames/` beside `<sequence>/masks/`.
@@ -119,7 +125,15 @@ class VideoFolder(VideoSource):
         names = self._listed(sequences, sorted(folders))
         if unknown := [name for name in names if name not in folders]:
             raise ValueError(f"VideoFolder: sequences has {unknown}, but {self.root} holds only {sorted(folders)}")
-        self._files = [_matched(name, *folders[name], max_frames=max_frames) for name in names]
+        below = {name: [folder.relative_to(self.root).as_posix() for folder in folders[name]] for name in names}
+        pairs = {name: (frames, masks) for name, (frames, masks) in below.items()}
+        rules = f"videos {max_frames} {' '.join(map(repr, pairs.items()))} {IMAGE_RULES}"
+        found = listing_of(self.root, walk=partial(_videos_below, pairs=pairs, max_frames=max_frames), rules=rules, least=LEAST_SAVED)
+        self._names, self._ends = Texts.of(names), found.arrays["ends"]
+        self._frames, self._mask_of = found.paths, found.arrays["mask_of"]
+        self._masks = Paths.part_of(self.root, found.arrays, _MASKS, file=found.paths.file)
+        if found.note:
+            say_once(f"{self.root}: {found.note}")
 
     def _folders(self) -> dict[str, tuple[Path, Path]]:
         """The folders of frames and masks of each sequence, by its name."""
@@ -151,10 +165,12 @@ class VideoFolder(VideoSource):
         return list(sequences)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._names)
 
     def _decoded(self, index: int) -> Video:
-        name, frame_files, mask_files = self._files[index]
+        name, shown = self._names[index], slice(int(self._ends[index - 1]) if index else 0, int(self._ends[index]))
+        frame_files = self._frames[shown]
+        mask_files = [None if place < 0 else self._masks[place] for place in self._mask_of[shown].tolist()]
         frames = [decode(path, channels=self.channels) for path in frame_files]
         for path, frame in zip(frame_files, frames, strict=True):
             if frame.shape != frames[0].shape:
@@ -167,17 +183,48 @@ class VideoFolder(VideoSource):
         return Video(name, torch.stack(frames), masks if self.ignore is None else masks.masked_fill(masks == self.ignore, IGNORED))
 
 
-def _matched(name: str, frames: Path, masks: Path, *, max_frames: int | None) -> _Files:
-    frame_of = by_stem(sorted(find_images(frames), key=natural_order), frames, owner="VideoFolder")
-    mask_of = masks_by_stem(masks, owner="VideoFolder") if masks.is_dir() else {}
-    if not frame_of:
-        raise ValueError(f"VideoFolder: no frame in {frames}")
-    if extra := sorted(mask_of.keys() - frame_of.keys()):
-        raise ValueError(f"VideoFolder: {len(extra)} masks of {name!r} have no frame, the first of them {mask_of[extra[0]]}")
-    stems = list(frame_of)[:max_frames]
-    if stems[0] not in mask_of:
-        raise ValueError(f"VideoFolder: the first frame of {name!r}, {frame_of[stems[0]]}, needs a PNG of the same name in {masks}")
-    return _Files(name, [frame_of[stem] for stem in stems], [mask_of.get(stem) for stem in stems])
+def _videos_below(root: Path, *, pairs: Mapping[str, tuple[str, str]], max_frames: int | None) -> Walked:
+    """The frames of the sequences, one behind another, their masks, and where each sequence ends.
+
+    Args:
+        root: folder of all of them.
+        pairs: folders of frames and masks of each sequence, relative to `root`, by its name.
+        max_frames: as for `VideoFolder`.
+
+    Raises:
+        ValueError: see `VideoFolder`.
+    """
+    frames, masks, mask_of, walks = list[Paths](), list[Paths](), list[np.ndarray](), dict[str, Walked]()
+    num_masks = 0
+    for name, (of_frames, of_masks) in pairs.items():
+        here = {folder: images_below(root / folder) for folder in (of_frames, of_masks) if (root / folder).is_dir()}
+        candidates = with_labels(here[of_masks].listing.paths) if of_masks in here else Paths(root / of_masks, ())
+        shown, places = _matched(name, here[of_frames].listing.paths.naturally(), candidates, max_frames=max_frames)
+        has_mask = places >= 0
+        frames.append(shown.below(root, of_frames))
+        masks.append(candidates.at(places[has_mask]).below(root, of_masks))
+        mask_of.append(np.where(has_mask, num_masks + np.cumsum(has_mask) - 1, -1).astype(np.int32))
+        num_masks += int(has_mask.sum())
+        walks |= here
+    arrays = {"mask_of": np.concatenate(mask_of), "ends": np.cumsum([len(one) for one in frames], dtype=np.int64)}
+    note = "; ".join(f"{folder}: {walk.listing.note}" for folder, walk in walks.items() if walk.listing.note)
+    states = [state for folder, walk in walks.items() for state in walk.states_below(folder)]
+    real = {folder for walk in walks.values() for folder in walk.real}
+    listing = Listing(Paths.joined(frames), note, arrays | Paths.joined(masks).arrays(_MASKS))
+    return Walked(listing, states, real, all(walk.is_certain for walk in walks.values()))
+
+
+def _matched(name: str, frames: Paths, masks: Paths, *, max_frames: int | None) -> tuple[Paths, np.ndarray]:
+    """The frames of a sequence that are used, and Int[T], the place of the mask of each of them, -1 without one."""
+    require_one_each(frames, owner="VideoFolder")
+    places = mask_places(frames, masks, owner="VideoFolder")
+    if not frames:
+        raise ValueError(f"VideoFolder: no frame in {frames.root}")
+    if len(extra := np.setdiff1d(np.arange(len(masks)), places)):
+        raise ValueError(f"VideoFolder: {len(extra)} masks of {name!r} have no frame, the first of them {masks[int(extra[0])]}")
+    if places[0] < 0:
+        raise ValueError(f"VideoFolder: the first frame of {name!r}, {frames[0]}, needs a PNG of the same name in {masks.root}")
+    return frames.at(np.arange(len(frames))[:max_frames]), places[:max_frames]
 
 
 # How the objects of a scene move: by at most a sixteenth of the side of a frame per frame, which is about one patch.

@@ -1,24 +1,28 @@
 """The user's own point clouds: a folder of files, or one file of many clouds."""
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Literal
 
 import numpy as np
 import torch
 
-from glpretrain.core.listing import count_kinds, expanded, files_below, say_once
+from glpretrain.core.listing import LEFTOVERS, Run, State, Walk, count_kinds, expanded, say_once
 from glpretrain.data.sources.base import Item, Source, check_choice, checked_index
 from glpretrain.data.sources.paths import Paths
 from glpretrain.data.sources.points.arrays import TEXTS, first_numbers, read_arrays
 from glpretrain.data.sources.points.clouds import ARRAYS, MESHES, PointSource, cloud_item, read_points, some_of
+from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 
 SplitOrAll = Literal["train", "test", "all"]
 SPLITS = ("train", "test", "all")
 _TRAIN_NAMES: tuple[str, ...] = ("train", "training")
 _TEST_NAMES: tuple[str, ...] = ("test", "val", "testing", "valid", "validation")
 _MOST_CLASSES = 2**16
+_ENDINGS = frozenset(ARRAYS + MESHES)
+_RULES = f"clouds {' '.join((*ARRAYS, *MESHES, *TEXTS, *sorted(LEFTOVERS)))}"  # what a listing of clouds depends on
+_LEAST = 100_000  # clouds, which are found in a second
 
 
 def _chosen_split(split: SplitOrAll | None, present: Sequence[str], *, owner: str) -> SplitOrAll:
@@ -57,28 +61,29 @@ class PointFolder(PointSource):
         if num_points < 1:
             raise ValueError(f"PointFolder: num_points is {num_points}; expected at least 1")
         self.num_points, self.normalise = num_points, normalise
-        files, left_out = _clouds_below(self.root)
-        if not files:
+        paths, left_out, _ = listing_of(self.root, walk=_clouds_below, rules=_RULES, least=_LEAST)
+        if not paths:
             found = f"; it holds {left_out}" if left_out else ""
             raise ValueError(f"PointFolder: no point cloud in {self.root}; accepted endings: {' '.join(ARRAYS + MESHES)}{found}")
         if left_out:
-            say_once(f"PointFolder: {self.root}: {len(files)} clouds; left out: {left_out}")
-        folders = {name.lower() for path in files for name in path.relative_to(self.root).parts[:-1]}
+            say_once(f"PointFolder: {self.root}: {len(paths)} clouds; left out: {left_out}")
+        folders = {name.lower() for folder in paths.folders for name in folder.split("/")}
         # A class may be called `valid`, so less common names are those of a split only beside a folder to train on.
         tests = _TEST_NAMES if folders & set(_TRAIN_NAMES) else _TEST_NAMES[:2]
         self._split_of = dict.fromkeys(_TRAIN_NAMES, "train") | dict.fromkeys(tests, "test")
-        placed = [(path, *self._split_and_class(path)) for path in files]
-        self._splits = sorted({own for _, own, _ in placed if own})
-        self.classes = sorted({label for _, _, label in placed if label})
+        placed = [self._split_and_class(folder) for folder in paths.folders]
+        self._splits = sorted({own for own, _ in placed if own})
+        self.classes = sorted({label for _, label in placed if label})
         chosen = _chosen_split(split, self._splits, owner=f"PointFolder: {self.root}")
-        files = [(path.relative_to(self.root), label) for path, own, label in placed if chosen in ("all", own)]
+        kept = np.array([chosen in ("all", own) for own, _ in placed])
+        self.paths = self._files = paths if kept.all() else paths.at(kept[paths.folder_of])
         numbers = {name: number for number, name in enumerate(self.classes)}
-        self.paths = Paths.of(self.root, (path for path, _ in files))
-        self._labels = np.array([numbers.get(label, -1) for _, label in files], dtype=np.int32)
+        labels = [numbers.get(self._split_and_class(folder)[1], -1) for folder in self._files.folders]
+        self._label_of_folder = np.array(labels, dtype=np.int32)
 
-    def _split_and_class(self, path: Path) -> tuple[str, str]:
-        """Names of the split and the class of a file, taken from its folders; empty where there is none."""
-        folders = path.relative_to(self.root).parts[:-1]
+    def _split_and_class(self, folder: str) -> tuple[str, str]:
+        """Names of the split and the class of the files in a folder, taken from its path; empty where there is none."""
+        folders = folder.split("/") if folder else []
         splits = [self._split_of[name.lower()] for name in folders if name.lower() in self._split_of]
         classes = [name for name in folders if name.lower() not in self._split_of]
         return splits[0] if splits else "", classes[0] if classes else ""
@@ -88,11 +93,11 @@ class PointFolder(PointSource):
 
     def __getitem__(self, index: int) -> Item:
         path = self.paths[checked_index(index, len(self))]
-        label = int(self._labels[index])
+        label = int(self._label_of_folder[self._files.folder_of[index]])
         return cloud_item(read_points(path, num_points=self.num_points), name=path, label=label, normalise=self.normalise)
 
     def _listing(self) -> tuple[object, ...]:
-        return *super()._listing(), self._labels
+        return *super()._listing(), self._label_of_folder[self._files.folder_of]
 
     def train_test_split(self) -> tuple[Source, Source] | None:
         if self._splits != ["test", "train"] or not self.classes:
@@ -101,31 +106,42 @@ class PointFolder(PointSource):
         return PointFolder(self.root, split="train", **options), PointFolder(self.root, split="test", **options)
 
 
-def _clouds_below(root: Path) -> tuple[list[Path], str]:
-    """The files of clouds in order, and a description of what is left out."""
-    found = files_below(root)
-    clouds: list[Path] = []
-    others: list[str] = []
-    texts: list[str] = []
-    for path in sorted(found.files):
-        suffix = path.suffix.lower()
-        if suffix not in ARRAYS + MESHES:
-            others.append(suffix or "without an ending")
-        elif suffix in TEXTS and _holds_no_numbers(path):
-            texts.append(path.name)
-        else:
-            clouds.append(path)
+def _clouds_below(root: Path) -> Walked:
+    """The files of clouds in order; the note describes what is left out."""
+    walk, others, texts = Walk(root), list[str](), list[str]()
+    paths = Paths(root, _clouds_of(walk, others, texts))
     notes = [f"{len(texts)} texts without numbers in the first line, such as {texts[0]}"] if texts else []
-    if kinds := [*others, *(kind for _, kind in found.passed_over)]:
+    if kinds := [*others, *(kind for _, kind in walk.passed_over)]:
         notes.append(count_kinds(kinds))
-    return clouds, "; ".join(notes)
+    return Walked(Listing(paths, "; ".join(notes), {}), walk.states, walk.real, walk.is_certain)
 
 
-def _holds_no_numbers(path: Path) -> bool:
+def _clouds_of(walk: Walk, others: list[str], texts: list[str]) -> Iterator[Run]:
+    """The clouds of a walk; endings of other files are added to `others`, and names of texts without numbers to `texts`."""
+    for folder, names in walk:
+        kept: list[str] = []
+        for name in names:
+            if (suffix := PurePath(name).suffix.lower()) not in _ENDINGS:
+                others.append(suffix or "without an ending")
+            elif suffix in TEXTS and _holds_no_numbers(walk, Path(walk.root, folder, name)):
+                texts.append(name)
+            else:
+                kept.append(name)
+        if kept:
+            yield Run(folder, kept)
+
+
+def _holds_no_numbers(walk: Walk, path: Path) -> bool:
+    """Whether a text is left out; then the walk remembers its state, since it may hold numbers later."""
+    state = State.of(path)
     try:
-        return not first_numbers(path)
+        if first_numbers(path):
+            return False
     except OSError:
+        walk.is_certain = False
         return False  # it is an item, and the reason is told when it is read
+    walk.remember(path, state)
+    return True
 
 
 class PointArrays(PointSource):
