@@ -50,10 +50,3 @@ def together(function: Callable[[int], object], *, count: int) -> list[Ended]:
         process.join(_SECONDS)
         assert process.exitcode == 0, f"a process ended with {process.exitcode} (None: it did not end)"
     return [ended for _, ended in sorted((answers.get() for _ in processes), key=lambda pair: pair[0])]
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

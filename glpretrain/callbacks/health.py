@@ -33,6 +33,7 @@ from glpretrain.training.teacher import EMATeacher
 
 _log = logging.getLogger(__name__)
 _SAMPLE = 4096  # numbers of each tensor that stand for it
+_LOOKED_AT = 64  # items whose patches stand for those of a batch
 
 
 @runtime_checkable
@@ -82,6 +83,7 @@ class TrainingHealth(pl.Callback):
         self._scalars: dict[str, Tensor] = {}  # Float[4]  sum of entropies, rows, sum of losses, their number
         self._contrasts: dict[str, Tensor] = {}  # Float[2]  sum of losses above guessing, their number
         self._features: dict[str, Tensor] = {}
+        self._looks = False  # at patches that the method has not asked for
         self._start = torch.empty(0)  # norm of a part of the weights when the fit started
         self._before: tuple[Tensor, Tensor] | None = None  # part of the weights before the step of a report: all, and the encoder's
         self._last: dict[str, Tensor] = {}  # part of the teacher and of every state at the last report
@@ -203,11 +205,18 @@ class TrainingHealth(pl.Callback):
         self._contrasts[name] = self._contrasts[name] + found if name in self._contrasts else found
 
     @torch.no_grad()
-    def _see(self, trainer: pl.Trainer, encoder: Encoder, args: object, output: EncoderOutput | list[EncoderOutput]) -> None:
-        if self._until_report(trainer) or self._features:
+    def _see(
+        self, trainer: pl.Trainer, encoder: Encoder, args: tuple[Tensor | list[Tensor]], output: EncoderOutput | list[EncoderOutput]
+    ) -> None:
+        if self._until_report(trainer) or self._features or self._looks:
             return
-        first = output[0] if isinstance(output, list) else output
-        self._features = features_health(first.cls.detach().float().cpu(), first.patches.detach().float().cpu())
+        first, items = (output[0], args[0][0]) if isinstance(output, list) else (output, args[0])
+        patches = first.patches
+        if not patches.numel() and not encoder.training:  # a method that reads class tokens alone has none: see some again
+            self._looks = True
+            patches = encoder(items[:_LOOKED_AT]).patches
+            self._looks = False
+        self._features = features_health(first.cls.detach().float().cpu(), patches.detach().float().cpu())
 
     def _of_assignments(self) -> dict[str, float]:
         found: dict[str, float] = {}

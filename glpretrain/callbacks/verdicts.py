@@ -72,7 +72,7 @@ def features_health(cls: Tensor, patches: Tensor) -> dict[str, Tensor]:
 
     Args:
         cls: Float[B D].
-        patches: Float[B N D].
+        patches: Float[B N D], of these items or some of them; without any, nothing is said of them.
 
     Returns:
         Float[] each; see `TrainingHealth`.
@@ -80,7 +80,7 @@ def features_health(cls: Tensor, patches: Tensor) -> dict[str, Tensor]:
     rows = patches.flatten(0, 1)
     rows = rows[:: max(1, len(rows) // _ROWS)]
     found: dict[str, Tensor] = {}
-    for name, values in (("cls", cls), ("patches", rows)):
+    for name, values in (("cls", cls), *([("patches", rows)] if len(rows) else [])):
         centred = values - values.mean(dim=0)
         singular = torch.linalg.svdvals(centred)
         shares = singular / singular.sum().clamp_min(1e-30)

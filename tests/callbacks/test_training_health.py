@@ -182,3 +182,15 @@ def test_numbers_of_features() -> None:
     assert 7.0 < found["rank_patches"].item() <= 8.0
     assert found["spread_patches"].item() == pytest.approx(1.0, abs=0.05)
     assert abs(found["patch_decay"].item() + 0.25) < 0.05  # independent patches: 0 minus the 1/4 of a patch with itself
+
+
+def test_patches_of_a_method_that_reads_class_tokens_alone_are_seen_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingHealth, "_until_report", lambda self, trainer: 0)
+    model, items, health = encoder().eval(), views_of("item", 1, items=12, size=16)[0], TrainingHealth()
+    model.register_forward_hook(lambda module, args, output: health._see(None, module, args, output))
+    alone = model(items, cls_only=True)
+    assert alone.patches.shape[1] == 0
+    wanted = features_health(alone.cls, model(items).patches)
+    assert health._features.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(health._features[name], value, msg=lambda text, name=name: f"{name}: {text}")
