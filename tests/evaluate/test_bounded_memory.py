@@ -136,6 +136,7 @@ def test_a_sample_of_tokens_takes_as_many_of_each_item_and_no_more_than_it_may()
         places = sample.places(torch.tensor(sample.items.indices))
         assert places.shape == (num_items, of_item) and num_items * of_item <= at_most
         assert all(len(set(row)) == of_item for row in places.tolist()) and set(sample.items.indices) <= set(range(30))
+        assert of_item == 7 or num_items < 30 or len({tuple(row) for row in places.tolist()}) > 5  # other ones of each item
         again = TokenSample(items, num_tokens=7, at_most=at_most, seed=5)  # the same, in whatever batches
         assert torch.equal(again.places(index[3:8]), again.places(index)[3:8]) and again.items.indices == sample.items.indices
     tokens = noise(index, 7, 3, seed=4)

@@ -105,18 +105,17 @@ def test_a_file_with_other_content_is_read(root: Path, model: ViT, decoded: list
 
 
 def test_labels_and_channels_are_those_of_now(root: Path, model: ViT, decoded: list[str]) -> None:
-    scored(model, ImageFolder(root), root.parent / "kept")
+    nine, folder = Features(batch_size=9), root.parent / "kept"  # the batches stay what they are
+    nine.labelled(model, DecodedItems(ImageFolder(root)), FeatureCache(model, folder=folder))
     (root / "a").mkdir()
-    write(root / "a" / "0.png", 50)  # now b and c are the second and third class
-    source = ImageFolder(root)
-    cache = FeatureCache(model, folder=root.parent / "kept")
-    found = Features(batch_size=5).labelled(model, DecodedItems(source), cache)
-    assert found.labels.tolist() == [0] + [1] * 9 + [2] * 9
-    items = DecodedItems(source)
-    known_files.KnownFiles(root.parent / "kept" / "files").recall(source, items.known)
-    assert items.fingerprint() == DecodedItems(source).fingerprint()  # labels are part of it
+    for number in range(9):
+        write(root / "a" / f"{number}.png", 50 + number)  # now b and c are the second and third class
+    items = DecodedItems(ImageFolder(root))
+    found = nine.labelled(model, items, FeatureCache(model, folder=folder))
+    assert found.labels.tolist() == [0] * 9 + [1] * 9 + [2] * 9
+    assert items.fingerprint() == DecodedItems(ImageFolder(root)).fingerprint()  # labels are part of it
     decoded.clear()
-    again = Features(batch_size=5).labelled(model, DecodedItems(source), FeatureCache(model, folder=root.parent / "kept"))
+    again = nine.labelled(model, DecodedItems(ImageFolder(root)), FeatureCache(model, folder=folder))
     assert torch.equal(again.labels, found.labels) and torch.equal(again.cls, found.cls) and not decoded
     grey = DecodedItems(ImageFolder(root, channels=1))
     known = known_files.KnownFiles(root.parent / "kept" / "files")
