@@ -6,6 +6,7 @@ What a score is is left out (`glpretrain.evaluate`), and so is anything that wou
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from typing import Protocol, runtime_checkable
 
 import pytorch_lightning as pl
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glpretrain.core.batch import Batch
+from glpretrain.core.mailbox import exchanged
 from glpretrain.data.module import DataModule
 from glpretrain.data.sources.base import Source
 from glpretrain.data.sources.images.videos import VideoSource
@@ -121,7 +123,10 @@ class RunEvaluators(pl.Callback):
         assert isinstance(pl_module, Trained)
         encoder = pl_module.whole_backbone()
         self._num_evaluations += 1
-        with isolate_rng(), evaluating(encoder), shared_encoding(f"evaluation {self._num_evaluations}", encoder, self.sources) as team:
+        moment, is_whole = f"evaluation {self._num_evaluations}", encoder is pl_module.backbone()
+        # In a sharded run only the first process has the whole encoder, so it encodes alone.
+        sharing = shared_encoding(moment, encoder, self.sources) if is_whole else nullcontext()
+        with isolate_rng(), evaluating(encoder), sharing as team:
             if trainer.is_global_zero:
                 cache = FeatureCache(encoder, team=team)  # of this moment's weights: k-NN and linear probe share one pass
                 for name, evaluator in self.evaluators.items():
@@ -133,6 +138,8 @@ class RunEvaluators(pl.Callback):
                     logged |= {f"eval/{name}/{score}": value.value for score, value in found.scores.items()}
                 for logger in trainer.loggers:
                     logger.log_metrics(logged, step=trainer.global_step)
+        if not is_whole:
+            exchanged(moment, "done", ranks=(0,))  # a collective would give up after half an hour
         self.seconds += time.perf_counter() - start
         return scores
 

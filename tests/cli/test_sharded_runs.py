@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from glpretrain.callbacks.checkpoints import newest_whole, with_parts
 from glpretrain.cli.training import Training
 from glpretrain.core.shards import FILES, whole
+from glpretrain.evaluate import KNN
 from glpretrain.weights import load_backbone
 
 STEPS, CUT = 6, 3
@@ -90,7 +91,22 @@ def _of_two(folder: Path) -> dict[str, dict[str, object]]:
         "fsdp2 twice": _train(folder, "fsdp2_twice", *fsdp2, *twice),
         "ddp twice": _train(folder, "ddp_twice", *ddp, *twice),
         "blocked": _written_where_one_cannot(folder),
+        "scored": _scored(folder, "scored", *fsdp2),
+        "scored ddp": _scored(folder, "scored_ddp", *ddp),
     }
+
+
+def _scored(folder: Path, name: str, *options: str) -> dict[str, object]:
+    """A run with scores before and after."""
+    os.environ["WORLD_SIZE"] = "2"
+    sizes = ["--trainer.max_steps", "2", "--data.batch_size", "2", "--data.source.init_args.length", "48", "--trainer.devices", "2"]
+    words = [*QUIET, *sizes, "--runs", str(folder / name)]
+    run = Training(["--config", str(folder / "dino.yaml"), *words, *options])
+    evaluators = run.evaluators
+    assert evaluators is not None
+    evaluators.evaluators, evaluators._takes_defaults = {"knn": KNN(k=(1,))}, False
+    run.fit()
+    return {"before": evaluators.before, "after": evaluators.after}
 
 
 def _written_where_one_cannot(folder: Path) -> dict[str, object]:
@@ -128,6 +144,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, dict]:
     return torch.load(folder / "_of_two.pt") | torch.load(folder / "_of_four.pt")
+
+
+@pytest.mark.slow
+def test_a_sharded_run_is_scored_as_one_whose_processes_hold_everything(found: dict[str, dict]) -> None:
+    assert found["scored"]["before"] and found["scored"]["before"] == found["scored ddp"]["before"]
+    assert found["scored"]["after"].keys() == found["scored ddp"]["after"].keys()
 
 
 def require_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
