@@ -126,7 +126,7 @@ def rows_of_step(given: OneBatch, *, model: str, wanted: float, steps: int) -> l
         wanted_row(f"{model}: the views' share of a step", share, "", most=0.1, device=device),
         wanted_row(f"{model}: one sequence, speed against a pass per size", per_size / one_sequence, "x", least=1.3, device=device),
         wanted_row(f"{model}: one sequence, memory against a pass per size", memory[0] / memory[1], "x", most=0.75, device=device),
-        Row(f"{model}: memory of a step, beyond what is held between steps", min(memory) / 1e9, "GB", "", None),
+        Row(f"{model}: memory of a step, beyond weights and optimizer", min(memory) / 1e9, "GB", "", None),
     ]
     return rows
 

@@ -80,6 +80,10 @@ class Lightly:
         self._optimizer.step()
         self._optimizer.zero_grad()
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the student."""
+        return self._parameters
+
     def _forward(self, view: Tensor, *, teacher: bool) -> Tensor:
         tokens = self._backbones[teacher].forward_features(view)
         return self._heads[teacher](tokens[:, 0])

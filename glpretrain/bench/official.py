@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -44,7 +44,7 @@ class Compared(NamedTuple):
 
     milliseconds: float  # median
     official_milliseconds: float
-    taken_bytes: int  # by the allocator, beyond what is held between steps
+    taken_bytes: int  # by the allocator, beyond weights and optimizer, gradients that are held between steps included
     official_taken_bytes: int
 
     @property
@@ -85,6 +85,10 @@ class Other(Protocol):
     def step(self, images: Sequence[Tensor], masks: Sequence[Tensor] | None) -> None:
         """A step over views, Float[B C H W] each; Bool[B h w] says what is hidden in each global view, where anything is."""
 
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """What learns."""
+        ...
+
 
 def compare(method: Method, batch: Batch, *, name: str, code: Path | None, dtype: torch.dtype | None, steps: int) -> Compared:
     """Time steps of both codes in turns.
@@ -117,7 +121,10 @@ def compare(method: Method, batch: Batch, *, name: str, code: Path | None, dtype
             if number >= _WARMUP:
                 times[which].append(milliseconds)
     own, official_own = (statistics.median(found) for found in times)
-    taken, official_taken = (taken_bytes(action, device) for action in actions)
+    taken, official_taken = (
+        taken_bytes(action, device) + sum(one.grad.nbytes for one in parameters if one.grad is not None)
+        for action, parameters in zip(actions, (list(method.parameters()), list(other.parameters())), strict=True)
+    )
     return Compared(own, official_own, taken, official_taken)
 
 
@@ -192,6 +199,10 @@ class _Official(ABC):
             bottleneck_dim=layers[-1].out_features,
         )
         return self.module.utils.MultiCropWrapper(backbone, head)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the student."""
+        return self._networks[0].parameters()
 
     @abstractmethod
     def _backbone(self, *, learns: bool, **sizes) -> nn.Module:  # noqa: ANN003

@@ -181,7 +181,7 @@ def _show_beside(beside: Beside) -> None:
         table.add_row(name, f"{milliseconds:.1f}", f"{1e3 * beside.items / milliseconds:.1f}", f"{taken / 1e9:.3f}")
     console.print(table)
     memory = found.taken_bytes / found.official_taken_bytes
-    console.print(f"ours is {found.speed:.2f} times as fast and takes {memory:.2f} of the memory (beyond what is held between steps)")
+    console.print(f"ours is {found.speed:.2f} times as fast and takes {memory:.2f} of the memory (beyond weights and optimizer)")
 
 
 def _show_plan(found: Planned, *, gpu_memory: float | None) -> None:

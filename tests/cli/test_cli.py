@@ -119,7 +119,7 @@ def test_the_shell_completes_verbs_and_options(shell: str, capsys: pytest.Captur
         (["tiles", "a.svs"], "the following arguments are required: out"),
         (["tiles", "a.svs", "--out", "t", "--size", "large"], "size: 'large' given; accepted: int"),
         (["inspect", "b", "a.png", "--treshold", "0.4"], "nothing reads 'treshold'; did you mean threshold?"),
-        (["bench", "mmc", "--scaling", "local"], "scaling: 'local' given; accepted: Literal['locals', 'batch', 'prototypes']"),
+        (["bench", "mmc", "--scaling", "local"], "scaling: 'local' given; accepted: Literal['locals', 'batch', 'prototypes', 'files']"),
         (["faces", "f", "--out", "o", "--table", "laba"], "table: 'laba' given; accepted:"),
         (["evaluate"], "the following arguments are required: backbone"),
         (["--print_shtab=elvish"], "shtab-elvish"),
