@@ -36,6 +36,10 @@ class Trained(Protocol):
         """The encoder that is trained."""
         ...
 
+    def backbone(self) -> Encoder:
+        """The encoder that a run exports, sharded where the run is."""
+        ...
+
     def whole_backbone(self) -> Encoder:
         """The encoder that a run exports; all processes have to ask for it."""
         ...

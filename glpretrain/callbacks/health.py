@@ -206,11 +206,15 @@ class TrainingHealth(pl.Callback):
 
     @torch.no_grad()
     def _see(
-        self, trainer: pl.Trainer, encoder: Encoder, args: tuple[Tensor | list[Tensor]], output: EncoderOutput | list[EncoderOutput]
+        self,
+        trainer: pl.Trainer,
+        encoder: Encoder,
+        args: tuple[Tensor] | tuple[list[Tensor]],
+        output: EncoderOutput | list[EncoderOutput],
     ) -> None:
         if self._until_report(trainer) or self._features or self._looks:
             return
-        first, items = (output[0], args[0][0]) if isinstance(output, list) else (output, args[0])
+        first, items = output[0] if isinstance(output, list) else output, args[0] if isinstance(args[0], Tensor) else args[0][0]
         patches = first.patches
         if not patches.numel() and not encoder.training:  # a method that reads class tokens alone has none: see some again
             self._looks = True
