@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from glpretrain.callbacks.checkpoints import Checkpoints
 from glpretrain.callbacks.signals import StoppedBySignalError
+from glpretrain.core.mailbox import give_up
 from glpretrain.core.watch import Watch, connect, serve
 
 _OBSERVER = "child-process-observer"  # Lightning's thread, by name
@@ -60,6 +61,7 @@ class EndTogether(pl.Callback):
         port = trainer.strategy.broadcast(0 if server is None else server.port)
         self._checkpoints = next((callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)), None)  # pyright: ignore[reportAttributeAccessIssue]
         self._children = _children(trainer) if is_first else ()
+        give_up("")
         self._watch = Watch(
             server or connect(host, port),
             rank=trainer.global_rank,
@@ -125,6 +127,7 @@ class EndTogether(pl.Callback):
 
     def _another_failed(self, reason: str) -> None:
         """In the thread of the watch: wake the main thread, or end the process."""
+        give_up(reason)
         if dist.is_initialized() and dist.get_backend() == "nccl":
             dist.distributed_c10d._abort_process_group()
         if self._has_noticed.wait(_NOTICE):

@@ -13,6 +13,7 @@ from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 from glpretrain.core.distributed import rank, world_size
 
 _PIECE = 1 << 22  # bytes: the store takes values of 8 MiB at most
+_ended: list[str] = []  # why nobody will answer any more, from another thread
 _SOON, _LATE = 0.0005, 0.05  # seconds between two looks, at first and after a while
 
 
@@ -71,11 +72,18 @@ def wait(condition: Callable[[], bool], *, until: Callable[[], bool] = lambda: F
     """Wait until the condition holds, which is True, or until it is not worth waiting any more, which is False."""
     pause = _SOON
     while not condition():
+        if _ended:
+            raise RuntimeError(f"TCPStore: nobody will answer: {_ended[-1]}")
         if until():
             return False
         time.sleep(pause)
         pause = min(2 * pause, _LATE)
     return True
+
+
+def give_up(reason: str) -> None:
+    """Let whoever waits for a message in this process fail, because the run has ended elsewhere; an empty reason lets all wait again."""
+    _ended[:] = [reason] if reason else []
 
 
 def is_there(name: str) -> bool:

@@ -117,7 +117,7 @@ def require_equal(state: dict[str, torch.Tensor], expected: dict[str, torch.Tens
     [
         ("raise", 1, 1, "glpretrain: process 1: the disk of this process is gone"),
         ("raise", 0, 2, "glpretrain: error: the disk of this process is gone"),
-        ("unreadable", 1, 1, "process 1: scenes: "),
+        ("unreadable", 1, 1, "glpretrain: process 1: scenes: "),
         ("kill", 1, 1, "glpretrain: process 1 was killed by SIGKILL"),
         ("kill", 0, -signal.SIGKILL, ""),
         ("stop", 1, 1, "glpretrain: process 1 has given no sign of life for 15 seconds"),
