@@ -214,7 +214,7 @@ def bytes_kept(*tensors: Tensor) -> int:
 
 def test_what_prompts_remember_of_an_object_is_two_curves() -> None:
     evaluator = PromptSegmentation()
-    objects, _ = evaluator.measure(StubEncoder(mixed, size=SIZE, patch=PATCH), DecodedItems(masked([scene(0)] * 3)), None)
+    ((objects, _),) = evaluator.measure(StubEncoder(mixed, size=SIZE, patch=PATCH), DecodedItems(masked([scene(0)] * 3)), None)
     for one in objects:
         assert bytes_kept(one.any_patch, one.centre) == 2 * 4 * len(one.centre)
 

@@ -72,6 +72,27 @@ def test_noise_scores_chance():
     assert scores["miou_oracle"] >= scores["miou"]
 
 
+def test_centring_takes_away_what_all_patches_share_and_no_mask_is_looked_at_for_it():
+    def lit(items: Tensor) -> EncoderOutput:
+        patches = truth(items).patches
+        patches[..., 7] = 30.0  # the same number in every patch: all cosines are above the last threshold
+        return EncoderOutput(patches.mean(dim=1), patches)
+
+    scores = run(lit)
+    assert scores["miou"] < 30 and scores["ovl"] > 50
+    assert scores["miou_centred"] > 95 and scores["auc_centred"] == 100 and scores["ovl_centred"] == 0
+    plain = run(truth)
+    assert plain["miou_centred"] > 95 and plain["auc_centred"] == plain["auc"]  # nothing is shared: centring costs little
+
+    scenes = [scene(position) for position in range(11)]
+    encoder, evaluator = StubEncoder(lit, size=SIZE, patch=PATCH), PromptSegmentation()
+    means = []
+    images = masked(scenes)
+    for source in (images, TableSource([item._replace(instances=torch.zeros_like(item.instances)) for item in images.items])):
+        means.append(evaluator.mean_token(encoder, DecodedItems(source), None))
+    assert means[0].equal(means[1]) and means[0].norm() > 0.99
+
+
 def maps() -> tuple[Tensor, Tensor, Tensor]:
     similarity = torch.sin(torch.arange(3 * 4 * 5) * 1.7).reshape(3, 4, 5)
     mask = torch.zeros(12, 20, dtype=torch.bool)
@@ -263,7 +284,7 @@ def test_similarity_plot_shows_the_two_distributions_and_their_numbers():
     figure = evaluator.pictures(encoder, {"masked": items})["similarity"]
     scores = evaluator.run(encoder, {"masked": items}).scores
     (axis,) = figure.axes
-    samples = evaluator.measure(encoder, items, None)[1]
+    ((_, samples),) = evaluator.measure(encoder, items, None)
     lines = {line.get_label(): line for line in axis.lines}
     for name, part in (("same object (intra)", 0), ("inside and outside (inter)", 1)):
         values = torch.cat([sample[part] for sample in samples])

@@ -10,7 +10,9 @@ details below are not established by its abstract and are ours:
 - the cosine map is upsampled bilinearly to pixels, the segment is where it exceeds the threshold, the score is its IoU;
 - threshold: one for every encoder (fixed), one per encoder chosen on held-out images (calibrated; the fair column, since a fixed
   one mostly measures how anisotropic the features are), or the best per object (oracle, an upper bound);
-- intra: cosines of two patches inside one object; inter: of one inside and one not inside it, in the same image.
+- intra: cosines of two patches inside one object; inter: of one inside and one not inside it, in the same image;
+- centred: the same once more after the mean patch of the images that calibrate, whose masks play no part in it, was taken away from
+  every patch. A direction that all patches share fills a cosine without telling patches apart, so no threshold fits all images.
 
 Prompts of several patches and any training are left out on purpose. `points.prompts` carries this over to clouds of points.
 """
@@ -79,6 +81,13 @@ class Places(Protocol):
         ...
 
 
+class Measured(NamedTuple):
+    """What the items show, with the tokens as they are or centred."""
+
+    objects: list[ObjectScore]  # of every object that is large enough
+    pairs: list[PairSample]  # of every item with such an object
+
+
 class Prompted(NamedTuple):
     """One item of a picture."""
 
@@ -123,13 +132,18 @@ class Prompts(Evaluator):
         """Careful clicks, the similarity to them and the segments."""
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
-        objects, pairs = self.measure(encoder, sources["masked"], cache)
-        scores, chosen, left_out = self._summary(objects, sources["masked"])
+        items = sources["masked"]
+        (objects, pairs), centred = self.measure(encoder, items, cache, centres=(None, self.mean_token(encoder, items, cache)))
+        scores, chosen, left_out = self._summary(objects, items)
         if pairs:
             scores |= pair_scores(pairs)
         else:
             reason = "no image has both an object and patches outside it; intra- and inter-object similarity need them"
             left_out = {**left_out, **dict.fromkeys(("intra", "inter", "ovl", "auc"), reason)}
+        found = self._summary(centred.objects, items)
+        more = {**found.scores, **(pair_scores(centred.pairs) if centred.pairs else {})}
+        scores |= {f"{name}_centred": more[name] for name in ("miou", "ovl", "auc") if name in more}
+        chosen = {**chosen, **({"threshold_centred": found.chosen["threshold"]} if found.chosen else {})}
         if not scores:
             raise ValueError("; ".join(dict.fromkeys(left_out.values())))
         return Result(scores, chosen, left_out)
@@ -140,7 +154,7 @@ class Prompts(Evaluator):
         Prompts are those of the largest object of a few of the items that were scored.
         """
         items = sources["masked"]
-        objects, pairs = self.measure(encoder, items, cache)
+        ((objects, pairs),) = self.measure(encoder, items, cache)
         figures = {"similarity": similarity_figure(pairs)} if pairs else {}
         chosen = self._summary(objects, items).chosen
         if not chosen:
@@ -155,19 +169,29 @@ class Prompts(Evaluator):
                 shown.append(Prompted(batch.items[position], truth, tokens[position], places[position]))
         return {**figures, "prompts": self.figure(shown, threshold=chosen["threshold_centre"])}
 
-    def measure(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> tuple[list[ObjectScore], list[PairSample]]:
-        """The scores of every object that is large enough, and a sample of pairs of patches of every item with one."""
-        objects: list[ObjectScore] = []
-        pairs: list[PairSample] = []
+    def mean_token(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> Tensor:
+        """Float[D]: mean of the tokens of the items that calibrate, each of length one; masks are not looked at."""
+        total, count = torch.zeros(()), 0
+        for _, tokens, _ in self.placed(encoder, items.some(calibration_images(items, share=self.calibration_share)), cache):
+            total, count = total + tokens.sum(dim=(0, 1), dtype=torch.float64), count + tokens.shape[0] * tokens.shape[1]
+        return (total / max(count, 1)).float()
+
+    def measure(
+        self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None, *, centres: Sequence[Tensor | None] = (None,)
+    ) -> list[Measured]:
+        """The scores of objects and a sample of pairs of patches, once for every centre, Float[D], that is taken away from the tokens."""
+        measured = [Measured([], []) for _ in centres]
         for batch, tokens, places in self.placed(encoder, items, cache):
             masks = batch.instance_masks()
             for position, index in enumerate(batch.index.tolist()):
                 classes = None if batch.semantic is None else batch.semantic[position]
-                one = tokens[position], masks[position], classes, index, places[position]
-                found, sample = self._score_item(*one, max_pairs=max_pairs(len(items)))
-                objects += found
-                pairs += sample
-        return objects, pairs
+                for (objects, pairs), centre in zip(measured, centres, strict=True):
+                    own = tokens[position] if centre is None else functional.normalize(tokens[position] - centre, dim=-1)
+                    one = own, masks[position], classes, index, places[position]
+                    found, sample = self._score_item(*one, max_pairs=max_pairs(len(items)))
+                    objects.extend(found)
+                    pairs.extend(sample)
+        return measured
 
     def _score_item(
         self, tokens: Tensor, instances: Tensor, classes: Tensor | None, index: int, places: Places, *, max_pairs: int
@@ -252,8 +276,9 @@ class PromptSegmentation(Prompts):
     Scores in percent, means over the objects of the images that did not calibrate: `miou` (calibrated threshold, every inside
     patch), `miou_centre` (calibrated for it, careful click), `miou_fixed` and `miou_oracle` (every inside patch); where the source
     names what its masks show, also `miou_classes`, the mean over classes, and `iou_<class>`, all as `miou`. Over all images:
-    `intra` and `inter` (mean cosines), `ovl` (overlap of their histograms), `auc` (P(intra > inter)). Chosen: `threshold` and
-    `threshold_centre`, the calibrated ones. Settings are those of `Prompts`.
+    `intra` and `inter` (mean cosines), `ovl` (overlap of their histograms), `auc` (P(intra > inter)). `miou_centred`, `ovl_centred` and
+    `auc_centred` are those of centred patches. Chosen: `threshold`, `threshold_centre` and `threshold_centred`, the calibrated ones.
+    Settings are those of `Prompts`.
     """
 
     modality = "image"
