@@ -24,7 +24,7 @@ from glpretrain.core.shards import local
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE, QueueInfoNCE
-from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
+from glpretrain.objectives.distillation import Distillation
 from glpretrain.training.branch import Branch
 from glpretrain.training.memory import State
 from glpretrain.training.prototypes import PrototypeLogits
@@ -103,7 +103,7 @@ class TrainingHealth(pl.Callback):
         """Listen to what the method's objectives are given, and to what its backbone gives."""
         assert isinstance(pl_module, Watched)
         for name, module in pl_module.named_modules():
-            if isinstance(module, ViewDistillation | PatchDistillation):
+            if isinstance(module, Distillation):
                 hook = partial(self._gather, trainer, name.removesuffix("_objective"))
                 self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
             elif isinstance(module, InfoNCE | PatchInfoNCE | QueueInfoNCE):
@@ -169,7 +169,7 @@ class TrainingHealth(pl.Callback):
         self,
         trainer: pl.Trainer,
         name: str,
-        objective: ViewDistillation | PatchDistillation,
+        objective: Distillation,
         args: tuple[Tensor, ...],
         kwargs: dict[str, object],
         output: Tensor,

@@ -18,6 +18,26 @@ def token_centres(frames: Tensor, *, grid: Sequence[int]) -> Tensor:
     return places(frames, centres)
 
 
+def token_sides(frames: Tensor, *, grid: Sequence[int]) -> Tensor:
+    """Float[*S A]: length of a token of a grid along each axis of the item, by frames Float[*S A A+1] of views with parallel axes."""
+    # After a quarter turn, the view's axes are exchanged.
+    return torch.stack([(frames[..., axis] / count).abs() for axis, count in enumerate(grid)]).sum(dim=0)
+
+
+def matches(queries: Tensor, keys: Tensor, *, spacing: Tensor, max_distance: float) -> tuple[Tensor, Tensor]:
+    """Int[B M] and Bool[B M]: the nearest key of every query, and whether it is within `max_distance`.
+
+    Args:
+        queries: Float[B M A], places in the item.
+        keys: Float[B N A], places in the same item.
+        spacing: Float[B A] or Float[B 1], how far neighbouring keys are apart along each axis.
+        max_distance: largest distance, in spacings.
+    """
+    scaled = [points / spacing.unsqueeze(1) for points in (queries, keys)]
+    distance, nearest = torch.cdist(scaled[0], scaled[1]).min(dim=-1)
+    return nearest, distance <= max_distance
+
+
 def places(frames: Tensor, centres: Tensor) -> Tensor:
     """Places in the item, Float[*S N A], of places in the view, Float[N A] or Float[*S N A], by frames Float[*S A A+1]."""
     # No matrix product, which may run in half precision or TF32.

@@ -17,12 +17,6 @@ def patchify(images: Tensor, *, patch_size: tuple[int, int]) -> Tensor:
     return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
-def pixels_of_patches(images: Tensor, *, patch_size: tuple[int, int]) -> Tensor:
-    """The pixels of every patch, row by row, channel by channel: Float[B C H W] to Float[B C N M]."""
-    patches = patchify(images, patch_size=patch_size).unflatten(2, (-1, images.shape[1]))  # [B N M C]
-    return patches.permute(0, 3, 1, 2).contiguous()
-
-
 def image_grid(card: EncoderCard, item_shape: Sequence[int]) -> tuple[int, int]:
     """Rows and columns of tokens for an image of shape C H W.
 

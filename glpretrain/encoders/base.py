@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from glpretrain.core.patches import pixels_of_patches
+from glpretrain.core.frames import token_centres, token_sides
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.checkpointing import recomputing
 from glpretrain.encoders.drop_path import drawn_paths
@@ -228,19 +228,15 @@ class Encoder(nn.Module, ABC):
         """`_encode` where nobody reads the patches, which may be left out."""
         return self._encode(*begun, mask=mask)
 
-    def token_inputs(self, items: Tensor, *, corruption: Tensor) -> tuple[Tensor, Tensor]:
-        """The inputs of every token, and which of them were replaced: what a loss on inputs compares, whatever an item is.
+    def token_places(self, items: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Where tokens of views lie in their items, Float[B N A], and how far neighbouring ones are apart there, Float[B A] or Float[B 1].
 
         Args:
-            items: Float[B *item]; here images, where the inputs of a token are the pixels of its patch, row by row.
-            corruption: Bool[B *inputs], True where an input was replaced; Bool[B H W] of images.
-
-        Returns:
-            Float[B C N M], C numbers of each of M inputs, and Bool[B N M].
+            items: Float[B *item], the views; here tokens are on a grid.
+            frames: Float[B A A+1], see `core.frames`.
         """
-        height, width = self.card.patch_size
-        values, replaced = (pixels_of_patches(images, patch_size=(height, width)) for images in (items, corruption.unsqueeze(1)))
-        return values, replaced.squeeze(1)
+        grid = self.grid(items.shape[1:])
+        return token_centres(frames, grid=grid), token_sides(frames, grid=grid)
 
     @abstractmethod
     def add_mask_token(self) -> None:

@@ -18,6 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from glpretrain.core.clouds import take
+from glpretrain.core.frames import places
 from glpretrain.core.types import EncoderCard, EncoderOutput
 from glpretrain.encoders.base import Encoder, check_numbers, register
 from glpretrain.encoders.drop_path import use_keyed_paths
@@ -279,11 +280,14 @@ class PointTransformer(Encoder):
         tokens = model.norm(model.blocks(tokens, positions))
         return split_tokens(tokens, num_prefix_tokens=self.num_prefix_tokens, has_class_token=model.cls_token is not None)
 
-    def token_inputs(self, items: Tensor, *, corruption: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Encoder.token_inputs`: the inputs of a token are the points of its group, relative to the centre."""
-        groups = self.group(items)
-        replaced = corruption.gather(1, groups.neighbour_index.flatten(1)).unflatten(1, groups.neighbour_index.shape[1:])  # [B N M]
-        return groups.neighbours.permute(0, 3, 1, 2), replaced
+    def token_places(self, items: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Encoder.token_places`: the place of a token is the centre of its group, and the spacing is the mean over centres of the
+        distance to the nearest other one.
+        """
+        centres = places(frames, self.group(items).centres)  # [B N 3]
+        distances = torch.cdist(centres, centres)
+        alone = torch.eye(centres.shape[1], dtype=torch.bool, device=centres.device)
+        return centres, distances.masked_fill(alone, math.inf).amin(dim=2).mean(dim=1, keepdim=True)
 
     def add_mask_token(self) -> None:
         """Add the learned token that stands for hidden groups, zero at the start; an encoder without positions gets some for it alone."""

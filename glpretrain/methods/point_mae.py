@@ -8,69 +8,20 @@ Known differences: several views of an item count as several items; pointnet2's 
 follows the rule of this package.
 """
 
-from contextlib import nullcontext
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glpretrain.core import keys as rng
 from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.clouds import take
 from glpretrain.encoders.base import Encoder
-from glpretrain.encoders.drop_path import drawn_paths
-from glpretrain.encoders.points import PointTransformer, PositionedBlocks, position_layers, start_weights
+from glpretrain.encoders.points import PointTransformer
 from glpretrain.methods.base import Method
 from glpretrain.objectives.base import Objective
 from glpretrain.objectives.chamfer import ChamferL2
 from glpretrain.training.branch import Branch
-
-_DECODER = 0xDEC0  # purpose that a view's key is folded with, so that decoder and encoder drop different paths
-
-
-class GroupDecoder(nn.Module):
-    """Predicts the points of hidden groups from the visible tokens and a mask token per hidden group, each with its centre's position.
-
-    Args:
-        dim: width D of the encoder and of the decoder.
-        depth: number of blocks.
-        num_heads: attention heads per block.
-        group_size: number of points of a group.
-        drop_path_rate: rate of stochastic depth in the last block.
-    """
-
-    def __init__(self, dim: int, *, depth: int, num_heads: int, group_size: int, drop_path_rate: float = 0.0) -> None:
-        super().__init__()
-        self.mask_token = nn.Parameter(torch.zeros(dim))
-        self.position = position_layers(dim)
-        self.blocks = PositionedBlocks(dim, depth=depth, num_heads=num_heads, drop_path_rate=drop_path_rate)
-        self.norm = nn.LayerNorm(dim)
-        self.predict = nn.Linear(dim, 3 * group_size)
-        self.apply(start_weights)
-        for block in self.blocks:
-            for layer in block.modules():
-                if isinstance(layer, nn.Linear):
-                    nn.init.xavier_uniform_(layer.weight)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
-
-    def forward(self, patches: Tensor, *, visible: Tensor, hidden: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Predict groups relative to their centres.
-
-        Args:
-            patches: Float[B M D], visible tokens.
-            visible: Float[B M 3], their centres.
-            hidden: Float[B H 3], the other centres.
-            keys: Int[B], what dropped paths are drawn from; without them, torch's generator.
-
-        Returns:
-            Float[B H group_size 3].
-        """
-        num_items, num_hidden, _ = hidden.shape
-        tokens = torch.cat([patches, self.mask_token.to(patches.dtype).expand(num_items, num_hidden, -1)], dim=1)  # [B M+H D]
-        positions = self.position(torch.cat([visible, hidden], dim=1))
-        with nullcontext() if keys is None else drawn_paths(self.blocks, keys):
-            tokens = self.blocks(tokens, positions)
-        return self.predict(self.norm(tokens[:, -num_hidden:])).unflatten(2, (-1, 3))
+from glpretrain.training.decoders import DECODER_PATHS, GroupDecoder
 
 
 class PointMAE(Method):
@@ -123,7 +74,7 @@ class PointMAE(Method):
             patches,
             visible=take(groups.centres, keep),
             hidden=groups.centres.flatten(0, 1)[hidden].unflatten(0, (num_items, -1)),
-            keys=None if group.keys is None else rng.fold_in(group.keys, _DECODER).flatten(),
+            keys=None if group.keys is None else rng.fold_in(group.keys, DECODER_PATHS).flatten(),
         )
         distance = self.objective(predictions=predictions.flatten(0, 1), targets=groups.neighbours.flatten(0, 1)[hidden])  # [(G B H)]
         return {"points": distance.unflatten(0, (num_global, len(views) // num_global, -1)).mean(dim=(0, 2))}

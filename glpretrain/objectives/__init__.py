@@ -1,22 +1,22 @@
 """Objectives: keyword tensors in, a float32 loss out, one number per item wherever that has a meaning."""
 
 from glpretrain.objectives.base import Objective
-from glpretrain.objectives.chamfer import ChamferL1, ChamferL2, CorruptedPoints
+from glpretrain.objectives.chamfer import ChamferL1, ChamferL2
 from glpretrain.objectives.contrastive import InfoNCE, NegativeCosine, NPair, PatchInfoNCE, QueueInfoNCE
-from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
+from glpretrain.objectives.distillation import PatchDistillation, TokenDistillation, ViewDistillation
 from glpretrain.objectives.experts import CosineDistance, FeatureDistance, TokenRelations, WhitenedFeatures
 from glpretrain.objectives.reconstruction import CorruptedPixels, PatchPixels
-from glpretrain.objectives.regularization import KoLeo
+from glpretrain.objectives.regularization import KoLeo, MeanCosine
 
 __all__ = [
     "ChamferL1",
     "ChamferL2",
     "CorruptedPixels",
-    "CorruptedPoints",
     "CosineDistance",
     "FeatureDistance",
     "InfoNCE",
     "KoLeo",
+    "MeanCosine",
     "NPair",
     "NegativeCosine",
     "Objective",
@@ -24,6 +24,7 @@ __all__ = [
     "PatchInfoNCE",
     "PatchPixels",
     "QueueInfoNCE",
+    "TokenDistillation",
     "TokenRelations",
     "ViewDistillation",
     "WhitenedFeatures",

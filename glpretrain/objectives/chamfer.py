@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from glpretrain.core.clouds import squared_distances, take
-from glpretrain.core.distributed import all_reduce_mean
 from glpretrain.objectives.base import Objective
 
 
@@ -36,24 +35,3 @@ class ChamferL1(Objective):
         """Float[B]: distance of the sets Float[B M 3] and Float[B N 3]."""
         there, back = nearest_distances(predictions, targets)
         return (there.sqrt().mean(dim=1) + back.sqrt().mean(dim=1)) / 2
-
-
-class CorruptedPoints(Objective):
-    """`ChamferL2` of the groups in which a point was replaced: `CorruptedPixels` for inputs that have no order."""
-
-    def forward(self, *, predictions: Tensor, targets: Tensor, corruption: Tensor) -> Tensor:
-        """Float[B], whose mean is the distance of a replaced group: an item with more of them weighs more.
-
-        Args:
-            predictions: Float[B 3 N M], the points of every group.
-            targets: Float[B 3 N M], those of the clean cloud.
-            corruption: Bool[B N M], True: replaced.
-        """
-        _, _, *inputs = predictions.shape
-        assert predictions.shape == targets.shape and list(corruption.shape[1:]) == inputs, f"{predictions.shape}, {corruption.shape}"
-        sets = (values.permute(0, 2, 3, 1).flatten(0, 1) for values in (predictions, targets))  # [(B N) M 3]
-        there, back = nearest_distances(*sets)
-        replaced = corruption.any(dim=-1).flatten()  # [(B N)]
-        distance = ((there.mean(dim=1) + back.mean(dim=1)) * replaced).unflatten(0, (len(predictions), -1)).sum(dim=1)  # [B]
-        # As `CorruptedPixels`: the mean of the processes' losses is the loss of the joined batch, and 0 / 1 where nothing was replaced.
-        return distance * (len(predictions) / all_reduce_mean(replaced.sum().float()).clamp(min=1.0))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glpretrain.core.distributed import gather_with_grad, rank
-from glpretrain.core.frames import token_centres
+from glpretrain.core.frames import matches, token_centres, token_sides
 from glpretrain.objectives.base import Objective, mean_over_pairs
 from glpretrain.training.memory import FeatureQueue
 
@@ -114,11 +114,8 @@ class PatchInfoNCE(Objective):
 
     def match(self, *, query_frames: Tensor, key_frames: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Int[B N] and Bool[B N]: the nearest key of every query, and whether it is within `max_distance`. Arguments as in `forward`."""
-        # Length of a key patch along each axis of the item; after a quarter turn, the view's axes are exchanged.
-        side = torch.stack([(key_frames[..., axis] / count).abs() for axis, count in enumerate(grid)]).sum(dim=0)  # [B A]
-        scaled = [token_centres(frames, grid=grid) / side.unsqueeze(1) for frames in (query_frames, key_frames)]
-        distance, nearest = torch.cdist(scaled[0], scaled[1]).min(dim=-1)
-        return nearest, distance <= self.max_distance
+        query_places, key_places = (token_centres(frames, grid=grid) for frames in (query_frames, key_frames))
+        return matches(query_places, key_places, spacing=token_sides(key_frames, grid=grid), max_distance=self.max_distance)
 
     def forward(self, *, queries: Tensor, keys: Tensor, query_frames: Tensor, key_frames: Tensor, grid: Sequence[int]) -> Tensor:
         """Float[B]: contrast in one direction, every patch of one view against the patches of the other.

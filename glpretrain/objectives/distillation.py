@@ -155,6 +155,27 @@ class Distillation(Objective):
         """Float[*S K]: logarithm of the student's assignment, in float32."""
         return torch.log_softmax(dense(student_logits).float() / self.student_temp, dim=-1)
 
+    def _of_rows(
+        self,
+        student_logits: Tensor | PrototypeLogits,
+        teacher_logits: Tensor | PrototypeLogits,
+        *,
+        teacher_temp: float,
+        centre: Tensor | None = None,
+    ) -> Tensor:
+        """Float[M]: cross-entropy of each of the student's rows, Float[M K], with the teacher's row of the same number; see `targets`."""
+        if isinstance(student_logits, PrototypeLogits) and isinstance(teacher_logits, PrototypeLogits):
+            return prototype_cross_entropy(
+                student=student_logits.unsqueeze(0),
+                teacher=teacher_logits.detach().unsqueeze(0),
+                centre=self.balance(teacher_logits, teacher_temp=teacher_temp) if centre is None else centre,
+                student_temp=self.student_temp,
+                teacher_temp=teacher_temp,
+                weights=torch.ones(1, 1, device=student_logits.device),
+            )
+        targets = self.targets(teacher_logits, teacher_temp=teacher_temp, centre=centre)
+        return -torch.einsum("mk,mk->m", targets, self.log_assignments(student_logits))
+
     def update(self, *, teacher_logits: Tensor | PrototypeLogits) -> None:
         """Gather the teacher's logits of one micro-batch, Float[*S K]; the centre moves in `advance`."""
         if self.centre_state is not None:
@@ -263,18 +284,30 @@ class PatchDistillation(Distillation):
         if self.num_positions is not None:
             places = mask.flatten().nonzero().squeeze(1) if places is None else places
             centre = self.centre[places % self.num_positions]  # [M K]
-        if isinstance(student_logits, PrototypeLogits) and isinstance(teacher_logits, PrototypeLogits):
-            cross = prototype_cross_entropy(  # [M]
-                student=student_logits.unsqueeze(0),
-                teacher=teacher_logits.detach().unsqueeze(0),
-                centre=self.balance(teacher_logits, teacher_temp=teacher_temp) if centre is None else centre,
-                student_temp=self.student_temp,
-                teacher_temp=teacher_temp,
-                weights=torch.ones(1, 1, device=student_logits.device),
-            )
-        else:
-            targets = self.targets(teacher_logits, teacher_temp=teacher_temp, centre=centre)
-            cross = -torch.einsum("mk,mk->m", targets, self.log_assignments(student_logits))  # [M]
+        cross = self._of_rows(student_logits, teacher_logits, teacher_temp=teacher_temp, centre=centre)
         share = mask / mask.sum(dim=-1, keepdim=True).clamp(min=1)  # [G B N]
         spread = torch.zeros(mask.shape, device=cross.device).masked_scatter(mask, cross)  # [G B N]
         return (spread * share).sum(dim=-1).mean(dim=0)
+
+
+class TokenDistillation(Distillation):
+    """Cross-entropy of the student's assignment of a token with the teacher's of another one, which shows the same place (MMC).
+
+    mean over views and items of [ sum over valid tokens of -sum_k targets[k] log student[k] / max(1, number valid) ]. All rows take part
+    in the balance of the targets, valid or not: their number is the same in every step.
+    """
+
+    def forward(
+        self, *, student_logits: Tensor | PrototypeLogits, teacher_logits: Tensor | PrototypeLogits, valid: Tensor, teacher_temp: float
+    ) -> Tensor:
+        """Float[B]: cross-entropy on the valid tokens.
+
+        Args:
+            student_logits: Float[(V B M) K].
+            teacher_logits: Float[(V B M) K], the tokens that these are compared with.
+            valid: Bool[V B M], tokens that count.
+            teacher_temp: temperature of the targets.
+        """
+        assert student_logits.shape == teacher_logits.shape, f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        cross = self._of_rows(student_logits, teacher_logits, teacher_temp=teacher_temp).view(valid.shape)
+        return ((cross * valid).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)).mean(dim=0)

@@ -1,4 +1,4 @@
-"""Regularization of features: KoLeo keeps the features of different items apart."""
+"""Regularization of features: KoLeo keeps the features of different items apart, and tokens shall not share one direction."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glpretrain.core.distributed import gather_with_grad, rank
+from glpretrain.core.distributed import all_reduce_mean, gather_with_grad, rank
 from glpretrain.objectives.base import Objective
 
 _LEAST_DISTANCE = 1e-4
@@ -53,3 +53,16 @@ class KoLeo(Objective):
             nearest = cosines.scatter(1, own.unsqueeze(1), -2.0).argmax(dim=1)
         distances = F.pairwise_distance(rows, others[nearest], eps=1e-8)  # [B]
         return -torch.log(distances.clamp(min=_LEAST_DISTANCE) + 1e-8).mean()
+
+
+class MeanCosine(Objective):
+    """Mean cosine of all pairs of tokens, which is the squared length of the mean of all tokens of length one.
+
+    0 where no direction is common to all tokens. A common direction fills every cosine without telling tokens apart, so that no
+    threshold on cosines fits all items. Ours.
+    """
+
+    def forward(self, *, tokens: Tensor) -> Tensor:
+        """Float[], of the tokens Float[*S D] of all processes, each of which gives as many. It has no value per item."""
+        mean = F.normalize(tokens, dim=-1).flatten(0, -2).mean(dim=0)  # [D]
+        return all_reduce_mean(mean).square().sum()

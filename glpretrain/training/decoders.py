@@ -1,16 +1,20 @@
-"""Decoders over the tokens of an image: a few transformer blocks over kept tokens and mask tokens, and a prediction for every token.
+"""Decoders over the tokens of an item: a few transformer blocks over kept tokens and mask tokens, and a prediction for every token.
 
 Left out: the losses on the predictions (objectives), and heads that see one token or `cls` only (`heads`).
 """
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from glpretrain.encoders.drop_path import drawn_paths
 from glpretrain.encoders.initial import sincos_position
+from glpretrain.encoders.points import PositionedBlocks, position_layers, start_weights
 from glpretrain.training.heads import truncated_linear
 
+DECODER_PATHS = 0xDEC0  # purpose that a view's key is folded with, so that decoder and encoder drop different paths
 NORM_EPS = 1e-6  # of every layer norm, as in the constructors of MAE and FSFM; torch's own is 1e-5
 
 
@@ -167,6 +171,51 @@ class RepresentationDecoder(nn.Module):
         if self.positions == "sincos":
             tokens = _with_positions(tokens, grid=grid)
         return self.predict(self.norm(self.blocks(tokens))).mean(dim=1)
+
+
+class GroupDecoder(nn.Module):
+    """Point-MAE's decoder: points of hidden groups, from visible tokens and a mask token per hidden group, with their centres' positions.
+
+    Args:
+        dim: width D of the encoder and of the decoder.
+        depth: number of blocks.
+        num_heads: attention heads per block.
+        group_size: number of points of a group.
+        drop_path_rate: rate of stochastic depth in the last block.
+    """
+
+    def __init__(self, dim: int, *, depth: int, num_heads: int, group_size: int, drop_path_rate: float = 0.0) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(dim))
+        self.position = position_layers(dim)
+        self.blocks = PositionedBlocks(dim, depth=depth, num_heads=num_heads, drop_path_rate=drop_path_rate)
+        self.norm = nn.LayerNorm(dim)
+        self.predict = nn.Linear(dim, 3 * group_size)
+        self.apply(start_weights)
+        for block in self.blocks:
+            for layer in block.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.xavier_uniform_(layer.weight)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, patches: Tensor, *, visible: Tensor, hidden: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Predict groups relative to their centres.
+
+        Args:
+            patches: Float[B M D], visible tokens.
+            visible: Float[B M 3], their centres.
+            hidden: Float[B H 3], the other centres.
+            keys: Int[B], what dropped paths are drawn from; without them, torch's generator.
+
+        Returns:
+            Float[B H group_size 3].
+        """
+        num_items, num_hidden, _ = hidden.shape
+        tokens = torch.cat([patches, self.mask_token.to(patches.dtype).expand(num_items, num_hidden, -1)], dim=1)  # [B M+H D]
+        positions = self.position(torch.cat([visible, hidden], dim=1))
+        with nullcontext() if keys is None else drawn_paths(self.blocks, keys):
+            tokens = self.blocks(tokens, positions)
+        return self.predict(self.norm(tokens[:, -num_hidden:])).unflatten(2, (-1, 3))
 
 
 def _init_xavier(decoder: nn.Module) -> None:

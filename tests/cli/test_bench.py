@@ -130,7 +130,7 @@ def test_the_views_of_a_recipe_are_timed_beside_the_others(tmp_path: Path, capsy
     for ways in found["threads"].values():
         assert ways["ours"] == ways["ours, in a worker"] + ways["ours, on the device"] > 0 and ways["kornia"] > 0
     said = capsys.readouterr().out
-    assert "2 items of 32x24 px, 4 views each, on cpu" in said and "torchvision v2, PIL" in said and "blend" in said
+    assert "2 items of 32x24 px, 2 views each, on cpu" in said and "torchvision v2, PIL" in said and "blend" in said
 
 
 def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,15 +141,15 @@ def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("number", "values"),
+    ("recipe", "number", "values"),
     [
-        ("batch", {"8 items": 8, "16 items": 16, "32 items": 32, "64 items": 64}),
-        ("locals", {"0 local views": 0, "1 local views": 1, "2 local views": 2, "4 local views": 4}),
-        ("prototypes", {"16 prototypes": 16, "64 prototypes": 64, "256 prototypes": 256}),
+        ("mmc", "batch", {"8 items": 8, "16 items": 16, "32 items": 32, "64 items": 64}),
+        ("dino", "locals", {"0 local views": 0, "1 local views": 1, "2 local views": 2, "4 local views": 4}),
+        ("mmc", "prototypes", {"16 prototypes": 16, "64 prototypes": 64, "256 prototypes": 256}),
     ],
 )
 def test_scaling_measures_several_values_of_a_number(
-    number: str, values: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str, number: str, values: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
@@ -160,7 +160,7 @@ def test_scaling_measures_several_values_of_a_number(
         return Costs("mmc", "here", "32-true", count, 0, [Part(WAIT, 1.0, 1.0)], float(steps), 1.0, 1, "here", 1, 1.0, 1.0, 1.0, 1.0, 1.0)
 
     monkeypatch.setattr("glpretrain.cli.scaled.measured_costs", counted)
-    assert main(["bench", "mmc", "--scaling", number, "--steps", "7", "--json", "costs.json"]) == 0
+    assert main(["bench", recipe, "--scaling", number, "--steps", "7", "--json", "costs.json"]) == 0
     costs = json.loads(Path("costs.json").read_text())
     assert {name: one["items"] for name, one in costs.items()} == values
     assert all(one["step_milliseconds"] == 7.0 for one in costs.values())

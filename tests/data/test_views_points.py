@@ -7,13 +7,14 @@ from torch import Tensor
 
 from glpretrain.core import keys as rng
 from glpretrain.core.batch import ViewGroup
-from glpretrain.core.clouds import farthest_points, in_unit_sphere, nearest_points, take
+from glpretrain.core.clouds import in_unit_sphere, take
 from glpretrain.core.frames import places
 from glpretrain.data import Scenes, Solids
 from glpretrain.data.module import DataModule
-from glpretrain.data.views import CollapsedGroups, MultiCrop, PointCrops, PointViewSpec, ViewSpec
+from glpretrain.data.views import MultiCrop, PointCrops, PointViewSpec, ViewSpec
 from glpretrain.data.views.points import rotations, view_of
 from glpretrain.encoders import PointTransformer
+from glpretrain.masking import RandomMask
 
 CLOUDS = in_unit_sphere(noise(5, 200, 3, name="views"))
 
@@ -154,36 +155,15 @@ def test_frames_take_points_of_a_view_back_to_the_cloud() -> None:
         assert (torch.cdist(points, cloud, compute_mode="donot_use_mm_for_euclid_dist").amin(dim=1) < 1e-5).all()
 
 
-def test_collapsed_groups_keep_their_centres_and_lose_their_shape() -> None:
-    collapse = CollapsedGroups(0.6)
-    corrupted, corruption = collapse(CLOUDS, keys(), grid=(20,))
-    centres = [take(cloud, farthest_points(cloud, count=20)) for cloud in (CLOUDS, corrupted)]
-    assert torch.equal(centres[0], centres[1])
-    assert torch.equal(corrupted[~corruption], CLOUDS[~corruption])
-    for cloud, own, moved in zip(corrupted, centres[0], corruption, strict=True):
-        assert rows(cloud[moved]) <= rows(own)
-        assert 0.3 < moved.float().mean() < 0.75
-    assert torch.equal(collapse(CLOUDS[1:3], keys()[1:3], grid=(20,))[0], corrupted[1:3])
-
-
-def test_as_many_groups_collapse_as_the_ratio_says() -> None:
-    """Up to one half the share is the ratio itself. With eighty points to a group, every group has points beside its centre."""
-    clouds = in_unit_sphere(noise(3, 800, 3, name="groups"))
-    _, corruption = CollapsedGroups(0.4)(clouds, keys(3), grid=(10,))
-    centres = take(clouds, farthest_points(clouds, count=10))
-    cell = nearest_points(clouds, centres, count=1).squeeze(2)  # [B P]
-    assert [len(cell[item][corruption[item]].unique()) for item in range(3)] == [4, 4, 4]
-
-
 def test_a_data_module_makes_batches_of_clouds() -> None:
     specs = [PointViewSpec(48, keep=(0.5, 0.9), count=2)], [PointViewSpec(32, keep=(0.2, 0.5))], [PointViewSpec(16)]
-    data = DataModule(Solids(12, num_points=80), PointCrops(*specs, item_points=64), batch_size=4, corruption=CollapsedGroups(0.5))
+    data = DataModule(Solids(12, num_points=80), PointCrops(*specs, item_points=64), batch_size=4, mask=RandomMask(0.5))
     encoder = PointTransformer("point_mae", num_points=48, group_size=8, embed_dim=12, depth=1, num_heads=2)
     batch = data.make_batch(data.raw_batch([3, 5], encoder=encoder, epoch=0), encoder=encoder)
     assert batch.views["global"].items.shape == (2, 2, 48, 3) and batch.views["local"].items.shape == (1, 2, 32, 3)
-    assert batch.views["global"].corrupted.shape == (2, 2, 48, 3) and batch.views["global"].corruption.shape == (2, 2, 48)
+    assert batch.views["global"].mask.shape == (2, 2, encoder.grid((48, 3))[0])
     parts = {name: made.parts for name, made in data.made().items()}
-    assert parts == {"global": {"corrupted", "corruption"}, "local": set(), "coarse_16": set()}
+    assert parts == {"global": {"mask"}, "local": set(), "coarse_16": set()}
     assert [source.name for source in data.labelled_sources()] == ["solids", "solids"] and data.masked_source().has_masks
 
 
@@ -223,7 +203,3 @@ def test_bad_crops_are_named() -> None:
         PointCrops([])
     with pytest.raises(ValueError, match=r"local_views have \[16, 32\] points"):
         PointCrops([PointViewSpec(64)], [PointViewSpec(16), PointViewSpec(32)])
-    with pytest.raises(ValueError, match=r"ratio is 1\.0; expected a share"):
-        CollapsedGroups(1.0)
-    with pytest.raises(ValueError, match="num_blocks is 0; expected at least 1"):
-        CollapsedGroups(0.5, num_blocks=0)

@@ -7,7 +7,7 @@ import torch
 from golden import assert_matches, load, noise, official_weights
 from torch import Tensor
 
-from glpretrain.core.clouds import farthest_points, take
+from glpretrain.core.clouds import farthest_points
 from glpretrain.encoders import PointTransformer, build
 from glpretrain.encoders.attention import cls_attention
 from glpretrain.encoders.layers import features_of_layers
@@ -137,18 +137,6 @@ def test_layers_of_parameters() -> None:
     layers = {name: encoder.layer_of(name) for name, _ in encoder.named_parameters()}
     assert layers["model.tokens.first.0.weight"] == layers["model.cls_token"] == layers["model.position.0.weight"] == 0
     assert layers["model.blocks.1.mlp.fc1.weight"] == 2 and layers["model.norm.weight"] == layers["mask_token"] == 3
-
-
-@torch.no_grad()
-def test_contents_are_the_groups_and_what_was_replaced_in_them() -> None:
-    encoder, points = small(), cloud(2, 40)
-    corruption = noise(2, 40, name="corruption") > 0.3
-    values, replaced = encoder.token_inputs(points, corruption=corruption)
-    groups = encoder.group(points)
-    assert values.shape == (2, 3, 10, 6) and replaced.shape == (2, 10, 6)
-    torch.testing.assert_close(values.permute(0, 2, 3, 1) + groups.centres.unsqueeze(2), take(points, groups.neighbour_index))
-    assert torch.equal(replaced, take(corruption.unsqueeze(-1), groups.neighbour_index).squeeze(-1))
-    assert (groups.neighbours[:, :, 0] == 0).all()
 
 
 def test_centres_start_at_the_first_point() -> None:

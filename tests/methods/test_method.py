@@ -68,7 +68,7 @@ def test_rate_decay_and_momentum_follow_their_schedules(tmp_path: Path) -> None:
     [
         ("dino", ["--data.mask", "glpretrain.masking.RandomMask", "--data.mask.init_args.ratio", "0.5"], "DINO does not use data.mask"),
         ("mae", ["--data.mask", "null"], "MAE needs data.mask"),
-        ("mmc", ["--data.corruption", "null"], "MMC needs data.corruption"),
+        ("mmc", ["--data.mask", "null"], "MMC needs data.mask"),
     ],
 )
 def test_data_and_method_must_fit(recipe: str, arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -5,17 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from batches import batch_of, unpatchify
+from batches import batch_of
 from golden import assert_matches, load, noise, official_weights
 from torch import Tensor
 
-from glpretrain.core.keys import item_keys
-from glpretrain.data.views import CollapsedGroups
 from glpretrain.encoders import PointTransformer, ViT
 from glpretrain.methods import DCGLR, IBOT, MAE, MMC, LocalContrast, PointMAE
-from glpretrain.objectives.chamfer import ChamferL1, CorruptedPoints
+from glpretrain.objectives.chamfer import ChamferL1
 from glpretrain.objectives.contrastive import InfoNCE, NPair
-from glpretrain.objectives.reconstruction import CorruptedPixels
 from glpretrain.weights.published import read_published_file
 
 SMALL = {"num_points": 40, "points_per_token": 4, "group_size": 6, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -143,23 +140,12 @@ def test_ibot_on_clouds_has_a_centre_for_every_place_as_pos_bert() -> None:
 
 def test_clouds_give_every_term_of_mmc_a_gradient() -> None:
     sizes = {"num_prototypes": 7, "hidden_dim": 16, "bottleneck_dim": 8, "num_layers": 1, "contrast_hidden_dim": 16, "contrast_dim": 8}
-    method = MMC(small("point_bert"), **sizes, pixel_layers=1, pixel_objective=CorruptedPoints())
-    views = cloud(2, 5, 40)
-    corrupted, corruption = zip(
-        *(CollapsedGroups(0.5)(v, item_keys(seed=0, epoch=n, index=torch.arange(5)), grid=(10,)) for n, v in enumerate(views)), strict=True
-    )
-    terms = method.losses(batch_of(views, corrupted_views=torch.stack(corrupted), corruption=torch.stack(corruption)), 0.5)
+    method = MMC(small("point_bert"), **sizes, decoder_depth=1, decoder_heads=3, max_distance=2.0)
+    batch = batch_of(cloud(2, 5, 40), mask=noise(2, 5, 10, name="hidden").argsort(dim=2) < 4)
+    frame = torch.eye(3, 4).repeat(2, 5, 1, 1)
+    terms = method.losses(batch._replace(views={"global": batch.views["global"]._replace(frame=frame)}), 0.5)
     for name, value in terms.items():
         (gradient,) = torch.autograd.grad(value.mean(), method.encoder.model.tokens.first[0].weight, retain_graph=True)
         assert gradient.isfinite().all() and gradient.abs().sum() > 0, name
-
-
-def test_pixels_by_token_are_the_pixels_of_the_image() -> None:
-    encoder = ViT("vit_tiny_patch16_224", img_size=(24, 16), patch_size=8, embed_dim=12, depth=1, num_heads=2)
-    images, corruption = noise(2, 3, 24, 16, name="images"), noise(2, 24, 16, name="corruption") > 0.2
-    predictions = noise(2, 6, 8 * 8 * 3, name="predictions")
-    values, replaced = encoder.token_inputs(images, corruption=corruption)
-    assert values.shape == (2, 3, 6, 64) and replaced.shape == (2, 6, 64)
-    by_token = CorruptedPixels()(predictions=predictions.unflatten(2, (-1, 3)).permute(0, 3, 1, 2), targets=values, corruption=replaced)
-    as_image = unpatchify(predictions, patch_size=(8, 8), grid=(3, 2), num_channels=3)
-    torch.testing.assert_close(by_token, CorruptedPixels()(predictions=as_image, targets=images, corruption=corruption))
+    with pytest.raises(ValueError, match="decoder_dim=64 given; the decoder of clouds is as wide as the encoder"):
+        MMC(small("point_bert"), decoder_dim=64)

@@ -75,20 +75,56 @@ def advance(model: nn.Module) -> None:
 
 def mmc() -> MMC:
     sizes = {"num_prototypes": 7, "hidden_dim": 11, "bottleneck_dim": 5, "num_layers": 2, "contrast_hidden_dim": 11, "contrast_dim": 5}
-    return apart(method(MMC, encoder(), pixel_layers=1, contrast_temp=0.4, momentum=MOMENTUM, **sizes, **TEMPS))
+    decoder = {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
+    return apart(method(MMC, encoder(), contrast_temp=0.4, max_distance=0.45, momentum=MOMENTUM, **sizes, **decoder, **TEMPS))
+
+
+def balanced(logits: Tensor, *, temp: float) -> Tensor:
+    """Three times in turn: prototypes share all rows alike, and every row sums to one. Float[R K]."""
+    shares = (logits / temp).exp()
+    for _ in range(3):
+        shares = shares / shares.sum(dim=0, keepdim=True)
+        shares = shares / shares.sum(dim=1, keepdim=True)
+    return shares
+
+
+CROPS = torch.tensor(  # x0 y0 x1 y1, uneven so that no two keys are equally near
+    [
+        [[0.0, 0.03, 0.81, 0.72], [0.11, 0.2, 0.93, 1.0], [0.0, 0.0, 0.3, 0.3]],
+        [[0.23, 0.13, 0.58, 0.52], [0.0, 0.27, 0.61, 0.83], [0.6, 0.6, 1.0, 1.0]],
+    ]
+)
+FLIPPED = torch.tensor([[False, True, False], [True, False, False]])
+
+
+def centre_of(view: int, item: int, token: int) -> tuple[float, float]:
+    """Where a token of a view lies in its item: 2 rows of 3 tokens."""
+    x0, y0, x1, y1 = CROPS[view, item].tolist()
+    along, down = (token % 3 + 0.5) / 3, (token // 3 + 0.5) / 2
+    along = 1 - along if FLIPPED[view, item] else along
+    return x0 + (x1 - x0) * along, y0 + (y1 - y0) * down
+
+
+def nearest_of(place: tuple[float, float], view: int, item: int) -> tuple[int, float]:
+    """Which token of a view is nearest to a place of its item, and how far away it is in tokens."""
+    x0, y0, x1, y1 = CROPS[view, item].tolist()
+    others = [centre_of(view, item, token) for token in range(6)]
+    away = [math.hypot((place[0] - x) / ((x1 - x0) / 3), (place[1] - y) / ((y1 - y0) / 2)) for x, y in others]
+    nearest = min(range(6), key=away.__getitem__)
+    return nearest, away[nearest]
 
 
 @pytest.mark.parametrize("num_local", [0, 2])
-def test_mmc_is_its_three_sums_over_views_items_and_tokens(num_local: int) -> None:
-    model, clean, corrupted = mmc(), images("g", 2), images("c", 2)
-    replaced = noise(2, 3, 16, 24, name="replaced") > 0.4
+def test_mmc_is_its_four_sums_over_views_items_and_tokens(num_local: int) -> None:
+    model, clean = mmc(), images("g", 2)
     local = images("l", num_local) if num_local else None
-    batch = batch_of(global_views=clean, local_views=local, corrupted_views=corrupted, corruption=replaced)
-    terms = values_of(model.losses(batch, 0.5))
+    mask = noise(2, 3, 6, name="order").argsort(dim=2) < 3
+    terms = values_of(model.losses(batch_of(global_views=clean, local_views=local, mask=mask, crops=CROPS, flipped=FLIPPED), 0.5))
 
     student, teacher = model.student, teacher_of(model)
+    keep = torch.stack([torch.stack([(~row).nonzero()[:, 0] for row in of_view]) for of_view in mask])  # [2 3 3]
     seen = [teacher.encoder(view) for view in clean]
-    looked = [student.encoder(view) for view in corrupted]
+    looked = [student.encoder(view, keep=kept) for view, kept in zip(clean, keep, strict=True)]
     keys = [teacher.heads["contrast"](output.cls) for output in seen]
     queries = [student.heads["contrast"](output.cls) for output in looked]
     queries += [student.heads["contrast"](student.encoder(view).cls) for view in (() if local is None else local)]
@@ -96,25 +132,71 @@ def test_mmc_is_its_three_sums_over_views_items_and_tokens(num_local: int) -> No
     contrast = mean_of([info_nce(queries[v], keys[g], temp=0.4) for v, g in pairs])
     torch.testing.assert_close(terms["contrast"], 2 * contrast, rtol=1e-4, atol=1e-5)
 
-    centre = model.patch_objective.centre.clone()
-    assert centre.abs().sum() > 0
-    teacher_logits = torch.stack([teacher.heads["patch"](output.patches).dense() for output in seen])  # [G B N K]
-    student_logits = torch.stack([student.heads["patch"](output.patches).dense() for output in looked])
-    patch = mean_of(
-        [cross_entropy(student_logits[g, b, n], teacher_logits[g, b, n], centre) for g, b, n in product(range(2), range(3), range(6))]
-    )
+    teacher_logits = [teacher.heads["patch"](output.patches).dense() for output in seen]  # [B N K] each
+    student_logits = [student.heads["patch"](output.patches).dense() for output in looked]  # [B M K] each
+    rows = list(product(range(2), range(3), range(3)))  # view, item, number among the visible tokens
+    found = [nearest_of(centre_of(g, b, int(keep[g, b, m])), 1 - g, b) for g, b, m in rows]
+    targets = balanced(torch.stack([teacher_logits[1 - g][b, n] for (g, b, _), (n, _) in zip(rows, found, strict=True)]), temp=0.2)
+    shares: dict[tuple[int, int], Rows] = {(g, b): [] for g, b in product(range(2), range(3))}
+    for (g, b, m), (_, away), target in zip(rows, found, targets, strict=True):
+        if away <= 0.45:
+            shares[g, b].append(-(target * (student_logits[g][b, m] / 0.3).log_softmax(dim=0)).sum())
+    assert not shares[0, 2] and not shares[1, 2] and len({len(losses) for losses in shares.values()}) > 2  # two crops do not meet
+    patch = mean_of([mean_of(losses) if losses else torch.zeros(()) for losses in shares.values()])
     torch.testing.assert_close(terms["patch"], patch, rtol=1e-4, atol=1e-5)
 
     errors: Rows = []
-    for g, b, n in product(range(2), range(3), range(6)):
-        pixels = student.heads["pixels"](looked[g].patches[b, n])  # row by row, column by column, channel by channel
-        rows, columns = slice(8 * (n // 3), 8 * (n // 3) + 8), slice(8 * (n % 3), 8 * (n % 3) + 8)
-        predicted = pixels.reshape(8, 8, 3).permute(2, 0, 1)
-        errors.append((predicted - clean[g, b, :, rows, columns]).abs()[:, replaced[g, b, rows, columns]].flatten())
-    torch.testing.assert_close(terms["pixels"], torch.cat(errors).mean(), rtol=1e-4, atol=1e-5)
+    for g in range(2):
+        predicted = model.decoder(looked[g].cls, looked[g].patches, keep=keep[g], grid=(2, 3))  # rows, columns, channels of a patch
+        for b, n in product(range(3), range(6)):
+            rows_, columns = slice(8 * (n // 3), 8 * (n // 3) + 8), slice(8 * (n % 3), 8 * (n % 3) + 8)
+            target = clean[g, b, :, rows_, columns].permute(1, 2, 0).flatten()
+            target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
+            errors += [(predicted[b, n] - target).square().mean()] * bool(mask[g, b, n])
+    torch.testing.assert_close(terms["inputs"], mean_of(errors), rtol=1e-4, atol=1e-5)
 
-    advance(model)
-    check_centre(model.patch_objective, centre, teacher_logits)
+    tokens = torch.cat([output.patches.flatten(0, 1) for output in looked])
+    cosines = mean_of([functional.cosine_similarity(tokens[i], tokens[j], dim=0) for i, j in product(range(len(tokens)), repeat=2)])
+    torch.testing.assert_close(terms["cosine"], cosines, rtol=1e-4, atol=1e-5)
+
+
+def test_mmc_matches_the_groups_of_two_clouds_by_their_places() -> None:
+    sizes = {"num_prototypes": 7, "hidden_dim": 11, "bottleneck_dim": 5, "contrast_hidden_dim": 11, "contrast_dim": 5}
+    points = PointTransformer("point_mae", num_points=20, points_per_token=4, group_size=5, embed_dim=12, depth=1, num_heads=3)
+    model = apart(method(MMC, points, max_distance=0.8, decoder_depth=1, decoder_heads=3, momentum=MOMENTUM, **sizes, **TEMPS))
+    views, frame = clouds("g", 2, 20), torch.eye(3, 4).repeat(2, 3, 1, 1)
+    frame[1, ..., 0, 0], frame[1, ..., 1, 3] = -1.0, 0.3  # mirrored and shifted
+    mask = noise(2, 3, 5, name="order").argsort(dim=2) < 2
+    batch = batch_of(views, mask=mask)
+    batch = batch._replace(views={"global": batch.views["global"]._replace(frame=frame)})
+    places, valid = model._same_places(batch.views["global"], batch.views["global"].visible_tokens())
+    centres = [model.encoder.group(view).centres for view in views]  # [B N 3] each
+    in_item = [centres[0], centres[1] * torch.tensor([-1.0, 1.0, 1.0]) + torch.tensor([0.0, 0.3, 0.0])]
+    position = 0
+    for g, b in product(range(2), range(3)):
+        keys = in_item[1 - g][b]
+        spacing = mean_of([min((key - other).norm() for j, other in enumerate(keys) if i != j) for i, key in enumerate(keys)])
+        for n in (~mask[g, b]).nonzero()[:, 0]:
+            away = [(in_item[g][b, n] - key).norm() for key in keys]
+            nearest = min(range(5), key=away.__getitem__)
+            assert int(places[position]) == ((1 - g) * 3 + b) * 5 + nearest
+            assert bool(valid.flatten()[position]) == bool(away[nearest] <= 0.8 * spacing)
+            position += 1
+    assert position == len(places) and 0 < valid.sum() < valid.numel()
+
+    groups, output = (
+        points.group(views.flatten(0, 1)),
+        model.student.encode(views.flatten(0, 1), keep=batch.views["global"].visible_tokens()),
+    )
+    terms = values_of(model.losses(batch, 0.5))
+    errors: Rows = []
+    for row, hidden in enumerate(mask.flatten(0, 1)):
+        order = [groups.centres[row][~hidden][None], groups.centres[row][hidden][None]]
+        predicted = model.decoder(output.patches[row : row + 1], visible=order[0], hidden=order[1])[0]
+        for guess, truth in zip(predicted, groups.neighbours[row][hidden], strict=True):
+            squares = torch.stack([torch.stack([(p - q).square().sum() for q in truth]) for p in guess])
+            errors.append(squares.amin(dim=0).mean() + squares.amin(dim=1).mean())
+    torch.testing.assert_close(terms["inputs"], mean_of(errors), rtol=1e-4, atol=1e-5)
 
 
 # DCGLR ---------------------------------------------------------------------------------------------------------------------
@@ -166,22 +248,6 @@ def test_dcglr_with_npair_compares_the_teachers_assignments_with_the_students_lo
 
 # Local contrast ------------------------------------------------------------------------------------------------------------
 
-CROPS = torch.tensor(  # x0 y0 x1 y1, uneven so that no two keys are equally near
-    [
-        [[0.0, 0.03, 0.81, 0.72], [0.11, 0.2, 0.93, 1.0], [0.0, 0.0, 0.3, 0.3]],
-        [[0.23, 0.13, 0.58, 0.52], [0.0, 0.27, 0.61, 0.83], [0.6, 0.6, 1.0, 1.0]],
-    ]
-)
-FLIPPED = torch.tensor([[False, True, False], [True, False, False]])
-
-
-def centre_of(view: int, item: int, token: int) -> tuple[float, float]:
-    """Where a token of a view lies in its item: 2 rows of 3 tokens."""
-    x0, y0, x1, y1 = CROPS[view, item].tolist()
-    along, down = (token % 3 + 0.5) / 3, (token // 3 + 0.5) / 2
-    along = 1 - along if FLIPPED[view, item] else along
-    return x0 + (x1 - x0) * along, y0 + (y1 - y0) * down
-
 
 def test_local_contrast_matches_the_patches_of_two_views_by_place_in_both_directions() -> None:
     model = apart(method(LocalContrast, encoder(), hidden_dim=11, projection_dim=5, temp=0.4, max_distance=0.6))
@@ -195,13 +261,10 @@ def test_local_contrast_matches_the_patches_of_two_views_by_place_in_both_direct
     patches = [model.student.heads["patch"](output.patches) for output in outputs]  # [B N D] of unit length
     num_matched, items = [], []
     for (a, b), item in product(directions, range(3)):
-        x0, y0, x1, y1 = CROPS[b, item].tolist()
         losses: Rows = []
         for token in range(6):
-            x, y = centre_of(a, item, token)
-            away = [math.hypot((x - u) / ((x1 - x0) / 3), (y - v) / ((y1 - y0) / 2)) for u, v in (centre_of(b, item, n) for n in range(6))]
-            nearest = min(range(6), key=away.__getitem__)
-            if away[nearest] <= 0.6:
+            nearest, away = nearest_of(centre_of(a, item, token), b, item)
+            if away <= 0.6:
                 cosines = torch.stack([(patches[a][item, token] * key).sum() for key in patches[b][item]]) / 0.4
                 losses.append(cosines.logsumexp(dim=0) - cosines[nearest])
         num_matched.append(len(losses))

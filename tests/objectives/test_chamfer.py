@@ -4,7 +4,7 @@ import pytest
 import torch
 from golden import assert_matches, load, noise
 
-from glpretrain.objectives.chamfer import ChamferL1, ChamferL2, CorruptedPoints, nearest_distances
+from glpretrain.objectives.chamfer import ChamferL1, ChamferL2, nearest_distances
 
 GOLDEN = load("chamfer")
 
@@ -29,15 +29,3 @@ def test_zero_for_equal_sets_in_any_order() -> None:
 def test_the_nearest_is_found_in_each_direction() -> None:
     there, back = nearest_distances(torch.tensor([[[0.0, 0, 0]]]), torch.tensor([[[3.0, 4, 0], [0, 0, 1]]]))
     assert there.tolist() == [[1.0]] and back.tolist() == [[25.0, 1.0]]
-
-
-def test_only_groups_with_a_replaced_point_count() -> None:
-    predictions, targets = noise(2, 3, 5, 4, name="p"), noise(2, 3, 5, 4, name="t")
-    corruption = torch.zeros(2, 5, 4, dtype=torch.bool)
-    corruption[0, 3, 1] = corruption[1, 0, 2] = corruption[1, 0, 3] = True
-    rows = [(0, 3), (1, 0)]
-    sets = [torch.stack([values[b, :, n].T for b, n in rows]) for values in (predictions, targets)]
-    expected = ChamferL2()(predictions=sets[0], targets=sets[1])
-    torch.testing.assert_close(CorruptedPoints()(predictions=predictions, targets=targets, corruption=corruption), expected)
-    nothing = torch.zeros_like(corruption)
-    assert (CorruptedPoints()(predictions=predictions, targets=targets, corruption=nothing) == 0).all()

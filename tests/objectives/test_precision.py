@@ -41,15 +41,11 @@ def example(name: str, items: int = B) -> tuple[Objective, dict[str, Tensor], di
             {"predictions": real(items, 3, 2, N, of="p"), "targets": real(items, 3, 2, N, of="t")},
             {"corruption": mask.unsqueeze(1).repeat(1, 2, 1)},
         ),
-        "CorruptedPoints": (
-            objectives.CorruptedPoints(),
-            {"predictions": real(items, 3, N, 4, of="p"), "targets": real(items, 3, N, 4, of="t")},
-            {"corruption": mask.unsqueeze(2).repeat(1, 1, 4)},
-        ),
         "CosineDistance": (objectives.CosineDistance(), {name: value[:, 0] for name, value in pair.items()}, {}),
         "FeatureDistance": (objectives.FeatureDistance(), pair, {"grid": (2, 3), "target_grid": (3, 2)}),
         "InfoNCE": (objectives.InfoNCE(), {name: real(items, D, of=name) for name in ("queries", "keys", "hallucinated")}, {}),
         "KoLeo": (objectives.KoLeo(), {"features": real(items, D, of="f")}, {}),
+        "MeanCosine": (objectives.MeanCosine(), {"tokens": real(items, N, D, of="t")}, {}),
         # One teacher view and two crops: the products of all items with all items take memory.
         "NPair": (objectives.NPair(), {"assignments": real(1, items, K, of="a").softmax(-1), "logits": real(2, items, K, of="l")}, {}),
         "NegativeCosine": (objectives.NegativeCosine(), {"queries": real(items, D, of="q"), "keys": real(items, D, of="k")}, {}),
@@ -68,6 +64,11 @@ def example(name: str, items: int = B) -> tuple[Objective, dict[str, Tensor], di
             objectives.QueueInfoNCE(dim=D, queue_size=13),
             {"queries": unit(V, items, D, of="q"), "keys": unit(G, items, D, of="k"), "hallucinated": unit(G, V, items, D, of="h")},
             {},
+        ),
+        "TokenDistillation": (
+            objectives.TokenDistillation(num_prototypes=K, sinkhorn_iterations=3),
+            {"student_logits": real(items * N, K, of="s"), "teacher_logits": real(items * N, K, of="t")},
+            {"valid": mask.unsqueeze(0), "teacher_temp": 0.04},
         ),
         "TokenRelations": (objectives.TokenRelations(num_heads=2), attention, {}),
         "ViewDistillation": (objectives.ViewDistillation(num_prototypes=K), logits, {"teacher_temp": 0.04}),

@@ -13,7 +13,7 @@ from golden import wave
 from glpretrain.objectives import regularization
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation, sinkhorn_knopp
 from glpretrain.objectives.experts import CosineDistance, FeatureDistance, TokenRelations, WhitenedFeatures, resize_tokens
-from glpretrain.objectives.regularization import KoLeo
+from glpretrain.objectives.regularization import KoLeo, MeanCosine
 
 B, N, D, K = 7, 6, 12, 5
 
@@ -77,6 +77,16 @@ def test_koleo_among_the_items_of_one_process_asks_no_other(monkeypatch: pytest.
 
 
 # Sinkhorn-Knopp -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_cosine_is_one_for_equal_tokens_and_zero_where_they_cancel() -> None:
+    token = wave(1, 1, D)
+    assert MeanCosine()(tokens=token.expand(2, 3, D)).item() == pytest.approx(1.0)
+    assert MeanCosine()(tokens=torch.cat([token, -2.0 * token])).item() == pytest.approx(0.0, abs=1e-12)
+    tokens = wave(B, N, D).requires_grad_()
+    loss = MeanCosine()(tokens=tokens)
+    loss.backward()
+    assert 0.0 < loss.item() < 1.0 and MeanCosine()(tokens=tokens - 0.1 * tokens.grad).item() < loss.item()
 
 
 def test_assignments_share_the_prototypes_evenly() -> None:

@@ -17,7 +17,7 @@ from glpretrain.evaluate.rows import Rows
 Z95 = 1.959964  # two-sided 95 % of the standard normal
 _BOOTSTRAP_SEED = 60
 _NUM_RESAMPLES = 200
-_DRAWS = 1 << 22  # at a time
+_DRAWS = 1 << 19  # at a time: the keys that they are made from take some 60 bytes each
 
 
 def rate_interval(rate: float, *, count: float) -> tuple[float, float]:
