@@ -77,7 +77,7 @@ def test_lines_carry_all_that_a_score_rests_on(small: Path) -> None:
     assert first["card"]["source"] == first["backbone"] == "a test"
     assert {line["evaluator"] for line in lines} == {"knn", "prompt"}
     assert Path("drawn/prompt_similarity.png").stat().st_size > 5_000
-    assert lines[-1]["chosen"].keys() == {"threshold", "threshold_centre"}
+    assert lines[-1]["chosen"].keys() == {"threshold", "threshold_centre", "threshold_centred"}
 
 
 def test_scores_are_the_same_with_and_without_features_on_disk(small: Path) -> None:
