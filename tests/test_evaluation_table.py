@@ -14,18 +14,19 @@ PACKAGE = Path(__file__).parents[1]
     # Of a linear layer, held-out items that choose: 800, and 3,200 of the 3,906 that may at most, with 28 kB each. Of prompts, 480 numbers
     # of each of two objects of an image (46 MB), and as much for what holds them.
     [
-        ("KNN", 90),
-        ("LinearProbe", 90),
-        ("LinearSweep", 90),
-        ("Health", 90),
-        ("LinearSegmentation", 90 + 70),
-        ("PromptSegmentation", 90 + 90),
+        ("KNN", 170),
+        ("LinearProbe", 170),
+        ("LinearSweep", 170),
+        ("Health", 170),
+        ("LinearSegmentation", 170 + 70),
+        ("PromptSegmentation", 170 + 90),
     ],
 )
 def test_four_times_the_items_take_their_features_more(name: str, rest: float) -> None:
     few, many = (Settings(name, count) for count in (4_000, 16_000))
     more = measured(many, package=PACKAGE)["peak"] - measured(few, package=PACKAGE)["peak"]
-    # 12,000 items: 230 MB of pictures with masks, 150 MB of patches, 3 MB of one row each; the rest is what the allocator does with these.
+    # 12,000 items: 230 MB of pictures with masks, 150 MB of patches, 3 MB of one row each. The rest is what the allocator does with these:
+    # one and the same measurement of k-NN gave 105 and 132 MB on one machine, and that of health 154.
     assert more < 8 * (many.feature_bytes - few.feature_bytes) / 2**20 + rest
 
 
