@@ -22,7 +22,7 @@ STAMP := $(VENV)/.glpretrain
 PIP := "$(BIN)/python" -m pip install --disable-pip-version-check --progress-bar off --quiet
 LOCKED := $(if $(filter-out .venv,$(wildcard $(VENV))),,yes)
 
-.PHONY: help setup lock lint types test test-slow pretrain evaluate inspect bench bench-gpu notebooks clean
+.PHONY: help setup lock lint types test test-slow pretrain evaluate inspect bench bench-gpu notebooks docs clean
 
 help:  ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -85,6 +85,11 @@ bench: $(STAMP)  ## what a step of a recipe costs, part by part: RECIPE=mmc [DAT
 
 bench-gpu: $(STAMP)  ## everything that is claimed of a GPU, measured on this one: [OUT=folder]
 	PYTHONPATH=tests "$(BIN)/python" tests/gpu_table.py --out "$(if $(filter report.html,$(OUT)),gpu,$(OUT))" $(ARGS)
+
+docs: $(STAMP)  ## the documents as a site: site/index.html; a link that leads nowhere is an error
+	@"$(BIN)/python" -c 'import mkdocs, material, mkdocstrings' 2>/dev/null || $(PIP) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --quiet --clean
+	@echo "docs: site/index.html, open it in a browser"
 
 notebooks: $(STAMP)  ## execute the notebooks
 	@for notebook in notebooks/*.ipynb; do \

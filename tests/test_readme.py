@@ -1,4 +1,4 @@
-"""The commands of the README, run one after the other in a folder with small inputs of every kind that they name."""
+"""The commands of the README and of the pages for users, run one after the other in a folder with small inputs of every kind that they name."""
 
 import re
 from pathlib import Path
@@ -26,6 +26,7 @@ QUICK = [
     "--trainer.enable_progress_bar",
     "false",
 ]
+DOCUMENTS = ("README.md", "docs/start.md", "docs/data.md", "docs/evaluation.md", "docs/weights.md")
 # What these need is not here, and the README says so beside them.
 NEEDS = {
     "RECIPE=gpfm": "its experts",
@@ -62,12 +63,13 @@ def write_inputs(folder: Path) -> None:
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    return [command for language, block in blocks if not language for command in commands_in(block)]
+    text = "".join((REPOSITORY / name).read_text() for name in DOCUMENTS)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return list(dict.fromkeys(command for language, block in blocks if not language for command in commands_in(block)))
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_for_users_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_inputs(tmp_path)
