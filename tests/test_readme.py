@@ -1,4 +1,4 @@
-"""The commands of the README and of the pages for users, run one after the other in a folder with small inputs of every kind that they name."""
+"""The commands of the README and of the pages for users, run in their order in a folder with small inputs of every kind that they name."""
 
 import re
 from pathlib import Path
