@@ -122,8 +122,7 @@ def _images(files: Sequence[Path]) -> list[Path]:
 
 def _row(probabilities: Tensor, classes: Sequence[str], count: int) -> list[tuple[str, float]]:
     """The most probable classes with their probabilities."""
-    values, places = probabilities.topk(count)
-    return [(classes[place], value) for place, value in zip(places.tolist(), values.tolist(), strict=True)]
+    return [(classes[int(place)], float(probabilities[place])) for place in probabilities.topk(count).indices]
 
 
 def contact_sheet(chosen: Sequence[_Certain], *, channels: int) -> Figure:
