@@ -135,5 +135,5 @@ def contact_sheet(chosen: Sequence[_Certain], *, channels: int) -> Figure:
     for axis, one in zip(axes.flat, chosen, strict=False):
         pixels = decode(one.path, channels=channels, side=_SIDE).permute(1, 2, 0).numpy()  # [H W C]
         axis.imshow(pixels.squeeze(2) if channels == 1 else pixels, cmap="gray")
-        axis.set_title(f"{one.name} {100 * one.probability:.0f}\n{printable(one.path.name)[:28]}", fontsize=8)
+        axis.set_title(f"{one.name} {100 * one.probability:.0f} %\n{printable(one.path.name)[:28]}", fontsize=8)
     return figure
