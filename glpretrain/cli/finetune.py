@@ -17,7 +17,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from glpretrain.callbacks import KeepRefused, TrainingHealth
 from glpretrain.cli.trainer import machine_of
 from glpretrain.cli.training import Training, train
-from glpretrain.cli.trust import take_imports
+from glpretrain.cli.trust import read_part, take_imports
 from glpretrain.data.own import source_for, source_spec
 from glpretrain.data.sources.base import Source
 from glpretrain.encoders import Encoder
@@ -67,6 +67,8 @@ def finetune(
         overrides: further arguments
     """
     path = find_recipe(config)
+    if str(read_part(path, "model").get("class_path")).startswith("glpretrain.methods."):
+        raise ValueError(f"finetune: --config {config} pretrains; accepted: a recipe of fine-tuning, such as {DEFAULT_RECIPE}")
     arguments = ["--config", str(path), "--backbone", backbone]
     given = {"seed_everything": seed, "trainer.max_epochs": epochs}
     for name, value in given.items():
