@@ -20,13 +20,14 @@ ALLOWED: dict[str, set[str]] = {
     "prepare.faces": {"core", "data", "prepare.workers"},
     "evaluate": {"core", "modalities", "encoders", "data"},
     "weights": {"core", "encoders", "training"},
+    "finetune": {"core", "encoders", "training", "methods", "data", "evaluate", "weights"},
     "report": {"core", "modalities", "encoders", "data"},
     "callbacks": {"core", "modalities", "objectives", "encoders", "training", "data", "evaluate"},
     "bench": {"core", "encoders", "training", "methods"},
     "runs": {"core", "encoders", "weights"},
     "cli": {
         *("core", "encoders", "modalities", "methods", "data", "prepare.slides", "prepare.faces"),
-        *("prepare.workers", "evaluate", "weights", "report", "callbacks", "runs", "training", "masking", "bench"),
+        *("prepare.workers", "evaluate", "weights", "report", "callbacks", "runs", "training", "masking", "bench", "finetune"),
     },
     "": {"cli", "runs", "weights"},  # glpretrain/__init__.py, lazily
 }
@@ -34,7 +35,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pytorch_lightning": ("methods/base.py", "data/module.py", "callbacks/", "cli/"),
     "lightning": (),  # the same library under its other name
     "lightning_fabric": (),
-    "timm": ("encoders/",),
+    "timm": ("encoders/", "finetune/"),  # architectures, and the augmentation of fine-tuning
     "kornia": ("data/views/",),
     "wandb": ("callbacks/",),
     "jsonargparse": ("cli/",),

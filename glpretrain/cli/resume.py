@@ -4,13 +4,15 @@ Left out: writing checkpoints (`callbacks.checkpoints`), and Lightning's own par
 """
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from glpretrain.callbacks.checkpoints import newest_whole
+from glpretrain.callbacks.checkpoints import is_damaged, newest_whole
 from glpretrain.cli.trust import read_yaml
 from glpretrain.core.files import is_locked
+from glpretrain.runs import without_links
 
 RESULTS, CONFIG, ITEMS = "results.json", "config.yaml", "items.json"
 # What may differ between two starts of one run: where it is written, what is shown, and how items reach the device.
@@ -61,6 +63,24 @@ def find(parent: Path, *, config: Mapping, items: Mapping[str, object], force: b
         lines.append(f"resume: {folder} goes on after step {checkpoint.step}, from {checkpoint.path.name}")
         return Found(folder, checkpoint.path, lines)
     return Found(None, None, lines)
+
+
+def checkpoint_of(path: str | None) -> str | None:
+    """The whole checkpoint of a `ckpt_path`, with every link in its path followed: `latest` moves while the run goes on.
+
+    Raises:
+        ValueError: it is another file, or is damaged.
+    """
+    if path is None:
+        return None
+    path = without_links(path)
+    if not Path(path).is_file():
+        raise ValueError(f"ckpt_path: {path} is not a file; accepted: a checkpoint (.ckpt) of the same method")
+    if not zipfile.is_zipfile(path):  # what torch.save writes, with its contents at the end
+        raise ValueError(f"ckpt_path: {path} is no checkpoint or is cut short; accepted: a checkpoint (.ckpt) of the same method")
+    if is_damaged(Path(path)):
+        raise ValueError(f"ckpt_path: the bytes of {path} are not those that were written; give another checkpoint of its folder")
+    return path
 
 
 def _differences(before: Mapping, now: Mapping, *, _named: str = "") -> Iterator[str]:

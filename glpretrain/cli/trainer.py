@@ -5,12 +5,14 @@ Which trainer a run gets is left out (`training`).
 
 import logging
 import os
+import platform
 import signal
 import threading
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -21,10 +23,12 @@ from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore[reportPrivateImportUsage] - its public home
 
+from glpretrain import __version__
 from glpretrain.callbacks import finish
 from glpretrain.cli.sharded import NAME, FullySharded
 
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
+_VERSIONS = ("torch", "torchvision", "pytorch-lightning", "timm", "kornia")
 _LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning_utilities"}
 
 
@@ -93,6 +97,22 @@ def require_callbacks(callbacks: list[pl.Callback]) -> None:
     """
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         raise ValueError("trainer.callbacks: GradientAccumulationScheduler changes the batch during a run; set accumulate_grad_batches")
+
+
+def read_folders(data: Namespace) -> list[str]:
+    """The folders that the sources of a configuration name."""
+    sources = [data[role] for role in ("source", "labelled", "labelled_test", "masked") if data.get(role) is not None]
+    return [value for source in sources for value in source.init_args.values() if isinstance(value, str) and os.path.isdir(value)]
+
+
+def machine_of(trainer: pl.Trainer) -> dict[str, object]:
+    """Where and with what a run took place, for results.json."""
+    return {
+        "devices": trainer.world_size,
+        "precision": str(trainer.precision),
+        "device": torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else "cpu",
+        "versions": {"python": platform.python_version(), "glpretrain": __version__} | {name: version(name) for name in _VERSIONS},
+    }
 
 
 @contextmanager

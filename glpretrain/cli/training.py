@@ -6,24 +6,20 @@ callback of the same class as a default one replaces it.
 
 import os
 import pickle
-import platform
 import signal
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytorch_lightning as pl
-import torch
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 
-from glpretrain import __version__, modalities
+from glpretrain import modalities
 from glpretrain.callbacks import (
     Checkpoints,
     EndTogether,
@@ -38,24 +34,33 @@ from glpretrain.callbacks import (
     default_loggers,
     finish,
 )
-from glpretrain.callbacks.checkpoints import is_damaged
 from glpretrain.cli import resume
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse, require_one_recipe
 from glpretrain.cli.run_folder import RunFolder
-from glpretrain.cli.trainer import chosen, interruptible, is_first_process, quiet, refusals, require_callbacks, require_settings
+from glpretrain.cli.trainer import (
+    chosen,
+    interruptible,
+    is_first_process,
+    machine_of,
+    quiet,
+    read_folders,
+    refusals,
+    require_callbacks,
+    require_settings,
+)
 from glpretrain.cli.trust import Parser, buildable, mapping_of, take_imports
 from glpretrain.core.files import part_file, write_json
 from glpretrain.core.rendezvous import meet_anew
 from glpretrain.data.module import DataModule
 from glpretrain.data.orders import Shuffled
+from glpretrain.encoders import Encoder
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, recipe_name, require_outside, without_links
 from glpretrain.training.sharding import class_name
 from glpretrain.weights import export
 
 _RESUMED = "GLPRETRAIN_RESUMED"  # environment: the checkpoint that the first process has found, for those that it starts
-_VERSIONS = ("torch", "torchvision", "pytorch-lightning", "timm", "kornia")
 
 
 class _Parser(Parser, LightningArgumentParser):
@@ -71,6 +76,9 @@ class Training(LightningCLI):
 
     model: Method
     datamodule: DataModule
+    kinds: ClassVar[tuple[type[Method], type[DataModule]]] = (Method, DataModule)
+    verb: ClassVar[str] = "fit"
+    saved: ClassVar[str] = "backbone"  # name of the folder of what was trained
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.run_folder: RunFolder | None = None  # None in every process but the first: only that one writes
@@ -79,8 +87,7 @@ class Training(LightningCLI):
         self.origin: Origin | None = None  # None: the run starts from random weights
         with self._leaving_nothing_behind():
             super().__init__(
-                Method,
-                DataModule,
+                *self.kinds,
                 save_config_callback=None,
                 seed_everything_default=0,
                 subclass_mode_model=True,
@@ -88,7 +95,7 @@ class Training(LightningCLI):
                 load_from_checkpoint_support=False,
                 run=False,
                 parser_class=_Parser,
-                parser_kwargs={"exit_on_error": False, "prog": "glpretrain fit", "description": "Train what --config FILE describes."},
+                parser_kwargs={"exit_on_error": False, "prog": f"glpretrain {self.verb}", "description": "Train what a recipe describes."},
                 args=take_imports(arguments),
             )
 
@@ -108,11 +115,8 @@ class Training(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What a run has beyond the method, the data and the trainer."""
+        self.add_start(parser)
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to resume from")
-        parser.add_argument(
-            "--init_from", type=InitFrom | str | None, default=None, help="backbone to go on from, instead of random weights"
-        )
-        parser.add_argument("--evaluate", type=bool, default=True, help="score the backbone before and after training")
         parser.add_argument(
             "--resume",
             type=Literal["auto", "never", "force"],
@@ -122,28 +126,29 @@ class Training(LightningCLI):
         parser.add_argument("--runs", type=str, default="runs", help="where run folders go")
         parser.link_arguments("seed_everything", "data.seed")  # one seed: weights, order, views and masks
 
+    def add_start(self, parser: LightningArgumentParser) -> None:
+        """What a run starts from and is compared with."""
+        parser.add_argument("--init_from", type=InitFrom | str | None, default=None, help="backbone to go on from")
+        parser.add_argument("--evaluate", type=bool, default=True, help="score the backbone before and after training")
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse `args` whatever the interpreter was started with (Lightning warns when both are there)."""
         assert isinstance(args, list)
         self.config = parse(parser, args)
         if not self.config.config:
             raise ValueError("--config is missing; give the path of a recipe, or use `glpretrain pretrain RECIPE`")
-        if self.config.ckpt_path is not None:  # `latest` moves while the run goes on
-            self.config.ckpt_path = without_links(self.config.ckpt_path)
-        if isinstance(self.config.init_from, Namespace):
-            self.config.init_from.path = without_links(self.config.init_from.path)
-        elif self.config.init_from is not None:
-            self.config.init_from = without_links(self.config.init_from)
+        self.config.ckpt_path = resume.checkpoint_of(self.config.ckpt_path)
+        self.follow_links()
         require_settings(self.config.trainer)
         require_one_recipe(self.config.config)
-        require_outside("runs", Path(self.config.runs), given=_read_folders(self.config.data))
-        checkpoint = self.config.ckpt_path
-        if checkpoint is not None and not Path(checkpoint).is_file():
-            raise ValueError(f"ckpt_path: {checkpoint} is not a file; accepted: a checkpoint (.ckpt) of the same method")
-        if checkpoint is not None and not zipfile.is_zipfile(checkpoint):  # what torch.save writes, with its contents at the end
-            raise ValueError(f"ckpt_path: {checkpoint} is no checkpoint or is cut short; accepted: a checkpoint (.ckpt) of the same method")
-        if checkpoint is not None and is_damaged(Path(checkpoint)):
-            raise ValueError(f"ckpt_path: the bytes of {checkpoint} are not those that were written; give another checkpoint of its folder")
+        require_outside("runs", Path(self.config.runs), given=read_folders(self.config.data))
+
+    def follow_links(self) -> None:
+        """Name the start of the run so that it stays the same when `latest` moves."""
+        if isinstance(given := self.config.init_from, Namespace):
+            given.path = without_links(given.path)
+        elif given is not None:
+            self.config.init_from = without_links(given)
 
     @property
     def recipe(self) -> str:
@@ -196,7 +201,7 @@ class Training(LightningCLI):
 
     def _default_callbacks(self, given: Namespace, own: list[pl.Callback]) -> list[pl.Callback]:
         evaluators = next((callback for callback in own if isinstance(callback, RunEvaluators)), None)
-        if evaluators is None and self.config.evaluate:
+        if evaluators is None and self.config.get("evaluate"):
             evaluators = RunEvaluators()
         self.evaluators, self.throughput = evaluators, Throughput(evaluators=evaluators)
         callbacks: list[pl.Callback] = [] if evaluators is None else [evaluators]
@@ -267,7 +272,7 @@ class Training(LightningCLI):
         if self.trainer.is_global_zero:
             start = "" if self.origin is None else f" from {self.origin.name}"
             source = f"{class_name(self.model)}, recipe {self.recipe}, {self.trainer.global_step} steps{start}"
-            export(backbone, folder / "backbone", source=source)
+            self.save(backbone, folder / self.saved, source=source)
             write_json(folder / "results.json", self._results(seconds))
             finish(self.trainer.loggers)
             assert self.run_folder is not None
@@ -275,15 +280,18 @@ class Training(LightningCLI):
             self.run_folder.close()
             if refused := self.model.step.num_refused:
                 print(f"{refused} of {self.trainer.global_step} steps had a loss or gradient that was not finite, and moved nothing")
-            print(f"results, checkpoint and backbone: {folder}", flush=True)
+            print(f"results, checkpoint and {self.saved}: {folder}", flush=True)
         self.trainer.strategy.barrier("run folder")
         return Run(folder)
 
+    def save(self, backbone: Encoder, folder: Path, *, source: str) -> None:
+        """Write what was trained."""
+        export(backbone, folder, source=source)
+
     def _summary(self) -> str:
-        card = self.model.encoder.card
+        card, data, accumulated = self.model.encoder.card, self.datamodule, self.trainer.accumulate_grad_batches
         size = modalities.get(card.modality).describe_size(card)
         start = "" if self.origin is None else f"init_from: {self.origin.name}: {self.origin.transfer}\n"
-        data, accumulated = self.datamodule, self.trainer.accumulate_grad_batches
         together = data.batch_size * self.trainer.world_size
         in_batches = f" in {accumulated} batches of {together}" if accumulated > 1 else ""
         left_out = len(data.source) % (together * accumulated) if isinstance(data.order, Shuffled) else 0
@@ -318,29 +326,21 @@ class Training(LightningCLI):
             "init_from": None if self.origin is None else self.origin.results(self.model),
             "resumed_from": self.config.ckpt_path or (None if self.resumed.checkpoint is None else str(self.resumed.checkpoint)),
             "encoder": card.to_json(),
-            "devices": self.trainer.world_size,
-            "precision": str(self.trainer.precision),
-            "device": torch.cuda.get_device_name() if self.trainer.strategy.root_device.type == "cuda" else "cpu",
-            "versions": {"python": platform.python_version(), "glpretrain": __version__} | {name: version(name) for name in _VERSIONS},
+            **machine_of(self.trainer),
         }
 
 
-def _read_folders(data: Namespace) -> list[str]:
-    """The folders that the sources of a configuration name."""
-    sources = [data[role] for role in ("source", "labelled", "labelled_test", "masked") if data[role] is not None]
-    return [value for source in sources for value in source.init_args.values() if isinstance(value, str) and os.path.isdir(value)]
-
-
-def train(arguments: Sequence[str]) -> Run:
+def train(arguments: Sequence[str], *, kind: type[Training] = Training) -> Run:
     """Train from --config FILE and any number of overrides (LightningCLI).
 
     Args:
         arguments: words of the command line; `glpretrain fit --help` lists what there is.
+        kind: what parses them and trains.
     """
     quiet()
     with refusals():
         try:
-            return Training(arguments).fit()
+            return kind(arguments).fit()
         except StoppedBySignalError as stop:
             if stop.number == signal.SIGINT:
                 raise KeyboardInterrupt from stop

@@ -80,6 +80,7 @@ class Batch(NamedTuple):
     index: Tensor  # Int[B]  dataset index  # pyright: ignore[reportIncompatibleMethodOverride]  hides tuple.index
     views: dict[str, ViewGroup]
     weight: Tensor  # Float[B]  weight of every item in the loss, 1 unless the order sets others
+    targets: Tensor | None = None  # Int[B *S]  what a fine-tuned model is to predict, such as the class of each item; None in pretraining
 
 
 class Uses(NamedTuple):

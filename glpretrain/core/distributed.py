@@ -2,10 +2,14 @@
 caller asks how many processes there are.
 """
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+
+T = TypeVar("T")
 
 
 def has_process_group() -> bool:
@@ -80,6 +84,15 @@ class _Gather(torch.autograd.Function):
 def gather_with_grad(value: Tensor) -> Tensor:
     """Float[world_size*B *S]: rows Float[B *S] of all processes in the order of their ranks, with gradient; B is the same in each."""
     return value if world_size() == 1 else _Gather.apply(value)
+
+
+def gathered(parts: list[T]) -> list[T]:
+    """What all processes give, in the order of their ranks; each may give any number. It travels by pickle, between our own processes."""
+    if world_size() == 1:
+        return parts
+    of_all: list[list[T]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(of_all, parts)
+    return [part for own in of_all for part in own]
 
 
 class SyncedBatchNorm(nn.BatchNorm1d):

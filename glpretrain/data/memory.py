@@ -27,7 +27,7 @@ _ROW = np.dtype(
         *(("values", np.int64), ("regions", np.int64)),  # where they begin; regions at -1 are none
         *(("values_type", np.int8), ("regions_type", np.int8)),
         *(("shape", np.int32, _MOST_AXES), ("order", np.int8, _MOST_AXES), ("num_axes", np.int8)),  # axes in the order of the memory
-        ("index", np.int64),  # dataset index
+        *(("index", np.int64), ("label", np.int32)),  # dataset index
     ]
 )
 
@@ -44,6 +44,7 @@ class Chunk(NamedTuple):
     layouts: list[tuple[tuple[int, ...], tuple[int, ...]]]  # of each item: its shape, and its axes in the order of its memory
     index: list[int]
     unreadable: list[tuple[int, str]]
+    labels: list[int]
 
     @classmethod
     def of(cls, items: Sequence[Item], index: list[int], unreadable: list[tuple[int, str]]) -> "Chunk":
@@ -55,6 +56,7 @@ class Chunk(NamedTuple):
             layouts=[(tuple(item.values.shape), tuple(order)) for item, order in zip(items, orders, strict=True)],
             index=index,
             unreadable=unreadable,
+            labels=[item.label for item in items],
         )
 
     @property
@@ -84,7 +86,7 @@ class Written:
             values += torch.Size(shape).numel() * chunk.values.itemsize
             if chunk.regions is not None:
                 regions += torch.Size(shape[1:]).numel() * chunk.regions.itemsize
-        rows["index"] = chunk.index
+        rows["index"], rows["label"] = chunk.index, chunk.labels
         self._rows.append(rows)
         self.num_bytes += chunk.nbytes
 
@@ -131,7 +133,7 @@ class Decoded:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> tuple[Item, int]:
-        """An item without label and masks, and its dataset index."""
+        """An item without masks, and its dataset index."""
         part = int(np.searchsorted(self._ends, index, side="right"))
         row = self._rows[part][index - int(self._ends[part])]  # counted from the end
         count = int(row["num_axes"])
@@ -139,7 +141,7 @@ class Decoded:
         stored = self._part(part, int(row["values"]), int(row["values_type"]), [shape[axis] for axis in order])
         values = stored.permute([order.index(axis) for axis in range(count)])
         regions = None if row["regions"] < 0 else self._part(part, int(row["regions"]), int(row["regions_type"]), shape[1:])
-        return Item(values, -1, None, regions), int(row["index"])
+        return Item(values, int(row["label"]), None, regions), int(row["index"])
 
     def _part(self, part: int, start: int, kind: int, shape: Sequence[int]) -> Tensor:
         dtype = _TYPES[kind]

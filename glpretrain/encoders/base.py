@@ -32,7 +32,7 @@ _LARGEST = {"mlp_ratio": 64, "norm_eps": 1, "init_values": 1000}
 _NEVER_NONE = ("drop_path_rate", "group_size", "num_points")  # numbers that no architecture has of its own
 # Arguments of builders that are words or flags.
 _WORDS = ("name", "position_resize", "positions", "ffn", "initial", "licence", "source")
-_FLAGS = ("drop_path_uniform", "class_token", "no_embed_class")
+_FLAGS = ("drop_path_uniform", "class_token", "no_embed_class", "final_norm")
 
 _Builder = TypeVar("_Builder", bound=Callable[..., "Encoder"])
 _BUILDERS: dict[str, Callable[..., "Encoder"]] = {}

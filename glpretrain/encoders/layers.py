@@ -75,6 +75,11 @@ def _under_norm(encoder: ViT | PointTransformer, tokens: Tensor) -> EncoderOutpu
     return split_tokens(encoder.model.norm(tokens), num_prefix_tokens=encoder.num_prefix_tokens, has_class_token=has_class_token)
 
 
+def can_be_without_norm(encoder: Encoder) -> bool:
+    """Whether the architecture exists without the norm behind its last block: that of timm's plain ViTs does."""
+    return isinstance(encoder, ViT) and type(encoder.model) is VisionTransformer
+
+
 @contextmanager
 def pooled_tokens(encoder: ViT) -> Iterator[list[Tensor]]:
     """Record the mean of all tokens, class token included, before the final norm: Mugs searches neighbours with it.

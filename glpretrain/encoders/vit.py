@@ -77,6 +77,7 @@ class ViT(Encoder):
             own.
         reg_tokens: number of register tokens; None is timm's own.
         no_embed_class: whether positions are added to patches only, and not to class token and registers; None is timm's own.
+        final_norm: whether there is a norm behind the last block; MAE's fine-tuning has one behind the pooling instead.
         position_resize: how learned positions are resized to a view of another size, see `timm_model.PositionResize`.
         norm_eps: epsilon of every layer norm; None is timm's own.
         rope_periods: periods of DINOv3's rotary positions, one per frequency; None is timm's own (published files hold rounded ones).
@@ -111,6 +112,7 @@ class ViT(Encoder):
         init_values: float | None = None,
         reg_tokens: int | None = None,
         no_embed_class: bool | None = None,
+        final_norm: bool = True,
         position_resize: PositionResize = "timm",
         norm_eps: float | None = None,
         rope_periods: Sequence[float] | None = None,
@@ -124,10 +126,8 @@ class ViT(Encoder):
         shape = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
         check_numbers("ViT", **shape, in_chans=in_chans, norm_eps=norm_eps, drop_path_rate=drop_path_rate)
         words = (
-            ("position_resize", position_resize, POSITION_RESIZES),
-            ("positions", positions, ("learned", "sincos")),
-            ("initial", initial, INITIALS),
-            ("ffn", ffn, (None, "swiglu")),
+            *(("position_resize", position_resize, POSITION_RESIZES), ("positions", positions, ("learned", "sincos"))),
+            *(("initial", initial, INITIALS), ("ffn", ffn, (None, "swiglu"))),
         )
         for word, value, accepted in words:
             if value not in accepted:
@@ -138,6 +138,7 @@ class ViT(Encoder):
             shape = {key: sizes.pop(key) for key in shape}
             added.update(sizes)
         others = {"init_values": init_values, "reg_tokens": reg_tokens, "no_embed_class": no_embed_class}
+        others |= {} if final_norm else {"final_norm": False}
         added |= {key: value for key, value in others.items() if value is not None}
         check_numbers("ViT", init_values=init_values, reg_tokens=reg_tokens or None)
         if drop_path_uniform and drop_path_rate == 0.0:
@@ -280,8 +281,8 @@ class ViT(Encoder):
         return model.norm_pre(tokens) if isinstance(model, VisionTransformer | Eva) else tokens, block_args
 
     def _end(self, tokens: Tensor) -> EncoderOutput:
-        tokens = self.model.norm(tokens)
-        return split_tokens(tokens, num_prefix_tokens=self.num_prefix_tokens, has_class_token=self.model.cls_token is not None)
+        has_class_token = self.model.cls_token is not None
+        return split_tokens(self.model.norm(tokens), num_prefix_tokens=self.num_prefix_tokens, has_class_token=has_class_token)
 
     def _add_positions(self, tokens: Tensor) -> tuple[Tensor, list[dict[str, Tensor]]]:
         """The tokens with prefix and positions, Float[B T D], and what each block has to be told about positions."""

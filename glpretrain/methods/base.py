@@ -100,6 +100,11 @@ class Method(pl.LightningModule, ABC):
         return self.student.encoder
 
     @property
+    def starts_from_weights(self) -> bool:
+        """Whether the trunk starts from trained weights, for the default of `Optimization.layer_decay`."""
+        return self.trunk is not None
+
+    @property
     def micro_batch_terms(self) -> tuple[str, ...]:
         """Terms whose gradient is another one when a batch is accumulated from micro-batches."""
         return self.terms if batch_norms(self.encoder) else self.in_batch
@@ -211,7 +216,7 @@ class Method(pl.LightningModule, ABC):
         trunk = {id(parameter) for parameter in self.encoder.parameters()}
         others = [(name, parameter) for name, parameter in self.named_parameters() if id(parameter) not in trunk]
         prototypes = [parameter for module in self.modules() if isinstance(module, Prototypes) for parameter in module.parameters()]
-        return self.optimization.optimizer(self.encoder, others, prototypes=prototypes, from_weights=self.trunk is not None)
+        return self.optimization.optimizer(self.encoder, others, prototypes=prototypes, from_weights=self.starts_from_weights)
 
     def on_train_start(self) -> None:
         """Make the states of all processes equal; they stay equal, because each process writes what was gathered from all."""
@@ -256,10 +261,15 @@ class Method(pl.LightningModule, ABC):
         super().optimizer_step(*args, **kwargs)
         self.zero_grad(set_to_none=True)  # Lightning would hold them during the next forward pass
         progress = self.progress()
-        if self.teacher is not None and self.momentum is not None and not self.step.reason:
-            self.teacher.update(self.student, momentum=self.momentum(progress))
+        if not self.step.reason:
+            self.follow(progress)
         self.step.end(self, progress=progress)
         self.step.is_moving = False
+
+    def follow(self, progress: float) -> None:
+        """Move what follows the student as a moving average: the teacher. Not called after a step that was refused."""
+        if self.teacher is not None and self.momentum is not None:
+            self.teacher.update(self.student, momentum=self.momentum(progress))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Add what export and resume need; a step that is not complete begins again after a resume.

@@ -19,6 +19,7 @@ from glpretrain.training.prototypes import Prototypes
 
 # For runs that start from trained weights and set none; the default of MAE's fine-tuning (main_finetune.py).
 _LAYER_DECAY_FROM_WEIGHTS = 0.75
+_TOKENS = ("token", "pos_embed", "cls_pos")  # endings of the names of class tokens, registers and learned positions
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class Optimization:
         mask_token: whether the mask token of the encoder or a decoder learns like a `head`, at full rate and without decay, or like an
             `embedding`: with decay, as in the official codes of DINOv2, iBOT, MAE and FSFM, and in an encoder at the rate of the layer
             below all blocks (DINOv2 and GPFM, param_groups.py).
+        tokens_decay: whether class tokens, registers and position embeddings decay, as in pretraining (DINO, MAE); they do not in MAE's
+            fine-tuning (main_finetune.py, no_weight_decay).
         trunk: when the trunk learns in a run that starts from trained weights, where None is the default release; a run from random
             weights accepts None only.
         max_refused: number of steps in a row whose loss or gradients may be not finite; these steps move nothing. One more stops the run.
@@ -120,6 +123,7 @@ class Optimization:
     freeze_prototypes: float = 0.0
     freeze_by: Literal["gradient", "rate"] = "gradient"
     mask_token: Literal["head", "embedding"] = "head"
+    tokens_decay: bool = True
     trunk: TrunkRelease | None = None
     max_refused: int = 10
     chunk_size: int | None = None
@@ -179,6 +183,7 @@ class Optimization:
             layer_decay=layer_decay,
             patch_lr=self.patch_lr,
             mask_token=self.mask_token,
+            tokens_decay=self.tokens_decay,
             prototypes=prototypes if self.freeze_by == "rate" else (),
         )
         return torch.optim.AdamW(groups, lr=self.lr(0.0), betas=self.betas, weight_decay=0.0, fused=True)
@@ -239,6 +244,7 @@ def parameter_groups(
     layer_decay: float = 1.0,
     patch_lr: float = 1.0,
     mask_token: Literal["head", "embedding"] = "head",
+    tokens_decay: bool = True,
     prototypes: Collection[nn.Parameter] = (),
 ) -> list[dict]:
     """Groups for an optimizer; each carries `lr_scale` and `decays`, which the schedules are multiplied with, `is_trunk` and
@@ -269,7 +275,7 @@ def parameter_groups(
     for name, parameter, lr_scale, is_trunk in scaled:
         if parameter.requires_grad:
             has_axes = parameter.ndim > 1 or (as_embedding and name.endswith("mask_token"))  # of the official ones, all but the last are 1
-            decays = has_axes and not name.endswith(".bias")
+            decays = has_axes and not name.endswith(".bias") and (tokens_decay or not name.endswith(_TOKENS))
             groups.setdefault((lr_scale, decays, is_trunk, id(parameter) in own_groups), []).append(parameter)
     keys = ("lr_scale", "decays", "is_trunk", "are_prototypes")
     return [{"params": params, **dict(zip(keys, values, strict=True))} for values, params in groups.items()]

@@ -1,0 +1,26 @@
+"""From a backbone to its use: a head and the whole network learn a task from labels, and what comes of it is saved and exported.
+
+Recipes name the classes below. Pretraining is left out (`methods`), and so are scores of frozen features (`evaluate`).
+"""
+
+from glpretrain.finetune.base import FineTune, Head
+from glpretrain.finetune.classification import ClassHead, Classification, LabelledViews
+from glpretrain.finetune.data import LabelledData, TaskViews
+from glpretrain.finetune.model import FineTuned, is_fine_tuned
+from glpretrain.finetune.predicting import Predicted, predictions
+from glpretrain.finetune.transforms import Transform
+
+__all__ = [
+    "ClassHead",
+    "Classification",
+    "FineTune",
+    "FineTuned",
+    "Head",
+    "LabelledData",
+    "LabelledViews",
+    "Predicted",
+    "TaskViews",
+    "Transform",
+    "is_fine_tuned",
+    "predictions",
+]

@@ -1,0 +1,215 @@
+"""What is written once for every fine-tuned task: a backbone with a head, trained as methods are, and scored after each epoch.
+
+`FineTune` is a `Method` whose student is the backbone with the head, so learning rates that fall from layer to layer, clipping, refused
+steps, accumulated batches and checkpoints are those of pretraining. It adds a moving average of the weights (timm's) that is evaluated
+and saved, a frozen backbone, and the scores on the test part. Left out: what a head computes, its loss and its scores (one file per task).
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from glpretrain.core.batch import Batch, Uses
+from glpretrain.core.distributed import gathered, rank
+from glpretrain.core.types import EncoderOutput
+from glpretrain.encoders.base import Encoder, build
+from glpretrain.evaluate.base import Score
+from glpretrain.finetune.data import step_key
+from glpretrain.methods.base import Method
+from glpretrain.training.branch import Branch
+
+HEAD = "task"  # name of the head in the branch
+
+
+@runtime_checkable
+class Data(Protocol):
+    """What a task has to know of its data."""
+
+    seed: int
+
+    def groups_of(self, index: Tensor) -> Tensor | None:
+        """Which test items belong together."""
+        ...
+
+
+class Head(nn.Module):
+    """What a task puts on the backbone; it is saved with it.
+
+    A subclass sets `settings`, the keyword arguments of its constructor as JSON values, and implements `forward`.
+    """
+
+    settings: dict[str, object]
+
+    @abstractmethod
+    def forward(self, output: EncoderOutput, *, grid: tuple[int, ...]) -> Tensor:
+        """Logits, Float[B K *S], of the features of items; `grid` is the number of tokens along each axis."""
+
+
+def logits_of(branch: Branch, items: Tensor, *, keys: Tensor | None = None) -> Tensor:
+    """Logits, Float[B K *S], of normalised images Float[B C H W]; paths are dropped by `keys`, Int[B], in training mode."""
+    return branch.heads[HEAD](branch.encode(items, keys=keys), grid=branch.encoder.grid(items.shape[1:]))
+
+
+def for_tuning(encoder: Encoder, *, drop_path: float, final_norm: bool = True) -> Encoder:
+    """The encoder with another rate of stochastic depth, which grows from block to block, and with positions that learn.
+
+    Args:
+        encoder: the backbone, which stays as it is.
+        drop_path: rate of stochastic depth in the last block.
+        final_norm: whether it keeps the norm behind its last block; without it, only a ViT of timm's plain kind is accepted.
+
+    Raises:
+        ValueError: the encoder drops no paths, or cannot be without its norm.
+    """
+    arguments, state = dict(encoder.card.arguments), encoder.backbone_state()
+    if "drop_path_rate" in arguments:
+        arguments["drop_path_rate"] = drop_path
+    elif drop_path > 0.0:
+        raise ValueError(f"drop_path={drop_path} given; {encoder.card.encoder} drops no paths: set it to 0")
+    arguments.pop("drop_path_uniform", None)
+    arguments.pop("positions", None)  # fixed ones too: MAE's fine-tuning lets them learn
+    if not final_norm:
+        arguments["final_norm"] = False
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("norm.")}
+    tuned = build(replace(encoder.card, arguments=arguments))
+    tuned.load_backbone_state({name: tensor.clone() for name, tensor in state.items()})
+    return tuned
+
+
+class FineTune(Method):
+    """A backbone and a head that learn a task from labels.
+
+    A subclass prepares the backbone (`for_tuning`), builds the head, and implements `losses`, `outcomes` and `scores`.
+
+    Args:
+        encoder: the backbone.
+        head: what the task puts on it.
+        classes: names of the classes.
+        ema: largest decay of the moving average of the weights, which is evaluated and saved in place of the weights. It rises to this
+            value during the first steps, as in timm. None keeps no average.
+        freeze: train the head only, on a backbone that stays as it is.
+        **kwargs: arguments of `Method`.
+
+    Raises:
+        ValueError: there are fewer than two classes, or `ema` is out of range.
+    """
+
+    uses: ClassVar = {"global": Uses(num_views=1)}
+    task: ClassVar[str]  # name of the task, on the card of a saved model
+    headline: ClassVar[str]  # name of the score that is shown
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: Head,
+        *,
+        classes: Sequence[str],
+        ema: float | None = None,
+        freeze: bool = False,
+        **kwargs,  # noqa: ANN003
+    ) -> None:
+        if len(classes) < 2:
+            raise ValueError(f"{type(self).__name__}: classes {list(classes)} given; accepted: two or more")
+        if ema is not None and not 0.0 < ema < 1.0:
+            raise ValueError(f"{type(self).__name__}: ema={ema} given; accepted: between 0 and 1, or null for none")
+        super().__init__(Branch(encoder, {HEAD: head}), **kwargs)
+        self.classes = list(classes)
+        self.freeze_backbone = freeze
+        self.from_scratch = False  # set where the backbone has fresh weights
+        if freeze:
+            encoder.requires_grad_(False)
+            self.student.set_trunk_learns(False)
+        self.ema: ModelEmaV3 | None = None
+        if ema is not None:
+            self.ema = ModelEmaV3(self.student, decay=ema, use_warmup=True)
+            self.ema.requires_grad_(False)
+        self.draw_key = torch.zeros((), dtype=torch.int64)  # of the batch at hand
+        self.found: dict[str, Score] = {}  # scores of the last evaluation
+        self.found_at = -1  # number of optimizer steps before it
+        self._outcomes: list[tuple[Tensor, Tensor]] = []  # dataset indices, and what the scores need
+
+    @abstractmethod
+    def outcomes(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """What the scores need of each item, [B *S], from its logits Float[B K *S] and its targets Int[B *S]."""
+
+    @abstractmethod
+    def scores(self, outcomes: Tensor, groups: Tensor | None) -> dict[str, Score]:
+        """The scores by name, `headline` among them.
+
+        Args:
+            outcomes: `outcomes` of all items of the test part.
+            groups: Int[B], which items belong together; None where all are independent.
+        """
+
+    @property
+    def evaluated(self) -> Branch:
+        """What is evaluated and saved: the moving average where there is one."""
+        branch = self.student if self.ema is None else self.ema.module
+        assert isinstance(branch, Branch)
+        return branch
+
+    @property
+    def head(self) -> Head:
+        """The head that is evaluated and saved."""
+        head = self.evaluated.heads[HEAD]
+        assert isinstance(head, Head)
+        return head
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether the backbone is a trained one."""
+        return not self.from_scratch
+
+    def backbone(self) -> Encoder:
+        """The encoder that is evaluated and saved."""
+        return self.evaluated.encoder
+
+    def logits(self, batch: Batch, items: Tensor | None = None) -> Tensor:
+        """Logits of the student, of the items of a batch or of others in their place, such as mixed ones."""
+        group = batch.views["global"]
+        assert group.keys is not None
+        return logits_of(self.student, group.items.squeeze(0) if items is None else items, keys=group.keys.squeeze(0))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set rates, what is drawn for this batch, and that a frozen backbone is in evaluation mode."""
+        super().on_train_batch_start(batch, batch_idx)
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
+        seed = data.seed if isinstance(data, Data) else 0
+        self.draw_key = step_key(seed=seed, epoch=self.current_epoch, batch=batch_idx, rank=rank())
+        if self.freeze_backbone:
+            self.student.set_trunk_learns(False)
+
+    def follow(self, progress: float) -> None:
+        """Move the average of the weights."""
+        if self.ema is not None:
+            self.ema.update(self.student, step=self.global_step + 1)  # Lightning counts this step a moment later
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the evaluation before."""
+        self._outcomes = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep what the scores need of a batch."""
+        if batch.targets is not None:  # otherwise none of its items could be read
+            logits = logits_of(self.evaluated, batch.views["global"].items.squeeze(0))
+            self._outcomes.append((batch.index.cpu(), self.outcomes(logits.float(), batch.targets).cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Score what all processes have evaluated, and log the scores.
+
+        Raises:
+            ValueError: no item could be read.
+        """
+        parts = gathered(self._outcomes)
+        if not parts:
+            raise ValueError("data: no item of the test part could be read")
+        index, outcomes = (torch.cat(rows) for rows in zip(*parts, strict=True))
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
+        self.found = self.scores(outcomes, data.groups_of(index) if isinstance(data, Data) else None)
+        self.found_at = self.global_step
+        self.log_dict({f"eval/{self.task}/{name}": score.value for name, score in self.found.items()}, rank_zero_only=True)

@@ -1,0 +1,249 @@
+"""Classification: one linear layer on pooled tokens, and a whole backbone that learns with it.
+
+The defaults are those of MAE's fine-tuning: patches are averaged before the final norm of the backbone, and a new norm stands behind the
+pooling; the head starts near zero. mixup, cutmix and the augmentation are timm's.
+Reference code: facebookresearch/mae at efb2a80 (main_finetune.py, engine_finetune.py, models_vit.py, util/lr_decay.py, util/lr_sched.py,
+util/datasets.py).
+Known differences: an odd batch is refused with mixup or cutmix, as timm does, but before the first step; paths are dropped by keys; weights
+move in float32 or bfloat16, not float16.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from timm.data.mixup import Mixup
+from timm.data.transforms_factory import create_transform
+from torch import Tensor, nn
+from torchvision.transforms import Compose
+
+from glpretrain.core.batch import Batch
+from glpretrain.core.types import EncoderCard, EncoderOutput, Item
+from glpretrain.data.sources.base import Source
+from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.layers import can_be_without_norm
+from glpretrain.evaluate.base import Score
+from glpretrain.evaluate.metrics.intervals import accuracy, mean_of_scores, rate_score
+from glpretrain.finetune.base import FineTune, Head, for_tuning
+from glpretrain.finetune.data import TaskViews
+from glpretrain.finetune.transforms import Interpolation, drawn_from, picture
+
+Pool = Literal["cls", "mean", "cls_mean"]
+POOLS: tuple[Pool, ...] = ("cls", "mean", "cls_mean")
+_NORM_EPS = 1e-6  # of MAE's fc_norm
+_HEAD_STD = 2e-5  # main_finetune.py
+_TOP = 5
+
+
+class LabelledViews(TaskViews):
+    """A random resized crop, flip and colours of each training image, by timm; the centre of each test image.
+
+    Args:
+        size: height and width of the images; None is the size that the backbone was trained on.
+        scale: smallest and largest share of the image's area that a crop shows.
+        hflip: probability of a horizontal flip.
+        color_jitter: strength of changes of brightness, contrast and saturation; not used with `auto_augment`.
+        auto_augment: timm's name of a policy, such as `rand-m9-mstd0.5-inc1` for RandAugment; None for none.
+        erasing: probability that a rectangle is replaced by noise.
+        crop_pct: share of the resized short side that an evaluation keeps; 0.875 resizes to 256 for 224.
+        interpolation: how pixels are interpolated.
+
+    Raises:
+        ValueError: a value out of range, or a policy that timm does not have.
+    """
+
+    def __init__(
+        self,
+        size: int | None = None,
+        *,
+        scale: tuple[float, float] = (0.08, 1.0),
+        hflip: float = 0.5,
+        color_jitter: float | None = None,
+        auto_augment: str | None = None,
+        erasing: float = 0.0,
+        crop_pct: float = 0.875,
+        interpolation: Interpolation = "bicubic",
+    ) -> None:
+        super().__init__(size, crop_pct=crop_pct, interpolation=interpolation)
+        if not 0.0 < scale[0] <= scale[1] <= 1.0:
+            raise ValueError(f"views: scale={list(scale)} given; accepted: two shares above 0 and at most 1, the smaller first")
+        for name, value in (("hflip", hflip), ("erasing", erasing)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"views: {name}={value} given; accepted: a probability")
+        if color_jitter is not None and auto_augment is not None:
+            raise ValueError(
+                f"views: color_jitter={color_jitter} would be ignored beside auto_augment={auto_augment!r}; leave one of them out"
+            )
+        self.scale, self.hflip, self.color_jitter = scale, hflip, color_jitter
+        self.auto_augment, self.erasing = auto_augment, erasing
+        try:
+            self._augmentation(1, mean=(0.5,), std=(0.5,))
+        except (AssertionError, KeyError, ValueError) as error:
+            raise ValueError(f"views: auto_augment={auto_augment!r} given; timm accepts names such as rand-m9-mstd0.5-inc1") from error
+
+    def _augmentation(self, size: int, *, mean: Sequence[float], std: Sequence[float]) -> Compose:
+        made = create_transform(
+            size,
+            is_training=True,
+            scale=self.scale,
+            hflip=self.hflip,
+            color_jitter=self.color_jitter,  # pyright: ignore[reportArgumentType]  None is timm's word for none
+            auto_augment=self.auto_augment,
+            interpolation=self.interpolation,
+            re_prob=self.erasing,
+            re_mode="pixel",
+            mean=tuple(mean),
+            std=tuple(std),
+        )
+        assert isinstance(made, Compose)
+        return made
+
+    def classes_of(self, source: Source) -> list[str]:
+        """The classes of the source.
+
+        Raises:
+            ValueError: there are fewer than two.
+        """
+        if len(source.classes) < 2:
+            found = f"one class, {source.classes[0]!r}" if source.classes else "no classes"
+            raise ValueError(f"data: {source.name} has {found}; accepted: a folder for each of two classes or more")
+        return list(source.classes)
+
+    def augmented(self, item: Item, *, card: EncoderCard) -> tuple[Tensor, Tensor]:
+        """A random view, Float[C H W], and the class, Int[]."""
+        augmentation = self._augmentation(self.default_size(), mean=card.mean, std=card.std)
+        view = augmentation(picture(item.values))
+        assert isinstance(view, Tensor)
+        return view, torch.tensor(item.label)
+
+    def plain(self, item: Item, *, card: EncoderCard) -> tuple[Tensor, Tensor]:
+        """The resized and cut image, Float[C H W], and the class, Int[]."""
+        return self.transform(card)(item.values), torch.tensor(item.label)
+
+
+class ClassHead(Head):
+    """Pooled tokens, a norm where there is one, and a linear layer.
+
+    Args:
+        embed_dim: width D of the tokens.
+        num_classes: number of classes K.
+        pool: `mean` of the patches, `cls`, or both side by side.
+        norm: whether a layer norm stands behind the pooling.
+
+    Raises:
+        ValueError: there is no such pooling.
+    """
+
+    def __init__(self, embed_dim: int, num_classes: int, *, pool: Pool, norm: bool) -> None:
+        super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"Classification: pool={pool!r} given; accepted: {', '.join(POOLS)}")
+        self.settings = {"pool": pool, "norm": norm}
+        self.pool = pool
+        width = 2 * embed_dim if pool == "cls_mean" else embed_dim
+        self.norm = nn.LayerNorm(width, eps=_NORM_EPS) if norm else nn.Identity()
+        self.linear = nn.Linear(width, num_classes)
+        nn.init.trunc_normal_(self.linear.weight, std=_HEAD_STD)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, output: EncoderOutput, *, grid: tuple[int, ...]) -> Tensor:
+        """Float[B K]."""
+        mean = output.patches.mean(dim=1)  # [B D]
+        pooled = {"cls": output.cls, "mean": mean, "cls_mean": torch.cat([output.cls, mean], dim=1)}[self.pool]
+        return self.linear(self.norm(pooled))
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """What mixing has to know of the data."""
+
+    batch_size: int
+
+
+class Classification(FineTune):
+    """A classifier that starts from a backbone.
+
+    Args:
+        encoder: the backbone.
+        classes: names of the classes.
+        pool: what the head sees: the `mean` of the patches, `cls`, or both side by side (`cls_mean`).
+        drop_path: rate of stochastic depth in the last block; it grows evenly from 0 in the first one.
+        label_smoothing: share of the target that is spread over all classes.
+        mixup: alpha of mixup; 0 mixes no images.
+        cutmix: alpha of cutmix; 0 cuts no images. With both, each batch gets one of them.
+        mix_prob: share of the batches that are mixed.
+        **kwargs: arguments of `FineTune`.
+
+    Raises:
+        ValueError: a value out of range, or an encoder that the settings do not fit.
+    """
+
+    terms = ("classes",)
+    task: ClassVar[str] = "classification"
+    headline: ClassVar[str] = "accuracy"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        classes: Sequence[str],
+        *,
+        pool: Pool = "mean",
+        drop_path: float = 0.0,
+        label_smoothing: float = 0.1,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mix_prob: float = 1.0,
+        **kwargs,  # noqa: ANN003
+    ) -> None:
+        for name, value in (("drop_path", drop_path), ("label_smoothing", label_smoothing)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"Classification: {name}={value} given; accepted: 0 or more, and less than 1")
+        if not 0.0 <= mix_prob <= 1.0:
+            raise ValueError(f"Classification: mix_prob={mix_prob} given; accepted: a probability")
+        for name, value in (("mixup", mixup), ("cutmix", cutmix)):
+            if value < 0.0:
+                raise ValueError(f"Classification: {name}={value} given; accepted: numbers from 0 on")
+        # As in MAE: the mean is taken before the final norm, and has one of its own. Encoders of other kinds keep theirs below it.
+        norm = pool == "mean"
+        keeps_norm = not (norm and can_be_without_norm(encoder))
+        encoder = for_tuning(encoder, drop_path=drop_path, final_norm=keeps_norm)
+        head = ClassHead(encoder.embed_dim, len(classes), pool=pool, norm=norm)
+        super().__init__(encoder, head, classes=classes, **kwargs)
+        self.label_smoothing = label_smoothing
+        self.mixing: Mixup | None = None
+        if mixup > 0.0 or cutmix > 0.0:
+            self.mixing = Mixup(mixup, cutmix, prob=mix_prob, label_smoothing=label_smoothing, num_classes=len(classes))
+
+    def setup(self, stage: str) -> None:
+        """Refuse a batch that cannot be mixed."""
+        super().setup(stage)
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
+        if self.mixing is not None and isinstance(data, Batched) and data.batch_size % 2:
+            raise ValueError(f"data.batch_size={data.batch_size} given; mixup and cutmix mix pairs: accepted are even numbers")
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """`classes`: cross-entropy, of mixed images and targets where there is mixing."""
+        assert batch.targets is not None
+        items, targets = batch.views["global"].items.squeeze(0), batch.targets
+        if self.mixing is None:
+            loss = F.cross_entropy(self.logits(batch).float(), targets, reduction="none", label_smoothing=self.label_smoothing)
+            return {"classes": loss}
+        with drawn_from(self.draw_key):
+            mixed, soft = self.mixing(items.clone(), targets)  # timm mixes in place
+        return {"classes": F.cross_entropy(self.logits(batch, mixed).float(), soft, reduction="none")}
+
+    def outcomes(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Int[B 3]: the class, the predicted one, and whether the class is among the five most probable ones."""
+        top = logits.topk(min(_TOP, len(self.classes)), dim=1).indices
+        return torch.stack([targets, logits.argmax(dim=1), (top == targets.unsqueeze(1)).any(dim=1).long()], dim=1)
+
+    def scores(self, outcomes: Tensor, groups: Tensor | None) -> dict[str, Score]:
+        """`accuracy`; `top5` with more than five classes; `balanced_accuracy`, the mean over the classes that the items have."""
+        truth, predicted, in_top = outcomes.unbind(dim=1)
+        found = {"accuracy": accuracy(predicted, truth, groups)}
+        if len(self.classes) > _TOP:
+            found["top5"] = rate_score(in_top.float(), groups)
+        of_class = [truth == number for number in truth.unique().tolist()]
+        recalls = [accuracy(predicted[own], truth[own], None if groups is None else groups[own]) for own in of_class]
+        return found | {"balanced_accuracy": mean_of_scores(recalls, count=len(truth))}

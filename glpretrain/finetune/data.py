@@ -1,0 +1,240 @@
+"""The data of a fine-tuned task: augmented training items with their targets, and every item of the test part once, as it is.
+
+Reading, order, workers and what becomes of unreadable files are those of pretraining (`DataModule`). What an item becomes is said by the
+views of the task (`TaskViews`). Left out: which folder is which source (`glpretrain.data.own`).
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from glpretrain.core import keys as rng
+from glpretrain.core.batch import Batch, ViewGroup
+from glpretrain.core.types import EncoderCard, Item
+from glpretrain.data.items import RawBatch
+from glpretrain.data.loading import Loader
+from glpretrain.data.module import DataModule
+from glpretrain.data.orders import Order
+from glpretrain.data.own import train_test_parts
+from glpretrain.data.requirements import Tokens
+from glpretrain.data.sources.base import Source, UnreadableItemError
+from glpretrain.data.views import ViewMaker, Views
+from glpretrain.data.views.changes import Changes
+from glpretrain.finetune.transforms import Interpolation, Transform, drawn_from
+
+_EVALUATED = 64  # items that are evaluated at once, at least
+
+
+class TaskViews(ViewMaker):
+    """One view of each image: augmented in training, and as it is in evaluation; and what the model is to predict of it.
+
+    A subclass implements `classes_of`, `augmented` and `plain`.
+
+    Args:
+        size: height and width of the images; None is the size that the backbone was trained on.
+        crop_pct: share of the resized short side that an evaluation keeps; 0.875 resizes to 256 for 224.
+        interpolation: how pixels are interpolated.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    modality: ClassVar[str] = "image"
+
+    def __init__(self, size: int | None = None, *, crop_pct: float = 0.875, interpolation: Interpolation = "bicubic") -> None:
+        super().__init__()
+        if size is not None and size < 1:
+            raise ValueError(f"views: size={size} given; accepted: pixels from 1 on, or null for the size of the backbone")
+        if not 0.0 < crop_pct <= 1.0:
+            raise ValueError(f"views: crop_pct={crop_pct} given; accepted: above 0 and at most 1")
+        self.size, self.crop_pct = size, crop_pct
+        self.interpolation: Interpolation = interpolation
+
+    @abstractmethod
+    def classes_of(self, source: Source) -> list[str]:
+        """Names of the classes that are learned from a source.
+
+        Raises:
+            ValueError: the source lacks what the task needs, such as two classes.
+        """
+
+    @abstractmethod
+    def augmented(self, item: Item, *, card: EncoderCard) -> tuple[Tensor, Tensor]:
+        """A training item, Float[C H W], and its target, Int[*S]. What is random comes from the generators, which are set before."""
+
+    @abstractmethod
+    def plain(self, item: Item, *, card: EncoderCard) -> tuple[Tensor, Tensor]:
+        """An item as it is evaluated, Float[C H W], and its target, Int[*S]."""
+
+    def transform(self, card: EncoderCard) -> Transform:
+        """What an evaluation does to a picture, which is saved with the model."""
+        side = self.default_size()
+        return Transform((side, side), self.crop_pct, card.mean, card.std, self.interpolation)
+
+    def groups(self, num_channels: int) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """One global view."""
+        side = self.default_size()
+        return {"global": (1, (num_channels, side, side))}
+
+    def default_size(self) -> int:
+        """Height and width of the images."""
+        assert self.size is not None, "the size of the backbone is filled in before training"
+        return self.size
+
+    def prepare(self, items: Sequence[Item], *, keys: Tensor, card: EncoderCard) -> dict[str, Tensor]:
+        """Augmented items, Float[B C H W], and their targets, Int[B *S]."""
+        made: list[tuple[Tensor, Tensor]] = []
+        for item, key in zip(items, keys, strict=True):
+            with drawn_from(key):
+                made.append(self.augmented(item, card=card))
+        return stacked(made)
+
+    def make(self, parts: Mapping[str, Tensor], *, changes: Mapping[str, Changes], keys: Tensor, card: EncoderCard) -> Views:
+        """The items as the only view of a group."""
+        return Views({"global": ViewGroup(items=parts["items"].unsqueeze(0))})
+
+
+def stacked(made: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Items and their targets as the parts of a batch."""
+    items, targets = zip(*made, strict=True)
+    return {"items": torch.stack(items), "targets": torch.stack(targets)}
+
+
+class _Evaluated(Dataset[RawBatch]):
+    """Items as they are evaluated. One that cannot be read is left out, so a batch may be empty.
+
+    Args:
+        source: source of the items.
+        read: function that reads one item of it.
+        plain: function that makes an item and its target of it, see `TaskViews.plain`.
+        empty: a batch without items.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        read: Callable[[Source, int], Item],
+        plain: Callable[[Item], tuple[Tensor, Tensor]],
+    ) -> None:
+        self._source, self._read, self._plain = source, read, plain
+
+    def __getitem__(self, indices: Sequence[int]) -> RawBatch:
+        made: list[tuple[Tensor, Tensor]] = []
+        index: list[int] = []
+        unreadable: list[tuple[int, str]] = []
+        for one in indices:
+            try:
+                made.append(self._plain(self._read(self._source, one)))
+                index.append(one)
+            except UnreadableItemError as error:
+                unreadable.append((one, str(error)))
+        parts = stacked(made) if made else {}
+        return RawBatch(parts, {}, {}, torch.tensor(index, dtype=torch.int64), 0, unreadable)
+
+    def named(self, indices: Sequence[int]) -> str:
+        """What a batch reads, for messages."""
+        return f"{self._source.name}: test items from number {indices[0]} on"
+
+
+class LabelledData(DataModule):
+    """Training and test items with what a model is to predict of them.
+
+    The test part is the source's own (`val/` or `test/` beside `train/`), or else a fixed fifth of it.
+
+    Args:
+        source: source of both parts.
+        views: how an item becomes a view and a target.
+        batch_size: items per process.
+        order: which items an epoch holds; all in random order when left out.
+        num_workers: worker processes of each process, see `DataModule`.
+        cache: keep the decoded training items in memory; `auto` does so below 1.5 GB.
+        seed: seed of order and augmentation.
+        max_unreadable: share of items that may be unreadable, see `DataModule`.
+
+    Raises:
+        ValueError: a size, share or count out of range, or a source without classes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: TaskViews,
+        *,
+        batch_size: int,
+        order: Order | None = None,
+        num_workers: int | None = None,
+        cache: bool | Literal["auto"] = "auto",
+        seed: int = 0,
+        max_unreadable: float = 0.01,
+    ) -> None:
+        self.classes = views.classes_of(source)
+        train, self.test = train_test_parts(source)
+        self.classes = views.classes_of(self.test)  # those that only the test part has come last
+        if not len(self.test):
+            raise ValueError(f"data: {source.name} has {len(source)} items, too few for a test part; give val/ beside train/")
+        options = {"order": order, "num_workers": num_workers, "cache": cache, "seed": seed, "max_unreadable": max_unreadable}
+        super().__init__(train, views, batch_size=batch_size, **options)
+        self.task_views = views
+
+    @property
+    def transform(self) -> Transform:
+        """What an evaluation does to a picture."""
+        assert self._encoder is not None, "setup comes first"
+        return self.task_views.transform(self._encoder.card)
+
+    def groups_of(self, index: Tensor) -> Tensor | None:
+        """Int[B], which test items Int[B] belong together, such as frames of one video; None where all are independent."""
+        groups = list(self.test.groups)
+        if not groups:
+            return None
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+        return torch.tensor([numbers[groups[one]] for one in index.tolist()])
+
+    def val_dataloader(self) -> DataLoader:
+        """All items of the test part, divided between the processes."""
+        assert self.trainer is not None and self._encoder is not None
+        own = list(range(self.trainer.global_rank, len(self.test), self.trainer.world_size))
+        size = max(self.batch_size, _EVALUATED)
+        order = [own[start : start + size] for start in range(0, len(own), size)]
+        plain = partial(self.task_views.plain, card=self._encoder.card)
+        items = _Evaluated(self.test, read=self.task_views.read, plain=plain)
+        return Loader(items, order, num_workers=self._num_test_workers(), named=items.named, setting="--data.num_workers")
+
+    def _num_test_workers(self) -> int:
+        assert self.trainer is not None
+        if self.num_workers is not None:
+            return self.num_workers
+        return 0 if self.trainer.strategy.root_device.type == "cpu" else min(max(self._node.cores - 1, 1), 8)
+
+    def on_before_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> RawBatch:
+        """Count and report the items that the worker could not read."""
+        assert self.trainer is not None
+        if self.trainer.training:
+            return super().on_before_batch_transfer(batch, dataloader_idx)
+        self._items_seen += len(batch.index)
+        self._report([(~index, reason) for index, reason in batch.unreadable])  # test items are told from training items by their sign
+        return batch
+
+    def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> Batch:
+        """A batch with targets."""
+        assert self.trainer is not None and self._encoder is not None
+        if self.trainer.training:
+            return super().on_after_batch_transfer(batch, dataloader_idx)
+        return self.make_batch(batch, encoder=self._encoder)
+
+    def make_batch(self, raw: RawBatch, *, encoder: Tokens) -> Batch:
+        """One `Batch` with targets; without views where no item of it could be read."""
+        if not raw.parts:
+            return Batch(index=raw.index, views={}, weight=torch.ones(0))
+        return super().make_batch(raw, encoder=encoder)._replace(targets=raw.parts["targets"])
+
+
+def step_key(*, seed: int, epoch: int, batch: int, rank: int) -> Tensor:
+    """Int[], on the CPU: what a process draws from for a batch of an epoch, such as how its images are mixed."""
+    return rng.fold_in(rng.item_keys(seed=seed, epoch=epoch, index=torch.tensor(batch)), rank)

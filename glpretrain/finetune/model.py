@@ -1,0 +1,194 @@
+"""A fine-tuned model as it is saved, loaded and used: the network, its classes, and what is done to a picture before it.
+
+A folder holds `model.safetensors` and `card.json`. Nothing in it is ever unpickled, and no recipe is needed to use it.
+Left out: training (`base`), and how programs for other tools are written (`exports`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from glpretrain import __version__
+from glpretrain.core.files import new_folder, write_json
+from glpretrain.core.types import EncoderCard
+from glpretrain.encoders.base import build, load_strictly
+from glpretrain.finetune.base import HEAD, FineTune, Head, logits_of
+from glpretrain.finetune.classification import ClassHead, Classification
+from glpretrain.finetune.exports import ExportedModel, Format, export_model
+from glpretrain.finetune.transforms import Transform
+from glpretrain.training.branch import Branch
+from glpretrain.weights.files import read_json, read_safetensors
+from glpretrain.weights.folders import CARD, WEIGHTS, require_finite, write_weights
+
+FORMAT = 1
+HEADS: Mapping[str, type[Head]] = {Classification.task: ClassHead}  # by the name of the task
+_FIELDS = {"format", "written_by", "task", "classes", "head", "transform", "scores", "encoder"}
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """What is stored with the weights of a fine-tuned model.
+
+    Args:
+        task: name of the task.
+        classes: names of the classes, in the order of the logits.
+        head: settings of the head.
+        transform: what is done to a picture.
+        encoder: card of the encoder.
+        scores: by name the value, both ends of the interval, the number of items, and the data that it was measured on.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    head: dict[str, object]
+    transform: Transform
+    encoder: EncoderCard
+    scores: dict[str, dict[str, object]]
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        return {
+            "format": FORMAT,
+            "written_by": f"glpretrain {__version__}",
+            "task": self.task,
+            "classes": list(self.classes),
+            "head": self.head,
+            "transform": self.transform.to_json(),
+            "scores": self.scores,
+            "encoder": self.encoder.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, values: object) -> "TaskCard":
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: a field is missing, unknown or of another kind.
+        """
+        if not isinstance(values, dict) or values.keys() != _FIELDS or values["format"] != FORMAT:
+            raise ValueError(f"accepted: an object of format {FORMAT} with {', '.join(sorted(_FIELDS))}")
+        task, classes, head, scores = (values[name] for name in ("task", "classes", "head", "scores"))
+        if task not in HEADS:
+            raise ValueError(f"task={task!r}; accepted: {', '.join(HEADS)}")
+        if not (isinstance(classes, list) and len(classes) > 1 and all(isinstance(name, str) for name in classes)):
+            raise ValueError("classes: accepted: a list of two names or more")
+        if not (isinstance(head, dict) and isinstance(scores, dict)):
+            raise ValueError("head and scores: accepted: objects")
+        return cls(task, tuple(classes), head, Transform.from_json(values["transform"]), EncoderCard.from_json(values["encoder"]), scores)
+
+
+class FineTuned(nn.Module):
+    """A fine-tuned model: images to logits, with everything that is needed to use it.
+
+    Args:
+        branch: the network.
+        card: its card.
+    """
+
+    def __init__(self, branch: Branch, card: TaskCard) -> None:
+        super().__init__()
+        self.branch, self.card = branch, card
+        self.eval()
+
+    @classmethod
+    def of(cls, trained: FineTune, *, transform: Transform, scores: dict[str, dict[str, object]]) -> "FineTuned":
+        """What a training gives, which shares its weights.
+
+        Args:
+            trained: the module that was trained.
+            transform: what an evaluation did to a picture.
+            scores: see `TaskCard`.
+        """
+        card = TaskCard(trained.task, tuple(trained.classes), trained.head.settings, transform, trained.backbone().card, scores)
+        return cls(trained.evaluated, card)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "FineTuned":
+        """The model of a folder that `save` wrote, in evaluation mode on the CPU.
+
+        Raises:
+            ValueError: the folder is no such folder, or a file in it is missing or broken.
+        """
+        path = Path(folder)
+        if not (path / CARD).is_file():
+            found = "does not exist" if not path.exists() else f"has no {CARD}"
+            raise ValueError(f"model: {path} {found}; accepted: a folder that glpretrain finetune wrote, such as runs/.../latest/model")
+        if not is_fine_tuned(path):
+            raise ValueError(f"model: {path} is a backbone; accepted: a fine-tuned model; fine-tune it with: glpretrain finetune {path}")
+        try:
+            card = TaskCard.from_json(read_json(path / CARD))
+            encoder = build(card.encoder)
+            head = HEADS[card.task](encoder.embed_dim, len(card.classes), **card.head)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"model: {path / CARD}: {error}") from error
+        branch = Branch(encoder, {HEAD: head})
+        try:
+            load_strictly(branch, read_safetensors(path / WEIGHTS))
+        except ValueError as error:
+            raise ValueError(f"model: {path}: {error}") from error
+        return cls(branch, card)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model to a new folder, completely or not at all.
+
+        Raises:
+            ValueError: the folder has something in it, or a weight is not finite.
+        """
+        folder, state = Path(folder), self.branch.state_dict()
+        require_finite(state)
+        with new_folder(folder, last=CARD, argument="model") as part:
+            write_weights(state, part)
+            write_json(part / CARD, self.card.to_json())
+        return folder
+
+    def export(self, out: str | Path, *, format: Format = "onnx") -> ExportedModel:
+        """Write a program that needs neither this package nor timm, with the card beside it.
+
+        Args:
+            out: a new or empty folder.
+            format: `torch` or `onnx`.
+
+        Raises:
+            ValueError: see `exports.export_model`.
+        """
+        shape = (len(self.transform.mean), *self.transform.size)
+        return export_model(self.cpu(), Path(out), format=format, item_shape=shape, card=self.card.to_json())
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
+        return self.card.classes
+
+    @property
+    def transform(self) -> Transform:
+        """What is done to a picture: a PIL image, or UInt8[C h w], to Float[C H W]."""
+        return self.card.transform
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, Float[B K *S], of Float[B C H W] that `transform` made."""
+        return logits_of(self.branch, images)
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
+        """Probabilities, Float[B K *S], on the CPU.
+
+        Args:
+            images: Float[B C H W] that `transform` made, or PIL images.
+        """
+        if not isinstance(images, Tensor):
+            images = torch.stack([self.transform(image) for image in images])
+        device = next(self.branch.parameters()).device
+        return self(images.to(device)).float().softmax(dim=1).cpu()
+
+
+def is_fine_tuned(path: str | Path) -> bool:
+    """Whether a path is a folder with a fine-tuned model, and not a backbone."""
+    card = Path(path) / CARD
+    if not card.is_file():
+        return False
+    values = read_json(card)
+    return isinstance(values, dict) and "task" in values

@@ -1,0 +1,106 @@
+"""From a picture to what a fine-tuned model takes: timm's augmentation in training, and resize and centre crop everywhere else.
+
+Every draw of an item is a function of its key, as it is in pretraining: timm and torchvision draw from the generators of Python, NumPy and
+torch, which are set from the key and put back. Left out: reading files (`glpretrain.data`), and what is learned.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+from torchvision.transforms import Compose
+
+Interpolation = Literal["bicubic", "bilinear"]
+_SEEDS = 2**32
+
+
+@contextmanager
+def drawn_from(key: Tensor) -> Iterator[None]:
+    """Inside this context the generators of Python, NumPy and torch (on the CPU) start from a key, Int[]; then they go on as before."""
+    seed = int(key) % _SEEDS
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would set those of GPUs too
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def picture(values: Tensor) -> Image.Image:
+    """A decoded image, UInt8[C H W] with one or three channels, as PIL has it.
+
+    Raises:
+        ValueError: it has another number of channels.
+    """
+    if len(values) not in (1, 3):
+        raise ValueError(f"an image of {len(values)} channels given; fine-tuning accepts 1 or 3")
+    pixels = values.permute(1, 2, 0).contiguous().numpy()  # [H W C]
+    return Image.fromarray(pixels[..., 0] if len(values) == 1 else pixels)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What is done to a picture before a fine-tuned model sees it: its short side is resized, the centre is cut, and values are normalised.
+
+    Args:
+        size: height and width of the result.
+        crop_pct: share of the resized short side that is kept: 0.875 resizes to 256 for 224.
+        mean: mean per channel, of values in [0, 1].
+        std: standard deviation per channel.
+        interpolation: how pixels are interpolated.
+    """
+
+    size: tuple[int, int]
+    crop_pct: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Interpolation = "bicubic"
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """Float[C H W] of a PIL image or of UInt8[C h w]."""
+        image = picture(image) if isinstance(image, Tensor) else image
+        values = self._made()(image.convert("L" if len(self.mean) == 1 else "RGB"))
+        assert isinstance(values, Tensor)
+        return values
+
+    def _made(self) -> Compose:
+        """timm's evaluation transform."""
+        size = self.size[0] if self.size[0] == self.size[1] else self.size
+        made = create_transform(size, crop_pct=self.crop_pct, interpolation=self.interpolation, mean=self.mean, std=self.std)
+        assert isinstance(made, Compose)
+        return made
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: object) -> "Transform":
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: a field is missing, unknown or no number.
+        """
+        fields = {"size", "crop_pct", "mean", "std", "interpolation"}
+        if not isinstance(values, dict) or values.keys() != fields:
+            raise ValueError(f"transform: accepted: an object with {', '.join(sorted(fields))}")
+        try:
+            height, width = (int(side) for side in values["size"])
+            mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
+            made = cls((height, width), float(values["crop_pct"]), mean, std, values["interpolation"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"transform: {values} cannot be read: {error}") from error
+        if not (min(height, width) > 0 and 0.0 < made.crop_pct <= 1.0) or made.interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(f"transform: {values} has a value out of range")
+        return made
