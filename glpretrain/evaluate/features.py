@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from glpretrain import modalities
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.layers import Tokens
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.encoding import Encoding, encoded_batches
 from glpretrain.evaluate.items import DecodedItems
@@ -24,19 +25,24 @@ class Features:
     Args:
         size: size that items are brought to: side of the square, or height and width of an image; number of points of a cloud. None takes
             the size of the encoder's card.
-        layer: block whose features are taken, under the final norm; negative numbers count from the last block.
+        layer: block whose features are taken; negative numbers count from the last block.
+        tokens: what evaluators of patches take of that block: its output under the final norm, or the queries, keys or values of its
+            attention, the heads side by side, of a ViT or a point transformer.
         batch_size: number of items that are encoded at a time.
         bf16: whether to encode under bfloat16 autocast.
     """
 
     size: int | Sequence[int] | None = None
     layer: int = -1
+    tokens: Tokens = "output"
     batch_size: int = 64
     bf16: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"features.batch_size: {self.batch_size}; accepted: a positive number")
+        if self.tokens not in (accepted := ("output", "query", "key", "value")):
+            raise ValueError(f"features.tokens: {self.tokens!r}; accepted: {', '.join(accepted)}")
 
     def refuse(self, *names: str) -> None:
         """Refuse settings that an evaluator would ignore.
@@ -124,7 +130,7 @@ class Features:
         Yields:
             Each batch with its features by layer.
         """
-        encoding = Encoding(tuple(self.shape(encoder)), resize, self.batch_size, layers, self.bf16)
+        encoding = Encoding(tuple(self.shape(encoder)), resize, self.batch_size, layers, self.bf16, self.tokens)
         found = encoded_batches(encoder, items, encoding, cache=cache, is_looked_at=is_looked_at)
         return tracked(found, total=items.num_batches(self.batch_size), description=f"encoding {items.name}")
 

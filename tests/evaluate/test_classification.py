@@ -271,5 +271,5 @@ def test_default_sources_are_fixed_parts_of_large_ones():
 
 def test_protocol_is_every_setting():
     assert KNN(k=(1, 5), features=Features(size=8)).protocol == {
-        "k": (1, 5), "temp": 0.07, "features": {"size": 8, "layer": -1, "batch_size": 64, "bf16": False},
+        "k": (1, 5), "temp": 0.07, "features": {"size": 8, "layer": -1, "tokens": "output", "batch_size": 64, "bf16": False},
     }  # fmt: skip

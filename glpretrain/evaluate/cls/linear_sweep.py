@@ -91,7 +91,7 @@ class LinearSweep(Evaluator):
     scored = "test"
     needs = ("train", "test")
     truth = "classes"
-    unused = ("layer",)
+    unused = ("layer", "tokens")
 
     learning_rates: Sequence[float] = DEFAULT_RATES
     num_blocks: Sequence[int] = (1, 4)

@@ -110,7 +110,7 @@ class ShapeHistogram(SupportVectors):
     """
 
     modality = "points"
-    unused = ("layer", "bf16")
+    unused = ("layer", "tokens", "bf16")
 
     num_bins: int = 64
     max_points: int = 512
