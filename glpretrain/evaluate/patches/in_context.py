@@ -53,7 +53,7 @@ class InContextSegmentation(Evaluator):
     scored = "masked"
     needs = ("masked_train", "masked")
     truth = "mask_classes"
-    unused = ()
+    unused = ("crop",)
     modality = "image"
 
     k: int = 30

@@ -111,7 +111,7 @@ class Prompts(Evaluator):
     scored = "masked"
     needs = ("masked",)
     truth = "masks"
-    unused = ()
+    unused = ("crop",)
 
     min_patches: int = 4
     max_prompts: int = 64

@@ -93,7 +93,7 @@ class LabelPropagation(Evaluator):
     scored = "videos"
     needs = ("videos",)
     modality = "image"
-    unused = ("size",)
+    unused = ("size", "crop")
 
     short_side: int | None = None
     num_neighbours: int = 5
