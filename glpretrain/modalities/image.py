@@ -56,7 +56,7 @@ class Image(Modality):
         if item.values.shape[0] != channels:
             raise ValueError(f"an image has {item.values.shape[0]} channels; the encoder needs {channels}")
         height, width = item.values.shape[1:]
-        inner, corner = tuple(size), (0, 0)
+        inner, corner = (size[0], size[1]), (0, 0)
         if fit == "crop":
             scale = max(size[0] / height, size[1] / width)
             inner = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
@@ -116,7 +116,8 @@ def _resized(image: Tensor, size: tuple[int, int], *, exactly: bool) -> Tensor:
     """UInt8[C H W] to UInt8[C *size]; torch differs from Pillow by up to two levels in one pixel of two hundred."""
     if not exactly:
         return functional.interpolate(image.unsqueeze(0), size=size, mode="bicubic", antialias=True)[0]
-    planes = [PIL.Image.fromarray(plane.numpy()).resize(size[::-1], PIL.Image.Resampling.BICUBIC) for plane in image]
+    height, width = size
+    planes = [PIL.Image.fromarray(plane.numpy()).resize((width, height), PIL.Image.Resampling.BICUBIC) for plane in image]
     return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes]))
 
 
