@@ -5,7 +5,7 @@ from glpretrain.core.imports import imported
 from glpretrain.data.sources.base import Source
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.cls import KNN, CrossValidatedProbe, FewShot, LinearProbe, LinearSweep, Retrieval
+from glpretrain.evaluate.cls import KNN, CrossValidatedProbe, DINOLinear, FewShot, LinearProbe, LinearSweep, MAELinear, Retrieval
 from glpretrain.evaluate.faces import ForgeryDetection
 from glpretrain.evaluate.features import Features
 from glpretrain.evaluate.health import Health
@@ -27,6 +27,7 @@ __all__ = [
     "AttentionSegmentation",
     "ClusterSegmentation",
     "CrossValidatedProbe",
+    "DINOLinear",
     "DecodedItems",
     "Episodes",
     "Evaluator",
@@ -41,6 +42,7 @@ __all__ = [
     "LinearSVM",
     "LinearSegmentation",
     "LinearSweep",
+    "MAELinear",
     "ObjectDiscovery",
     "PartSegmentation",
     "PointPrompts",

@@ -3,7 +3,8 @@
 from glpretrain.evaluate.cls.few_shot import FewShot
 from glpretrain.evaluate.cls.knn import KNN
 from glpretrain.evaluate.cls.linear import CrossValidatedProbe, LinearProbe
+from glpretrain.evaluate.cls.linear_protocols import DINOLinear, MAELinear
 from glpretrain.evaluate.cls.linear_sweep import LinearSweep
 from glpretrain.evaluate.cls.retrieval import Retrieval
 
-__all__ = ["KNN", "CrossValidatedProbe", "FewShot", "LinearProbe", "LinearSweep", "Retrieval"]
+__all__ = ["KNN", "CrossValidatedProbe", "DINOLinear", "FewShot", "LinearProbe", "LinearSweep", "MAELinear", "Retrieval"]

@@ -1,7 +1,7 @@
 """Linear probes on `cls`: multinomial logistic regression of scikit-learn, its L2 strength chosen on held-out training items.
 
 Probes trained by gradient steps on the same features are in `linear_sweep`; probes with augmentation, which cost more than a short
-pretraining, are left out on purpose.
+pretraining, are in `linear_protocols`.
 """
 
 import logging
