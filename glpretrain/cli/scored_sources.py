@@ -149,11 +149,11 @@ def _can_score(name: str, evaluator: Evaluator, sources: Sources, path: Path, ow
 def _masked(entry: object, path: str | Path, card: EncoderCard, *, split: Split | None = None) -> dict[str, object]:
     """The user's masks in place of a source. What the configuration says of its own masks (names, ignored value) stays, unless the folder
     says it of its own."""
-    spec = source_spec(path, modalities.get(card.modality).masked_source, channels=card.item_shape[0])
+    spec = source_spec(path, modalities.get(card.modality).masked_source, channels=card.item_shape[0], split=split)
     kept = entry.get("init_args", {}) if isinstance(entry, dict) and entry.get("class_path") == spec.class_path else {}
     if (folder := expanded(path)).is_dir() and names_its_classes(folder):
         kept = {}
-    return {"class_path": spec.class_path, "init_args": {**kept, **spec.init_args} | ({} if split is None else {"split": split})}
+    return {"class_path": spec.class_path, "init_args": {**kept, **spec.init_args}}
 
 
 def _require_classes(source: Source, folder: str | Path) -> None:

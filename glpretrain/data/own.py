@@ -57,13 +57,14 @@ def _kind_of(path: Path) -> str:
     return "a single image" if path.suffix.lower() in ENDINGS else "of a kind that is not read"
 
 
-def source_spec(path: str | Path, class_path: str, *, channels: int | None = None) -> SourceSpec:
+def source_spec(path: str | Path, class_path: str, *, channels: int | None = None, split: str | None = None) -> SourceSpec:
     """The source of a path.
 
     Args:
         path: a folder, or a file.
         class_path: import path of the source.
         channels: number of channels of every item, for sources with this argument.
+        split: the part that is read of a divided folder, for sources with this argument.
 
     Raises:
         ValueError: the path is not in UTF-8, which a configuration cannot hold.
@@ -74,7 +75,8 @@ def source_spec(path: str | Path, class_path: str, *, channels: int | None = Non
     if "/" not in name:
         name = f"./{name}"  # or a configuration would read names such as 1e3 and null as a number and as nothing
     first, *others = inspect.signature(imported(class_path)).parameters
-    return SourceSpec(class_path, {first: name} | ({"channels": channels} if channels is not None and "channels" in others else {}))
+    given = {"channels": channels, "split": split}
+    return SourceSpec(class_path, {first: name} | {key: value for key, value in given.items() if value is not None and key in others})
 
 
 def train_test_parts(source: Source) -> tuple[Source, Source]:

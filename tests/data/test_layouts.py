@@ -8,6 +8,7 @@ from image_files import write_image, write_map
 from PIL import Image
 
 from glpretrain.data import ImageFolder, MaskedFolder, UnreadableItemError
+from glpretrain.data.own import source_spec
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -151,6 +152,11 @@ def test_a_folder_names_the_values_of_its_masks(tmp_path: Path) -> None:
         MaskedFolder(root)
     (root / "classes.csv").write_text("something else\n1\n")
     assert not MaskedFolder(root).mask_classes
+
+
+def test_only_a_source_of_parts_is_given_one() -> None:
+    assert source_spec("x", "glpretrain.data.MaskedFolder", split="train").init_args == {"root": "./x", "split": "train"}
+    assert "split" not in source_spec("x", "glpretrain.data.VideoFolder", split="train").init_args
 
 
 @pytest.mark.skipif(not (DATA / "segmentation_camvid").is_dir(), reason="the real data sets are not beside this repository")
