@@ -35,7 +35,8 @@ def pretrain(
         recipe: a name below recipes/ (mmc, paper/...) or the path of a yaml file
         data: folder of images, of faces with region maps, of tiles or of clouds, tar shards, or a file of clouds, instead of the
             recipe's source
-        masks: score segmentation on this folder, images/ beside masks/, or on this file of clouds with parts
+        masks: score segmentation on this folder, images/ beside masks/ or one of Pascal VOC, ADE20K or COCO-Stuff (`MaskedFolder`), or on
+            this file of clouds with parts
         init_from: go on from this backbone instead of random weights
         resume: go on with the newest run of the recipe where it was interrupted and has the same settings and items; never; or force,
             although they differ

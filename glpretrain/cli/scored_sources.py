@@ -20,7 +20,8 @@ from glpretrain.core.types import EncoderCard
 from glpretrain.data.module import DataModule
 from glpretrain.data.own import SourceSpec, source_for, source_spec, train_test_parts
 from glpretrain.data.sources.base import Source
-from glpretrain.data.sources.images import mask_folders
+from glpretrain.data.sources.images.layouts import Split, names_its_classes
+from glpretrain.data.sources.images.masked import mask_roles
 from glpretrain.data.sources.images.videos import VideoSource
 from glpretrain.evaluate import ROLES, Evaluator, Sources
 from glpretrain.runs import find_recipe
@@ -84,7 +85,7 @@ def sources_of_recipe(path: Path, *, card: EncoderCard, own: Own, beside: bool) 
     if own.data is not None:
         values |= {"source": _own_data(own.data, card)._asdict(), "labelled": None, "labelled_test": None}
     if own.masks is not None:
-        values["masked"] = _masked(None, Path(own.masks), card)
+        values["masked"] = _masked(None, own.masks, card)
     parser = Parser(exit_on_error=False)
     parser.add_class_arguments(DataModule, "data")
     module: DataModule = parser.instantiate(parse(parser, [], values={"data": values})).data
@@ -104,9 +105,12 @@ def parts_of_config(path: Path, overrides: Sequence[str], *, card: EncoderCard, 
     if set(values) != {"sources", "evaluators"} or len(groups) < 2:
         raise ValueError(f"{path}: accepted are `sources` and `evaluators`, each with entries by name; found {sorted(values)}")
     if own.masks is not None:
-        folders = mask_folders(own.masks) if Path(own.masks).is_dir() else {"masked": Path(own.masks)}
+        folder = expanded(own.masks)
+        splits = mask_roles(folder) if folder.is_dir() else {"masked": None}
         kept = {role: entry for role, entry in groups["sources"].items() if role not in ("masked_train", "masked")}
-        groups["sources"] = kept | {role: _masked(groups["sources"].get(role), folder, card) for role, folder in folders.items()}
+        groups["sources"] = kept | {
+            role: _masked(groups["sources"].get(role), own.masks, card, split=split) for role, split in splits.items()
+        }
     if own.videos is not None:
         groups["sources"]["videos"] = source_spec(own.videos, "glpretrain.data.VideoFolder", channels=card.item_shape[0])._asdict()
     if own.data is not None:
@@ -142,11 +146,14 @@ def _can_score(name: str, evaluator: Evaluator, sources: Sources, path: Path, ow
     return True
 
 
-def _masked(entry: object, folder: Path, card: EncoderCard) -> dict[str, object]:
-    """The folder in place of a source; what the configuration says of its own folder's masks (names, ignored value) stays."""
-    spec = source_spec(folder, modalities.get(card.modality).masked_source, channels=card.item_shape[0])
+def _masked(entry: object, path: str | Path, card: EncoderCard, *, split: Split | None = None) -> dict[str, object]:
+    """The user's masks in place of a source. What the configuration says of its own masks (names, ignored value) stays, unless the folder
+    says it of its own."""
+    spec = source_spec(path, modalities.get(card.modality).masked_source, channels=card.item_shape[0])
     kept = entry.get("init_args", {}) if isinstance(entry, dict) and entry.get("class_path") == spec.class_path else {}
-    return {"class_path": spec.class_path, "init_args": {**kept, **spec.init_args}}
+    if (folder := expanded(path)).is_dir() and names_its_classes(folder):
+        kept = {}
+    return {"class_path": spec.class_path, "init_args": {**kept, **spec.init_args} | ({} if split is None else {"split": split})}
 
 
 def _require_classes(source: Source, folder: str | Path) -> None:

@@ -69,7 +69,8 @@ def evaluate(
         config: sources and evaluators: a name below recipes/ (eval/images) or a yaml file
         recipe: without --config: recipe whose data it is scored on; that of the run it lies in, or mmc, when left out
         data: class folders, split into train/ and val/ or not, instead of train and test
-        masks: images/ beside masks/, or such folders in train/ and val/, instead of the masked sources
+        masks: images/ beside masks/, in train/ and val/ or not, or a folder of Pascal VOC, ADE20K or COCO-Stuff (`MaskedFolder`),
+            instead of the masked sources
         videos: with --config: JPEGImages/ beside Annotations/, as DAVIS, or a folder per video
         out: file that lines are appended to
         pictures: folder of the pictures; the name of --out with _pictures when left out
@@ -114,7 +115,7 @@ def score(
             the backbone lies in, or the quick start.
         data: class folders, split into train/ and val/ or not, or tiles or tar shards with classes; instead of the train and test
             sources.
-        masks: images/ beside masks/, or such folders in train/ beside val/ (or test/); instead of the masked sources.
+        masks: a folder as `MaskedFolder` takes it; instead of the masked sources.
         videos: with `config`: a folder as `VideoFolder` takes it; instead of the videos.
         overrides: of `config`, arguments as on the command line, such as `["--evaluators.knn.init_args.k", "[5]"]`.
         out: file that JSON lines are appended to, evaluator by evaluator, so that an interrupted evaluation loses none.

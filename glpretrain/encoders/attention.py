@@ -1,4 +1,5 @@
-"""Attention maps of any block of a transformer (the exact softmax, whatever kernel computed the attention), and the keys behind them.
+"""Attention maps of any block of a transformer (the exact softmax, whatever kernel computed the attention), and the queries, keys and
+values behind them.
 
 The block runs as it is. Its call of `scaled_dot_product_attention` is watched (or of `softmax`, where timm does not use the fused kernel),
 so queries and keys carry the norms, rotations and biases of the model at hand. Left out: drawing the maps.
@@ -7,16 +8,20 @@ so queries and keys carry the norms, rotations and biases of the model at hand. 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.points import PointTransformer
+from glpretrain.encoders.sequences import split_tokens
 from glpretrain.encoders.vit import ViT
+
+AttentionTokens = Literal["query", "key", "value"]
 
 
 class AttentionInputs(NamedTuple):
@@ -65,14 +70,36 @@ def attention_keys(encoder: Encoder, items: Tensor, *, block: int = -1) -> Tenso
         ValueError: the attention is not fused, or see `attention_maps`.
     """
 
-    def of_patches(inputs: AttentionInputs | None, weights: Callable[[], Tensor]) -> Tensor:
+    return attention_tokens(encoder, items, blocks=[block], kind="key")[0].patches
+
+
+def attention_tokens(encoder: Encoder, items: Tensor, *, blocks: Sequence[int], kind: AttentionTokens) -> list[EncoderOutput]:
+    """The queries, keys or values of every token in some blocks, the heads side by side, as if they were the encoder's output.
+
+    Args:
+        encoder: see `attention_keys`.
+        items: Float[B *item].
+        blocks: numbers of the blocks, see `attention_maps`; each block at most once.
+        kind: which of the three; keys and queries after their norms and rotations, where the encoder has any.
+
+    Returns:
+        One output per block, in float32 and without gradient; D = heads x width of a head.
+
+    Raises:
+        ValueError: the attention is not fused, or see `attention_maps`.
+    """
+    place = ("query", "key", "value").index(kind)
+
+    def wanted(inputs: AttentionInputs | None, weights: Callable[[], Tensor]) -> Tensor:
         if inputs is None:
             name = encoder.card.arguments["name"]
-            raise ValueError(f"attention keys: {name} does not run the fused kernel, which is needed; set TIMM_FUSED_ATTN=1")
-        return inputs.keys.float()[:, :, prefix:].transpose(1, 2).flatten(2)  # [B N D]
+            raise ValueError(f"attention {kind}: {name} does not run the fused kernel, which is needed; set TIMM_FUSED_ATTN=1")
+        return inputs[place].float().transpose(1, 2).flatten(2)  # [B T D]
 
-    prefix = _transformer(encoder).num_prefix_tokens
-    return _record(encoder, items, blocks=[block], keep=of_patches)[0]
+    transformer = _transformer(encoder)
+    prefix, has_class_token = transformer.num_prefix_tokens, transformer.model.cls_token is not None
+    found = _record(encoder, items, blocks=blocks, keep=wanted)
+    return [split_tokens(tokens, num_prefix_tokens=prefix, has_class_token=has_class_token) for tokens in found]
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""Beyond the output of the last block: features of earlier blocks, the mean token before the final norm, and one block more (Mugs).
+"""Beyond the output of the last block: features of earlier blocks, what their attentions are computed from, the mean token before the
+final norm, and one block more (Mugs).
 
 Features of an earlier block are its tokens under the final norm, as DINO's `get_intermediate_layers` gives them.
 """
@@ -6,6 +7,7 @@ Features of an earlier block are its tokens under the final norm, as DINO's `get
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -13,27 +15,42 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from glpretrain.core.types import EncoderOutput
+from glpretrain.encoders.attention import AttentionTokens, attention_tokens
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.drop_path import KeyedDropPath
 from glpretrain.encoders.points import PointTransformer, start_weights
 from glpretrain.encoders.sequences import split_tokens
 from glpretrain.encoders.vit import ViT
 
+Tokens = Literal["output"] | AttentionTokens
 
-def features_of_layers(encoder: Encoder, items: Tensor, *, layers: Sequence[int]) -> list[EncoderOutput]:
+
+def features_of_layers(encoder: Encoder, items: Tensor, *, layers: Sequence[int], tokens: Tokens = "output") -> list[EncoderOutput]:
     """`encoder(items)` as if each of `layers` were the last block, in one pass.
 
     Args:
-        encoder: any encoder for the last layer, a transformer for another one.
+        encoder: any encoder for the output of the last layer, a transformer for anything else.
         items: Float[B *item].
         layers: numbers of blocks; negative numbers count from the last.
+        tokens: what is taken of a block: its output under the final norm, or the queries, keys or values of its attention, see
+            `attention_tokens`.
 
     Returns:
         One output per layer, in the order of `layers`.
 
     Raises:
-        ValueError: there is no such block, or the encoder has no blocks.
+        ValueError: there is no such block, or the encoder has no blocks or no such attention.
     """
+    if tokens != "output":
+        if not isinstance(encoder, ViT | PointTransformer):
+            raise ValueError(f"tokens: {tokens} of {encoder.card.encoder}; accepted: output; only a transformer has others")
+        found = dict.fromkeys(layer_number(encoder, layer) for layer in layers)
+        by_number = dict(zip(found, attention_tokens(encoder, items, blocks=list(found), kind=tokens), strict=True))
+        return [by_number[layer_number(encoder, layer)] for layer in layers]
+    return _outputs_of_layers(encoder, items, layers=layers)
+
+
+def _outputs_of_layers(encoder: Encoder, items: Tensor, *, layers: Sequence[int]) -> list[EncoderOutput]:
     numbers, last_number = [layer_number(encoder, layer) for layer in layers], encoder.num_layers - 1
     earlier = sorted(set(numbers) - {last_number})
     if not earlier:

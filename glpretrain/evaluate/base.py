@@ -68,7 +68,7 @@ class Evaluator(ABC):
     takes: ClassVar[tuple[str, ...]] = ()  # roles of the sources that it uses where they are given
     truth: ClassVar[Truth | None] = None  # what all its items must carry, the same in every role
     modality: ClassVar[str | None] = None  # the only kind of item that it accepts; None accepts every kind
-    unused: ClassVar[tuple[str, ...]] = ()  # settings of `features` that it would ignore, and therefore refuses
+    unused: ClassVar[tuple[str, ...]] = ("tokens",)  # settings of `features` that it would ignore, and therefore refuses
 
     features: Features = field(default=Features())
 

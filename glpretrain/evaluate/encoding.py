@@ -15,7 +15,7 @@ from glpretrain import modalities
 from glpretrain.core.distributed import rank, world_size
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
-from glpretrain.encoders.layers import features_of_layers, layer_number
+from glpretrain.encoders.layers import Tokens, features_of_layers, layer_number
 from glpretrain.evaluate.cache import FeatureCache, with_patches
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.reading import ItemBatch, Patches
@@ -30,12 +30,14 @@ class Encoding(NamedTuple):
     batch_size: int
     layers: Mapping[int, Patches]  # blocks whose features are taken, each with how much of its patches is needed
     bf16: bool
+    tokens: Tokens = "output"  # what is taken of a block
 
     def names(self, encoder: Encoder, digests: Sequence[str]) -> dict[int, str]:
         """Name of a batch in the cache, by layer."""
         names: dict[int, str] = {}
         for layer in self.layers:
             settings = f"{self.shape} {self.resize} {layer_number(encoder, layer)} {'bf16' if self.bf16 else 'float32'}"
+            settings += "" if self.tokens == "output" else f" {self.tokens} "
             names[layer] = hashlib.sha256("".join((settings, *digests)).encode()).hexdigest()
         return names
 
@@ -114,6 +116,7 @@ def _shared(
             encoding.batch_size,
             {str(layer): patches for layer, patches in encoding.layers.items()},
             encoding.bf16,
+            encoding.tokens,
             missing,
         )
     )
@@ -172,7 +175,7 @@ def _answers(encoder: Encoder, sources: Sources, request: Request, numbers: Sequ
     if len(items) != request.count:
         raise ValueError(f"{request.role}: {len(items)} items in process {rank()}, {request.count} in the first; give all the same data")
     layers: dict[int, Patches] = {int(layer): patches for layer, patches in request.layers.items()}
-    encoding = Encoding(tuple(request.shape), request.resize, request.batch_size, layers, request.bf16)
+    encoding = Encoding(tuple(request.shape), request.resize, request.batch_size, layers, request.bf16, request.tokens)
     batches = _Aligned(items.numbered(encoding.shape, **_sizes(encoding), numbers=numbers))
     for number in numbers:
         batch = batches.at(number)
@@ -212,7 +215,7 @@ def encode_batch(encoder: Encoder, batch: Encodable, encoding: Encoding, *, cach
     missing = [layer for layer in encoding.layers if layer not in outputs]
     if missing:
         with evaluating(encoder), torch.autocast(device_of(encoder).type, torch.bfloat16, enabled=encoding.bf16):
-            computed = features_of_layers(encoder, normalised(batch.items, encoder), layers=missing)
+            computed = features_of_layers(encoder, normalised(batch.items, encoder), layers=missing, tokens=encoding.tokens)
         for layer, output in zip(missing, computed, strict=True):
             patches = encoding.layers[layer]
             needed = with_patches(EncoderOutput(output.cls.float(), output.patches.float()), patches)  # before it leaves the device

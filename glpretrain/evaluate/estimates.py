@@ -67,7 +67,7 @@ def _encoding_seconds(evaluator: Evaluator, encoder: Encoder, items: DecodedItem
     """Of the items whose features are not in the cache."""
     features = evaluator.features
     shape = tuple(features.shape(encoder))
-    encoding = Encoding(shape, "crop", features.batch_size, {features.layer: "none"}, features.bf16)
+    encoding = Encoding(shape, features.cropping, features.batch_size, {features.layer: "none"}, features.bf16)
     if cache is not None and cache.files is not None:
         cache.files.recall(items.source, items.known)
     options = {"resize": encoding.resize, "batch_size": encoding.batch_size}
@@ -76,7 +76,7 @@ def _encoding_seconds(evaluator: Evaluator, encoder: Encoder, items: DecodedItem
     if missing == 0:
         return 0.0
     start = time.perf_counter()
-    decoded = read(items.source, items.indices[:_TRIED], shape, "crop")
+    decoded = read(items.source, items.indices[:_TRIED], shape, features.cropping)
     reading = (time.perf_counter() - start) / _TRIED
     if decoded.values is None:
         return 0.0

@@ -5,10 +5,12 @@ Reading is left out (`items`), and so are encoding itself (`encoding`) and what 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from glpretrain import modalities
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.layers import Tokens
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.encoding import Encoding, encoded_batches
 from glpretrain.evaluate.items import DecodedItems
@@ -24,19 +26,35 @@ class Features:
     Args:
         size: size that items are brought to: side of the square, or height and width of an image; number of points of a cloud. None takes
             the size of the encoder's card.
-        layer: block whose features are taken, under the final norm; negative numbers count from the last block.
+        layer: block whose features are taken; negative numbers count from the last block.
+        tokens: what evaluators of patches take of that block: its output under the final norm, or the queries, keys or values of its
+            attention, the heads side by side, of a ViT or a point transformer.
+        crop: what evaluators of `cls` see of an image. "short_side": the short side is brought to the size and the centre is cut, so that
+            nothing of the short side is lost. "inner": the short side is brought to 256 / 224 of the size before, so that an eighth of
+            it is cut off as well. This is the transform of DINO's k-NN and linear evaluations, and of most published for ImageNet.
         batch_size: number of items that are encoded at a time.
         bf16: whether to encode under bfloat16 autocast.
     """
 
     size: int | Sequence[int] | None = None
     layer: int = -1
+    tokens: Tokens = "output"
+    crop: Literal["short_side", "inner"] = "short_side"
     batch_size: int = 64
     bf16: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"features.batch_size: {self.batch_size}; accepted: a positive number")
+        if self.tokens not in (accepted := ("output", "query", "key", "value")):
+            raise ValueError(f"features.tokens: {self.tokens!r}; accepted: {', '.join(accepted)}")
+        if self.crop not in ("short_side", "inner"):
+            raise ValueError(f"features.crop: {self.crop!r}; accepted: short_side, inner")
+
+    @property
+    def cropping(self) -> Resize:
+        """How items are brought to the size by evaluators of `cls`."""
+        return "inner_crop" if self.crop == "inner" else "crop"
 
     def refuse(self, *names: str) -> None:
         """Refuse settings that an evaluator would ignore.
@@ -124,11 +142,11 @@ class Features:
         Yields:
             Each batch with its features by layer.
         """
-        encoding = Encoding(tuple(self.shape(encoder)), resize, self.batch_size, layers, self.bf16)
+        encoding = Encoding(tuple(self.shape(encoder)), resize, self.batch_size, layers, self.bf16, self.tokens)
         found = encoded_batches(encoder, items, encoding, cache=cache, is_looked_at=is_looked_at)
         return tracked(found, total=items.num_batches(self.batch_size), description=f"encoding {items.name}")
 
     def labelled(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None = None) -> LabelledFeatures:
         """`cls` of every item that has a label. Arguments as in `encode`; see `labelled_rows`."""
-        batches = self.encode(encoder, items, resize="crop", patches="none", cache=cache)
+        batches = self.encode(encoder, items, resize=self.cropping, patches="none", cache=cache)
         return labelled_rows(batches, lambda output: output.cls, items=items)

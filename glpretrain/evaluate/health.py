@@ -125,7 +125,7 @@ class Health(Evaluator):
         cls_gram, patch_gram = (torch.zeros(num_groups, dim, dim, dtype=torch.float64) for _ in range(2))
         rows = Rows(len(items))
         count = 0
-        for batch, output in self.features.encode(encoder, items, resize="crop", cache=cache):
+        for batch, output in self.features.encode(encoder, items, resize=self.features.cropping, cache=cache):
             for features in (output.cls, output.patches):
                 require_finite(features, batch.index, what=f"source {items.name!r}: the features")
             if output.patches.shape[1] != grid[0] * grid[1]:

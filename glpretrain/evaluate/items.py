@@ -124,7 +124,7 @@ class DecodedItems:
 
         Args:
             shape: shape that items are brought to, see `Modality.item_shape`.
-            resize: "crop" keeps the aspect ratio and cuts the centre, "stretch" keeps the whole item.
+            resize: how they are brought to it, see `Modality.resize`.
             batch_size: number of items in a batch.
 
         Raises:

@@ -25,7 +25,7 @@ from glpretrain.data.loading import Loader
 from glpretrain.data.sources.base import Source, UnreadableItemError
 from glpretrain.encoders.base import bytes_of
 
-Resize = Literal["crop", "stretch"]
+Resize = modalities.Fit
 # How much of the patches of an item is needed: none, Float[B 0 D]; their mean and their maximum, Float[B 2 D]; all, Float[B N D].
 Patches = Literal["none", "pooled", "all"]
 WORTH_WORKERS = 2048  # items from which on workers read them, unless their number is given
@@ -210,7 +210,7 @@ def read(source: Source, indices: Sequence[int], shape: Sequence[int], resize: R
         source: source of the items.
         indices: their dataset indices.
         shape: shape that they are brought to, see `Modality.item_shape`.
-        resize: "crop" keeps the aspect ratio and cuts the centre, "stretch" keeps the whole item.
+        resize: how, see `Modality.resize`.
     """
     modality = modalities.get(source.modality)
     items: dict[int, Item] = {}

@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from glpretrain.core import mailbox
 from glpretrain.core.distributed import rank, world_size
 from glpretrain.core.types import EncoderOutput
+from glpretrain.encoders.layers import Tokens
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.reading import Decoded, Patches, nothing
 
@@ -32,6 +33,7 @@ class Request(NamedTuple):
     batch_size: int
     layers: dict[str, Patches]  # number of each block, and how much of its patches is needed
     bf16: bool
+    tokens: Tokens
     numbers: list[int]  # batches that features are missing of, the own ones of the first process included
 
     @property

@@ -1,10 +1,10 @@
 """The kinds of items that the package knows. A new kind is a class in a file of its own here and one entry in the list below."""
 
-from glpretrain.modalities.base import Modality, Size
+from glpretrain.modalities.base import Fit, Modality, Size
 from glpretrain.modalities.image import Image
 from glpretrain.modalities.points import Points
 
-__all__ = ["Image", "Modality", "Points", "Size", "get", "names", "register"]
+__all__ = ["Fit", "Image", "Modality", "Points", "Size", "get", "names", "register"]
 
 _KNOWN: dict[str, Modality] = {}
 

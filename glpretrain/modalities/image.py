@@ -1,15 +1,18 @@
 """Images: UInt8[C H W] in files, Float[C H W] for an encoder."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
+import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from glpretrain.core.types import EncoderCard, Item
-from glpretrain.modalities.base import Modality, Size
+from glpretrain.modalities.base import Fit, Modality, Size
 
+_RESIZED, _CUT = 256, 224  # short side before and after an inner crop: eval_knn.py of DINO, and most evaluations on ImageNet
 DIMMED = 0.2  # what is left of the brightness of a hidden input
 
 
@@ -44,23 +47,28 @@ class Image(Modality):
             raise ValueError(f"size: {size} given; an image has a height and a width; give one positive number, or two")
         return channels, *sides
 
-    def resize(self, item: Item, shape: Sequence[int], *, fit: Literal["crop", "stretch"]) -> Item:
-        """Bicubic with antialiasing; masks by the nearest pixel."""
+    def resize(self, item: Item, shape: Sequence[int], *, fit: Fit) -> Item:
+        """Bicubic with antialiasing; masks by the nearest pixel. `inner_crop` is what torchvision's Resize and CenterCrop make of a picture
+        of PIL, to the last bit: 256 and 224 for a size of 224, in this proportion for others."""
         channels, *size = shape
         if item.values.dim() != 3:
             raise ValueError(f"an item of shape {tuple(item.values.shape)} is no image; the encoder needs images (C H W)")
         if item.values.shape[0] != channels:
             raise ValueError(f"an image has {item.values.shape[0]} channels; the encoder needs {channels}")
         height, width = item.values.shape[1:]
-        inner = tuple(size)
+        inner, corner = tuple(size), (0, 0)
         if fit == "crop":
             scale = max(size[0] / height, size[1] / width)
             inner = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+            corner = ((inner[0] - size[0]) // 2, (inner[1] - size[1]) // 2)
+        elif fit == "inner_crop":
+            inner = _around([side * _RESIZED // _CUT for side in size], (height, width))
+            corner = (round((inner[0] - size[0]) / 2), round((inner[1] - size[1]) / 2))
         image, masks = item.values, {"instances": item.instances, "semantic": item.semantic}
         if inner != (height, width):
-            image = functional.interpolate(image.unsqueeze(0), size=inner, mode="bicubic", antialias=True)[0]
+            image = _resized(image, inner, exactly=fit == "inner_crop")
             masks = {name: None if mask is None else _resized_ids(mask, inner) for name, mask in masks.items()}
-        top, left = (inner[0] - size[0]) // 2, (inner[1] - size[1]) // 2
+        top, left = corner
         window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
         cut = {name: None if mask is None else mask[window].clone() for name, mask in masks.items()}
         values = image[window].clone(memory_format=torch.contiguous_format)  # decoders leave the channels last
@@ -94,6 +102,22 @@ def _statistics(card: EncoderCard, like: Tensor) -> tuple[Tensor, Tensor]:
         torch.tensor(card.mean, device=like.device)[:, None, None],
         torch.tensor(card.std, device=like.device)[:, None, None],
     )
+
+
+def _around(target: Sequence[int], sides: tuple[int, int]) -> tuple[int, int]:
+    """The size with the proportions of `sides` that covers `target`, rounded down as torchvision does."""
+    binding = 0 if target[0] * sides[1] >= target[1] * sides[0] else 1
+    other = 1 - binding
+    inner = {binding: target[binding], other: max(target[other], int(target[binding] * sides[other] / sides[binding]))}
+    return inner[0], inner[1]
+
+
+def _resized(image: Tensor, size: tuple[int, int], *, exactly: bool) -> Tensor:
+    """UInt8[C H W] to UInt8[C *size]; torch differs from Pillow by up to two levels in one pixel of two hundred."""
+    if not exactly:
+        return functional.interpolate(image.unsqueeze(0), size=size, mode="bicubic", antialias=True)[0]
+    planes = [PIL.Image.fromarray(plane.numpy()).resize(size[::-1], PIL.Image.Resampling.BICUBIC) for plane in image]
+    return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes]))
 
 
 def _resized_ids(mask: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -1,7 +1,7 @@
 """Clouds of points: Float[P 3], coordinates as they are."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from glpretrain.core import keys
 from glpretrain.core.clouds import farthest_points, nearest_points, take
 from glpretrain.core.types import EncoderCard, Item
-from glpretrain.modalities.base import Modality, Size
+from glpretrain.modalities.base import Fit, Modality, Size
 from glpretrain.modalities.image import DIMMED
 
 _SUBSET = 0x5AB5  # what the key of a subset of points is folded with
@@ -40,8 +40,10 @@ class Points(Modality):
             raise ValueError(f"size: {size} given; the size of a cloud is its number of points; give one positive number")
         return (card.item_shape[0] if size is None else size, 3)
 
-    def resize(self, item: Item, shape: Sequence[int], *, fit: Literal["crop", "stretch"]) -> Item:
-        """A fixed pseudo-random part of the points, or all of them repeated; `fit` makes no difference."""
+    def resize(self, item: Item, shape: Sequence[int], *, fit: Fit) -> Item:
+        """A fixed pseudo-random part of the points, or all of them repeated, whether cropped or stretched."""
+        if fit == "inner_crop":
+            raise ValueError("features.crop: inner given; a cloud has no border that could be cut off; leave it out")
         if item.values.dim() != 2:
             raise ValueError(f"an item of shape {tuple(item.values.shape)} is no cloud; the encoder needs clouds of points (P 3)")
         return with_count(item, shape[0])

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from shrinking import EVALUATIONS, name_of
 
 import glpretrain
 from glpretrain.cli import main
+from glpretrain.cli.scored_sources import Own, sources_of_recipe
 from glpretrain.cli.scoring import score
 from glpretrain.data import Scenes
 from glpretrain.encoders import ViT
@@ -162,6 +164,31 @@ def test_divided_masks_give_both_sources_and_keep_what_is_said_of_them(tmp_path:
     assert "iou_building" in {line["score"] for line in lines}  # value 1 of the masks, as the configuration names it
 
 
+def test_a_published_data_set_names_its_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = Scenes(6, size=48, split="test")
+    for number, name in enumerate(("a", "b", "c", "d", "e", "f")):
+        item = source[number]
+        for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject"):
+            (tmp_path / "VOC2012" / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(item.values.permute(1, 2, 0).numpy()).save(tmp_path / "VOC2012" / "JPEGImages" / f"{name}.jpg")
+        classes = torch.where(item.instances > 0, 15, 0)
+        for folder, values in (("SegmentationClass", classes), ("SegmentationObject", item.instances)):
+            Image.fromarray(values.byte().numpy()).save(tmp_path / "VOC2012" / folder / f"{name}.png")
+    lists = tmp_path / "VOC2012" / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("a\nb\n")
+    (lists / "val.txt").write_text("c\nd\ne\nf\n")
+    overrides = ["--evaluators.linear_segmentation.init_args.num_steps", "5", "--evaluators.prompt.init_args.min_patches", "1"]
+    lines = score(encoder(), config="eval/street_scenes", masks="VOC2012", overrides=overrides)
+    assert {line["measured_on"] for line in lines} == {"VOC2012/val"}
+    found = {(line["evaluator"], line["score"]) for line in lines}
+    assert {("linear_segmentation", "iou_person"), ("linear_segmentation", "iou_background"), ("prompt", "iou_person")} <= found
+    assert "iou_sky" not in {name for _, name in found}  # a class of the configuration's own masks
+    masked = sources_of_recipe(find_recipe("mmc"), card=encoder().card, own=Own(None, "VOC2012", None), beside=False)["masked"]
+    assert masked.name == "VOC2012/val" and len(masked) == 4
+
+
 def test_what_cannot_be_scored_is_named_and_costs_no_other_score(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     too_large = [f"--evaluators.{name}.init_args.features.size=50" for name in ("prompt", "knn")]
     lines = score(encoder(), config=small, overrides=too_large[:1])
@@ -223,4 +250,4 @@ def test_real_street_scenes_are_scored(tmp_path: Path) -> None:
     lines = score(encoder(), config="eval/street_scenes", masks=CAMVID, overrides=overrides, out=tmp_path / "out.jsonl")
     found = {(line["evaluator"], line["score"]): line for line in lines}
     assert found["prompt", "miou"]["n"] > 200 and 10 < found["prompt", "miou"]["value"] < 60
-    assert {"iou_sky", "iou_road", "iou_building"} <= {name for _, name in found}
+    assert {"iou_Sky", "iou_Road", "iou_Building"} <= {name for _, name in found}

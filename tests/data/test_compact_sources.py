@@ -15,7 +15,7 @@ from image_files import write_image, write_map
 from glpretrain.core.listing import natural_key
 from glpretrain.data import Faces, MaskedFolder, PointFolder, TileFolder, VideoFolder
 from glpretrain.data.sources import saved_listings
-from glpretrain.data.sources.images import decoding, face_regions, folders, tiles, videos
+from glpretrain.data.sources.images import decoding, face_regions, masked, tiles, videos
 from glpretrain.data.sources.paths import Paths, Texts
 from glpretrain.data.sources.points import own_clouds
 
@@ -81,7 +81,7 @@ MAKERS: dict[str, Callable[[Path], Made]] = {
 @pytest.fixture
 def saves(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     """Small listings are saved too, at once and on any file system."""
-    for module, name in ((folders, "LEAST_SAVED"), (videos, "LEAST_SAVED"), (face_regions, "LEAST_SAVED"), (decoding, "LEAST_SAVED")):
+    for module, name in ((masked, "LEAST_SAVED"), (videos, "LEAST_SAVED"), (face_regions, "LEAST_SAVED"), (decoding, "LEAST_SAVED")):
         monkeypatch.setattr(module, name, 1)
     for module in (own_clouds, tiles):
         monkeypatch.setattr(module, "_LEAST", 1)
@@ -160,7 +160,7 @@ def test_what_was_listed_once_is_mapped_and_gives_the_same_items(
     first = MAKERS[kind](tmp_path / kind)
     assert list((own_cache / "glpretrain" / "listings").glob("*.idx"))
     items = _items(first)
-    for module in (folders, videos, decoding):
+    for module in (masked, videos, decoding):
         monkeypatch.setattr(module, "images_below", _refused)
     monkeypatch.setattr(face_regions, "_maps_of", _refused)
     monkeypatch.setattr(own_clouds, "_clouds_below", _refused)

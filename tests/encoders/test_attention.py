@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from glpretrain.encoders import FeatureMap, ViT
 from glpretrain.encoders.attention import attention_keys, attention_maps, cls_attention, cls_attention_of_blocks
+from glpretrain.encoders.layers import features_of_layers
 
 
 def image(*shape):
@@ -141,3 +142,28 @@ def test_keys_leave_registers_out_and_need_the_fused_kernel():
     encoder.model.blocks[-1].attn.fused_attn = False
     with pytest.raises(ValueError, match="vit_small_patch14_reg4_dinov2 does not run the fused kernel"):
         attention_keys(encoder, items)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
+@pytest.mark.parametrize(("tokens", "third"), [("query", 0), ("key", 1), ("value", 2)])
+def test_tokens_of_an_attention_are_thirds_of_what_timm_projects(name, tokens, third):
+    encoder, items = small(name), image(2, 3, 24, 40)
+    seen = []
+    hooks = [block.attn.qkv.register_forward_hook(lambda module, args, output: seen.append(output)) for block in encoder.model.blocks]
+    with torch.no_grad():
+        found = features_of_layers(encoder, items, layers=[-1, 0, 1, 2], tokens=tokens)
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == 3  # one pass for all blocks
+    for output, number in zip(found, (2, 0, 1, 2), strict=True):
+        expected = seen[number].chunk(3, dim=-1)[third]
+        assert torch.equal(output.patches, expected[:, encoder.num_prefix_tokens :])
+        assert torch.equal(output.cls, expected[:, 0])
+
+
+def test_tokens_of_an_attention_need_one():
+    network = FeatureMap("resnet18", img_size=32)
+    with pytest.raises(ValueError, match="tokens: key of FeatureMap; accepted: output; only a transformer has others"):
+        features_of_layers(network.eval(), image(2, 3, 32, 32), layers=[-1], tokens="key")
+    with pytest.raises(ValueError, match="layer: 3; accepted: -3 to 2"):
+        features_of_layers(small("vit_tiny_patch16_224"), image(2, 3, 24, 40), layers=[3], tokens="key")

@@ -10,8 +10,10 @@ from processes import together
 
 from glpretrain.cli import main
 from glpretrain.encoders import ViT
+from glpretrain.encoders.attention import attention_keys
 from glpretrain.evaluate import KNN, DecodedItems, FeatureCache, Features, LinearProbe, LinearSweep, PromptSegmentation, Sources
 from glpretrain.evaluate.cache import default_folder, entries, fingerprint, shrink
+from glpretrain.evaluate.encoding import normalised
 
 
 def encoder(*, depth: int = 3, phase: float = 0.0) -> ViT:
@@ -261,6 +263,20 @@ def test_earlier_layer_is_a_shallower_encoder():
         features(model, items, cache, layer=0)
         with pytest.raises(ValueError, match="layer: 3; accepted: -3 to 2"):  # not layer 0, though 3 % 3 is 0
             features(model, items, cache, layer=3)
+
+
+def test_keys_of_a_block_are_cached_beside_its_output():
+    model, items = encoder(), source()
+    cache = FeatureCache(model)
+    keys = features(model, items, cache, layer=1, tokens="key")
+    views = normalised(torch.stack([item.values for item in items.items]), model)
+    assert torch.allclose(keys, attention_keys(model, views, block=1), atol=1e-6)  # of one batch of 13 instead of three
+    outputs = features(model, items, cache, layer=1)
+    assert not torch.equal(outputs, keys) and not torch.equal(features(model, items, cache, layer=1, tokens="value"), keys)
+    computed = cache.num_computed
+    assert torch.equal(features(model, items, cache, layer=1, tokens="key"), keys) and cache.num_computed == computed
+    with pytest.raises(ValueError, match=r"features\.tokens: 'keys'; accepted: output, query, key, value"):
+        Features(tokens="keys")
 
 
 def test_several_layers_are_one_pass():

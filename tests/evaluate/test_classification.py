@@ -4,6 +4,7 @@ import logging
 import time
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from evaluate_stubs import NUM_CLASSES, StubEncoder, chance, half_width, labelled, labels, masked, noise, noisy, output, position_of, truth
@@ -13,9 +14,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from glpretrain.core.types import EncoderOutput
-from glpretrain.evaluate import KNN, CrossValidatedProbe, DecodedItems, Features, LinearProbe, default_evaluators, default_sources
+from glpretrain.evaluate import (
+    KNN,
+    CrossValidatedProbe,
+    DecodedItems,
+    FeatureCache,
+    Features,
+    LinearProbe,
+    default_evaluators,
+    default_sources,
+)
 from glpretrain.evaluate.cls.knn import knn_predict
 from glpretrain.evaluate.metrics.intervals import mean_interval, rate_interval
 from glpretrain.evaluate.probes import dealt
@@ -196,6 +207,34 @@ def test_items_are_cropped_in_the_middle_for_classification():
     assert (batch.items[..., 1:3].int() - 200).abs().max() <= 12
 
 
+@pytest.mark.parametrize("sides", [(375, 500), (500, 333), (301, 301), (40, 57), (229, 224)])
+@pytest.mark.parametrize("size", [224, 64])
+def test_the_inner_crop_is_that_of_torchvision_to_the_last_bit(sides, size):
+    values = torch.arange(3 * sides[0] * sides[1]).reshape(*sides, 3)
+    image = ((values * 0.013).sin() * 127 + 128).to(torch.uint8)  # [H W C], as decoders leave it in memory
+    resized = 256 if size == 224 else 73  # 64 x 256 / 224 is 73.1
+    expected = Compose([Resize(resized, interpolation=InterpolationMode.BICUBIC), CenterCrop(size), PILToTensor()])
+    source = labelled([3], num_classes=5)
+    source.items[0] = source.items[0]._replace(values=image.permute(2, 0, 1))
+    encoder = StubEncoder(lambda items: output(items.mean(dim=(1, 2, 3))[:, None]), size=size)
+    features = Features(crop="inner")
+    ((batch, _),) = features.encode(encoder, DecodedItems(source), resize=features.cropping)
+    assert torch.equal(batch.items[0], expected(PIL.Image.fromarray(image.numpy())))
+
+
+def test_what_is_seen_of_an_image_is_a_setting_and_has_its_own_features():
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    image[:, :, :2] = 255  # at the border, which an inner crop does not show: it cuts 4 of 73 columns
+    source = labelled([0], num_classes=2)
+    source.items[0] = source.items[0]._replace(values=image)
+    encoder = StubEncoder(lambda items: output(items.mean(dim=(1, 2))), size=64)
+    cache = FeatureCache(encoder)
+    whole, inner = (Features(crop=crop).labelled(encoder, DecodedItems(source), cache).cls[0] for crop in ("short_side", "inner"))
+    assert whole[:2].min() == 255 and inner.max() < 20
+    with pytest.raises(ValueError, match=r"features\.crop: 'centre'; accepted: short_side, inner"):
+        Features(crop="centre")
+
+
 def test_a_subset_is_fixed_and_holds_every_class():
     source = labelled([index % NUM_CLASSES for index in range(1000)], num_classes=NUM_CLASSES)
     items = DecodedItems(source, max_items=100)
@@ -271,5 +310,6 @@ def test_default_sources_are_fixed_parts_of_large_ones():
 
 def test_protocol_is_every_setting():
     assert KNN(k=(1, 5), features=Features(size=8)).protocol == {
-        "k": (1, 5), "temp": 0.07, "features": {"size": 8, "layer": -1, "batch_size": 64, "bf16": False},
+        "k": (1, 5), "temp": 0.07,
+        "features": {"size": 8, "layer": -1, "tokens": "output", "crop": "short_side", "batch_size": 64, "bf16": False},
     }  # fmt: skip

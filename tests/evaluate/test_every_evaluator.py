@@ -50,7 +50,7 @@ def test_a_missing_role_is_named(owner: type[Evaluator]) -> None:
 
 @pytest.mark.parametrize("owner", EVALUATORS, ids=name_of)
 def test_settings_of_features_that_it_would_ignore_are_refused(owner: type[Evaluator]) -> None:
-    others = {"size": 8, "layer": 0, "bf16": True}
+    others = {"size": 8, "layer": 0, "bf16": True, "tokens": "key", "crop": "inner"}
     for name, value in others.items():
         if name in owner.unused:
             with pytest.raises(ValueError, match=f"{owner.__name__}: features.{name}: {value}; this evaluator does not use it"):

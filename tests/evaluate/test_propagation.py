@@ -343,7 +343,7 @@ def test_a_repeat_gives_equal_scores_and_features_are_computed_once() -> None:
     assert other.scores["jf"].value == pytest.approx(first.scores["jf"].value, abs=2)
     assert evaluator.protocol == {
         "short_side": None, "num_neighbours": 5, "window": 12, "num_frames": 7, "temp": 0.1,
-        "features": {"size": None, "layer": -1, "batch_size": 2, "bf16": False},
+        "features": {"size": None, "layer": -1, "tokens": "output", "crop": "short_side", "batch_size": 2, "bf16": False},
     }  # fmt: skip
     assert LabelPropagation().features.batch_size == 16
     assert sources.measured("videos").fingerprint() == source.fingerprint()

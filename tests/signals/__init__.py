@@ -5,7 +5,6 @@ Tests register it by one line, as `glpretrain.modalities` registers images and c
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from glpretrain.core.types import EncoderCard, EncoderOutput, Item
 from glpretrain.data.sources.base import Source, checked_index
 from glpretrain.data.views import Changes, ViewMaker, Views
 from glpretrain.encoders.base import Encoder, load_strictly, register
-from glpretrain.modalities import Modality, Size
+from glpretrain.modalities import Fit, Modality, Size
 
 
 class Signal(Modality):
@@ -36,7 +35,7 @@ class Signal(Modality):
     def item_shape(self, card: EncoderCard, size: Size | None) -> tuple[int, ...]:
         return (card.item_shape[0], card.item_shape[1] if size is None else int(size))  # type: ignore[arg-type]
 
-    def resize(self, item: Item, shape: Sequence[int], *, fit: Literal["crop", "stretch"]) -> Item:
+    def resize(self, item: Item, shape: Sequence[int], *, fit: Fit) -> Item:
         return item._replace(values=stretched(item.values, shape[1]))
 
     def normalise(self, items: Tensor, card: EncoderCard) -> Tensor:

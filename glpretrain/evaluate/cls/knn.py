@@ -2,7 +2,8 @@
 
 Protocol: Caron et al., "Emerging properties in self-supervised vision transformers", 2021, appendix F, and eval_knn.py of
 github.com/facebookresearch/dino: cosine similarity, each of the k nearest training items votes for its class with
-exp(similarity / 0.07). A choice of k on the test items is left out on purpose.
+exp(similarity / 0.07). Pictures are read whole along their short side; DINO's numbers need its transform, `features.crop: inner`, and a
+size of 224. A choice of k on the test items is left out on purpose.
 """
 
 import time

@@ -91,7 +91,7 @@ class LinearSweep(Evaluator):
     scored = "test"
     needs = ("train", "test")
     truth = "classes"
-    unused = ("layer",)
+    unused = ("layer", "tokens")
 
     learning_rates: Sequence[float] = DEFAULT_RATES
     num_blocks: Sequence[int] = (1, 4)
@@ -174,7 +174,7 @@ class LinearSweep(Evaluator):
         if deepest > encoder.num_layers:
             raise ValueError(f"num_blocks: {list(self.num_blocks)}; accepted: numbers from 1 to {encoder.num_layers}, the encoder's depth")
         layers: dict[int, Patches] = {layer: "pooled" if layer == -1 else "none" for layer in range(-deepest, 0)}
-        batches = self.features.encode_layers(encoder, items, resize="crop", layers=layers, cache=cache)
+        batches = self.features.encode_layers(encoder, items, resize=self.features.cropping, layers=layers, cache=cache)
 
         def joined(outputs: Mapping[int, EncoderOutput]) -> Tensor:
             return torch.cat([*(outputs[layer].cls for layer in layers), outputs[-1].patches[:, 0]], dim=1)

@@ -19,12 +19,12 @@ from torch.nn import functional
 
 from glpretrain import modalities
 from glpretrain.core import keys
-from glpretrain.core.types import EncoderCard
 from glpretrain.data.sources.base import Subset
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.encoding import device_of
+from glpretrain.evaluate.features import Features
 from glpretrain.evaluate.items import DecodedItems, Sources
 from glpretrain.evaluate.metrics.intervals import mean_score, rate_score
 from glpretrain.evaluate.probes import require_two_classes
@@ -97,9 +97,9 @@ class Retrieval(Evaluator):
         queries, gallery = self._rows(encoder, sources, cache)
         queries = queries.at(keys.permutation(torch.tensor(_SHOWN_SEED), len(queries.labels))[:_SHOWN_QUERIES])
         nearest = rank(queries, gallery, leave_one_out="train" not in sources, num_nearest=_SHOWN_NEIGHBOURS).nearest  # [B M]
-        searched, shape = sources["train" if "train" in sources else "test"], self.features.shape(encoder)
-        pictures = _pictures(sources["test"], queries.index, shape, encoder.card)
-        others = _pictures(searched, gallery.index[nearest.flatten()], shape, encoder.card).unflatten(0, nearest.shape)
+        searched = sources["train" if "train" in sources else "test"]
+        pictures = _pictures(sources["test"], queries.index, self.features, encoder)
+        others = _pictures(searched, gallery.index[nearest.flatten()], self.features, encoder).unflatten(0, nearest.shape)
         classes = searched.source.classes
         figure = Figure(figsize=(1.1 * (nearest.shape[1] + 1), 1.25 * len(pictures)), layout="constrained")
         grid = figure.subplots(len(pictures), nearest.shape[1] + 1, squeeze=False)
@@ -117,14 +117,14 @@ class Retrieval(Evaluator):
         return queries, gallery.at(keys.permutation(torch.tensor(_ORDER_SEED), len(gallery.labels)))
 
     def _normalised(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> LabelledFeatures:
-        batches = self.features.encode(encoder, items, resize="crop", patches="none", cache=cache)
+        batches = self.features.encode(encoder, items, resize=self.features.cropping, patches="none", cache=cache)
         return labelled_rows(batches, lambda output: functional.normalize(output.cls, dim=1), items=items)
 
 
-def _pictures(items: DecodedItems, index: Tensor, shape: Sequence[int], card: EncoderCard) -> Tensor:
+def _pictures(items: DecodedItems, index: Tensor, features: Features, encoder: Encoder) -> Tensor:
     """Float[B h w 3]: the items with these dataset indices as the encoder sees them."""
-    modality, some = modalities.get(card.modality), DecodedItems(Subset(items.source, indices=index.tolist()))
-    batches = some.batches(shape, resize="crop", batch_size=len(index))
+    card, modality, some = encoder.card, modalities.get(encoder.card.modality), DecodedItems(Subset(items.source, indices=index.tolist()))
+    batches = some.batches(features.shape(encoder), resize=features.cropping, batch_size=len(index))
     return torch.cat([modality.pictures(modality.normalise(batch.items, card), card=card) for batch in batches])
 
 

@@ -58,7 +58,7 @@ class AttentionSegmentation(Evaluator):
     needs = ("masked",)
     truth = "masks"
     modality = "image"
-    unused = ("bf16",)
+    unused = ("bf16", "tokens", "crop")
 
     mass: float = 0.6
 

@@ -46,6 +46,7 @@ class ClusterSegmentation(Evaluator):
     scored = "masked"
     needs = ("masked",)
     truth = "mask_classes"
+    unused = ("crop",)
     modality = "image"
 
     num_overclusters: int | None = None

@@ -60,7 +60,7 @@ class ObjectDiscovery(Evaluator):
     needs = ("masked",)
     truth = "masks"
     modality = "image"
-    unused = ("bf16",)
+    unused = ("bf16", "tokens", "crop")
 
     tokens: Literal["patches", "keys"] = "patches"
     k_patches: int = 100

@@ -53,6 +53,7 @@ class InContextSegmentation(Evaluator):
     scored = "masked"
     needs = ("masked_train", "masked")
     truth = "mask_classes"
+    unused = ("crop",)
     modality = "image"
 
     k: int = 30

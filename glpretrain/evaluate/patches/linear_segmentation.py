@@ -89,6 +89,7 @@ class LinearLayer(Evaluator):
     scored = "masked"
     needs = ("masked_train", "masked")
     truth = "mask_classes"
+    unused = ("crop",)
     split_seed: ClassVar[int]
 
     learning_rates: Sequence[float] = (0.03, 0.3)

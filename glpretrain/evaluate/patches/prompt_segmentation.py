@@ -3,7 +3,7 @@
 The idea is that of MMC ("Masked Momentum Contrastive Learning for Zero-shot Semantic Understanding", arXiv 2308.11448); the
 details below are not established by its abstract and are ours:
 
-- features are the patches after the final norm, L2-normalised; images and masks are stretched to the evaluation size;
+- features: patches after the final norm (or `features.tokens`), L2-normalised; images and masks are stretched to the evaluation size;
 - a patch is inside an object when at least half of its pixels are; objects with fewer than `min_patches` inside are left out;
 - prompt: every inside patch in turn, scores averaged ("a random click"), or the patch under the maximum of the mask's distance
   transform, the picture's border counting as an edge ("a careful click");
@@ -111,6 +111,7 @@ class Prompts(Evaluator):
     scored = "masked"
     needs = ("masked",)
     truth = "masks"
+    unused = ("crop",)
 
     min_patches: int = 4
     max_prompts: int = 64
@@ -230,8 +231,7 @@ class Prompts(Evaluator):
                 "give more images, a larger features.size or a smaller min_patches"
             )
             return Result({}, {}, dict.fromkeys(("miou", "miou_centre", "miou_fixed", "miou_oracle"), reason))
-        any_patch = torch.stack([score.any_patch for score in scored])  # [O T]
-        centre = torch.stack([score.centre for score in scored])  # [O T]
+        any_patch, centre = (torch.stack(values) for values in zip(*((one.any_patch, one.centre) for one in scored), strict=True))  # [O T]
         best = int(torch.stack([score.any_patch for score in chosen]).mean(dim=0).argmax())
         best_centre = int(torch.stack([score.centre for score in chosen]).mean(dim=0).argmax())
         per_object = {

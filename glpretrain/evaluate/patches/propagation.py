@@ -93,7 +93,7 @@ class LabelPropagation(Evaluator):
     scored = "videos"
     needs = ("videos",)
     modality = "image"
-    unused = ("size",)
+    unused = ("size", "crop")
 
     short_side: int | None = None
     num_neighbours: int = 5
@@ -205,8 +205,8 @@ class LabelPropagation(Evaluator):
             if images.shape[2:] != tuple(size):
                 images = functional.interpolate(images, size=tuple(size), mode="bilinear", antialias=True)
             digests = [hashlib.sha256(f"{tuple(frame.shape)}".encode() + bytes_of(frame)).hexdigest() for frame in frames]
-            layer, bf16 = self.features.layer, self.features.bf16
-            encoding = Encoding(tuple(images.shape[1:]), "bilinear", self.features.batch_size, {layer: "all"}, bf16)
+            layer, bf16, tokens = self.features.layer, self.features.bf16, self.features.tokens
+            encoding = Encoding(tuple(images.shape[1:]), "bilinear", self.features.batch_size, {layer: "all"}, bf16, tokens)
             outputs = encode_batch(encoder, _Frames(images, digests), encoding, cache=cache)
             patches = outputs[layer].patches  # [B N D]
             require_finite(patches, times, what=f"video {video.name!r}: the patch features")

@@ -96,7 +96,7 @@ class LinearSVM(SupportVectors):
         """See `SupportVectors`."""
         if self.pooling == "cls":
             return self.features.labelled(encoder, items, cache)
-        batches = self.features.encode(encoder, items, resize="crop", patches="pooled", cache=cache)
+        batches = self.features.encode(encoder, items, resize=self.features.cropping, patches="pooled", cache=cache)
         return labelled_rows(batches, lambda output: output.patches.flatten(1), items=items)
 
 
@@ -110,7 +110,7 @@ class ShapeHistogram(SupportVectors):
     """
 
     modality = "points"
-    unused = ("layer", "bf16")
+    unused = ("layer", "tokens", "bf16")
 
     num_bins: int = 64
     max_points: int = 512
@@ -122,7 +122,7 @@ class ShapeHistogram(SupportVectors):
 
     def vectors(self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None) -> LabelledFeatures:
         """See `SupportVectors`."""
-        batches = items.batches(self.features.shape(encoder), resize="crop", batch_size=self.features.batch_size)
+        batches = items.batches(self.features.shape(encoder), resize=self.features.cropping, batch_size=self.features.batch_size)
         histograms = ((batch, distance_histograms(batch.items[:, : self.max_points], num_bins=self.num_bins)) for batch in batches)
         return labelled_rows(histograms, lambda rows: rows, items=items)
 

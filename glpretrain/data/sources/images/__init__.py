@@ -1,9 +1,10 @@
 """Sources of images: files, shards, tiles of slides, faces, videos, and synthetic scenes and tissue."""
 
 from glpretrain.data.sources.images.faces import Faces, FaceSwaps, LFWSubset
-from glpretrain.data.sources.images.folders import ImageFolder, MaskedFolder, mask_folders
+from glpretrain.data.sources.images.folders import ImageFolder
 from glpretrain.data.sources.images.huggingface import HuggingFaceImages
 from glpretrain.data.sources.images.lists import ImageList
+from glpretrain.data.sources.images.masked import MaskedFolder
 from glpretrain.data.sources.images.scenes import Scenes
 from glpretrain.data.sources.images.shards import TarShards
 from glpretrain.data.sources.images.tiles import TileFolder
@@ -26,5 +27,4 @@ __all__ = [
     "Video",
     "VideoFolder",
     "VideoSource",
-    "mask_folders",
 ]

@@ -1,70 +1,28 @@
-"""Image files on disk as sources: folders of images, and folders of images with masks.
+"""Folders of image files as a source. Left out: images with masks (`masked`).
 
 The files are found when a source is constructed, so that an empty folder fails at once. They are decoded one at a time on request.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
-from glpretrain.core.listing import is_leftover, say_once, subfolders
-from glpretrain.data.sources.base import Item, Source, Stored, UnreadableItemError, checked_index
-from glpretrain.data.sources.images.decoding import (
-    ENDINGS,
-    IMAGE_RULES,
-    LEAST_SAVED,
-    MOST_SIDE,
-    decode,
-    decode_mask,
-    existing_folder,
-    find_images,
-    images_below,
-    void_of,
-)
-from glpretrain.data.sources.images.pairs import mask_places, with_labels
+from glpretrain.core.listing import is_leftover, say_once
+from glpretrain.data.sources.base import Item, Source, Stored, checked_index
+from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, decode, existing_folder, find_images
+from glpretrain.data.sources.images.layouts import by_lower_name, masks_beside_images, split_folders
 from glpretrain.data.sources.paths import Paths
-from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 
 _FRAME = "_frame_"
 _MOST_NAMES = 10  # in a message
-_TRAIN_FOLDERS = ("train", "training")
-_TEST_FOLDERS = ("val", "valid", "validation", "test", "testing")
-_MASKS = "masks."  # what the names of the arrays of masks begin with
-_MASK_FOLDERS = (("images", "masks"), ("JPEGImages", "Annotations"))
 
 
-def mask_folders(root: str | Path) -> dict[str, Path]:
-    """The folders of images with masks in `root`: "masked_train" and "masked" where it holds `train/` and `val/` (or `test/`), else
-    "masked" alone."""
-    folder = existing_folder(root, "masks")
-    split = _split_folders(_by_lower_name(folder))
-    return {"masked": folder} if split is None else {"masked_train": split[0], "masked": split[1]}
-
-
-def _by_lower_name(root: Path) -> dict[str, Path]:
-    return {folder.name.lower(): folder for folder in subfolders(root)}
-
-
-def _split_folders(found: Mapping[str, Path]) -> tuple[Path, Path] | None:
-    """`train/` and, beside it, `val/` or `test/`, under one of the names that they have; None where they are not there."""
-    train = next((found[name] for name in _TRAIN_FOLDERS if name in found), None)
-    held_out = next((found[name] for name in _TEST_FOLDERS if name in found), None)
-    return None if train is None or held_out is None else (train, held_out)
-
-
-def _mask_folders(found: Mapping[str, Path]) -> tuple[Path, Path] | None:
-    """The folder of images and the folder of masks; None where they are not there."""
-    pairs = [(found.get(images.lower()), found.get(masks.lower())) for images, masks in _MASK_FOLDERS]
-    return next(((images, masks) for images, masks in pairs if images is not None and masks is not None), None)
-
-
-def _nothing_found(what: str, folder: Path) -> ValueError:
+def no_image_found(what: str, folder: Path) -> ValueError:
+    """What is wrong with a folder without images."""
     return ValueError(f"{what}: no image in {folder}; accepted endings: {' '.join(ENDINGS)}")
 
 
@@ -91,10 +49,9 @@ class ImageFolder(Source):
     def __init__(self, root: str | Path, *, channels: int = 3, split: Literal["all", "train", "val"] | None = None) -> None:
         self.root = existing_folder(root, "ImageFolder")
         self.channels = channels
-        folders = _by_lower_name(self.root)
-        if (pair := _mask_folders(folders)) is not None:
+        if (pair := masks_beside_images(self.root)) is not None:
             raise ValueError(f"ImageFolder: {self.root} holds masks ({pair[1].name}/); use MaskedFolder, or give {pair[0]}")
-        self._split_folders = _split_folders(folders)
+        self._split_folders = split_folders(by_lower_name(self.root))
         if split is not None and self._split_folders is None:
             raise ValueError(f"ImageFolder: split={split!r}, but {self.root} has no train/ beside val/ or test/; leave split out")
         self.name = self.root.resolve().name
@@ -116,7 +73,7 @@ class ImageFolder(Source):
         self._label_of_folder = np.array([numbers.get(top, -1) for top in tops], dtype=np.int32)
         self.paths = self._files = Paths.joined([paths.below(self.root, part) if part else paths for part, paths in parts.items()])
         if not self.paths:
-            raise _nothing_found("ImageFolder", self.root if self._split_folders is None else self._split_folders[split == "val"])
+            raise no_image_found("ImageFolder", self.root if self._split_folders is None else self._split_folders[split == "val"])
 
     def _read_split(
         self, train_folder: Path, val_folder: Path, train: Paths, val: Paths, *, split: Literal["all", "train", "val"]
@@ -209,98 +166,3 @@ def _group_of(folders: Sequence[str], name: str, *, depth: int) -> str:
     """Name of the video that the image in these folders belongs to; the image's own name where it belongs to none."""
     before, frame, _ = name.rpartition(_FRAME)
     return "/".join(folders if len(folders) > depth and not frame else [*folders, before if frame else name])
-
-
-class MaskedFolder(Source):
-    """Images with masks: `images/` beside `masks/`, or `JPEGImages/` beside `Annotations/` (as in DAVIS). An image and its mask have the
-    same relative path, except for the ending.
-
-    A mask is a palette or grey PNG. The value 0 is background and k is the k-th object. Where masks hold classes instead of objects (as
-    in CamVid), each class counts as one object of the image.
-
-    Args:
-        root: path of the folder that holds both folders.
-        channels: number of channels of every item.
-        ignore: mask value that is neither background nor object. When left out, this is 255 in masks that hold other labels too (as in
-            Pascal VOC), while in a mask of 0 and 255 it is the object; a value that no mask holds, such as -1, switches this off.
-        offset: number that is added to every other mask value; 1 where the masks count classes from 0 and there is no background.
-        mask_classes: names of the values 0, 1, 2 ... where masks hold classes; None where they hold objects.
-
-    Raises:
-        ValueError: neither pair of folders exists, there is no image, or an image has no mask.
-    """
-
-    has_masks = True
-
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        channels: int = 3,
-        ignore: int | None = None,
-        offset: int = 0,
-        mask_classes: Sequence[str] | None = None,
-    ) -> None:
-        self.root = existing_folder(root, "MaskedFolder")
-        self.channels, self.ignore, self.offset = channels, ignore, offset
-        folder = self.root.resolve()
-        self.name = f"{folder.parent.name}/{folder.name}" if folder.name in ("train", *_TEST_FOLDERS) else folder.name
-        self.mask_classes = tuple(mask_classes or ())
-        pair = _mask_folders(_by_lower_name(self.root))
-        if pair is None:
-            accepted = " or ".join(f"{images}/ beside {masks}/" for images, masks in _MASK_FOLDERS)
-            raise ValueError(f"MaskedFolder: {self.root} does not hold {accepted}")
-        images, masks = pair
-        rules = f"masked {images.name} {masks.name} {IMAGE_RULES}"
-        found = listing_of(self.root, walk=partial(_masked_below, images=images.name, masks=masks.name), rules=rules, least=LEAST_SAVED)
-        self.paths = found.paths
-        self._masks = Paths.part_of(self.root, found.arrays, _MASKS, file=found.paths.file)
-        if found.note:
-            say_once(f"{self.root}: {found.note}")
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Item:
-        path, mask_path = self.paths[checked_index(index, len(self))], self._masks[index]
-        image = decode(path, channels=self.channels)
-        values = decode_mask(mask_path, size=image.shape[1:])
-        instances = values + self.offset
-        ignore = self.ignore if self.ignore is not None else void_of(values, first=0 if self.offset or self.mask_classes else 1)
-        if ignore is not None:
-            instances[values == ignore] = -1
-        return Item(values=image, label=-1, instances=instances, regions=None, semantic=self._semantic(values, mask_path, ignore))
-
-    def _listing(self) -> tuple[object, ...]:
-        return *super()._listing(), self._masks.digest()
-
-    def _semantic(self, values: Tensor, path: Path, ignore: int | None) -> Tensor | None:
-        if not self.mask_classes:
-            return None
-        semantic = values.clone()
-        if ignore is not None:
-            semantic[values == ignore] = -1
-        if (top := int(semantic.max())) >= (count := len(self.mask_classes)):
-            raise UnreadableItemError(f"{path}: value {top}; accepted: 0 to {count - 1} (mask_classes), and ignore={self.ignore}")
-        return semantic
-
-
-def _masked_below(root: Path, *, images: str, masks: str) -> Walked:
-    """The images in one folder of `root` in natural order, and the mask of each in another one.
-
-    Raises:
-        ValueError: see `MaskedFolder`.
-    """
-    walked, of_masks = images_below(root / images), images_below(root / masks)
-    files, candidates = walked.listing.paths.naturally(), with_labels(of_masks.listing.paths)
-    if not files:
-        raise _nothing_found("MaskedFolder", root / images)
-    places = mask_places(files, candidates, owner="MaskedFolder")
-    if len(missing := np.flatnonzero(places < 0)):
-        folder, name = files.parts(int(missing[0]))
-        expected = Path(root, masks, folder, name).with_suffix(".png")
-        raise ValueError(f"MaskedFolder: {len(missing)} of {len(files)} images have no mask, the first of them {expected}")
-    notes = [f"{folder}: {one.listing.note}" for folder, one in ((images, walked), (masks, of_masks)) if one.listing.note]
-    listing = Listing(files.below(root, images), "; ".join(notes), candidates.at(places).below(root, masks).arrays(_MASKS))
-    states = [*walked.states_below(images), *of_masks.states_below(masks)]
-    return Walked(listing, states, [*walked.real, *of_masks.real], walked.is_certain and of_masks.is_certain)
