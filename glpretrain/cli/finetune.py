@@ -15,15 +15,15 @@ from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
 from glpretrain.callbacks import KeepRefused, TrainingHealth
+from glpretrain.cli.pretraining import views_of
 from glpretrain.cli.trainer import machine_of
 from glpretrain.cli.training import Training, train
 from glpretrain.cli.trust import take_imports
-from glpretrain.data.own import source_for, source_spec
 from glpretrain.data.sources.base import Source
 from glpretrain.encoders import Encoder
-from glpretrain.evaluate import LinearProbe, Sources
+from glpretrain.evaluate import Sources
 from glpretrain.evaluate.base import Score
-from glpretrain.finetune import FineTune, FineTuned, LabelledData
+from glpretrain.finetune import FineTune, FineTuned, LabelledData, TaskViews
 from glpretrain.report import untrained
 from glpretrain.runs import Run, find_recipe, without_links
 from glpretrain.weights import load_backbone
@@ -74,7 +74,10 @@ def finetune(
     for name, flag in {"from_scratch": from_scratch, "model.init_args.freeze": freeze}.items():
         arguments += [f"--{name}", "true"] if flag else []
     if data is not None:
-        arguments += source_spec(data, source_for(data, "image")).arguments("data.source")
+        views = views_of(path)
+        if not issubclass(views, TaskViews):
+            raise ValueError(f"finetune: {config} is a recipe for pretraining; accepted: those below finetune/")
+        arguments += views.own_source(data).arguments("data.source")
     if no_probe:
         arguments += ["--probe", "false"]
     return train([*arguments, "--resume", resume, *take_imports(overrides)], kind=Tuning)
@@ -144,13 +147,14 @@ class Tuning(Training):
         return run
 
     def _probed(self) -> Score | None:
-        """Accuracy of a linear probe on the frozen backbone; None where it was not asked for, or cannot be computed."""
+        """The score of a linear probe on the frozen backbone; None where it was not asked for, or cannot be computed."""
         if not self.config.probe or not self.trainer.is_global_zero:
             return None
-        sources = Sources({"train": self.datamodule.source, "test": self.datamodule.test})
-        result = LinearProbe().attempt(self.encoder, sources)
-        found = result.scores.get("accuracy")
-        said = f"left out: {result.left_out['accuracy']}" if found is None else f"accuracy {found}"
+        probe, name = self.model.probe, self.model.headline
+        sources = Sources(dict(zip(probe.needs, (self.datamodule.source, self.datamodule.test), strict=True)))
+        result = probe.attempt(self.encoder, sources)
+        found = result.scores.get(name)
+        said = f"left out: {result.left_out[name]}" if found is None else f"{name} {found}"
         print(f"linear probe on the frozen backbone: {said}, on {self.datamodule.test.name}", flush=True)
         return found
 

@@ -7,6 +7,22 @@ from glpretrain.finetune.base import FineTune, Head
 from glpretrain.finetune.classification import ClassHead, Classification, LabelledViews
 from glpretrain.finetune.data import LabelledData, TaskViews
 from glpretrain.finetune.model import FineTuned
+from glpretrain.finetune.segmentation import Segmentation, SegmentationViews
+from glpretrain.finetune.segmentation_heads import LinearHead, MaskTransformer
 from glpretrain.finetune.transforms import Transform
 
-__all__ = ["ClassHead", "Classification", "FineTune", "FineTuned", "Head", "LabelledData", "LabelledViews", "TaskViews", "Transform"]
+__all__ = [
+    "ClassHead",
+    "Classification",
+    "FineTune",
+    "FineTuned",
+    "Head",
+    "LabelledData",
+    "LabelledViews",
+    "LinearHead",
+    "MaskTransformer",
+    "Segmentation",
+    "SegmentationViews",
+    "TaskViews",
+    "Transform",
+]
