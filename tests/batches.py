@@ -105,6 +105,7 @@ class Optimized:
         freeze_prototypes: share of the run in which prototypes do not move.
         freeze_by: how they are kept from moving.
         mask_token: whether the mask token learns like a head or like an embedding.
+        tokens_decay: whether class tokens and positions decay.
         trunk: when the trunk of a run from trained weights learns.
         max_refused: number of steps in a row that may be refused.
     """
@@ -120,6 +121,7 @@ class Optimized:
     freeze_prototypes: float = 0.0
     freeze_by: Literal["gradient", "rate"] = "gradient"
     mask_token: Literal["head", "embedding"] = "head"
+    tokens_decay: bool = True
     trunk: TrunkRelease | None = None
     max_refused: int = 10
 

@@ -6,12 +6,14 @@ import yaml
 
 import glpretrain.masking
 import glpretrain.methods
+from glpretrain.cli.finetune import Tuning
 from glpretrain.cli.parsing import argument_names
 from glpretrain.cli.training import Training
 
 ROOT = Path(__file__).parents[1] / "recipes"
 EVALUATIONS = sorted((ROOT / "eval").glob("*.yaml"))
-RECIPES = sorted(set(ROOT.rglob("*.yaml")) - set(EVALUATIONS))
+FINE_TUNING = sorted((ROOT / "finetune").glob("*.yaml"))
+RECIPES = sorted(set(ROOT.rglob("*.yaml")) - {*EVALUATIONS, *FINE_TUNING})
 
 
 def method_of(path: Path) -> str:
@@ -124,3 +126,18 @@ def shrunk(path: Path, folder: Path) -> Path:
 def built(path: Path, folder: Path) -> Training:
     options = ["--trainer.logger", "false", "--evaluate", "false", "--runs", str(folder / "runs")]
     return Training(["--config", str(path), *options, "--trainer.enable_progress_bar", "false"])
+
+
+def tuned(path: Path, backbone: Path, folder: Path) -> Tuning:
+    """A recipe of fine-tuning on few small scenes, for two steps; everything else as it stands."""
+    small = {
+        "data.source": '{"class_path": "glpretrain.data.Scenes", "init_args": {"length": 12, "size": 56}}',
+        "data.batch_size": 4,
+        "data.num_workers": 0,
+        "data.views.init_args.size": "null",
+        **{"trainer.max_steps": 2, "trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.num_nodes": 1},
+        **{"trainer.strategy": "auto", "trainer.precision": "32-true", "trainer.limit_val_batches": 1},
+        **{"trainer.logger": "false", "trainer.enable_progress_bar": "false", "runs": folder / "runs", "probe": "false"},
+    }
+    overrides = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    return Tuning(["--config", str(path), "--backbone", str(backbone), *overrides])

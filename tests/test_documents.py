@@ -8,9 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from shrinking import EVALUATIONS, RECIPES, ROOT, name_of
+from shrinking import EVALUATIONS, FINE_TUNING, RECIPES, ROOT, name_of
 
 from glpretrain.cli import VERBS
+from glpretrain.cli.finetune import Tuning
 from glpretrain.cli.parsing import REST, parse_verb
 from glpretrain.cli.training import Training
 from glpretrain.core.imports import imported
@@ -40,7 +41,7 @@ def test_links_within_the_measurements_lead_to_a_heading() -> None:
     assert targets and set(targets) <= anchors(MEASUREMENTS)
 
 
-@pytest.mark.parametrize("path", RECIPES + EVALUATIONS, ids=name_of)
+@pytest.mark.parametrize("path", RECIPES + EVALUATIONS + FINE_TUNING, ids=name_of)
 def test_header_points_to_what_exists(path: Path) -> None:
     header = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
     links = re.findall(r"\b(docs/[\w./-]+\.md)(?:#([\w-]+))?", header)
@@ -119,7 +120,9 @@ def documented() -> list[str]:
         for language, block in re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
         if not language
     ]
-    texts += ["\n".join(line for line in path.read_text().splitlines() if line.startswith("#")) for path in RECIPES + EVALUATIONS]
+    texts += [
+        "\n".join(line for line in path.read_text().splitlines() if line.startswith("#")) for path in RECIPES + EVALUATIONS + FINE_TUNING
+    ]
     texts += [inspect.getdoc(imported(verb.function)) or "" for verb in VERBS.values()]
     return list(dict.fromkeys(command for text in texts for command in commands_in(text)))
 
@@ -150,6 +153,16 @@ class ParsedOnly(Training):
         """Build nothing."""
 
 
+class TuningParsedOnly(Tuning):
+    """Likewise, of a fine-tuning whose backbone need not be there."""
+
+    def before_instantiate_classes(self) -> None:
+        """Open nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+
 def test_there_are_commands_of_every_kind() -> None:
     commands = documented()
     assert {"make pretrain RECIPE=mmc", "glpretrain faces photos/ --out faces/"} <= set(commands)
@@ -167,6 +180,8 @@ def test_a_command_of_the_documents_is_understood(command: str) -> None:
     assert isinstance(rest, list)
     if verb in ("pretrain", "bench") and rest:  # test_recipes.py parses recipes as they stand
         assert ParsedOnly(["--config", str(find_recipe(str(values["recipe"]))), *rest]).config
+    elif verb == "finetune" and rest:
+        assert TuningParsedOnly(["--config", str(find_recipe(str(values["config"]))), "--backbone", "b", *rest]).config
     elif rest:
         assert values.get("config"), f"{command}: {rest} are overrides of a configuration"
     for name in ("config", "recipe"):

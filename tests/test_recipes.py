@@ -7,34 +7,38 @@ import pytest
 import torch
 import yaml
 from published_settings import Resolved
-from shrinking import EVALUATIONS, RECIPES, ROOT, built, method_of, name_of, shrunk
+from shrinking import EVALUATIONS, FINE_TUNING, RECIPES, ROOT, built, method_of, name_of, shrunk, tuned
 
 import glpretrain
 from glpretrain.cli.training import Training
 from glpretrain.core.batch import Batch
 from glpretrain.data import Scenes
 from glpretrain.data.module import DataModule
+from glpretrain.encoders import ViT
+from glpretrain.finetune import FineTuned
 from glpretrain.methods.base import Method
 from glpretrain.runs import find_recipe, recipe_name
+from glpretrain.weights import export
 
 
 def test_there_are_recipes() -> None:
     assert {"mmc", "dino", "ibot", "mae", "local_contrast"} <= {name_of(path) for path in RECIPES}
     assert any(name_of(path).startswith("paper/") for path in RECIPES)
+    assert {"finetune/classification", "finetune/imagenet_vitb16_mae"} <= {name_of(path) for path in FINE_TUNING}
 
 
 def comments(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines() if line.startswith("#")]
 
 
-@pytest.mark.parametrize("path", RECIPES + EVALUATIONS, ids=name_of)
+@pytest.mark.parametrize("path", RECIPES + EVALUATIONS + FINE_TUNING, ids=name_of)
 def test_recipe_says_how_it_is_run(path: Path) -> None:
     assert any("Command:" in line and name_of(path) in line for line in comments(path))
     assert find_recipe(name_of(path)).resolve() == path
     assert recipe_name(path) == name_of(path)
 
 
-@pytest.mark.parametrize("path", RECIPES + EVALUATIONS, ids=name_of)
+@pytest.mark.parametrize("path", RECIPES + EVALUATIONS + FINE_TUNING, ids=name_of)
 def test_recipe_begins_with_a_short_header(path: Path) -> None:
     header = comments(path)
     assert path.read_text().splitlines()[: len(header)] == header, "comments stand before the settings"
@@ -42,13 +46,13 @@ def test_recipe_begins_with_a_short_header(path: Path) -> None:
     assert max(map(len, header)) <= 140
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+@pytest.mark.parametrize("path", RECIPES + FINE_TUNING, ids=name_of)
 def test_recipe_says_what_it_needs_costs_and_gave(path: Path) -> None:
     labels = {line.removeprefix("# ").split(":")[0] for line in comments(path)}
     assert labels >= {"Needs", "Costs", "Measured"}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+@pytest.mark.parametrize("path", RECIPES + FINE_TUNING, ids=name_of)
 def test_recipe_is_flat_and_literal(path: Path) -> None:
     text = path.read_text()
     assert "${" not in text and "<<:" not in text
@@ -79,6 +83,17 @@ def test_recipe_takes_two_steps(path: Path, tmp_path: Path) -> None:
     assert run.results["steps"] == 2
     assert all(bool(torch.isfinite(parameter).all()) for parameter in training.model.parameters())
     assert run.backbone.embed_dim == 24
+
+
+@pytest.mark.parametrize("path", FINE_TUNING, ids=name_of)
+def test_recipe_of_fine_tuning_takes_two_steps_and_gives_a_model(path: Path, tmp_path: Path) -> None:
+    export(ViT("vit_tiny_patch16_224", img_size=48, patch_size=8, embed_dim=24, depth=2, num_heads=3), tmp_path / "backbone")
+    tuning = tuned(path, tmp_path / "backbone", tmp_path)
+    run = tuning.fit()
+    assert run.results["steps"] == 2 and run.results["scores"][tuning.model.headline]["n"] > 0
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in tuning.model.parameters())
+    model = FineTuned.load(run.folder / "model")
+    assert (model.card.task, list(model.classes)) == (tuning.model.task, tuning.datamodule.classes)
 
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "classification_flowers" / "train"

@@ -27,6 +27,7 @@ VERBS = {
     "fit": Verb("glpretrain.cli.training.train", "Train from --config FILE and any number of overrides (LightningCLI)."),
     "evaluate": Verb("glpretrain.cli.scoring.evaluate", "Score a backbone: what its cls and its patches know, with intervals."),
     "finetune": Verb("glpretrain.cli.finetune.finetune", "Fine-tune a backbone on labelled items, and score the model."),
+    "predict": Verb("glpretrain.cli.predict.predict", "Predict the classes of new files with a fine-tuned model."),
     "export": Verb("glpretrain.cli.backbones.export", "Write a backbone to a folder: timm, Hugging Face, torch.export or ONNX."),
     "inspect": Verb("glpretrain.cli.backbones.inspect", "Write a page to look into backbones: attention, patch PCA, prompts by click."),
     "cache": Verb("glpretrain.cli.cache.cache", "Show the features that evaluations keep on disk, or remove them."),
@@ -42,10 +43,12 @@ def _help() -> str:
 
     names = recipe_names()
     evaluations = [name for name in names if name.startswith("eval/")]
+    tasks = [name for name in names if name.startswith("finetune/")]
     verbs = "\n".join(f"  {name:<9} {verb.purpose}" for name, verb in VERBS.items())
     return (
         f"usage: glpretrain VERB ...\n\nSelf-supervised pretraining with global and local objectives.\n\n{verbs}\n\n"
-        f"recipes: {', '.join(name for name in names if name not in evaluations)}\n"
+        f"recipes: {', '.join(name for name in names if name not in [*evaluations, *tasks])}\n"
+        f"fine-tuning: {', '.join(tasks)}\n"
         f"evaluations: {', '.join(evaluations)}\n"
         "`glpretrain VERB --help` says more. "
         "--import MODULE, in any verb, lets recipes and backbones name the classes of a module of yours.\n"

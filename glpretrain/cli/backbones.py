@@ -9,6 +9,7 @@ from typing import Literal
 from glpretrain import modalities
 from glpretrain.core.imports import imported
 from glpretrain.encoders import Encoder
+from glpretrain.finetune import FineTuned, is_fine_tuned
 from glpretrain.report import untrained as fresh
 from glpretrain.weights import load_backbone
 from glpretrain.weights.exports import export_as
@@ -41,6 +42,8 @@ def export(
       onnx         encoder.onnx: input images, outputs cls and patches (pip install 'glpretrain[onnx]')
     torch and onnx take any number of images, normalised with the card's mean and std, of one size (--img_size) or of --any_size.
 
+    A fine-tuned model is written with --format torch or onnx: model.pt2 or model.onnx, with the transform and the classes in card.json.
+
     Args:
         backbone: checkpoints/last.ckpt of a run, an exported folder, or a published checkpoint (DINO, iBOT, Mugs, MAE, FSFM, DINOv2,
             DINOv3, MoCo v3, MSN, timm, Hugging Face)
@@ -53,6 +56,14 @@ def export(
         read_as: layout of a published file, where its contents do not tell (dino, mae, timm, ...)
         num_heads: number of attention heads, for a published file of an unpublished width
     """
+    if is_fine_tuned(backbone):
+        chosen = {"img_size": img_size, "any_size": any_size or None, "licence": licence, "read_as": read_as, "num_heads": num_heads}
+        if given := [name for name, value in chosen.items() if value is not None]:
+            raise ValueError(f"export: {', '.join(given)} given; a fine-tuned model takes --format only")
+        if format != "torch" and format != "onnx":
+            raise ValueError(f"export: format {format} given; a fine-tuned model is written as torch or onnx")
+        print(FineTuned.load(backbone).export(out, format=format))
+        return
     size = img_size[0] if img_size is not None and len(img_size) == 1 else img_size
     encoder = load_backbone(backbone, which=which, format=read_as, num_heads=num_heads)
     print(export_as(encoder, out, format=format, img_size=size, any_size=any_size, licence=licence))

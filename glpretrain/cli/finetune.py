@@ -146,6 +146,12 @@ class Tuning(Training):
             print(f"{self.model.headline} {final} on {final.n} items of {self.datamodule.test.name}{frozen}", flush=True)
         return run
 
+    def _finished(self, seconds: float) -> Run:
+        """Score what was trained, if the run has not ended with a whole epoch."""
+        if self.model.found_at != self.trainer.global_step:
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        return super()._finished(seconds)
+
     def _probed(self) -> Score | None:
         """The score of a linear probe on the frozen backbone; None where it was not asked for, or cannot be computed."""
         if not self.config.probe or not self.trainer.is_global_zero:

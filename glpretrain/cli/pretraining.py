@@ -61,6 +61,8 @@ def training_arguments(recipe: str, *, data: str | None = None, masks: str | Non
     path = find_recipe(recipe)
     if (name := recipe_name(path)).startswith("eval/"):
         raise ValueError(f"{name} says how a backbone is scored, not trained; use it as in: glpretrain evaluate BACKBONE --config {name}")
+    if name.startswith("finetune/"):
+        raise ValueError(f"{name} says how a backbone is fine-tuned; use it as in: glpretrain finetune BACKBONE --config {name}")
     arguments = ["--config", str(path)]
     if data is not None:
         arguments += source_spec(data, source_for(data, views_of(path).modality)).arguments("data.source")

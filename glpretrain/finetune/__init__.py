@@ -6,7 +6,8 @@ Recipes name the classes below. Pretraining is left out (`methods`), and so are 
 from glpretrain.finetune.base import FineTune, Head
 from glpretrain.finetune.classification import ClassHead, Classification, LabelledViews
 from glpretrain.finetune.data import LabelledData, TaskViews
-from glpretrain.finetune.model import FineTuned
+from glpretrain.finetune.model import FineTuned, is_fine_tuned
+from glpretrain.finetune.predicting import Predicted, predictions
 from glpretrain.finetune.segmentation import Segmentation, SegmentationViews
 from glpretrain.finetune.segmentation_heads import LinearHead, MaskTransformer
 from glpretrain.finetune.transforms import Transform
@@ -21,8 +22,11 @@ __all__ = [
     "LabelledViews",
     "LinearHead",
     "MaskTransformer",
+    "Predicted",
     "Segmentation",
     "SegmentationViews",
     "TaskViews",
     "Transform",
+    "is_fine_tuned",
+    "predictions",
 ]

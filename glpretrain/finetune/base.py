@@ -131,6 +131,7 @@ class FineTune(Method):
             self.ema.requires_grad_(False)
         self.draw_key = torch.zeros((), dtype=torch.int64)  # of the batch at hand
         self.found: dict[str, Score] = {}  # scores of the last evaluation
+        self.found_at = -1  # number of optimizer steps before it
         self._outcomes: list[tuple[Tensor, Tensor]] = []  # dataset indices, and what the scores need
 
     @abstractmethod
@@ -215,4 +216,5 @@ class FineTune(Method):
         index, outcomes = (torch.cat(rows) for rows in zip(*parts, strict=True))
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
         self.found = self.scores(outcomes, data.groups_of(index) if isinstance(data, Data) else None)
+        self.found_at = self.global_step
         self.log_dict({f"eval/{self.task}/{name}": score.value for name, score in self.found.items()}, rank_zero_only=True)

@@ -1,7 +1,7 @@
 """A fine-tuned model as it is saved, loaded and used: the network, its classes, and what is done to a picture before it.
 
-A folder holds `model.safetensors` and `card.json`. Nothing in it is ever unpickled, and neither Lightning nor a recipe is needed to use it.
-Left out: training (`base`), and programs for other tools (`exports`).
+A folder holds `model.safetensors` and `card.json`. Nothing in it is ever unpickled, and no recipe is needed to use it.
+Left out: training (`base`), and how programs for other tools are written (`exports`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +18,7 @@ from glpretrain.core.types import EncoderCard
 from glpretrain.encoders.base import build, load_strictly
 from glpretrain.finetune.base import HEAD, FineTune, Head, logits_of
 from glpretrain.finetune.classification import ClassHead, Classification
+from glpretrain.finetune.exports import ExportedModel, Format, export_model
 from glpretrain.finetune.segmentation import Segmentation
 from glpretrain.finetune.segmentation_heads import segmentation_head
 from glpretrain.finetune.transforms import Transform
@@ -119,11 +120,10 @@ class FineTuned(nn.Module):
         if not (path / CARD).is_file():
             found = "does not exist" if not path.exists() else f"has no {CARD}"
             raise ValueError(f"model: {path} {found}; accepted: a folder that glpretrain finetune wrote, such as runs/.../latest/model")
-        values = read_json(path / CARD)
-        if isinstance(values, dict) and "task" not in values:
+        if not is_fine_tuned(path):
             raise ValueError(f"model: {path} is a backbone; accepted: a fine-tuned model; fine-tune it with: glpretrain finetune {path}")
         try:
-            card = TaskCard.from_json(values)
+            card = TaskCard.from_json(read_json(path / CARD))
             encoder = build(card.encoder)
             head = HEADS[card.task](encoder.embed_dim, len(card.classes), **card.head)
         except (TypeError, ValueError) as error:
@@ -147,6 +147,19 @@ class FineTuned(nn.Module):
             write_weights(state, part)
             write_json(part / CARD, self.card.to_json())
         return folder
+
+    def export(self, out: str | Path, *, format: Format = "onnx") -> ExportedModel:
+        """Write a program that needs neither this package nor timm, with the card beside it.
+
+        Args:
+            out: a new or empty folder.
+            format: `torch` or `onnx`.
+
+        Raises:
+            ValueError: see `exports.export_model`.
+        """
+        shape = (len(self.transform.mean), *self.transform.size)
+        return export_model(self.cpu(), Path(out), format=format, item_shape=shape, card=self.card.to_json())
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -192,3 +205,12 @@ class FineTuned(nn.Module):
         device = next(self.branch.parameters()).device
         logits = whole_logits(self.transform(image).to(device), self)
         return classes_at(logits, (size[0], size[1])).cpu()
+
+
+def is_fine_tuned(path: str | Path) -> bool:
+    """Whether a path is a folder with a fine-tuned model, and not a backbone."""
+    card = Path(path) / CARD
+    if not card.is_file():
+        return False
+    values = read_json(card)
+    return isinstance(values, dict) and "task" in values

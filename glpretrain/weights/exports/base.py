@@ -84,8 +84,13 @@ def prepare(
 
 def check_images(encoder: Encoder) -> Iterator[Tensor]:
     """Float[B C H W] at the encoder's size for several B, made by a formula, in the range of normalised pixels."""
+    return check_items(encoder.card.item_shape)
+
+
+def check_items(item_shape: Sequence[int]) -> Iterator[Tensor]:
+    """Float[B *item] for several B, made by a formula."""
     for count in _CHECK_BATCHES:
-        shape = (count, *encoder.card.item_shape)
+        shape = (count, *item_shape)
         yield torch.sin(0.37 * torch.arange(torch.Size(shape).numel(), dtype=torch.float32)).reshape(shape)
 
 

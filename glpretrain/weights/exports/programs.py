@@ -7,7 +7,7 @@ of the file and in the card beside it.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -94,11 +94,9 @@ def write_torch(encoder: Encoder, folder: Path, *, any_size: bool = False) -> Wr
     Raises:
         ValueError: any_size is asked for and the traced model takes one size only.
     """
-    program = _trace(encoder, any_size=any_size)
     file = folder / _TORCH_FILE
-    torch.export.save(program, file, extra_files={CARD: json.dumps(encoder.card.to_json(), allow_nan=False)})
+    again = save_torch(_trace(encoder, any_size=any_size), file, card=encoder.card.to_json())
     write_card(encoder.card, folder)
-    again = torch.export.load(file).module()
     with torch.no_grad():
         worst = max(difference(EncoderOutput(*again(images)), encoder(images)) for images in _checks(encoder, any_size=any_size))
     return Written(file, worst, "open with torch.export.load(FILE).module(), which gives (cls, patches)")
@@ -115,24 +113,12 @@ def write_onnx(encoder: Encoder, folder: Path, *, any_size: bool = False) -> Wri
     Raises:
         ValueError: onnx or onnxscript is not installed, or see `write_torch`.
     """
-    if missing := [name for name in _ONNX_PACKAGES if find_spec(name) is None]:
-        raise ValueError(f"export: format='onnx' needs {' and '.join(missing)}: pip install 'glpretrain[onnx]'")
-    # Decomposed first, because the converter's own fused attention refuses the attention biases of BEiT and related models.
-    program = torch.onnx.export(
-        _trace(encoder, any_size=any_size).run_decompositions(),
-        dynamo=True,
-        verbose=False,
-        input_names=_INPUTS,
-        output_names=_OUTPUTS,
-        dynamic_shapes=_free_axes(encoder, any_size=any_size),
-    )
-    assert program is not None  # it is for dynamo=True
     card = encoder.card.to_json()
-    program.model.metadata_props.update({name: json.dumps(card[name], allow_nan=False) for name in ("mean", "std", "licence", "source")})
-    program.model.metadata_props["card"] = json.dumps(card, allow_nan=False)
     file = folder / _ONNX_FILE
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in encoder.backbone_state().values())
-    program.save(file, external_data=weights > _LARGEST_ONNX_FILE)
+    words = {name: json.dumps(card[name], allow_nan=False) for name in ("mean", "std", "licence", "source")}
+    axes = _free_axes(encoder, any_size=any_size)
+    require_onnx()
+    save_onnx(_trace(encoder, any_size=any_size), file, outputs=_OUTPUTS, axes=axes, card=card, words=words)
     write_card(encoder.card, folder)
     if find_spec("onnxruntime") is None:
         return Written(file, None, "onnxruntime is not installed, so the file was not run: pip install 'glpretrain[onnx]'")
@@ -140,12 +126,58 @@ def write_onnx(encoder: Encoder, folder: Path, *, any_size: bool = False) -> Wri
 
 
 def _difference_in_onnxruntime(encoder: Encoder, file: Path, *, any_size: bool) -> float:
+    run = opened_onnx(file, outputs=_OUTPUTS)
+    worst = 0.0
+    for images in _checks(encoder, any_size=any_size):
+        with torch.no_grad():
+            worst = max(worst, difference(EncoderOutput(*run(images)), encoder(images)))
+    return worst
+
+
+def save_torch(program: ExportedProgram, file: Path, *, card: Mapping[str, object]) -> Callable[..., object]:
+    """Write a program with its card inside, and open it again."""
+    torch.export.save(program, file, extra_files={CARD: json.dumps(card, allow_nan=False)})
+    return torch.export.load(file).module()
+
+
+def require_onnx() -> None:
+    """Refuse, with a ValueError, to write ONNX where its packages are not installed."""
+    if missing := [name for name in _ONNX_PACKAGES if find_spec(name) is None]:
+        raise ValueError(f"export: format='onnx' needs {' and '.join(missing)}: pip install 'glpretrain[onnx]'")
+
+
+def save_onnx(
+    program: ExportedProgram,
+    file: Path,
+    *,
+    outputs: Sequence[str],
+    axes: tuple[dict[int, Dim], ...],
+    card: Mapping[str, object],
+    words: Mapping[str, str],
+) -> None:
+    """Write a program that takes `images` as ONNX.
+
+    Args:
+        program: the traced module.
+        file: file to write.
+        outputs: names of its outputs.
+        axes: axes that are free, as for `torch.export`.
+        card: card that goes into the metadata.
+        words: further entries of the metadata.
+    """
+    # Decomposed first, because the converter's own fused attention refuses the attention biases of BEiT and related models.
+    written = torch.onnx.export(
+        program.run_decompositions(), dynamo=True, verbose=False, input_names=_INPUTS, output_names=list(outputs), dynamic_shapes=axes
+    )
+    assert written is not None  # it is for dynamo=True
+    written.model.metadata_props.update({**words, "card": json.dumps(card, allow_nan=False)})
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    written.save(file, external_data=weights > _LARGEST_ONNX_FILE)
+
+
+def opened_onnx(file: Path, *, outputs: Sequence[str]) -> Callable[[Tensor], list[Tensor]]:
+    """The program of a file in onnxruntime, which has to be installed."""
     from onnxruntime import InferenceSession
 
     session = InferenceSession(file, providers=["CPUExecutionProvider"])
-    worst = 0.0
-    for images in _checks(encoder, any_size=any_size):
-        output = EncoderOutput(*map(torch.from_numpy, session.run(_OUTPUTS, {_INPUTS[0]: images.numpy()})))
-        with torch.no_grad():
-            worst = max(worst, difference(output, encoder(images)))
-    return worst
+    return lambda images: [torch.from_numpy(output) for output in session.run(list(outputs), {_INPUTS[0]: images.numpy()})]
