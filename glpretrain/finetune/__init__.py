@@ -10,6 +10,7 @@ from glpretrain.finetune.model import FineTuned, is_fine_tuned
 from glpretrain.finetune.predicting import Predicted, predictions
 from glpretrain.finetune.segmentation import Segmentation, SegmentationViews
 from glpretrain.finetune.segmentation_heads import LinearHead, MaskTransformer
+from glpretrain.finetune.segmenting import Segmented, segmentations
 from glpretrain.finetune.transforms import Transform
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "Predicted",
     "Segmentation",
     "SegmentationViews",
+    "Segmented",
     "TaskViews",
     "Transform",
     "is_fine_tuned",
     "predictions",
+    "segmentations",
 ]

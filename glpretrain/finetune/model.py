@@ -193,8 +193,12 @@ class FineTuned(nn.Module):
         return self(images.to(device)).float().softmax(dim=1).cpu()
 
     @torch.inference_mode()
-    def segment(self, image: Image.Image | Tensor) -> Tensor:
-        """The class of every pixel, Int[h w], on the CPU, of a PIL image or UInt8[C h w].
+    def segment(self, image: Image.Image | Tensor, *, batch_size: int = 32) -> Tensor:
+        """The class of every pixel, Int[h w], on the CPU.
+
+        Args:
+            image: a PIL image, or UInt8[C h w].
+            batch_size: number of windows that are computed at once.
 
         Raises:
             ValueError: the model classifies pictures.
@@ -203,7 +207,7 @@ class FineTuned(nn.Module):
             raise ValueError(f"segment: a model for {self.card.task} given; accepted: one for {Segmentation.task}")
         size = tuple(image.shape[1:]) if isinstance(image, Tensor) else (image.height, image.width)
         device = next(self.branch.parameters()).device
-        logits = whole_logits(self.transform(image).to(device), self)
+        logits = whole_logits(self.transform(image).to(device), self, batch_size=batch_size)
         return classes_at(logits, (size[0], size[1])).cpu()
 
 

@@ -94,7 +94,7 @@ class MaskTransformer(Head):
         self.settings = {"kind": "transformer", "num_layers": num_layers, "num_heads": num_heads}
         self.embed = nn.Linear(embed_dim, embed_dim)
         self.class_token = nn.Parameter(torch.empty(1, num_classes, embed_dim))
-        self.blocks = nn.Sequential(*(Block(embed_dim, num_heads, qkv_bias=True) for _ in range(num_layers)))
+        self.blocks = nn.Sequential(*(Block(embed_dim, num_heads, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(num_layers)))
         self.norm = nn.LayerNorm(embed_dim)
         self.project_patches = nn.Linear(embed_dim, embed_dim, bias=False)
         self.project_classes = nn.Linear(embed_dim, embed_dim, bias=False)

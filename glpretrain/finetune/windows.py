@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _STRIDE = 2 / 3  # of a window: 341 of 512 pixels in the published evaluations of BEiT and DINOv2 on ADE20K
-_AT_ONCE = 32  # windows in a batch
 _CLASSES_AT_ONCE = 8  # many classes at every pixel of a large photograph would be gigabytes
 
 
@@ -22,19 +21,20 @@ def starts(length: int, side: int) -> list[int]:
     return [min(number * stride, length - side) for number in range(1 + math.ceil((length - side) / stride))]
 
 
-def whole_logits(picture: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
+def whole_logits(picture: Tensor, logits: Callable[[Tensor], Tensor], *, batch_size: int = 32) -> Tensor:
     """Float[K h w]: logits of every pixel, their mean where windows overlap. Windows are squares whose side is the picture's short side.
 
     Args:
         picture: Float[C h w], normalised.
         logits: the network, Float[B C side side] to the logits of patches, Float[B K *grid].
+        batch_size: number of windows that it sees at once.
     """
     height, width = picture.shape[1:]
     side = min(height, width)
     places = [(top, left) for top in starts(height, side) for left in starts(width, side)]
     summed, count = torch.zeros(0), picture.new_zeros(height, width)
-    for first in range(0, len(places), _AT_ONCE):
-        some = places[first : first + _AT_ONCE]
+    for first in range(0, len(places), batch_size):
+        some = places[first : first + batch_size]
         windows = torch.stack([picture[:, top : top + side, left : left + side] for top, left in some])  # [B C side side]
         found = upsampled(logits(windows).float(), (side, side))  # [B K side side]
         summed = found.new_zeros(found.shape[1], height, width) if first == 0 else summed
