@@ -192,7 +192,7 @@ class FineTune(Method):
     def follow(self, progress: float) -> None:
         """Move the average of the weights."""
         if self.ema is not None:
-            self.ema.update(self.student, step=self.global_step)
+            self.ema.update(self.student, step=self.global_step + 1)  # Lightning counts this step a moment later
 
     def on_validation_epoch_start(self) -> None:
         """Forget the evaluation before."""

@@ -126,10 +126,15 @@ class ClassHead(Head):
         num_classes: number of classes K.
         pool: `mean` of the patches, `cls`, or both side by side.
         norm: whether a layer norm stands behind the pooling.
+
+    Raises:
+        ValueError: there is no such pooling.
     """
 
     def __init__(self, embed_dim: int, num_classes: int, *, pool: Pool, norm: bool) -> None:
         super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"Classification: pool={pool!r} given; accepted: {', '.join(POOLS)}")
         self.settings = {"pool": pool, "norm": norm}
         self.pool = pool
         width = 2 * embed_dim if pool == "cls_mean" else embed_dim
@@ -188,8 +193,6 @@ class Classification(FineTune):
         mix_prob: float = 1.0,
         **kwargs,  # noqa: ANN003
     ) -> None:
-        if pool not in POOLS:
-            raise ValueError(f"Classification: pool={pool!r} given; accepted: {', '.join(POOLS)}")
         for name, value in (("drop_path", drop_path), ("label_smoothing", label_smoothing)):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"Classification: {name}={value} given; accepted: 0 or more, and less than 1")
