@@ -216,5 +216,5 @@ class SayScores(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the scores, in the first process."""
         if trainer.is_global_zero and isinstance(pl_module, FineTune):
-            said = "  ".join(f"{name} {score}" for name, score in pl_module.found.items())
+            said = "  ".join(f"{name} {score}" for name, score in pl_module.said.items())
             print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {said}", flush=True)

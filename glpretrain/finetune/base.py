@@ -148,6 +148,11 @@ class FineTune(Method):
         """
 
     @property
+    def said(self) -> dict[str, Score]:
+        """Those of the scores of the last evaluation that are printed after it."""
+        return self.found
+
+    @property
     def evaluated(self) -> Branch:
         """What is evaluated and saved: the moving average where there is one."""
         branch = self.student if self.ema is None else self.ema.module

@@ -35,6 +35,7 @@ from glpretrain.finetune.windows import classes_at, upsampled, whole_logits
 from glpretrain.training.branch import batch_norms
 
 IGNORED = -1  # class of a pixel that counts nowhere
+_SAID = ("miou", "pixel_accuracy")
 
 
 class SegmentationViews(TaskViews):
@@ -164,6 +165,11 @@ class Segmentation(FineTune):
             raise ValueError(f"Segmentation: drop_path={drop_path} given; accepted: 0 or more, and less than 1")
         encoder = for_tuning(encoder, drop_path=drop_path)
         super().__init__(encoder, segmentation_head(encoder.embed_dim, len(classes), kind=head), classes=classes, **kwargs)
+
+    @property
+    def said(self) -> dict[str, Score]:
+        """Without those of single classes."""
+        return {name: score for name, score in self.found.items() if name in _SAID}
 
     @property
     def micro_batch_terms(self) -> tuple[str, ...]:

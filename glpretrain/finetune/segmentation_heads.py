@@ -21,6 +21,7 @@ Kind = Literal["linear", "transformer"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _STD = 0.02  # segm/model/utils.py, init_weights
 _HEAD_DIM = 64  # segm/model/factory.py
+_SCALE = 10.0  # of the cosines of two classes, at first
 
 
 def segmentation_head(embed_dim: int, num_classes: int, *, kind: Kind, **settings: int) -> Head:
@@ -69,11 +70,28 @@ class LinearHead(Head):
         return on_grid(self.linear(self.norm(output.patches)), grid)
 
 
+class Scale(nn.Module):
+    """Multiplication by a learned number.
+
+    Args:
+        value: the number at first.
+    """
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Float[*S] to Float[*S]."""
+        return self.value * input
+
+
 class MaskTransformer(Head):
     """Segmenter's decoder: blocks that read the patches and one token for each class; a patch's logit of a class is their cosine, normed.
 
     Paper: Strudel et al., 2021, section 3.2. Reference code: rstrudel/segmenter at 20d1bfa (segm/model/decoder.py, MaskTransformer).
-    Known difference: there is no dropout (0.1 there).
+    Known differences: there is no dropout (0.1 there); and the cosines of two classes are scaled by one learned number, because the norm of
+    two numbers is their order, 1 and -1, which has no gradient.
 
     Args:
         embed_dim: width D of the patches and of the blocks.
@@ -98,7 +116,7 @@ class MaskTransformer(Head):
         self.norm = nn.LayerNorm(embed_dim)
         self.project_patches = nn.Linear(embed_dim, embed_dim, bias=False)
         self.project_classes = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.class_norm = nn.LayerNorm(num_classes)
+        self.class_norm = nn.LayerNorm(num_classes) if num_classes > 2 else Scale(_SCALE)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=_STD)

@@ -263,6 +263,16 @@ def test_the_decoder_with_official_weights_is_segmenters() -> None:
         assert_matches(of_theirs(name, gradients[place_of(name)]), expected)
 
 
+def test_logits_of_two_classes_are_more_than_their_order() -> None:
+    torch.manual_seed(0)
+    head = MaskTransformer(12, 2)
+    patches = noise(2, 6, 12, name="patches").requires_grad_()
+    logits = head(EncoderOutput(patches.mean(dim=1), patches), grid=(2, 3))
+    assert len(logits.detach().abs().unique()) == logits.numel()
+    logits[:, 0].sum().backward()
+    assert patches.grad is not None and patches.grad.abs().max() > 1e-3
+
+
 def test_the_linear_head_is_a_norm_over_all_patches_and_one_layer() -> None:
     torch.manual_seed(0)
     head = LinearHead(5, 3)
