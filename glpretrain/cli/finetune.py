@@ -18,7 +18,7 @@ from glpretrain.callbacks import KeepRefused, TrainingHealth
 from glpretrain.cli.pretraining import views_of
 from glpretrain.cli.trainer import machine_of
 from glpretrain.cli.training import Training, train
-from glpretrain.cli.trust import take_imports
+from glpretrain.cli.trust import read_part, take_imports
 from glpretrain.data.sources.base import Source
 from glpretrain.encoders import Encoder
 from glpretrain.evaluate import Sources
@@ -44,19 +44,22 @@ def finetune(
     resume: Literal["auto", "never", "force"] = "auto",
     overrides: Sequence[str] = (),
 ) -> Run:
-    """Fine-tune a backbone on labelled items, and score the model.
+    """Fine-tune a backbone on labelled items or on images with masks, and score the model.
 
     The score of a linear probe on the frozen backbone is printed first, then that of the model after every epoch. Everything lands in
-    runs/finetune/classification/<time>/, with the model in model/; runs/finetune/classification/latest points at it.
+    runs/finetune/<task>/<time>/, with the model in model/; runs/finetune/<task>/latest points at it.
       glpretrain finetune runs/mmc/latest/backbone --data photos/                  class folders, in train/ and val/ or not split
       glpretrain finetune runs/mmc/latest/backbone --data photos/ --from_scratch   the same network from fresh weights
       glpretrain predict runs/finetune/classification/latest/model new_photos/     classes of new files
+      glpretrain finetune runs/mmc/latest/backbone --config finetune/segmentation --data masked/   the class of every pixel
     Any other argument overrides the recipe, as in --trainer.max_epochs 50 --model.init_args.optimization.lr.base 5e-4.
 
     Args:
         backbone: folder of a run or export, a checkpoint, or a published checkpoint, as `glpretrain.load_backbone` takes it
         config: a name below recipes/ (finetune/...) or the path of a yaml file
-        data: class folders, in train/ beside val/ or not split, or tar shards with classes, instead of the recipe's source
+        data: class folders, in train/ beside val/ or not split, or tar shards with classes, instead of the recipe's source; for
+            segmentation images/ beside masks/, in train/ and val/ or not, with classes.csv (index,name), or a folder of Pascal VOC, ADE20K
+            or COCO-Stuff
         seed: seed of head, order and augmentation, instead of the recipe's
         epochs: passes over the training items, instead of the recipe's
         from_scratch: start from fresh weights of the same architecture
@@ -67,6 +70,8 @@ def finetune(
         overrides: further arguments
     """
     path = find_recipe(config)
+    if str(read_part(path, "model").get("class_path")).startswith("glpretrain.methods."):
+        raise ValueError(f"finetune: --config {config} pretrains; accepted: a recipe of fine-tuning, such as {DEFAULT_RECIPE}")
     arguments = ["--config", str(path), "--backbone", backbone]
     given = {"seed_everything": seed, "trainer.max_epochs": epochs}
     for name, value in given.items():
@@ -76,7 +81,7 @@ def finetune(
     if data is not None:
         views = views_of(path)
         if not issubclass(views, TaskViews):
-            raise ValueError(f"finetune: {config} is a recipe for pretraining; accepted: those below finetune/")
+            raise ValueError(f"finetune: --config {config} has {views.__name__}; accepted: views of a task, as in {DEFAULT_RECIPE}")
         arguments += views.own_source(data).arguments("data.source")
     if no_probe:
         arguments += ["--probe", "false"]

@@ -134,8 +134,7 @@ def _images(files: Sequence[Path]) -> list[Path]:
 
 def _row(probabilities: Tensor, classes: Sequence[str], count: int) -> list[tuple[str, float]]:
     """The most probable classes with their probabilities."""
-    values, places = probabilities.topk(count)
-    return [(classes[place], value) for place, value in zip(places.tolist(), values.tolist(), strict=True)]
+    return [(classes[int(place)], float(probabilities[place])) for place in probabilities.topk(count).indices]
 
 
 def contact_sheet(chosen: Sequence[_Certain], *, channels: int) -> Figure:
@@ -148,5 +147,5 @@ def contact_sheet(chosen: Sequence[_Certain], *, channels: int) -> Figure:
     for axis, one in zip(axes.flat, chosen, strict=False):
         pixels = decode(one.path, channels=channels, side=_SIDE).permute(1, 2, 0).numpy()  # [H W C]
         axis.imshow(pixels.squeeze(2) if channels == 1 else pixels, cmap="gray")
-        axis.set_title(f"{one.name} {100 * one.probability:.0f}\n{printable(one.path.name)[:28]}", fontsize=8)
+        axis.set_title(f"{one.name} {100 * one.probability:.0f} %\n{printable(one.path.name)[:28]}", fontsize=8)
     return figure

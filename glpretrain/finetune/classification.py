@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
+from torchvision.transforms import Compose
 
 from glpretrain.core.batch import Batch
 from glpretrain.core.types import EncoderCard, EncoderOutput, Item
@@ -82,13 +83,13 @@ class LabelledViews(TaskViews):
         except (AssertionError, KeyError, ValueError) as error:
             raise ValueError(f"views: auto_augment={auto_augment!r} given; timm accepts names such as rand-m9-mstd0.5-inc1") from error
 
-    def _augmentation(self, size: int, *, mean: Sequence[float], std: Sequence[float]):  # noqa: ANN202  timm's composition
-        return create_transform(
+    def _augmentation(self, size: int, *, mean: Sequence[float], std: Sequence[float]) -> Compose:
+        made = create_transform(
             size,
             is_training=True,
             scale=self.scale,
             hflip=self.hflip,
-            color_jitter=self.color_jitter,
+            color_jitter=self.color_jitter,  # pyright: ignore[reportArgumentType]  None is timm's word for none
             auto_augment=self.auto_augment,
             interpolation=self.interpolation,
             re_prob=self.erasing,
@@ -96,6 +97,8 @@ class LabelledViews(TaskViews):
             mean=tuple(mean),
             std=tuple(std),
         )
+        assert isinstance(made, Compose)
+        return made
 
     def classes_of(self, source: Source) -> list[str]:
         """The classes of the source.
@@ -111,7 +114,9 @@ class LabelledViews(TaskViews):
     def augmented(self, item: Item, *, card: EncoderCard) -> tuple[Tensor, Tensor]:
         """A random view, Float[C H W], and the class, Int[]."""
         augmentation = self._augmentation(self.default_size(), mean=card.mean, std=card.std)
-        return augmentation(picture(item.values)), torch.tensor(item.label)
+        view = augmentation(picture(item.values))
+        assert isinstance(view, Tensor)
+        return view, torch.tensor(item.label)
 
     def plain(self, item: Item, *, card: EncoderCard) -> tuple[Tensor, Tensor]:
         """The resized and cut image, Float[C H W], and the class, Int[]."""

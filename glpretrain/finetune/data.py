@@ -52,7 +52,8 @@ class TaskViews(ViewMaker):
             raise ValueError(f"views: size={size} given; accepted: pixels from 1 on, or null for the size of the backbone")
         if crop_pct is not None and not 0.0 < crop_pct <= 1.0:
             raise ValueError(f"views: crop_pct={crop_pct} given; accepted: above 0 and at most 1")
-        self.size, self.crop_pct, self.interpolation = size, crop_pct, interpolation
+        self.size, self.crop_pct = size, crop_pct
+        self.interpolation: Interpolation = interpolation
 
     @classmethod
     def own_source(cls, path: str | Path) -> SourceSpec:
@@ -198,7 +199,7 @@ class LabelledData(DataModule):
 
     def groups_of(self, index: Tensor) -> Tensor | None:
         """Int[B], which test items Int[B] belong together, such as frames of one video; None where all are independent."""
-        groups = self.test.groups
+        groups = list(self.test.groups)
         if not groups:
             return None
         numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}

@@ -77,6 +77,6 @@ def export_model(
 
 
 @torch.no_grad()
-def _apart(logits: object, model: nn.Module, images: Tensor) -> float:
+def _apart(logits: Tensor | tuple[Tensor, ...], model: nn.Module, images: Tensor) -> float:
     assert isinstance(logits, Tensor)
     return (logits - model(images)).abs().max().item()

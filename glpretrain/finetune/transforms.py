@@ -5,7 +5,7 @@ torch, which are set from the key and put back. Left out: reading files (`glpret
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import Compose, InterpolationMode, v2
 
 Interpolation = Literal["bicubic", "bilinear"]
 _SEEDS = 2**32
@@ -29,7 +29,7 @@ def drawn_from(key: Tensor) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
         np.random.seed(seed)
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would set those of GPUs too
         try:
             yield
         finally:
@@ -71,16 +71,20 @@ class Transform:
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """Float[C H W] of a PIL image or of UInt8[C h w]; the long side of a whole picture stays longer."""
         image = picture(image) if isinstance(image, Tensor) else image
-        return self._made()(image.convert("L" if len(self.mean) == 1 else "RGB"))
+        values = self._made()(image.convert("L" if len(self.mean) == 1 else "RGB"))
+        assert isinstance(values, Tensor)
+        return values
 
-    def _made(self) -> Callable[[Image.Image], Tensor]:
+    def _made(self) -> Compose | v2.Compose:
         """timm's evaluation transform, or torchvision's of a whole picture."""
         if self.crop_pct is None:
             resize = v2.Resize(min(self.size), interpolation=InterpolationMode(self.interpolation))
             to_float = v2.ToDtype(torch.float32, scale=True)
             return v2.Compose([resize, v2.ToImage(), to_float, v2.Normalize(list(self.mean), list(self.std)), v2.ToPureTensor()])
         size = self.size[0] if self.size[0] == self.size[1] else self.size
-        return create_transform(size, crop_pct=self.crop_pct, interpolation=self.interpolation, mean=self.mean, std=self.std)
+        made = create_transform(size, crop_pct=self.crop_pct, interpolation=self.interpolation, mean=self.mean, std=self.std)
+        assert isinstance(made, Compose)
+        return made
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""

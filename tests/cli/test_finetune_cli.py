@@ -139,7 +139,7 @@ def test_a_fine_tuned_model_is_exported_by_the_verb_for_backbones(model: Path, h
         (["finetune", "backbone", "--data", "one"], "one has no classes; accepted: a folder for each of two classes or more"),
         (["finetune", "backbone", "--data", "empty"], "no image in"),
         (["finetune", "clouds", "--data", "photos"], "is a backbone for points; accepted: backbones for images"),
-        (["finetune", "backbone", "--config", "mmc"], "model"),
+        (["finetune", "backbone", "--config", "mmc"], "--config mmc pretrains; accepted: a recipe of fine-tuning"),
         (["finetune", "backbone", "--model.init_args.drop_pth", "0.1"], "did you mean drop_path?"),
         (["finetune", "backbone", "--data.views.init_args.size", "17"], "17"),
         (["pretrain", "finetune/classification"], "use it as in: glpretrain finetune BACKBONE --config finetune/classification"),

@@ -16,6 +16,7 @@ from glpretrain.finetune import FineTuned
 from glpretrain.runs import Run
 from glpretrain.weights import export
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 COLOURS = {"grass": (30, 200, 40), "water": (20, 40, 220)}
 SMALL = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--data.batch_size", "4", "--data.num_workers", "0", "--no_probe"]
 
@@ -117,7 +118,9 @@ def test_mistakes_cost_one_line(run: Run, place: Path, tmp_path: Path, capsys: p
     tune = ["finetune", str(place / "backbone"), "--runs", str(tmp_path / "runs"), *SMALL]
     said = refusal([*tune, "--config", "finetune/segmentation", "--data", str(place / "new")], capsys)
     assert "images/ beside masks/" in said
-    assert "is a recipe for pretraining" in refusal([*tune, "--config", "mae", "--data", str(place / "masked")], capsys)
+    own = tmp_path / "own.yaml"
+    own.write_text((RECIPES / "mae.yaml").read_text().replace("glpretrain.methods.MAE", "glpretrain.finetune.Segmentation"))
+    assert "has MultiCrop; accepted: views of a task" in refusal([*tune, "--config", str(own), "--data", str(place / "masked")], capsys)
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def _difference_in_onnxruntime(encoder: Encoder, file: Path, *, any_size: bool) 
     return worst
 
 
-def save_torch(program: ExportedProgram, file: Path, *, card: Mapping[str, object]) -> Callable[..., object]:
+def save_torch(program: ExportedProgram, file: Path, *, card: Mapping[str, object]) -> Callable[[Tensor], Tensor | tuple[Tensor, ...]]:
     """Write a program with its card inside, and open it again."""
     torch.export.save(program, file, extra_files={CARD: json.dumps(card, allow_nan=False)})
     return torch.export.load(file).module()
