@@ -27,7 +27,7 @@ VERBS = {
     "fit": Verb("glpretrain.cli.training.train", "Train from --config FILE and any number of overrides (LightningCLI)."),
     "evaluate": Verb("glpretrain.cli.scoring.evaluate", "Score a backbone: what its cls and its patches know, with intervals."),
     "finetune": Verb("glpretrain.cli.finetune.finetune", "Fine-tune a backbone on labelled items, and score the model."),
-    "predict": Verb("glpretrain.cli.predict.predict", "Predict the classes of new files with a fine-tuned model."),
+    "predict": Verb("glpretrain.cli.predict.predict", "Predict the classes of new files, or of their pixels, with a fine-tuned model."),
     "export": Verb("glpretrain.cli.backbones.export", "Write a backbone to a folder: timm, Hugging Face, torch.export or ONNX."),
     "inspect": Verb("glpretrain.cli.backbones.inspect", "Write a page to look into backbones: attention, patch PCA, prompts by click."),
     "cache": Verb("glpretrain.cli.cache.cache", "Show the features that evaluations keep on disk, or remove them."),

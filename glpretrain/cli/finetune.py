@@ -15,15 +15,15 @@ from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
 from glpretrain.callbacks import KeepRefused, TrainingHealth
+from glpretrain.cli.pretraining import views_of
 from glpretrain.cli.trainer import machine_of
 from glpretrain.cli.training import Training, train
 from glpretrain.cli.trust import read_part, take_imports
-from glpretrain.data.own import source_for, source_spec
 from glpretrain.data.sources.base import Source
 from glpretrain.encoders import Encoder
-from glpretrain.evaluate import LinearProbe, Sources
+from glpretrain.evaluate import Sources
 from glpretrain.evaluate.base import Score
-from glpretrain.finetune import FineTune, FineTuned, LabelledData
+from glpretrain.finetune import FineTune, FineTuned, LabelledData, TaskViews
 from glpretrain.report import untrained
 from glpretrain.runs import Run, find_recipe, without_links
 from glpretrain.weights import load_backbone
@@ -44,19 +44,22 @@ def finetune(
     resume: Literal["auto", "never", "force"] = "auto",
     overrides: Sequence[str] = (),
 ) -> Run:
-    """Fine-tune a backbone on labelled items, and score the model.
+    """Fine-tune a backbone on labelled items or on images with masks, and score the model.
 
     The score of a linear probe on the frozen backbone is printed first, then that of the model after every epoch. Everything lands in
-    runs/finetune/classification/<time>/, with the model in model/; runs/finetune/classification/latest points at it.
+    runs/finetune/<task>/<time>/, with the model in model/; runs/finetune/<task>/latest points at it.
       glpretrain finetune runs/mmc/latest/backbone --data photos/                  class folders, in train/ and val/ or not split
       glpretrain finetune runs/mmc/latest/backbone --data photos/ --from_scratch   the same network from fresh weights
       glpretrain predict runs/finetune/classification/latest/model new_photos/     classes of new files
+      glpretrain finetune runs/mmc/latest/backbone --config finetune/segmentation --data masked/   the class of every pixel
     Any other argument overrides the recipe, as in --trainer.max_epochs 50 --model.init_args.optimization.lr.base 5e-4.
 
     Args:
         backbone: folder of a run or export, a checkpoint, or a published checkpoint, as `glpretrain.load_backbone` takes it
         config: a name below recipes/ (finetune/...) or the path of a yaml file
-        data: class folders, in train/ beside val/ or not split, or tar shards with classes, instead of the recipe's source
+        data: class folders, in train/ beside val/ or not split, or tar shards with classes, instead of the recipe's source; for
+            segmentation images/ beside masks/, in train/ and val/ or not, with classes.csv (index,name), or a folder of Pascal VOC, ADE20K
+            or COCO-Stuff
         seed: seed of head, order and augmentation, instead of the recipe's
         epochs: passes over the training items, instead of the recipe's
         from_scratch: start from fresh weights of the same architecture
@@ -76,7 +79,10 @@ def finetune(
     for name, flag in {"from_scratch": from_scratch, "model.init_args.freeze": freeze}.items():
         arguments += [f"--{name}", "true"] if flag else []
     if data is not None:
-        arguments += source_spec(data, source_for(data, "image")).arguments("data.source")
+        views = views_of(path)
+        if not issubclass(views, TaskViews):
+            raise ValueError(f"finetune: --config {config} has {views.__name__}; accepted: views of a task, as in {DEFAULT_RECIPE}")
+        arguments += views.own_source(data).arguments("data.source")
     if no_probe:
         arguments += ["--probe", "false"]
     return train([*arguments, "--resume", resume, *take_imports(overrides)], kind=Tuning)
@@ -152,13 +158,14 @@ class Tuning(Training):
         return super()._finished(seconds)
 
     def _probed(self) -> Score | None:
-        """Accuracy of a linear probe on the frozen backbone; None where it was not asked for, or cannot be computed."""
+        """The score of a linear probe on the frozen backbone; None where it was not asked for, or cannot be computed."""
         if not self.config.probe or not self.trainer.is_global_zero:
             return None
-        sources = Sources({"train": self.datamodule.source, "test": self.datamodule.test})
-        result = LinearProbe().attempt(self.encoder, sources)
-        found = result.scores.get("accuracy")
-        said = f"left out: {result.left_out['accuracy']}" if found is None else f"accuracy {found}"
+        probe, name = self.model.probe, self.model.headline
+        sources = Sources(dict(zip(probe.needs, (self.datamodule.source, self.datamodule.test), strict=True)))
+        result = probe.attempt(self.encoder, sources)
+        found = result.scores.get(name)
+        said = f"left out: {result.left_out[name]}" if found is None else f"{name} {found}"
         print(f"linear probe on the frozen backbone: {said}, on {self.datamodule.test.name}", flush=True)
         return found
 
@@ -214,5 +221,5 @@ class SayScores(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the scores, in the first process."""
         if trainer.is_global_zero and isinstance(pl_module, FineTune):
-            said = "  ".join(f"{name} {score}" for name, score in pl_module.found.items())
+            said = "  ".join(f"{name} {score}" for name, score in pl_module.said.items())
             print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {said}", flush=True)

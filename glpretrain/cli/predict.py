@@ -1,6 +1,6 @@
 """`glpretrain predict`: classes of new files by a fine-tuned model, as a table and as pictures to look at.
 
-What a model computes is left out (`glpretrain.finetune`).
+What a model computes is left out (`glpretrain.finetune`), and so are masks (`predict_masks`).
 """
 
 import csv
@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
+from glpretrain.cli.predict_masks import write_masks
 from glpretrain.core.files import part_file
 from glpretrain.core.listing import printable
 from glpretrain.data.sources.images.decoding import decode, find_images
 from glpretrain.evaluate.progress import tracked
-from glpretrain.finetune import FineTuned, predictions
+from glpretrain.finetune import FineTuned, Segmentation, predictions
 from glpretrain.runs import require_outside
 
 _SHOWN = 24  # files on a contact sheet
@@ -38,31 +39,35 @@ def predict(
     files: list[Path],
     *,
     out: Path = Path("predictions.csv"),
-    top: int = 3,
+    top: int | None = None,
     pictures: Path | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
 ) -> None:
-    """Predict the classes of new files with a fine-tuned model.
+    """Predict the classes of new files, or of their pixels, with a fine-tuned model.
 
     The table has a row per file: its path, the predicted class and its probability, then the next classes. It is complete or not there.
     A file that cannot be read costs one line and has no row.
       glpretrain predict runs/finetune/classification/latest/model photos/
       glpretrain predict runs/finetune/classification/latest/model a.jpg b.jpg --out ab.csv --pictures sheets/
+    With a model for segmentation, the table has the share of each class in a file, and the folder of pictures has masks/ (palette PNGs with
+    the names of the files), overlays/ and classes.csv, the colours.
+      glpretrain predict runs/finetune/segmentation/latest/model photos/           predictions_pictures/masks/...
 
     Args:
         model: folder that glpretrain finetune wrote: runs/.../latest/model
         files: images, or folders of images
         out: table that is written, in CSV
-        top: number of classes that a row names
-        pictures: folder for two contact sheets: the files of which the model is most and least certain
-        batch_size: number of files that are computed at once
+        top: number of classes that a row names, of a model for classification; 3 when left out
+        pictures: folder for two contact sheets: the files of which the model is most and least certain; or for masks: the name of --out
+            with _pictures when left out
+        batch_size: number of files, or of windows of one file, that are computed at once
         num_workers: processes that read the files; this one alone with 0
 
     Raises:
         ValueError: there is no such model or no image, or none of them can be read.
     """
-    if top < 1 or batch_size < 1:
+    if (top is not None and top < 1) or batch_size < 1:
         raise ValueError(f"predict: --top {top} and --batch_size {batch_size} given; accepted: numbers from 1 on")
     if out.is_dir():
         raise ValueError(f"predict: --out {out} is a folder; accepted: a file, such as {out / 'predictions.csv'}")
@@ -72,7 +77,14 @@ def predict(
         require_outside("pictures", pictures, given=files)
     if torch.cuda.is_available():
         tuned.cuda()
-    shown = min(top, len(tuned.classes))
+    if tuned.card.task == Segmentation.task:
+        if top is not None:
+            raise ValueError(f"predict: --top {top} given; a model for segmentation takes none, its table has the shares of all classes")
+        folder = pictures or out.with_name(f"{out.stem}_pictures")
+        require_outside("pictures", folder, given=files)
+        write_masks(tuned, paths, given=files, out=out, folder=folder, batch_size=batch_size, num_workers=num_workers)
+        return
+    shown = min(3 if top is None else top, len(tuned.classes))
     most: list[_Certain] = []
     least: list[_Certain] = []
     num_predicted = 0

@@ -65,23 +65,23 @@ def training_arguments(recipe: str, *, data: str | None = None, masks: str | Non
         raise ValueError(f"{name} says how a backbone is fine-tuned; use it as in: glpretrain finetune BACKBONE --config {name}")
     arguments = ["--config", str(path)]
     if data is not None:
-        arguments += source_spec(data, source_for(data, _modality_of(path))).arguments("data.source")
+        arguments += source_spec(data, source_for(data, views_of(path).modality)).arguments("data.source")
         arguments += ["--data.labelled_test", "null", "--data.labelled", "null"]  # scores on the same folder where it has classes
     if masks is not None:
-        arguments += source_spec(masks, modalities.get(_modality_of(path)).masked_source).arguments("data.masked")
+        arguments += source_spec(masks, modalities.get(views_of(path).modality).masked_source).arguments("data.masked")
     if init_from is not None:
         arguments += ["--init_from", init_from]
     return arguments
 
 
-def _modality_of(recipe: Path) -> str:
-    """The kind of items of a recipe, which its views know."""
+def views_of(recipe: Path) -> type[ViewMaker]:
+    """The class of a recipe's views, which know what kind of items they are made of."""
     parser = Parser(exit_on_error=False)
     parser.add_argument("--views", type=ViewMaker, required=True)
     given = {"views": read_part(recipe, "data", "views")}
     views = known(parse(parser, [], values=given).views.class_path)
     assert isinstance(views, type) and issubclass(views, ViewMaker)
-    return views.modality
+    return views
 
 
 def fit(

@@ -328,7 +328,7 @@ class DataModule(LightningDataModule):
         if self.labelled is not None and self.labelled_test is not None:
             return self.labelled, self.labelled_test
         source = self.source if self.labelled is None else self.labelled
-        if not source.classes and source.train_test_split() is None:
+        if not source.classes and not any(part.classes for part in source.train_test_split() or ()):
             source = self._embedded_source("labelled")
         return train_test_parts(source)
 

@@ -79,6 +79,11 @@ def source_spec(path: str | Path, class_path: str, *, channels: int | None = Non
     return SourceSpec(class_path, {first: name} | {key: value for key, value in given.items() if value is not None and key in others})
 
 
+def masked_spec(path: str | Path, modality: str, *, channels: int | None = None) -> SourceSpec:
+    """The source of a user's items with masks; arguments as in `source_spec`."""
+    return source_spec(path, modalities.get(modality).masked_source, channels=channels)
+
+
 def train_test_parts(source: Source) -> tuple[Source, Source]:
     """(train, test) parts of a source with classes: its own split, or else a fixed fifth of it is the test part.
 

@@ -8,6 +8,9 @@ from glpretrain.finetune.classification import ClassHead, Classification, Labell
 from glpretrain.finetune.data import LabelledData, TaskViews
 from glpretrain.finetune.model import FineTuned, is_fine_tuned
 from glpretrain.finetune.predicting import Predicted, predictions
+from glpretrain.finetune.segmentation import Segmentation, SegmentationViews
+from glpretrain.finetune.segmentation_heads import LinearHead, MaskTransformer
+from glpretrain.finetune.segmenting import Segmented, segmentations
 from glpretrain.finetune.transforms import Transform
 
 __all__ = [
@@ -18,9 +21,15 @@ __all__ = [
     "Head",
     "LabelledData",
     "LabelledViews",
+    "LinearHead",
+    "MaskTransformer",
     "Predicted",
+    "Segmentation",
+    "SegmentationViews",
+    "Segmented",
     "TaskViews",
     "Transform",
     "is_fine_tuned",
     "predictions",
+    "segmentations",
 ]

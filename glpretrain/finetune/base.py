@@ -18,7 +18,7 @@ from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.distributed import gathered, rank
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder, build
-from glpretrain.evaluate.base import Score
+from glpretrain.evaluate.base import Evaluator, Score
 from glpretrain.finetune.data import step_key
 from glpretrain.methods.base import Method
 from glpretrain.training.branch import Branch
@@ -102,6 +102,7 @@ class FineTune(Method):
     uses: ClassVar = {"global": Uses(num_views=1)}
     task: ClassVar[str]  # name of the task, on the card of a saved model
     headline: ClassVar[str]  # name of the score that is shown
+    probe: ClassVar[Evaluator]  # what the frozen backbone is scored with: it needs a training and a test part, and has this score
 
     def __init__(
         self,
@@ -147,6 +148,11 @@ class FineTune(Method):
         """
 
     @property
+    def said(self) -> dict[str, Score]:
+        """Those of the scores of the last evaluation that are printed after it."""
+        return self.found
+
+    @property
     def evaluated(self) -> Branch:
         """What is evaluated and saved: the moving average where there is one."""
         branch = self.student if self.ema is None else self.ema.module
@@ -175,6 +181,10 @@ class FineTune(Method):
         assert group.keys is not None
         return logits_of(self.student, group.items.squeeze(0) if items is None else items, keys=group.keys.squeeze(0))
 
+    def evaluated_logits(self, items: Tensor) -> Tensor:
+        """Logits, Float[B K *S], of test items, Float[B C H W]."""
+        return logits_of(self.evaluated, items)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set rates, what is drawn for this batch, and that a frozen backbone is in evaluation mode."""
         super().on_train_batch_start(batch, batch_idx)
@@ -196,7 +206,7 @@ class FineTune(Method):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep what the scores need of a batch."""
         if batch.targets is not None:  # otherwise none of its items could be read
-            logits = logits_of(self.evaluated, batch.views["global"].items.squeeze(0))
+            logits = self.evaluated_logits(batch.views["global"].items.squeeze(0))
             self._outcomes.append((batch.index.cpu(), self.outcomes(logits.float(), batch.targets).cpu()))
 
     def on_validation_epoch_end(self) -> None:

@@ -23,7 +23,8 @@ from glpretrain.core.types import EncoderCard, EncoderOutput, Item
 from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.layers import can_be_without_norm
-from glpretrain.evaluate.base import Score
+from glpretrain.evaluate import LinearProbe
+from glpretrain.evaluate.base import Evaluator, Score
 from glpretrain.evaluate.metrics.intervals import accuracy, mean_of_scores, rate_score
 from glpretrain.finetune.base import FineTune, Head, for_tuning
 from glpretrain.finetune.data import TaskViews
@@ -182,6 +183,7 @@ class Classification(FineTune):
     terms = ("classes",)
     task: ClassVar[str] = "classification"
     headline: ClassVar[str] = "accuracy"
+    probe: ClassVar[Evaluator] = LinearProbe()
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ views of the task (`TaskViews`). Left out: which folder is which source (`glpret
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -20,14 +21,12 @@ from glpretrain.data.items import RawBatch
 from glpretrain.data.loading import Loader
 from glpretrain.data.module import DataModule
 from glpretrain.data.orders import Order
-from glpretrain.data.own import train_test_parts
+from glpretrain.data.own import SourceSpec, source_for, source_spec, train_test_parts
 from glpretrain.data.requirements import Tokens
 from glpretrain.data.sources.base import Source, UnreadableItemError
 from glpretrain.data.views import ViewMaker, Views
 from glpretrain.data.views.changes import Changes
 from glpretrain.finetune.transforms import Interpolation, Transform, drawn_from
-
-_EVALUATED = 64  # items that are evaluated at once, at least
 
 
 class TaskViews(ViewMaker):
@@ -37,7 +36,7 @@ class TaskViews(ViewMaker):
 
     Args:
         size: height and width of the images; None is the size that the backbone was trained on.
-        crop_pct: share of the resized short side that an evaluation keeps; 0.875 resizes to 256 for 224.
+        crop_pct: share of the resized short side that an evaluation keeps; 0.875 resizes to 256 for 224. None keeps the whole picture.
         interpolation: how pixels are interpolated.
 
     Raises:
@@ -45,15 +44,25 @@ class TaskViews(ViewMaker):
     """
 
     modality: ClassVar[str] = "image"
+    evaluated_at_once: ClassVar[int] = 64  # test items in a batch, at least; 1 where they have sizes of their own
 
-    def __init__(self, size: int | None = None, *, crop_pct: float = 0.875, interpolation: Interpolation = "bicubic") -> None:
+    def __init__(self, size: int | None = None, *, crop_pct: float | None = 0.875, interpolation: Interpolation = "bicubic") -> None:
         super().__init__()
         if size is not None and size < 1:
             raise ValueError(f"views: size={size} given; accepted: pixels from 1 on, or null for the size of the backbone")
-        if not 0.0 < crop_pct <= 1.0:
+        if crop_pct is not None and not 0.0 < crop_pct <= 1.0:
             raise ValueError(f"views: crop_pct={crop_pct} given; accepted: above 0 and at most 1")
         self.size, self.crop_pct = size, crop_pct
         self.interpolation: Interpolation = interpolation
+
+    @classmethod
+    def own_source(cls, path: str | Path) -> SourceSpec:
+        """The source of a user's folder or file.
+
+        Raises:
+            ValueError: no source reads it.
+        """
+        return source_spec(path, source_for(path, cls.modality))
 
     @abstractmethod
     def classes_of(self, source: Source) -> list[str]:
@@ -200,7 +209,8 @@ class LabelledData(DataModule):
         """All items of the test part, divided between the processes."""
         assert self.trainer is not None and self._encoder is not None
         own = list(range(self.trainer.global_rank, len(self.test), self.trainer.world_size))
-        size = max(self.batch_size, _EVALUATED)
+        at_once = self.task_views.evaluated_at_once
+        size = 1 if at_once == 1 else max(self.batch_size, at_once)
         order = [own[start : start + size] for start in range(0, len(own), size)]
         plain = partial(self.task_views.plain, card=self._encoder.card)
         items = _Evaluated(self.test, read=self.task_views.read, plain=plain)

@@ -4,7 +4,7 @@ A folder holds `model.safetensors` and `card.json`. Nothing in it is ever unpick
 Left out: training (`base`), and how programs for other tools are written (`exports`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,16 @@ from glpretrain.encoders.base import build, load_strictly
 from glpretrain.finetune.base import HEAD, FineTune, Head, logits_of
 from glpretrain.finetune.classification import ClassHead, Classification
 from glpretrain.finetune.exports import ExportedModel, Format, export_model
+from glpretrain.finetune.segmentation import Segmentation
+from glpretrain.finetune.segmentation_heads import segmentation_head
 from glpretrain.finetune.transforms import Transform
+from glpretrain.finetune.windows import classes_at, whole_logits
 from glpretrain.training.branch import Branch
 from glpretrain.weights.files import read_json, read_safetensors
 from glpretrain.weights.folders import CARD, WEIGHTS, require_finite, write_weights
 
 FORMAT = 1
-HEADS: Mapping[str, type[Head]] = {Classification.task: ClassHead}  # by the name of the task
+HEADS: Mapping[str, Callable[..., Head]] = {Classification.task: ClassHead, Segmentation.task: segmentation_head}  # by the task
 _FIELDS = {"format", "written_by", "task", "classes", "head", "transform", "scores", "encoder"}
 
 
@@ -178,11 +181,34 @@ class FineTuned(nn.Module):
 
         Args:
             images: Float[B C H W] that `transform` made, or PIL images.
+
+        Raises:
+            ValueError: the model segments pictures, which have sizes of their own.
         """
         if not isinstance(images, Tensor):
+            if self.transform.crop_pct is None:
+                raise ValueError("predict: pictures given to a model for segmentation; accepted: windows, Float[B C H W]; or call segment")
             images = torch.stack([self.transform(image) for image in images])
         device = next(self.branch.parameters()).device
         return self(images.to(device)).float().softmax(dim=1).cpu()
+
+    @torch.inference_mode()
+    def segment(self, image: Image.Image | Tensor, *, batch_size: int = 32) -> Tensor:
+        """The class of every pixel, Int[h w], on the CPU.
+
+        Args:
+            image: a PIL image, or UInt8[C h w].
+            batch_size: number of windows that are computed at once.
+
+        Raises:
+            ValueError: the model classifies pictures.
+        """
+        if self.transform.crop_pct is not None:
+            raise ValueError(f"segment: a model for {self.card.task} given; accepted: one for {Segmentation.task}")
+        size = tuple(image.shape[1:]) if isinstance(image, Tensor) else (image.height, image.width)
+        device = next(self.branch.parameters()).device
+        logits = whole_logits(self.transform(image).to(device), self, batch_size=batch_size)
+        return classes_at(logits, (size[0], size[1])).cpu()
 
 
 def is_fine_tuned(path: str | Path) -> bool:

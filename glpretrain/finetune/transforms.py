@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torchvision.transforms import Compose
+from torchvision.transforms import Compose, InterpolationMode, v2
 
 Interpolation = Literal["bicubic", "bilinear"]
 _SEEDS = 2**32
@@ -54,28 +54,33 @@ class Transform:
     """What is done to a picture before a fine-tuned model sees it: its short side is resized, the centre is cut, and values are normalised.
 
     Args:
-        size: height and width of the result.
-        crop_pct: share of the resized short side that is kept: 0.875 resizes to 256 for 224.
+        size: height and width of what the model takes.
+        crop_pct: share of the resized short side that is kept: 0.875 resizes to 256 for 224. None keeps the whole picture, whose short side
+            is resized to the size; the model sees it in windows.
         mean: mean per channel, of values in [0, 1].
         std: standard deviation per channel.
         interpolation: how pixels are interpolated.
     """
 
     size: tuple[int, int]
-    crop_pct: float
+    crop_pct: float | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Interpolation = "bicubic"
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        """Float[C H W] of a PIL image or of UInt8[C h w]."""
+        """Float[C H W] of a PIL image or of UInt8[C h w]; the long side of a whole picture stays longer."""
         image = picture(image) if isinstance(image, Tensor) else image
         values = self._made()(image.convert("L" if len(self.mean) == 1 else "RGB"))
         assert isinstance(values, Tensor)
         return values
 
-    def _made(self) -> Compose:
-        """timm's evaluation transform."""
+    def _made(self) -> Compose | v2.Compose:
+        """timm's evaluation transform, or torchvision's of a whole picture."""
+        if self.crop_pct is None:
+            resize = v2.Resize(min(self.size), interpolation=InterpolationMode(self.interpolation))
+            to_float = v2.ToDtype(torch.float32, scale=True)
+            return v2.Compose([resize, v2.ToImage(), to_float, v2.Normalize(list(self.mean), list(self.std)), v2.ToPureTensor()])
         size = self.size[0] if self.size[0] == self.size[1] else self.size
         made = create_transform(size, crop_pct=self.crop_pct, interpolation=self.interpolation, mean=self.mean, std=self.std)
         assert isinstance(made, Compose)
@@ -98,9 +103,11 @@ class Transform:
         try:
             height, width = (int(side) for side in values["size"])
             mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
-            made = cls((height, width), float(values["crop_pct"]), mean, std, values["interpolation"])
+            crop_pct = None if values["crop_pct"] is None else float(values["crop_pct"])
+            made = cls((height, width), crop_pct, mean, std, values["interpolation"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"transform: {values} cannot be read: {error}") from error
-        if not (min(height, width) > 0 and 0.0 < made.crop_pct <= 1.0) or made.interpolation not in ("bicubic", "bilinear"):
+        kept = 1.0 if crop_pct is None else crop_pct
+        if not (min(height, width) > 0 and 0.0 < kept <= 1.0) or made.interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"transform: {values} has a value out of range")
         return made

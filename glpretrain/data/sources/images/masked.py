@@ -78,12 +78,16 @@ class MaskedFolder(Source):
     ) -> None:
         if split is not None:
             check_choice(split, ("train", "val"), what="MaskedFolder: split")
-        part = mask_part(existing_folder(root, "MaskedFolder"), split, names_classes=mask_classes is None)
+        folder = existing_folder(root, "MaskedFolder")
+        part = mask_part(folder, split, names_classes=mask_classes is None)
         self.root, self.name, self.channels = part.root, part.name, channels
         self.ignore = part.meaning.ignore if ignore is None else ignore
         self.offset = part.meaning.offset if offset is None else offset
         self.mask_classes = tuple(part.meaning.classes if mask_classes is None else mask_classes)
         self._first = part.meaning.first
+        divided = split is None and mask_splits(folder) == ["train", "val"]
+        same = {"channels": channels, "ignore": ignore, "offset": offset, "mask_classes": mask_classes}
+        self._parts = partial(MaskedFolder, root, **same) if divided else None
         self.paths, self._masks, *objects = _walked(part) if part.listed is None else _listed(part, part.listed)
         self._objects = objects[0] if objects else None  # masks of objects, where `_masks` holds classes
 
@@ -98,6 +102,20 @@ class MaskedFolder(Source):
         if self._objects is not None:
             instances = self._instances(decode_mask(self._objects[index], size=image.shape[1:]))
         return Item(values=image, label=-1, instances=instances, regions=None, semantic=semantic)
+
+    def train_test_split(self) -> tuple[Source, Source] | None:
+        """The training and the validation part of a divided folder, unless one of them was named.
+
+        Raises:
+            ValueError: their masks hold other classes, or see the class.
+        """
+        if self._parts is None:
+            return None
+        train, test = self._parts(split="train"), self._parts(split="val")
+        if train.mask_classes != test.mask_classes:
+            classes = f"classes {', '.join(train.mask_classes)}, {test.name} has {', '.join(test.mask_classes)}"
+            raise ValueError(f"MaskedFolder: {train.name} has {classes}; accepted: the same, such as one classes.csv beside them")
+        return train, test
 
     def _listing(self) -> tuple[object, ...]:
         objects = () if self._objects is None else (self._objects.digest(),)
