@@ -101,6 +101,9 @@ class TarShards(Source):
             image = decode_pil(io.BytesIO(content), channels=self.channels, side=side)
         return Item(values=image, label=int(self._labels[index]), instances=None, regions=None)
 
+    def named(self, index: int) -> str:
+        return ":".join(self._names.parts(index))
+
     def stored(self, index: int) -> Stored:
         shard, _ = self._names.parts(index)
         return Stored(self.root / shard, f"image {self.channels} at {self._places[index].tolist()}", int(self._labels[index]))
