@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"core", "masking", "modalities", "prepare.slides"},
     "prepare.faces": {"core", "data", "prepare.workers"},
     "evaluate": {"core", "modalities", "encoders", "data"},
+    "use": {"core", "modalities", "encoders", "data", "evaluate"},
     "weights": {"core", "encoders", "training"},
     "report": {"core", "modalities", "encoders", "data"},
     "callbacks": {"core", "modalities", "objectives", "encoders", "training", "data", "evaluate"},
@@ -26,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": {"core", "encoders", "weights"},
     "cli": {
         *("core", "encoders", "modalities", "methods", "data", "prepare.slides", "prepare.faces"),
-        *("prepare.workers", "evaluate", "weights", "report", "callbacks", "runs", "training", "masking", "bench"),
+        *("prepare.workers", "evaluate", "weights", "report", "callbacks", "runs", "training", "masking", "bench", "use"),
     },
     "": {"cli", "runs", "weights"},  # glpretrain/__init__.py, lazily
 }
@@ -38,6 +39,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "kornia": ("data/views/",),
     "wandb": ("callbacks/",),
     "jsonargparse": ("cli/",),
+    "faiss": ("use/",),
+    "pyarrow": ("use/",),
     "onnxruntime": ("weights/exports/",),
     "openslide": ("prepare/slides/",),
     "dask": ("prepare/workers/",),

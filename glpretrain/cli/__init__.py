@@ -28,6 +28,8 @@ VERBS = {
     "evaluate": Verb("glpretrain.cli.scoring.evaluate", "Score a backbone: what its cls and its patches know, with intervals."),
     "export": Verb("glpretrain.cli.backbones.export", "Write a backbone to a folder: timm, Hugging Face, torch.export or ONNX."),
     "inspect": Verb("glpretrain.cli.backbones.inspect", "Write a page to look into backbones: attention, patch PCA, prompts by click."),
+    "embed": Verb("glpretrain.cli.embedding.embed", "Write the features of your items to a file: .parquet, .npy or .csv."),
+    "neighbours": Verb("glpretrain.cli.embedding.neighbours", "Name the items that resemble a picture most, with their cosines."),
     "cache": Verb("glpretrain.cli.cache.cache", "Show the features that evaluations keep on disk, or remove them."),
     "tiles": Verb("glpretrain.cli.tiles.tiles", "Cut whole-slide images into tissue tiles, in tar shards to train on."),
     "replay": Verb("glpretrain.cli.replay.replay", "Compute a refused step again, and say in which module the numbers stop being finite."),
@@ -41,7 +43,7 @@ def _help() -> str:
 
     names = recipe_names()
     evaluations = [name for name in names if name.startswith("eval/")]
-    verbs = "\n".join(f"  {name:<9} {verb.purpose}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:<10} {verb.purpose}" for name, verb in VERBS.items())
     return (
         f"usage: glpretrain VERB ...\n\nSelf-supervised pretraining with global and local objectives.\n\n{verbs}\n\n"
         f"recipes: {', '.join(name for name in names if name not in evaluations)}\n"

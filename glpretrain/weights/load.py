@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def load_backbone(x: str | Path, **options: Unpack[LoadOptions]) -> Encoder:
-    """A trained encoder in evaluation mode on the CPU. Prints one line about what was loaded and logs every name.
+    """A trained encoder in evaluation mode on the CPU. What was loaded, and the name of every tensor, is logged (`logging`, level INFO).
 
     Args:
         x: a folder written by `export`, a checkpoint of a training run, a published checkpoint file (DINO, iBOT, Mugs, MAE, FSFM, DINOv2,
@@ -45,14 +45,13 @@ def load_backbone(x: str | Path, **options: Unpack[LoadOptions]) -> Encoder:
         ValueError: something is missing, broken, unknown or does not fit; the message names it. Nothing in a file is ever run.
     """
     encoder, report = load_backbone_with_report(x, **options)
-    for line in report.lines():
+    for line in (str(report), *report.lines()):
         _log.info("%s", line)
-    print(report)
     return encoder
 
 
 def load_backbone_with_report(x: str | Path, **options: Unpack[LoadOptions]) -> tuple[Encoder, LoadReport]:
-    """Like `load_backbone`, with the same arguments and errors, but returns the report instead of printing it."""
+    """Like `load_backbone`, with the same arguments and errors, but returns the report instead of logging it."""
     _check(options)
     path, which = Path(x), options.get("which", "teacher")
     if not path.exists():
