@@ -6,26 +6,25 @@ Left out: files of features (`files`), and scores (`glpretrain.evaluate`).
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from glpretrain import modalities
 from glpretrain.core.imports import imported
-from glpretrain.core.types import Embedded, EncoderCard, EncoderOutput
+from glpretrain.core.types import Embedded, EncoderCard
 from glpretrain.data.own import source_for, source_spec
 from glpretrain.data.sources.base import Source
 from glpretrain.data.sources.images.lists import ImageFiles
 from glpretrain.encoders.base import Encoder
-from glpretrain.evaluate.encoding import Encoding, encode_batch
+from glpretrain.evaluate.encoding import device_of, evaluating, normalised
 from glpretrain.evaluate.features import Features
 from glpretrain.evaluate.progress import tracked
-from glpretrain.evaluate.reading import Patches, batch_of, checked_workers, give_back, read_all
+from glpretrain.evaluate.reading import checked_workers, give_back, read_all
 from glpretrain.evaluate.rows import require_finite
 
 What = Literal["cls", "mean", "patches"]
-_PATCHES: dict[What, Patches] = {"cls": "none", "mean": "pooled", "patches": "all"}
 _LOG = logging.getLogger(__name__)
 _GIVEN_BACK = 2048  # items after which memory that was freed is given back
 
@@ -81,12 +80,12 @@ def embedded(
         ValueError: an item does not fit the encoder, or features are not finite.
     """
     numbers, size = range(first, num_batches(source, features)), features.batch_size
-    encoding = Encoding(features.shape(encoder), "crop", size, {features.layer: _PATCHES[what]}, features.bf16)
+    shape = features.shape(encoder)
 
     def indices_of(number: int) -> range:
         return range(number * size, min((number + 1) * size, len(source)))
 
-    read = read_all(source, numbers, indices_of, encoding.shape, "crop", num_workers=checked_workers(num_workers))
+    read = read_all(source, numbers, indices_of, shape, "crop", num_workers=checked_workers(num_workers))
     for turn, decoded in enumerate(
         tracked(read, total=len(numbers), description=f"embedding {source.name}", items=lambda one: len(one.index) + len(one.unreadable))
     ):
@@ -96,15 +95,21 @@ def embedded(
             raise ValueError(decoded.refusal)
         rows = torch.empty(0)
         if decoded.values is not None:
-            rows = _chosen(encode_batch(encoder, batch_of(decoded), encoding)[features.layer], what)
+            rows = _encoded(encoder, decoded.values, what=what, bf16=features.bf16)
             require_finite(rows, decoded.index, what=f"source {source.name!r}: the features")
         for reason in decoded.unreadable.values():
             _LOG.warning("left out: %s", reason)
         yield Rows(rows, decoded.index, decoded.labels, decoded.unreadable)
 
 
-def _chosen(output: EncoderOutput, what: What) -> Tensor:
-    return output.cls if what == "cls" else output.patches[:, 0] if what == "mean" else output.patches
+def _encoded(encoder: Encoder, items: Tensor, *, what: What, bf16: bool) -> Tensor:
+    """Float[B D], or Float[B N D], of items at the encoder's size."""
+    with evaluating(encoder), torch.autocast(device_of(encoder).type, torch.bfloat16, enabled=bf16):
+        output = encoder(normalised(items, encoder), cls_only=what == "cls")
+    if what == "cls":
+        return output.cls.float().cpu()
+    patches = output.patches.float()
+    return (patches.mean(dim=1) if what == "mean" else patches).cpu()
 
 
 def embed(
@@ -151,8 +156,8 @@ def embed(
 
 def check_what(what: str) -> None:
     """Refuse, with a ValueError, what is none of the three."""
-    if what not in _PATCHES:
-        raise ValueError(f"what: {what!r} given; accepted: {', '.join(_PATCHES)}")
+    if what not in get_args(What):
+        raise ValueError(f"what: {what!r} given; accepted: {', '.join(get_args(What))}")
 
 
 def nothing_to_read(source: Source, reason: str) -> ValueError:
