@@ -39,6 +39,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "kornia": ("data/views/",),
     "wandb": ("callbacks/",),
     "jsonargparse": ("cli/",),
+    "huggingface_hub": ("weights/",),
     "faiss": ("use/",),
     "pyarrow": ("use/",),
     "onnxruntime": ("weights/exports/",),
