@@ -27,9 +27,7 @@ VERBS = {
     "fit": Verb("glpretrain.cli.training.train", "Train from --config FILE and any number of overrides (LightningCLI)."),
     "evaluate": Verb("glpretrain.cli.scoring.evaluate", "Score a backbone: what its cls and its patches know, with intervals."),
     "export": Verb("glpretrain.cli.backbones.export", "Write a backbone to a folder: timm, Hugging Face, torch.export or ONNX."),
-    "push": Verb(
-        "glpretrain.cli.push.push", "Upload a backbone to huggingface.co with a model card: data, scores, licence, use."
-    ),
+    "push": Verb("glpretrain.cli.push.push", "Upload a backbone to huggingface.co with a model card: data, scores, licence, use."),
     "inspect": Verb("glpretrain.cli.backbones.inspect", "Write a page to look into backbones: attention, patch PCA, prompts by click."),
     "embed": Verb("glpretrain.cli.embedding.embed", "Write the features of your items to a file: .parquet, .npy or .csv."),
     "neighbours": Verb("glpretrain.cli.embedding.neighbours", "Name the items that resemble a picture most, with their cosines."),

@@ -70,9 +70,15 @@ def _scores(results: Mapping) -> list[ScoreLine]:
     before, after, measured_on = (results.get(name) or {} for name in ("before", "after", "measured_on"))
     names = [name for name, value in after.items() if value is not None and not name.endswith(_ENDS)]
     return [
-        ScoreLine(name, _shown(before, name), _shown(after, name), str(measured_on.get(name, "")), str(after.get(f"{name}_n", "")))
+        ScoreLine(name, _shown(before, name), _shown(after, name), _source(name, measured_on), str(after.get(f"{name}_n", "")))
         for name in names
     ]
+
+
+def _source(score: str, measured_on: Mapping) -> str:
+    """What a score was measured on; its name begins with that of its evaluator."""
+    owners = [name for name in measured_on if score == name or score.startswith(f"{name}_")]
+    return str(measured_on[max(owners, key=len)]) if owners else ""
 
 
 def _shown(scores: Mapping, name: str) -> str:

@@ -22,7 +22,7 @@ RESULTS = {
     "data": "photos | of mine",
     "before": {"knn": 20.0, "knn_low": 18.0, "knn_high": 22.0, "knn_n": 300},
     "after": {"knn": 45.71, "knn_low": 42.6, "knn_high": 48.8, "knn_n": 300, "prompt_miou": 52.0, "linear": None},
-    "measured_on": {"knn": "scenes", "prompt_miou": "annotated"},
+    "measured_on": {"knn": "scenes", "prompt": "annotated"},
 }
 
 

@@ -145,3 +145,10 @@ def test_the_table_says_how_large_models_are_and_names_no_repository_twice() -> 
         count = sum(tensor.numel() for tensor in made.backbone_state().values())
         assert published.millions == round(count / 1e6, 1), name
     assert located(Path(__file__)).path == Path(__file__)
+
+
+def test_the_documents_show_the_table() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "use.md").read_text()
+    table = text.partition("<!-- published -->")[2].partition("<!-- /published -->")[0]
+    rows = [tuple(line.strip("| ").split(" | ")) for line in table.splitlines() if "/" in line]
+    assert rows == [(name, str(published.millions), published.licence) for name, published in PUBLISHED.items()]
