@@ -194,7 +194,7 @@ def _names(rows: RowFile, source: Source) -> Iterator[tuple[list[str], list[str]
     """Names, classes and features, a part at a time."""
     for numbers, index, labels in rows.parts():
         names = [written_name(source.named(place)) for place in index.tolist()]
-        yield names, [written_name(source.classes[label]) if label >= 0 else "" for label in labels.tolist()], numbers
+        yield names, [written_name(source.classes[int(label)]) if label >= 0 else "" for label in labels.tolist()], numbers
 
 
 def _write_csv(path: Path, rows: RowFile, source: Source, note: str, *, with_features: bool = True) -> None:

@@ -108,7 +108,7 @@ def _searched(features: Path, query: np.ndarray, *, k: int) -> list[Neighbour]:
         if rows.shape[1] != len(query):
             raise ValueError(f"neighbours: {features} has rows of {rows.shape[1]} numbers, the backbone gives {len(query)}")
         cosines, places = (torch.from_numpy(unit_rows(rows)) @ direction).topk(min(k, len(rows)))
-        best += [Neighbour(names[place], cosine) for cosine, place in zip(cosines.tolist(), places.tolist(), strict=True)]
+        best += [Neighbour(names[int(place)], cosine) for cosine, place in zip(cosines.tolist(), places.tolist(), strict=True)]
         best = sorted(best, key=lambda one: one.cosine, reverse=True)[:k]  # of equal ones the first stays first
     return best
 

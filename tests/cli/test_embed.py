@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,17 @@ def test_both_parts_of_a_divided_folder_are_read(here: Path) -> None:
     assert main(["embed", "backbone", "divided", "--out", "d.npy"]) == 0
     names = ["train/a/0.png", "train/a/2.png", "train/b/1.png", "train/b/3.png", "val/a/4.png", "val/b/5.png"]
     assert csv_rows("d.csv")[1:] == [[name, name.split("/")[1]] for name in names]
+
+
+def test_items_of_shards_and_lists_have_names(here: Path) -> None:
+    with tarfile.open("photos.tar", "w") as shard:
+        for name in NAMES[:3]:
+            shard.add(f"photos/{name}", arcname=name)
+    assert main(["embed", "backbone", "photos.tar", "--out", "t.npy"]) == 0
+    assert [row[0] for row in csv_rows("t.csv")[1:]] == [f"photos.tar:{name}" for name in NAMES[:3]]
+    Path("list.txt").write_text("".join(f"photos/{name} {name[0]}\n" for name in reversed(NAMES[-3:])))
+    assert main(["embed", "backbone", "list.txt", "--out", "l.npy"]) == 0
+    assert csv_rows("l.csv")[1:] == [[f"photos/{name}", name[0]] for name in reversed(NAMES[-3:])]
 
 
 def test_a_damaged_picture_costs_a_line_and_is_listed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

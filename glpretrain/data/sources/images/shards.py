@@ -102,7 +102,8 @@ class TarShards(Source):
         return Item(values=image, label=int(self._labels[index]), instances=None, regions=None)
 
     def named(self, index: int) -> str:
-        return ":".join(self._names.parts(index))
+        shard, name = self._names.parts(index)
+        return f"{self.root.name if shard == '.' else shard}:{name}"  # `.` where the source is one file
 
     def stored(self, index: int) -> Stored:
         shard, _ = self._names.parts(index)
