@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"core", "masking", "modalities", "prepare.slides"},
     "prepare.faces": {"core", "data", "prepare.workers"},
     "evaluate": {"core", "modalities", "encoders", "data"},
+    "use": {"core", "modalities", "encoders", "data", "evaluate"},
     "weights": {"core", "encoders", "training"},
     "finetune": {"core", "encoders", "training", "methods", "data", "evaluate", "weights"},
     "report": {"core", "modalities", "encoders", "data"},
@@ -27,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": {"core", "encoders", "weights"},
     "cli": {
         *("core", "encoders", "modalities", "methods", "data", "prepare.slides", "prepare.faces"),
-        *("prepare.workers", "evaluate", "weights", "report", "callbacks", "runs", "training", "masking", "bench", "finetune"),
+        *("prepare.workers", "evaluate", "weights", "report", "callbacks", "runs", "training", "masking", "bench", "finetune", "use"),
     },
     "": {"cli", "runs", "weights"},  # glpretrain/__init__.py, lazily
 }
@@ -39,6 +40,9 @@ HOMES: dict[str, tuple[str, ...]] = {
     "kornia": ("data/views/",),
     "wandb": ("callbacks/",),
     "jsonargparse": ("cli/",),
+    "huggingface_hub": ("weights/",),
+    "faiss": ("use/",),
+    "pyarrow": ("use/",),
     "onnxruntime": ("weights/exports/",),
     "openslide": ("prepare/slides/",),
     "dask": ("prepare/workers/",),

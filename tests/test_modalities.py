@@ -28,7 +28,7 @@ def test_import_paths_of_a_kind_lead_to_what_they_promise(name: str) -> None:
     for path in (kind.embedded_source, kind.masked_source, *kind.own_sources):
         assert issubclass(imported(path), Source), path
     assert all(isinstance(evaluator, Evaluator) for evaluator in default_evaluators(name).values())
-    assert callable(imported(kind.page))
+    assert callable(imported(kind.page)) and all(callable(imported(path)) for path in kind.held)
     source = embedded_source(name, size=64)
     assert source.modality == name and source.classes and source.has_masks and source.train_test_split() is not None
 

@@ -29,7 +29,10 @@ VERBS = {
     "finetune": Verb("glpretrain.cli.finetune.finetune", "Fine-tune a backbone on labelled items, and score the model."),
     "predict": Verb("glpretrain.cli.predict.predict", "Predict the classes of new files, or of their pixels, with a fine-tuned model."),
     "export": Verb("glpretrain.cli.backbones.export", "Write a backbone to a folder: timm, Hugging Face, torch.export or ONNX."),
+    "push": Verb("glpretrain.cli.push.push", "Upload a backbone to huggingface.co with a model card: data, scores, licence, use."),
     "inspect": Verb("glpretrain.cli.backbones.inspect", "Write a page to look into backbones: attention, patch PCA, prompts by click."),
+    "embed": Verb("glpretrain.cli.embedding.embed", "Write the features of your items to a file: .parquet, .npy or .csv."),
+    "neighbours": Verb("glpretrain.cli.embedding.neighbours", "Name the items that resemble a picture most, with their cosines."),
     "cache": Verb("glpretrain.cli.cache.cache", "Show the features that evaluations keep on disk, or remove them."),
     "tiles": Verb("glpretrain.cli.tiles.tiles", "Cut whole-slide images into tissue tiles, in tar shards to train on."),
     "replay": Verb("glpretrain.cli.replay.replay", "Compute a refused step again, and say in which module the numbers stop being finite."),
@@ -44,7 +47,7 @@ def _help() -> str:
     names = recipe_names()
     evaluations = [name for name in names if name.startswith("eval/")]
     tasks = [name for name in names if name.startswith("finetune/")]
-    verbs = "\n".join(f"  {name:<9} {verb.purpose}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:<10} {verb.purpose}" for name, verb in VERBS.items())
     return (
         f"usage: glpretrain VERB ...\n\nSelf-supervised pretraining with global and local objectives.\n\n{verbs}\n\n"
         f"recipes: {', '.join(name for name in names if name not in [*evaluations, *tasks])}\n"

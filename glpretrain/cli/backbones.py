@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from glpretrain import modalities
+from glpretrain.cli.opening import opened
 from glpretrain.core.imports import imported
 from glpretrain.encoders import Encoder
 from glpretrain.finetune import FineTuned, is_fine_tuned
 from glpretrain.report import untrained as fresh
-from glpretrain.weights import load_backbone
 from glpretrain.weights.exports import export_as
 
 _EXPORTED = "backbone"  # what a run calls the folder of its encoder
@@ -65,7 +65,7 @@ def export(
         print(FineTuned.load(backbone).export(out, format=format))
         return
     size = img_size[0] if img_size is not None and len(img_size) == 1 else img_size
-    encoder = load_backbone(backbone, which=which, format=read_as, num_heads=num_heads)
+    encoder = opened(backbone, which=which, format=read_as, num_heads=num_heads)
     print(export_as(encoder, out, format=format, img_size=size, any_size=any_size, licence=licence))
 
 
@@ -106,7 +106,7 @@ def inspect(
         name, path = _name(given)
         if name in encoders:
             raise ValueError(f"inspect: two backbones are called {name!r}; name them, as in before={path}")
-        encoders[name] = load_backbone(path)
+        encoders[name] = opened(path)
     if untrained:
         if "untrained" in encoders:
             raise ValueError("inspect: a backbone is called 'untrained' and --untrained adds another; choose another name")

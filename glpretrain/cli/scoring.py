@@ -17,6 +17,7 @@ from rich.text import Text
 
 from glpretrain import __version__
 from glpretrain.callbacks.evaluators import explain, left_out_lines
+from glpretrain.cli.opening import opened
 from glpretrain.cli.scored_sources import BESIDE, DEFAULT_RECIPE, Own, parts_of_config, recipe_of, sources_of_recipe
 from glpretrain.cli.trust import take_imports
 from glpretrain.core.files import append_lines, part_file
@@ -25,7 +26,6 @@ from glpretrain.evaluate import Evaluator, FeatureCache, Result, Sources, defaul
 from glpretrain.evaluate.cache import DISK_GB, default_folder
 from glpretrain.evaluate.estimates import announce
 from glpretrain.runs import find_recipe, require_outside
-from glpretrain.weights import load_backbone
 
 
 class Scores(list[dict[str, object]]):
@@ -130,7 +130,7 @@ def score(
     own, overrides = Own(data, masks, videos), take_imports(overrides)
     if overrides and config is None:
         raise ValueError(f"{' '.join(overrides)}: accepted with --config only (see glpretrain evaluate --help)")
-    encoder = backbone if isinstance(backbone, Encoder) else load_backbone(backbone)
+    encoder = backbone if isinstance(backbone, Encoder) else opened(backbone)
     if torch.cuda.is_available():
         encoder.cuda()
     if config is not None and recipe is not None:

@@ -42,6 +42,14 @@ class EncoderOutput(NamedTuple):
         return self._replace(patches=self.patches[:, :0])
 
 
+class Embedded(NamedTuple):
+    """Features of items, a row for each that could be read."""
+
+    features: Tensor  # Float[B D], or Float[B N D] of patches
+    names: list[str]  # of each row
+    unreadable: dict[str, str]  # why the others have no row, by name
+
+
 # What the fields of a card are in JSON, which makes lists of tuples.
 _JSON_TYPES = {
     **dict.fromkeys(("encoder", "modality", "licence", "source"), (str,)),

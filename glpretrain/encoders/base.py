@@ -3,33 +3,26 @@
 import hashlib
 import inspect
 import json
-import math
 import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, TypeVar, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
 from glpretrain.core.frames import token_centres, token_sides
-from glpretrain.core.types import EncoderCard, EncoderOutput
+from glpretrain.core.imports import imported
+from glpretrain.core.types import Embedded, EncoderCard, EncoderOutput
 from glpretrain.encoders.checkpointing import recomputing
 from glpretrain.encoders.drop_path import drawn_paths
 from glpretrain.encoders.kernels import fastest_attention
 from glpretrain.encoders.sequences import Views, encode_in_chunks, encode_list
 
-# Bounds of the numbers in a card.
-_LARGEST_COUNTS = {
-    **{"in_chans": 4096, "patch_size": 1024, "embed_dim": 16_384, "depth": 256, "num_heads": 1024, "reg_tokens": 1024},
-    **{"num_points": 10_000_000, "points_per_token": 65_536, "group_size": 65_536, "tokens_dim": 16_384},
-    **{"pool_dim": 16_384, "pool_heads": 1024},
-}
-_LARGEST = {"mlp_ratio": 64, "norm_eps": 1, "init_values": 1000}
-_NEVER_NONE = ("drop_path_rate", "group_size", "num_points")  # numbers that no architecture has of its own
 # Arguments of builders that are words or flags.
 _WORDS = ("name", "position_resize", "positions", "ffn", "initial", "licence", "source")
 _FLAGS = ("drop_path_uniform", "class_token", "no_embed_class", "final_norm")
@@ -96,6 +89,26 @@ class Encoder(nn.Module, ABC):
     def embed_dim(self) -> int:
         """Width D of the features."""
         return self.card.embed_dim
+
+    # Reading and resizing are done by rooms above this one, which are named by their import path, as in a `Modality`.
+    @property
+    def transform(self) -> Callable[[object], Tensor]:
+        """From pictures or clouds that a program holds to what the encoder takes, Float[B *item]; see `glpretrain.use.Transform`."""
+        return imported("glpretrain.use.Transform")(self)
+
+    def embed(
+        self,
+        items: str | Path | Sequence[str | Path],
+        *,
+        what: Literal["cls", "mean", "patches"] = "cls",
+        size: int | Sequence[int] | None = None,
+        batch_size: int = 64,
+        bf16: bool = False,
+        num_workers: int | None = None,
+    ) -> Embedded:
+        """Features of the items of a folder, or of files, in memory; see `glpretrain.use.embed`."""
+        options = {"what": what, "size": size, "batch_size": batch_size, "bf16": bf16, "num_workers": num_workers}
+        return imported("glpretrain.use.embed")(self, items, **options)
 
     @property
     @abstractmethod
@@ -277,28 +290,6 @@ class Encoder(nn.Module, ABC):
             card: card that is written beside it.
         """
         return {}
-
-
-def check_numbers(encoder: str, **numbers: object) -> None:
-    """Refuse, with a ValueError, arguments that are no numbers or lie far beyond what anyone published; None is left out where it
-    stands for the number of the architecture.
-
-    A constructor calls this first, because a card may come from anywhere and a depth of 20,000 would be built for a minute.
-    """
-    for name, value in numbers.items():
-        if value is None and name not in _NEVER_NONE:
-            continue
-        number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-        if name in _LARGEST_COUNTS:
-            accepted = f"at least 1 and at most {_LARGEST_COUNTS[name]}"
-            fits = isinstance(number, int) and 1 <= number <= _LARGEST_COUNTS[name]
-        elif name in _LARGEST:
-            accepted, fits = f"above 0 and at most {_LARGEST[name]}", 0.0 < number <= _LARGEST[name]
-        else:
-            assert name == "drop_path_rate"
-            accepted, fits = "[0, 1)", 0.0 <= number < 1.0
-        if not fits:
-            raise ValueError(f"{encoder}: {name}={reprlib.repr(value)} given; accepted: {accepted}")
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], *, assign: bool = False) -> None:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from glpretrain.core.distributed import over_processes, world_size
 from glpretrain.core.patches import image_grid
 from glpretrain.core.types import EncoderCard, EncoderOutput
-from glpretrain.encoders.base import Encoder, check_numbers, register
+from glpretrain.encoders.base import Encoder, register
 from glpretrain.encoders.drop_path import use_keyed_paths
+from glpretrain.encoders.limits import check_numbers
 from glpretrain.encoders.timm_model import TimmArguments, check_model, create_model, image_card, pair, timm_config
 
 # Their windows are laid out for one size when the model is built.

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from glpretrain.core.clouds import take
 from glpretrain.core.frames import places
 from glpretrain.core.types import EncoderCard, EncoderOutput
-from glpretrain.encoders.base import Encoder, check_numbers, register
+from glpretrain.encoders.base import Encoder, register
 from glpretrain.encoders.drop_path import use_keyed_paths
+from glpretrain.encoders.limits import check_numbers
 from glpretrain.encoders.point_tokens import Groups, MiniPointNet, RelativeFeatures, group_points
 from glpretrain.encoders.sequences import hide_tokens, split_tokens
 

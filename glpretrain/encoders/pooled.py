@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glpretrain.core.types import EncoderOutput
-from glpretrain.encoders.base import Encoder, build_from, check_numbers, load_strictly, register
+from glpretrain.encoders.base import Encoder, build_from, load_strictly, register
+from glpretrain.encoders.limits import check_numbers
 from glpretrain.encoders.vit import ViT
 
 

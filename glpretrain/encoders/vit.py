@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from glpretrain.core.clouds import take
 from glpretrain.core.patches import image_grid
 from glpretrain.core.types import EncoderCard, EncoderOutput
-from glpretrain.encoders.base import Encoder, check_numbers, register
+from glpretrain.encoders.base import Encoder, register
 from glpretrain.encoders.blocks import PlainBlock, can_pack, gather_rope, packing_pays, run, run_packed
 from glpretrain.encoders.checkpointing import recomputing
 from glpretrain.encoders.drop_path import compute_kept, drawn_paths, drop_uniformly, use_keyed_paths
 from glpretrain.encoders.initial import INITIALS, Initial, fix_positions, start
+from glpretrain.encoders.limits import check_numbers
 from glpretrain.encoders.sequences import Views, hide_tokens, split_tokens
 from glpretrain.encoders.timm_model import (
     POSITION_RESIZES,

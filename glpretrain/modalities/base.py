@@ -30,6 +30,7 @@ class Modality(ABC):
     embedded_source: ClassVar[str]  # a source with classes and masks that needs no files, to score on where the data has none
     embedded_size: ClassVar[str]  # name of its argument for the size of items
     own_sources: ClassVar[tuple[str, ...]]  # sources of a user's folder or file; the first one whose `reads` is true is taken
+    held: ClassVar[tuple[str, str]]  # functions that divide what a program holds into items, and make the values of one
     masked_source: ClassVar[str]  # the source that reads a user's items with masks
     default_evaluators: ClassVar[dict[str, str]]  # evaluators that every run is scored with, by name
     page: ClassVar[str]  # function that writes the page to look into backbones

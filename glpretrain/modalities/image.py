@@ -29,6 +29,7 @@ class Image(Modality):
         *("glpretrain.data.TileFolder", "glpretrain.data.Faces", "glpretrain.data.TarShards", "glpretrain.data.ImageList"),
         "glpretrain.data.ImageFolder",
     )
+    held = ("glpretrain.data.sources.images.held.pictures", "glpretrain.data.sources.images.held.picture_values")
     masked_source = "glpretrain.data.MaskedFolder"
     default_evaluators: ClassVar[dict[str, str]] = {
         "knn": "glpretrain.evaluate.KNN",

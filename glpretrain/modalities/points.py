@@ -26,6 +26,7 @@ class Points(Modality):
     embedded_source = "glpretrain.data.Solids"
     embedded_size = "num_points"
     own_sources = ("glpretrain.data.PointArrays", "glpretrain.data.PointFolder")
+    held = ("glpretrain.data.sources.points.held.clouds", "glpretrain.data.sources.points.held.cloud_values")
     masked_source = "glpretrain.data.PointArrays"
     default_evaluators: ClassVar[dict[str, str]] = {
         "knn": "glpretrain.evaluate.KNN",

@@ -4,6 +4,7 @@ Left out: reading each of them (`folders`, `published`), and giving the tensors 
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -12,6 +13,7 @@ from glpretrain.weights.files import listed, read_content, read_json
 from glpretrain.weights.fitting import fit
 from glpretrain.weights.folders import CARD, LIBRARY_CONFIG, read_own_checkpoint, read_own_folder
 from glpretrain.weights.names import FILES
+from glpretrain.weights.places import located
 from glpretrain.weights.published import read_huggingface_folder, read_published_file, read_timm_folder
 from glpretrain.weights.report import LoadedWeights, LoadOptions, LoadReport
 
@@ -19,12 +21,13 @@ _log = logging.getLogger(__name__)
 
 
 def load_backbone(x: str | Path, **options: Unpack[LoadOptions]) -> Encoder:
-    """A trained encoder in evaluation mode on the CPU. Prints one line about what was loaded and logs every name.
+    """A trained encoder in evaluation mode on the CPU. What was loaded, and the name of every tensor, is logged (`logging`, level INFO).
 
     Args:
         x: a folder written by `export`, a checkpoint of a training run, a published checkpoint file (DINO, iBOT, Mugs, MAE, FSFM, DINOv2,
             DINOv3, MoCo v3, MSN, CONCH, Point-MAE, Point-BERT, POS-BERT, a timm state dict), a timm folder or a folder of a Hugging Face
-            ViT.
+            ViT. Or, from the cache of huggingface_hub or the network: a name in `places.PUBLISHED`, such as facebook/dinov2-small;
+            hf:OWNER/NAME; https://...#sha256=HEX.
         which: "teacher" (the default) or "student", for a checkpoint that holds both; the teacher is the moving copy (MoCo v3's momentum
             encoder, MSN's target encoder).
         in_chans: number of channels, where it should differ from the file's; an image whose channels are all equal keeps its features.
@@ -45,18 +48,16 @@ def load_backbone(x: str | Path, **options: Unpack[LoadOptions]) -> Encoder:
         ValueError: something is missing, broken, unknown or does not fit; the message names it. Nothing in a file is ever run.
     """
     encoder, report = load_backbone_with_report(x, **options)
-    for line in report.lines():
+    for line in (str(report), *report.lines()):
         _log.info("%s", line)
-    print(report)
     return encoder
 
 
 def load_backbone_with_report(x: str | Path, **options: Unpack[LoadOptions]) -> tuple[Encoder, LoadReport]:
-    """Like `load_backbone`, with the same arguments and errors, but returns the report instead of printing it."""
+    """Like `load_backbone`, with the same arguments and errors, but returns the report instead of logging it."""
     _check(options)
-    path, which = Path(x), options.get("which", "teacher")
-    if not path.exists():
-        raise ValueError(f"load_backbone: {path} does not exist; accepted: a folder or a checkpoint file")
+    which, place = options.get("which", "teacher"), located(x)
+    path = place.path
     try:
         weights = _read_folder(path) if path.is_dir() else _read_file(path, options)
     except ValueError as error:
@@ -68,7 +69,10 @@ def load_backbone_with_report(x: str | Path, **options: Unpack[LoadOptions]) -> 
         raise ValueError(f"load_backbone: {', '.join(ignored)} given; {path} ({weights.title}) accepts {accepted}")
     if which == "student" and "(student)" not in weights.title:
         raise ValueError(f"load_backbone: which='student' given; {path} ({weights.title}) does not hold a student of its own")
-    return fit(weights, options, path=path)
+    if place.source and weights.card is None:
+        words = {"source": place.source, "licence": place.licence or weights.arguments.get("licence")}
+        weights = replace(weights, arguments=weights.arguments | {name: word for name, word in words.items() if word})
+    return fit(weights, options, path=place.name)
 
 
 def _check(options: LoadOptions) -> None:

@@ -28,6 +28,7 @@ class Signal(Modality):
     embedded_source = "signals.Waves"
     embedded_size = "size"
     own_sources = ("signals.Waves",)
+    held = ("builtins.list", "torch.as_tensor")
     masked_source = "signals.Waves"
     default_evaluators = {"knn": "glpretrain.evaluate.KNN", "linear": "glpretrain.evaluate.LinearProbe"}  # noqa: RUF012  a ClassVar of the base
     page = "glpretrain.report.write_report"

@@ -71,6 +71,16 @@ class Source(ABC):
         """Int[R]: the first item of each shard, of items that lie shard by shard; empty where they are files of their own."""
         return np.empty(0, dtype=np.int64)
 
+    def named(self, index: int) -> str:
+        """Name of an item: its path below the folder of the source where it is a file of its own, or else its number; no file is read."""
+        if isinstance(self.paths, Paths):
+            return "/".join(part for part in self.paths.parts(index) if part)
+        return str(self.paths[index]) if self.paths else str(index)
+
+    def whole(self) -> "Source":
+        """The same items and those of its other splits, for work that is done on all of a user's items."""
+        return self
+
     @classmethod
     def reads(cls, path: Path) -> bool:
         """Whether this source is the one for a folder or file that a user names; other sources of its kind may be asked first."""
@@ -150,6 +160,9 @@ class Subset(Source):
 
     def reduced(self, index: int, *, side: int) -> Item:
         return self.source.reduced(int(self.indices[checked_index(index, len(self))]), side=side)
+
+    def named(self, index: int) -> str:
+        return self.source.named(int(self.indices[checked_index(index, len(self))]))
 
     def stored(self, index: int) -> Stored | None:
         return self.source.stored(int(self.indices[checked_index(index, len(self))]))

@@ -109,9 +109,18 @@ def decode(path: Path, *, channels: int, side: int | None = None) -> Tensor:
 def decode_pil(file: Path | str | BinaryIO, *, channels: int, side: int | None = None) -> Tensor:
     """UInt8[C H W] of a file that PIL opens, with 1 or 3 channels. Raises whatever PIL raises; see `damage_named`."""
     with opened_image(file, side=side) as image:
-        nodata = image.tag_v2.get(_GDAL_NODATA) if isinstance(image, TiffImageFile) else None
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))  # ImageOps.exif_transpose would write the other tags anew
-        turned = image if turn is None else image.transpose(turn)
+        return pixels_of(image, channels=channels)
+
+
+def pixels_of(image: Image.Image, *, channels: int) -> Tensor:
+    """UInt8[C H W] of an image of PIL in any mode, turned as its EXIF tag says.
+
+    Raises:
+        ValueError: no pixel has a value.
+    """
+    nodata = image.tag_v2.get(_GDAL_NODATA) if isinstance(image, TiffImageFile) else None
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))  # ImageOps.exif_transpose would write the other tags anew
+    turned = image if turn is None else image.transpose(turn)
     if turned.mode.startswith(("I", "F")):
         turned = _to_bytes(turned, nodata=nodata)
     mode = "L" if channels == 1 else "RGB"

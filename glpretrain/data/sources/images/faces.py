@@ -78,6 +78,10 @@ class Faces(Source):
     def train_test_split(self) -> tuple[Source, Source] | None:
         return self._images.train_test_split()
 
+    def whole(self) -> Source:
+        """All images, without their region maps."""
+        return self._images.whole()
+
 
 _NUM_FACES = 100  # the first half of the crops are faces, the second half are not
 _NUM_TRAIN = 80

@@ -127,6 +127,13 @@ class ImageFolder(Source):
     def stored(self, index: int) -> Stored:
         return Stored(self.paths[index], f"image {self.channels}", int(self._label_of_folder[self._files.folder_of[index]]))
 
+    def whole(self) -> "ImageFolder":
+        if self._split_folders is None:
+            return self
+        whole = copy(self)
+        whole._choose("all")
+        return whole
+
     def _listing(self) -> tuple[object, ...]:
         return *super()._listing(), self._label_of_folder[self._files.folder_of]
 

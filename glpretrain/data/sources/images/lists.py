@@ -6,7 +6,7 @@ files exist is found out when they are decoded.
 
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,38 @@ class ImageList(Source):
 
     def _listing(self) -> tuple[object, ...]:
         return *super()._listing(), self._labels
+
+
+class ImageFiles(Source):
+    """Image files that a program names one by one.
+
+    Args:
+        paths: their paths; at least one.
+        channels: number of channels of every item.
+
+    Raises:
+        ValueError: there is none.
+    """
+
+    name = "files"
+
+    def __init__(self, paths: Sequence[str | Path], *, channels: int = 3) -> None:
+        if not paths:
+            raise ValueError("ImageFiles: no path given; give at least one")
+        self.paths, self.channels = Paths.of(Path(), map(expanded, paths)), channels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.reduced(index, side=MOST_SIDE)
+
+    def reduced(self, index: int, *, side: int) -> Item:
+        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side)
+        return Item(values=values, label=-1, instances=None, regions=None)
+
+    def stored(self, index: int) -> Stored:
+        return Stored(self.paths[index], f"image {self.channels}", -1)
 
 
 def _read(path: Path) -> Walked:

@@ -101,6 +101,10 @@ class TarShards(Source):
             image = decode_pil(io.BytesIO(content), channels=self.channels, side=side)
         return Item(values=image, label=int(self._labels[index]), instances=None, regions=None)
 
+    def named(self, index: int) -> str:
+        shard, name = self._names.parts(index)
+        return f"{self.root.name if shard == '.' else shard}:{name}"  # `.` where the source is one file
+
     def stored(self, index: int) -> Stored:
         shard, _ = self._names.parts(index)
         return Stored(self.root / shard, f"image {self.channels} at {self._places[index].tolist()}", int(self._labels[index]))

@@ -124,6 +124,10 @@ class TileFolder(Source):
             image = decode_pil(io.BytesIO(content), channels=self.channels)
         return Item(values=image, label=self._class_of_slide[self._slide_of_run[run]], instances=None, regions=None)
 
+    def named(self, index: int) -> str:
+        run = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return f"{self.slides[self._slide_of_run[run]]}:{index}"
+
     def stored(self, index: int) -> Stored:
         run = int(np.searchsorted(self._starts, index, side="right")) - 1
         place = f"tile at {int(self._offset[index])} of {int(self._num_bytes[index])} bytes"

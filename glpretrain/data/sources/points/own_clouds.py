@@ -81,6 +81,11 @@ class PointFolder(PointSource):
         labels = [numbers.get(self._split_and_class(folder)[1], -1) for folder in self._files.folders]
         self._label_of_folder = np.array(labels, dtype=np.int32)
 
+    def whole(self) -> "PointFolder":
+        if not self._splits:
+            return self
+        return PointFolder(self.root, split="all", num_points=self.num_points, normalise=self.normalise)
+
     def _split_and_class(self, folder: str) -> tuple[str, str]:
         """Names of the split and the class of the files in a folder, taken from its path; empty where there is none."""
         folders = folder.split("/") if folder else []
@@ -207,6 +212,9 @@ class PointArrays(PointSource):
             return None
         train, test = (PointArrays(self.path, split=split, normalise=self.normalise) for split in ("train", "test"))
         return train, test
+
+    def whole(self) -> Source:
+        return PointArrays(self.path, split="all", normalise=self.normalise) if self._splits == ["train", "test"] else self
 
 
 def _find(arrays: dict[str, np.ndarray], *names: str, prefix: str) -> np.ndarray | None:
