@@ -1,7 +1,7 @@
 """Draw the pictures of docs/measurements.md: prompts before and after training, and scores and health over a run.
 
-    python docs/pictures.py prompts BACKBONE... --masks FOLDER --size 128 --out docs/pictures/prompts.png
-    python docs/pictures.py curves NAME=RUN... --out docs/pictures/curves.png
+    python docs/pictures.py prompts NAME=BACKBONE... [--masks FOLDER] [--size 128] --out docs/pictures/prompts.jpg
+    python docs/pictures.py curves NAME=RUN... --out docs/pictures/curves.svg
 
 `prompts`: each row is an encoder, the first one with fresh weights, each column an image. All images are spaced evenly over those that were
 scored, and every encoder has its own calibrated threshold, so nothing is chosen by eye. `curves`: each line is a run that was scored on the
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from glpretrain.data import MaskedFolder
+from glpretrain.data import MaskedFolder, Scenes, Source
 from glpretrain.encoders import Encoder
 from glpretrain.evaluate import Features, PromptSegmentation, Sources
 from glpretrain.evaluate.figures import picture
@@ -41,7 +41,7 @@ class _Kept(PromptSegmentation):
         return Figure()
 
 
-def segments(encoder: Encoder, masks: MaskedFolder, *, size: int) -> tuple[Sequence[Prompted], float]:
+def segments(encoder: Encoder, masks: Source, *, size: int | None) -> tuple[Sequence[Prompted], float]:
     """What the evaluator draws of an encoder, and its calibrated threshold of a careful click."""
     evaluator = _Kept(features=replace(Features(), size=size))
     evaluator.pictures(encoder, Sources({"masked": masks}), None)
@@ -114,24 +114,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=("prompts", "curves"))
     parser.add_argument("given", nargs="+", help="backbones or runs, each NAME=PATH")
-    parser.add_argument("--masks", type=Path, help="prompts: folder of images and masks")
-    parser.add_argument("--size", type=int, default=128, help="prompts: side of the images, in pixels")
+    parser.add_argument("--masks", type=Path, help="prompts: folder of images and masks; the scenes on which runs are scored when left out")
+    parser.add_argument("--size", type=int, help="prompts: side of the images, in pixels; the encoder's own when left out")
     parser.add_argument("--ignore", type=int, help="prompts: mask value that does not count")
-    parser.add_argument("--offset", type=int, default=0, help="prompts: added to the other mask values")
+    parser.add_argument("--offset", type=int, help="prompts: added to the other mask values")
     parser.add_argument("--columns", nargs="+", help="curves: columns of metrics.csv; k-NN, linear probe, prompt IoU and AUC when left out")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     named = {name: Path(path) for name, _, path in (one.partition("=") for one in given.given)}
     if given.kind == "curves":
         figure = curves_figure(named, _SCORES if given.columns is None else {column: column for column in given.columns})
-    elif given.masks is None:
-        parser.error("prompts needs --masks")
     else:
-        masks = MaskedFolder(given.masks, ignore=given.ignore, offset=given.offset)
+        masks = Scenes(400, size=64, split="test")
+        if given.masks is not None:
+            masks = MaskedFolder(given.masks, ignore=given.ignore, offset=given.offset)
         encoders = {name: load_backbone(path) for name, path in named.items()}
         encoders = {"random weights": untrained(next(iter(encoders.values()))), **encoders}
         figure = prompts_figure({name: segments(encoder, masks, size=given.size) for name, encoder in encoders.items()})
-    figure.savefig(given.out, dpi=110)
+    figure.savefig(given.out, dpi=100)
     print(f"{given.out}: {given.out.stat().st_size / 1e3:.0f} kB")
     return 0
 
