@@ -25,6 +25,10 @@ class Verb(NamedTuple):
 VERBS = {
     "pretrain": Verb("glpretrain.cli.pretraining.pretrain", "Train a recipe by name, evaluate before and after, export."),
     "fit": Verb("glpretrain.cli.training.train", "Train from --config FILE and any number of overrides (LightningCLI)."),
+    "compare": Verb(
+        "glpretrain.cli.comparing.compare",
+        "Compare runs: means and spread over seeds, paired tests, curves, cost against score.",
+    ),
     "evaluate": Verb("glpretrain.cli.scoring.evaluate", "Score a backbone: what its cls and its patches know, with intervals."),
     "export": Verb("glpretrain.cli.backbones.export", "Write a backbone to a folder: timm, Hugging Face, torch.export or ONNX."),
     "inspect": Verb("glpretrain.cli.backbones.inspect", "Write a page to look into backbones: attention, patch PCA, prompts by click."),

@@ -11,13 +11,9 @@ from typing import NamedTuple
 from glpretrain.callbacks.checkpoints import newest_whole
 from glpretrain.cli.trust import read_yaml
 from glpretrain.core.files import is_locked
+from glpretrain.runs import CONFIG, RESULTS, settings_that_count
 
-RESULTS, CONFIG, ITEMS = "results.json", "config.yaml", "items.json"
-# What may differ between two starts of one run: where it is written, what is shown, and how items reach the device.
-_FREE = (
-    *("config", "ckpt_path", "resume", "runs", "trainer.logger", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
-    *("trainer.enable_model_summary", "trainer.profiler", "data.num_workers", "data.cache", "data.max_unreadable"),
-)
+ITEMS = "items.json"
 _SHOWN = 3
 
 
@@ -65,21 +61,10 @@ def find(parent: Path, *, config: Mapping, items: Mapping[str, object], force: b
 
 def _differences(before: Mapping, now: Mapping, *, _named: str = "") -> Iterator[str]:
     """What differs between two configurations, each as `name was A, is B`."""
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = settings_that_count(before), settings_that_count(now)
     for name in [*old, *(name for name in new if name not in old)]:
-        if not any(name == free or name.startswith(f"{free}.") for free in _FREE) and old.get(name) != new.get(name):
+        if old.get(name) != new.get(name):
             yield f"{_named}{name} was {old.get(name, 'not set')}, is {new.get(name, 'not set')}"
-
-
-def _flat(values: object, name: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(values, Mapping) and values:
-        for key, value in values.items():
-            yield from _flat(value, f"{name}.{key}" if name else str(key))
-    elif isinstance(values, list) and values:
-        for place, value in enumerate(values):
-            yield from _flat(value, f"{name}[{place}]")
-    else:
-        yield name, values
 
 
 def _read(path: Path) -> Mapping:
