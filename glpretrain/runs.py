@@ -6,7 +6,6 @@ Training is left out. Nothing here needs Lightning, so results can be read where
 import json
 import os
 import shutil
-import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
@@ -18,8 +17,7 @@ from glpretrain.core.files import point
 if TYPE_CHECKING:
     from glpretrain.encoders.base import Encoder  # not before a backbone is asked for: `--help` lists recipes at once
 
-_CHECKOUT = Path(__file__).parents[1] / "recipes"
-_INSTALLED = Path(sysconfig.get_path("data")) / "share" / "glpretrain" / "recipes"
+_OURS = Path(__file__).parent / "recipes"  # a link in a checkout, files where a wheel was installed
 RESULTS, CONFIG = "results.json", "config.yaml"  # files of a run folder
 # What may differ between two starts of one run: where it is written, what is shown, and how items reach the device.
 _FREE = (
@@ -29,8 +27,8 @@ _FREE = (
 
 
 def recipe_roots() -> list[Path]:
-    """Folders that hold recipes, nearest first: that of the current directory, of the checkout, of an installed wheel."""
-    roots = [Path.cwd() / "recipes", _CHECKOUT, _INSTALLED]
+    """Folders that hold recipes, nearest first: that of the current directory, and that of this package."""
+    roots = [Path.cwd() / "recipes", _OURS]
     return list(dict.fromkeys(root.resolve() for root in roots if root.is_dir()))
 
 

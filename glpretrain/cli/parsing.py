@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import yaml
@@ -298,12 +298,30 @@ def explained(message: str, parser: ArgumentParser) -> str:
 
 def argument_names(owner: Callable) -> list[str]:
     """What a class, or a function that makes one, can be given in a recipe, as dotted names."""
+    return _names(_parser_of(owner))
+
+
+class Argument(NamedTuple):
+    """What can be given."""
+
+    default: object
+    help: str  # what the docstring says of it, in one line
+
+
+def described_arguments(owner: Callable) -> dict[str, Argument]:
+    """The arguments of a class, or of a function that makes one, by their dotted names."""
+    parser = _parser_of(owner)
+    actions = {name: parser._option_string_actions[f"--{name}"] for name in _names(parser)}
+    return {name: Argument(action.default, " ".join(str(action.help or "").split())) for name, action in actions.items()}
+
+
+def _parser_of(owner: Callable) -> ArgumentParser:
     parser = ArgumentParser()
     if isinstance(owner, type):
         parser.add_class_arguments(owner)
     else:
         parser.add_function_arguments(owner)
-    return _names(parser)
+    return parser
 
 
 def _names(parser: ArgumentParser) -> list[str]:

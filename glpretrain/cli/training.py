@@ -6,13 +6,11 @@ callback of the same class as a default one replaces it.
 
 import os
 import pickle
-import platform
 import signal
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +21,6 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 
-from glpretrain import __version__, modalities
 from glpretrain.callbacks import (
     Checkpoints,
     EndTogether,
@@ -35,27 +32,26 @@ from glpretrain.callbacks import (
     StoppedBySignalError,
     Throughput,
     TrainingHealth,
-    default_loggers,
     finish,
+    run_loggers,
 )
 from glpretrain.callbacks.checkpoints import is_damaged
-from glpretrain.cli import resume
+from glpretrain.cli import provenance, resume
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse, require_one_recipe
 from glpretrain.cli.run_folder import RunFolder
+from glpretrain.cli.summary import summary
 from glpretrain.cli.trainer import chosen, interruptible, is_first_process, quiet, refusals, require_callbacks, require_settings
 from glpretrain.cli.trust import Parser, buildable, mapping_of, take_imports
 from glpretrain.core.files import part_file, write_json
 from glpretrain.core.rendezvous import meet_anew
 from glpretrain.data.module import DataModule
-from glpretrain.data.orders import Shuffled
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, recipe_name, require_outside, without_links
 from glpretrain.training.sharding import class_name
 from glpretrain.weights import export
 
 _RESUMED = "GLPRETRAIN_RESUMED"  # environment: the checkpoint that the first process has found, for those that it starts
-_VERSIONS = ("torch", "torchvision", "pytorch-lightning", "timm", "kornia")
 
 
 class _Parser(Parser, LightningArgumentParser):
@@ -101,9 +97,9 @@ class Training(LightningCLI):
     def _leaving_nothing_behind(self) -> Iterator[None]:
         try:
             yield
-        except BaseException:  # an interrupt too
+        except BaseException as error:  # an interrupt too
             if self.run_folder is not None:
-                self.run_folder.leave(self.loggers)
+                self.run_folder.leave(self.loggers, error)
             raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -177,8 +173,11 @@ class Training(LightningCLI):
             self.run_folder = RunFolder(self.recipe, runs=Path(self.config.runs), resumed=self.resumed.folder)
             folder = self.run_folder.path
             kwargs["default_root_dir"] = str(folder)
-            if given.logger in (None, True):
-                kwargs["logger"] = self.loggers = default_loggers(folder, recipe=self.recipe, resumed=self.resumed.folder is not None)
+            if given.logger is not False:
+                own = given.logger if isinstance(given.logger, list) else [] if given.logger in (None, True) else [given.logger]
+                kwargs["logger"] = self.loggers = run_loggers(
+                    folder, own=own, recipe=self.recipe, about=self._about(), resumed=self.resumed.folder is not None
+                )
             with part_file(folder / resume.CONFIG) as part:
                 self.parser.save(self.config, part, overwrite=True)
             write_json(folder / resume.ITEMS, self._items())
@@ -215,6 +214,12 @@ class Training(LightningCLI):
         callbacks += [StopOnSignal(), self.together]  # the last one: it tells other processes that the state has been saved
         return [callback for callback in callbacks if type(callback) not in [type(one) for one in own]]
 
+    def _about(self) -> dict[str, object]:
+        """What loggers are told of this run: all settings, and where it comes from."""
+        device = torch.device("cuda" if torch.cuda.is_available() and self.config.trainer.accelerator != "cpu" else "cpu")
+        found = {"versions": provenance.versions(), "commit": provenance.commit(), "machine": provenance.machine(device)}
+        return mapping_of(self.parser.dump(self.config, skip_validation=True), "this run") | found
+
     def _items(self) -> dict[str, object]:
         """What identifies the items of this run."""
         source = self.datamodule.source
@@ -226,9 +231,13 @@ class Training(LightningCLI):
             return resume.Found(None, None, [])
         config = mapping_of(self.parser.dump(self.config), "this run")
         parent = Path(self.config.runs) / self.recipe
-        found = resume.find(parent, config=config, items=self._items(), force=self.config.resume == "force")
+        force, among = self.config.resume == "force", resume.AMONG_SEEDS in os.environ
+        found = resume.find(parent, config=config, items=self._items(), force=force, among_seeds=among)
         for line in found.lines:
             print(line, flush=True)
+        if found.finished:
+            assert found.folder is not None
+            raise resume.AlreadyFinishedError(found.folder)
         return found
 
     def _checkpoint(self) -> str | None:
@@ -280,21 +289,7 @@ class Training(LightningCLI):
         return Run(folder)
 
     def _summary(self) -> str:
-        card = self.model.encoder.card
-        size = modalities.get(card.modality).describe_size(card)
-        start = "" if self.origin is None else f"init_from: {self.origin.name}: {self.origin.transfer}\n"
-        data, accumulated = self.datamodule, self.trainer.accumulate_grad_batches
-        together = data.batch_size * self.trainer.world_size
-        in_batches = f" in {accumulated} batches of {together}" if accumulated > 1 else ""
-        left_out = len(data.source) % (together * accumulated) if isinstance(data.order, Shuffled) else 0
-        rate, changed = self.model.optimization.describe_rate(together * accumulated), self.model.changed_by_accumulation(accumulated)
-        trained = sum(parameter.numel() for parameter in self.model.student.parameters() if parameter.requires_grad)
-        return (
-            f"{class_name(self.model)}: {card.encoder} {card.arguments.get('name', '')} at {size}, "
-            f"{trained / 1e6:.1f} M parameters with heads; {len(data.source)} items of {data.source.name}, "
-            f"{together * accumulated} a step{in_batches}{f', {left_out} left out of each epoch' if left_out else ''}\n"
-            f"{start}{rate}{changed}run folder: {self.folder}"
-        )
+        return summary(self.model, self.datamodule, self.trainer, origin=self.origin, folder=self.folder)
 
     def _results(self, seconds: float) -> dict[str, object]:
         evaluators, card = self.evaluators, self.model.encoder.card
@@ -321,7 +316,9 @@ class Training(LightningCLI):
             "devices": self.trainer.world_size,
             "precision": str(self.trainer.precision),
             "device": torch.cuda.get_device_name() if self.trainer.strategy.root_device.type == "cuda" else "cpu",
-            "versions": {"python": platform.python_version(), "glpretrain": __version__} | {name: version(name) for name in _VERSIONS},
+            "versions": provenance.versions(),
+            "commit": provenance.commit(),
+            "machine": provenance.machine(self.trainer.strategy.root_device),
         }
 
 
@@ -340,7 +337,9 @@ def train(arguments: Sequence[str]) -> Run:
     quiet()
     with refusals():
         try:
-            return Training(arguments).fit()
+            return resume.told(Training(arguments).fit().folder)
+        except resume.AlreadyFinishedError as done:
+            return resume.told(done.folder)
         except StoppedBySignalError as stop:
             if stop.number == signal.SIGINT:
                 raise KeyboardInterrupt from stop
