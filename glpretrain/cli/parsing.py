@@ -75,10 +75,16 @@ def _add(parser: ArgumentParser, parameter: inspect.Parameter, hint: object, *, 
     choices = next((get_args(part) for part in parts if get_origin(part) is Literal), ())
     metavar = "{" + ",".join(choices) + "}" if choices else name.upper()
     add = partial(add, type=hint if several is None else get_args(several)[0], metavar=metavar)
-    if several is not None:
-        add = partial(add, action="append") if get_origin(several) is list and not by_position else partial(add, nargs="+")
-    if not by_position:
-        add = partial(add, required=True) if required else partial(add, default=default)
+    if several is not None and get_origin(several) is list and not by_position:
+        add = partial(add, action="append")
+    elif several is not None:
+        add = partial(add, nargs="*" if by_position and not required else "+")
+    elif by_position and not required:
+        add = partial(add, nargs="?")
+    if not required:
+        add = partial(add, default=default)
+    elif not by_position:
+        add = partial(add, required=True)
     add()
 
 
