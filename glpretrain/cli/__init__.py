@@ -28,6 +28,9 @@ class Verb(NamedTuple):
 VERBS = {
     "pretrain": Verb("glpretrain.cli.pretraining.pretrain", "Train a recipe by name, evaluate before and after, export."),
     "fit": Verb("glpretrain.cli.training.train", "Train from --config FILE and any number of overrides (LightningCLI)."),
+    "evaluate": Verb("glpretrain.cli.scoring.evaluate", "Score a backbone: what its cls and its patches know, with intervals."),
+    "export": Verb("glpretrain.cli.backbones.export", "Write a backbone to a folder: timm, Hugging Face, torch.export or ONNX."),
+    "inspect": Verb("glpretrain.cli.backbones.inspect", "Write a page to look into backbones: attention, patch PCA, prompts by click."),
     "compare": Verb(
         "glpretrain.cli.comparing.compare",
         "Compare runs: means and spread over seeds, paired tests, curves, cost against score.",
@@ -36,9 +39,6 @@ VERBS = {
     "runs": Verb(
         "glpretrain.cli.run_list.runs", "List runs: recipe, data, seed, steps, state, and scores before and after; the newest first."
     ),
-    "evaluate": Verb("glpretrain.cli.scoring.evaluate", "Score a backbone: what its cls and its patches know, with intervals."),
-    "export": Verb("glpretrain.cli.backbones.export", "Write a backbone to a folder: timm, Hugging Face, torch.export or ONNX."),
-    "inspect": Verb("glpretrain.cli.backbones.inspect", "Write a page to look into backbones: attention, patch PCA, prompts by click."),
     "cache": Verb("glpretrain.cli.cache.cache", "Show the features that evaluations keep on disk, or remove them."),
     "tiles": Verb("glpretrain.cli.tiles.tiles", "Cut whole-slide images into tissue tiles, in tar shards to train on."),
     "replay": Verb("glpretrain.cli.replay.replay", "Compute a refused step again, and say in which module the numbers stop being finite."),
