@@ -14,6 +14,7 @@ MASKS ?=
 BACKBONE ?= runs/mmc/latest/backbone
 IMAGES ?=
 OUT ?= report.html
+RUNS ?= runs
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -22,7 +23,7 @@ STAMP := $(VENV)/.glpretrain
 PIP := "$(BIN)/python" -m pip install --disable-pip-version-check --progress-bar off --quiet
 LOCKED := $(if $(filter-out .venv,$(wildcard $(VENV))),,yes)
 
-.PHONY: help setup lock lint types test test-slow pretrain evaluate inspect bench bench-gpu notebooks docs clean
+.PHONY: help setup lock lint types test test-slow pretrain evaluate tables inspect bench bench-gpu notebooks docs clean
 
 help:  ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -76,6 +77,9 @@ pretrain: $(STAMP)  ## train a recipe: RECIPE=mmc [DATA=folder] [MASKS=folder] [
 
 evaluate: $(STAMP)  ## score an exported backbone: [BACKBONE=folder] [RECIPE=name] [DATA=folder] [MASKS=folder]
 	@"$(BIN)/python" -m glpretrain.cli evaluate "$(BACKBONE)" $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(DATA),--data "$(DATA)") $(if $(MASKS),--masks "$(MASKS)") $(ARGS)
+
+tables: $(STAMP)  ## the README's table of scores from run folders: [RUNS=folder] [ARGS="--data photos"]
+	PYTHONPATH=tests "$(BIN)/python" tests/score_table.py "$(RUNS)" --write README.md $(ARGS)
 
 inspect: $(STAMP)  ## a page to look into a backbone: IMAGES="a.jpg b.jpg" [BACKBONE=folder] [OUT=report.html] [ARGS=--untrained]
 	@"$(BIN)/python" -m glpretrain.cli inspect "$(BACKBONE)" $(IMAGES) --out "$(OUT)" $(ARGS)

@@ -6,8 +6,7 @@ Training is left out. Nothing here needs Lightning, so results can be read where
 import json
 import os
 import shutil
-import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +17,18 @@ from glpretrain.core.files import point
 if TYPE_CHECKING:
     from glpretrain.encoders.base import Encoder  # not before a backbone is asked for: `--help` lists recipes at once
 
-_CHECKOUT = Path(__file__).parents[1] / "recipes"
-_INSTALLED = Path(sysconfig.get_path("data")) / "share" / "glpretrain" / "recipes"
+_OURS = Path(__file__).parent / "recipes"  # a link in a checkout, files where a wheel was installed
+RESULTS, CONFIG = "results.json", "config.yaml"  # files of a run folder
+# What may differ between two starts of one run: where it is written, what is shown, and how items reach the device.
+_FREE = (
+    *("config", "ckpt_path", "resume", "runs", "trainer.logger", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
+    *("trainer.enable_model_summary", "trainer.profiler", "data.num_workers", "data.cache", "data.max_unreadable"),
+)
 
 
 def recipe_roots() -> list[Path]:
-    """Folders that hold recipes, nearest first: that of the current directory, of the checkout, of an installed wheel."""
-    roots = [Path.cwd() / "recipes", _CHECKOUT, _INSTALLED]
+    """Folders that hold recipes, nearest first: that of the current directory, and that of this package."""
+    roots = [Path.cwd() / "recipes", _OURS]
     return list(dict.fromkeys(root.resolve() for root in roots if root.is_dir()))
 
 
@@ -121,6 +125,32 @@ def require_outside(name: str, out: Path, *, given: Iterable[str | Path]) -> Non
             raise ValueError(f"{name}: {out} lies in {folder}, and would be read as items of it the next time; give a folder outside of it")
 
 
+def run_folders(folder: Path) -> list[Path]:
+    """The run folders at a path and below it, finished or not, the oldest first. Links such as `latest` are not followed below it."""
+    found: list[Path] = []
+    for path, below, files in os.walk(folder):
+        if CONFIG in files or RESULTS in files:
+            found.append(Path(path))
+            below.clear()
+    return sorted(found, key=lambda path: (path.name, path))
+
+
+def settings_that_count(values: Mapping[str, object]) -> dict[str, object]:
+    """The settings of a configuration by their dotted names, without those that change where and how a run is done, not what is learned."""
+    return {name: value for name, value in _flat(values, "") if not any(name == free or name.startswith(f"{free}.") for free in _FREE)}
+
+
+def _flat(values: object, name: str) -> Iterator[tuple[str, object]]:
+    if isinstance(values, Mapping) and values:
+        for key, value in values.items():
+            yield from _flat(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(values, list) and values:
+        for place, value in enumerate(values):
+            yield from _flat(value, f"{name}[{place}]")
+    else:
+        yield name, values
+
+
 class Run:
     """A finished run.
 
@@ -134,7 +164,7 @@ class Run:
     @cached_property
     def results(self) -> dict:
         """What results.json holds: `before`, `after`, `seconds`, `images_per_second` and the rest."""
-        return json.loads((self.folder / "results.json").read_text())
+        return json.loads((self.folder / RESULTS).read_text())
 
     @cached_property
     def backbone(self) -> "Encoder":

@@ -26,9 +26,23 @@ ALLOWED: dict[str, set[str]] = {
     "callbacks": {"core", "modalities", "objectives", "encoders", "training", "data", "evaluate"},
     "bench": {"core", "encoders", "training", "methods"},
     "runs": {"core", "encoders", "weights"},
+    "compare": {"core", "runs"},
     "cli": {
         *("core", "encoders", "modalities", "methods", "data", "prepare.slides", "prepare.faces"),
-        *("prepare.workers", "evaluate", "weights", "report", "callbacks", "runs", "training", "masking", "bench", "finetune", "use"),
+        *(
+            "prepare.workers",
+            "evaluate",
+            "weights",
+            "report",
+            "callbacks",
+            "runs",
+            "training",
+            "masking",
+            "bench",
+            "finetune",
+            "use",
+            "compare",
+        ),
     },
     "": {"cli", "runs", "weights"},  # glpretrain/__init__.py, lazily
 }

@@ -42,10 +42,11 @@ def test_runs_of_different_lengths_are_not_averaged(tmp_path: Path, capsys: pyte
     write_run(tmp_path, recipe="mmc", time="1", seed=0, score=20.0)
     write_run(tmp_path, recipe="mmc", time="2", seed=1, score=20.0, steps=11)
     assert main([str(tmp_path)]) == 2
-    assert "mmc on scenes: runs of [10, 11] steps" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "runs with recipe mmc and data scenes differ in more than their seed: steps is 10 and 11" in err and err.count("\n") == 1
 
 
 def test_one_seed_has_no_spread(tmp_path: Path) -> None:
     write_run(tmp_path, recipe="mae", time="1", seed=2, score=20.0)
-    ((key, runs),) = read(tmp_path).items()
-    assert "k-NN 5.0 -> 20.0   " in line(key, runs)
+    (row,) = read(tmp_path)
+    assert "k-NN 5.0 -> 20.0   " in line(row)

@@ -3,7 +3,7 @@
 from glpretrain.callbacks.checkpoints import Checkpoints
 from glpretrain.callbacks.evaluators import RunEvaluators
 from glpretrain.callbacks.health import TrainingHealth
-from glpretrain.callbacks.loggers import default_loggers, finish
+from glpretrain.callbacks.loggers import finish, run_loggers
 from glpretrain.callbacks.progress import RunProgress
 from glpretrain.callbacks.replay import KeepRefused
 from glpretrain.callbacks.signals import StopOnSignal, StoppedBySignalError
@@ -23,6 +23,6 @@ __all__ = [
     "StoppedBySignalError",
     "Throughput",
     "TrainingHealth",
-    "default_loggers",
     "finish",
+    "run_loggers",
 ]

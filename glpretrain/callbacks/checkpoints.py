@@ -247,6 +247,15 @@ def newest_whole(folder: Path, *, names: Sequence[str] = (LAST, PREVIOUS)) -> tu
     return None, damaged
 
 
+def last_step(folder: Path) -> int | None:
+    """Step of the checkpoint that was written last to a folder, which is not read; None where there is none.
+
+    Args:
+        folder: folder of the checkpoints of a run.
+    """
+    return next(reversed(_digests(folder).values()), None)
+
+
 def is_damaged(path: Path) -> bool:
     """Whether the folder of a checkpoint knows what was written, and this is not it."""
     steps = _digests(path.parent)

@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.csv in the run folder, and wandb, which must never hold up a run or fail it.
+"""Where numbers go: metrics.csv in the run folder, and wandb, which must never hold up a run or fail it, or loggers of the user's.
 
 What is logged is left out (methods and the other callbacks).
 """
@@ -7,6 +7,7 @@ import logging
 import netrc
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,14 +22,27 @@ _log = logging.getLogger(__name__)
 _INIT_SECONDS = 60.0
 
 
-def default_loggers(folder: Path, *, recipe: str, resumed: bool = False) -> list[Logger]:
-    """CSV and wandb for one run, for the first process only.
+def run_loggers(
+    folder: Path, *, own: Sequence[Logger] = (), recipe: str, about: Mapping[str, object], resumed: bool = False
+) -> list[Logger]:
+    """The loggers of one run, for the first process only: a table, and the user's own, or wandb where there are none.
 
     Args:
         folder: folder of the run.
+        own: loggers that a recipe or the command line names; a `CSVLogger` among them takes the place of the table.
         recipe: name of what is trained.
+        about: settings of the run, versions, commit and machine, which every logger but the table is told.
         resumed: whether the run goes on, and so do its table and its run in wandb.
     """
+    table = [] if any(isinstance(logger, CSVLogger) for logger in own) else [_table(folder)]
+    for logger in own:
+        logger.log_hyperparams(dict(about))
+    online = None if own else _wandb_logger(folder, recipe, about=about, resumed=resumed)
+    return [*table, *own] if online is None else [*table, online]
+
+
+def _table(folder: Path) -> CSVLogger:
+    """metrics.csv, which goes on where there is one."""
     path = folder / "metrics.csv"
     rows = path.read_text() if path.is_file() else ""
     table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)
@@ -38,9 +52,7 @@ def default_loggers(folder: Path, *, recipe: str, resumed: bool = False) -> list
     if rows:
         write_whole(path, rows.encode())
         writer.metrics_keys = rows.partition("\n")[0].split(",")
-    loggers: list[Logger] = [table]
-    online = _wandb_logger(folder, recipe, resumed=resumed)
-    return loggers if online is None else [*loggers, online]
+    return table
 
 
 def finish(loggers: list[Logger]) -> None:
@@ -72,7 +84,7 @@ def _in_netrc(host: str) -> bool:
         return False
 
 
-def _wandb_logger(folder: Path, recipe: str, *, resumed: bool) -> WandbLogger | None:
+def _wandb_logger(folder: Path, recipe: str, *, about: Mapping[str, object], resumed: bool) -> WandbLogger | None:
     mode = wandb_mode()
     if mode == "disabled":
         return None
@@ -88,6 +100,7 @@ def _wandb_logger(folder: Path, recipe: str, *, resumed: bool) -> WandbLogger | 
             resume=None if known is None else "allow",
             settings=settings,
         )
+        run.config.update(dict(about), allow_val_change=True)  # a run that goes on may do so on another machine
         path.write_text(f"{run.id}\n")
     except (WandbError, OSError) as error:
         _log.warning("wandb: not used in this run (%s); metrics.csv has the same numbers", " ".join(str(error).split()))

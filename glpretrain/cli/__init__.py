@@ -4,10 +4,13 @@ What the verbs do is left out. Each is a typed function that is imported when it
 """
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from glpretrain import __version__
 
 __all__ = ["VERBS", "main"]
 
@@ -33,6 +36,14 @@ VERBS = {
     "inspect": Verb("glpretrain.cli.backbones.inspect", "Write a page to look into backbones: attention, patch PCA, prompts by click."),
     "embed": Verb("glpretrain.cli.embedding.embed", "Write the features of your items to a file: .parquet, .npy or .csv."),
     "neighbours": Verb("glpretrain.cli.embedding.neighbours", "Name the items that resemble a picture most, with their cosines."),
+    "compare": Verb(
+        "glpretrain.cli.comparing.compare",
+        "Compare runs: means and spread over seeds, paired tests, curves, cost against score.",
+    ),
+    "recipes": Verb("glpretrain.cli.recipe_list.recipes", "List recipes: name, kind of data, cost, and what each is for."),
+    "runs": Verb(
+        "glpretrain.cli.run_list.runs", "List runs: recipe, data, seed, steps, state, and scores before and after; the newest first."
+    ),
     "cache": Verb("glpretrain.cli.cache.cache", "Show the features that evaluations keep on disk, or remove them."),
     "tiles": Verb("glpretrain.cli.tiles.tiles", "Cut whole-slide images into tissue tiles, in tar shards to train on."),
     "replay": Verb("glpretrain.cli.replay.replay", "Compute a refused step again, and say in which module the numbers stop being finite."),
@@ -53,7 +64,7 @@ def _help() -> str:
         f"recipes: {', '.join(name for name in names if name not in [*evaluations, *tasks])}\n"
         f"fine-tuning: {', '.join(tasks)}\n"
         f"evaluations: {', '.join(evaluations)}\n"
-        "`glpretrain VERB --help` says more. "
+        "`glpretrain VERB --help` says more, `glpretrain pretrain RECIPE --help` what a recipe sets, `glpretrain --version` the version.\n"
         "--import MODULE, in any verb, lets recipes and backbones name the classes of a module of yours.\n"
         f"`glpretrain {_COMPLETION}=bash` prints a script that completes verbs and options (also zsh, fish, tcsh).\n"
         f"{_TRACEBACK}=1 shows where an error came from.\n"
@@ -73,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help(), end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"glpretrain {__version__}")
         return 0
     try:
         return _run(arguments[0], arguments[1:])
@@ -96,8 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report() -> str:
-    from glpretrain import __version__
-
     return (
         f"glpretrain {__version__}, Python {sys.version.split()[0]}: this is a fault of glpretrain, not of your command. Please report it"
         " where you have glpretrain from, with the command and all lines from `Traceback` on."
@@ -105,7 +117,7 @@ def _report() -> str:
 
 
 def _run(verb: str, arguments: Sequence[str]) -> int:
-    from glpretrain.cli.parsing import completion, meant, parse_verb
+    from glpretrain.cli.parsing import REST, completion, meant, parse_verb
     from glpretrain.cli.trust import take_imports
     from glpretrain.core.imports import imported
 
@@ -115,9 +127,17 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
         return 0
     if verb not in VERBS:
         raise ValueError(f"there is no verb {verb!r}{meant(verb, VERBS)}")
-    arguments = take_imports(arguments)
     function = imported(VERBS[verb].function)
-    result = function(arguments) if verb == "fit" else function(**parse_verb(function, arguments, verb=verb))
+    if verb == "pretrain" and {"-h", "--help"} & {*arguments} and not (named := take_imports(arguments))[0].startswith("-"):
+        from glpretrain.cli.recipe_help import recipe_help
+
+        print(recipe_help(named[0], verb=function), end="")
+        return 0
+    if verb == "fit":
+        result = function(arguments)
+    else:  # a verb with arguments that it hands on imports the modules itself
+        own = arguments if REST in inspect.signature(function).parameters else take_imports(arguments)
+        result = function(**parse_verb(function, own, verb=verb))
     return result if isinstance(result, int) else 0
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import yaml
@@ -75,10 +75,16 @@ def _add(parser: ArgumentParser, parameter: inspect.Parameter, hint: object, *, 
     choices = next((get_args(part) for part in parts if get_origin(part) is Literal), ())
     metavar = "{" + ",".join(choices) + "}" if choices else name.upper()
     add = partial(add, type=hint if several is None else get_args(several)[0], metavar=metavar)
-    if several is not None:
-        add = partial(add, action="append") if get_origin(several) is list and not by_position else partial(add, nargs="+")
-    if not by_position:
-        add = partial(add, required=True) if required else partial(add, default=default)
+    if several is not None and get_origin(several) is list and not by_position:
+        add = partial(add, action="append")
+    elif several is not None:
+        add = partial(add, nargs="*" if by_position and not required else "+")
+    elif by_position and not required:
+        add = partial(add, nargs="?")
+    if not required:
+        add = partial(add, default=default)
+    elif not by_position:
+        add = partial(add, required=True)
     add()
 
 
@@ -298,12 +304,30 @@ def explained(message: str, parser: ArgumentParser) -> str:
 
 def argument_names(owner: Callable) -> list[str]:
     """What a class, or a function that makes one, can be given in a recipe, as dotted names."""
+    return _names(_parser_of(owner))
+
+
+class Argument(NamedTuple):
+    """What can be given."""
+
+    default: object
+    help: str  # what the docstring says of it, in one line
+
+
+def described_arguments(owner: Callable) -> dict[str, Argument]:
+    """The arguments of a class, or of a function that makes one, by their dotted names."""
+    parser = _parser_of(owner)
+    actions = {name: parser._option_string_actions[f"--{name}"] for name in _names(parser)}
+    return {name: Argument(action.default, " ".join(str(action.help or "").split())) for name, action in actions.items()}
+
+
+def _parser_of(owner: Callable) -> ArgumentParser:
     parser = ArgumentParser()
     if isinstance(owner, type):
         parser.add_class_arguments(owner)
     else:
         parser.add_function_arguments(owner)
-    return _names(parser)
+    return parser
 
 
 def _names(parser: ArgumentParser) -> list[str]:

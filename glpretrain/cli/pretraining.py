@@ -9,6 +9,7 @@ from typing import Literal
 
 from glpretrain import modalities
 from glpretrain.cli.parsing import parse
+from glpretrain.cli.seeds import seeds_of, train_seeds
 from glpretrain.cli.training import train
 from glpretrain.cli.trust import Parser, known, read_part, take_imports
 from glpretrain.data.own import source_for, source_spec
@@ -22,14 +23,18 @@ def pretrain(
     data: str | None = None,
     masks: str | None = None,
     init_from: str | None = None,
+    seeds: str | None = None,
     resume: Literal["auto", "never", "force"] = "auto",
     overrides: Sequence[str] = (),
-) -> Run:
+) -> Run | int:
     """Train a recipe by name, evaluate before and after, export.
 
     Everything lands in runs/<recipe>/<time>/; runs/<recipe>/latest points at it. Any other argument overrides the recipe, as in
       glpretrain pretrain mmc --trainer.max_steps 100 --model.init_args.optimization.lr.base 1e-3
     `glpretrain fit --help` lists what there is.
+    With --seeds every seed is a run of its own, one after the other, and their table follows. A signal ends the run at hand with a
+    checkpoint; the same command goes on with it, and seeds that have finished are not trained again. After a failure of one seed the next
+    one starts, and the exit status is 1.
 
     Args:
         recipe: a name below recipes/ (mmc, paper/...) or the path of a yaml file
@@ -38,12 +43,16 @@ def pretrain(
         masks: score segmentation on this folder, images/ beside masks/ or one of Pascal VOC, ADE20K or COCO-Stuff (`MaskedFolder`), or on
             this file of clouds with parts
         init_from: go on from this backbone instead of random weights
+        seeds: train once per seed, as in 0,1,2
         resume: go on with the newest run of the recipe where it was interrupted and has the same settings and items; never; or force,
             although they differ
         overrides: further arguments of `glpretrain fit`
     """
-    overrides = take_imports(overrides)
-    return train([*training_arguments(recipe, data=data, masks=masks, init_from=init_from), "--resume", resume, *overrides])
+    given, own = list(overrides), take_imports(overrides)
+    arguments = [*training_arguments(recipe, data=data, masks=masks, init_from=init_from), "--resume", resume]
+    if seeds is not None:
+        return train_seeds(seeds_of(seeds), [*arguments, *given])  # with the modules to import, for other processes
+    return train([*arguments, *own])
 
 
 def training_arguments(recipe: str, *, data: str | None = None, masks: str | None = None, init_from: str | None = None) -> list[str]:
@@ -119,4 +128,5 @@ def fit(
         arguments += ["--seed_everything", str(seed)]
     given = {"data": data, "masks": masks, "init_from": init_from}
     paths = {name: None if value is None else str(value) for name, value in given.items()}
-    return pretrain(recipe, **paths, resume=resume, overrides=[*arguments, *overrides])
+    own = take_imports([*arguments, *overrides])
+    return train([*training_arguments(recipe, **paths), "--resume", resume, *own])

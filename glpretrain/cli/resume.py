@@ -4,22 +4,20 @@ Left out: writing checkpoints (`callbacks.checkpoints`), and Lightning's own par
 """
 
 import json
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from glpretrain.callbacks.checkpoints import is_damaged, newest_whole
+from glpretrain.cli.trainer import is_first_process
 from glpretrain.cli.trust import read_yaml
-from glpretrain.core.files import is_locked
-from glpretrain.runs import without_links
+from glpretrain.core.files import is_locked, write_whole
+from glpretrain.runs import CONFIG, RESULTS, Run, settings_that_count, without_links
 
-RESULTS, CONFIG, ITEMS = "results.json", "config.yaml", "items.json"
-# What may differ between two starts of one run: where it is written, what is shown, and how items reach the device.
-_FREE = (
-    *("config", "ckpt_path", "resume", "runs", "trainer.logger", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
-    *("trainer.enable_model_summary", "trainer.profiler", "data.num_workers", "data.cache", "data.max_unreadable"),
-)
+ITEMS = "items.json"
+AMONG_SEEDS = "GLPRETRAIN_AMONG_SEEDS"  # environment of a run that is one of several seeds: file that its folder is written to
 _SHOWN = 3
 
 
@@ -29,9 +27,22 @@ class Found(NamedTuple):
     folder: Path | None  # of the run that goes on; None for a new one
     checkpoint: Path | None  # None: the run was interrupted before its first checkpoint, or a new one starts
     lines: list[str]  # what to say
+    finished: bool = False  # whether the run of the folder has ended; only among seeds
 
 
-def find(parent: Path, *, config: Mapping, items: Mapping[str, object], force: bool) -> Found:
+class AlreadyFinishedError(Exception):
+    """A run of one of several seeds that was trained before with the same settings and items.
+
+    Args:
+        folder: its folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"{folder} is finished")
+        self.folder = folder
+
+
+def find(parent: Path, *, config: Mapping, items: Mapping[str, object], force: bool, among_seeds: bool = False) -> Found:
     """The run that the same command goes on with.
 
     Args:
@@ -39,16 +50,25 @@ def find(parent: Path, *, config: Mapping, items: Mapping[str, object], force: b
         config: configuration of the run that starts.
         items: what identifies its items.
         force: whether a run goes on although its settings differ.
+        among_seeds: whether runs with other settings, such as those of other seeds, are passed over, and a finished one counts too.
     """
     lines: list[str] = []
     folders = sorted((path for path in parent.glob("[0-9]*") if path.is_dir() and (path / CONFIG).is_file()), reverse=True)
     for folder in folders:
-        if (folder / RESULTS).is_file():  # a run that ended
+        has_ended = (folder / RESULTS).is_file()
+        if among_seeds:
+            differ = _all_differences(folder, config=config, items=items)
+            if any(one.startswith("seed_everything ") for one in differ) or (differ and (has_ended or not force)):
+                continue
+            if has_ended:
+                line = f"resume: {folder} is finished and has the same settings; it is not trained again (--resume never trains it)"
+                return Found(folder, None, [*lines, line], finished=True)
+        if has_ended:
             break
         if is_locked(folder):
             lines.append(f"resume: {folder} is being trained by another process; a new run starts")
             break
-        differ = [*_differences(_read(folder / CONFIG), config), *_differences(_items(folder), items, _named="items.")]
+        differ = _all_differences(folder, config=config, items=items)
         if differ and not force:
             more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
             lines.append(
@@ -83,23 +103,24 @@ def checkpoint_of(path: str | None) -> str | None:
     return path
 
 
+def _all_differences(folder: Path, *, config: Mapping, items: Mapping[str, object]) -> list[str]:
+    """What differs between a run and the one that starts."""
+    return [*_differences(_read(folder / CONFIG), config), *_differences(_items(folder), items, _named="items.")]
+
+
 def _differences(before: Mapping, now: Mapping, *, _named: str = "") -> Iterator[str]:
     """What differs between two configurations, each as `name was A, is B`."""
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = settings_that_count(before), settings_that_count(now)
     for name in [*old, *(name for name in new if name not in old)]:
-        if not any(name == free or name.startswith(f"{free}.") for free in _FREE) and old.get(name) != new.get(name):
+        if old.get(name) != new.get(name):
             yield f"{_named}{name} was {old.get(name, 'not set')}, is {new.get(name, 'not set')}"
 
 
-def _flat(values: object, name: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(values, Mapping) and values:
-        for key, value in values.items():
-            yield from _flat(value, f"{name}.{key}" if name else str(key))
-    elif isinstance(values, list) and values:
-        for place, value in enumerate(values):
-            yield from _flat(value, f"{name}[{place}]")
-    else:
-        yield name, values
+def told(folder: Path) -> Run:
+    """The run of a folder, which the process that trains several seeds is told of where there is one."""
+    if (answer := os.environ.get(AMONG_SEEDS)) is not None and is_first_process():
+        write_whole(Path(answer), str(folder).encode())
+    return Run(folder)
 
 
 def _read(path: Path) -> Mapping:

@@ -4,7 +4,7 @@ What is written into it is left out (`training`, and the callbacks and loggers t
 """
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -12,11 +12,12 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
-from glpretrain.callbacks import Checkpoints, finish
+from glpretrain.callbacks import Checkpoints, StoppedBySignalError, finish
 from glpretrain.core.batch import Batch
-from glpretrain.core.files import locked, remove_parts
+from glpretrain.core.files import locked, remove_parts, write_whole
 from glpretrain.runs import discard, new_folder, point_latest
 
+FAILED = "failed.txt"  # why a run ended with an error; not there after a signal
 _log = logging.getLogger(__name__)
 
 
@@ -36,6 +37,7 @@ class RunFolder(pl.Callback):
         self._lock = ExitStack()
         self._lock.enter_context(locked(self.path, argument="run folder"))
         remove_parts(self.path)
+        (self.path / FAILED).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let other processes in."""
@@ -62,14 +64,23 @@ class RunFolder(pl.Callback):
         except OSError as error:  # a file system without links; the run itself is complete
             _log.warning("latest: not moved (%s); the run folder is %s", error, self.path)
 
-    def leave(self, loggers: list[Logger]) -> None:
-        """Leave a run that has failed: remove the folder unless something was trained, or items that cannot be read are listed there."""
+    def leave(self, loggers: list[Logger], error: BaseException) -> None:
+        """Leave a run that has failed: remove the folder unless something was trained, or items that cannot be read are listed there.
+
+        Args:
+            loggers: loggers of the run, which are closed.
+            error: what ended it; kept in a line, unless it is a signal, after which the run goes on.
+        """
         finish(loggers)
         self.close()
         if any(self.path.glob("checkpoints/*.ckpt")) and self._trained:
             self.show()
         elif not self._trained and not (self.path / "unreadable.txt").exists():
             discard(self.path, runs=self.runs)
+            return
+        if not isinstance(error, StoppedBySignalError | KeyboardInterrupt):
+            with suppress(OSError):  # a full disk may be what ended it
+                write_whole(self.path / FAILED, f"{type(error).__name__}: {' '.join(str(error).split())}\n".encode())
 
 
 def _has_saved(callback: pl.Callback) -> bool:

@@ -5,14 +5,12 @@ Which trainer a run gets is left out (`training`).
 
 import logging
 import os
-import platform
 import signal
 import threading
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -23,12 +21,11 @@ from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore[reportPrivateImportUsage] - its public home
 
-from glpretrain import __version__
 from glpretrain.callbacks import finish
+from glpretrain.cli import provenance
 from glpretrain.cli.sharded import NAME, FullySharded
 
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
-_VERSIONS = ("torch", "torchvision", "pytorch-lightning", "timm", "kornia")
 _LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning_utilities"}
 
 
@@ -111,7 +108,9 @@ def machine_of(trainer: pl.Trainer) -> dict[str, object]:
         "devices": trainer.world_size,
         "precision": str(trainer.precision),
         "device": torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else "cpu",
-        "versions": {"python": platform.python_version(), "glpretrain": __version__} | {name: version(name) for name in _VERSIONS},
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "machine": provenance.machine(trainer.strategy.root_device),
     }
 
 

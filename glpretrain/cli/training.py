@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytorch_lightning as pl
+import torch
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 
-from glpretrain import modalities
 from glpretrain.callbacks import (
     Checkpoints,
     EndTogether,
@@ -31,13 +31,14 @@ from glpretrain.callbacks import (
     StoppedBySignalError,
     Throughput,
     TrainingHealth,
-    default_loggers,
     finish,
+    run_loggers,
 )
-from glpretrain.cli import resume
+from glpretrain.cli import provenance, resume
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse, require_one_recipe
 from glpretrain.cli.run_folder import RunFolder
+from glpretrain.cli.summary import summary
 from glpretrain.cli.trainer import (
     chosen,
     interruptible,
@@ -53,7 +54,6 @@ from glpretrain.cli.trust import Parser, buildable, mapping_of, take_imports
 from glpretrain.core.files import part_file, write_json
 from glpretrain.core.rendezvous import meet_anew
 from glpretrain.data.module import DataModule
-from glpretrain.data.orders import Shuffled
 from glpretrain.encoders import Encoder
 from glpretrain.methods.base import Method
 from glpretrain.runs import Run, recipe_name, require_outside, without_links
@@ -108,9 +108,9 @@ class Training(LightningCLI):
     def _leaving_nothing_behind(self) -> Iterator[None]:
         try:
             yield
-        except BaseException:  # an interrupt too
+        except BaseException as error:  # an interrupt too
             if self.run_folder is not None:
-                self.run_folder.leave(self.loggers)
+                self.run_folder.leave(self.loggers, error)
             raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -182,8 +182,11 @@ class Training(LightningCLI):
             self.run_folder = RunFolder(self.recipe, runs=Path(self.config.runs), resumed=self.resumed.folder)
             folder = self.run_folder.path
             kwargs["default_root_dir"] = str(folder)
-            if given.logger in (None, True):
-                kwargs["logger"] = self.loggers = default_loggers(folder, recipe=self.recipe, resumed=self.resumed.folder is not None)
+            if given.logger is not False:
+                own = given.logger if isinstance(given.logger, list) else [] if given.logger in (None, True) else [given.logger]
+                kwargs["logger"] = self.loggers = run_loggers(
+                    folder, own=own, recipe=self.recipe, about=self._about(), resumed=self.resumed.folder is not None
+                )
             with part_file(folder / resume.CONFIG) as part:
                 self.parser.save(self.config, part, overwrite=True)
             write_json(folder / resume.ITEMS, self._items())
@@ -220,6 +223,12 @@ class Training(LightningCLI):
         callbacks += [StopOnSignal(), self.together]  # the last one: it tells other processes that the state has been saved
         return [callback for callback in callbacks if type(callback) not in [type(one) for one in own]]
 
+    def _about(self) -> dict[str, object]:
+        """What loggers are told of this run: all settings, and where it comes from."""
+        device = torch.device("cuda" if torch.cuda.is_available() and self.config.trainer.accelerator != "cpu" else "cpu")
+        found = {"versions": provenance.versions(), "commit": provenance.commit(), "machine": provenance.machine(device)}
+        return mapping_of(self.parser.dump(self.config, skip_validation=True), "this run") | found
+
     def _items(self) -> dict[str, object]:
         """What identifies the items of this run."""
         source = self.datamodule.source
@@ -231,9 +240,13 @@ class Training(LightningCLI):
             return resume.Found(None, None, [])
         config = mapping_of(self.parser.dump(self.config), "this run")
         parent = Path(self.config.runs) / self.recipe
-        found = resume.find(parent, config=config, items=self._items(), force=self.config.resume == "force")
+        force, among = self.config.resume == "force", resume.AMONG_SEEDS in os.environ
+        found = resume.find(parent, config=config, items=self._items(), force=force, among_seeds=among)
         for line in found.lines:
             print(line, flush=True)
+        if found.finished:
+            assert found.folder is not None
+            raise resume.AlreadyFinishedError(found.folder)
         return found
 
     def _checkpoint(self) -> str | None:
@@ -257,7 +270,7 @@ class Training(LightningCLI):
             The run, the same in every process.
         """
         if self.folder is not None:
-            print(self._summary(), flush=True)
+            print(summary(self.model, self.datamodule, self.trainer, origin=self.origin, folder=self.folder), flush=True)
         start = time.perf_counter()
         with self.together.ending(), self._leaving_nothing_behind(), interruptible(self.trainer):
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self._checkpoint(), weights_only=True)
@@ -287,22 +300,6 @@ class Training(LightningCLI):
     def save(self, backbone: Encoder, folder: Path, *, source: str) -> None:
         """Write what was trained."""
         export(backbone, folder, source=source)
-
-    def _summary(self) -> str:
-        card, data, accumulated = self.model.encoder.card, self.datamodule, self.trainer.accumulate_grad_batches
-        size = modalities.get(card.modality).describe_size(card)
-        start = "" if self.origin is None else f"init_from: {self.origin.name}: {self.origin.transfer}\n"
-        together = data.batch_size * self.trainer.world_size
-        in_batches = f" in {accumulated} batches of {together}" if accumulated > 1 else ""
-        left_out = len(data.source) % (together * accumulated) if isinstance(data.order, Shuffled) else 0
-        rate, changed = self.model.optimization.describe_rate(together * accumulated), self.model.changed_by_accumulation(accumulated)
-        trained = sum(parameter.numel() for parameter in self.model.student.parameters() if parameter.requires_grad)
-        return (
-            f"{class_name(self.model)}: {card.encoder} {card.arguments.get('name', '')} at {size}, "
-            f"{trained / 1e6:.1f} M parameters with heads; {len(data.source)} items of {data.source.name}, "
-            f"{together * accumulated} a step{in_batches}{f', {left_out} left out of each epoch' if left_out else ''}\n"
-            f"{start}{rate}{changed}run folder: {self.folder}"
-        )
 
     def _results(self, seconds: float) -> dict[str, object]:
         evaluators, card = self.evaluators, self.model.encoder.card
@@ -340,7 +337,9 @@ def train(arguments: Sequence[str], *, kind: type[Training] = Training) -> Run:
     quiet()
     with refusals():
         try:
-            return kind(arguments).fit()
+            return resume.told(kind(arguments).fit().folder)
+        except resume.AlreadyFinishedError as done:
+            return resume.told(done.folder)
         except StoppedBySignalError as stop:
             if stop.number == signal.SIGINT:
                 raise KeyboardInterrupt from stop

@@ -1,0 +1,42 @@
+"""What a run says of itself before its first step.
+
+What came of it is left out (`training`).
+"""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from glpretrain import modalities
+from glpretrain.cli.init_from import Origin
+from glpretrain.data.module import DataModule
+from glpretrain.data.orders import Shuffled
+from glpretrain.methods.base import Method
+from glpretrain.training.sharding import class_name
+
+
+def summary(method: Method, data: DataModule, trainer: pl.Trainer, *, origin: Origin | None, folder: Path) -> str:
+    """Method, encoder, items, size of a step, learning rate and run folder, in a few lines.
+
+    Args:
+        method: method that is trained.
+        data: its items.
+        trainer: trainer of the run.
+        origin: what its weights start from; None for random weights.
+        folder: run folder.
+    """
+    card = method.encoder.card
+    size = modalities.get(card.modality).describe_size(card)
+    start = "" if origin is None else f"init_from: {origin.name}: {origin.transfer}\n"
+    accumulated = trainer.accumulate_grad_batches
+    together = data.batch_size * trainer.world_size
+    in_batches = f" in {accumulated} batches of {together}" if accumulated > 1 else ""
+    left_out = len(data.source) % (together * accumulated) if isinstance(data.order, Shuffled) else 0
+    rate, changed = method.optimization.describe_rate(together * accumulated), method.changed_by_accumulation(accumulated)
+    trained = sum(parameter.numel() for parameter in method.student.parameters() if parameter.requires_grad)
+    return (
+        f"{class_name(method)}: {card.encoder} {card.arguments.get('name', '')} at {size}, "
+        f"{trained / 1e6:.1f} M parameters with heads; {len(data.source)} items of {data.source.name}, "
+        f"{together * accumulated} a step{in_batches}{f', {left_out} left out of each epoch' if left_out else ''}\n"
+        f"{start}{rate}{changed}run folder: {folder}"
+    )
