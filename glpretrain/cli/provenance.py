@@ -22,6 +22,15 @@ _CHECKOUT = Path(__file__).parents[2]
 _SECONDS = 10.0  # of a command of git
 
 
+def origin(device: torch.device) -> dict[str, object]:
+    """Versions, commit and machine.
+
+    Args:
+        device: device that a run computes on.
+    """
+    return {"versions": versions(), "commit": commit(), "machine": machine(device)}
+
+
 def versions() -> dict[str, str]:
     """Of Python, of this package, and of what computes."""
     return {"python": platform.python_version(), "glpretrain": __version__} | {name: version(name) for name in _VERSIONS}
@@ -45,6 +54,11 @@ def commit() -> str | None:
 def _git(*words: str) -> str:
     command = ["git", "-C", str(_CHECKOUT), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS).stdout.strip()
+
+
+def device_of(accelerator: object) -> torch.device:
+    """What a run computes on, before there is a trainer: the GPU where there is one and `accelerator` is not `cpu`."""
+    return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
 
 
 def machine(device: torch.device) -> dict[str, str]:

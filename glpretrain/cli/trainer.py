@@ -108,9 +108,7 @@ def machine_of(trainer: pl.Trainer) -> dict[str, object]:
         "devices": trainer.world_size,
         "precision": str(trainer.precision),
         "device": torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else "cpu",
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
-        "machine": provenance.machine(trainer.strategy.root_device),
+        **provenance.origin(trainer.strategy.root_device),
     }
 
 

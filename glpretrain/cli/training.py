@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytorch_lightning as pl
-import torch
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -225,8 +224,7 @@ class Training(LightningCLI):
 
     def _about(self) -> dict[str, object]:
         """What loggers are told of this run: all settings, and where it comes from."""
-        device = torch.device("cuda" if torch.cuda.is_available() and self.config.trainer.accelerator != "cpu" else "cpu")
-        found = {"versions": provenance.versions(), "commit": provenance.commit(), "machine": provenance.machine(device)}
+        found = provenance.origin(provenance.device_of(self.config.trainer.accelerator))
         return mapping_of(self.parser.dump(self.config, skip_validation=True), "this run") | found
 
     def _items(self) -> dict[str, object]:
@@ -270,7 +268,7 @@ class Training(LightningCLI):
             The run, the same in every process.
         """
         if self.folder is not None:
-            print(summary(self.model, self.datamodule, self.trainer, origin=self.origin, folder=self.folder), flush=True)
+            print(self._summary(), flush=True)
         start = time.perf_counter()
         with self.together.ending(), self._leaving_nothing_behind(), interruptible(self.trainer):
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self._checkpoint(), weights_only=True)
@@ -300,6 +298,9 @@ class Training(LightningCLI):
     def save(self, backbone: Encoder, folder: Path, *, source: str) -> None:
         """Write what was trained."""
         export(backbone, folder, source=source)
+
+    def _summary(self) -> str:
+        return summary(self.model, self.datamodule, self.trainer, origin=self.origin, folder=self.folder)
 
     def _results(self, seconds: float) -> dict[str, object]:
         evaluators, card = self.evaluators, self.model.encoder.card
