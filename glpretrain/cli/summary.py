@@ -15,7 +15,7 @@ from glpretrain.methods.base import Method
 from glpretrain.training.sharding import class_name
 
 
-def summary(method: Method, data: DataModule, trainer: pl.Trainer, *, origin: Origin | None, folder: Path) -> str:
+def summary(method: Method, data: DataModule, trainer: pl.Trainer, *, origin: Origin | None, folder: Path | None) -> str:
     """Method, encoder, items, size of a step, learning rate and run folder, in a few lines.
 
     Args:
@@ -23,7 +23,7 @@ def summary(method: Method, data: DataModule, trainer: pl.Trainer, *, origin: Or
         data: its items.
         trainer: trainer of the run.
         origin: what its weights start from; None for random weights.
-        folder: run folder.
+        folder: run folder; None in a process that has none.
     """
     card = method.encoder.card
     size = modalities.get(card.modality).describe_size(card)
