@@ -29,7 +29,9 @@ VERBS = {
     "pretrain": Verb("glpretrain.cli.pretraining.pretrain", "Train a recipe by name, evaluate before and after, export."),
     "fit": Verb("glpretrain.cli.training.train", "Train from --config FILE and any number of overrides (LightningCLI)."),
     "evaluate": Verb("glpretrain.cli.scoring.evaluate", "Score a backbone: what its cls and its patches know, with intervals."),
-    "finetune": Verb("glpretrain.cli.finetune.finetune", "Fine-tune a backbone on labelled items, and score the model."),
+    "finetune": Verb(
+        "glpretrain.cli.finetune.finetune", "Fine-tune a backbone on labelled items or on images with masks, and score the model."
+    ),
     "predict": Verb("glpretrain.cli.predict.predict", "Predict the classes of new files, or of their pixels, with a fine-tuned model."),
     "export": Verb("glpretrain.cli.backbones.export", "Write a backbone to a folder: timm, Hugging Face, torch.export or ONNX."),
     "push": Verb("glpretrain.cli.push.push", "Upload a backbone to huggingface.co with a model card: data, scores, licence, use."),
