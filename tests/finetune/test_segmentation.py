@@ -25,8 +25,8 @@ SHADE = 50  # a pixel of class k has this times k + 1 in each channel
 
 
 def encoder() -> ViT:
-    plain = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}  # so that the value of a pixel tells its class
-    return ViT("vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=3, **plain)
+    plain = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}  # the value of a pixel tells its class
+    return ViT("vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=3, mean=plain["mean"], std=plain["std"])
 
 
 def coded(classes: Tensor) -> Item:
