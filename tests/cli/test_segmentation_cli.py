@@ -13,12 +13,13 @@ from glpretrain.cli import main
 from glpretrain.data import MaskedFolder
 from glpretrain.encoders import ViT
 from glpretrain.finetune import FineTuned
+from glpretrain.finetune.exports import Format
 from glpretrain.runs import Run
 from glpretrain.weights import export
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 COLOURS = {"grass": (30, 200, 40), "water": (20, 40, 220)}
-SMALL = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--data.batch_size", "4", "--data.num_workers", "0", "--no_probe"]
+SMALL = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--data.batch_size", "4", "--data.num_workers", "0"]
 
 
 def halves(size: tuple[int, int], *, column: int) -> np.ndarray:
@@ -62,6 +63,8 @@ def run(place: Path) -> Run:
 def test_a_folder_of_images_and_masks_becomes_a_model(run: Run) -> None:
     scores = run.results["scores"]
     assert scores["miou"]["value"] > 80.0 and scores["miou"]["n"] == 8
+    probe = run.results["linear_probe"]
+    assert isinstance(probe, dict) and probe["n"] == 8 and probe["value"] > 60.0, "LinearSegmentation on the frozen backbone"
     assert scores.keys() == {"miou", "pixel_accuracy", "iou_grass", "iou_water"}
     assert run.results["data"]["test"]["items"] == 8 and run.results["classes"] == ["grass", "water"]
 
@@ -125,7 +128,7 @@ def test_mistakes_cost_one_line(run: Run, place: Path, tmp_path: Path, capsys: p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["torch", "onnx"])
-def test_exported_models_give_the_logits_of_patches(format: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exported_models_give_the_logits_of_patches(format: Format, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if format == "onnx":
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
