@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytorch_lightning as pl
 import torch
@@ -43,8 +44,17 @@ def classifier(encoder: ViT | None = None, **settings: object) -> Classification
 
 def trained(model: Classification, module: LabelledData, *, steps: int, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=steps, num_sanity_val_steps=0, callbacks=list(callbacks), **quiet)
-    trainer.fit(model, datamodule=module)
+    with TemporaryDirectory() as folder:  # of the list of unreadable files
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_steps=steps,
+            num_sanity_val_steps=0,
+            callbacks=list(callbacks),
+            default_root_dir=folder,
+            **quiet,
+        )
+        trainer.fit(model, datamodule=module)
     return trainer
 
 
