@@ -47,6 +47,7 @@ def test_every_recipe_has_a_page_that_readme_and_index_link_to() -> None:
     linked = dict(re.findall(r"^\| \[`(\w+)`\]\(docs/methods/([\w.]+)", (REPOSITORY / "README.md").read_text(), re.MULTILINE))
     listed = dict(re.findall(r"^\| \[(\w+)\]\(([\w.]+)", (METHODS / "index.md").read_text(), re.MULTILINE))
     assert linked == listed == targets
+    assert set(re.findall(r"methods/([\w.]+)", (REPOSITORY / "mkdocs.yml").read_text())) == {"index.md", *targets.values()}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
