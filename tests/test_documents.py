@@ -113,7 +113,7 @@ def commands_in(text: str) -> list[str]:
 
 def documented() -> list[str]:
     """All commands of the documents' blocks, the headers of recipes, and the help of the verbs."""
-    documents = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    documents = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
     texts = [
         block
         for path in documents

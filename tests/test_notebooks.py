@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, int | list[str]]] = {
     "05_compare_backbones": {"max_steps": 3, "overrides": FEW},
     "06_your_own_data": {"max_steps": 3, "num_photos": 60},
     "07_slides": {"num_slides": 6, "width": 640, "height": 512, "max_steps": 2, "epochs": 3},
+    "08_fine_tune": {"max_steps": 2, "epochs": 1, "num_photos": 40, "num_labelled": 80},
 }
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 QUICK = ("01",)  # number of the one that runs with every change; the others take 15 to 20 seconds each
