@@ -27,6 +27,7 @@ from glpretrain.report import untrained
 from glpretrain.weights import load_backbone
 
 _CLICK = "#d55e00"
+_PER_ROW, _FEW = 3, 20  # plots side by side; points that are marked one by one
 _SCORES = {"eval/knn/accuracy": "k-NN", "eval/linear/accuracy": "linear probe", "eval/prompt/miou": "prompt IoU", "eval/prompt/auc": "AUC"}
 
 
@@ -92,13 +93,15 @@ def curves_figure(runs: dict[str, Path], columns: dict[str, str]) -> Figure:
     Raises:
         ValueError: no run has one of the columns.
     """
-    figure = Figure(figsize=(3.4 * len(columns), 3.0), layout="constrained")
-    for axis, (column, title) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True):
+    rows = -(-len(columns) // _PER_ROW)
+    figure = Figure(figsize=(3.4 * min(len(columns), _PER_ROW), 2.4 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, min(len(columns), _PER_ROW), squeeze=False).flat
+    for axis, (column, title) in zip(axes, columns.items(), strict=False):
         for name, folder in runs.items():
             with (folder / "metrics.csv").open(newline="") as file:
                 points = [(int(row["step"]), float(row[column])) for row in csv.DictReader(file) if row.get(column)]
             if points:
-                axis.plot(*zip(*points, strict=True), label=name, linewidth=1.4, marker=".")
+                axis.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker="." if len(points) < _FEW else None)
         if not axis.lines:
             raise ValueError(f"{column}: in no metrics.csv of {', '.join(map(str, runs.values()))}")
         axis.set_title(title, fontsize=9, loc="left")
