@@ -92,7 +92,7 @@ bench-gpu: $(STAMP)  ## everything that is claimed of a GPU, measured on this on
 
 docs: $(STAMP)  ## the documents as a site: site/index.html; a link that leads nowhere is an error
 	@"$(BIN)/python" -c 'import mkdocs, material, mkdocstrings' 2>/dev/null || $(PIP) --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --quiet --clean
+	NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --clean
 	@echo "docs: site/index.html, open it in a browser"
 
 notebooks: $(STAMP)  ## execute the notebooks
