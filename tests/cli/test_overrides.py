@@ -23,10 +23,6 @@ class ParsedOnly(Training):
     def instantiate_classes(self) -> None:
         """Build nothing."""
 
-    def fit(self) -> "ParsedOnly":
-        """Train nothing."""
-        return self
-
 
 def parsed(*arguments: str, recipe: str = "mmc") -> Namespace:
     return ParsedOnly(["--config", str(ROOT / f"{recipe}.yaml"), *arguments]).config
@@ -101,7 +97,7 @@ def test_evaluators_of_a_callback_written_in_full_replace_those_before() -> None
 def test_own_data_replaces_all_that_a_published_recipe_says_of_its_source(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glpretrain.cli.training.Training", ParsedOnly)
+    monkeypatch.setattr("glpretrain.cli.pretraining.train", ParsedOnly)
     folder = tmp_path / "own"
     folder.mkdir()
     for number in range(3):
