@@ -86,9 +86,12 @@ def test_not_a_byte_more_is_kept_than_allowed() -> None:
     source = Mixed(regions=True)
     exact = sum((item.values.nbytes + item.regions.nbytes) for item in (source[index if index != 6 else 7] for index in range(20)))
     for most_bytes, fits in ((exact, True), (exact - 1, False), (10, False)):
-        kept = held(source)
+        asked = list[int]()
+        kept = Items(source, read=lambda source, index, asked=asked: (asked.append(index), source[index])[1])
         assert (kept.keep_in_memory(num_workers=0, show=False, most_bytes=most_bytes) is not None) == fits
-        assert (kept.item(0, [])[0].label == -1) == fits  # memory holds no labels, so a label shows that the source was asked
+        asked.clear()
+        assert kept.item(0, [])[0].label == 7
+        assert asked == ([] if fits else [0])
 
 
 def test_the_sample_alone_says_that_many_large_items_do_not_fit() -> None:

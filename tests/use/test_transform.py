@@ -94,7 +94,7 @@ def test_embed_gives_the_features_of_a_folder_and_of_paths(photos: Path) -> None
     expected = {"cls": output.cls, "mean": output.patches.mean(dim=1), "patches": output.patches}
     for what, features in expected.items():
         found = backbone.embed(photos, what=what, batch_size=5)
-        assert torch.allclose(found.features, features, atol=1e-5)  # batches of other sizes sum in another order
+        assert torch.allclose(found.features, features, atol=5e-5)  # batches of other sizes sum in another order
         assert found.names == [f"{'ab'[number % 2]}/{number:02d}.png" for number in (*range(0, COUNT, 2), *range(1, COUNT, 2))]
     (photos / "a" / "00.png").write_bytes(b"damaged")
     paths = [photos / "b" / "01.png", photos / "a" / "00.png", photos / "b" / "03.png"]
