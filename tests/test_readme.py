@@ -54,6 +54,7 @@ def write_inputs(folder: Path) -> None:
             write_map(folder / "davis" / "Annotations" / "480p" / "film" / f"{number}.png", labels)
         if number < 2:
             write_map(folder / f"{'ab'[number]}.jpg", image)
+            write_map(folder / "new_photos" / f"{number}.png", image)
     for number in range(12):
         path = folder / "shapes" / "ab"[number % 2] / f"{number}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +83,10 @@ def test_the_commands_for_users_run_in_their_order(tmp_path: Path, monkeypatch: 
             words += ["--resume", "never", *QUICK]
             if "faces/" in command:  # a face was found in few of the scenes
                 words += ["--data.batch_size", "1"]
+        if words[0] == "finetune":
+            words += ["--epochs", "1", "--data.batch_size", "4"]
+        if words[0] == "inspect":  # it never writes over a page
+            Path("report.html").unlink(missing_ok=True)
         status = main(words)
         # 1: scores that so few items do not allow are left out, which is said; the others are there.
         assert status == 0 or (status == 1 and words[0] == "evaluate"), command
