@@ -78,7 +78,7 @@ def read_record(folder: Path, *, settings: Settings) -> Record:
     if not path.is_file():
         raise ValueError(f"{folder} is no finished run: there is no {RESULTS}; accepted: folders of runs that ended, or folders of them")
     try:
-        found = json.loads(path.read_text())
+        found = _plain(json.loads(path.read_text()))
         health = found.get("health") or {"verdicts": []}
         return Record(
             folder=folder,
@@ -97,6 +97,26 @@ def read_record(folder: Path, *, settings: Settings) -> Record:
         )
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: this is not what a run writes ({type(error).__name__}: {error}); leave this run out") from error
+
+
+def _plain(found: dict) -> dict:
+    """What a fine-tuned run writes, in the terms of a pretraining; the latter as it is."""
+    if "task" not in found:
+        return found
+    scores = {
+        name if end == "value" else f"{name}_{end}": score[end]
+        for name, score in found["scores"].items()
+        for end in ("value", "low", "high", "n")
+    }
+    scored_on = {name: score["measured_on"] for name, score in found["scores"].items()}
+    return {
+        **found,
+        "method": found["task"],
+        "data": found["data"]["train"]["name"],
+        "before": None,
+        "after": scores,
+        "measured_on": scored_on,
+    }
 
 
 def _numbers(scores: Mapping[str, float | None] | None) -> dict[str, float]:

@@ -13,7 +13,7 @@ from scipy import stats
 
 from glpretrain.cli import main
 from glpretrain.cli.trust import read_yaml
-from glpretrain.compare import Row, labels, pairs, records_below, rows_of
+from glpretrain.compare import Row, labels, pairs, read_record, records_below, rows_of
 
 
 def write_run(
@@ -228,3 +228,16 @@ def test_the_page_shows_tables_scatter_and_curves_and_asks_for_nothing(tmp_path:
         ]
         assert browser.run("return [...document.querySelectorAll('.best')].map(e => e.textContent)") == ["33.0 ± 2.6", "34.0 ± 2.6"]
         assert browser.run("return document.documentElement.scrollWidth") <= 400
+
+
+def test_a_fine_tuned_run_is_read_in_the_terms_of_a_pretraining(tmp_path: Path) -> None:
+    score = {"value": 52.0, "low": 48.0, "high": 56.0, "n": 600, "measured_on": "flowers/val"}
+    written = {
+        **{"recipe": "finetune/classification", "task": "classification", "seed": 1, "steps": 910, "seconds": 90.0},
+        **{"scores": {"accuracy": score}, "data": {"train": {"name": "flowers"}, "test": {"name": "flowers/val"}}},
+    }
+    (tmp_path / "results.json").write_text(json.dumps(written))
+    record = read_record(tmp_path, settings=read_yaml)
+    assert (record.method, record.data, record.seed, record.before) == ("classification", "flowers", 1, {})
+    assert record.after == {"accuracy": 52.0, "accuracy_low": 48.0, "accuracy_high": 56.0, "accuracy_n": 600.0}
+    assert record.scored_on == {"accuracy": "flowers/val"}
