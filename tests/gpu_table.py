@@ -5,8 +5,9 @@
 
 Everything is measured in one process, in turns where two ways are compared, and the medians are written beside what is wanted of an H200:
 images per second of DINO + iBOT (2 views of 224 and 8 of 96 pixels) with ViT-S/16 and ViT-L/16 in bf16; one sequence of all views against
-a pass per size; the views' share of a step; the memory of the prototypes' cross-entropy against that of dense logits; and whether views,
-masks and groups of points of a GPU are those of the CPU.
+a pass per size, and its attention with a block mask against a call per size; the views' share of a step; the memory of the
+prototypes' cross-entropy against that of dense logits, and its fused form against the chunked one; and whether views, masks and groups of
+points of a GPU are those of the CPU.
 """
 
 import argparse
@@ -14,12 +15,15 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
+from eager_flex import gradients_on_a_cpu
 from torch import Tensor
 
 from glpretrain.bench.alone import Alone
@@ -27,8 +31,10 @@ from glpretrain.bench.machine import machine_name, peak_flops, taken_bytes
 from glpretrain.cli.benched import DTYPES, OneBatch, moved, on_this_machine, one_batch
 from glpretrain.cli.pretraining import training_arguments
 from glpretrain.core.batch import Batch
+from glpretrain.encoders.documents import PackedAttention
 from glpretrain.objectives.distillation import ViewDistillation
-from glpretrain.training.prototypes import PrototypeLogits
+from glpretrain.training.fused_cross_entropy import require_fused
+from glpretrain.training.prototypes import CrossEntropyForm, PrototypeLogits
 
 LARGE = {"ViT-S/16": ("vit_small_patch16_224", 128, 2000.0), "ViT-L/16": ("vit_large_patch16_224", 32, 255.0)}
 RECIPES = ("dino", "ibot", "mae", "mmc", "fsfm", "mugs", "dcglr", "point_mae")  # every kind of view, mask and item
@@ -113,12 +119,15 @@ def rows_of_step(given: OneBatch, *, model: str, wanted: float, steps: int) -> l
     make = partial(given.data.make_batch, given.raw, encoder=given.method.encoder)
     batch = make()
 
-    def packed(*, pays: bool) -> None:
-        with patch("glpretrain.encoders.vit.packing_pays", lambda *args, **kwargs: pays):
+    def packed(*, pays: bool, attention: PackedAttention = "grouped") -> None:
+        for branch in (given.method.student, given.method.teacher_branch):
+            branch.set_packed_attention(attention)
+        with patch("glpretrain.encoders.vit.packing_pays", lambda *args, **kwargs: pays), gradients_on_a_cpu():
             alone.step(batch)
 
-    views, one_sequence, per_size = seconds([make, partial(packed, pays=True), partial(packed, pays=False)], device=device, repeats=steps)
-    memory = [taken_bytes(partial(packed, pays=pays), device) for pays in (True, False)]
+    ways = [partial(packed, pays=True), partial(packed, pays=False), partial(packed, pays=True, attention="flex")]
+    views, one_sequence, per_size, block_mask = seconds([make, *ways], device=device, repeats=steps)
+    memory = [taken_bytes(way, device) for way in ways]
     best = min(one_sequence, per_size)
     rate, share = given.data.batch_size / (best + views), views / (best + views)
     rows = [
@@ -126,6 +135,8 @@ def rows_of_step(given: OneBatch, *, model: str, wanted: float, steps: int) -> l
         wanted_row(f"{model}: the views' share of a step", share, "", most=0.1, device=device),
         wanted_row(f"{model}: one sequence, speed against a pass per size", per_size / one_sequence, "x", least=1.3, device=device),
         wanted_row(f"{model}: one sequence, memory against a pass per size", memory[0] / memory[1], "x", most=0.75, device=device),
+        wanted_row(f"{model}: a block mask, speed against a call per size", one_sequence / block_mask, "x", least=1.0, device=device),
+        wanted_row(f"{model}: a block mask, memory against a call per size", memory[2] / memory[0], "x", most=1.0, device=device),
         Row(f"{model}: memory of a step, beyond weights and optimizer", min(memory) / 1e9, "GB", "", None),
     ]
     return rows
@@ -138,24 +149,39 @@ def wanted_row(name: str, value: float, unit: str, *, least: float | None = None
     return Row(name, value, unit, wanted, fits if wanted and device.type == "cuda" else None)
 
 
-def prototype_row(work: Work, *, device: torch.device) -> Row:
-    """Memory of the cross-entropy between assignments, in chunks against with all logits."""
+def prototype_rows(work: Work, *, device: torch.device) -> list[Row]:
+    """The cross-entropy between assignments, in chunks against with all logits; fused against in chunks, where its kernels run."""
     num_views, dim = 10, 256
     objective = ViewDistillation(num_prototypes=work.prototypes).to(device)
     directions = wave(work.prototypes, dim, device=device).requires_grad_()
     gain = torch.ones(work.prototypes, 1, device=device)
-    student = wave(num_views, work.rows // num_views, dim, device=device).requires_grad_()
-    teacher = wave(2, work.rows // num_views, dim, device=device)
+    # Of length one, as heads give them: longer rows would have larger logits, and exponentials with larger rounding.
+    student = F.normalize(wave(num_views, work.rows // num_views, dim, device=device), dim=-1).requires_grad_()
+    teacher = F.normalize(wave(2, work.rows // num_views, dim, device=device), dim=-1)
 
-    def backward(*, dense: bool) -> None:
+    def gradients(form: CrossEntropyForm | Literal["dense"]) -> list[Tensor]:
         logits = [PrototypeLogits(rows, directions, gain) for rows in (student, teacher)]
-        given = [one.dense() for one in logits] if dense else logits
+        given = [one.dense() if form == "dense" else replace(one, cross_entropy=form) for one in logits]
         loss = objective(student_logits=given[0], teacher_logits=given[1].detach(), teacher_temp=0.04)
-        torch.autograd.grad(loss.sum(), [student, directions])
+        return [loss.detach(), *torch.autograd.grad(loss.sum(), [student, directions])]
 
-    chunked, plain = (taken_bytes(partial(backward, dense=dense), device) for dense in (False, True))
-    name = f"cross-entropy of {work.rows} rows x {work.prototypes} prototypes, memory against dense logits"
-    return wanted_row(name, chunked / plain, "x", most=0.4, device=device)
+    name = f"cross-entropy of {work.rows} rows x {work.prototypes} prototypes"
+    chunked, plain = (taken_bytes(partial(gradients, form), device) for form in ("chunked", "dense"))
+    rows = [wanted_row(f"{name}, memory against dense logits", chunked / plain, "x", most=0.4, device=device)]
+    try:
+        require_fused(device)
+    except ValueError:
+        return rows
+    fused = taken_bytes(partial(gradients, "fused"), device)
+    fused_time, time_in_chunks = seconds([partial(gradients, "fused"), partial(gradients, "chunked")], device=device, repeats=work.steps)
+    pairs = zip(gradients("fused"), gradients("chunked"), strict=True)
+    gap = max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
+    return [
+        *rows,
+        wanted_row(f"{name}, fused, memory against chunks", fused / chunked, "x", most=1.0, device=device),
+        wanted_row(f"{name}, fused, speed against chunks", time_in_chunks / fused_time, "x", least=1.0, device=device),
+        wanted_row(f"{name}, fused, difference from chunks", gap, "", most=1e-5, device=device),
+    ]
 
 
 def wave(*shape: int, device: torch.device) -> Tensor:
@@ -214,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     rows: list[Row] = []
     for name, measure in (
         ("steps", partial(step_rows, work, precision=precision)),
-        ("prototypes", lambda: [prototype_row(work, device=device)]),
+        ("prototypes", partial(prototype_rows, work, device=device)),
         ("devices", partial(device_rows, device=device)),
     ):
         start = time.perf_counter()

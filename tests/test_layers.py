@@ -52,6 +52,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "lightning_fabric": (),
     "timm": ("encoders/", "finetune/"),  # architectures, and the augmentation of fine-tuning
     "kornia": ("data/views/",),
+    "triton": ("training/prototype_kernels.py",),
     "wandb": ("callbacks/",),
     "jsonargparse": ("cli/",),
     "huggingface_hub": ("weights/",),

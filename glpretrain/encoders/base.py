@@ -19,6 +19,7 @@ from glpretrain.core.frames import token_centres, token_sides
 from glpretrain.core.imports import imported
 from glpretrain.core.types import Embedded, EncoderCard, EncoderOutput
 from glpretrain.encoders.checkpointing import recomputing
+from glpretrain.encoders.documents import PackedAttention
 from glpretrain.encoders.drop_path import drawn_paths
 from glpretrain.encoders.kernels import fastest_attention
 from glpretrain.encoders.sequences import Views, encode_in_chunks, encode_list
@@ -79,6 +80,8 @@ class Encoder(nn.Module, ABC):
     begins_with: ClassVar[tuple[str, ...]] = ()  # submodules that only `_begin` runs; batch norm in them sees the whole batch
     _card: EncoderCard  # set by the builder
     activation_checkpointing = False  # set by `training.branch.Branch`
+    packed_attention: PackedAttention = "grouped"  # the same, where it can take effect
+    packs_views = False  # whether views of several sizes can be encoded in one sequence of tokens
 
     @property
     def card(self) -> EncoderCard:

@@ -7,15 +7,21 @@ attends to its own tokens. It works with every block of timm, because it is hand
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
+from glpretrain.encoders.documents import PackedAttention, attend_in_documents, block_mask
 from glpretrain.encoders.drop_path import Draws, KeyedDropPath, PackedSizes
 from glpretrain.encoders.kernels import attend
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 Blocks = nn.Sequential | nn.ModuleList
 BlockArgs = Mapping[str, Tensor]
@@ -29,10 +35,13 @@ class Packing:
 
     Args:
         sizes: number of items and tokens per item, of each group of items of one size, in the order of the sequence.
+        attention: how items attend to themselves: a call for each group, or one for all.
     """
 
-    def __init__(self, sizes: PackedSizes) -> None:
+    def __init__(self, sizes: PackedSizes, *, attention: PackedAttention = "grouped") -> None:
         self.sizes = sizes
+        self.attention: PackedAttention = attention
+        self._documents: BlockMask | None = None  # made by the first block that needs it
 
     @staticmethod
     def pack(groups: Sequence[Tensor]) -> Tensor:
@@ -55,6 +64,11 @@ class Packing:
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float = 0.0, is_causal: bool = False) -> Tensor:
         """Float[1 heads S d] each to Float[1 heads S d]."""
         assert not is_causal
+        # Tensors without numbers are those of `glpretrain.bench.plan`; there may be no token where no item keeps a path.
+        if self.attention == "flex" and query.shape[2] > 0 and not isinstance(query, FakeTensor):
+            assert dropout_p == 0.0, "no encoder of ours has dropout in its attention"
+            self._documents = self._documents or block_mask(self.sizes, device=query.device)
+            return attend_in_documents(query, key, value, documents=self._documents)
         lengths = [items * length for items, length in self.sizes]
         parts = []
         for size, *inputs in zip(self.sizes, *(one.squeeze(0).split(lengths, dim=1) for one in (query, key, value)), strict=True):
@@ -101,7 +115,8 @@ class PlainBlock(Block):
             return tokens + path(branch(seen, mask))
         axis = 0
         if path.sizes is not None:
-            axis, mask = 1, Packing(path.sizes)
+            assert isinstance(mask, Packing)
+            axis, mask = 1, Packing(path.sizes, attention=mask.attention)
         residual = branch(seen.index_select(axis, path.rows), mask).to(tokens.dtype)
         return tokens.index_add(axis, path.rows, residual / (1.0 - path.drop_prob))
 
@@ -128,6 +143,7 @@ def run_packed(
     *,
     num_queries: Sequence[int | None],
     draws: Draws | None,
+    attention: PackedAttention = "grouped",
 ) -> list[Tensor]:
     """`run` for groups of items of several sizes, in one sequence.
 
@@ -137,8 +153,10 @@ def run_packed(
         block_args: for each group, what each block is told beside the tokens.
         num_queries: for each group, see `run`.
         draws: of dropped paths, for the sequence; None where nothing is dropped.
+        attention: see `Packing`.
     """
-    packing, tokens = Packing(tuple((len(group), group.shape[1]) for group in groups)), Packing.pack(groups)
+    sizes = tuple((len(group), group.shape[1]) for group in groups)
+    packing, tokens = Packing(sizes, attention=attention), Packing.pack(groups)
     # The last block of a group that wants some tokens only sees this group by itself.
     num_joint = len(blocks) - any(count is not None for count in num_queries)
     with _rotating_all(blocks):

@@ -192,7 +192,7 @@ class ViT(Encoder):
             drop_uniformly(model.blocks, rate=drop_path_rate)
             if is_plain:
                 compute_kept(model.blocks)
-        self._can_pack = not self._fixed_size and can_pack(model.blocks)
+        self.packs_views = not self._fixed_size and can_pack(model.blocks)
         self.register_parameter("mask_token", None)
         assert isinstance(model.patch_embed, PatchEmbed | HybridEmbed)
         ratio = model.patch_embed.feat_ratio(as_scalar=False)
@@ -256,7 +256,7 @@ class ViT(Encoder):
         """Views of several sizes in one sequence of tokens, where that is the faster way."""
         num_tokens = sum(len(group.items) * math.prod(self.grid(group.items.shape[1:])) for group in groups)
         pays = packing_pays(num_tokens * self.embed_dim, device=groups[0].items.device)
-        if len(groups) == 1 or chunk_size is not None or not (self._can_pack and pays):
+        if len(groups) == 1 or chunk_size is not None or not (self.packs_views and pays):
             return super()._groups(groups, chunk_size=chunk_size)
         tokens, args = zip(*(self._embed(group.items, mask=group.mask) for group in groups), strict=True)
         wanted = [self._num_queries(cls_only=group.cls_only) for group in groups]
@@ -264,7 +264,7 @@ class ViT(Encoder):
         sizes = tuple((len(group), group.shape[1]) for group in tokens)
         paths = drawn_paths(self, torch.cat(keys), sizes=sizes) if keys and self.training else nullcontext()
         with paths as draws, recomputing(self):
-            encoded = run_packed(self.model.blocks, tokens, args, num_queries=wanted, draws=draws)
+            encoded = run_packed(self.model.blocks, tokens, args, num_queries=wanted, draws=draws, attention=self.packed_attention)
         return [self._end(one).of_cls() if group.cls_only else self._end(one) for group, one in zip(groups, encoded, strict=True)]
 
     def _num_queries(self, *, cls_only: bool) -> int | None:

@@ -19,7 +19,7 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.blocks import compile_blocks
 from glpretrain.encoders.transfer import Transfer, copy_backbone
 from glpretrain.training.branch import Branch, batch_norms, norms_in_chunks
-from glpretrain.training.checks import begin_step_again, identity, require_end, require_same_run
+from glpretrain.training.checks import begin_step_again, identity, require_device, require_end, require_same_run
 from glpretrain.training.memory import broadcast_states, keep_from_ddp
 from glpretrain.training.optim import Optimization, TrunkRelease, gradient_norms
 from glpretrain.training.prototypes import Prototypes
@@ -78,6 +78,8 @@ class Method(pl.LightningModule, ABC):
         self.student = student
         student.set_chunk_size(optimization.chunk_size)  # before the teacher copies it
         student.set_activation_checkpointing(optimization.activation_checkpointing)
+        student.set_cross_entropy(optimization.cross_entropy)
+        student.set_packed_attention(optimization.packed_attention)
         self.teacher = EMATeacher(student) if momentum is not None else None
         if optimization.compile:
             for branch in (student, *([] if self.teacher is None else [self.teacher.branch])):
@@ -176,6 +178,7 @@ class Method(pl.LightningModule, ABC):
             count = data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
             self.optimization = self.optimization.for_batch(count)
         self.optimization.require_modules(self)
+        require_device(self.optimization, self.trainer.strategy.root_device)
         keep_from_ddp(self)
 
     def configure_model(self) -> None:

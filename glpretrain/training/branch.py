@@ -10,7 +10,10 @@ from glpretrain.core.distributed import has_process_group
 from glpretrain.core.shards import is_divided
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.documents import PackedAttention
 from glpretrain.encoders.drop_path import dropping_paths
+from glpretrain.training.fused_cross_entropy import MOST_WIDTH
+from glpretrain.training.prototypes import CrossEntropyForm, Prototypes
 
 
 class Branch(nn.Module):
@@ -109,6 +112,39 @@ class Branch(nn.Module):
                 " again; leave it out"
             )
         self.encoder.activation_checkpointing = enabled
+
+    def set_cross_entropy(self, form: CrossEntropyForm) -> None:
+        """Compute the losses over the prototypes of all heads in this form; see `Optimization.cross_entropy`.
+
+        Raises:
+            ValueError: no head has prototypes, or their projections are too wide for the kernels.
+        """
+        found = [part for part in self.heads.modules() if isinstance(part, Prototypes)]
+        if form == "fused":
+            widths = [part.directions.shape[1] for part in found]
+            if not found or max(widths) > MOST_WIDTH:
+                has = f"are {max(widths)} wide" if found else "have no prototypes"
+                raise ValueError(
+                    f"optimization: cross_entropy='fused' given, but the heads {has}; it needs prototypes of at most {MOST_WIDTH} numbers;"
+                    " leave it out"
+                )
+        for part in found:
+            part.cross_entropy = form
+
+    def set_packed_attention(self, form: PackedAttention) -> None:
+        """Let views of several sizes attend in this form; see `Optimization.packed_attention`.
+
+        Raises:
+            ValueError: the encoder does not see views of several sizes in one sequence, or is given chunks of views.
+        """
+        if form == "flex":
+            card, given = self.encoder.card, "optimization: packed_attention='flex' given, but"
+            if not self.encoder.packs_views:
+                name = f"{card.encoder} {card.arguments.get('name', '')}".strip()
+                raise ValueError(f"{given} {name} does not encode views of several sizes in one sequence; leave it out")
+            if self.chunk_size is not None:
+                raise ValueError(f"{given} with chunk_size={self.chunk_size} there is no such sequence; leave one of them out")
+        self.encoder.packed_attention = form
 
     def set_trunk_learns(self, learns: bool) -> None:
         """Let the trunk learn, or freeze it. A frozen trunk drops no paths.

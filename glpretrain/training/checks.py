@@ -1,11 +1,14 @@
-"""Refuses a run without an end, and a checkpoint from another method, with other experts, or another start."""
+"""Refuses a run without an end, settings for another device, and a checkpoint from another method, with other experts, or another start."""
 
 import json
 
+import torch
 from torch import nn
 
 from glpretrain.core.shards import is_head
 from glpretrain.encoders.base import Encoder
+from glpretrain.training.fused_cross_entropy import require_fused
+from glpretrain.training.optim import Optimization
 from glpretrain.training.sharding import class_name, is_sharded
 from glpretrain.training.teacher import FrozenTeacher
 from glpretrain.training.warm_start import Trunk
@@ -19,6 +22,22 @@ def require_end(*, steps: int, epochs: int | None) -> None:
     """
     if steps <= 0 and (epochs or 0) <= 0:
         raise ValueError("trainer: give max_steps or max_epochs; the schedules need to know where the run ends")
+
+
+def require_device(optimization: Optimization, device: torch.device) -> None:
+    """Refuse settings that this device cannot run.
+
+    Raises:
+        ValueError: a setting needs a GPU or a package that is not there, or cannot be compiled with the blocks.
+    """
+    if optimization.cross_entropy == "fused":
+        require_fused(device)
+    if optimization.packed_attention == "flex":
+        given = "optimization: packed_attention='flex' given, but"
+        if device.type != "cuda":
+            raise ValueError(f"{given} this run is on {device.type}; it needs a CUDA GPU; leave it out")
+        if optimization.compile:
+            raise ValueError(f"{given} compile=True compiles whole blocks, which nobody has tried with it; leave one of them out")
 
 
 def identity(method: nn.Module) -> dict[str, object]:

@@ -2,7 +2,8 @@
 
 The logits are computed for some prototypes at a time: in the forward pass with running maxima and sums (an online softmax), in the backward
 pass once more. So memory grows with the number of rows and with K, but not with their product. In both passes all that is done to the
-logits of these prototypes happens in a cache of the processor, or in few launches on a GPU.
+logits of these prototypes happens in a cache of the processor, or in few launches on a GPU. Left out: kernels of our own for a GPU, which
+hold no logits at all and are used where they were asked for (`fused_cross_entropy`).
 """
 
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
+from glpretrain.training.fused_cross_entropy import FusedCrossEntropy, require_fused
 from glpretrain.training.prototypes import Context, PrototypeLogits, lengths_of, remove_along
 
 _CELLS = {"cpu": 1 << 18}  # logits at a time that fit into a cache
@@ -34,11 +37,19 @@ def prototype_cross_entropy(
         student_temp: temperature of the student's assignment.
         teacher_temp: temperature of the teacher's.
         weights: Float[V G].
+
+    Raises:
+        ValueError: the student's logits ask for the fused form, which cannot run here.
     """
     (_, num_items, num_prototypes), (_, *rest) = student.shape, teacher.shape
     assert rest == [num_items, num_prototypes], f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
     parts = (student.rows, student.directions, student.gain, teacher.rows, teacher.directions, teacher.gain)
-    return _CrossEntropy.apply(*parts, centre, weights, (student_temp, teacher_temp), student.precision)
+    function = _CrossEntropy
+    # The plan of memory (`glpretrain.bench.plan`) counts the chunked form: a kernel cannot run on tensors without numbers.
+    if student.cross_entropy == "fused" and not isinstance(student.rows, FakeTensor):
+        require_fused(student.device)
+        function = FusedCrossEntropy
+    return function.apply(*parts, centre, weights, (student_temp, teacher_temp), student.precision)
 
 
 class _Factors(NamedTuple):

@@ -5,7 +5,7 @@ Left out: the training loop (Lightning) and the momentum of the teacher (`Method
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from glpretrain.core.schedule import Schedule
 from glpretrain.core.shards import local
 from glpretrain.core.shards import norms as norms_of
 from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.documents import PackedAttention
 from glpretrain.training.branch import Branch
-from glpretrain.training.prototypes import Prototypes
+from glpretrain.training.prototypes import CrossEntropyForm, Prototypes
 
 # For runs that start from trained weights and set none; the default of MAE's fine-tuning (main_finetune.py).
 _LAYER_DECAY_FROM_WEIGHTS = 0.75
@@ -109,6 +110,10 @@ class Optimization:
             CPU; later steps are faster, and but for rounding the same.
         activation_checkpointing: whether the encoder keeps only the inputs of its blocks, and computes each block a second time for the
             gradients. They are the same to the last bit, for a third more products in a step and a fraction of its memory.
+        cross_entropy: how losses over prototypes are computed: logits of some prototypes at a time, `chunked`, or kernels that hold none,
+            `fused`, on a GPU with Triton. But for rounding the two are the same; no GPU has measured the second one yet.
+        packed_attention: how views of several sizes attend in one sequence: a call per size, `grouped`, or one call with a block mask,
+            `flex`, which torch compiles on a GPU at the first step. But for rounding the two are the same; no GPU has measured the second.
 
     Raises:
         ValueError: a value out of range.
@@ -129,6 +134,8 @@ class Optimization:
     chunk_size: int | None = None
     compile: bool = False
     activation_checkpointing: bool = False
+    cross_entropy: CrossEntropyForm = "chunked"
+    packed_attention: PackedAttention = "grouped"
 
     def __post_init__(self) -> None:
         self.lr.require("optimization: lr", scales=True)
@@ -145,6 +152,7 @@ class Optimization:
         if not 0.0 <= self.freeze_prototypes <= 1.0:
             raise ValueError(f"optimization: freeze_prototypes is a share of the run in [0, 1], not {self.freeze_prototypes}")
         words = {"freeze_by": ("gradient", "rate"), "mask_token": ("head", "embedding")}
+        words |= {"cross_entropy": get_args(CrossEntropyForm), "packed_attention": get_args(PackedAttention)}
         for name, accepted in words.items():
             if (value := vars(self)[name]) not in accepted:
                 raise ValueError(f"optimization: {name}={value!r} given; accepted: {', '.join(accepted)}")

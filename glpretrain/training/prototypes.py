@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+CrossEntropyForm = Literal["chunked", "fused"]  # see `Optimization.cross_entropy`
 _LEAST_LENGTH = 1e-12  # as in F.normalize
 
 
@@ -28,12 +30,14 @@ class PrototypeLogits:
         directions: directions of the prototypes, Float[K D], of any length.
         gain: factor on the cosine with each direction, Float[K 1].
         precision: precision of the products of a backward pass that computes the logits anew: that of other layers, as autocast has it.
+        cross_entropy: how `cross_entropy.prototype_cross_entropy` computes the loss of a student with these logits.
     """
 
     rows: Tensor
     directions: Tensor
     gain: Tensor
     precision: torch.dtype = torch.float32
+    cross_entropy: CrossEntropyForm = "chunked"
 
     @property
     def device(self) -> torch.device:
@@ -92,6 +96,8 @@ class Prototypes(nn.Module):
         train_gain: learn one gain per prototype. DINO's `norm_last_layer` is the opposite; only ViT-S profits from training it.
     """
 
+    cross_entropy: CrossEntropyForm = "chunked"  # set by `training.branch.Branch`
+
     def __init__(self, in_dim: int, *, num_prototypes: int, train_gain: bool = False) -> None:
         super().__init__()
         if num_prototypes < 1:
@@ -106,7 +112,7 @@ class Prototypes(nn.Module):
         """Float[... in_dim] to the logits Float[... K], which `PrototypeLogits.dense` computes."""
         device = projections.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        return PrototypeLogits(projections.float(), self.directions, self.gain, precision)
+        return PrototypeLogits(projections.float(), self.directions, self.gain, precision, self.cross_entropy)
 
 
 class Context(FunctionCtx):

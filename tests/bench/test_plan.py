@@ -93,6 +93,12 @@ def test_a_plan_of_activation_checkpointing_is_what_a_step_takes(tmp_path: Path)
     assert other.total == pytest.approx(measured_bytes(built(path, tmp_path)), rel=TOLERANCE)
 
 
+def test_a_plan_counts_the_forms_that_run_anywhere(tmp_path: Path) -> None:
+    path, optimization = shrunk(ROOT / "dino.yaml", tmp_path), "--model.init_args.optimization"
+    on_a_gpu = (f"{optimization}.cross_entropy", "fused", f"{optimization}.packed_attention", "flex")
+    assert planned_bytes(path, *on_a_gpu, "--trainer.accelerator", "cpu") == planned_bytes(path, "--trainer.accelerator", "cpu")
+
+
 def _measure_shards(rank: int, path: Path, words: tuple[str, ...], folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     run = Training(["--config", str(path), *QUIET, "--runs", str(folder / f"runs{rank}"), *words])

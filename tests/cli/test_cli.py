@@ -465,3 +465,16 @@ def test_odd_names_of_folders_and_files_cost_nothing_but_a_line(mae: Path, capsy
     assert b"caf\xe9.png: " in (run.folder / "unreadable.txt").read_bytes()
     Path("photos.zip").write_bytes(b"PK\5\6" + bytes(18))
     assert "photos.zip is a zip archive" in refusal(["pretrain", str(mae), "--data", "photos.zip", *QUIET], capsys)
+
+
+@pytest.mark.parametrize("setting", ["cross_entropy fused", "packed_attention flex"])
+def test_what_needs_a_gpu_is_refused_before_the_first_step(
+    setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    name, value = setting.split()
+    recipe = shrunk(ROOT / "dino.yaml", tmp_path)
+    options = [*QUIET, "--trainer.accelerator", "cpu", "--runs", str(tmp_path / "runs"), f"--model.init_args.optimization.{name}", value]
+    line = refusal(["pretrain", str(recipe), *options], capsys)
+    assert f"optimization: {name}='{value}' given, but " in line and "leave it out" in line
+    assert not list((tmp_path / "runs").glob("*/checkpoints/*"))

@@ -170,8 +170,8 @@ def test_small_steps_on_a_cpu_are_packed_and_large_ones_are_not(numbers: int, pa
 
 def test_models_whose_attention_takes_no_mask_are_encoded_size_by_size() -> None:
     encoder = ViT("vit_tiny_patch16_224", **SIZE)
-    assert encoder._can_pack
-    assert not ViT("beit_base_patch16_224", **{**SIZE, "img_size": 32})._can_pack
+    assert encoder.packs_views
+    assert not ViT("beit_base_patch16_224", **{**SIZE, "img_size": 32}).packs_views
     outside = encoder.model.blocks[0].attn
     outside.fused_attn = False
     assert not vit_module.can_pack(encoder.model.blocks)
