@@ -91,6 +91,16 @@ class Modality(ABC):
             Float[B h w 3] in [0, 1], on the CPU.
         """
 
+    def thumbnail(self, item: Item, *, card: EncoderCard, side: int) -> Tensor:
+        """Float[h w 3] in [0, 1]: one item at its own size as a picture; where that has a size of its own, of at most `side` pixels a side.
+
+        Args:
+            item: the item as its source gives it.
+            card: card of the encoder that it is for.
+            side: number of pixels.
+        """
+        return self.pictures(self.normalise(item.values[None], card), card=card)[0]
+
     @abstractmethod
     def describe_size(self, card: EncoderCard) -> str:
         """The size of the card's items in words."""

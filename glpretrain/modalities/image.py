@@ -92,6 +92,15 @@ class Image(Modality):
         picture = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1].expand(*picture.shape[:-1], 3)
         return picture if dimmed is None else torch.where(dimmed.cpu()[..., None], picture * DIMMED, picture)
 
+    def thumbnail(self, item: Item, *, card: EncoderCard, side: int) -> Tensor:
+        """In the proportions of the image, and never larger than it is."""
+        height, width = item.values.shape[1:]
+        scale = min(1.0, side / max(height, width))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        pixels = item.values if size == (height, width) else _resized(item.values, size, exactly=False)
+        colours = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
+        return (colours.float() / 255).permute(1, 2, 0)  # [h w 3]
+
     def describe_size(self, card: EncoderCard) -> str:
         """Height and width, as in 224x224."""
         return "x".join(map(str, card.item_shape[1:]))
