@@ -96,7 +96,7 @@ def _made(run: Path, source: Source, *, out: Path, items: str | None, max_items:
 
 def _said(written: Written, seconds: float) -> str:
     size = f"{written.page.stat().st_size / 1e6:.1f} MB in {seconds:.0f} s"
-    found = f"{written.num_copies} near duplicates, {written.num_apart} that stand apart"
+    found = f"{written.num_copies} near duplicate{'' if written.num_copies == 1 else 's'}, {written.num_apart} that stand apart"
     return f"report: {written.page} ({size}): scores, a map of {written.num_shown} items, their neighbours before and after; {found}"
 
 

@@ -101,5 +101,5 @@ def panels(title: str, pictures: Sequence[str]) -> str:
     """A section of pictures in SVG side by side, as HTML; empty where there is none."""
     if not pictures:
         return ""
-    panels = "\n".join(f'<div class="panel">{picture}</div>' for picture in pictures)
-    return f'<section><h2>{title}</h2><div class="panels">\n{panels}\n</div></section>'
+    every = "\n".join(f'<div class="panel">{picture}</div>' for picture in pictures)
+    return f'<section><h2>{title}</h2><div class="panels">\n{every}\n</div></section>'

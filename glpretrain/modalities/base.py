@@ -9,7 +9,8 @@ path, because a modality is imported by all of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -33,6 +34,7 @@ class Modality(ABC):
     held: ClassVar[tuple[str, str]]  # functions that divide what a program holds into items, and make the values of one
     masked_source: ClassVar[str]  # the source that reads a user's items with masks
     default_evaluators: ClassVar[dict[str, str]]  # evaluators that every run is scored with, by name
+    unlabelled_evaluators: ClassVar[Mapping[str, str]] = MappingProxyType({})  # those for a user's items without labels, by name
     page: ClassVar[str]  # function that writes the page to look into backbones
 
     @abstractmethod

@@ -1,6 +1,7 @@
 """Images: UInt8[C H W] in files, Float[C H W] for an encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -36,6 +37,9 @@ class Image(Modality):
         "linear": "glpretrain.evaluate.LinearProbe",
         "prompt": "glpretrain.evaluate.PromptSegmentation",
     }
+    unlabelled_evaluators: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"health": "glpretrain.evaluate.Health", "agreement": "glpretrain.evaluate.Agreement"}
+    )
     page = "glpretrain.report.write_report"
 
     def item_shape(self, card: EncoderCard, size: Size | None) -> tuple[int, ...]:

@@ -110,7 +110,7 @@ def opening(name: str, threshold: Threshold, patches: Sequence[Tensor]) -> Openi
     if isinstance(threshold, int | float):
         return Opening(float(threshold), "as given")
     if threshold is not None and name in threshold:
-        return Opening(threshold[name], "calibrated on masks")
+        return Opening(round(threshold[name], 3), "calibrated on masks")
     return Opening(own_threshold(patches), "computed from these items")
 
 

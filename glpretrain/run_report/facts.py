@@ -9,6 +9,7 @@ from glpretrain.compare.page import escaped
 from glpretrain.compare.reading import HEADLINES, Record, score_names
 
 _ARROW = "\N{RIGHTWARDS ARROW}"
+_NAMED = 6  # classes that are named
 _WIDTH, _HEIGHT, _PAD = 320, 30, 8  # of the picture of a score, in pixels
 
 
@@ -26,12 +27,13 @@ def card(title: str, facts: Mapping[str, object]) -> str:
     return f'<div class="card"><h3>{escaped(title)}</h3><dl>{rows}</dl></div>'
 
 
-def cards(record: Record, results: Mapping, *, num_items: int, num_shown: int, num_lost: int) -> str:
+def cards(record: Record, results: Mapping, *, classes: Sequence[str], num_items: int, num_shown: int, num_lost: int) -> str:
     """The cards of a run.
 
     Args:
         record: the run.
         results: its results.json.
+        classes: names of the classes of its items.
         num_items: number of items that it was trained on.
         num_shown: number of those that are on the page.
         num_lost: number of those of the sample that cannot be read.
@@ -53,6 +55,7 @@ def cards(record: Record, results: Mapping, *, num_items: int, num_shown: int, n
     }
     data = {
         "items": f"{num_items} of {record.data}",
+        "classes": ", ".join(classes[:_NAMED]) + (f" and {len(classes) - _NAMED} more" if len(classes) > _NAMED else "") or "none",
         "on this page": shown,
         "not readable": num_lost or None,
         "scored on": ", ".join(dict.fromkeys(record.scored_on.values())),
@@ -144,7 +147,8 @@ def _plot(before: tuple[float, float, float] | None, after: tuple[float, float, 
             parts.append(f'<line class="{kind}" x1="{x(low)}" x2="{x(high)}" y1="{_HEIGHT / 2}" y2="{_HEIGHT / 2}"/>')
             parts.append(f'<circle class="{kind}" cx="{x(value)}" cy="{_HEIGHT / 2}" r="5"/>')
     said = " ".join("-" if found is None else f"{found[0]:.1f}" for found in (before, after))
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="before and after: {said}">{"".join(parts)}</svg>'
+    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="xMinYMid"'
+    return f'<svg {box} role="img" aria-label="before and after: {said}">{"".join(parts)}</svg>'
 
 
 def improvement(record: Record, names: Sequence[str] = tuple(HEADLINES)) -> str:

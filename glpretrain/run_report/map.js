@@ -6,7 +6,7 @@
   const by = (id) => document.getElementById(id), count = items.length;
   const HUES = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#99ddff", "#aaaa00"]; // Tol's
   const PAD = 34, CLICK = 5, DEEPEST = 40, LEAST = 16, MOST = 190; // pixels around the map, of a click, largest zoom, pixels of a picture
-  const STEP = 1.5, GLIDE = 450; // zoom of a button, milliseconds from one map to the other
+  const STEP = 1.5, GLIDE = 450, VEIL = 0.55; // zoom of a button, milliseconds from one map to the other, over what is not chosen
   const coloured = classes.length > 1 && classes.length <= HUES.length;
 
   const unpacked = (text) => new Uint16Array(maps.bytes(text).buffer);
@@ -80,7 +80,7 @@
   function paint() {
     scheduled = false;
     const context = canvas.getContext("2d"), dense = window.devicePixelRatio || 1, style = getComputedStyle(document.documentElement);
-    const [ink, accent, outline] = ["--ink", "--accent", "--outline"].map((name) => style.getPropertyValue(name).trim());
+    const [ink, accent, outline, ground] = ["--ink", "--accent", "--outline", "--card"].map((name) => style.getPropertyValue(name).trim());
     context.setTransform(dense, 0, 0, dense, 0, 0);
     context.clearRect(0, 0, ...size);
     context.imageSmoothingQuality = "high";
@@ -95,20 +95,21 @@
       const { x, y, width, height } = box(n, n === state.hovered ? Math.max(side, 64) * 1.15 : side);
       if (x > size[0] || y > size[1] || x + width < 0 || y + height < 0) return;
       const from = cell(n);
-      context.globalAlpha = state.chosen === null || above(n) > 0 ? 1 : 0.42;
       context.drawImage(picture, from.x, from.y, from.width, from.height, x, y, width, height);
       if (coloured && items[n].label >= 0) {
         context.fillStyle = HUES[items[n].label];
         context.fillRect(x, y + height - 3, width, 3);
       }
-      context.globalAlpha = 1;
       if (n === state.chosen) frame({ x, y, width, height }, outline, 3);
       else if (friends.has(n)) frame({ x, y, width, height }, accent, 2.5);
       else if (n === state.hovered) frame({ x, y, width, height }, ink, 1.5);
     };
     const behind = order.filter((n) => above(n) === 0);
     behind.forEach(single);
-    if (state.chosen !== null) {
+    if (state.chosen !== null) { // the others step back
+      Object.assign(context, { fillStyle: ground, globalAlpha: VEIL });
+      context.fillRect(0, 0, ...size);
+      context.globalAlpha = 1;
       context.strokeStyle = accent;
       context.lineWidth = 1.5;
       context.beginPath();
@@ -287,7 +288,7 @@
     by("act-copies").append(...data.copies.map(([first, second, correlation]) => element("figure", {},
       thumb(first, items[first].name, { scroll: true }), thumb(second, items[second].name, { scroll: true }),
       element("figcaption", { textContent: `correlation ${correlation.toFixed(3)}` }))));
-    by("act-apart").append(...data.apart.map(([n, deviations]) => thumb(n, `${items[n].name}, ${deviations.toFixed(1)} sd`, { scroll: true })));
+    by("act-apart").append(...data.apart.map(([n, deviations]) => thumb(n, `${deviations.toFixed(1)} sd, ${items[n].name}`, { scroll: true })));
   }
 
   async function start() {

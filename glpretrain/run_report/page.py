@@ -107,7 +107,7 @@ def write_run_report(
         heading=escaped(f"What {record.method} learned from {record.data}"),
         lead=escaped(f"{len(source)} items, {record.steps} steps, {duration(record.seconds)}. {gained}{'.' if gained else ''}"),
         style=(resources.files("glpretrain.report") / "page.css").read_text() + (folder / "page.css").read_text(),
-        cards=cards(record, results, num_items=len(source), num_shown=len(sample), num_lost=len(sample.unreadable)),
+        cards=cards(record, results, classes=source.classes, num_items=len(source), num_shown=len(sample), num_lost=len(sample.unreadable)),
         verdicts=verdicts(results),
         scores=scores(record, results.get("left_out") or {}),
         curves=panels("Curves", [picture for _, picture in curves(rows_of([record])[0])]).replace("h2>", "h3>"),
