@@ -283,7 +283,17 @@ def test_run_folder_holds_what_it_promises(mae: Path) -> None:
         overrides=["--evaluate", "false", "--trainer.log_every_n_steps", "1"],
     )
     names = {path.name for path in run.folder.iterdir()}
-    assert names >= {"config.yaml", "metrics.csv", "results.json", "views.png", "checkpoints", "backbone", "start", "report.html", "report.csv"}
+    assert names >= {
+        "config.yaml",
+        "metrics.csv",
+        "results.json",
+        "views.png",
+        "checkpoints",
+        "backbone",
+        "start",
+        "report.html",
+        "report.csv",
+    }
     assert run.results["steps"] == 3
     assert run.results["seed"] == 7
     assert run.results["data"] == "photos"
