@@ -119,8 +119,8 @@ def similarity_map(seen: Seen, *, patch: tuple[int, int]) -> Tensor:
 def own_threshold(patches: Sequence[Tensor]) -> float:
     """A threshold for prompts that needs no masks: it divides the cosines of two patches of one item into similar and dissimilar ones.
 
-    It is Otsu's: the variance between both parts is the largest. Similarities of a backbone may all lie between 0.8 and 1, so that no
-    number fits every backbone.
+    The parts are those of Otsu's method, which makes the variance between them as large as it can be, and the threshold lies midway between
+    their means. Similarities of a backbone may all lie between 0.8 and 1, so that no number fits every backbone.
 
     Args:
         patches: Float[N D] of each item.
@@ -135,7 +135,8 @@ def own_threshold(patches: Sequence[Tensor]) -> float:
     cosines = torch.cat(found).clamp(-1, 1) if found else torch.empty(0)
     if cosines.numel() < 2 or cosines.max() - cosines.min() < _SAME:
         return _MIDDLE
-    return round(float(threshold_otsu(cosines.numpy(), nbins=_BINS)), 3)
+    above = cosines > float(threshold_otsu(cosines.numpy(), nbins=_BINS))
+    return round((cosines[above].mean() + cosines[~above].mean()).item() / 2, 3)
 
 
 def patch_pca(seen: Seen) -> Tensor:
