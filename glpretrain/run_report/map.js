@@ -6,7 +6,7 @@
   const by = (id) => document.getElementById(id), count = items.length;
   const HUES = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#99ddff", "#aaaa00"]; // Tol's
   const PAD = 34, CLICK = 5, DEEPEST = 40, LEAST = 16, MOST = 190; // pixels around the map, of a click, largest zoom, pixels of a picture
-  const STEP = 1.5, GLIDE = 450, VEIL = 0.55; // zoom of a button, milliseconds from one map to the other, over what is not chosen
+  const STEP = 1.5, GLIDE = 450, VEIL = 0.45; // zoom of a button, milliseconds from one map to the other, over what is not chosen
   const coloured = classes.length > 1 && classes.length <= HUES.length;
 
   const unpacked = (text) => new Uint16Array(maps.bytes(text).buffer);
