@@ -33,7 +33,7 @@ def projected(features: Tensor, *, like: np.ndarray | None = None) -> Projection
     rows = (rows - rows.mean(axis=0)).astype(np.float32)
     count = min(2, *rows.shape)
     places = np.zeros((len(rows), 2), dtype=np.float32)
-    if len(rows) > 1:
+    if float(np.abs(rows).max()) > _SAME:
         places[:, :count] = PCA(count, random_state=_SEED).fit_transform(rows)
     method = "the first two principal components: there are too few different items for t-SNE"
     spread = float(places[:, 0].std())
