@@ -54,6 +54,9 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 - torch's signature
         """Run one operation, and count what it made."""
+        if self.kind == _BACKWARD and func is torch.ops.aten.scatter.src:
+            # The gradient of a maximum. Where nobody listens, torch writes it into the zeros that it has just made.
+            func = torch.ops.aten.scatter_.src
         result = _result(func, args, kwargs or {})
         for one in tree_leaves(result):
             if isinstance(one, Tensor):

@@ -4,6 +4,7 @@ What is written into it is left out (`training`, and the callbacks and loggers t
 """
 
 import logging
+import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -63,6 +64,13 @@ class RunFolder(pl.Callback):
             point_latest(self.path)
         except OSError as error:  # a file system without links; the run itself is complete
             _log.warning("latest: not moved (%s); the run folder is %s", error, self.path)
+
+    def emptied(self, name: str) -> Path:
+        """Path of a folder that is written at the end of a run. What an end that was interrupted left there is removed first."""
+        path = self.path / name
+        if path.exists():  # results.json comes last and is missing, or the run would have been called finished
+            shutil.rmtree(path)
+        return path
 
     def leave(self, loggers: list[Logger], error: BaseException) -> None:
         """Leave a run that has failed: remove the folder unless something was trained, or items that cannot be read are listed there.

@@ -288,10 +288,10 @@ class Training(LightningCLI):
         if self.trainer.is_global_zero:
             start = "" if self.origin is None else f" from {self.origin.name}"
             source = f"{class_name(self.model)}, recipe {self.recipe}, {self.trainer.global_step} steps{start}"
-            self.save(backbone, folder / self.saved, source=source)
+            assert self.run_folder is not None
+            self.save(backbone, self.run_folder.emptied(self.saved), source=source)
             write_json(folder / RESULTS, self._results(seconds))
             finish(self.trainer.loggers)
-            assert self.run_folder is not None
             self.run_folder.show()
             self.run_folder.close()
             if refused := self.model.step.num_refused:

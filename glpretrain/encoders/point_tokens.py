@@ -56,13 +56,14 @@ class MiniPointNet(nn.Module):
     def forward(self, points: Tensor, groups: Groups) -> Tensor:
         """Points Float[B P 3] and their groups to Float[B N dim]."""
         local = self.first(groups.neighbours)  # [B N M 2h]
-        overall = local.amax(dim=2, keepdim=True)  # [B N 1 2h]
+        # As in the official code. The backward pass of `amax` shares a gradient among equal values, which takes more memory and time.
+        overall = local.max(dim=2, keepdim=True).values  # [B N 1 2h]
         # The layer on both side by side, without a copy of the maximum for every point.
         mix, norm, activation, last = self.second
         assert isinstance(mix, nn.Linear)
         of_overall, of_local = mix.weight.split(local.shape[-1], dim=1)
         mixed = functional.linear(local, of_local, mix.bias) + functional.linear(overall, of_overall)
-        return last(activation(norm(mixed))).amax(dim=2)
+        return last(activation(norm(mixed))).max(dim=2).values
 
 
 class RelativeFeatures(nn.Module):
@@ -84,7 +85,7 @@ class RelativeFeatures(nn.Module):
         centre = take(features, groups.centre_index).unsqueeze(2)  # [B N 1 h]
         neighbours = take(features, groups.neighbour_index)  # [B N M h]
         both = torch.cat([neighbours - centre, centre.expand_as(neighbours)], dim=-1)  # [B N M 2h]
-        return self.second(both).amax(dim=2)
+        return self.second(both).max(dim=2).values
 
 
 def _layers(*widths: int) -> nn.Sequential:

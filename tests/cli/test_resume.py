@@ -286,6 +286,17 @@ def test_a_kill_while_a_checkpoint_is_written_costs_the_steps_since_the_one_befo
     assert all(torch.equal(value, weights(undisturbed)[name]) for name, value in weights(run).items())
 
 
+def test_a_kill_between_the_backbone_and_the_results_costs_nothing(recipe: str) -> None:
+    first = again(recipe)
+    trained = (first.folder / "backbone" / "model.safetensors").read_bytes()
+    (first.folder / "results.json").unlink()
+    (first.folder / "backbone" / "card.json").unlink()  # half of the backbone was there
+    second = again(recipe)
+    assert second.folder == first.folder and json.loads((second.folder / "results.json").read_text())["steps"] == 4
+    backbone = second.folder / "backbone"
+    assert (backbone / "model.safetensors").read_bytes() == trained and (backbone / "card.json").is_file()
+
+
 @pytest.mark.slow
 def test_a_run_that_goes_on_has_the_same_run_in_wandb(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -11,6 +11,7 @@ from glpretrain.core.clouds import farthest_points
 from glpretrain.encoders import PointTransformer, build
 from glpretrain.encoders.attention import cls_attention
 from glpretrain.encoders.layers import features_of_layers
+from glpretrain.encoders.point_tokens import Groups, MiniPointNet
 from glpretrain.weights.published import read_published_file
 
 SMALL = {"num_points": 40, "points_per_token": 4, "group_size": 6, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -64,6 +65,15 @@ def test_features_are_those_of_pos_bert(kind: str) -> None:
     output = encoder(noise(3, 40, 3, name="points"), mask=mask)
     assert_matches(output.cls, reference[kind]["cls"], **TOLERANCE)
     assert_matches(output.patches, reference[kind]["patches"], **TOLERANCE)
+
+
+def test_the_gradient_of_a_maximum_goes_to_one_of_equal_points() -> None:
+    tokens = MiniPointNet(8, hidden_dim=4).eval()
+    same = torch.zeros(1, 1, 3, 3, requires_grad=True)  # a group whose three points are one
+    groups = Groups(torch.zeros(1, 1, 3), same, torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 3, dtype=torch.long))
+    tokens(torch.zeros(1, 3, 3), groups).sum().backward()
+    assert same.grad is not None
+    assert len({tuple(row) for row in same.grad[0, 0].tolist()}) > 1  # shared among all, each would have the same
 
 
 @pytest.mark.parametrize(
