@@ -20,7 +20,7 @@ class KeepStart(pl.Callback):
         save: function that writes a backbone to a folder.
     """
 
-    def __init__(self, folder: Path | None, save: Callable[[Encoder, Path], None]) -> None:
+    def __init__(self, folder: Path | None, save: Callable[[Encoder, Path], object]) -> None:
         self.folder, self.save = folder, save
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

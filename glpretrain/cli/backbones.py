@@ -134,8 +134,9 @@ def _free(out: Path) -> Path:
 
 def _calibrated(backbone: Path) -> float | None:
     """The threshold that the run calibrated in which a backbone lies."""
-    when = {BACKBONE: "after", START: "before"}.get(backbone.name)
-    return None if when is None else calibrated_threshold(backbone.parent, when=when)
+    if backbone.name == BACKBONE:
+        return calibrated_threshold(backbone.parent, when="after")
+    return calibrated_threshold(backbone.parent, when="before") if backbone.name == START else None
 
 
 def _some_of(folder: Path, card: EncoderCard) -> list[Path]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from glpretrain.runs import calibrated_threshold
 
 _SAMPLES = 6  # items whose neighbours are shown without a click
 _INSIDE, _FEWER, _MANY_PATCHES = 4, 2, 400  # pictures to look into; fewer where each has many patches
-_MOMENTS = ("before", "after")
+_MOMENTS: tuple[Literal["before"], Literal["after"]] = ("before", "after")
 
 
 class Written(NamedTuple):

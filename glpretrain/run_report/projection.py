@@ -41,7 +41,9 @@ def projected(features: Tensor, *, like: np.ndarray | None = None) -> Projection
         perplexity = min(_PERPLEXITY, (len(rows) - 1) / 3)
         iterations = _ITERATIONS if len(rows) < _MANY else _FEWER
         start = places / spread * _START
-        places = TSNE(init=start, perplexity=perplexity, max_iter=iterations, random_state=_SEED).fit_transform(rows)
+        # scikit-learn takes an array too.
+        made = TSNE(init=start, perplexity=perplexity, max_iter=iterations, random_state=_SEED)  # pyright: ignore[reportArgumentType]
+        places = made.fit_transform(rows)
         method = f"t-SNE of scikit-learn, perplexity {perplexity:.0f}, from the first two principal components"
     places = places - places.mean(axis=0)
     if like is not None:
