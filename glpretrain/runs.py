@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from glpretrain.core.files import point
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 _OURS = Path(__file__).parent / "recipes"  # a link in a checkout, files where a wheel was installed
 RESULTS, CONFIG = "results.json", "config.yaml"  # files of a run folder
+BACKBONE, START = "backbone", "start"  # folders in it: what was trained, and what it started from
 # What may differ between two starts of one run: where it is written, what is shown, and how items reach the device.
 _FREE = (
-    *("config", "ckpt_path", "resume", "runs", "trainer.logger", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
+    *("config", "ckpt_path", "resume", "runs", "report", "trainer.logger", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
     *("trainer.enable_model_summary", "trainer.profiler", "data.num_workers", "data.cache", "data.max_unreadable"),
 )
 
@@ -151,6 +152,23 @@ def _flat(values: object, name: str) -> Iterator[tuple[str, object]]:
         yield name, values
 
 
+def calibrated_threshold(run: Path, *, when: Literal["before", "after"]) -> float | None:
+    """The threshold of prompt segmentation that the evaluation of a run chose on pictures with masks.
+
+    Args:
+        run: folder of the run.
+        when: whether it is that of what the run started from, or of what was trained.
+
+    Returns:
+        A cosine; None where the run has no results, or none of prompt segmentation.
+    """
+    try:
+        found = json.loads((run / RESULTS).read_text())[when]["prompt_threshold"]
+    except (OSError, ValueError, KeyError, TypeError):  # a page can be made without it
+        return None
+    return float(found) if isinstance(found, int | float) else None
+
+
 class Run:
     """A finished run.
 
@@ -171,7 +189,7 @@ class Run:
         """The exported encoder."""
         from glpretrain.weights import load_backbone
 
-        return load_backbone(self.folder / "backbone")
+        return load_backbone(self.folder / BACKBONE)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"

@@ -287,7 +287,18 @@ def _time(path: Path, *, work: Path, answer: Path) -> int:
 
 
 def _training(path: Path, *, work: Path) -> Training:
-    options = ["--trainer.enable_progress_bar", "false", "--evaluate", "false", "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
+    options = [
+        "--trainer.enable_progress_bar",
+        "false",
+        "--evaluate",
+        "false",
+        "--report",
+        "false",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.logger",
+        "false",
+    ]
     return Training(["--config", str(path), *options, "--trainer.enable_checkpointing", "false", "--runs", str(work / "runs")])
 
 

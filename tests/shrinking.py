@@ -124,7 +124,7 @@ def shrunk(path: Path, folder: Path) -> Path:
 
 
 def built(path: Path, folder: Path) -> Training:
-    options = ["--trainer.logger", "false", "--evaluate", "false", "--runs", str(folder / "runs")]
+    options = ["--trainer.logger", "false", "--evaluate", "false", "--report", "false", "--runs", str(folder / "runs")]
     return Training(["--config", str(path), *options, "--trainer.enable_progress_bar", "false"])
 
 

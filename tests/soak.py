@@ -39,7 +39,18 @@ RECIPES = sorted(ROOT.glob("*.yaml"))
 MOMENTS = ("batch", "forward", "backward", "optimizer", "teacher", "logging", "writing", "saved")
 PLAN, LOG = "SOAK_PLAN", "SOAK_LOG"  # environment: `step moment` of the kill, and the file of what was measured
 _SAMPLED = 50  # number of steps between two measurements
-_SETTINGS = ("--trainer.enable_progress_bar", "false", "--evaluate", "false", "--trainer.accelerator", "cpu", "--resume", "auto")
+_SETTINGS = (
+    "--trainer.enable_progress_bar",
+    "false",
+    "--evaluate",
+    "false",
+    "--report",
+    "false",
+    "--trainer.accelerator",
+    "cpu",
+    "--resume",
+    "auto",
+)
 
 
 class Probe(pl.Callback):

@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "bench": {"core", "encoders", "training", "methods"},
     "runs": {"core", "encoders", "weights"},
     "compare": {"core", "runs"},
+    "run_report": {"core", "modalities", "encoders", "data", "evaluate", "use", "report", "compare", "runs"},
     "cli": {
         *("core", "encoders", "modalities", "methods", "data", "prepare.slides", "prepare.faces"),
         *(
@@ -42,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
             "finetune",
             "use",
             "compare",
+            "run_report",
         ),
     },
     "": {"cli", "runs", "weights"},  # glpretrain/__init__.py, lazily

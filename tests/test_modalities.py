@@ -95,6 +95,8 @@ def test_signals_are_trained_on_scored_exported_and_drawn(method: str, signals: 
             str(tmp_path / "runs"),
             "--evaluate",
             "false",
+            "--report",
+            "false",
         ]
     )
     run = training.fit()

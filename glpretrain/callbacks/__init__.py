@@ -1,12 +1,13 @@
 """What watches a run. Callbacks read; none of them changes the mathematics."""
 
 from glpretrain.callbacks.checkpoints import Checkpoints
-from glpretrain.callbacks.evaluators import RunEvaluators
+from glpretrain.callbacks.evaluators import RunEvaluators, scored
 from glpretrain.callbacks.health import TrainingHealth
 from glpretrain.callbacks.loggers import finish, run_loggers
 from glpretrain.callbacks.progress import RunProgress
 from glpretrain.callbacks.replay import KeepRefused
 from glpretrain.callbacks.signals import StopOnSignal, StoppedBySignalError
+from glpretrain.callbacks.start import KeepStart
 from glpretrain.callbacks.throughput import Throughput
 from glpretrain.callbacks.together import EndedByAnotherError, EndTogether
 from glpretrain.callbacks.views import LogViews
@@ -16,6 +17,7 @@ __all__ = [
     "EndTogether",
     "EndedByAnotherError",
     "KeepRefused",
+    "KeepStart",
     "LogViews",
     "RunEvaluators",
     "RunProgress",
@@ -25,4 +27,5 @@ __all__ = [
     "TrainingHealth",
     "finish",
     "run_loggers",
+    "scored",
 ]

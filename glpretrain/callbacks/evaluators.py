@@ -169,6 +169,13 @@ class RunEvaluators(pl.Callback):
         return table
 
 
+def scored(evaluators: RunEvaluators | None) -> dict[str, object]:
+    """What results.json holds of the scores of a run; None of one that was not scored."""
+    if evaluators is None:
+        return {"before": None, "after": None, "left_out": {}, "measured_on": {}}
+    return {name: vars(evaluators)[name] for name in ("before", "after", "left_out", "measured_on")}
+
+
 def sources_of(data: DataModule, roles: Collection[str]) -> Sources:
     """The sources of these roles that a data module has for scores; where it has none, the reason."""
     makers: dict[tuple[str, ...], Callable[[], Sources]] = {

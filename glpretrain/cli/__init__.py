@@ -36,6 +36,10 @@ VERBS = {
     "export": Verb("glpretrain.cli.backbones.export", "Write a backbone to a folder: timm, Hugging Face, torch.export or ONNX."),
     "push": Verb("glpretrain.cli.push.push", "Upload a backbone to huggingface.co with a model card: data, scores, licence, use."),
     "inspect": Verb("glpretrain.cli.backbones.inspect", "Write a page to look into backbones: attention, patch PCA, prompts by click."),
+    "report": Verb(
+        "glpretrain.cli.reporting.report",
+        "Write the report of a run: curves, scores, a map of your items, their neighbours before and after.",
+    ),
     "embed": Verb("glpretrain.cli.embedding.embed", "Write the features of your items to a file: .parquet, .npy or .csv."),
     "neighbours": Verb("glpretrain.cli.embedding.neighbours", "Name the items that resemble a picture most, with their cosines."),
     "compare": Verb(

@@ -9,12 +9,14 @@ from typing import Literal
 from glpretrain import modalities
 from glpretrain.cli.opening import opened
 from glpretrain.core.imports import imported
-from glpretrain.encoders import Encoder
+from glpretrain.core.types import EncoderCard
 from glpretrain.finetune import FineTuned, is_fine_tuned
 from glpretrain.report import untrained as fresh
+from glpretrain.runs import BACKBONE, START, calibrated_threshold
+from glpretrain.use import own_source
 from glpretrain.weights.exports import export_as
 
-_EXPORTED = "backbone"  # what a run calls the folder of its encoder
+_OF_FOLDER = 8  # items of a folder that are shown
 
 
 def export(
@@ -77,7 +79,7 @@ def inspect(
     untrained: bool = False,
     out: Path = Path("report.html"),
     size: str | None = None,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     layers: str = "all",
 ) -> None:
     """Write a page to look into backbones: attention, patch PCA, prompts by click.
@@ -87,34 +89,63 @@ def inspect(
 
     Before and after training, side by side:
       glpretrain inspect runs/mmc/latest/backbone photo.jpg --untrained
+      glpretrain inspect runs/mmc/latest/backbone photos/ --untrained
       glpretrain inspect mmc=runs/mmc/latest/backbone a.jpg b.jpg --compare mae=runs/mae/latest/backbone --size 192
 
     Args:
         backbone: folder of a run or export, or a published checkpoint; NAME=PATH names it
-        images: pictures, which are stretched to the size of the backbone; clouds or meshes where the backbone is for points
+        images: pictures, which are stretched to the size of the backbone, or folders of them, of which eight are shown, evenly spaced;
+            clouds or meshes where the backbone is for points
         compare: another backbone beside it (may be repeated)
         untrained: also the architecture of the first backbone with fresh weights
-        out: a new file
+        out: a new file; one that exists gets a number (report-2.html)
         size: side of the square, or HEIGHTxWIDTH, or number of points, to look at; each backbone's own when left out
-        threshold: cosine that the page opens with
+        threshold: cosine that the page opens with; when left out each backbone's own: the one that its run calibrated on masks
+            (results.json), or else one that divides the cosines of these pictures
         layers: blocks whose attention is kept: all, last, or numbers such as 0,5,11
     """
-    if folder := next((path for path in images if path.is_dir()), None):
-        raise ValueError(f"inspect: {folder} is a folder; give files, as in {folder / '*.jpg'}")
-    encoders: dict[str, Encoder] = {}
+    out, paths = _free(out), dict[str, str]()
     for given in (backbone, *compare):
         name, path = _name(given)
-        if name in encoders:
+        if name in paths:
             raise ValueError(f"inspect: two backbones are called {name!r}; name them, as in before={path}")
-        encoders[name] = opened(path)
+        paths[name] = path
+    encoders = {name: opened(path) for name, path in paths.items()}
+    own = {name: found for name, path in paths.items() if size is None and (found := _calibrated(Path(path))) is not None}
     if untrained:
         if "untrained" in encoders:
             raise ValueError("inspect: a backbone is called 'untrained' and --untrained adds another; choose another name")
         encoders = {"untrained": fresh(next(iter(encoders.values()))), **encoders}
-    kind = next(iter(encoders.values())).card.modality
-    page = imported(modalities.get(kind).page)
-    path = page(encoders, images, out=out, size=_size(size), threshold=threshold, layers=_layers(layers))
+    card = next(iter(encoders.values())).card
+    files = [file for path in images for file in (_some_of(path, card) if path.is_dir() else [path])]
+    page = imported(modalities.get(card.modality).page)
+    path = page(encoders, files, out=out, size=_size(size), threshold=own if threshold is None else threshold, layers=_layers(layers))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, open it in a browser")
+
+
+def _free(out: Path) -> Path:
+    """The path, with a number where there is such a file already."""
+    count, free = 1, out
+    while free.exists():
+        count += 1
+        free = out.with_name(f"{out.stem}-{count}{out.suffix}")
+    return free
+
+
+def _calibrated(backbone: Path) -> float | None:
+    """The threshold that the run calibrated in which a backbone lies."""
+    if backbone.name == BACKBONE:
+        return calibrated_threshold(backbone.parent, when="after")
+    return calibrated_threshold(backbone.parent, when="before") if backbone.name == START else None
+
+
+def _some_of(folder: Path, card: EncoderCard) -> list[Path]:
+    """Evenly spaced files of a folder."""
+    source = own_source(folder, card)
+    if not source.paths:
+        raise ValueError(f"inspect: {folder} holds its items in {type(source).__name__}; accepted: files, or folders of files")
+    count = min(_OF_FOLDER, len(source))
+    return [Path(source.paths[(2 * number + 1) * len(source) // (2 * count)]) for number in range(count)]
 
 
 def _name(given: str) -> tuple[str, str]:
@@ -123,7 +154,7 @@ def _name(given: str) -> tuple[str, str]:
     if equals and name and not Path(given).exists():
         return name, path
     parts = Path(given).parts
-    if len(parts) > 1 and parts[-1] == _EXPORTED:
+    if len(parts) > 1 and parts[-1] == BACKBONE:
         parts = parts[:-1]
     return "/".join(parts[-2:]), given
 

@@ -23,7 +23,7 @@ from glpretrain.data.sources.base import Source
 from glpretrain.data.sources.images.layouts import Split, names_its_classes
 from glpretrain.data.sources.images.masked import mask_roles
 from glpretrain.data.sources.images.videos import VideoSource
-from glpretrain.evaluate import ROLES, Evaluator, Sources
+from glpretrain.evaluate import ROLES, Evaluator, Sources, default_evaluators, unlabelled_evaluators, unlabelled_sources
 from glpretrain.runs import find_recipe
 
 DEFAULT_RECIPE = "mmc"
@@ -89,9 +89,26 @@ def sources_of_recipe(path: Path, *, card: EncoderCard, own: Own, beside: bool) 
     parser = Parser(exit_on_error=False)
     parser.add_class_arguments(DataModule, "data")
     module: DataModule = parser.instantiate(parse(parser, [], values={"data": values})).data
-    if own.data is not None:
-        _require_classes(module.source, own.data)
+    if own.data is not None and not module.source.classes:
+        masked = sources_of(module, ("masked",)) if own.masks is not None else Sources({})
+        return unlabelled_sources(module.source, reason=_no_classes(own.data)) | masked
     return sources_of(module, ("train", "test", "masked"))
+
+
+def default_parts(path: Path, *, card: EncoderCard, own: Own, beside: bool) -> tuple[dict[str, Evaluator], Sources]:
+    """The evaluators that every run is scored with, and their sources. Items without classes are scored with what needs none; a line says
+    what is left out, and why. Arguments as of `sources_of_recipe`.
+
+    Raises:
+        ValueError: the user's items have no classes, and nothing scores items of their kind without.
+    """
+    sources, evaluators = sources_of_recipe(path, card=card, own=own, beside=beside), default_evaluators(card.modality)
+    if own.data is None or "train" in sources:
+        return evaluators, sources
+    if not (unlabelled := unlabelled_evaluators(card.modality)):
+        raise ValueError(f"evaluate: {_no_classes(own.data)}")
+    kept = {name: evaluator for name, evaluator in evaluators.items() if _can_score(name, evaluator, sources, path, own)}
+    return {**unlabelled, **kept}, sources
 
 
 def parts_of_config(path: Path, overrides: Sequence[str], *, card: EncoderCard, own: Own) -> tuple[dict[str, Evaluator], Sources]:
@@ -123,15 +140,18 @@ def parts_of_config(path: Path, overrides: Sequence[str], *, card: EncoderCard, 
     made = parser.instantiate(parse(parser, overrides, values=groups))
     evaluators: dict[str, Evaluator] = vars(made.get("evaluators", Namespace()))
     given: dict[str, Source | VideoSource] = vars(made.get("sources", Namespace()))
+    missing: dict[str, str] = {}
     if own.data is not None:
         spec = _own_data(own.data, card)
         folder = imported(spec.class_path)(**spec.init_args)
-        _require_classes(folder, own.data)
-        given["train"], given["test"] = train_test_parts(folder)
+        if folder.classes:
+            given["train"], given["test"] = train_test_parts(folder)
+        else:  # what needs no labels scores all of them
+            given["test"], missing = folder, {"train": _no_classes(own.data)}
     accepted = dict.fromkeys((*ROLES, *(role for evaluator in evaluators.values() for role in evaluator.roles)))
     if unknown := next((role for role in given if role not in accepted), None):
         raise ValueError(f"{path}: sources.{unknown}: no evaluator reads it{meant(unknown, accepted)}")
-    sources = Sources(given)  # decoded once, however many evaluators look at them
+    sources = Sources(given, missing=missing)  # decoded once, however many evaluators look at them
     return {name: evaluator for name, evaluator in evaluators.items() if _can_score(name, evaluator, sources, path, own)}, sources
 
 
@@ -156,6 +176,5 @@ def _masked(entry: object, path: str | Path, card: EncoderCard, *, split: Split 
     return {"class_path": spec.class_path, "init_args": {**kept, **spec.init_args}}
 
 
-def _require_classes(source: Source, folder: str | Path) -> None:
-    if not source.classes:
-        raise ValueError(f"evaluate: {folder} has no classes; accepted: <class>/ folders, in train/ beside val/ (or test/) or not split")
+def _no_classes(folder: str | Path) -> str:
+    return f"{folder} has no classes; accepted: <class>/ folders, in train/ beside val/ (or test/) or not split"

@@ -18,11 +18,11 @@ from rich.text import Text
 from glpretrain import __version__
 from glpretrain.callbacks.evaluators import explain, left_out_lines
 from glpretrain.cli.opening import opened
-from glpretrain.cli.scored_sources import BESIDE, DEFAULT_RECIPE, Own, parts_of_config, recipe_of, sources_of_recipe
+from glpretrain.cli.scored_sources import BESIDE, DEFAULT_RECIPE, Own, default_parts, parts_of_config, recipe_of
 from glpretrain.cli.trust import take_imports
 from glpretrain.core.files import append_lines, part_file
 from glpretrain.encoders import Encoder
-from glpretrain.evaluate import Evaluator, FeatureCache, Result, Sources, default_evaluators
+from glpretrain.evaluate import Evaluator, FeatureCache, Result, Sources
 from glpretrain.evaluate.cache import DISK_GB, default_folder
 from glpretrain.evaluate.estimates import announce
 from glpretrain.runs import find_recipe, require_outside
@@ -68,7 +68,8 @@ def evaluate(
             DINOv3, MoCo v3, MSN, timm, Hugging Face)
         config: sources and evaluators: a name below recipes/ (eval/images) or a yaml file
         recipe: without --config: recipe whose data it is scored on; that of the run it lies in, or mmc, when left out
-        data: class folders, split into train/ and val/ or not, instead of train and test
+        data: class folders, split into train/ and val/ or not, instead of train and test; a folder without classes is scored with what
+            needs none: health of the features, and agreement of neighbours
         masks: images/ beside masks/, in train/ and val/ or not, or a folder of Pascal VOC, ADE20K or COCO-Stuff (`MaskedFolder`),
             instead of the masked sources
         videos: with --config: JPEGImages/ beside Annotations/, as DAVIS, or a folder per video
@@ -114,7 +115,7 @@ def score(
         recipe: without `config`: name or path of the recipe whose sources are used; when left out the config.yaml of the run that
             the backbone lies in, or the quick start.
         data: class folders, split into train/ and val/ or not, or tiles or tar shards with classes; instead of the train and test
-            sources.
+            sources. Items without classes are scored with what needs none.
         masks: a folder as `MaskedFolder` takes it; instead of the masked sources.
         videos: with `config`: a folder as `VideoFolder` takes it; instead of the videos.
         overrides: of `config`, arguments as on the command line, such as `["--evaluators.knn.init_args.k", "[5]"]`.
@@ -140,7 +141,7 @@ def score(
     if config is None:
         path = find_recipe(recipe or DEFAULT_RECIPE) if isinstance(backbone, Encoder) else recipe_of(backbone, recipe)
         beside = recipe is None and path.name == BESIDE
-        evaluators, sources = default_evaluators(encoder.card.modality), sources_of_recipe(path, card=encoder.card, own=own, beside=beside)
+        evaluators, sources = default_parts(path, card=encoder.card, own=own, beside=beside)
     else:
         path = find_recipe(str(config))
         evaluators, sources = parts_of_config(path, overrides, card=encoder.card, own=own)
@@ -199,7 +200,7 @@ def score(
                     figure.savefig(part, dpi=120, format="png")
         found += lines
     if not found:
-        raise ValueError("evaluate: no score could be computed; " + "; ".join(found.refusals))
+        raise ValueError("evaluate: no score could be computed; " + ("; ".join(found.refusals) or "the lines above say why"))
     Console().print(table(results, sources))
     return found
 

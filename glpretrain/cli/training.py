@@ -24,18 +24,18 @@ from glpretrain.callbacks import (
     EndTogether,
     KeepRefused,
     LogViews,
-    RunEvaluators,
     RunProgress,
     StopOnSignal,
     StoppedBySignalError,
     Throughput,
     TrainingHealth,
-    finish,
-    run_loggers,
 )
+from glpretrain.callbacks.evaluators import RunEvaluators, scored
+from glpretrain.callbacks.loggers import finish, run_loggers
 from glpretrain.cli import provenance, resume
 from glpretrain.cli.init_from import InitFrom, Origin
 from glpretrain.cli.parsing import parse, require_one_recipe
+from glpretrain.cli.reporting import after_run, keeping_start
 from glpretrain.cli.run_folder import RunFolder
 from glpretrain.cli.summary import summary
 from glpretrain.cli.trainer import (
@@ -55,7 +55,7 @@ from glpretrain.core.rendezvous import meet_anew
 from glpretrain.data.module import DataModule
 from glpretrain.encoders import Encoder
 from glpretrain.methods.base import Method
-from glpretrain.runs import Run, recipe_name, require_outside, without_links
+from glpretrain.runs import BACKBONE, RESULTS, Run, recipe_name, require_outside, without_links
 from glpretrain.training.sharding import class_name
 from glpretrain.weights import export
 
@@ -77,7 +77,7 @@ class Training(LightningCLI):
     datamodule: DataModule
     kinds: ClassVar[tuple[type[Method], type[DataModule]]] = (Method, DataModule)
     verb: ClassVar[str] = "fit"
-    saved: ClassVar[str] = "backbone"  # name of the folder of what was trained
+    saved: ClassVar[str] = BACKBONE  # name of the folder of what was trained
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.run_folder: RunFolder | None = None  # None in every process but the first: only that one writes
@@ -129,6 +129,7 @@ class Training(LightningCLI):
         """What a run starts from and is compared with."""
         parser.add_argument("--init_from", type=InitFrom | str | None, default=None, help="backbone to go on from")
         parser.add_argument("--evaluate", type=bool, default=True, help="score the backbone before and after training")
+        parser.add_argument("--report", type=bool, default=True, help="end with a page of scores, curves and your items: report.html")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse `args` whatever the interpreter was started with (Lightning warns when both are there)."""
@@ -206,11 +207,12 @@ class Training(LightningCLI):
         if evaluators is None and self.config.get("evaluate"):
             evaluators = RunEvaluators()
         self.evaluators, self.throughput = evaluators, Throughput(evaluators=evaluators)
-        callbacks: list[pl.Callback] = [] if evaluators is None else [evaluators]
         self.health = next((callback for callback in own if isinstance(callback, TrainingHealth)), None) or TrainingHealth()
-        callbacks += [self.throughput, self.health]
+        callbacks: list[pl.Callback] = [*([] if evaluators is None else [evaluators]), self.throughput, self.health]
         if given.enable_progress_bar is not False:
             callbacks.append(RunProgress(self.throughput))
+        if self.config.get("report"):
+            callbacks.append(keeping_start(self.folder))
         if self.run_folder is not None:
             folder = self.run_folder.path
             callbacks += [LogViews(folder / "views.png"), KeepRefused(folder), self.run_folder]
@@ -274,7 +276,10 @@ class Training(LightningCLI):
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self._checkpoint(), weights_only=True)
             if self.trainer.global_step == 0:
                 raise ValueError("trainer: the run ended before its first step; look at max_time and limit_train_batches")
-            return self._finished(time.perf_counter() - start)
+            run = self._finished(time.perf_counter() - start)
+        if self.folder is not None and self.config.get("report"):
+            after_run(self.folder, self.datamodule.source)
+        return run
 
     def _finished(self, seconds: float) -> Run:
         """Write what is left of a run that was trained to its end."""
@@ -285,7 +290,7 @@ class Training(LightningCLI):
             source = f"{class_name(self.model)}, recipe {self.recipe}, {self.trainer.global_step} steps{start}"
             assert self.run_folder is not None
             self.save(backbone, self.run_folder.emptied(self.saved), source=source)
-            write_json(folder / "results.json", self._results(seconds))
+            write_json(folder / RESULTS, self._results(seconds))
             finish(self.trainer.loggers)
             self.run_folder.show()
             self.run_folder.close()
@@ -303,16 +308,12 @@ class Training(LightningCLI):
         return summary(self.model, self.datamodule, self.trainer, origin=self.origin, folder=self.folder)
 
     def _results(self, seconds: float) -> dict[str, object]:
-        evaluators, card = self.evaluators, self.model.encoder.card
-        evaluation_seconds = 0.0 if evaluators is None else evaluators.seconds
+        evaluation_seconds = 0.0 if self.evaluators is None else self.evaluators.seconds
         return {
             "recipe": self.recipe,
             "method": class_name(self.model),
             "seed": self.config.seed_everything,
-            "before": None if evaluators is None else evaluators.before,
-            "after": None if evaluators is None else evaluators.after,
-            "left_out": {} if evaluators is None else evaluators.left_out,
-            "measured_on": {} if evaluators is None else evaluators.measured_on,
+            **scored(self.evaluators),
             "data": self.datamodule.source.name,
             "steps": self.trainer.global_step,
             "health": {"verdicts": [verdict._asdict() for verdict in self.health.verdicts], "last": self.health.numbers},
@@ -323,7 +324,7 @@ class Training(LightningCLI):
             "images_per_second": self.throughput.images_per_second,
             "init_from": None if self.origin is None else self.origin.results(self.model),
             "resumed_from": self.config.ckpt_path or (None if self.resumed.checkpoint is None else str(self.resumed.checkpoint)),
-            "encoder": card.to_json(),
+            "encoder": self.model.encoder.card.to_json(),
             **machine_of(self.trainer),
         }
 

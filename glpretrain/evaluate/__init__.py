@@ -1,11 +1,13 @@
 """Scores of a frozen encoder. `default_evaluators` is what a training run reports before and after."""
 
+from collections.abc import Mapping
+
 from glpretrain import modalities
 from glpretrain.core.imports import imported
 from glpretrain.data.sources.base import Source
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.cls import KNN, CrossValidatedProbe, DINOLinear, FewShot, LinearProbe, LinearSweep, MAELinear, Retrieval
+from glpretrain.evaluate.cls import KNN, Agreement, CrossValidatedProbe, DINOLinear, FewShot, LinearProbe, LinearSweep, MAELinear, Retrieval
 from glpretrain.evaluate.faces import ForgeryDetection
 from glpretrain.evaluate.features import Features
 from glpretrain.evaluate.health import Health
@@ -24,6 +26,7 @@ from glpretrain.evaluate.points import Episodes, LinearSVM, PartSegmentation, Po
 __all__ = [
     "KNN",
     "ROLES",
+    "Agreement",
     "AttentionSegmentation",
     "ClusterSegmentation",
     "CrossValidatedProbe",
@@ -54,8 +57,11 @@ __all__ = [
     "Sources",
     "default_evaluators",
     "default_sources",
+    "unlabelled_evaluators",
+    "unlabelled_sources",
 ]
 
+NO_MASKS = "no masks are given"
 # Together about 10 seconds at 48 px on two cores, with intervals of 2 to 4 points.
 _MAX_ITEMS = {"train": 2000, "test": 1000, "masked": 400}
 
@@ -69,8 +75,17 @@ def default_evaluators(modality: str) -> dict[str, Evaluator]:
     Raises:
         ValueError: there is no such kind.
     """
+    return _made(modalities.get(modality).default_evaluators)
+
+
+def unlabelled_evaluators(modality: str) -> dict[str, Evaluator]:
+    """What items without labels and masks are scored with, by name; none for some kinds of items. Arguments and errors as above."""
+    return _made(modalities.get(modality).unlabelled_evaluators)
+
+
+def _made(paths: Mapping[str, str]) -> dict[str, Evaluator]:
     evaluators: dict[str, Evaluator] = {}
-    for name, path in modalities.get(modality).default_evaluators.items():
+    for name, path in paths.items():
         evaluators[name] = imported(path)()
     return evaluators
 
@@ -85,3 +100,13 @@ def default_sources(labelled: tuple[Source, Source] | None, masked: Source | Non
     given = {} if labelled is None else {"train": labelled[0], "test": labelled[1]}
     given |= {} if masked is None else {"masked": masked}
     return Sources({role: DecodedItems(source, max_items=_MAX_ITEMS[role]) for role, source in given.items()})
+
+
+def unlabelled_sources(source: Source, *, reason: str) -> Sources:
+    """A fixed subset of items without labels, as `test`; other roles are missing.
+
+    Args:
+        source: the items.
+        reason: why there is no `train`, in one line.
+    """
+    return Sources({"test": DecodedItems(source, max_items=_MAX_ITEMS["test"])}, missing={"train": reason, "masked": NO_MASKS})

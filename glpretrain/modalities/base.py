@@ -9,7 +9,8 @@ path, because a modality is imported by all of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -33,6 +34,7 @@ class Modality(ABC):
     held: ClassVar[tuple[str, str]]  # functions that divide what a program holds into items, and make the values of one
     masked_source: ClassVar[str]  # the source that reads a user's items with masks
     default_evaluators: ClassVar[dict[str, str]]  # evaluators that every run is scored with, by name
+    unlabelled_evaluators: ClassVar[Mapping[str, str]] = MappingProxyType({})  # those for a user's items without labels, by name
     page: ClassVar[str]  # function that writes the page to look into backbones
 
     @abstractmethod
@@ -90,6 +92,16 @@ class Modality(ABC):
         Returns:
             Float[B h w 3] in [0, 1], on the CPU.
         """
+
+    def thumbnail(self, item: Item, *, card: EncoderCard, side: int) -> Tensor:
+        """Float[h w 3] in [0, 1]: one item at its own size as a picture; where that has a size of its own, of at most `side` pixels a side.
+
+        Args:
+            item: the item as its source gives it.
+            card: card of the encoder that it is for.
+            side: number of pixels.
+        """
+        return self.pictures(self.normalise(item.values[None], card), card=card)[0]
 
     @abstractmethod
     def describe_size(self, card: EncoderCard) -> str:

@@ -1,6 +1,7 @@
 """Images: UInt8[C H W] in files, Float[C H W] for an encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -36,6 +37,9 @@ class Image(Modality):
         "linear": "glpretrain.evaluate.LinearProbe",
         "prompt": "glpretrain.evaluate.PromptSegmentation",
     }
+    unlabelled_evaluators: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"health": "glpretrain.evaluate.Health", "agreement": "glpretrain.evaluate.Agreement"}
+    )
     page = "glpretrain.report.write_report"
 
     def item_shape(self, card: EncoderCard, size: Size | None) -> tuple[int, ...]:
@@ -91,6 +95,15 @@ class Image(Modality):
         picture = (views.float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).cpu()  # [B H W C]
         picture = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1].expand(*picture.shape[:-1], 3)
         return picture if dimmed is None else torch.where(dimmed.cpu()[..., None], picture * DIMMED, picture)
+
+    def thumbnail(self, item: Item, *, card: EncoderCard, side: int) -> Tensor:
+        """In the proportions of the image, and never larger than it is."""
+        height, width = item.values.shape[1:]
+        scale = min(1.0, side / max(height, width))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        pixels = item.values if size == (height, width) else _resized(item.values, size, exactly=False)
+        colours = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
+        return (colours.float() / 255).permute(1, 2, 0)  # [h w 3]
 
     def describe_size(self, card: EncoderCard) -> str:
         """Height and width, as in 224x224."""

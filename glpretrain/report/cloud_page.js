@@ -5,7 +5,8 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const colours = maps.bytes(data.colours), { element, plural, card } = drawing(colours);
   const by = (id) => document.getElementById(id);
-  const state = { yaw: 0.6, pitch: 0.35, threshold: data.threshold, shown: "similarity", prompts: data.images.map(() => 0) };
+  const state = { yaw: 0.6, pitch: 0.35, shown: "similarity", prompts: data.images.map(() => 0),
+    thresholds: data.backbones.map((backbone) => backbone.threshold) };
 
   const clouds = data.images.map(({ points }) => new Float32Array(maps.bytes(points).buffer));
 
@@ -54,8 +55,8 @@
     }
     const values = similarity(i, b), range = maps.range(values);
     if (state.shown === "mask") {
-      const share = maps.count(values, (value) => value > state.threshold) / values.length;
-      return { values: values.map((value) => (value > state.threshold ? 1 : 0)), range: [0, 1], text: `${(100 * share).toFixed(1)} % of the points` };
+      const share = maps.count(values, (value) => value > state.thresholds[b]) / values.length;
+      return { values: values.map((value) => (value > state.thresholds[b] ? 1 : 0)), range: [0, 1], text: `${(100 * share).toFixed(1)} % of the points` };
     }
     return { values, range, text: `cosines from ${range[0].toFixed(3)} to ${range[1].toFixed(3)}` };
   }
@@ -100,7 +101,7 @@
       Object.assign(cell, valuesOf(cell.i, cell.b));
       cell.caption.textContent = cell.text;
     }
-    by("value").textContent = state.threshold.toFixed(2);
+    by("value").textContent = [...new Set(state.thresholds.map((value) => value.toFixed(2)))].join(", ");
     drawAll();
   }
 
@@ -182,8 +183,8 @@
       });
       by("main").append(element("section", { className: "image" }, element("h2", { textContent: name }), columns));
     });
-    by("threshold").value = state.threshold;
-    by("threshold").addEventListener("input", (event) => { state.threshold = Number(event.target.value); update(); });
+    by("threshold").value = state.thresholds.at(-1);
+    by("threshold").addEventListener("input", (event) => { state.thresholds.fill(Number(event.target.value)); update(); });
     by("shown").addEventListener("change", (event) => { state.shown = event.target.value; update(); });
     update();
     let last = null;
@@ -198,7 +199,7 @@
   build();
   // For tests and for the console.
   window.glpretrainClouds = Object.freeze({
-    mask: (i, b) => Array.from(similarity(i, b), (value) => value > state.threshold),
+    mask: (i, b) => Array.from(similarity(i, b), (value) => value > state.thresholds[b]),
     similarity: (i, b) => Array.from(similarity(i, b)),
     prompt: (i) => state.prompts[i],
     setPrompt: (i, point) => { state.prompts[i] = point; update(); },

@@ -15,7 +15,7 @@ from glpretrain.core.clouds import farthest_points
 from glpretrain.data.sources.points import cloud_item, read_points
 from glpretrain.encoders import Encoder
 from glpretrain.report.maps import Layers, Size
-from glpretrain.report.page import Plain, base64_of, described, stored, write_page
+from glpretrain.report.page import Plain, Threshold, base64_of, described, opening, stored, write_page
 
 
 def write_cloud_report(
@@ -24,7 +24,7 @@ def write_cloud_report(
     *,
     out: str | Path,
     size: Size = None,
-    threshold: float = 0.5,
+    threshold: Threshold = None,
     layers: Layers = "all",
 ) -> Path:
     """Write the page of some clouds. The arguments are those of `write_report`, except:
@@ -48,19 +48,27 @@ def write_cloud_report(
         images = [
             {"name": path.name, "points": base64_of(points.numpy().astype("<f4"))} for path, points in zip(paths, clouds, strict=True)
         ]
-        return {
-            "images": images,
-            "backbones": [described(name, encoder, layers=layers) for name, encoder in encoders.items()],
-            "views": [[_view(encoder, points, layers=layers) for encoder in encoders.values()] for points in clouds],
-        }
+        views: list[list[Plain]] = [[] for _ in clouds]
+        backbones: list[Plain] = []
+        for name, encoder in encoders.items():
+            patches = [_patches(encoder, points) for points in clouds]
+            for points, own, found in zip(clouds, patches, views, strict=True):
+                found.append(_view(encoder, points, own, layers=layers))
+            backbones.append(described(name, encoder, layers=layers, opening=opening(name, threshold, patches)))
+        return {"images": images, "backbones": backbones, "views": views}
 
     return write_page(encoders, files, modality="points", part="cloud_page", contents=contents, out=out, threshold=threshold, layers=layers)
 
 
 @torch.no_grad()
-def _view(encoder: Encoder, points: Tensor, *, layers: Layers) -> Plain:
+def _patches(encoder: Encoder, points: Tensor) -> Tensor:
+    """Float[N D] of one cloud."""
+    return encoder(points[None].to(next(encoder.parameters()).device)).patches[0].float().cpu()
+
+
+@torch.no_grad()
+def _view(encoder: Encoder, points: Tensor, patches: Tensor, *, layers: Layers) -> Plain:
     """What the page holds of one cloud in one backbone."""
     items = points[None].to(next(encoder.parameters()).device)
-    patches = encoder(items).patches[0].float().cpu()  # [N D]
     view, error = stored(encoder, items, patches, layers=layers)
     return view | {"centres": farthest_points(items, count=len(patches))[0].tolist(), "error": error}

@@ -19,6 +19,7 @@ const drawing = (colours) => { // 256 * RGB
     const common = {
       encoder: backbone.encoder, source: backbone.source, licence: backbone.licence,
       parameters: `${(backbone.parameters / 1e6).toPrecision(3)} M`, width: `${backbone.dim}, ${backbone.depth} blocks`, ...facts,
+      threshold: `opens at ${backbone.threshold.toFixed(3)}, ${backbone.origin}`,
     };
     const list = element("dl");
     for (const [name, value] of Object.entries(common)) {

@@ -3,14 +3,14 @@
   "use strict";
   const data = JSON.parse(document.getElementById("data").textContent);
   const LOW = -1, HIGH = 1; // of the threshold's slider, the histogram and the common colour scale
-  const DRAWN = 640; // about how many pixels wide pictures are drawn, whatever the encoder's size
+  const DRAWN = 480; // pixels of the longer side of a picture as it is drawn, in its own proportions, whatever the encoder's size
   const { element, plural, card, packed, painted, enlarged, colour, greys, heat, cutOut, histogram, frame } = drawing(maps.bytes(data.colours));
   const state = {
-    thresholds: data.backbones.map(() => data.threshold),
+    thresholds: data.backbones.map((backbone) => backbone.threshold),
     layers: data.backbones.map((backbone) => backbone.layers.length - 1), // positions among the stored blocks
     points: data.images.map(() => ({ y: 0.5, x: 0.5 })), // of the prompts, shares of height and width
     hovered: data.images.map(() => null),
-    linked: true,
+    linked: data.backbones.every((backbone) => backbone.threshold === data.backbones[0].threshold), // one threshold for all of them
     shared: false,
   };
   const views = []; // [image][backbone]: what is stored, what was computed from it, and where it is drawn
@@ -51,13 +51,14 @@
     if (change === "prompt") {
       view.prompt = maps.patchAt(grid, state.points[view.i]);
       view.cosines = maps.cosines(view.features, view.axes, view.prompt.index);
-      view.map = maps.upsample(view.cosines, grid, size);
-      view.layers.similarity = enlarged(heat(size, view.grey, view.map, rangeOf(view), data.opacity), view.drawn);
+      view.map = maps.upsample(view.cosines, grid, size); // what an evaluator compares with the threshold
+      view.shown = maps.upsample(view.cosines, grid, view.drawn); // the same at the pixels of the picture
+      view.layers.similarity = heat(view.drawn, view.grey, view.shown, rangeOf(view), data.opacity);
     }
     if (change === "prompt" || change === "threshold") {
       const threshold = thresholdOf(view), look = { dimmed: data.dimmed, drawn: view.drawn, line: 1.3 * lineOf(view) };
       view.mask = Uint8Array.from(view.map, (similarity) => (similarity > threshold ? 1 : 0));
-      view.layers.mask = cutOut(size, view.rgba, view.grey, view.mask, look);
+      view.layers.mask = cutOut(view.drawn, view.rgba, view.grey, view.shown.map((similarity) => Number(similarity > threshold)), look);
       histogram(view.histogram, view.cosines, { low: LOW, high: HIGH, range: rangeOf(view), threshold });
       describe(view);
     }
@@ -195,7 +196,7 @@
     const canvas = painted(view.backbone.grid, colourOf);
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `Attention, ${name}, ${view.title}`);
-    canvas.style.aspectRatio = `${view.backbone.size[1]} / ${view.backbone.size[0]}`;
+    canvas.style.aspectRatio = `${view.drawn[1]} / ${view.drawn[0]}`;
     const largest = element("span", { textContent: `${(100 * peak).toPrecision(2)} %`, title: "attention of the brightest patch" });
     return element("figure", {}, canvas, element("figcaption", {}, element("span", { textContent: name }), largest));
   }
@@ -221,21 +222,26 @@
     return made;
   }
 
-  async function viewOf(i, b) {
-    const backbone = data.backbones[b], stored = data.views[i][b], [height, width] = backbone.size;
-    const enlarge = Math.max(1, Math.round(DRAWN / width));
-    const drawn = [height * enlarge, width * enlarge], count = backbone.grid[0] * backbone.grid[1], pca = maps.bytes(stored.pca);
+  async function decoded(address) {
     const picture = new Image();
-    picture.src = data.images[i].pictures[backbone.picture];
+    picture.src = address;
     await picture.decode();
-    const pixels = element("canvas", { width, height }), context = pixels.getContext("2d", { willReadFrequently: true });
-    context.drawImage(picture, 0, 0);
+    return picture;
+  }
+
+  async function viewOf(i, b) {
+    const backbone = data.backbones[b], stored = data.views[i][b];
+    const count = backbone.grid[0] * backbone.grid[1], pca = maps.bytes(stored.pca), [rows, columns] = data.images[i].size;
+    const drawn = [rows, columns].map((side) => Math.max(1, Math.round((DRAWN * side) / Math.max(rows, columns))));
+    const [seen, picture] = await Promise.all([data.images[i].pictures[backbone.picture], data.images[i].shown].map(decoded));
+    const pixels = element("canvas", { width: drawn[1], height: drawn[0] }), context = pixels.getContext("2d", { willReadFrequently: true });
+    context.drawImage(picture, 0, 0, drawn[1], drawn[0]);
     const view = { i, b, backbone, count, drawn, canvases: {}, layers: {}, axes: stored.axes };
     view.title = `${data.images[i].name}, ${backbone.name}`;
     view.features = maps.features(stored.features);
-    view.rgba = context.getImageData(0, 0, width, height).data;
+    view.rgba = context.getImageData(0, 0, drawn[1], drawn[0]).data;
     view.grey = greys(view.rgba);
-    view.layers.image = enlarged(pixels, drawn);
+    view.layers.image = enlarged(seen, drawn);
     view.layers.pca = enlarged(painted(backbone.grid, (n) => packed(pca[3 * n], pca[3 * n + 1], pca[3 * n + 2])), drawn);
     return view;
   }
@@ -257,6 +263,7 @@
       + data.backbones.map((backbone) => `${backbone.error.toExponential(1)} (${backbone.name})`).join(", ") + ".";
     byId("cards").append(...data.backbones.map(cardOf));
     byId("link-option").hidden = data.backbones.length < 2;
+    byId("linked").checked = state.linked;
     byId("linked").addEventListener("change", (event) => { state.linked = event.target.checked; });
     byId("shared").addEventListener("change", (event) => {
       state.shared = event.target.checked;

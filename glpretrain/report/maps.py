@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from skimage.filters import threshold_otsu
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,6 +27,8 @@ Picture = str | Path | Tensor
 Layers = Literal["all", "last"] | Sequence[int]
 # Side of a square, or height and width, or number of points; None is the card's.
 Size = int | tuple[int, int] | None
+_PROMPTS, _BINS = 256, 512  # patches of an item whose cosines with all others count, bars of the histogram that is divided
+_SAME, _MIDDLE = 1e-6, 0.5  # cosines that differ by less are the same; the threshold where all are
 
 
 class Seen(NamedTuple):
@@ -111,6 +114,29 @@ def similarity_map(seen: Seen, *, patch: tuple[int, int]) -> Tensor:
     unit = functional.normalize(seen.patches, dim=-1)  # [N D]
     cosines = (unit @ unit[row * columns + column]).unflatten(0, seen.grid)  # [h w]
     return functional.interpolate(cosines[None, None], size=seen.pixels.shape[1:], mode="bilinear", align_corners=False)[0, 0]
+
+
+def own_threshold(patches: Sequence[Tensor]) -> float:
+    """A threshold for prompts that needs no masks: it divides the cosines of two patches of one item into similar and dissimilar ones.
+
+    The parts are those of Otsu's method, which makes the variance between them as large as it can be, and the threshold lies midway between
+    their means. Similarities of a backbone may all lie between 0.8 and 1, so that no number fits every backbone.
+
+    Args:
+        patches: Float[N D] of each item.
+
+    Returns:
+        A number from -1 to 1; 0.5 where all cosines are the same, or no item has two patches.
+    """
+    found: list[Tensor] = []
+    for one in patches:
+        chosen = one[torch.arange(min(len(one), _PROMPTS)) * len(one) // min(len(one), _PROMPTS)]  # evenly spaced prompts
+        found.append((functional.normalize(chosen.float(), dim=-1) @ functional.normalize(one.float(), dim=-1).T).flatten())
+    cosines = torch.cat(found).clamp(-1, 1) if found else torch.empty(0)
+    if cosines.numel() < 2 or cosines.max() - cosines.min() < _SAME:
+        return _MIDDLE
+    above = cosines > float(threshold_otsu(cosines.numpy(), nbins=_BINS))
+    return round((cosines[above].mean() + cosines[~above].mean()).item() / 2, 3)
 
 
 def patch_pca(seen: Seen) -> Tensor:

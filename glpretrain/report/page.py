@@ -8,7 +8,8 @@ backbone, and how exact it is:
   practice some 1e-5. The largest error over all pairs is measured and shown on the page.
 - attention of the class token: uint8, 255 is the map's own maximum, which is stored too.
 
-What is shown of an item has a module per kind (`image_page`, `cloud_page`). Scores are left out (`glpretrain.evaluate`).
+What is shown of an item has a module per kind (`image_page`, `cloud_page`). Scores are left out (`glpretrain.evaluate`), and so is the
+report of a run, which shows its pictures with the same parts (`glpretrain.run_report`).
 """
 
 import base64
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -29,7 +31,7 @@ import glpretrain
 from glpretrain.encoders import Encoder
 from glpretrain.encoders.attention import cls_attention_of_blocks
 from glpretrain.report.figures import COLOURS
-from glpretrain.report.maps import Layers, layer_numbers
+from glpretrain.report.maps import Layers, layer_numbers, own_threshold
 
 _LOST = 1e-4
 _UNIT = 32767
@@ -37,6 +39,14 @@ _CHUNK = 1024  # patches whose cosines with all others are checked at a time
 _GUIDE = "<!-- guide -->"  # between the options and the guide of a kind of items
 
 Plain = dict[str, object]  # becomes a JSON object
+Threshold = float | Mapping[str, float] | None  # one cosine for all backbones, or by the names of some; others are computed
+
+
+class Opening(NamedTuple):
+    """The threshold that a page opens with for a backbone."""
+
+    threshold: float
+    origin: str  # where it comes from, in words
 
 
 def write_page(
@@ -47,7 +57,7 @@ def write_page(
     part: str,
     contents: Callable[[Sequence[Path]], Plain],
     out: str | Path,
-    threshold: float,
+    threshold: Threshold,
     layers: Layers,
 ) -> Path:
     """Write the page of one kind of items; the other arguments and the result are those of `write_report`.
@@ -67,7 +77,19 @@ def write_page(
         raise ValueError(f"inspect: {out} exists and nothing is overwritten; choose another --out")
     if not encoders or not files:
         raise ValueError(f"inspect: {len(encoders)} backbones and {len(files)} files given; accepted: at least one of each")
-    if not -1 <= threshold <= 1:
+    check(encoders, modality=modality, threshold=threshold, layers=layers)
+    paths = [Path(file) for file in files]
+    page = _rendered(common() | contents(paths), names=[path.name for path in paths], part=part)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("x", encoding="ascii") as file:
+        file.write(page)
+    return out
+
+
+def check(encoders: Mapping[str, Encoder], *, modality: str, threshold: Threshold, layers: Layers) -> None:
+    """Refuse, with a ValueError, what cannot be shown on a page of one kind of items. Arguments as of `write_page`."""
+    given = [] if threshold is None else [threshold] if isinstance(threshold, int | float) else threshold.values()
+    if any(not -1 <= value <= 1 for value in given):
         raise ValueError(f"inspect: threshold={threshold}; accepted: a cosine, -1 to 1")
     for name, encoder in encoders.items():
         if encoder.card.modality != modality:
@@ -75,35 +97,64 @@ def write_page(
         if encoder.training:
             raise ValueError(f"inspect: {name} is in training mode; call eval() first")
         layer_numbers(encoder, layers)
+
+
+def opening(name: str, threshold: Threshold, patches: Sequence[Tensor]) -> Opening:
+    """The threshold that a page opens with for a backbone.
+
+    Args:
+        name: name of the backbone.
+        threshold: what was given for the page.
+        patches: Float[N D] of each item, from which it is computed where nothing was given.
+    """
+    if isinstance(threshold, int | float):
+        return Opening(float(threshold), "as given")
+    if threshold is not None and name in threshold:
+        return Opening(round(threshold[name], 3), "calibrated on masks")
+    return Opening(own_threshold(patches), "computed from these items")
+
+
+def common() -> Plain:
+    """What the data of every page hold."""
     colours = np.rint(matplotlib.colormaps[COLOURS](np.arange(256))[:, :3] * 255).astype(np.uint8)
-    data = {"version": glpretrain.__version__, "threshold": threshold, "colours": base64_of(colours)}
-    page = _rendered(data | contents([Path(file) for file in files]), names=[Path(file).name for file in files], part=part)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("x", encoding="ascii") as file:
-        file.write(page)
-    return out
+    return {"version": glpretrain.__version__, "colours": base64_of(colours)}
+
+
+def as_json(data: Plain) -> str:
+    """Data for a script element. Only `<` can end one or open a comment in it; as \\u003c it is the same JSON."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def scripts(*names: str) -> str:
+    """Some of the scripts beside this file, which the last one needs."""
+    return "\n".join((resources.files("glpretrain.report") / name).read_text() for name in names)
+
+
+def guide_of(part: str) -> tuple[str, str]:
+    """The options of a kind of items, and how its pictures are read, as HTML."""
+    options, _, guide = (resources.files("glpretrain.report") / f"{part}.html").read_text().partition(_GUIDE)
+    return options.strip(), guide.strip()
 
 
 def _rendered(data: Plain, *, names: Sequence[str], part: str) -> str:
     """A page around its data: one file, ASCII, that refers to nothing outside itself."""
-    folder = resources.files("glpretrain.report")
-    options, _, guide = (folder / f"{part}.html").read_text().partition(_GUIDE)
-    # Inside a script element only `<` can end it or open a comment; as \u003c it is the same JSON.
+    folder, (options, guide) = resources.files("glpretrain.report"), guide_of(part)
     return Template((folder / "page.html").read_text()).substitute(
         title=html.escape(f"Inspection of {', '.join(names)}").encode("ascii", "xmlcharrefreplace").decode(),
         style=(folder / "page.css").read_text(),
-        options=options.strip(),
-        guide=guide.strip(),
-        data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        script="\n".join((folder / name).read_text() for name in ("maps.js", "drawing.js", f"{part}.js")),
+        options=options,
+        guide=guide,
+        data=as_json(data),
+        script=scripts("maps.js", "drawing.js", f"{part}.js"),
     )
 
 
-def described(name: str, encoder: Encoder, *, layers: Layers) -> Plain:
-    """What the page says of a backbone."""
+def described(name: str, encoder: Encoder, *, layers: Layers, opening: Opening) -> Plain:
+    """What the page says of a backbone, and the threshold that it opens with."""
     card = encoder.card
     return {
         "name": name,
+        **opening._asdict(),
         "encoder": str(card.arguments.get("name", card.encoder)),
         "source": card.source,
         "licence": card.licence,

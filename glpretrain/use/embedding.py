@@ -95,15 +95,22 @@ def embedded(
             raise ValueError(decoded.refusal)
         rows = torch.empty(0)
         if decoded.values is not None:
-            rows = _encoded(encoder, decoded.values, what=what, bf16=features.bf16)
+            rows = encoded(encoder, decoded.values, what=what, bf16=features.bf16)
             require_finite(rows, decoded.index, what=f"source {source.name!r}: the features")
         for reason in decoded.unreadable.values():
             _LOG.warning("left out: %s", reason)
         yield Rows(rows, decoded.index, decoded.labels, decoded.unreadable)
 
 
-def _encoded(encoder: Encoder, items: Tensor, *, what: What, bf16: bool) -> Tensor:
-    """Float[B D], or Float[B N D], of items at the encoder's size."""
+def encoded(encoder: Encoder, items: Tensor, *, what: What, bf16: bool) -> Tensor:
+    """Features of items at the encoder's size: Float[B D], or Float[B N D] of patches, on the CPU.
+
+    Args:
+        encoder: the encoder, in any mode.
+        items: items as sources give them, [B *item].
+        what: `cls`, the mean of the patches, or all patches.
+        bf16: whether to encode under bfloat16 autocast.
+    """
     with evaluating(encoder), torch.autocast(device_of(encoder).type, torch.bfloat16, enabled=bf16):
         output = encoder(normalised(items, encoder), cls_only=what == "cls")
     if what == "cls":

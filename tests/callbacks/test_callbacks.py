@@ -56,7 +56,16 @@ def watching(probe: Probe, **options) -> RunEvaluators:
 
 
 def training(tmp_path: Path, *options: str, recipe: str = "mae") -> Training:
-    arguments = ["--config", str(shrunk(ROOT / f"{recipe}.yaml", tmp_path)), "--runs", str(tmp_path / "runs"), "--evaluate", "false"]
+    arguments = [
+        "--config",
+        str(shrunk(ROOT / f"{recipe}.yaml", tmp_path)),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--evaluate",
+        "false",
+        "--report",
+        "false",
+    ]
     return Training([*arguments, "--trainer.logger", "false", "--trainer.enable_progress_bar", "false", *options])
 
 
@@ -212,7 +221,8 @@ def test_speed_leaves_out_warm_up_and_evaluation(monkeypatch: pytest.MonkeyPatch
 
 def test_progress_line_names_step_loss_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pretrain(
-        str(shrunk(ROOT / "mae.yaml", tmp_path)), overrides=["--evaluate", "false", "--runs", str(tmp_path), "--trainer.logger", "false"]
+        str(shrunk(ROOT / "mae.yaml", tmp_path)),
+        overrides=["--evaluate", "false", "--report", "false", "--runs", str(tmp_path), "--trainer.logger", "false"],
     )
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("training step")]
     assert lines[-1].startswith("training step 2/2  loss ")

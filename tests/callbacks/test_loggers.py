@@ -64,7 +64,7 @@ def mae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def run_with(mae: str, *words: str) -> Run:
-    options = ["--evaluate", "false", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]
+    options = ["--evaluate", "false", "--report", "false", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]
     run = pretrain(mae, overrides=[*options, *words])
     assert isinstance(run, Run)
     rows = [row for row in csv.DictReader((run.folder / "metrics.csv").open()) if row["train/loss"]]

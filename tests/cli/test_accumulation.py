@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glpretrain.cli.training import Training
 
-QUIET = ["--evaluate", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+QUIET = ["--evaluate", "false", "--report", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,18 @@ from shrinking import ROOT, shrunk
 from glpretrain.callbacks.checkpoints import newest_whole
 
 EVERY_STEP = json.dumps([{"class_path": "glpretrain.callbacks.Checkpoints", "init_args": {"every_n_steps": 1}}])
-QUIET = ("--trainer.enable_progress_bar", "false", "--evaluate", "false", "--trainer.accelerator", "cpu", "--trainer.max_steps", "4")
+QUIET = (
+    "--trainer.enable_progress_bar",
+    "false",
+    "--evaluate",
+    "false",
+    "--report",
+    "false",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.max_steps",
+    "4",
+)
 KEPT = "kept"  # where the folder of runs is copied to before the file system disappears with its process
 
 

@@ -13,7 +13,7 @@ from glpretrain.cli.pretraining import pretrain
 from glpretrain.prepare.faces import Preparation, TemplateParser
 from glpretrain.runs import new_folder, point_latest
 
-QUIET = ["--evaluate", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+QUIET = ["--evaluate", "false", "--report", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 ONE_VIEW = ["--data.views.init_args.global_views", "[{size: 48, scale: [0.4, 1.0]}]"]
 
 
@@ -164,11 +164,6 @@ def test_a_folder_that_is_no_backbone_is_one_short_line(capsys: pytest.CaptureFi
         Path("photos", f"a_name_that_is_long_{number}.jpg").touch()
     line = refusal(["evaluate", "photos"], capsys)
     assert "and 294 more" in line and len(line) < 600
-
-
-def test_inspect_wants_files(capsys: pytest.CaptureFixture[str]) -> None:
-    photos(Path("photos"))
-    assert "photos is a folder; give files, as in photos/*.jpg" in refusal(["inspect", "backbone", "photos"], capsys)
 
 
 def test_settings_of_a_run_folder_name_the_run_and_not_the_link() -> None:

@@ -21,7 +21,18 @@ from glpretrain.cli.training import Training
 from glpretrain.core.files import locked
 from glpretrain.runs import Run
 
-QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--evaluate", "false", "--trainer.accelerator", "cpu"]
+QUIET = [
+    "--trainer.logger",
+    "false",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--evaluate",
+    "false",
+    "--report",
+    "false",
+    "--trainer.accelerator",
+    "cpu",
+]
 STEPS = ["--trainer.max_steps", "4"]
 
 
@@ -165,7 +176,17 @@ def test_a_checkpoint_is_written_when_it_is_time_and_milestones_stay(recipe: str
 def test_the_trained_state_is_saved_before_the_last_scores(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is killed while it is scored is scored by the same command, and its scores before training are not lost."""
     options = [option for option in QUIET if option not in ("--evaluate", "false")]
-    options = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", *STEPS]
+    options = [
+        "--trainer.logger",
+        "false",
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.accelerator",
+        "cpu",
+        "--report",
+        "false",
+        *STEPS,
+    ]
     training = Training(["--config", recipe, *options])
     assert training.evaluators is not None
 

@@ -19,7 +19,18 @@ from glpretrain.cli.training import Training
 from glpretrain.core.files import locked
 from glpretrain.runs import Run
 
-QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--evaluate", "false", "--trainer.accelerator", "cpu"]
+QUIET = [
+    "--trainer.logger",
+    "false",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--evaluate",
+    "false",
+    "--report",
+    "false",
+    "--trainer.accelerator",
+    "cpu",
+]
 
 
 @pytest.fixture

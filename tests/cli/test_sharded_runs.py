@@ -67,7 +67,7 @@ def _train(folder: Path, name: str, *options: str, save_to: Path | None = None) 
     count = int(os.environ["COUNT"])
     os.environ["WORLD_SIZE"] = str(count)  # Lightning forgets it at the end of a run
     sizes = ["--trainer.max_steps", str(STEPS), "--data.batch_size", str(4 // count), "--data.source.init_args.length", "48"]
-    words = [*QUIET, "--evaluate", "false", *sizes, "--trainer.devices", str(count), "--runs", str(folder / name)]
+    words = [*QUIET, "--evaluate", "false", "--report", "false", *sizes, "--trainer.devices", str(count), "--runs", str(folder / name)]
     run = Training(["--config", str(folder / "dino.yaml"), *words, *options])
     observer, scatter = Observer(save_to=save_to), dist.reduce_scatter_single
     run.trainer.callbacks.append(observer)
@@ -245,7 +245,7 @@ def test_a_part_that_cannot_be_written_keeps_all_processes_from_writing_the_chec
 @pytest.mark.slow
 def test_one_process_without_the_strategy_refuses_shards(folder: Path, tmp_path: Path) -> None:
     recipe = shrunk(ROOT / "dino.yaml", tmp_path)
-    words = [*QUIET, "--evaluate", "false", "--trainer.max_steps", str(STEPS), "--runs", str(tmp_path / "runs")]
+    words = [*QUIET, "--evaluate", "false", "--report", "false", "--trainer.max_steps", str(STEPS), "--runs", str(tmp_path / "runs")]
     run = Training(["--config", str(recipe), *words, "--data.source.init_args.length", "48", "--ckpt_path", str(folder / "cut.ckpt")])
     with pytest.raises(ValueError, match=r"checkpoint: it is sharded; go on with trainer\.strategy=fsdp2"):
         run.fit()

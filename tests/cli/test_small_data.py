@@ -97,7 +97,7 @@ def test_an_evaluation_without_any_score_is_an_error(
     monkeypatch.chdir(tmp_path)
     nothing_alike(Path("data"))
     write_mask(Path("annotated"))
-    run = pretrain(str(shrunk(ROOT / "mae.yaml", tmp_path)), overrides=[*QUIET, "--evaluate", "false"])
+    run = pretrain(str(shrunk(ROOT / "mae.yaml", tmp_path)), overrides=[*QUIET, "--evaluate", "false", "--report", "false"])
     options = ["evaluate", str(run.folder / "backbone"), "--data", "data", "--masks", "annotated", "--no_cache"]
     assert main(options) == 1  # some evaluators were refused, others have scores
     said = capsys.readouterr()
@@ -130,7 +130,7 @@ def test_a_resumed_run_is_scored_although_a_class_is_missing(tmp_path: Path, mon
     class_missing_in_val(Path("data"))
     write_mask(Path("annotated"))
     recipe = str(shrunk(ROOT / "mae.yaml", tmp_path))
-    first = pretrain(recipe, data="data", masks="annotated", overrides=[*QUIET, "--evaluate", "false"])
+    first = pretrain(recipe, data="data", masks="annotated", overrides=[*QUIET, "--evaluate", "false", "--report", "false"])
     checkpoint = ["--ckpt_path", str(first.folder / "checkpoints" / "last.ckpt"), "--trainer.max_steps", "3"]
     again = pretrain(recipe, data="data", masks="annotated", overrides=[*QUIET, *checkpoint])
     assert again.results["before"] is None and "knn" in again.results["after"] and "prompt_miou" in again.results["left_out"]

@@ -56,7 +56,7 @@ class Launch:
         }
         words = [word for name, value in options.items() for word in (f"--trainer.{name}", str(value))]
         return subprocess.Popen(
-            [*self._start, *words, "--evaluate", "false", "--data.batch_size", "2", "--import", "faulty"],
+            [*self._start, *words, "--evaluate", "false", "--report", "false", "--data.batch_size", "2", "--import", "faulty"],
             env=os.environ | {"PYTHONPATH": f"{_PROJECT}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"},
             cwd=self.folder,
             stdout=subprocess.PIPE,

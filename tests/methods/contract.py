@@ -16,7 +16,18 @@ from glpretrain.weights import export, load_backbone
 
 def build(recipe: Path, folder: Path, *arguments: str) -> Training:
     """The shrunk recipe, ready to fit four steps within an epoch."""
-    options = ["--trainer.logger", "false", "--evaluate", "false", "--runs", str(folder / "runs"), "--trainer.enable_progress_bar", "false"]
+    options = [
+        "--trainer.logger",
+        "false",
+        "--evaluate",
+        "false",
+        "--report",
+        "false",
+        "--runs",
+        str(folder / "runs"),
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
     size = ["--trainer.max_steps", "4", "--data.source.init_args.length", "32"]
     return Training(["--config", str(shrunk(recipe, folder)), *options, *size, *arguments])
 

@@ -92,6 +92,7 @@ def fitted(recipe: Path, folder: Path, *arguments: str, batch_size: int = ITEMS)
     settings = {
         "--trainer.logger": "false",
         "--evaluate": "false",
+        "--report": "false",
         "--runs": str(folder / "runs"),
         "--trainer.enable_progress_bar": "false",
         "--trainer.enable_checkpointing": "false",

@@ -146,6 +146,8 @@ def test_masks_and_methods_that_do_not_fit_are_named_and_mae_takes_any(tmp_path:
         "false",
         "--evaluate",
         "false",
+        "--report",
+        "false",
         "--runs",
         str(tmp_path / "runs"),
         "--trainer.enable_progress_bar",

@@ -22,7 +22,7 @@ from glpretrain.methods.base import Method
 from glpretrain.weights import export
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
-QUIET = ["--evaluate", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+QUIET = ["--evaluate", "false", "--report", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 
 
 def moved(encoder: Encoder) -> Encoder:
@@ -189,7 +189,17 @@ def long_run(folder: Path, *arguments: str) -> list[str]:
 
 
 def test_the_trunk_is_released_when_the_loss_has_settled(backbone: Path, tmp_path: Path) -> None:
-    assert main(["fit", *long_run(tmp_path, "--init_from", str(backbone), "--evaluate", "false", "--runs", str(tmp_path / "runs"))]) == 0
+    assert (
+        main(
+            [
+                "fit",
+                *long_run(
+                    tmp_path, "--init_from", str(backbone), "--evaluate", "false", "--report", "false", "--runs", str(tmp_path / "runs")
+                ),
+            ]
+        )
+        == 0
+    )
     folder = tmp_path / "runs" / "dino" / "latest"
     assert json.loads((folder / "results.json").read_text())["init_from"]["trunk_released_at"] == 0.25
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
@@ -201,7 +211,7 @@ def test_two_processes_release_the_trunk_where_one_does_and_have_its_losses(back
     found = {}
     for processes, batch_size in ((1, 4), (2, 2)):
         own = ["--trainer.devices", str(processes), "--data.batch_size", str(batch_size), "--runs", str(tmp_path / str(processes))]
-        options = ["--init_from", str(backbone), "--trainer.strategy", "ddp", "--evaluate", "false", *own]
+        options = ["--init_from", str(backbone), "--trainer.strategy", "ddp", "--evaluate", "false", "--report", "false", *own]
         command = [sys.executable, "-m", "glpretrain.cli", "fit", *long_run(tmp_path, *options)]
         subprocess.run(command, check=True, timeout=300, env=os.environ | {"WANDB_MODE": "disabled"})
         folder = tmp_path / str(processes) / "dino" / "latest"

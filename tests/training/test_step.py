@@ -131,7 +131,18 @@ def test_a_step_that_was_interrupted_half_way_is_in_no_checkpoint(monkeypatch: p
 
 
 SMALL = [
-    *("--evaluate", "false", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--data.num_workers", "0"),
+    *(
+        "--evaluate",
+        "false",
+        "--report",
+        "false",
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.accelerator",
+        "cpu",
+        "--data.num_workers",
+        "0",
+    ),
     *("--data.batch_size", "4", "--data.source.init_args.length", "16", "--model.init_args.num_prototypes", "16"),
 ]
 TOO_FAST = ["--model.init_args.optimization.lr.base", "1e30", "--model.init_args.optimization.lr.warmup", "0"]

@@ -1,5 +1,6 @@
 """Evaluators of the class token: classification and retrieval from frozen features."""
 
+from glpretrain.evaluate.cls.agreement import Agreement
 from glpretrain.evaluate.cls.few_shot import FewShot
 from glpretrain.evaluate.cls.knn import KNN
 from glpretrain.evaluate.cls.linear import CrossValidatedProbe, LinearProbe
@@ -7,4 +8,4 @@ from glpretrain.evaluate.cls.linear_protocols import DINOLinear, MAELinear
 from glpretrain.evaluate.cls.linear_sweep import LinearSweep
 from glpretrain.evaluate.cls.retrieval import Retrieval
 
-__all__ = ["KNN", "CrossValidatedProbe", "DINOLinear", "FewShot", "LinearProbe", "LinearSweep", "MAELinear", "Retrieval"]
+__all__ = ["KNN", "Agreement", "CrossValidatedProbe", "DINOLinear", "FewShot", "LinearProbe", "LinearSweep", "MAELinear", "Retrieval"]
