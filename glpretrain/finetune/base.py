@@ -18,11 +18,13 @@ from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.distributed import gathered, rank
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder, build
+from glpretrain.encoders.points import PointTransformer
 from glpretrain.evaluate.base import Evaluator, Score
 from glpretrain.finetune.data import step_key
 from glpretrain.methods.base import Method
 from glpretrain.training.branch import Branch
 
+_CLASS_TOKEN = ("cls_token", "cls_position")  # in the weights of a `PointTransformer`
 HEAD = "task"  # name of the head in the branch
 
 
@@ -40,10 +42,15 @@ class Data(Protocol):
 class Head(nn.Module):
     """What a task puts on the backbone; it is saved with it.
 
-    A subclass sets `settings`, the keyword arguments of its constructor as JSON values, and implements `forward`.
+    A subclass sets `settings`, the keyword arguments of its constructor as JSON values, and implements `forward`; one that needs more than
+    the tokens of the last block replaces `logits`.
     """
 
     settings: dict[str, object]
+
+    def logits(self, branch: Branch, items: Tensor, *, keys: Tensor | None) -> Tensor:
+        """Logits, Float[B K *S], of items, Float[B *item], whose paths are dropped by `keys`, Int[B], in training mode."""
+        return self(branch.encode(items, keys=keys), grid=branch.encoder.grid(items.shape[1:]))
 
     @abstractmethod
     def forward(self, output: EncoderOutput, *, grid: tuple[int, ...]) -> Tensor:
@@ -51,17 +58,20 @@ class Head(nn.Module):
 
 
 def logits_of(branch: Branch, items: Tensor, *, keys: Tensor | None = None) -> Tensor:
-    """Logits, Float[B K *S], of normalised images Float[B C H W]; paths are dropped by `keys`, Int[B], in training mode."""
-    return branch.heads[HEAD](branch.encode(items, keys=keys), grid=branch.encoder.grid(items.shape[1:]))
+    """Logits, Float[B K *S], of items Float[B *item], images being normalised; paths are dropped by `keys`, Int[B], in training mode."""
+    head = branch.heads[HEAD]
+    assert isinstance(head, Head)
+    return head.logits(branch, items, keys=keys)
 
 
-def for_tuning(encoder: Encoder, *, drop_path: float, final_norm: bool = True) -> Encoder:
+def for_tuning(encoder: Encoder, *, drop_path: float, final_norm: bool = True, class_token: bool = False) -> Encoder:
     """The encoder with another rate of stochastic depth, which grows from block to block, and with positions that learn.
 
     Args:
         encoder: the backbone, which stays as it is.
         drop_path: rate of stochastic depth in the last block.
         final_norm: whether it keeps the norm behind its last block; without it, only a ViT of timm's plain kind is accepted.
+        class_token: whether a `PointTransformer` that has no class token gets one, with fresh weights.
 
     Raises:
         ValueError: the encoder drops no paths, or cannot be without its norm.
@@ -76,8 +86,12 @@ def for_tuning(encoder: Encoder, *, drop_path: float, final_norm: bool = True) -
     if not final_norm:
         arguments["final_norm"] = False
         state = {name: tensor for name, tensor in state.items() if not name.startswith("norm.")}
+    added: tuple[str, ...] = ()
+    if class_token and isinstance(encoder, PointTransformer) and not encoder.num_prefix_tokens:
+        arguments["class_token"], added = True, _CLASS_TOKEN
     tuned = build(replace(encoder.card, arguments=arguments))
-    tuned.load_backbone_state({name: tensor.clone() for name, tensor in state.items()})
+    fresh = {name: tensor for name, tensor in tuned.backbone_state().items() if name in added}
+    tuned.load_backbone_state({name: tensor.clone() for name, tensor in (state | fresh).items()})
     return tuned
 
 
@@ -182,7 +196,7 @@ class FineTune(Method):
         return logits_of(self.student, group.items.squeeze(0) if items is None else items, keys=group.keys.squeeze(0))
 
     def evaluated_logits(self, items: Tensor) -> Tensor:
-        """Logits, Float[B K *S], of test items, Float[B C H W]."""
+        """Logits, Float[B K *S], of test items, Float[B *item]."""
         return logits_of(self.evaluated, items)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -26,34 +26,29 @@ from glpretrain.data.requirements import Tokens
 from glpretrain.data.sources.base import Source, UnreadableItemError
 from glpretrain.data.views import ViewMaker, Views
 from glpretrain.data.views.changes import Changes
-from glpretrain.finetune.transforms import Interpolation, Transform, drawn_from
+from glpretrain.finetune.cloud_transform import AnyTransform
+from glpretrain.finetune.transforms import drawn_from
 
 
 class TaskViews(ViewMaker):
-    """One view of each image: augmented in training, and as it is in evaluation; and what the model is to predict of it.
+    """One view of each item: augmented in training, and as it is in evaluation; and what the model is to predict of it.
 
-    A subclass implements `classes_of`, `augmented` and `plain`.
+    A subclass names its `modality` and implements `classes_of`, `augmented`, `plain` and `transform`.
 
     Args:
-        size: height and width of the images; None is the size that the backbone was trained on.
-        crop_pct: share of the resized short side that an evaluation keeps; 0.875 resizes to 256 for 224. None keeps the whole picture.
-        interpolation: how pixels are interpolated.
+        size: height and width of images, or number of points of clouds; None is the size that the backbone was trained on.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    modality: ClassVar[str] = "image"
     evaluated_at_once: ClassVar[int] = 64  # test items in a batch, at least; 1 where they have sizes of their own
 
-    def __init__(self, size: int | None = None, *, crop_pct: float | None = 0.875, interpolation: Interpolation = "bicubic") -> None:
+    def __init__(self, size: int | None = None) -> None:
         super().__init__()
         if size is not None and size < 1:
-            raise ValueError(f"views: size={size} given; accepted: pixels from 1 on, or null for the size of the backbone")
-        if crop_pct is not None and not 0.0 < crop_pct <= 1.0:
-            raise ValueError(f"views: crop_pct={crop_pct} given; accepted: above 0 and at most 1")
-        self.size, self.crop_pct = size, crop_pct
-        self.interpolation: Interpolation = interpolation
+            raise ValueError(f"views: size={size} given; accepted: numbers from 1 on, or null for the size of the backbone")
+        self.size = size
 
     @classmethod
     def own_source(cls, path: str | Path) -> SourceSpec:
@@ -74,29 +69,28 @@ class TaskViews(ViewMaker):
 
     @abstractmethod
     def augmented(self, item: Item, *, card: EncoderCard) -> tuple[Tensor, Tensor]:
-        """A training item, Float[C H W], and its target, Int[*S]. What is random comes from the generators, which are set before."""
+        """A training item, Float[*item], and its target, Int[*S]. What is random comes from the generators, which are set before."""
 
     @abstractmethod
     def plain(self, item: Item, *, card: EncoderCard) -> tuple[Tensor, Tensor]:
-        """An item as it is evaluated, Float[C H W], and its target, Int[*S]."""
+        """An item as it is evaluated, Float[*item], and its target, Int[*S]."""
 
-    def transform(self, card: EncoderCard) -> Transform:
-        """What an evaluation does to a picture, which is saved with the model."""
-        side = self.default_size()
-        return Transform((side, side), self.crop_pct, card.mean, card.std, self.interpolation)
+    @abstractmethod
+    def transform(self, card: EncoderCard) -> AnyTransform:
+        """What an evaluation does to an item, which is saved with the model."""
 
     def groups(self, num_channels: int) -> dict[str, tuple[int, tuple[int, ...]]]:
-        """One global view."""
+        """One global view, of a picture; other kinds of items have their own shape."""
         side = self.default_size()
         return {"global": (1, (num_channels, side, side))}
 
     def default_size(self) -> int:
-        """Height and width of the images."""
+        """Height and width of images, or number of points of clouds."""
         assert self.size is not None, "the size of the backbone is filled in before training"
         return self.size
 
     def prepare(self, items: Sequence[Item], *, keys: Tensor, card: EncoderCard) -> dict[str, Tensor]:
-        """Augmented items, Float[B C H W], and their targets, Int[B *S]."""
+        """Augmented items, Float[B *item], and their targets, Int[B *S]."""
         made: list[tuple[Tensor, Tensor]] = []
         for item, key in zip(items, keys, strict=True):
             with drawn_from(key):
@@ -192,8 +186,8 @@ class LabelledData(DataModule):
         self.task_views = views
 
     @property
-    def transform(self) -> Transform:
-        """What an evaluation does to a picture."""
+    def transform(self) -> AnyTransform:
+        """What an evaluation does to an item."""
         assert self._encoder is not None, "setup comes first"
         return self.task_views.transform(self._encoder.card)
 
