@@ -20,6 +20,7 @@ from glpretrain.evaluate.patches import (
     PromptSegmentation,
 )
 from glpretrain.evaluate.points import Episodes, LinearSVM, PartSegmentation, PointPrompts, ShapeHistogram
+from glpretrain.evaluate.slides import SlideAttention
 
 __all__ = [
     "KNN",
@@ -51,6 +52,7 @@ __all__ = [
     "Retrieval",
     "Score",
     "ShapeHistogram",
+    "SlideAttention",
     "Sources",
     "default_evaluators",
     "default_sources",
