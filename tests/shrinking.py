@@ -147,6 +147,9 @@ def tuned(path: Path, backbone: Path, folder: Path) -> Tuning:
         **{"trainer.strategy": "auto", "trainer.precision": "32-true", "trainer.limit_val_batches": 1},
         **{"trainer.logger": "false", "trainer.enable_progress_bar": "false", "runs": folder / "runs", "probe": "false"},
     }
+    if "positive:" in path.read_text():
+        small["data.source"] = '{"class_path": "glpretrain.data.FaceSwaps", "init_args": {"size": 56, "frames": 2}}'
+        small["model.init_args.positive"] = "fake"
     if "parts" in path.stem:
         small |= {"model.init_args.num_categories": 15, "model.init_args.layers": "[0, 1]", "model.init_args.hidden_dim": 16}
     overrides = [word for name, value in small.items() for word in (f"--{name}", str(value))]

@@ -34,6 +34,10 @@ class Data(Protocol):
 
     seed: int
 
+    def is_test(self, index: Tensor) -> Tensor:
+        """Which of the items that are evaluated are of the test part, and not of the development part."""
+        ...
+
     def groups_of(self, index: Tensor) -> Tensor | None:
         """Which test items belong together."""
         ...
@@ -115,8 +119,8 @@ class FineTune(Method):
 
     uses: ClassVar = {"global": Uses(num_views=1)}
     task: ClassVar[str]  # name of the task, on the card of a saved model
-    headline: ClassVar[str]  # name of the score that is shown
-    probe: ClassVar[Evaluator]  # what the frozen backbone is scored with: it needs a training and a test part, and has this score
+    headline: str  # name of the score that is shown
+    probe: Evaluator  # what the frozen backbone is scored with: it needs a training and a test part, and has this score
 
     def __init__(
         self,
@@ -146,6 +150,7 @@ class FineTune(Method):
         self.draw_key = torch.zeros((), dtype=torch.int64)  # of the batch at hand
         self.found: dict[str, Score] = {}  # scores of the last evaluation
         self.found_at = -1  # number of optimizer steps before it
+        self.choosing: tuple[Tensor, Tensor | None] | None = None  # outcomes and groups of the development part, for thresholds
         self._outcomes: list[tuple[Tensor, Tensor]] = []  # dataset indices, and what the scores need
 
     @abstractmethod
@@ -234,6 +239,11 @@ class FineTune(Method):
             raise ValueError("data: no item of the test part could be read")
         index, outcomes = (torch.cat(rows) for rows in zip(*parts, strict=True))
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
-        self.found = self.scores(outcomes, data.groups_of(index) if isinstance(data, Data) else None)
+        groups, self.choosing = None, None
+        if isinstance(data, Data):
+            groups, tests = data.groups_of(index), data.is_test(index)
+            of_part = [(outcomes[part], None if groups is None else groups[part]) for part in (tests, ~tests)]
+            (outcomes, groups), self.choosing = of_part[0], of_part[1] if (~tests).any() else None
+        self.found = self.scores(outcomes, groups)
         self.found_at = self.global_step
         self.log_dict({f"eval/{self.task}/{name}": score.value for name, score in self.found.items()}, rank_zero_only=True)

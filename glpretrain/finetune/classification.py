@@ -23,9 +23,11 @@ from glpretrain.core.types import EncoderCard, Item
 from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.layers import can_be_without_norm
-from glpretrain.evaluate import LinearProbe
+from glpretrain.evaluate import ForgeryDetection, LinearProbe
 from glpretrain.evaluate.base import Evaluator, Score
+from glpretrain.evaluate.metrics.detection import detection_scores
 from glpretrain.evaluate.metrics.intervals import accuracy, mean_of_scores, rate_score
+from glpretrain.evaluate.metrics.roc import Detections, eer_threshold
 from glpretrain.finetune.base import FineTune, for_tuning, logits_of
 from glpretrain.finetune.class_heads import Kind, Pool, class_head
 from glpretrain.finetune.data import TaskViews
@@ -164,6 +166,8 @@ class Classification(FineTune):
         cutmix: alpha of cutmix; 0 cuts no images. With both, each batch gets one of them.
         mix_prob: share of the batches that are mixed.
         freeze: see `FineTune`.
+        positive: the class that is to be found, such as `fake`, all others being real: adds `auc`, `eer`, and with a development part
+            `hter`, of items and, where items are frames (`Source.groups`), of videos. None for none.
         **kwargs: arguments of `FineTune`.
 
     Raises:
@@ -172,8 +176,8 @@ class Classification(FineTune):
 
     terms = ("classes",)
     task: ClassVar[str] = "classification"
-    headline: ClassVar[str] = "accuracy"
-    probe: ClassVar[Evaluator] = LinearProbe()
+    headline: str = "accuracy"
+    probe: Evaluator = LinearProbe()
 
     def __init__(
         self,
@@ -189,6 +193,7 @@ class Classification(FineTune):
         cutmix: float = 0.0,
         mix_prob: float = 1.0,
         freeze: bool = False,
+        positive: str | None = None,
         **kwargs,  # noqa: ANN003
     ) -> None:
         for name, value in (("drop_path", drop_path), ("label_smoothing", label_smoothing)):
@@ -208,7 +213,11 @@ class Classification(FineTune):
         settings = {"norm": norm} if head == "linear" else {"dropout": dropout}
         task_head = class_head(encoder.embed_dim, len(classes), kind=head, pool=pool, **settings)
         super().__init__(encoder, task_head, classes=classes, freeze=freeze, **kwargs)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.positive = label_smoothing, positive
+        if positive is not None:
+            if positive not in classes:
+                raise ValueError(f"Classification: positive={positive!r} given; accepted: {', '.join(classes)}")
+            self.headline, self.probe = "auc", ForgeryDetection(positive=positive)
         self.mixing: Mixup | None = None
         if mixup > 0.0 or cutmix > 0.0:
             self.mixing = Mixup(mixup, cutmix, prob=mix_prob, label_smoothing=label_smoothing, num_classes=len(classes))
@@ -244,19 +253,23 @@ class Classification(FineTune):
 
     def outcomes(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Int[B 3]: the class, the predicted one, and whether the class is among the five most probable ones; where views vote Int[B 4],
-        with the class that the mean of their logits predicts."""
+        with the class that the mean of their logits predicts. With `positive` Float64, its probability being the last column."""
         all_views = logits.flatten(2) if logits.dim() > 2 else logits.unsqueeze(2)  # [B K 1+V]
         plain, views = all_views[..., 0], all_views[..., 1:]  # [B K], [B K V]
         top = plain.topk(min(_TOP, len(self.classes)), dim=1).indices
         found = [targets, plain.argmax(dim=1), (top == targets.unsqueeze(1)).any(dim=1).long()]
         if views.shape[2]:
             found.append(views.mean(dim=2).argmax(dim=1))
-        return torch.stack(found, dim=1)
+        if self.positive is not None:
+            found.append(plain.double().softmax(dim=1)[:, self.classes.index(self.positive)])
+        return torch.stack([column.double() for column in found] if self.positive is not None else found, dim=1)
 
     def scores(self, outcomes: Tensor, groups: Tensor | None) -> dict[str, Score]:
-        """`accuracy`; `top5` with more than five classes; `balanced_accuracy`, the mean over the classes that the items have; and
-        `voted_accuracy` where views vote."""
-        truth, predicted, in_top, *voted = outcomes.unbind(dim=1)
+        """`accuracy`; `top5` with more than five classes; `balanced_accuracy`, the mean over the classes that the items have;
+        `voted_accuracy` where views vote; and with `positive` the scores of a detector."""
+        detected = {} if self.positive is None else self._detected(outcomes, groups)
+        whole = outcomes if self.positive is None else outcomes[:, :-1].long()
+        truth, predicted, in_top, *voted = whole.unbind(dim=1)
         found = {"accuracy": accuracy(predicted, truth, groups)}
         if len(self.classes) > _TOP:
             found["top5"] = rate_score(in_top.float(), groups)
@@ -265,4 +278,22 @@ class Classification(FineTune):
         found["balanced_accuracy"] = mean_of_scores(recalls, count=len(truth))
         if voted:
             found["voted_accuracy"] = accuracy(voted[0], truth, groups)
-        return found
+        return detected | found
+
+    def _detected(self, outcomes: Tensor, groups: Tensor | None) -> dict[str, Score]:
+        """Scores of a detector; none where the items are of one kind only. A video's score is the mean of its frames' probabilities."""
+        found = self._detections(outcomes, groups)
+        if found.positive.unique().numel() < 2:
+            return {}
+        thresholds: dict[str, float] = {}
+        choosing = None if self.choosing is None else self._detections(*self.choosing)
+        if choosing is not None and choosing.positive.unique().numel() == 2:
+            thresholds = {"threshold": eer_threshold(choosing)}
+            if found.has_groups:
+                thresholds["video_threshold"] = eer_threshold(choosing.averaged())
+        return detection_scores(found, thresholds)
+
+    def _detections(self, outcomes: Tensor, groups: Tensor | None) -> Detections:
+        assert self.positive is not None
+        numbers = torch.arange(len(outcomes)) if groups is None else groups.unique(return_inverse=True)[1]
+        return Detections(outcomes[:, -1], outcomes[:, 0].long() == self.classes.index(self.positive), numbers)

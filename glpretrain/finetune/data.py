@@ -145,6 +145,36 @@ class _Evaluated(Dataset[RawBatch]):
         return f"{self._source.name}: test items from number {indices[0]} on"
 
 
+class _Both(Source):
+    """The items of one source, and behind them those of another.
+
+    Args:
+        first: source whose items, name and classes come first.
+        second: source of the items behind them.
+    """
+
+    def __init__(self, first: Source, second: Source) -> None:
+        self.first, self.second, self.name, self.classes = first, second, first.name, first.classes
+
+    @property
+    def modality(self) -> str:
+        return self.first.modality
+
+    @property
+    def groups(self) -> Sequence[str]:
+        parts = (self.first, self.second)
+        if not any(part.groups for part in parts):
+            return ()
+        return [f"{number} {name}" for number, part in enumerate(parts) for name in part.groups or map(str, range(len(part)))]
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, index: int) -> Item:
+        own = index - len(self.first)
+        return self.first[index] if own < 0 else self.second[own]
+
+
 class LabelledData(DataModule):
     """Training and test items with what a model is to predict of them.
 
@@ -159,6 +189,7 @@ class LabelledData(DataModule):
         cache: keep the decoded training items in memory; `auto` does so below 1.5 GB.
         seed: seed of order and augmentation.
         max_unreadable: share of items that may be unreadable, see `DataModule`.
+        development: source of a further part, with the same classes, on which thresholds are chosen; None for none.
 
     Raises:
         ValueError: a size, share or count out of range, or a source without classes.
@@ -175,12 +206,16 @@ class LabelledData(DataModule):
         cache: bool | Literal["auto"] = "auto",
         seed: int = 0,
         max_unreadable: float = 0.01,
+        development: Source | None = None,
     ) -> None:
         self.classes = views.classes_of(source)
         train, self.test = train_test_parts(source)
         self.classes = views.classes_of(self.test)  # those that only the test part has come last
         if not len(self.test):
             raise ValueError(f"data: {source.name} has {len(source)} items, too few for a test part; give val/ beside train/")
+        if development is not None and list(development.classes) != list(self.test.classes):
+            raise ValueError(f"data: {development.name} has the classes {list(development.classes)}; accepted: those of {self.test.name}")
+        self.evaluated = self.test if development is None else _Both(self.test, development)
         options = {"order": order, "num_workers": num_workers, "cache": cache, "seed": seed, "max_unreadable": max_unreadable}
         super().__init__(train, views, batch_size=batch_size, **options)
         self.task_views = views
@@ -192,22 +227,26 @@ class LabelledData(DataModule):
         return self.task_views.transform(self._encoder.card)
 
     def groups_of(self, index: Tensor) -> Tensor | None:
-        """Int[B], which test items Int[B] belong together, such as frames of one video; None where all are independent."""
-        groups = list(self.test.groups)
+        """Int[B], which evaluated items Int[B] belong together, such as frames of one video; None where all are independent."""
+        groups = list(self.evaluated.groups)
         if not groups:
             return None
         numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
         return torch.tensor([numbers[groups[one]] for one in index.tolist()])
 
+    def is_test(self, index: Tensor) -> Tensor:
+        """Bool[B]: which of the evaluated items Int[B] are of the test part; the others are of the development part."""
+        return index < len(self.test)
+
     def val_dataloader(self) -> DataLoader:
-        """All items of the test part, divided between the processes."""
+        """All items of the test part, and of the development part behind them, divided between the processes."""
         assert self.trainer is not None and self._encoder is not None
-        own = list(range(self.trainer.global_rank, len(self.test), self.trainer.world_size))
+        own = list(range(self.trainer.global_rank, len(self.evaluated), self.trainer.world_size))
         at_once = self.task_views.evaluated_at_once
         size = 1 if at_once == 1 else max(self.batch_size, at_once)
         order = [own[start : start + size] for start in range(0, len(own), size)]
         plain = partial(self.task_views.plain, card=self._encoder.card)
-        items = _Evaluated(self.test, read=self.task_views.read, plain=plain)
+        items = _Evaluated(self.evaluated, read=self.task_views.read, plain=plain)
         return Loader(items, order, num_workers=self._num_test_workers(), named=items.named, setting="--data.num_workers")
 
     def _num_test_workers(self) -> int:

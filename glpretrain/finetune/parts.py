@@ -240,8 +240,8 @@ class Parts(FineTune):
 
     terms = ("parts",)
     task: ClassVar[str] = "parts"
-    headline: ClassVar[str] = "instance_miou"
-    probe: ClassVar[Evaluator] = PartSegmentation()
+    headline: str = "instance_miou"
+    probe: Evaluator = PartSegmentation()
 
     def __init__(
         self,

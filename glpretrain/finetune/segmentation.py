@@ -156,8 +156,8 @@ class Segmentation(FineTune):
 
     terms = ("pixels",)
     task: ClassVar[str] = "segmentation"
-    headline: ClassVar[str] = "miou"
-    probe: ClassVar[Evaluator] = LinearSegmentation()
+    headline: str = "miou"
+    probe: Evaluator = LinearSegmentation()
 
     def __init__(
         self,
