@@ -205,7 +205,7 @@ class Tuning(Training):
             "linear_probe": None if self.frozen is None else self.frozen._asdict(),
             "scores": self._scores(),
             "classes": self.datamodule.classes,
-            "data": {"train": self._part(self.datamodule.source), "test": self._part(self.datamodule.test)},
+            "data": self._parts(),
             "epochs": self.trainer.current_epoch,
             "steps": self.trainer.global_step,
             "refused_steps": self.model.step.num_refused,
@@ -215,6 +215,11 @@ class Tuning(Training):
             "encoder": self.model.encoder.card.to_json(),
             **machine_of(self.trainer),
         }
+
+    def _parts(self) -> dict[str, object]:
+        data = self.datamodule
+        parts = {"train": data.source, "test": data.test, "development": data.development}
+        return {name: self._part(source) for name, source in parts.items() if source is not None}
 
     @staticmethod
     def _part(source: Source) -> dict[str, object]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.distributed import gathered, rank
 from glpretrain.core.types import EncoderOutput
+from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder, build
 from glpretrain.encoders.points import PointTransformer
 from glpretrain.evaluate.base import Evaluator, Score
@@ -33,6 +34,7 @@ class Data(Protocol):
     """What a task has to know of its data."""
 
     seed: int
+    development: Source | None
 
     def is_test(self, index: Tensor) -> Tensor:
         """Which of the items that are evaluated are of the test part, and not of the development part."""
@@ -165,6 +167,23 @@ class FineTune(Method):
             outcomes: `outcomes` of all items of the test part.
             groups: Int[B], which items belong together; None where all are independent.
         """
+
+    @property
+    def chooses(self) -> bool:
+        """Whether scores have thresholds, which a development part of the data can choose."""
+        return False
+
+    def setup(self, stage: str) -> None:
+        """Refuse a development part that would be ignored.
+
+        Raises:
+            ValueError: there is one.
+        """
+        super().setup(stage)
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
+        if isinstance(data, Data) and data.development is not None and not self.chooses:
+            given = f"data.development: {data.development.name} given; {type(self).__name__}"
+            raise ValueError(f"{given} has no threshold to choose: give positive, or leave it out")
 
     @property
     def said(self) -> dict[str, Score]:

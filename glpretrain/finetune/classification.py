@@ -230,6 +230,11 @@ class Classification(FineTune):
             raise ValueError(f"data.batch_size={data.batch_size} given; mixup and cutmix mix pairs: accepted are even numbers")
 
     @property
+    def chooses(self) -> bool:
+        """The threshold of `hter`."""
+        return self.positive is not None
+
+    @property
     def micro_batch_terms(self) -> tuple[str, ...]:
         """The loss, where the head or the encoder has batch norm."""
         return self.terms if batch_norms(self.student) else ()

@@ -215,6 +215,7 @@ class LabelledData(DataModule):
             raise ValueError(f"data: {source.name} has {len(source)} items, too few for a test part; give val/ beside train/")
         if development is not None and list(development.classes) != list(self.test.classes):
             raise ValueError(f"data: {development.name} has the classes {list(development.classes)}; accepted: those of {self.test.name}")
+        self.development = development
         self.evaluated = self.test if development is None else _Both(self.test, development)
         options = {"order": order, "num_workers": num_workers, "cache": cache, "seed": seed, "max_unreadable": max_unreadable}
         super().__init__(train, views, batch_size=batch_size, **options)

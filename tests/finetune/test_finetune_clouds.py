@@ -193,6 +193,15 @@ def test_parts_are_those_that_the_category_showed_in_training() -> None:
     assert scores["category_miou"].value == pytest.approx(100 * sum(of_category) / len(of_category), abs=1e-4)
 
 
+def test_the_average_of_the_weights_knows_the_parts_of_categories() -> None:
+    model = part_model(ema=0.9)
+    _, _, targets = part_views()
+    model.student.heads["task"].update(targets[:, 0], targets[:, 1:])
+    assert model.ema is not None and not model.head.seen.any()
+    model.ema.update(model.student, step=1)
+    assert torch.equal(model.head.seen, model.student.heads["task"].seen) and model.head.seen.any()
+
+
 def test_a_number_of_categories_that_the_data_do_not_have_is_refused() -> None:
     module = LabelledData(Solids(24, num_points=96), PartViews(48), batch_size=4, num_workers=0)
     with pytest.raises(ValueError, match=r"num_categories=4 given, but solids has 15 classes; give --model.init_args.num_categories 15"):

@@ -63,6 +63,13 @@ def test_items_of_the_development_part_choose_and_are_not_scored() -> None:
         LabelledData(FaceSwaps(size=16), views, batch_size=4, development=Named(size=16))
 
 
+def test_a_development_part_that_would_be_ignored_is_refused() -> None:
+    development = FaceSwaps(size=16, split="test")
+    data = LabelledData(FaceSwaps(size=16), LabelledViews(16), batch_size=4, num_workers=0, development=development)
+    with pytest.raises(ValueError, match="face_swaps given; Classification has no threshold to choose: give positive"):
+        trained(Classification(vit(), data.classes), data, steps=1)
+
+
 class Named(FaceSwaps):
     """The same faces under other names."""
 
