@@ -37,7 +37,7 @@ class Episode(Source):
         key = torch.tensor(_SEED)
         for number in (way, shot, fold):
             key = keys.fold_in(key, number)
-        drawn = keys.permutation(keys.fold_in(key, 0), len(source.classes))[:way].tolist()
+        drawn: list[int] = keys.permutation(keys.fold_in(key, 0), len(source.classes))[:way].tolist()
         train, test = train_test_parts(source)
         self.name = f"{source.name} {way}-way {shot}-shot {fold}"
         self.classes = [source.classes[label] for label in drawn]

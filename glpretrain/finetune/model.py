@@ -214,7 +214,7 @@ class FineTuned(nn.Module):
             ValueError: the model classifies pictures.
         """
         transform = self.transform
-        if self.card.task != Segmentation.task or not isinstance(transform, Transform):
+        if self.card.task != Segmentation.task or not isinstance(transform, Transform) or transform.crop_pct is not None:
             raise ValueError(f"segment: a model for {self.card.task} given; accepted: one for {Segmentation.task}")
         size = tuple(image.shape[1:]) if isinstance(image, Tensor) else (image.height, image.width)
         device = next(self.branch.parameters()).device
