@@ -4,6 +4,7 @@ from pathlib import Path
 
 import yaml
 
+import glpretrain.finetune
 import glpretrain.masking
 import glpretrain.methods
 from glpretrain.cli.finetune import Tuning
@@ -128,10 +129,17 @@ def built(path: Path, folder: Path) -> Training:
     return Training(["--config", str(path), *options, "--trainer.enable_progress_bar", "false"])
 
 
+def tuned_kind(path: Path) -> str:
+    """What a recipe of fine-tuning is for: images or points."""
+    return vars(glpretrain.finetune)[yaml.safe_load(path.read_text())["data"]["views"]["class_path"].rpartition(".")[2]].modality
+
+
 def tuned(path: Path, backbone: Path, folder: Path) -> Tuning:
-    """A recipe of fine-tuning on few small scenes, for two steps; everything else as it stands."""
+    """A recipe of fine-tuning on few small items, for two steps; everything else as it stands."""
+    sources = {"image": ("Scenes", "size", 56), "points": ("Solids", "num_points", 64)}
+    name, argument, size = sources[tuned_kind(path)]
     small = {
-        "data.source": '{"class_path": "glpretrain.data.Scenes", "init_args": {"length": 12, "size": 56}}',
+        "data.source": f'{{"class_path": "glpretrain.data.{name}", "init_args": {{"length": 12, "{argument}": {size}}}}}',
         "data.batch_size": 4,
         "data.num_workers": 0,
         "data.views.init_args.size": "null",
@@ -139,5 +147,10 @@ def tuned(path: Path, backbone: Path, folder: Path) -> Tuning:
         **{"trainer.strategy": "auto", "trainer.precision": "32-true", "trainer.limit_val_batches": 1},
         **{"trainer.logger": "false", "trainer.enable_progress_bar": "false", "runs": folder / "runs", "probe": "false"},
     }
+    if "positive:" in path.read_text():
+        small["data.source"] = '{"class_path": "glpretrain.data.FaceSwaps", "init_args": {"size": 56, "frames": 2}}'
+        small["model.init_args.positive"] = "fake"
+    if "parts" in path.stem:
+        small |= {"model.init_args.num_categories": 15, "model.init_args.layers": "[0, 1]", "model.init_args.hidden_dim": 16}
     overrides = [word for name, value in small.items() for word in (f"--{name}", str(value))]
     return Tuning(["--config", str(path), "--backbone", str(backbone), *overrides])

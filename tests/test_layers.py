@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": {"core", "modalities", "encoders", "data"},
     "use": {"core", "modalities", "encoders", "data", "evaluate"},
     "weights": {"core", "encoders", "training"},
-    "finetune": {"core", "encoders", "training", "methods", "data", "evaluate", "weights"},
+    "finetune": {"core", "modalities", "encoders", "training", "methods", "data", "evaluate", "weights"},
     "report": {"core", "modalities", "encoders", "data"},
     "callbacks": {"core", "modalities", "objectives", "encoders", "training", "data", "evaluate"},
     "bench": {"core", "encoders", "training", "methods"},

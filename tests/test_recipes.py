@@ -7,14 +7,14 @@ import pytest
 import torch
 import yaml
 from published_settings import Resolved
-from shrinking import EVALUATIONS, FINE_TUNING, RECIPES, ROOT, built, method_of, name_of, shrunk, tuned
+from shrinking import EVALUATIONS, FINE_TUNING, RECIPES, ROOT, built, method_of, name_of, shrunk, tuned, tuned_kind
 
 import glpretrain
 from glpretrain.cli.training import Training
 from glpretrain.core.batch import Batch
 from glpretrain.data import Scenes
 from glpretrain.data.module import DataModule
-from glpretrain.encoders import ViT
+from glpretrain.encoders import PointTransformer, ViT
 from glpretrain.finetune import FineTuned
 from glpretrain.methods.base import Method
 from glpretrain.runs import find_recipe, recipe_name
@@ -87,7 +87,12 @@ def test_recipe_takes_two_steps(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", FINE_TUNING, ids=name_of)
 def test_recipe_of_fine_tuning_takes_two_steps_and_gives_a_model(path: Path, tmp_path: Path) -> None:
-    export(ViT("vit_tiny_patch16_224", img_size=48, patch_size=8, embed_dim=24, depth=2, num_heads=3), tmp_path / "backbone")
+    small = {"embed_dim": 24, "depth": 2, "num_heads": 3}
+    if tuned_kind(path) == "image":
+        export(ViT("vit_tiny_patch16_224", img_size=48, patch_size=8, **small), tmp_path / "backbone")
+    else:
+        points = {"num_points": 48, "points_per_token": 6, "group_size": 8, "tokens_dim": 8}
+        export(PointTransformer("point_mae", **small, **points), tmp_path / "backbone")
     tuning = tuned(path, tmp_path / "backbone", tmp_path)
     run = tuning.fit()
     assert run.results["steps"] == 2 and run.results["scores"][tuning.model.headline]["n"] > 0

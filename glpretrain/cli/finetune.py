@@ -18,12 +18,12 @@ from glpretrain.callbacks import KeepRefused, TrainingHealth
 from glpretrain.cli.pretraining import views_of
 from glpretrain.cli.trainer import machine_of
 from glpretrain.cli.training import Training, train
-from glpretrain.cli.trust import read_part, take_imports
+from glpretrain.cli.trust import known, read_part, take_imports
 from glpretrain.data.sources.base import Source
 from glpretrain.encoders import Encoder
 from glpretrain.evaluate import Sources
 from glpretrain.evaluate.base import Score
-from glpretrain.finetune import FineTune, FineTuned, LabelledData, TaskViews
+from glpretrain.finetune import FineTune, FineTuned, LabelledData, TaskViews, with_num_points
 from glpretrain.report import untrained
 from glpretrain.runs import Run, find_recipe, without_links
 from glpretrain.weights import load_backbone
@@ -52,6 +52,7 @@ def finetune(
       glpretrain finetune runs/mmc/latest/backbone --data photos/ --from_scratch   the same network from fresh weights
       glpretrain predict runs/finetune/classification/latest/model new_photos/     classes of new files
       glpretrain finetune runs/mmc/latest/backbone --config finetune/segmentation --data masked/   the class of every pixel
+      glpretrain finetune runs/point_mae/latest/backbone --config finetune/clouds --data shapes/   the class of a cloud of points
     Any other argument overrides the recipe, as in --trainer.max_epochs 50 --model.init_args.optimization.lr.base 5e-4.
 
     Args:
@@ -116,17 +117,22 @@ class Tuning(Training):
 
     def before_instantiate_classes(self) -> None:
         """Open the backbone, at the size of the images; they have its own size where the recipe names none."""
-        views = self.config.data.views.init_args
+        views, kind = self.config.data.views.init_args, known(self.config.data.views.class_path)
+        assert isinstance(kind, type) and issubclass(kind, TaskViews)
+        of_images = kind.modality == "image"
         with torch.random.fork_rng(devices=[]):  # the head draws what it draws in a run from another backbone
-            size = {} if views.size is None else {"img_size": views.size}
+            size = {"img_size": views.size} if of_images and views.size is not None else {}
             self.encoder = load_backbone(self.config.backbone, **size)
             if self.config.from_scratch:
                 self.encoder = untrained(self.encoder, seed=self.config.seed_everything)
         card = self.encoder.card
-        if card.modality != "image":
-            raise ValueError(f"finetune: {self.config.backbone} is a backbone for {card.modality}; accepted: backbones for images")
+        if card.modality != kind.modality:
+            accepted = "backbones for images, or --config finetune/clouds" if of_images else f"backbones for {kind.modality}"
+            raise ValueError(f"finetune: {self.config.backbone} is a backbone for {card.modality}; accepted: {accepted}")
         if views.size is None:
-            views.size = card.item_shape[-1]
+            views.size = card.item_shape[-1] if of_images else card.item_shape[0]
+        elif not of_images:
+            self.encoder = with_num_points(self.encoder, views.size)
         source = self.config.data.source
         if "channels" in source.init_args:
             source.init_args.channels = card.item_shape[0]
@@ -199,7 +205,7 @@ class Tuning(Training):
             "linear_probe": None if self.frozen is None else self.frozen._asdict(),
             "scores": self._scores(),
             "classes": self.datamodule.classes,
-            "data": {"train": self._part(self.datamodule.source), "test": self._part(self.datamodule.test)},
+            "data": self._parts(),
             "epochs": self.trainer.current_epoch,
             "steps": self.trainer.global_step,
             "refused_steps": self.model.step.num_refused,
@@ -209,6 +215,11 @@ class Tuning(Training):
             "encoder": self.model.encoder.card.to_json(),
             **machine_of(self.trainer),
         }
+
+    def _parts(self) -> dict[str, object]:
+        data = self.datamodule
+        parts = {"train": data.source, "test": data.test, "development": data.development}
+        return {name: self._part(source) for name, source in parts.items() if source is not None}
 
     @staticmethod
     def _part(source: Source) -> dict[str, object]:

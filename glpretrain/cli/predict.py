@@ -6,7 +6,7 @@ What a model computes is left out (`glpretrain.finetune`), and so are masks (`pr
 import csv
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +15,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
+from glpretrain import modalities
 from glpretrain.cli.predict_masks import write_masks
 from glpretrain.core.files import part_file
 from glpretrain.core.listing import printable
+from glpretrain.data import PointFolder
 from glpretrain.data.sources.images.decoding import decode, find_images
 from glpretrain.evaluate.progress import tracked
-from glpretrain.finetune import FineTuned, Segmentation, predictions
+from glpretrain.finetune import CloudTransform, FineTuned, Parts, Segmentation, predictions
 from glpretrain.runs import require_outside
 
 _SHOWN = 24  # files on a contact sheet
@@ -56,7 +58,7 @@ def predict(
 
     Args:
         model: folder that glpretrain finetune wrote: runs/.../latest/model
-        files: images, or folders of images
+        files: images, or folders of images; clouds and meshes for a model of clouds
         out: table that is written, in CSV
         top: number of classes that a row names, of a model for classification; 3 when left out
         pictures: folder for two contact sheets: the files of which the model is most and least certain; or for masks: the name of --out
@@ -72,7 +74,10 @@ def predict(
     if out.is_dir():
         raise ValueError(f"predict: --out {out} is a folder; accepted: a file, such as {out / 'predictions.csv'}")
     tuned = FineTuned.load(model)
-    paths = _images(files)
+    of_clouds = isinstance(tuned.transform, CloudTransform)
+    if tuned.card.task == Parts.task:
+        raise ValueError(f"predict: {model} needs the category of each cloud, which files do not say; give it in Python: FineTuned.predict")
+    paths = _found(files, find=_clouds if of_clouds else find_images, kind="cloud" if of_clouds else "image")
     if pictures is not None:
         require_outside("pictures", pictures, given=files)
     if torch.cuda.is_available():
@@ -112,24 +117,29 @@ def predict(
     if pictures is not None:
         for name, chosen in (("most_certain", most), ("least_certain", least)):
             with part_file(pictures / f"{name}.png") as part:
-                contact_sheet(chosen, channels=len(tuned.transform.mean)).savefig(part, dpi=110, format="png")
+                contact_sheet(chosen, tuned).savefig(part, dpi=110, format="png")
         print(f"contact sheets in {pictures}/: most_certain.png, least_certain.png")
 
 
-def _images(files: Sequence[Path]) -> list[Path]:
+def _found(files: Sequence[Path], *, find: Callable[[Path], Iterable[Path]], kind: str) -> list[Path]:
     """All files, those of folders in the order of their names, each once.
 
     Raises:
-        ValueError: a path does not exist, or there is no image.
+        ValueError: a path does not exist, or there is no image or cloud.
     """
     found: dict[Path, None] = {}
     for path in files:
         if not path.exists():
-            raise ValueError(f"predict: {path} does not exist; accepted: images and folders of images")
-        found |= dict.fromkeys(find_images(path) if path.is_dir() else [path])
+            raise ValueError(f"predict: {path} does not exist; accepted: {kind}s and folders of {kind}s")
+        found |= dict.fromkeys(find(path) if path.is_dir() else [path])
     if not found:
-        raise ValueError(f"predict: no image in {', '.join(map(str, files))}")
+        raise ValueError(f"predict: no {kind} in {', '.join(map(str, files))}")
     return list(found)
+
+
+def _clouds(folder: Path) -> Iterable[Path]:
+    """The clouds and meshes below a folder."""
+    return PointFolder(folder, split="all").paths
 
 
 def _row(probabilities: Tensor, classes: Sequence[str], count: int) -> list[tuple[str, float]]:
@@ -137,15 +147,19 @@ def _row(probabilities: Tensor, classes: Sequence[str], count: int) -> list[tupl
     return [(classes[int(place)], float(probabilities[place])) for place in probabilities.topk(count).indices]
 
 
-def contact_sheet(chosen: Sequence[_Certain], *, channels: int) -> Figure:
-    """Pictures with their class and its probability in percent, in the given order."""
+def contact_sheet(chosen: Sequence[_Certain], model: FineTuned) -> Figure:
+    """Pictures of images or clouds with their class and its probability in percent, in the given order."""
     num_rows = math.ceil(len(chosen) / _COLUMNS)
     figure = Figure(figsize=(_CELL * _COLUMNS, (_CELL + 0.3) * num_rows), layout="constrained")
     axes = figure.subplots(num_rows, _COLUMNS, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, one in zip(axes.flat, chosen, strict=False):
-        pixels = decode(one.path, channels=channels, side=_SIDE).permute(1, 2, 0).numpy()  # [H W C]
-        axis.imshow(pixels.squeeze(2) if channels == 1 else pixels, cmap="gray")
+        if isinstance(model.transform, CloudTransform):
+            card = model.card.encoder
+            pixels = modalities.get(card.modality).pictures(model.transform.read(one.path)[None], card=card)[0].numpy()  # [H W 3]
+        else:
+            pixels = decode(one.path, channels=model.transform.item_shape[0], side=_SIDE).permute(1, 2, 0).numpy()  # [H W C]
+        axis.imshow(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels, cmap="gray")
         axis.set_title(f"{one.name} {100 * one.probability:.0f} %\n{printable(one.path.name)[:28]}", fontsize=8)
     return figure

@@ -1,6 +1,7 @@
 """Sources of items. `glpretrain.data.module` (Lightning) and `glpretrain.data.views` (kornia) are imported separately, so that reading
 items needs neither."""
 
+from glpretrain.data.episodes import Episode
 from glpretrain.data.own import source_for
 from glpretrain.data.sources.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.sources.images import (
@@ -23,6 +24,7 @@ from glpretrain.data.sources.images import (
 from glpretrain.data.sources.points import ModelNet40, PointArrays, PointFolder, ScanObjectNN, ShapeNet55, Solids
 
 __all__ = [
+    "Episode",
     "FaceSwaps",
     "Faces",
     "HuggingFaceImages",

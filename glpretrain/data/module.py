@@ -243,9 +243,9 @@ class DataModule(LightningDataModule):
         """
         keys = rng.item_keys(seed=self.seed, epoch=raw.epoch, index=raw.index)  # [B]
         views = self.views.make(raw.parts, changes=raw.changes, keys=keys, card=encoder.card)
-        groups = views.groups | {"global": self._hide(views, raw.drawn, keys=keys, encoder=encoder)}
-        for name, group in groups.items():
-            groups[name] = group._replace(keys=rng.per_view(keys, zlib.crc32(name.encode()), count=len(group.items)))
+        hides = self.mask is not None or self.corruption is not None  # otherwise items may have shapes that the encoder does not take
+        own = views.groups | ({"global": self._hide(views, raw.drawn, keys=keys, encoder=encoder)} if hides else {})
+        groups = {name: one._replace(keys=rng.per_view(keys, zlib.crc32(name.encode()), count=len(one.items))) for name, one in own.items()}
         return Batch(index=raw.index, views=groups, weight=torch.ones(len(raw.index), device=raw.index.device))
 
     def _hide(self, views: Views, drawn: dict[str, Tensor], *, keys: Tensor, encoder: Tokens) -> ViewGroup:

@@ -25,7 +25,9 @@ from glpretrain.encoders.vit import ViT
 Tokens = Literal["output"] | AttentionTokens
 
 
-def features_of_layers(encoder: Encoder, items: Tensor, *, layers: Sequence[int], tokens: Tokens = "output") -> list[EncoderOutput]:
+def features_of_layers(
+    encoder: Encoder, items: Tensor, *, layers: Sequence[int], tokens: Tokens = "output", keys: Tensor | None = None
+) -> list[EncoderOutput]:
     """`encoder(items)` as if each of `layers` were the last block, in one pass.
 
     Args:
@@ -34,6 +36,7 @@ def features_of_layers(encoder: Encoder, items: Tensor, *, layers: Sequence[int]
         layers: numbers of blocks; negative numbers count from the last.
         tokens: what is taken of a block: its output under the final norm, or the queries, keys or values of its attention, see
             `attention_tokens`.
+        keys: Int[B], see `Encoder.forward`; for outputs only.
 
     Returns:
         One output per layer, in the order of `layers`.
@@ -47,14 +50,14 @@ def features_of_layers(encoder: Encoder, items: Tensor, *, layers: Sequence[int]
         found = dict.fromkeys(layer_number(encoder, layer) for layer in layers)
         by_number = dict(zip(found, attention_tokens(encoder, items, blocks=list(found), kind=tokens), strict=True))
         return [by_number[layer_number(encoder, layer)] for layer in layers]
-    return _outputs_of_layers(encoder, items, layers=layers)
+    return _outputs_of_layers(encoder, items, layers=layers, keys=keys)
 
 
-def _outputs_of_layers(encoder: Encoder, items: Tensor, *, layers: Sequence[int]) -> list[EncoderOutput]:
+def _outputs_of_layers(encoder: Encoder, items: Tensor, *, layers: Sequence[int], keys: Tensor | None) -> list[EncoderOutput]:
     numbers, last_number = [layer_number(encoder, layer) for layer in layers], encoder.num_layers - 1
     earlier = sorted(set(numbers) - {last_number})
     if not earlier:
-        return [encoder(items)] * len(numbers)
+        return [encoder(items, keys=keys)] * len(numbers)
     assert isinstance(encoder, ViT | PointTransformer)
     tokens: dict[int, Tensor] = {}
 
@@ -66,7 +69,7 @@ def _outputs_of_layers(encoder: Encoder, items: Tensor, *, layers: Sequence[int]
 
     hooks = [keep(number, encoder.model.blocks[number]) for number in earlier]
     try:
-        last = encoder(items)
+        last = encoder(items, keys=keys)
     finally:
         for hook in hooks:
             hook.remove()

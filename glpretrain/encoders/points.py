@@ -275,9 +275,9 @@ class PointTransformer(Encoder):
             tokens = take(tokens, keep)  # [B M D]
             positions = None if positions is None else take(positions, keep)
         if model.cls_token is not None:
-            tokens = torch.cat([model.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)  # [B 1+N D]
+            tokens = torch.cat([model.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)  # [B 1+N D]
             if positions is not None and model.cls_position is not None:
-                positions = torch.cat([model.cls_position.expand(len(tokens), -1, -1), positions], dim=1)
+                positions = torch.cat([model.cls_position.expand(tokens.shape[0], -1, -1), positions], dim=1)
         tokens = model.norm(model.blocks(tokens, positions))
         return split_tokens(tokens, num_prefix_tokens=self.num_prefix_tokens, has_class_token=model.cls_token is not None)
 

@@ -22,6 +22,7 @@ from glpretrain.evaluate.patches import (
     PromptSegmentation,
 )
 from glpretrain.evaluate.points import Episodes, LinearSVM, PartSegmentation, PointPrompts, ShapeHistogram
+from glpretrain.evaluate.slides import SlideAttention
 
 __all__ = [
     "KNN",
@@ -54,6 +55,7 @@ __all__ = [
     "Retrieval",
     "Score",
     "ShapeHistogram",
+    "SlideAttention",
     "Sources",
     "default_evaluators",
     "default_sources",

@@ -4,9 +4,13 @@ Recipes name the classes below. Pretraining is left out (`methods`), and so are 
 """
 
 from glpretrain.finetune.base import FineTune, Head
-from glpretrain.finetune.classification import ClassHead, Classification, LabelledViews
+from glpretrain.finetune.class_heads import ClassHead, MLPHead
+from glpretrain.finetune.classification import Classification, LabelledViews
+from glpretrain.finetune.cloud_transform import CloudTransform
+from glpretrain.finetune.clouds import CloudViews, with_num_points
 from glpretrain.finetune.data import LabelledData, TaskViews
 from glpretrain.finetune.model import FineTuned, is_fine_tuned
+from glpretrain.finetune.parts import PartHead, Parts, PartViews
 from glpretrain.finetune.predicting import Predicted, predictions
 from glpretrain.finetune.segmentation import Segmentation, SegmentationViews
 from glpretrain.finetune.segmentation_heads import LinearHead, MaskTransformer
@@ -16,13 +20,19 @@ from glpretrain.finetune.transforms import Transform
 __all__ = [
     "ClassHead",
     "Classification",
+    "CloudTransform",
+    "CloudViews",
     "FineTune",
     "FineTuned",
     "Head",
     "LabelledData",
     "LabelledViews",
     "LinearHead",
+    "MLPHead",
     "MaskTransformer",
+    "PartHead",
+    "PartViews",
+    "Parts",
     "Predicted",
     "Segmentation",
     "SegmentationViews",
@@ -32,4 +42,5 @@ __all__ = [
     "is_fine_tuned",
     "predictions",
     "segmentations",
+    "with_num_points",
 ]

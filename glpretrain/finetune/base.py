@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.distributed import gathered, rank
 from glpretrain.core.types import EncoderOutput
+from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder, build
+from glpretrain.encoders.points import PointTransformer
 from glpretrain.evaluate.base import Evaluator, Score
 from glpretrain.finetune.data import step_key
 from glpretrain.methods.base import Method
 from glpretrain.training.branch import Branch
 
+_CLASS_TOKEN = ("cls_token", "cls_position")  # in the weights of a `PointTransformer`
 HEAD = "task"  # name of the head in the branch
 
 
@@ -31,6 +34,11 @@ class Data(Protocol):
     """What a task has to know of its data."""
 
     seed: int
+    development: Source | None
+
+    def is_test(self, index: Tensor) -> Tensor:
+        """Which of the items that are evaluated are of the test part, and not of the development part."""
+        ...
 
     def groups_of(self, index: Tensor) -> Tensor | None:
         """Which test items belong together."""
@@ -40,10 +48,15 @@ class Data(Protocol):
 class Head(nn.Module):
     """What a task puts on the backbone; it is saved with it.
 
-    A subclass sets `settings`, the keyword arguments of its constructor as JSON values, and implements `forward`.
+    A subclass sets `settings`, the keyword arguments of its constructor as JSON values, and implements `forward`; one that needs more than
+    the tokens of the last block replaces `logits`.
     """
 
     settings: dict[str, object]
+
+    def logits(self, branch: Branch, items: Tensor, *, keys: Tensor | None) -> Tensor:
+        """Logits, Float[B K *S], of items, Float[B *item], whose paths are dropped by `keys`, Int[B], in training mode."""
+        return self(branch.encode(items, keys=keys), grid=branch.encoder.grid(items.shape[1:]))
 
     @abstractmethod
     def forward(self, output: EncoderOutput, *, grid: tuple[int, ...]) -> Tensor:
@@ -51,17 +64,20 @@ class Head(nn.Module):
 
 
 def logits_of(branch: Branch, items: Tensor, *, keys: Tensor | None = None) -> Tensor:
-    """Logits, Float[B K *S], of normalised images Float[B C H W]; paths are dropped by `keys`, Int[B], in training mode."""
-    return branch.heads[HEAD](branch.encode(items, keys=keys), grid=branch.encoder.grid(items.shape[1:]))
+    """Logits, Float[B K *S], of items Float[B *item], images being normalised; paths are dropped by `keys`, Int[B], in training mode."""
+    head = branch.heads[HEAD]
+    assert isinstance(head, Head)
+    return head.logits(branch, items, keys=keys)
 
 
-def for_tuning(encoder: Encoder, *, drop_path: float, final_norm: bool = True) -> Encoder:
+def for_tuning(encoder: Encoder, *, drop_path: float, final_norm: bool = True, class_token: bool = False) -> Encoder:
     """The encoder with another rate of stochastic depth, which grows from block to block, and with positions that learn.
 
     Args:
         encoder: the backbone, which stays as it is.
         drop_path: rate of stochastic depth in the last block.
         final_norm: whether it keeps the norm behind its last block; without it, only a ViT of timm's plain kind is accepted.
+        class_token: whether a `PointTransformer` that has no class token gets one, with fresh weights.
 
     Raises:
         ValueError: the encoder drops no paths, or cannot be without its norm.
@@ -76,8 +92,12 @@ def for_tuning(encoder: Encoder, *, drop_path: float, final_norm: bool = True) -
     if not final_norm:
         arguments["final_norm"] = False
         state = {name: tensor for name, tensor in state.items() if not name.startswith("norm.")}
+    added: tuple[str, ...] = ()
+    if class_token and isinstance(encoder, PointTransformer) and not encoder.num_prefix_tokens:
+        arguments["class_token"], added = True, _CLASS_TOKEN
     tuned = build(replace(encoder.card, arguments=arguments))
-    tuned.load_backbone_state({name: tensor.clone() for name, tensor in state.items()})
+    fresh = {name: tensor for name, tensor in tuned.backbone_state().items() if name in added}
+    tuned.load_backbone_state({name: tensor.clone() for name, tensor in (state | fresh).items()})
     return tuned
 
 
@@ -101,8 +121,8 @@ class FineTune(Method):
 
     uses: ClassVar = {"global": Uses(num_views=1)}
     task: ClassVar[str]  # name of the task, on the card of a saved model
-    headline: ClassVar[str]  # name of the score that is shown
-    probe: ClassVar[Evaluator]  # what the frozen backbone is scored with: it needs a training and a test part, and has this score
+    headline: str  # name of the score that is shown
+    probe: Evaluator  # what the frozen backbone is scored with: it needs a training and a test part, and has this score
 
     def __init__(
         self,
@@ -132,6 +152,7 @@ class FineTune(Method):
         self.draw_key = torch.zeros((), dtype=torch.int64)  # of the batch at hand
         self.found: dict[str, Score] = {}  # scores of the last evaluation
         self.found_at = -1  # number of optimizer steps before it
+        self.choosing: tuple[Tensor, Tensor | None] | None = None  # outcomes and groups of the development part, for thresholds
         self._outcomes: list[tuple[Tensor, Tensor]] = []  # dataset indices, and what the scores need
 
     @abstractmethod
@@ -146,6 +167,23 @@ class FineTune(Method):
             outcomes: `outcomes` of all items of the test part.
             groups: Int[B], which items belong together; None where all are independent.
         """
+
+    @property
+    def chooses(self) -> bool:
+        """Whether scores have thresholds, which a development part of the data can choose."""
+        return False
+
+    def setup(self, stage: str) -> None:
+        """Refuse a development part that would be ignored.
+
+        Raises:
+            ValueError: there is one.
+        """
+        super().setup(stage)
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
+        if isinstance(data, Data) and data.development is not None and not self.chooses:
+            given = f"data.development: {data.development.name} given; {type(self).__name__}"
+            raise ValueError(f"{given} has no threshold to choose: give positive, or leave it out")
 
     @property
     def said(self) -> dict[str, Score]:
@@ -182,7 +220,7 @@ class FineTune(Method):
         return logits_of(self.student, group.items.squeeze(0) if items is None else items, keys=group.keys.squeeze(0))
 
     def evaluated_logits(self, items: Tensor) -> Tensor:
-        """Logits, Float[B K *S], of test items, Float[B C H W]."""
+        """Logits, Float[B K *S], of test items, Float[B *item]."""
         return logits_of(self.evaluated, items)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -220,6 +258,11 @@ class FineTune(Method):
             raise ValueError("data: no item of the test part could be read")
         index, outcomes = (torch.cat(rows) for rows in zip(*parts, strict=True))
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
-        self.found = self.scores(outcomes, data.groups_of(index) if isinstance(data, Data) else None)
+        groups, self.choosing = None, None
+        if isinstance(data, Data):
+            groups, tests = data.groups_of(index), data.is_test(index)
+            of_part = [(outcomes[part], None if groups is None else groups[part]) for part in (tests, ~tests)]
+            (outcomes, groups), self.choosing = of_part[0], of_part[1] if (~tests).any() else None
+        self.found = self.scores(outcomes, groups)
         self.found_at = self.global_step
         self.log_dict({f"eval/{self.task}/{name}": score.value for name, score in self.found.items()}, rank_zero_only=True)

@@ -1,39 +1,39 @@
-"""Classification: one linear layer on pooled tokens, and a whole backbone that learns with it.
+"""Classification of images and of clouds: a head on pooled tokens (`class_heads`), and a whole backbone that learns with it.
 
 The defaults are those of MAE's fine-tuning: patches are averaged before the final norm of the backbone, and a new norm stands behind the
 pooling; the head starts near zero. mixup, cutmix and the augmentation are timm's.
 Reference code: facebookresearch/mae at efb2a80 (main_finetune.py, engine_finetune.py, models_vit.py, util/lr_decay.py, util/lr_sched.py,
-util/datasets.py).
+util/datasets.py). Clouds, with the head `mlp`: Pang-Yatian/Point-MAE at 7445a68 (models/Point_MAE.py, tools/runner_finetune.py).
 Known differences: an odd batch is refused with mixup or cutmix, as timm does, but before the first step; paths are dropped by keys; weights
-move in float32 or bfloat16, not float16.
+move in float32 or bfloat16, not float16; a class token that a backbone for clouds lacks is added only where the backbone learns.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from timm.data.transforms_factory import create_transform
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import Compose
 
 from glpretrain.core.batch import Batch
-from glpretrain.core.types import EncoderCard, EncoderOutput, Item
+from glpretrain.core.types import EncoderCard, Item
 from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.layers import can_be_without_norm
-from glpretrain.evaluate import LinearProbe
+from glpretrain.evaluate import ForgeryDetection, LinearProbe
 from glpretrain.evaluate.base import Evaluator, Score
+from glpretrain.evaluate.metrics.detection import detection_scores
 from glpretrain.evaluate.metrics.intervals import accuracy, mean_of_scores, rate_score
-from glpretrain.finetune.base import FineTune, Head, for_tuning
+from glpretrain.evaluate.metrics.roc import Detections, eer_threshold
+from glpretrain.finetune.base import FineTune, for_tuning, logits_of
+from glpretrain.finetune.class_heads import Kind, Pool, class_head
 from glpretrain.finetune.data import TaskViews
-from glpretrain.finetune.transforms import Interpolation, drawn_from, picture
+from glpretrain.finetune.transforms import Interpolation, Transform, drawn_from, picture
+from glpretrain.training.branch import batch_norms
 
-Pool = Literal["cls", "mean", "cls_mean"]
-POOLS: tuple[Pool, ...] = ("cls", "mean", "cls_mean")
-_NORM_EPS = 1e-6  # of MAE's fc_norm
-_HEAD_STD = 2e-5  # main_finetune.py
 _TOP = 5
 
 
@@ -54,6 +54,8 @@ class LabelledViews(TaskViews):
         ValueError: a value out of range, or a policy that timm does not have.
     """
 
+    modality: ClassVar[str] = "image"
+
     def __init__(
         self,
         size: int | None = None,
@@ -66,7 +68,11 @@ class LabelledViews(TaskViews):
         crop_pct: float = 0.875,
         interpolation: Interpolation = "bicubic",
     ) -> None:
-        super().__init__(size, crop_pct=crop_pct, interpolation=interpolation)
+        super().__init__(size)
+        if not 0.0 < crop_pct <= 1.0:
+            raise ValueError(f"views: crop_pct={crop_pct} given; accepted: above 0 and at most 1")
+        self.crop_pct = crop_pct
+        self.interpolation: Interpolation = interpolation
         if not 0.0 < scale[0] <= scale[1] <= 1.0:
             raise ValueError(f"views: scale={list(scale)} given; accepted: two shares above 0 and at most 1, the smaller first")
         for name, value in (("hflip", hflip), ("erasing", erasing)):
@@ -106,10 +112,12 @@ class LabelledViews(TaskViews):
         Raises:
             ValueError: there are fewer than two.
         """
-        if len(source.classes) < 2:
-            found = f"one class, {source.classes[0]!r}" if source.classes else "no classes"
-            raise ValueError(f"data: {source.name} has {found}; accepted: a folder for each of two classes or more")
-        return list(source.classes)
+        return classes_of(source)
+
+    def transform(self, card: EncoderCard) -> Transform:
+        """The short side is resized, and the centre is cut."""
+        side = self.default_size()
+        return Transform((side, side), self.crop_pct, card.mean, card.std, self.interpolation)
 
     def augmented(self, item: Item, *, card: EncoderCard) -> tuple[Tensor, Tensor]:
         """A random view, Float[C H W], and the class, Int[]."""
@@ -123,36 +131,16 @@ class LabelledViews(TaskViews):
         return self.transform(card)(item.values), torch.tensor(item.label)
 
 
-class ClassHead(Head):
-    """Pooled tokens, a norm where there is one, and a linear layer.
-
-    Args:
-        embed_dim: width D of the tokens.
-        num_classes: number of classes K.
-        pool: `mean` of the patches, `cls`, or both side by side.
-        norm: whether a layer norm stands behind the pooling.
+def classes_of(source: Source) -> list[str]:
+    """The classes of a source.
 
     Raises:
-        ValueError: there is no such pooling.
+        ValueError: there are fewer than two.
     """
-
-    def __init__(self, embed_dim: int, num_classes: int, *, pool: Pool, norm: bool) -> None:
-        super().__init__()
-        if pool not in POOLS:
-            raise ValueError(f"Classification: pool={pool!r} given; accepted: {', '.join(POOLS)}")
-        self.settings = {"pool": pool, "norm": norm}
-        self.pool = pool
-        width = 2 * embed_dim if pool == "cls_mean" else embed_dim
-        self.norm = nn.LayerNorm(width, eps=_NORM_EPS) if norm else nn.Identity()
-        self.linear = nn.Linear(width, num_classes)
-        nn.init.trunc_normal_(self.linear.weight, std=_HEAD_STD)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, output: EncoderOutput, *, grid: tuple[int, ...]) -> Tensor:
-        """Float[B K]."""
-        mean = output.patches.mean(dim=1)  # [B D]
-        pooled = {"cls": output.cls, "mean": mean, "cls_mean": torch.cat([output.cls, mean], dim=1)}[self.pool]
-        return self.linear(self.norm(pooled))
+    if len(source.classes) < 2:
+        found = f"one class, {source.classes[0]!r}" if source.classes else "no classes"
+        raise ValueError(f"data: {source.name} has {found}; accepted: a folder for each of two classes or more")
+    return list(source.classes)
 
 
 @runtime_checkable
@@ -168,12 +156,18 @@ class Classification(FineTune):
     Args:
         encoder: the backbone.
         classes: names of the classes.
-        pool: what the head sees: the `mean` of the patches, `cls`, or both side by side (`cls_mean`).
+        pool: what the head sees: the `mean` of the patches, `cls`, both side by side (`cls_mean`), or `cls` beside the maximum of the
+            patches (`cls_max`), for which a backbone for clouds without a class token gets one, unless it is frozen.
+        head: `linear`, one layer; or `mlp`, the three layers with batch norm of Point-MAE's classifier.
+        dropout: share of the hidden values of the `mlp` that are dropped in training.
         drop_path: rate of stochastic depth in the last block; it grows evenly from 0 in the first one.
         label_smoothing: share of the target that is spread over all classes.
         mixup: alpha of mixup; 0 mixes no images.
         cutmix: alpha of cutmix; 0 cuts no images. With both, each batch gets one of them.
         mix_prob: share of the batches that are mixed.
+        freeze: see `FineTune`.
+        positive: the class that is to be found, such as `fake`, all others being real: adds `auc`, `eer`, and with a development part
+            `hter`, of items and, where items are frames (`Source.groups`), of videos. None for none.
         **kwargs: arguments of `FineTune`.
 
     Raises:
@@ -182,8 +176,8 @@ class Classification(FineTune):
 
     terms = ("classes",)
     task: ClassVar[str] = "classification"
-    headline: ClassVar[str] = "accuracy"
-    probe: ClassVar[Evaluator] = LinearProbe()
+    headline: str = "accuracy"
+    probe: Evaluator = LinearProbe()
 
     def __init__(
         self,
@@ -191,11 +185,15 @@ class Classification(FineTune):
         classes: Sequence[str],
         *,
         pool: Pool = "mean",
+        head: Kind = "linear",
+        dropout: float = 0.5,
         drop_path: float = 0.0,
         label_smoothing: float = 0.1,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         mix_prob: float = 1.0,
+        freeze: bool = False,
+        positive: str | None = None,
         **kwargs,  # noqa: ANN003
     ) -> None:
         for name, value in (("drop_path", drop_path), ("label_smoothing", label_smoothing)):
@@ -206,13 +204,20 @@ class Classification(FineTune):
         for name, value in (("mixup", mixup), ("cutmix", cutmix)):
             if value < 0.0:
                 raise ValueError(f"Classification: {name}={value} given; accepted: numbers from 0 on")
+            if value > 0.0 and encoder.card.modality != "image":
+                raise ValueError(f"Classification: {name}={value} given; only images are mixed: set it to 0 for {encoder.card.modality}")
         # As in MAE: the mean is taken before the final norm, and has one of its own. Encoders of other kinds keep theirs below it.
-        norm = pool == "mean"
+        norm = pool == "mean" and head == "linear"
         keeps_norm = not (norm and can_be_without_norm(encoder))
-        encoder = for_tuning(encoder, drop_path=drop_path, final_norm=keeps_norm)
-        head = ClassHead(encoder.embed_dim, len(classes), pool=pool, norm=norm)
-        super().__init__(encoder, head, classes=classes, **kwargs)
-        self.label_smoothing = label_smoothing
+        encoder = for_tuning(encoder, drop_path=drop_path, final_norm=keeps_norm, class_token=pool == "cls_max" and not freeze)
+        settings = {"norm": norm} if head == "linear" else {"dropout": dropout}
+        task_head = class_head(encoder.embed_dim, len(classes), kind=head, pool=pool, **settings)
+        super().__init__(encoder, task_head, classes=classes, freeze=freeze, **kwargs)
+        self.label_smoothing, self.positive = label_smoothing, positive
+        if positive is not None:
+            if positive not in classes:
+                raise ValueError(f"Classification: positive={positive!r} given; accepted: {', '.join(classes)}")
+            self.headline, self.probe = "auc", ForgeryDetection(positive=positive)
         self.mixing: Mixup | None = None
         if mixup > 0.0 or cutmix > 0.0:
             self.mixing = Mixup(mixup, cutmix, prob=mix_prob, label_smoothing=label_smoothing, num_classes=len(classes))
@@ -223,6 +228,22 @@ class Classification(FineTune):
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
         if self.mixing is not None and isinstance(data, Batched) and data.batch_size % 2:
             raise ValueError(f"data.batch_size={data.batch_size} given; mixup and cutmix mix pairs: accepted are even numbers")
+
+    @property
+    def chooses(self) -> bool:
+        """The threshold of `hter`."""
+        return self.positive is not None
+
+    @property
+    def micro_batch_terms(self) -> tuple[str, ...]:
+        """The loss, where the head or the encoder has batch norm."""
+        return self.terms if batch_norms(self.student) else ()
+
+    def evaluated_logits(self, items: Tensor) -> Tensor:
+        """Float[B K] of test items, Float[B *item]; or Float[B K 1+V] where V views of an item vote beside it, Float[B 1+V *item]."""
+        if items.dim() == 1 + len(self.encoder.card.item_shape):
+            return super().evaluated_logits(items)
+        return torch.stack([logits_of(self.evaluated, views) for views in items.unbind(dim=1)], dim=2)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`classes`: cross-entropy, of mixed images and targets where there is mixing."""
@@ -236,16 +257,48 @@ class Classification(FineTune):
         return {"classes": F.cross_entropy(self.logits(batch, mixed).float(), soft, reduction="none")}
 
     def outcomes(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Int[B 3]: the class, the predicted one, and whether the class is among the five most probable ones."""
-        top = logits.topk(min(_TOP, len(self.classes)), dim=1).indices
-        return torch.stack([targets, logits.argmax(dim=1), (top == targets.unsqueeze(1)).any(dim=1).long()], dim=1)
+        """Int[B 3]: the class, the predicted one, and whether the class is among the five most probable ones; where views vote Int[B 4],
+        with the class that the mean of their logits predicts. With `positive` Float64, its probability being the last column."""
+        all_views = logits.flatten(2) if logits.dim() > 2 else logits.unsqueeze(2)  # [B K 1+V]
+        plain, views = all_views[..., 0], all_views[..., 1:]  # [B K], [B K V]
+        top = plain.topk(min(_TOP, len(self.classes)), dim=1).indices
+        found = [targets, plain.argmax(dim=1), (top == targets.unsqueeze(1)).any(dim=1).long()]
+        if views.shape[2]:
+            found.append(views.mean(dim=2).argmax(dim=1))
+        if self.positive is not None:
+            found.append(plain.double().softmax(dim=1)[:, self.classes.index(self.positive)])
+        return torch.stack([column.double() for column in found] if self.positive is not None else found, dim=1)
 
     def scores(self, outcomes: Tensor, groups: Tensor | None) -> dict[str, Score]:
-        """`accuracy`; `top5` with more than five classes; `balanced_accuracy`, the mean over the classes that the items have."""
-        truth, predicted, in_top = outcomes.unbind(dim=1)
+        """`accuracy`; `top5` with more than five classes; `balanced_accuracy`, the mean over the classes that the items have;
+        `voted_accuracy` where views vote; and with `positive` the scores of a detector."""
+        detected = {} if self.positive is None else self._detected(outcomes, groups)
+        whole = outcomes if self.positive is None else outcomes[:, :-1].long()
+        truth, predicted, in_top, *voted = whole.unbind(dim=1)
         found = {"accuracy": accuracy(predicted, truth, groups)}
         if len(self.classes) > _TOP:
             found["top5"] = rate_score(in_top.float(), groups)
         of_class = [truth == number for number in truth.unique().tolist()]
         recalls = [accuracy(predicted[own], truth[own], None if groups is None else groups[own]) for own in of_class]
-        return found | {"balanced_accuracy": mean_of_scores(recalls, count=len(truth))}
+        found["balanced_accuracy"] = mean_of_scores(recalls, count=len(truth))
+        if voted:
+            found["voted_accuracy"] = accuracy(voted[0], truth, groups)
+        return detected | found
+
+    def _detected(self, outcomes: Tensor, groups: Tensor | None) -> dict[str, Score]:
+        """Scores of a detector; none where the items are of one kind only. A video's score is the mean of its frames' probabilities."""
+        found = self._detections(outcomes, groups)
+        if found.positive.unique().numel() < 2:
+            return {}
+        thresholds: dict[str, float] = {}
+        choosing = None if self.choosing is None else self._detections(*self.choosing)
+        if choosing is not None and choosing.positive.unique().numel() == 2:
+            thresholds = {"threshold": eer_threshold(choosing)}
+            if found.has_groups:
+                thresholds["video_threshold"] = eer_threshold(choosing.averaged())
+        return detection_scores(found, thresholds)
+
+    def _detections(self, outcomes: Tensor, groups: Tensor | None) -> Detections:
+        assert self.positive is not None
+        numbers = torch.arange(len(outcomes)) if groups is None else groups.unique(return_inverse=True)[1]
+        return Detections(outcomes[:, -1], outcomes[:, 0].long() == self.classes.index(self.positive), numbers)

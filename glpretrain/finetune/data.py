@@ -26,34 +26,29 @@ from glpretrain.data.requirements import Tokens
 from glpretrain.data.sources.base import Source, UnreadableItemError
 from glpretrain.data.views import ViewMaker, Views
 from glpretrain.data.views.changes import Changes
-from glpretrain.finetune.transforms import Interpolation, Transform, drawn_from
+from glpretrain.finetune.cloud_transform import AnyTransform
+from glpretrain.finetune.transforms import drawn_from
 
 
 class TaskViews(ViewMaker):
-    """One view of each image: augmented in training, and as it is in evaluation; and what the model is to predict of it.
+    """One view of each item: augmented in training, and as it is in evaluation; and what the model is to predict of it.
 
-    A subclass implements `classes_of`, `augmented` and `plain`.
+    A subclass names its `modality` and implements `classes_of`, `augmented`, `plain` and `transform`.
 
     Args:
-        size: height and width of the images; None is the size that the backbone was trained on.
-        crop_pct: share of the resized short side that an evaluation keeps; 0.875 resizes to 256 for 224. None keeps the whole picture.
-        interpolation: how pixels are interpolated.
+        size: height and width of images, or number of points of clouds; None is the size that the backbone was trained on.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    modality: ClassVar[str] = "image"
     evaluated_at_once: ClassVar[int] = 64  # test items in a batch, at least; 1 where they have sizes of their own
 
-    def __init__(self, size: int | None = None, *, crop_pct: float | None = 0.875, interpolation: Interpolation = "bicubic") -> None:
+    def __init__(self, size: int | None = None) -> None:
         super().__init__()
         if size is not None and size < 1:
-            raise ValueError(f"views: size={size} given; accepted: pixels from 1 on, or null for the size of the backbone")
-        if crop_pct is not None and not 0.0 < crop_pct <= 1.0:
-            raise ValueError(f"views: crop_pct={crop_pct} given; accepted: above 0 and at most 1")
-        self.size, self.crop_pct = size, crop_pct
-        self.interpolation: Interpolation = interpolation
+            raise ValueError(f"views: size={size} given; accepted: numbers from 1 on, or null for the size of the backbone")
+        self.size = size
 
     @classmethod
     def own_source(cls, path: str | Path) -> SourceSpec:
@@ -74,29 +69,28 @@ class TaskViews(ViewMaker):
 
     @abstractmethod
     def augmented(self, item: Item, *, card: EncoderCard) -> tuple[Tensor, Tensor]:
-        """A training item, Float[C H W], and its target, Int[*S]. What is random comes from the generators, which are set before."""
+        """A training item, Float[*item], and its target, Int[*S]. What is random comes from the generators, which are set before."""
 
     @abstractmethod
     def plain(self, item: Item, *, card: EncoderCard) -> tuple[Tensor, Tensor]:
-        """An item as it is evaluated, Float[C H W], and its target, Int[*S]."""
+        """An item as it is evaluated, Float[*item], and its target, Int[*S]."""
 
-    def transform(self, card: EncoderCard) -> Transform:
-        """What an evaluation does to a picture, which is saved with the model."""
-        side = self.default_size()
-        return Transform((side, side), self.crop_pct, card.mean, card.std, self.interpolation)
+    @abstractmethod
+    def transform(self, card: EncoderCard) -> AnyTransform:
+        """What an evaluation does to an item, which is saved with the model."""
 
     def groups(self, num_channels: int) -> dict[str, tuple[int, tuple[int, ...]]]:
-        """One global view."""
+        """One global view, of a picture; other kinds of items have their own shape."""
         side = self.default_size()
         return {"global": (1, (num_channels, side, side))}
 
     def default_size(self) -> int:
-        """Height and width of the images."""
+        """Height and width of images, or number of points of clouds."""
         assert self.size is not None, "the size of the backbone is filled in before training"
         return self.size
 
     def prepare(self, items: Sequence[Item], *, keys: Tensor, card: EncoderCard) -> dict[str, Tensor]:
-        """Augmented items, Float[B C H W], and their targets, Int[B *S]."""
+        """Augmented items, Float[B *item], and their targets, Int[B *S]."""
         made: list[tuple[Tensor, Tensor]] = []
         for item, key in zip(items, keys, strict=True):
             with drawn_from(key):
@@ -151,6 +145,36 @@ class _Evaluated(Dataset[RawBatch]):
         return f"{self._source.name}: test items from number {indices[0]} on"
 
 
+class _Both(Source):
+    """The items of one source, and behind them those of another.
+
+    Args:
+        first: source whose items, name and classes come first.
+        second: source of the items behind them.
+    """
+
+    def __init__(self, first: Source, second: Source) -> None:
+        self.first, self.second, self.name, self.classes = first, second, first.name, first.classes
+
+    @property
+    def modality(self) -> str:
+        return self.first.modality
+
+    @property
+    def groups(self) -> Sequence[str]:
+        parts = (self.first, self.second)
+        if not any(part.groups for part in parts):
+            return ()
+        return [f"{number} {name}" for number, part in enumerate(parts) for name in part.groups or map(str, range(len(part)))]
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, index: int) -> Item:
+        own = index - len(self.first)
+        return self.first[index] if own < 0 else self.second[own]
+
+
 class LabelledData(DataModule):
     """Training and test items with what a model is to predict of them.
 
@@ -165,6 +189,7 @@ class LabelledData(DataModule):
         cache: keep the decoded training items in memory; `auto` does so below 1.5 GB.
         seed: seed of order and augmentation.
         max_unreadable: share of items that may be unreadable, see `DataModule`.
+        development: source of a further part, with the same classes, on which thresholds are chosen; None for none.
 
     Raises:
         ValueError: a size, share or count out of range, or a source without classes.
@@ -181,39 +206,48 @@ class LabelledData(DataModule):
         cache: bool | Literal["auto"] = "auto",
         seed: int = 0,
         max_unreadable: float = 0.01,
+        development: Source | None = None,
     ) -> None:
         self.classes = views.classes_of(source)
         train, self.test = train_test_parts(source)
         self.classes = views.classes_of(self.test)  # those that only the test part has come last
         if not len(self.test):
             raise ValueError(f"data: {source.name} has {len(source)} items, too few for a test part; give val/ beside train/")
+        if development is not None and list(development.classes) != list(self.test.classes):
+            raise ValueError(f"data: {development.name} has the classes {list(development.classes)}; accepted: those of {self.test.name}")
+        self.development = development
+        self.evaluated = self.test if development is None else _Both(self.test, development)
         options = {"order": order, "num_workers": num_workers, "cache": cache, "seed": seed, "max_unreadable": max_unreadable}
         super().__init__(train, views, batch_size=batch_size, **options)
         self.task_views = views
 
     @property
-    def transform(self) -> Transform:
-        """What an evaluation does to a picture."""
+    def transform(self) -> AnyTransform:
+        """What an evaluation does to an item."""
         assert self._encoder is not None, "setup comes first"
         return self.task_views.transform(self._encoder.card)
 
     def groups_of(self, index: Tensor) -> Tensor | None:
-        """Int[B], which test items Int[B] belong together, such as frames of one video; None where all are independent."""
-        groups = list(self.test.groups)
+        """Int[B], which evaluated items Int[B] belong together, such as frames of one video; None where all are independent."""
+        groups = list(self.evaluated.groups)
         if not groups:
             return None
         numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
         return torch.tensor([numbers[groups[one]] for one in index.tolist()])
 
+    def is_test(self, index: Tensor) -> Tensor:
+        """Bool[B]: which of the evaluated items Int[B] are of the test part; the others are of the development part."""
+        return index < len(self.test)
+
     def val_dataloader(self) -> DataLoader:
-        """All items of the test part, divided between the processes."""
+        """All items of the test part, and of the development part behind them, divided between the processes."""
         assert self.trainer is not None and self._encoder is not None
-        own = list(range(self.trainer.global_rank, len(self.test), self.trainer.world_size))
+        own = list(range(self.trainer.global_rank, len(self.evaluated), self.trainer.world_size))
         at_once = self.task_views.evaluated_at_once
         size = 1 if at_once == 1 else max(self.batch_size, at_once)
         order = [own[start : start + size] for start in range(0, len(own), size)]
         plain = partial(self.task_views.plain, card=self._encoder.card)
-        items = _Evaluated(self.test, read=self.task_views.read, plain=plain)
+        items = _Evaluated(self.evaluated, read=self.task_views.read, plain=plain)
         return Loader(items, order, num_workers=self._num_test_workers(), named=items.named, setting="--data.num_workers")
 
     def _num_test_workers(self) -> int:

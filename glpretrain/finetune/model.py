@@ -1,4 +1,4 @@
-"""A fine-tuned model as it is saved, loaded and used: the network, its classes, and what is done to a picture before it.
+"""A fine-tuned model as it is saved, loaded and used: the network, its classes, and what is done to an item before it.
 
 A folder holds `model.safetensors` and `card.json`. Nothing in it is ever unpickled, and no recipe is needed to use it.
 Left out: training (`base`), and how programs for other tools are written (`exports`).
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -17,8 +18,11 @@ from glpretrain.core.files import new_folder, write_json
 from glpretrain.core.types import EncoderCard
 from glpretrain.encoders.base import build, load_strictly
 from glpretrain.finetune.base import HEAD, FineTune, Head, logits_of
-from glpretrain.finetune.classification import ClassHead, Classification
+from glpretrain.finetune.class_heads import class_head
+from glpretrain.finetune.classification import Classification
+from glpretrain.finetune.cloud_transform import AnyTransform, CloudTransform, transform_from_json
 from glpretrain.finetune.exports import ExportedModel, Format, export_model
+from glpretrain.finetune.parts import PartHead, Parts
 from glpretrain.finetune.segmentation import Segmentation
 from glpretrain.finetune.segmentation_heads import segmentation_head
 from glpretrain.finetune.transforms import Transform
@@ -28,7 +32,11 @@ from glpretrain.weights.files import read_json, read_safetensors
 from glpretrain.weights.folders import CARD, WEIGHTS, require_finite, write_weights
 
 FORMAT = 1
-HEADS: Mapping[str, Callable[..., Head]] = {Classification.task: ClassHead, Segmentation.task: segmentation_head}  # by the task
+HEADS: Mapping[str, Callable[..., Head]] = {  # by the task
+    Classification.task: class_head,
+    Segmentation.task: segmentation_head,
+    Parts.task: PartHead,
+}
 _FIELDS = {"format", "written_by", "task", "classes", "head", "transform", "scores", "encoder"}
 
 
@@ -40,7 +48,7 @@ class TaskCard:
         task: name of the task.
         classes: names of the classes, in the order of the logits.
         head: settings of the head.
-        transform: what is done to a picture.
+        transform: what is done to an item.
         encoder: card of the encoder.
         scores: by name the value, both ends of the interval, the number of items, and the data that it was measured on.
     """
@@ -48,7 +56,7 @@ class TaskCard:
     task: str
     classes: tuple[str, ...]
     head: dict[str, object]
-    transform: Transform
+    transform: AnyTransform
     encoder: EncoderCard
     scores: dict[str, dict[str, object]]
 
@@ -81,11 +89,11 @@ class TaskCard:
             raise ValueError("classes: accepted: a list of two names or more")
         if not (isinstance(head, dict) and isinstance(scores, dict)):
             raise ValueError("head and scores: accepted: objects")
-        return cls(task, tuple(classes), head, Transform.from_json(values["transform"]), EncoderCard.from_json(values["encoder"]), scores)
+        return cls(task, tuple(classes), head, transform_from_json(values["transform"]), EncoderCard.from_json(values["encoder"]), scores)
 
 
 class FineTuned(nn.Module):
-    """A fine-tuned model: images to logits, with everything that is needed to use it.
+    """A fine-tuned model: items to logits, with everything that is needed to use it.
 
     Args:
         branch: the network.
@@ -98,12 +106,12 @@ class FineTuned(nn.Module):
         self.eval()
 
     @classmethod
-    def of(cls, trained: FineTune, *, transform: Transform, scores: dict[str, dict[str, object]]) -> "FineTuned":
+    def of(cls, trained: FineTune, *, transform: AnyTransform, scores: dict[str, dict[str, object]]) -> "FineTuned":
         """What a training gives, which shares its weights.
 
         Args:
             trained: the module that was trained.
-            transform: what an evaluation did to a picture.
+            transform: what an evaluation did to an item.
             scores: see `TaskCard`.
         """
         card = TaskCard(trained.task, tuple(trained.classes), trained.head.settings, transform, trained.backbone().card, scores)
@@ -156,10 +164,12 @@ class FineTuned(nn.Module):
             format: `torch` or `onnx`.
 
         Raises:
-            ValueError: see `exports.export_model`.
+            ValueError: a model of clouds is to be written as ONNX, whose converter lacks the steps that choose points; or see
+                `exports.export_model`.
         """
-        shape = (len(self.transform.mean), *self.transform.size)
-        return export_model(self.cpu(), Path(out), format=format, item_shape=shape, card=self.card.to_json())
+        if format == "onnx" and isinstance(self.transform, CloudTransform):
+            raise ValueError("export: format='onnx' given; accepted for a model of clouds: torch")
+        return export_model(self.cpu(), Path(out), format=format, item_shape=self.transform.item_shape, card=self.card.to_json())
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -167,30 +177,30 @@ class FineTuned(nn.Module):
         return self.card.classes
 
     @property
-    def transform(self) -> Transform:
-        """What is done to a picture: a PIL image, or UInt8[C h w], to Float[C H W]."""
+    def transform(self) -> AnyTransform:
+        """What is done to an item: a PIL image, or UInt8[C h w], to Float[C H W]; or a cloud, Float[p 3+], to Float[P 3]."""
         return self.card.transform
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits, Float[B K *S], of Float[B C H W] that `transform` made."""
-        return logits_of(self.branch, images)
+    def forward(self, items: Tensor) -> Tensor:
+        """Logits, Float[B K *S], of Float[B *item] that `transform` made."""
+        return logits_of(self.branch, items)
 
     @torch.inference_mode()
-    def predict(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
+    def predict(self, items: Tensor | Sequence[Image.Image] | Sequence[np.ndarray]) -> Tensor:
         """Probabilities, Float[B K *S], on the CPU.
 
         Args:
-            images: Float[B C H W] that `transform` made, or PIL images.
+            items: Float[B *item] that `transform` made; or PIL images, or the arrays of clouds, Float[p 3+].
 
         Raises:
             ValueError: the model segments pictures, which have sizes of their own.
         """
-        if not isinstance(images, Tensor):
-            if self.transform.crop_pct is None:
+        if not isinstance(items, Tensor):
+            if self.card.task == Segmentation.task:
                 raise ValueError("predict: pictures given to a model for segmentation; accepted: windows, Float[B C H W]; or call segment")
-            images = torch.stack([self.transform(image) for image in images])
+            items = torch.stack([self.transform(item) for item in items])  # pyright: ignore[reportArgumentType]  of the model's own kind
         device = next(self.branch.parameters()).device
-        return self(images.to(device)).float().softmax(dim=1).cpu()
+        return self(items.to(device)).float().softmax(dim=1).cpu()
 
     @torch.inference_mode()
     def segment(self, image: Image.Image | Tensor, *, batch_size: int = 32) -> Tensor:
@@ -203,11 +213,12 @@ class FineTuned(nn.Module):
         Raises:
             ValueError: the model classifies pictures.
         """
-        if self.transform.crop_pct is not None:
+        transform = self.transform
+        if self.card.task != Segmentation.task or not isinstance(transform, Transform) or transform.crop_pct is not None:
             raise ValueError(f"segment: a model for {self.card.task} given; accepted: one for {Segmentation.task}")
         size = tuple(image.shape[1:]) if isinstance(image, Tensor) else (image.height, image.width)
         device = next(self.branch.parameters()).device
-        logits = whole_logits(self.transform(image).to(device), self, batch_size=batch_size)
+        logits = whole_logits(transform(image).to(device), self, batch_size=batch_size)
         return classes_at(logits, (size[0], size[1])).cpu()
 
 

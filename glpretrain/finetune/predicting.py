@@ -13,9 +13,8 @@ from torch.utils.data import Dataset
 
 from glpretrain.data.loading import Loader
 from glpretrain.data.sources.base import UnreadableItemError
-from glpretrain.data.sources.images.decoding import MOST_SIDE, decode
+from glpretrain.finetune.cloud_transform import AnyTransform
 from glpretrain.finetune.model import FineTuned
-from glpretrain.finetune.transforms import Transform
 
 
 class Predicted(NamedTuple):
@@ -27,7 +26,7 @@ class Predicted(NamedTuple):
 
 
 class _Read(NamedTuple):
-    images: Tensor  # Float[B C H W] of the files that can be read
+    items: Tensor  # Float[B *item] of the files that can be read
     reasons: dict[int, str]  # of the others, by their number
 
 
@@ -36,22 +35,21 @@ class _Files(Dataset[_Read]):
 
     Args:
         paths: the files.
-        transform: what is done to a picture.
+        transform: what is done to an item.
     """
 
-    def __init__(self, paths: Sequence[Path], transform: Transform) -> None:
+    def __init__(self, paths: Sequence[Path], transform: AnyTransform) -> None:
         self._paths, self._transform = paths, transform
 
     def __getitem__(self, numbers: Sequence[int]) -> _Read:
-        images: list[Tensor] = []
+        items: list[Tensor] = []
         reasons: dict[int, str] = {}
-        channels = len(self._transform.mean)
         for number in numbers:
             try:
-                images.append(self._transform(decode(self._paths[number], channels=channels, side=MOST_SIDE)))
+                items.append(self._transform.read(self._paths[number]))
             except UnreadableItemError as error:
                 reasons[number] = str(error)
-        return _Read(torch.stack(images) if images else torch.empty(0), reasons)
+        return _Read(torch.stack(items) if items else torch.empty(0), reasons)
 
     def named(self, numbers: Sequence[int]) -> str:
         """What a batch reads, for messages."""
@@ -63,15 +61,15 @@ def predictions(model: FineTuned, paths: Sequence[Path], *, batch_size: int = 64
 
     Args:
         model: the model, on the device that it is to run on.
-        paths: image files.
+        paths: files of images or clouds, as the model takes them.
         batch_size: number of files that are computed at once.
         num_workers: number of processes that read; with 0 this process reads.
     """
     order = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
     files = _Files(paths, model.transform)
     loader = Loader(files, order, num_workers=num_workers, named=files.named, setting="--num_workers")
-    for numbers, (images, reasons) in zip(order, loader, strict=True):
-        probabilities = iter(model.predict(images)) if len(images) else iter(())
+    for numbers, (items, reasons) in zip(order, loader, strict=True):
+        probabilities = iter(model.predict(items)) if len(items) else iter(())
         for number in numbers:
             if number in reasons:
                 yield Predicted(paths[number], None, reasons[number])

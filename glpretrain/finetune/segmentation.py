@@ -30,7 +30,7 @@ from glpretrain.evaluate.metrics.confusion import areas, confusion, segmentation
 from glpretrain.finetune.base import FineTune, for_tuning, logits_of
 from glpretrain.finetune.data import TaskViews
 from glpretrain.finetune.segmentation_heads import Kind, segmentation_head
-from glpretrain.finetune.transforms import Interpolation
+from glpretrain.finetune.transforms import Interpolation, Transform
 from glpretrain.finetune.windows import classes_at, upsampled, whole_logits
 from glpretrain.training.branch import batch_norms
 
@@ -53,6 +53,7 @@ class SegmentationViews(TaskViews):
         ValueError: a value out of range.
     """
 
+    modality: ClassVar[str] = "image"
     evaluated_at_once: ClassVar[int] = 1  # whole images have sizes of their own
 
     def __init__(
@@ -64,7 +65,8 @@ class SegmentationViews(TaskViews):
         color_jitter: float | None = None,
         interpolation: Interpolation = "bilinear",
     ) -> None:
-        super().__init__(size, crop_pct=None, interpolation=interpolation)
+        super().__init__(size)
+        self.interpolation: Interpolation = interpolation
         if not 0.0 < scale[0] <= scale[1]:
             raise ValueError(f"views: scale={list(scale)} given; accepted: two numbers above 0, the smaller first")
         if not 0.0 <= hflip <= 1.0:
@@ -114,6 +116,11 @@ class SegmentationViews(TaskViews):
         assert item.regions is not None, "read puts them there"
         return self.transform(card)(item.values), item.regions.long()
 
+    def transform(self, card: EncoderCard) -> Transform:
+        """The short side is resized to the size."""
+        side = self.default_size()
+        return Transform((side, side), None, card.mean, card.std, self.interpolation)
+
     def _joint(self, card: EncoderCard) -> v2.Compose:
         """What is done to an image and its mask."""
         side = self.default_size()
@@ -149,8 +156,8 @@ class Segmentation(FineTune):
 
     terms = ("pixels",)
     task: ClassVar[str] = "segmentation"
-    headline: ClassVar[str] = "miou"
-    probe: ClassVar[Evaluator] = LinearSegmentation()
+    headline: str = "miou"
+    probe: Evaluator = LinearSegmentation()
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ def segmentations(model: FineTuned, paths: Sequence[Path], *, batch_size: int = 
         batch_size: number of windows of an image that are computed at once.
         num_workers: number of processes that read; with 0 this process reads.
     """
-    files = _Images(paths, channels=len(model.transform.mean))
+    files = _Images(paths, channels=model.transform.item_shape[0])
     loader = Loader(files, range(len(paths)), num_workers=num_workers, named=files.named, setting="--num_workers")
     for path, read in zip(paths, loader, strict=True):
         if isinstance(read, str):

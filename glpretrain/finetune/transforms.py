@@ -1,13 +1,14 @@
 """From a picture to what a fine-tuned model takes: timm's augmentation in training, and resize and centre crop everywhere else.
 
 Every draw of an item is a function of its key, as it is in pretraining: timm and torchvision draw from the generators of Python, NumPy and
-torch, which are set from the key and put back. Left out: reading files (`glpretrain.data`), and what is learned.
+torch, which are set from the key and put back. Left out: clouds (`cloud_transform`), and what is learned.
 """
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,8 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode, v2
+
+from glpretrain.data.sources.images.decoding import MOST_SIDE, decode
 
 Interpolation = Literal["bicubic", "bilinear"]
 _SEEDS = 2**32
@@ -74,6 +77,19 @@ class Transform:
         values = self._made()(image.convert("L" if len(self.mean) == 1 else "RGB"))
         assert isinstance(values, Tensor)
         return values
+
+    def read(self, path: Path) -> Tensor:
+        """Float[C H W] of a picture's file.
+
+        Raises:
+            UnreadableItemError: the file cannot be decoded.
+        """
+        return self(decode(path, channels=len(self.mean), side=MOST_SIDE))
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of what the model takes."""
+        return (len(self.mean), *self.size)
 
     def _made(self) -> Compose | v2.Compose:
         """timm's evaluation transform, or torchvision's of a whole picture."""

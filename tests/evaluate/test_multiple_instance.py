@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from evaluate_stubs import StubEncoder, TableSource, chance, labelled, truth
 
 from glpretrain.core import keys
-from glpretrain.evaluate.slides.multiple_instance import GatedAttention, fit_gated_attention
+from glpretrain.evaluate import Result, SlideAttention
+from glpretrain.evaluate.slides import multiple_instance
+from glpretrain.evaluate.slides.multiple_instance import GatedAttention, balanced_weights, fit_gated_attention
 
 D = 7
 
@@ -81,3 +84,91 @@ def test_bad_bags_are_named() -> None:
         fit_gated_attention([*bags, torch.zeros(0, D)], [*labels, 1])
     with pytest.raises(ValueError, match=r"labels: \[0\]; accepted: at least two classes"):
         fit_gated_attention(bags, [0, 0, 0, 0])
+
+
+def test_classes_weigh_alike_however_many_bags_they_have() -> None:
+    weights = balanced_weights(torch.tensor([0, 0, 0, 2]), num_classes=3)
+    assert weights[0] * 3 == weights[2] and (weights[0] * 3 + weights[2]) / 4 == 1.0
+    bags, labels = bags_of(8, seed=3)
+    few = [number for number in range(8) if labels[number] == 0 or number == 1]
+    plain, weighted = (
+        fit_gated_attention([bags[number] for number in few], [labels[number] for number in few], epochs=15, lr=1e-3, class_weights=weights)
+        for weights in (False, True)
+    )
+    rare, common = bags[3], bags[2]
+    assert weighted(rare)[0].softmax(dim=0)[1] > plain(rare)[0].softmax(dim=0)[1]
+    assert weighted(common)[0].softmax(dim=0)[1] > plain(common)[0].softmax(dim=0)[1]
+
+
+def test_the_fit_stops_where_held_out_bags_are_no_longer_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, int]] = []
+    compute = multiple_instance._loss
+
+    def noted(attention, bags, labels, number, *, weight):
+        seen.append((attention.training, number))
+        return compute(attention, bags, labels, number, weight=weight)
+
+    monkeypatch.setattr(multiple_instance, "_loss", noted)
+    bags, _ = bags_of(12, seed=6)
+    labels = [number // 2 % 2 for number in range(12)]  # no bag says its label, so that held-out bags are soon no longer better
+    options = {"held_out_ratio": 0.3, "patience": 3, "min_epochs": 5, "lr": 2e-2}
+    stopped = fit_gated_attention(bags, labels, epochs=200, **options)
+    held_out = {number for training, number in seen if not training}
+    fitted = {number for training, number in seen if training}
+    assert len(held_out) == 4 and not held_out & fitted and held_out | fitted == set(range(12))
+    epochs = len(seen) // 12
+    assert 5 <= epochs < 200
+    again = fit_gated_attention(bags, labels, epochs=epochs - 3, **{**options, "patience": 100})
+    assert all(torch.equal(one, other) for one, other in zip(stopped.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("given", [{"held_out_ratio": 1.0}, {"patience": 0}])
+def test_settings_of_the_stop_are_checked(given: dict) -> None:
+    with pytest.raises(ValueError, match="accepted: a share below 1, and at least 1 epoch"):
+        fit_gated_attention(*bags_of(4, seed=1), **given)
+    with pytest.raises(ValueError, match="no class has two bags"):
+        fit_gated_attention(*bags_of(2, seed=1), held_out_ratio=0.5)
+
+
+class Slides(TableSource):
+    """Tiles of two classes, five to a slide."""
+
+    @property
+    def groups(self) -> list[str]:
+        return [f"slide {index // 5}" for index in range(len(self))]
+
+
+def tiles(count: int, *, skip: int = 0, kinds: int = 2) -> Slides:
+    source = labelled([index // 5 % kinds for index in range(skip + count)], num_classes=kinds)
+    return Slides(source.items[skip:], classes=source.classes)
+
+
+def run(features, *, kinds: int = 2, **options) -> Result:
+    sources = {"train": tiles(150, kinds=kinds), "test": tiles(90, skip=150, kinds=kinds)}
+    return SlideAttention(epochs=20, lr=5e-3, hidden_dim=8, **options).run(StubEncoder(features), sources)
+
+
+def test_slides_of_features_that_know_the_truth_score_100() -> None:
+    result = run(truth)
+    assert {name: (score.value, score.n) for name, score in result.scores.items()} == dict.fromkeys(
+        ("accuracy", "balanced_accuracy", "auc"), (100.0, 18)
+    )
+
+
+def test_slides_of_noise_score_chance() -> None:
+    accuracy = run(chance).scores["accuracy"]
+    assert accuracy.low < 50.0 < accuracy.high
+
+
+def test_an_auc_of_three_classes_is_left_out() -> None:
+    result = run(truth, kinds=3)
+    assert result.scores["accuracy"].value == 100.0 and "an AUC is of two" in result.left_out["auc"]
+
+
+def test_tiles_that_belong_to_no_slide_are_refused() -> None:
+    source = labelled([0, 1] * 6, num_classes=2)
+    with pytest.raises(ValueError, match="its items belong to no slides; accepted: tiles"):
+        SlideAttention().run(StubEncoder(truth), {"train": source, "test": source})
+    mixed = Slides(labelled([0, 1] * 10, num_classes=2).items, classes=["c0", "c1"])
+    with pytest.raises(ValueError, match="the tiles of slide 0 are of 2 classes; a slide has one"):
+        SlideAttention().run(StubEncoder(truth), {"train": mixed, "test": tiles(20)})

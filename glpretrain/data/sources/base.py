@@ -107,6 +107,15 @@ class Source(ABC):
         """Where an item lies, if all of it is in one file; no file is read."""
         return None
 
+    def label_of(self, index: int) -> int:
+        """Class of an item, -1 without one; the item is decoded only where the source does not know it otherwise.
+
+        Raises:
+            UnreadableItemError: the item cannot be decoded.
+        """
+        stored = self.stored(index)
+        return self[index].label if stored is None else stored.label
+
     def train_test_split(self) -> "tuple[Source, Source] | None":
         """The labelled (train, test) split that comes with this source; None where there is none."""
         return None
@@ -166,6 +175,9 @@ class Subset(Source):
 
     def stored(self, index: int) -> Stored | None:
         return self.source.stored(int(self.indices[checked_index(index, len(self))]))
+
+    def label_of(self, index: int) -> int:
+        return self.source.label_of(int(self.indices[checked_index(index, len(self))]))
 
     def _listing(self) -> tuple[object, ...]:
         return self.source.fingerprint(), self.indices

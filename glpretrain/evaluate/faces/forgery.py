@@ -5,7 +5,7 @@ where choices are made and where intervals are drawn, and their probabilities ar
 published tables report, is left out: the numbers here compare backbones.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,9 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive, require_share
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.items import DecodedItems, Sources
-from glpretrain.evaluate.metrics.intervals import drawn_counts, interval_score, mean_of_scores, spread_interval
-from glpretrain.evaluate.metrics.roc import Detections, auc, eer, eer_threshold, hter
+from glpretrain.evaluate.metrics.detection import detection_scores
+from glpretrain.evaluate.metrics.intervals import mean_of_scores
+from glpretrain.evaluate.metrics.roc import Detections, auc, eer_threshold
 from glpretrain.evaluate.probes import small_products, standardiser, stratified_split
 
 
@@ -85,7 +86,7 @@ class ForgeryDetection(Evaluator):
         lacking = {role for role, one in sets.items() if one.positive.unique().numel() < 2}
         if lacking == sets.keys():
             raise ValueError(f"{', '.join(sets)}: a set has items of one class only; both are needed")
-        tables = {role: _scores_of(one, thresholds) for role, one in sets.items() if role not in lacking}
+        tables = {role: detection_scores(one, thresholds) for role, one in sets.items() if role not in lacking}
         prefixes = {role: "" if role == "test" else f"{role}_" for role in lacking}
         if lacking:
             prefixes[", ".join(sorted(lacking))] = "mean_"
@@ -124,26 +125,6 @@ class ForgeryDetection(Evaluator):
 def _probabilities(probe: LogisticRegression, cls: Tensor) -> Tensor:
     """Float[B] of the positive class."""
     return torch.from_numpy(probe.predict_proba(cls.numpy())[:, 1])
-
-
-def _scores_of(found: Detections, thresholds: Mapping[str, float]) -> dict[str, Score]:
-    """Of one set."""
-    scores: dict[str, Score] = {}
-    for level, one in {"": found, "video_": found.averaged()}.items() if found.has_groups else {"": found}.items():
-        scores[f"{level}auc"] = _score(auc, one)
-        scores[f"{level}eer"] = _score(eer, one)
-        threshold = thresholds[f"{level}threshold"]
-        scores[f"{level}hter"] = _score(lambda drawn, weights, at=threshold: hter(drawn, weights, threshold=at), one)
-    return scores
-
-
-def _score(statistic: Callable[[Detections, Tensor], Tensor], found: Detections) -> Score:
-    """In percent, of items of both classes, with the interval that drawing groups with replacement gives."""
-    count = int(found.groups.max()) + 1
-    value = statistic(found, torch.ones(1, len(found.scores))).item()
-    values = [statistic(found, counts[:, found.groups]) for counts in drawn_counts(count, spread_over=len(found.groups))]
-    interval = spread_interval(torch.cat(values))
-    return interval_score(100.0 * value, 100.0 * interval, count=count)
 
 
 def _table(sets: Mapping[str, Mapping[str, Score]], *, headlines: Sequence[str]) -> dict[str, Score]:

@@ -171,6 +171,10 @@ class FaceSwaps(Source):
     def _listing(self) -> tuple[object, ...]:
         return self.size, self.split, self.frames
 
+    def train_test_split(self) -> tuple[Source, Source]:
+        train, test = (FaceSwaps(size=self.size, split=split, frames=self.frames) for split in ("train", "test"))
+        return train, test
+
     def __len__(self) -> int:
         return 2 * len(self._faces) * self.frames
 

@@ -114,6 +114,9 @@ class ModelNet40(PointSource):
         name = self.paths[index] if self._clouds is None else f"{self.root}, cloud {index}"
         return cloud_item(points, name=name, label=int(self._labels[index]), normalise=self.normalise)
 
+    def label_of(self, index: int) -> int:
+        return int(self._labels[checked_index(index, len(self))])
+
     def _listing(self) -> tuple[object, ...]:
         return *super()._listing(), self._labels, None if self._clouds is None else some_of(self._clouds)
 
@@ -216,6 +219,9 @@ class ScanObjectNN(PointSource):
         instances = None if self.masks is None else torch.from_numpy((self.masks[index] >= 0).astype(np.int64))
         label, name = int(self.labels[index]), f"{self.root}, cloud {index}"
         return cloud_item(self.points[index], name=name, label=label, normalise=self.normalise, instances=instances)
+
+    def label_of(self, index: int) -> int:
+        return int(self.labels[checked_index(index, len(self))])
 
     def _listing(self) -> tuple[object, ...]:
         return self._variant, some_of(self.points), self.labels

@@ -101,6 +101,9 @@ class PointFolder(PointSource):
         label = int(self._label_of_folder[self._files.folder_of[index]])
         return cloud_item(read_points(path, num_points=self.num_points), name=path, label=label, normalise=self.normalise)
 
+    def label_of(self, index: int) -> int:
+        return int(self._label_of_folder[self._files.folder_of[checked_index(index, len(self))]])
+
     def _listing(self) -> tuple[object, ...]:
         return *super()._listing(), self._label_of_folder[self._files.folder_of]
 
@@ -203,6 +206,9 @@ class PointArrays(PointSource):
         label = -1 if self.labels is None else int(self.labels[index])
         name = f"{self.path}, cloud {index}"
         return cloud_item(self.points[index], name=name, label=label, normalise=self.normalise, instances=instances, semantic=semantic)
+
+    def label_of(self, index: int) -> int:
+        return -1 if self.labels is None else int(self.labels[checked_index(index, len(self))])
 
     def _listing(self) -> tuple[object, ...]:
         return self.points.shape, some_of(self.points), self.labels

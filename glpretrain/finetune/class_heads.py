@@ -1,0 +1,123 @@
+"""What classification puts on the tokens of a backbone: one linear layer, or the layers of Point-MAE's classifier of clouds.
+
+Reference code: facebookresearch/mae at efb2a80 (models_vit.py), Pang-Yatian/Point-MAE at 7445a68 (models/Point_MAE.py, PointTransformer).
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from glpretrain.core.distributed import SyncedBatchNorm
+from glpretrain.core.types import EncoderOutput
+from glpretrain.finetune.base import Head
+
+Pool = Literal["cls", "mean", "cls_mean", "cls_max"]
+Kind = Literal["linear", "mlp"]
+POOLS: tuple[Pool, ...] = get_args(Pool)
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_NORM_EPS = 1e-6  # of MAE's fc_norm
+_HEAD_STD = 2e-5  # main_finetune.py
+_MLP_DIM = 256  # of Point-MAE's cls_head_finetune
+
+
+def class_head(embed_dim: int, num_classes: int, *, kind: Kind = "linear", **settings: object) -> Head:
+    """A new head.
+
+    Args:
+        embed_dim: width D of the tokens.
+        num_classes: number of classes K.
+        kind: `linear` or `mlp`.
+        **settings: settings of its class.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    heads: dict[str, Callable[..., Head]] = {"linear": ClassHead, "mlp": MLPHead}
+    if kind not in heads:
+        raise ValueError(f"Classification: head={kind!r} given; accepted: {', '.join(KINDS)}")
+    return heads[kind](embed_dim, num_classes, **settings)
+
+
+def pooled(output: EncoderOutput, pool: Pool) -> Tensor:
+    """Float[B D] or Float[B 2D]: what a head sees of the tokens of an item."""
+    if pool == "cls":
+        return output.cls
+    if pool == "cls_max":
+        return torch.cat([output.cls, output.patches.amax(dim=1)], dim=1)
+    mean = output.patches.mean(dim=1)  # [B D]
+    return mean if pool == "mean" else torch.cat([output.cls, mean], dim=1)
+
+
+def pooled_dim(embed_dim: int, pool: Pool) -> int:
+    """Width of what `pooled` gives.
+
+    Raises:
+        ValueError: there is no such pooling.
+    """
+    if pool not in POOLS:
+        raise ValueError(f"Classification: pool={pool!r} given; accepted: {', '.join(POOLS)}")
+    return embed_dim if pool in ("cls", "mean") else 2 * embed_dim
+
+
+class ClassHead(Head):
+    """Pooled tokens, a norm where there is one, and a linear layer.
+
+    Args:
+        embed_dim: width D of the tokens.
+        num_classes: number of classes K.
+        pool: `mean` of the patches, `cls`, both side by side, or `cls` beside the maximum of the patches.
+        norm: whether a layer norm stands behind the pooling.
+
+    Raises:
+        ValueError: there is no such pooling.
+    """
+
+    def __init__(self, embed_dim: int, num_classes: int, *, pool: Pool, norm: bool) -> None:
+        super().__init__()
+        width = pooled_dim(embed_dim, pool)
+        self.settings = {"pool": pool, "norm": norm}
+        self.pool: Pool = pool
+        self.norm = nn.LayerNorm(width, eps=_NORM_EPS) if norm else nn.Identity()
+        self.linear = nn.Linear(width, num_classes)
+        nn.init.trunc_normal_(self.linear.weight, std=_HEAD_STD)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, output: EncoderOutput, *, grid: tuple[int, ...]) -> Tensor:
+        """Float[B K]."""
+        return self.linear(self.norm(pooled(output, self.pool)))
+
+
+class MLPHead(Head):
+    """Pooled tokens, and three linear layers with batch norm and dropout between them: the head of Point-MAE's classifier.
+
+    The layers keep torch's own initialisation, as in the reference code.
+
+    Args:
+        embed_dim: width D of the tokens.
+        num_classes: number of classes K.
+        pool: see `ClassHead`.
+        dropout: share of the hidden values that are dropped in training.
+
+    Raises:
+        ValueError: there is no such pooling, or the share is out of range.
+    """
+
+    def __init__(self, embed_dim: int, num_classes: int, *, pool: Pool, dropout: float = 0.5) -> None:
+        super().__init__()
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"Classification: dropout={dropout} given; accepted: 0 or more, and less than 1")
+        self.settings = {"kind": "mlp", "pool": pool, "dropout": dropout}
+        self.pool: Pool = pool
+        self.layers = nn.Sequential(
+            *self._hidden(pooled_dim(embed_dim, pool), dropout), *self._hidden(_MLP_DIM, dropout), nn.Linear(_MLP_DIM, num_classes)
+        )
+
+    @staticmethod
+    def _hidden(width: int, dropout: float) -> list[nn.Module]:
+        return [nn.Linear(width, _MLP_DIM), SyncedBatchNorm(_MLP_DIM), nn.ReLU(), nn.Dropout(dropout)]
+
+    def forward(self, output: EncoderOutput, *, grid: tuple[int, ...]) -> Tensor:
+        """Float[B K]."""
+        return self.layers(pooled(output, self.pool))
