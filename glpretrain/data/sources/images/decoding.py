@@ -22,18 +22,21 @@ from torch import Tensor
 
 from glpretrain.core.listing import LEFTOVERS, Run, State, Walk, count_kinds, expanded, has_plain_ending, say_once
 from glpretrain.data.sources.base import UnreadableItemError
+from glpretrain.data.sources.images.heif import HEIF_ENDINGS, NEEDED, begins_as_heif, register, require_readable
 from glpretrain.data.sources.paths import Paths
 from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs", ".gif", ".bmp", ".dib"),
     *(".tif", ".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".pcx", ".qoi"),
-    *(".sgi", ".psd", ".dds", ".ico", ".npy"),
+    *(".sgi", ".psd", ".dds", ".ico", ".npy", *HEIF_ENDINGS),
 )
 _ENDINGS = frozenset(ENDINGS)
 # The formats of these files. A fixed list, since Pillow would start Ghostscript for a PostScript file, whatever its name.
 _FORMATS = (
-    *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "PCX", "QOI", "SGI", "PSD", "DDS", "ICO"),
+    # AVIF is asked before HEIF: pillow-heif would take an AVIF file that begins with `mif1` and fail later.
+    *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "PCX", "QOI", "SGI", "PSD", "DDS"),
+    "ICO",
     "TGA",  # last, since its files begin in no particular way
 )
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
@@ -54,6 +57,7 @@ IMAGE_RULES = " ".join((*ENDINGS, *sorted(LEFTOVERS)))  # what a listing of imag
 LEAST_SAVED = 100_000  # images, which are found in a second
 MOST_SIDE = 2048  # pixels on each side of a JPEG that are enough to score on
 _LONGEST_REASON = 300  # bytes
+_START = 16  # bytes by which a file is known
 
 
 @contextmanager
@@ -138,7 +142,7 @@ def opened_image(file: Path | str | BinaryIO, *, side: int | None = None) -> Ite
         file: path of the file, or its bytes.
         side: pixels on each side that are enough of a JPEG, as for `decode`.
     """
-    with Image.open(file, formats=_formats()) as image:
+    with _opened(file) as image:
         if side is not None:
             image.draft(None, (side, side))  # changes nothing for files other than JPEG
         if isinstance(image, TiffImageFile):
@@ -159,11 +163,27 @@ def opened_image(file: Path | str | BinaryIO, *, side: int | None = None) -> Ite
         yield image
 
 
+def _opened(file: Path | str | BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=_formats())
+    except UnidentifiedImageError as error:
+        if isinstance(file, Path | str):
+            start = _start_of(Path(file))
+        else:
+            file.seek(0)
+            start = file.read(_START)
+        if begins_as_heif(start) and not register():
+            raise ValueError(NEEDED) from error
+        raise
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     """Those that this version of Pillow has."""
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    with_heif = register()
+    available = {name for name in Image.OPEN if name != "HEIF" or with_heif}
+    return tuple(name for name in _FORMATS if name in available)
 
 
 def _to_bytes(image: Image.Image, *, nodata: object) -> Image.Image:
@@ -187,8 +207,8 @@ def decode_mask(path: Path, *, size: Sequence[int]) -> Tensor:
         UnreadableItemError: the file is damaged, holds no label per pixel, or its height and width are not `size`.
     """
     with damage_named(path), opened_image(path) as opened:
-        if opened.format == "JPEG":
-            raise ValueError("a JPEG file does not keep labels exactly; give a PNG file")
+        if opened.format in ("JPEG", "HEIF"):
+            raise ValueError(f"a {opened.format} file does not keep labels exactly; give a PNG file")
         values = np.array(opened)
     if values.ndim == 3:
         colours = values[..., : 1 if values.shape[-1] == 2 else 3]  # without the opacity
@@ -251,10 +271,15 @@ def _from_array(array: np.ndarray, path: Path, *, channels: int) -> Tensor:
 
 
 def find_images(root: Path) -> Paths:
-    """Image files below `root` in the order of their names. Hidden files and folders are left out; what else is left out is logged."""
+    """Image files below `root` in the order of their names. Hidden files and folders are left out; what else is left out is logged.
+
+    Raises:
+        ValueError: all of them need a package that is missing.
+    """
     paths, note, _ = listing_of(root, walk=images_below, rules=IMAGE_RULES, least=LEAST_SAVED)
-    if note:
-        say_once(f"{root}: {note}")
+    for said in (note, require_readable(paths)):
+        if said:
+            say_once(f"{root}: {said}")
     return paths
 
 
@@ -292,9 +317,14 @@ def _images_of(walk: Walk, others: list[Path]) -> Iterator[Run]:
 
 
 def _begins_as_image(path: Path) -> bool:
+    start = _start_of(path)
+    known = start.startswith(_BEGINNINGS) or start[4:12] == b"ftypavif" or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+    return known or begins_as_heif(start)
+
+
+def _start_of(path: Path) -> bytes:
     with path.open("rb") as opened:
-        start = opened.read(16)
-    return start.startswith(_BEGINNINGS) or start[4:12] == b"ftypavif" or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+        return opened.read(_START)
 
 
 def existing_folder(root: str | Path, what: str) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 from glpretrain.core.listing import is_leftover, say_once
 from glpretrain.data.sources.base import Item, Source, Stored, checked_index
 from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, decode, existing_folder, find_images
+from glpretrain.data.sources.images.heif import NEEDED, register
 from glpretrain.data.sources.images.layouts import by_lower_name, masks_beside_images, split_folders
 from glpretrain.data.sources.paths import Paths
 
@@ -23,7 +24,8 @@ _MOST_NAMES = 10  # in a message
 
 def no_image_found(what: str, folder: Path) -> ValueError:
     """What is wrong with a folder without images."""
-    return ValueError(f"{what}: no image in {folder}; accepted endings: {' '.join(ENDINGS)}")
+    needed = "" if register() else f". {NEEDED}"
+    return ValueError(f"{what}: no image in {folder}; accepted endings: {' '.join(ENDINGS)}{needed}")
 
 
 class ImageFolder(Source):
