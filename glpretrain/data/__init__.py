@@ -4,6 +4,7 @@ items needs neither."""
 from glpretrain.data.own import source_for
 from glpretrain.data.sources.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.sources.images import (
+    DicomFolder,
     Faces,
     FaceSwaps,
     HuggingFaceImages,
@@ -23,6 +24,7 @@ from glpretrain.data.sources.images import (
 from glpretrain.data.sources.points import ModelNet40, PointArrays, PointFolder, ScanObjectNN, ShapeNet55, Solids
 
 __all__ = [
+    "DicomFolder",
     "FaceSwaps",
     "Faces",
     "HuggingFaceImages",

@@ -1,5 +1,6 @@
 """Sources of images: files, shards, tiles of slides, faces, videos, and synthetic scenes and tissue."""
 
+from glpretrain.data.sources.images.dicom import DicomFolder
 from glpretrain.data.sources.images.faces import Faces, FaceSwaps, LFWSubset
 from glpretrain.data.sources.images.folders import ImageFolder
 from glpretrain.data.sources.images.huggingface import HuggingFaceImages
@@ -12,6 +13,7 @@ from glpretrain.data.sources.images.tissue import Tissue
 from glpretrain.data.sources.images.videos import SceneVideos, Video, VideoFolder, VideoSource
 
 __all__ = [
+    "DicomFolder",
     "FaceSwaps",
     "Faces",
     "HuggingFaceImages",

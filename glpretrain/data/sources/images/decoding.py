@@ -51,7 +51,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _LARGEST_FLOAT = 1e38  # files mark missing values by the largest float that there is
-_MOST_BYTES = 1 << 30  # of one decoded array
+MOST_BYTES = 1 << 30  # of one decoded array
 _VOID = 255
 IMAGE_RULES = " ".join((*ENDINGS, *sorted(LEFTOVERS)))  # what a listing of images depends on
 LEAST_SAVED = 100_000  # images, which are found in a second
@@ -136,7 +136,7 @@ def pixels_of(image: Image.Image, *, channels: int) -> Tensor:
 def opened_image(file: Path | str | BinaryIO, *, side: int | None = None) -> Iterator[Image.Image]:
     """A decoded file of one of the formats above.
 
-    libtiff writes to the descriptor of stderr, past Python. What it says is kept from there: it is the reason that Pillow's error lacks.
+    What libtiff writes to stderr is the reason that Pillow's error lacks.
 
     Args:
         file: path of the file, or its bytes.
@@ -146,21 +146,29 @@ def opened_image(file: Path | str | BinaryIO, *, side: int | None = None) -> Ite
         if side is not None:
             image.draft(None, (side, side))  # changes nothing for files other than JPEG
         if isinstance(image, TiffImageFile):
-            said, stderr = os.memfd_create("libtiff"), os.dup(2)
-            os.dup2(said, 2)
-            try:
-                image.load()
-            except Exception as error:
-                if not (reason := os.pread(said, _LONGEST_REASON, 0).decode("ascii", "replace").strip()):
-                    raise
-                raise ValueError(reason.splitlines()[0].removeprefix("tempfile.tif: ")) from error  # Pillow's name for every file
-            finally:
-                os.dup2(stderr, 2)
-                os.close(stderr)
-                os.close(said)
+            with stderr_held() as said:
+                try:
+                    image.load()
+                except Exception as error:
+                    if not (reason := os.pread(said, _LONGEST_REASON, 0).decode("ascii", "replace").strip()):
+                        raise
+                    raise ValueError(reason.splitlines()[0].removeprefix("tempfile.tif: ")) from error  # Pillow's name for every file
         else:
             image.load()
         yield image
+
+
+@contextmanager
+def stderr_held() -> Iterator[int]:
+    """Keep what a library writes to the descriptor of stderr, past Python; gives the descriptor of a file that has it."""
+    said, stderr = os.memfd_create("stderr"), os.dup(2)
+    os.dup2(said, 2)
+    try:
+        yield said
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(said)
 
 
 def _opened(file: Path | str | BinaryIO) -> Image.Image:
@@ -182,8 +190,7 @@ def _formats() -> tuple[str, ...]:
     """Those that this version of Pillow has."""
     Image.init()
     with_heif = register()
-    available = {name for name in Image.OPEN if name != "HEIF" or with_heif}
-    return tuple(name for name in _FORMATS if name in available)
+    return tuple(name for name in _FORMATS if name in Image.OPEN and (name != "HEIF" or with_heif))
 
 
 def _to_bytes(image: Image.Image, *, nodata: object) -> Image.Image:
@@ -250,8 +257,8 @@ def _read_tiff(path: Path) -> np.ndarray:
         if not file.pages:
             raise ValueError("a TIFF file without pages")
         series = file.series[0]
-        if series.nbytes > _MOST_BYTES:
-            raise ValueError(f"a TIFF file of shape {series.shape}; accepted: up to {_MOST_BYTES} bytes")
+        if series.nbytes > MOST_BYTES:
+            raise ValueError(f"a TIFF file of shape {series.shape}; accepted: up to {MOST_BYTES} bytes")
         array = series.asarray()
         return np.moveaxis(array, 0, -1) if series.axes == "SYX" else array
 
@@ -261,8 +268,8 @@ def _from_array(array: np.ndarray, path: Path, *, channels: int) -> Tensor:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] != channels or 0 in array.shape:
         raise UnreadableItemError(f"{path}: shape {array.shape}, expected (height, width, {channels})")
-    if array.nbytes > _MOST_BYTES:
-        raise UnreadableItemError(f"{path}: shape {array.shape}; accepted: up to {_MOST_BYTES} bytes")
+    if array.nbytes > MOST_BYTES:
+        raise UnreadableItemError(f"{path}: shape {array.shape}; accepted: up to {MOST_BYTES} bytes")
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
     if array.dtype != np.uint8:

@@ -67,11 +67,11 @@ class ImageFolder(Source):
             ValueError: there is none.
         """
         if self._split_folders is None:
-            self.classes, parts = _classes(self._found, self.root), {"": self._found[0]}
+            self.classes, parts = class_names(self._found, self.root, owner="ImageFolder"), {"": self._found[0]}
         else:
             parts = self._read_split(*self._split_folders, *self._found, split=split)
         numbers = {name: number for number, name in enumerate(self.classes)}
-        tops = [top for paths in parts.values() for top in _tops(paths)]
+        tops = [top for paths in parts.values() for top in tops_of(paths)]
         self._label_of_folder = np.array([numbers.get(top, -1) for top in tops], dtype=np.int32)
         self.paths = self._files = Paths.joined([paths.below(self.root, part) if part else paths for part, paths in parts.items()])
         if not self.paths:
@@ -81,10 +81,13 @@ class ImageFolder(Source):
         self, train_folder: Path, val_folder: Path, train: Paths, val: Paths, *, split: Literal["all", "train", "val"]
     ) -> dict[str, Paths]:
         """The images of the split, by the folder of their part."""
-        self.classes = _classes([train, val], self.root) if split == "all" else _classes([train], train_folder)
+        if split == "all":
+            self.classes = class_names([train, val], self.root, owner="ImageFolder")
+        else:
+            self.classes = class_names([train], train_folder, owner="ImageFolder")
         if split == "val" and self.classes:
             # The classes of train/ come first, so that a class has the same number in both; a test part may have no labels.
-            names = {top for top in _tops(val) if top}
+            names = {top for top in tops_of(val) if top}
             self.classes = [*self.classes, *sorted(names - set(self.classes))] if names else []
             if names and len(loose := val.directly_in("")):
                 counts = f"{len(loose)} of {len(val)} images of {val_folder} are in no class folder"
@@ -153,20 +156,21 @@ class ImageFolder(Source):
         return train, test
 
 
-def _tops(paths: Paths) -> list[str]:
+def tops_of(paths: Paths) -> list[str]:
     """The first part of each folder, which is the name of a class; empty for the folder itself."""
     return [folder.partition("/")[0] for folder in paths.folders]
 
 
-def _classes(parts: Sequence[Paths], root: Path) -> list[str]:
-    names = sorted({top for paths in parts for top in _tops(paths) if top})
+def class_names(parts: Sequence[Paths], root: Path, *, owner: str) -> list[str]:
+    """The first-level folders, if there are at least two and every item is inside one; `owner` is the class, for messages."""
+    names = sorted({top for paths in parts for top in tops_of(paths) if top})
     if len(names) < 2:
         return []
     loose = [(paths, paths.directly_in("")) for paths in parts]
     if count := sum(len(places) for _, places in loose):
         counts = f"{count} of {sum(map(len, parts))} images are in no class folder"
         first = next(paths.names[int(places[0])] for paths, places in loose if len(places))
-        say_once(f"ImageFolder: {counts} (such as {root / first}), so there are no classes")
+        say_once(f"{owner}: {counts} (such as {root / first}), so there are no classes")
         return []
     return names
 
