@@ -4,6 +4,7 @@ items needs neither."""
 from glpretrain.data.own import source_for
 from glpretrain.data.sources.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.sources.images import (
+    Bands,
     DicomFolder,
     Faces,
     FaceSwaps,
@@ -24,6 +25,7 @@ from glpretrain.data.sources.images import (
 from glpretrain.data.sources.points import ModelNet40, PointArrays, PointFolder, ScanObjectNN, ShapeNet55, Solids
 
 __all__ = [
+    "Bands",
     "DicomFolder",
     "FaceSwaps",
     "Faces",

@@ -4,7 +4,6 @@ Nothing is resized here, except that a large JPEG is decoded at a reduced scale 
 is in the order of its file, H W C, in which torch resizes images fastest; its tensor has the axes C H W.
 """
 
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import tifffile
 import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from glpretrain.core.listing import LEFTOVERS, Run, State, Walk, count_kinds, expanded, has_plain_ending, say_once
 from glpretrain.data.sources.base import UnreadableItemError
+from glpretrain.data.sources.images.arrays import GDAL_NODATA, TIFF_ENDINGS, from_array, load_array, read_tiff
 from glpretrain.data.sources.images.heif import HEIF_ENDINGS, NEEDED, begins_as_heif, register, require_readable
 from glpretrain.data.sources.paths import Paths
 from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
@@ -40,7 +39,7 @@ _FORMATS = (
     "TGA",  # last, since its files begin in no particular way
 )
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
-_ORIENTATION, _GDAL_NODATA = 0x0112, 42113  # numbers of tags
+_ORIENTATION = 0x0112  # number of the tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,7 +50,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _LARGEST_FLOAT = 1e38  # files mark missing values by the largest float that there is
-MOST_BYTES = 1 << 30  # of one decoded array
 _VOID = 255
 IMAGE_RULES = " ".join((*ENDINGS, *sorted(LEFTOVERS)))  # what a listing of images depends on
 LEAST_SAVED = 100_000  # images, which are found in a second
@@ -87,7 +85,7 @@ def damage_named(what: object) -> Iterator[None]:
         raise UnreadableItemError(f"{what}: {name}{' '.join(str(error).split())}") from error
 
 
-def decode(path: Path, *, channels: int, side: int | None = None) -> Tensor:
+def decode(path: Path, *, channels: int, side: int | None = None, levels: np.ndarray | None = None) -> Tensor:
     """One image file as UInt8[C H W].
 
     PIL decodes images of 1 or 3 channels. The orientation of the EXIF tag is applied, and 16 bits are scaled to 8 over their whole range.
@@ -98,15 +96,22 @@ def decode(path: Path, *, channels: int, side: int | None = None) -> Tensor:
         channels: number of channels.
         side: pixels on each side that are enough: a JPEG with twice as many or more is decoded at a half, a quarter or an eighth of its
             size. When left out, every image has its own size.
+        levels: Float32[2 C], the values that become 0 and 255 (`arrays.levels_of`), for `.npy`, TIFF, and grey files of more than 8 bits.
 
     Raises:
-        UnreadableItemError: the file is damaged, is no image, or has another number of channels.
+        UnreadableItemError: the file is damaged, is no image, or has another number of channels, or `levels` cannot be used for it.
     """
     with damage_named(path):
         if path.suffix.lower() == ".npy":
-            return _from_array(load_array(path), path, channels=channels)
-        if channels not in (1, 3):
-            return _from_array(_read_tiff(path), path, channels=channels)
+            return from_array(load_array(path), path, channels=channels, levels=levels)
+        if channels not in (1, 3) or (levels is not None and path.suffix.lower() in TIFF_ENDINGS):
+            array, nodata = read_tiff(path, channels=channels)
+            return from_array(array, path, channels=channels, levels=levels, nodata=nodata)
+        if levels is not None:
+            with opened_image(path) as image:
+                if not image.mode.startswith(("I", "F")):
+                    raise ValueError(f"8 bits ({image.mode}); a value_range is for .npy, TIFF, and grey files of more than 8 bits")
+                return from_array(np.array(image), path, channels=channels, levels=levels)
         return decode_pil(path, channels=channels, side=side)
 
 
@@ -122,7 +127,7 @@ def pixels_of(image: Image.Image, *, channels: int) -> Tensor:
     Raises:
         ValueError: no pixel has a value.
     """
-    nodata = image.tag_v2.get(_GDAL_NODATA) if isinstance(image, TiffImageFile) else None
+    nodata = image.tag_v2.get(GDAL_NODATA) if isinstance(image, TiffImageFile) else None
     turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))  # ImageOps.exif_transpose would write the other tags anew
     turned = image if turn is None else image.transpose(turn)
     if turned.mode.startswith(("I", "F")):
@@ -239,42 +244,6 @@ def void_of(values: Tensor, *, first: int) -> int | None:
     """
     others = (values >= first) & (values < _VOID)
     return _VOID if bool((values == _VOID).any()) and bool(others.any()) else None
-
-
-def load_array(path: Path) -> np.ndarray:
-    """The array of a `.npy` file. It is mapped, so that a header that claims more than the file holds costs no memory."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise ValueError("an .npz archive of several arrays; give one .npy file per image")
-    return array
-
-
-def _read_tiff(path: Path) -> np.ndarray:
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        raise ValueError("only .tif, .tiff and .npy files can have a number of channels other than 1 or 3")
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs does not name the file
-    with tifffile.TiffFile(path) as file:
-        if not file.pages:
-            raise ValueError("a TIFF file without pages")
-        series = file.series[0]
-        if series.nbytes > MOST_BYTES:
-            raise ValueError(f"a TIFF file of shape {series.shape}; accepted: up to {MOST_BYTES} bytes")
-        array = series.asarray()
-        return np.moveaxis(array, 0, -1) if series.axes == "SYX" else array
-
-
-def _from_array(array: np.ndarray, path: Path, *, channels: int) -> Tensor:
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[-1] != channels or 0 in array.shape:
-        raise UnreadableItemError(f"{path}: shape {array.shape}, expected (height, width, {channels})")
-    if array.nbytes > MOST_BYTES:
-        raise UnreadableItemError(f"{path}: shape {array.shape}; accepted: up to {MOST_BYTES} bytes")
-    if array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise UnreadableItemError(f"{path}: type {array.dtype}, expected uint8 or uint16")
-    return torch.from_numpy(np.array(array, order="C")).permute(2, 0, 1)  # [C H W]
 
 
 def find_images(root: Path) -> Paths:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from glpretrain.data.sources.base import UnreadableItemError
-from glpretrain.data.sources.images.decoding import MOST_BYTES, damage_named, stderr_held
+from glpretrain.data.sources.images.arrays import MOST_BYTES
+from glpretrain.data.sources.images.decoding import damage_named, stderr_held
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

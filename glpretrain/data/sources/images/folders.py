@@ -13,6 +13,7 @@ import numpy as np
 
 from glpretrain.core.listing import is_leftover, say_once
 from glpretrain.data.sources.base import Item, Source, Stored, checked_index
+from glpretrain.data.sources.images.arrays import ValueRange, levels_of, way_of
 from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, decode, existing_folder, find_images
 from glpretrain.data.sources.images.heif import NEEDED, register
 from glpretrain.data.sources.images.layouts import by_lower_name, masks_beside_images, split_folders
@@ -41,6 +42,8 @@ class ImageFolder(Source):
         channels: number of channels of every item; files are converted between grey and colour.
         split: which split of a folder with `train/` and `val/` is read. When left out, `train` of such a folder, and all images of any
             other.
+        value_range: [low, high], the values that become 0 and 255, or such a pair for each channel; for `.npy`, TIFF, and grey files of
+            more than 8 bits. When left out, arrays have 8 bits, or the upper 8 of 16 bits are taken.
 
     Raises:
         ValueError: the folder is missing, has no image, has no splits although `split` is given, or holds masks.
@@ -48,9 +51,16 @@ class ImageFolder(Source):
 
     accepts = "a folder of images"
 
-    def __init__(self, root: str | Path, *, channels: int = 3, split: Literal["all", "train", "val"] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        channels: int = 3,
+        split: Literal["all", "train", "val"] | None = None,
+        value_range: ValueRange | None = None,
+    ) -> None:
         self.root = existing_folder(root, "ImageFolder")
-        self.channels = channels
+        self.channels, self._levels = channels, levels_of(value_range, channels=channels, owner="ImageFolder")
         if (pair := masks_beside_images(self.root)) is not None:
             raise ValueError(f"ImageFolder: {self.root} holds masks ({pair[1].name}/); use MaskedFolder, or give {pair[0]}")
         self._split_folders = split_folders(by_lower_name(self.root))
@@ -125,12 +135,13 @@ class ImageFolder(Source):
         return self.reduced(index, side=MOST_SIDE)
 
     def reduced(self, index: int, *, side: int) -> Item:
-        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side)
+        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side, levels=self._levels)
         label = int(self._label_of_folder[self._files.folder_of[index]])
         return Item(values=values, label=label, instances=None, regions=None)
 
     def stored(self, index: int) -> Stored:
-        return Stored(self.paths[index], f"image {self.channels}", int(self._label_of_folder[self._files.folder_of[index]]))
+        way = f"image {self.channels}{way_of(self._levels)}"
+        return Stored(self.paths[index], way, int(self._label_of_folder[self._files.folder_of[index]]))
 
     def whole(self) -> "ImageFolder":
         if self._split_folders is None:
