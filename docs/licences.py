@@ -27,6 +27,9 @@ _KINDS = (
 )
 # Shared libraries of GCC that wheels carry: GPL-3.0, with the exception that a program that was compiled with GCC keeps its own licence.
 _RUNTIME = re.compile(r"lib(?:gfortran|quadmath|gomp)(?=[-.])")
+# Libraries under the GPL (x265) and the LGPL (libheif, libde265) that a wheel carries although its own licence asks for a notice only.
+_CODECS = re.compile(r"lib(?:x265|heif|de265)(?=[-.])")
+_EXTRAS = ("slides", "points", "heic", "dicom", "cluster", "onnx", "parquet", "index", "tensorboard", "completion", "notebooks", "dev")
 _HEADER = """# Licences of the dependencies
 
 Written by `python docs/licences.py` from the metadata of the packages; a test compares it with `constraints.txt`. glpretrain itself is
@@ -50,9 +53,9 @@ def licence(package: Distribution) -> str:
     return metadata.get("License-Expression", "") or short or " and ".join(classifiers) or "not stated"
 
 
-def bundled(package: Distribution) -> list[str]:
-    """The runtime libraries of GCC in a package."""
-    return sorted({found[0] for file in package.files or [] if (found := _RUNTIME.match(file.name))})
+def bundled(package: Distribution, libraries: re.Pattern[str] = _RUNTIME) -> list[str]:
+    """The libraries in a package whose names are of this form; those of GCC's runtime when left out."""
+    return sorted({found[0] for file in package.files or [] if (found := libraries.match(file.name))})
 
 
 def kind(text: str) -> str:
@@ -95,7 +98,7 @@ def rows() -> list[tuple[str, str, str, str, str]]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     parts = [("always", _reached(project["dependencies"]))]
-    parts += [(f"[{name}]", _reached(extras[name])) for name in ("slides", "points", "cluster", "onnx", "completion", "notebooks", "dev")]
+    parts += [(f"[{name}]", _reached(extras[name])) for name in _EXTRAS]
     found: list[tuple[str, str, str, str, str]] = []
     for name, version in pins().items():
         package = distribution(name)
@@ -105,6 +108,7 @@ def rows() -> list[tuple[str, str, str, str, str]]:
         text = licence(package)
         notes = [kind(text)] if kind(text) else []
         notes += [f"with {', '.join(bundled(package))} (GPL with GCC's runtime exception)"] if bundled(package) else []
+        notes += [f"with {', '.join(bundled(package, _CODECS))} (GPL, LGPL)"] if bundled(package, _CODECS) else []
         found.append((name, version, part, text, "; ".join(notes)))
     return found
 
@@ -118,6 +122,8 @@ def table() -> str:
             lines.append(f"- {name}: {', '.join(named)}\n")
     carriers = [f"{package} ({part})" for package, _, part, _, note in found if "GCC" in note]
     lines.append(f"- wheels with libraries of GCC (GPL with the runtime exception): {', '.join(carriers)}\n")
+    codecs = [f"{package} ({part})" for package, _, part, _, note in found if "(GPL, LGPL)" in note]
+    lines.append(f"- wheels with codecs under the GPL and the LGPL: {', '.join(codecs)}\n")
     if unstated := [package for package, _, _, text, _ in found if text == "not stated"]:
         lines.append(f"- without a word on their licence: {', '.join(unstated)}\n")
     lines.append("\n| package | version | needed by | licence | to know |\n|---|---|---|---|---|\n")

@@ -60,6 +60,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "huggingface_hub": ("weights/",),
     "faiss": ("use/",),
     "pyarrow": ("use/",),
+    "pydicom": ("data/sources/images/dicom_files.py",),
+    "pillow_heif": ("data/sources/images/heif.py",),
     "onnxruntime": ("weights/exports/",),
     "openslide": ("prepare/slides/",),
     "dask": ("prepare/workers/",),

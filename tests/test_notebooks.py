@@ -10,12 +10,19 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-# A run of seconds: little to train on, little to be scored on.
-SCENES = {"labelled": (40, "train"), "labelled_test": (20, "test"), "masked": (16, "test")}
-FEW = ["--data.source.init_args.length", "64", "--trainer.log_every_n_steps", "1"]
-for role, (length, split) in SCENES.items():
-    given = {"class_path": "glpretrain.data.Scenes", "init_args": {"length": length, "size": 64, "split": split}}
-    FEW += [f"--data.{role}", json.dumps(given)]
+SCORED = {"labelled": (40, "train"), "labelled_test": (20, "test"), "masked": (16, "test")}
+
+
+def few(source: str) -> list[str]:
+    """A run of seconds: little to train on, little to be scored on."""
+    arguments = ["--data.source.init_args.length", "64", "--trainer.log_every_n_steps", "1"]
+    for role, (length, split) in SCORED.items():
+        given = {"class_path": f"glpretrain.data.{source}", "init_args": {"length": length, "size": 64, "split": split}}
+        arguments += [f"--data.{role}", json.dumps(given)]
+    return arguments
+
+
+FEW = few("Scenes")
 # One assignment per parameter: what a notebook's cell tagged `parameters` is followed by.
 SMALL: dict[str, dict[str, int | list[str]]] = {
     "01_views_and_masks": {"num_items": 4},
@@ -26,6 +33,7 @@ SMALL: dict[str, dict[str, int | list[str]]] = {
     "06_your_own_data": {"max_steps": 3, "num_photos": 60},
     "07_slides": {"num_slides": 6, "width": 640, "height": 512, "max_steps": 2, "epochs": 3},
     "08_fine_tune": {"max_steps": 2, "epochs": 1, "num_photos": 40, "num_labelled": 80},
+    "09_more_channels": {"max_steps": 2, "num_images": 16, "overrides": few("Bands")},
 }
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 QUICK = ("01",)  # number of the one that runs with every change; the others take 15 to 20 seconds each

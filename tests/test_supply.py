@@ -70,6 +70,7 @@ def test_copyleft_is_named() -> None:
     for name, kind in (("certifi", "MPL"), ("tqdm", "MPL"), ("openslide-python", "LGPL"), ("openslide-bin", "LGPL")):
         assert re.search(rf"^- {kind}: .*\b{name} \(", LICENCES, re.MULTILINE)
     assert re.search(r"^- wheels with libraries of GCC .*numpy.*scipy", LICENCES, re.MULTILINE)
+    assert re.search(r"^- wheels with codecs under the GPL and the LGPL: pillow-heif \(\[heic\]\)$", LICENCES, re.MULTILINE)
     assert all(row[2] == "[slides]" for row in rows() if row[0].startswith("openslide"))
 
 

@@ -1,16 +1,14 @@
 """What a wheel holds: recipes and launchers as data of the package, wherever pip puts it; and every printed extra exists."""
 
-import os
 import re
-import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import wheels
+from wheels import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 
@@ -34,25 +32,16 @@ def test_every_printed_extra_exists() -> None:
 
 @pytest.mark.slow
 def test_recipes_are_found_where_pip_has_put_the_package(tmp_path: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    options = ["--no-deps", "--no-index", "--quiet"]
-    subprocess.run(
-        [*pip, "wheel", *options, "--no-build-isolation", "--wheel-dir", str(tmp_path), str(copy(tmp_path))], check=True, timeout=600
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = wheels.built(tmp_path)
     names = zipfile.ZipFile(wheel).namelist()
     recipes = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "recipes").rglob("*") if path.is_file())
     assert sorted(name.removeprefix("glpretrain/") for name in names if name.startswith("glpretrain/recipes/")) == recipes
     assert not [name for name in names if name.startswith("recipes/") or ".data/" in name]
-    subprocess.run([*pip, "install", *options, "--target", str(tmp_path / "site"), str(wheel)], check=True, timeout=600)
+    site = wheels.installed(wheel, tmp_path / "site")
     (tmp_path / "empty").mkdir()
 
     def said(*words: str) -> str:
-        environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "COLUMNS": "120"}
-        command = [sys.executable, "-m", "glpretrain.cli", *words]
-        done = subprocess.run(command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return wheels.said(["-m", "glpretrain.cli", *words], site=site, folder=tmp_path / "empty")
 
     listed = said("recipes")
     assert "single_gpu/dino_vits16" in listed
@@ -64,16 +53,3 @@ def test_recipes_are_found_where_pip_has_put_the_package(tmp_path: Path) -> None
 def version() -> str:
     text = (REPOSITORY / "glpretrain" / "__init__.py").read_text()
     return re.search(r'__version__ = "(.*)"', text)[1]
-
-
-def copy(folder: Path) -> Path:
-    """The files of this checkout that git knows, since building writes beside them."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True).stdout.decode().split("\0")
-    for name in filter(None, names):
-        source, target = REPOSITORY / name, folder / "checkout" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_symlink():
-            target.symlink_to(source.readlink())
-        elif source.is_file():
-            target.write_bytes(source.read_bytes())
-    return folder / "checkout"

@@ -217,7 +217,7 @@ def _number_key(found: re.Match[bytes]) -> bytes:
 
 
 def count_kinds(kinds: Iterable[str]) -> str:
-    """How often each kind occurs, the most frequent one first, as in `12 .heic, 1 .txt`."""
+    """How often each kind occurs, the most frequent one first, as in `12 .dng, 1 .txt`."""
     counts = Counter(kinds).most_common()
     more = f" and {len(counts) - _MOST_KINDS} other kinds" if len(counts) > _MOST_KINDS else ""
     return ", ".join(f"{count} {kind}" for kind, count in counts[:_MOST_KINDS]) + more

@@ -5,6 +5,8 @@ from glpretrain.data.episodes import Episode
 from glpretrain.data.own import source_for
 from glpretrain.data.sources.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.sources.images import (
+    Bands,
+    DicomFolder,
     Faces,
     FaceSwaps,
     HuggingFaceImages,
@@ -24,6 +26,8 @@ from glpretrain.data.sources.images import (
 from glpretrain.data.sources.points import ModelNet40, PointArrays, PointFolder, ScanObjectNN, ShapeNet55, Solids
 
 __all__ = [
+    "Bands",
+    "DicomFolder",
     "Episode",
     "FaceSwaps",
     "Faces",

@@ -28,7 +28,7 @@ class Image(Modality):
     embedded_size = "size"
     own_sources = (
         *("glpretrain.data.TileFolder", "glpretrain.data.Faces", "glpretrain.data.TarShards", "glpretrain.data.ImageList"),
-        "glpretrain.data.ImageFolder",
+        *("glpretrain.data.DicomFolder", "glpretrain.data.ImageFolder"),
     )
     held = ("glpretrain.data.sources.images.held.pictures", "glpretrain.data.sources.images.held.picture_values")
     masked_source = "glpretrain.data.MaskedFolder"

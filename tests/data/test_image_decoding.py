@@ -22,6 +22,7 @@ from glpretrain.data import HuggingFaceImages, ImageFolder, ImageList, MaskedFol
 from glpretrain.data.items import Asked, Items, RawItems
 from glpretrain.data.sources.images.decoding import decode, decode_mask
 from glpretrain.data.sources.images.face_regions import TABLES, read_map
+from glpretrain.data.sources.images.heif import register
 
 FAST, SLOW = 300, 30_000  # files of the fuzz
 _MEGABYTES = 2000  # that all files together may add: Pillow refuses more than 179 million pixels, which take 10 bytes each
@@ -227,6 +228,11 @@ def _seeds() -> dict[str, bytes]:
         buffer = io.BytesIO()
         made.save(buffer, Image.registered_extensions()[f".{name.partition('.')[2]}"], **settings)
         seeds[name] = buffer.getvalue()
+    if register():  # the extra heic
+        for name, picture in (("image.heic", image), ("grey.heif", grey)):
+            buffer = io.BytesIO()
+            picture.save(buffer, "HEIF")
+            seeds[name] = buffer.getvalue()
     for name, settings in (("bands.tif", {}), ("bands_zlib.tif", {"compression": "zlib"}), ("bands_tiled.tif", {"tile": (16, 16)})):
         buffer = io.BytesIO()
         tifffile.imwrite(buffer, waves(channels=5), photometric="minisblack", planarconfig="contig", **settings)

@@ -1,5 +1,7 @@
 """Sources of images: files, shards, tiles of slides, faces, videos, and synthetic scenes and tissue."""
 
+from glpretrain.data.sources.images.bands import Bands
+from glpretrain.data.sources.images.dicom import DicomFolder
 from glpretrain.data.sources.images.faces import Faces, FaceSwaps, LFWSubset
 from glpretrain.data.sources.images.folders import ImageFolder
 from glpretrain.data.sources.images.huggingface import HuggingFaceImages
@@ -12,6 +14,8 @@ from glpretrain.data.sources.images.tissue import Tissue
 from glpretrain.data.sources.images.videos import SceneVideos, Video, VideoFolder, VideoSource
 
 __all__ = [
+    "Bands",
+    "DicomFolder",
     "FaceSwaps",
     "Faces",
     "HuggingFaceImages",

@@ -4,7 +4,6 @@ Nothing is resized here, except that a large JPEG is decoded at a reduced scale 
 is in the order of its file, H W C, in which torch resizes images fastest; its tensor has the axes C H W.
 """
 
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import tifffile
 import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
@@ -22,22 +20,26 @@ from torch import Tensor
 
 from glpretrain.core.listing import LEFTOVERS, Run, State, Walk, count_kinds, expanded, has_plain_ending, say_once
 from glpretrain.data.sources.base import UnreadableItemError
+from glpretrain.data.sources.images.arrays import GDAL_NODATA, TIFF_ENDINGS, from_array, load_array, read_tiff
+from glpretrain.data.sources.images.heif import HEIF_ENDINGS, NEEDED, begins_as_heif, register, require_readable
 from glpretrain.data.sources.paths import Paths
 from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs", ".gif", ".bmp", ".dib"),
     *(".tif", ".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".pcx", ".qoi"),
-    *(".sgi", ".psd", ".dds", ".ico", ".npy"),
+    *(".sgi", ".psd", ".dds", ".ico", ".npy", *HEIF_ENDINGS),
 )
 _ENDINGS = frozenset(ENDINGS)
 # The formats of these files. A fixed list, since Pillow would start Ghostscript for a PostScript file, whatever its name.
 _FORMATS = (
-    *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "PCX", "QOI", "SGI", "PSD", "DDS", "ICO"),
+    # AVIF is asked before HEIF: pillow-heif would take an AVIF file that begins with `mif1` and fail later.
+    *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "PCX", "QOI", "SGI", "PSD", "DDS"),
+    "ICO",
     "TGA",  # last, since its files begin in no particular way
 )
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
-_ORIENTATION, _GDAL_NODATA = 0x0112, 42113  # numbers of tags
+_ORIENTATION = 0x0112  # number of the tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,12 +50,12 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _LARGEST_FLOAT = 1e38  # files mark missing values by the largest float that there is
-_MOST_BYTES = 1 << 30  # of one decoded array
 _VOID = 255
 IMAGE_RULES = " ".join((*ENDINGS, *sorted(LEFTOVERS)))  # what a listing of images depends on
 LEAST_SAVED = 100_000  # images, which are found in a second
 MOST_SIDE = 2048  # pixels on each side of a JPEG that are enough to score on
 _LONGEST_REASON = 300  # bytes
+_START = 16  # bytes by which a file is known
 
 
 @contextmanager
@@ -83,7 +85,7 @@ def damage_named(what: object) -> Iterator[None]:
         raise UnreadableItemError(f"{what}: {name}{' '.join(str(error).split())}") from error
 
 
-def decode(path: Path, *, channels: int, side: int | None = None) -> Tensor:
+def decode(path: Path, *, channels: int, side: int | None = None, levels: np.ndarray | None = None) -> Tensor:
     """One image file as UInt8[C H W].
 
     PIL decodes images of 1 or 3 channels. The orientation of the EXIF tag is applied, and 16 bits are scaled to 8 over their whole range.
@@ -94,15 +96,22 @@ def decode(path: Path, *, channels: int, side: int | None = None) -> Tensor:
         channels: number of channels.
         side: pixels on each side that are enough: a JPEG with twice as many or more is decoded at a half, a quarter or an eighth of its
             size. When left out, every image has its own size.
+        levels: Float32[2 C], the values that become 0 and 255 (`arrays.levels_of`), for `.npy`, TIFF, and grey files of more than 8 bits.
 
     Raises:
-        UnreadableItemError: the file is damaged, is no image, or has another number of channels.
+        UnreadableItemError: the file is damaged, is no image, or has another number of channels, or `levels` cannot be used for it.
     """
     with damage_named(path):
         if path.suffix.lower() == ".npy":
-            return _from_array(load_array(path), path, channels=channels)
-        if channels not in (1, 3):
-            return _from_array(_read_tiff(path), path, channels=channels)
+            return from_array(load_array(path), path, channels=channels, levels=levels)
+        if channels not in (1, 3) or (levels is not None and path.suffix.lower() in TIFF_ENDINGS):
+            array, nodata = read_tiff(path, channels=channels)
+            return from_array(array, path, channels=channels, levels=levels, nodata=nodata)
+        if levels is not None:
+            with opened_image(path) as image:
+                if not image.mode.startswith(("I", "F")):
+                    raise ValueError(f"8 bits ({image.mode}); a value_range is for .npy, TIFF, and grey files of more than 8 bits")
+                return from_array(np.array(image), path, channels=channels, levels=levels)
         return decode_pil(path, channels=channels, side=side)
 
 
@@ -118,7 +127,7 @@ def pixels_of(image: Image.Image, *, channels: int) -> Tensor:
     Raises:
         ValueError: no pixel has a value.
     """
-    nodata = image.tag_v2.get(_GDAL_NODATA) if isinstance(image, TiffImageFile) else None
+    nodata = image.tag_v2.get(GDAL_NODATA) if isinstance(image, TiffImageFile) else None
     turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))  # ImageOps.exif_transpose would write the other tags anew
     turned = image if turn is None else image.transpose(turn)
     if turned.mode.startswith(("I", "F")):
@@ -132,38 +141,61 @@ def pixels_of(image: Image.Image, *, channels: int) -> Tensor:
 def opened_image(file: Path | str | BinaryIO, *, side: int | None = None) -> Iterator[Image.Image]:
     """A decoded file of one of the formats above.
 
-    libtiff writes to the descriptor of stderr, past Python. What it says is kept from there: it is the reason that Pillow's error lacks.
+    What libtiff writes to stderr is the reason that Pillow's error lacks.
 
     Args:
         file: path of the file, or its bytes.
         side: pixels on each side that are enough of a JPEG, as for `decode`.
     """
-    with Image.open(file, formats=_formats()) as image:
+    with _opened(file) as image:
         if side is not None:
             image.draft(None, (side, side))  # changes nothing for files other than JPEG
         if isinstance(image, TiffImageFile):
-            said, stderr = os.memfd_create("libtiff"), os.dup(2)
-            os.dup2(said, 2)
-            try:
-                image.load()
-            except Exception as error:
-                if not (reason := os.pread(said, _LONGEST_REASON, 0).decode("ascii", "replace").strip()):
-                    raise
-                raise ValueError(reason.splitlines()[0].removeprefix("tempfile.tif: ")) from error  # Pillow's name for every file
-            finally:
-                os.dup2(stderr, 2)
-                os.close(stderr)
-                os.close(said)
+            with stderr_held() as said:
+                try:
+                    image.load()
+                except Exception as error:
+                    if not (reason := os.pread(said, _LONGEST_REASON, 0).decode("ascii", "replace").strip()):
+                        raise
+                    raise ValueError(reason.splitlines()[0].removeprefix("tempfile.tif: ")) from error  # Pillow's name for every file
         else:
             image.load()
         yield image
+
+
+@contextmanager
+def stderr_held() -> Iterator[int]:
+    """Keep what a library writes to the descriptor of stderr, past Python; gives the descriptor of a file that has it."""
+    said, stderr = os.memfd_create("stderr"), os.dup(2)
+    os.dup2(said, 2)
+    try:
+        yield said
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(said)
+
+
+def _opened(file: Path | str | BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=_formats())
+    except UnidentifiedImageError as error:
+        if isinstance(file, Path | str):
+            start = _start_of(Path(file))
+        else:
+            file.seek(0)
+            start = file.read(_START)
+        if begins_as_heif(start) and not register():
+            raise ValueError(NEEDED) from error
+        raise
 
 
 @cache
 def _formats() -> tuple[str, ...]:
     """Those that this version of Pillow has."""
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    with_heif = register()
+    return tuple(name for name in _FORMATS if name in Image.OPEN and (name != "HEIF" or with_heif))
 
 
 def _to_bytes(image: Image.Image, *, nodata: object) -> Image.Image:
@@ -187,8 +219,8 @@ def decode_mask(path: Path, *, size: Sequence[int]) -> Tensor:
         UnreadableItemError: the file is damaged, holds no label per pixel, or its height and width are not `size`.
     """
     with damage_named(path), opened_image(path) as opened:
-        if opened.format == "JPEG":
-            raise ValueError("a JPEG file does not keep labels exactly; give a PNG file")
+        if opened.format in ("JPEG", "HEIF"):
+            raise ValueError(f"a {opened.format} file does not keep labels exactly; give a PNG file")
         values = np.array(opened)
     if values.ndim == 3:
         colours = values[..., : 1 if values.shape[-1] == 2 else 3]  # without the opacity
@@ -214,47 +246,16 @@ def void_of(values: Tensor, *, first: int) -> int | None:
     return _VOID if bool((values == _VOID).any()) and bool(others.any()) else None
 
 
-def load_array(path: Path) -> np.ndarray:
-    """The array of a `.npy` file. It is mapped, so that a header that claims more than the file holds costs no memory."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise ValueError("an .npz archive of several arrays; give one .npy file per image")
-    return array
-
-
-def _read_tiff(path: Path) -> np.ndarray:
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        raise ValueError("only .tif, .tiff and .npy files can have a number of channels other than 1 or 3")
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs does not name the file
-    with tifffile.TiffFile(path) as file:
-        if not file.pages:
-            raise ValueError("a TIFF file without pages")
-        series = file.series[0]
-        if series.nbytes > _MOST_BYTES:
-            raise ValueError(f"a TIFF file of shape {series.shape}; accepted: up to {_MOST_BYTES} bytes")
-        array = series.asarray()
-        return np.moveaxis(array, 0, -1) if series.axes == "SYX" else array
-
-
-def _from_array(array: np.ndarray, path: Path, *, channels: int) -> Tensor:
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[-1] != channels or 0 in array.shape:
-        raise UnreadableItemError(f"{path}: shape {array.shape}, expected (height, width, {channels})")
-    if array.nbytes > _MOST_BYTES:
-        raise UnreadableItemError(f"{path}: shape {array.shape}; accepted: up to {_MOST_BYTES} bytes")
-    if array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise UnreadableItemError(f"{path}: type {array.dtype}, expected uint8 or uint16")
-    return torch.from_numpy(np.array(array, order="C")).permute(2, 0, 1)  # [C H W]
-
-
 def find_images(root: Path) -> Paths:
-    """Image files below `root` in the order of their names. Hidden files and folders are left out; what else is left out is logged."""
+    """Image files below `root` in the order of their names. Hidden files and folders are left out; what else is left out is logged.
+
+    Raises:
+        ValueError: all of them need a package that is missing.
+    """
     paths, note, _ = listing_of(root, walk=images_below, rules=IMAGE_RULES, least=LEAST_SAVED)
-    if note:
-        say_once(f"{root}: {note}")
+    for said in (note, require_readable(paths)):
+        if said:
+            say_once(f"{root}: {said}")
     return paths
 
 
@@ -292,9 +293,14 @@ def _images_of(walk: Walk, others: list[Path]) -> Iterator[Run]:
 
 
 def _begins_as_image(path: Path) -> bool:
+    start = _start_of(path)
+    known = start.startswith(_BEGINNINGS) or start[4:12] == b"ftypavif" or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+    return known or begins_as_heif(start)
+
+
+def _start_of(path: Path) -> bytes:
     with path.open("rb") as opened:
-        start = opened.read(16)
-    return start.startswith(_BEGINNINGS) or start[4:12] == b"ftypavif" or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+        return opened.read(_START)
 
 
 def existing_folder(root: str | Path, what: str) -> Path:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from glpretrain.core.listing import State
 from glpretrain.data.sources.base import UnreadableItemError
-from glpretrain.data.sources.images.decoding import LEAST_SAVED, damage_named, load_array, opened_image
+from glpretrain.data.sources.images.arrays import load_array
+from glpretrain.data.sources.images.decoding import LEAST_SAVED, damage_named, opened_image
 from glpretrain.data.sources.paths import Paths, Texts
 from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 from glpretrain.masking import FACE_REGIONS

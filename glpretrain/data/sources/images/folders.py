@@ -13,7 +13,9 @@ import numpy as np
 
 from glpretrain.core.listing import is_leftover, say_once
 from glpretrain.data.sources.base import Item, Source, Stored, checked_index
+from glpretrain.data.sources.images.arrays import ValueRange, levels_of, way_of
 from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, decode, existing_folder, find_images
+from glpretrain.data.sources.images.heif import NEEDED, register
 from glpretrain.data.sources.images.layouts import by_lower_name, masks_beside_images, split_folders
 from glpretrain.data.sources.paths import Paths
 
@@ -23,7 +25,8 @@ _MOST_NAMES = 10  # in a message
 
 def no_image_found(what: str, folder: Path) -> ValueError:
     """What is wrong with a folder without images."""
-    return ValueError(f"{what}: no image in {folder}; accepted endings: {' '.join(ENDINGS)}")
+    needed = "" if register() else f". {NEEDED}"
+    return ValueError(f"{what}: no image in {folder}; accepted endings: {' '.join(ENDINGS)}{needed}")
 
 
 class ImageFolder(Source):
@@ -39,6 +42,8 @@ class ImageFolder(Source):
         channels: number of channels of every item; files are converted between grey and colour.
         split: which split of a folder with `train/` and `val/` is read. When left out, `train` of such a folder, and all images of any
             other.
+        value_range: [low, high], the values that become 0 and 255, or such a pair for each channel; for `.npy`, TIFF, and grey files of
+            more than 8 bits. When left out, arrays have 8 bits, or the upper 8 of 16 bits are taken.
 
     Raises:
         ValueError: the folder is missing, has no image, has no splits although `split` is given, or holds masks.
@@ -46,9 +51,16 @@ class ImageFolder(Source):
 
     accepts = "a folder of images"
 
-    def __init__(self, root: str | Path, *, channels: int = 3, split: Literal["all", "train", "val"] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        channels: int = 3,
+        split: Literal["all", "train", "val"] | None = None,
+        value_range: ValueRange | None = None,
+    ) -> None:
         self.root = existing_folder(root, "ImageFolder")
-        self.channels = channels
+        self.channels, self._levels = channels, levels_of(value_range, channels=channels, owner="ImageFolder")
         if (pair := masks_beside_images(self.root)) is not None:
             raise ValueError(f"ImageFolder: {self.root} holds masks ({pair[1].name}/); use MaskedFolder, or give {pair[0]}")
         self._split_folders = split_folders(by_lower_name(self.root))
@@ -65,11 +77,11 @@ class ImageFolder(Source):
             ValueError: there is none.
         """
         if self._split_folders is None:
-            self.classes, parts = _classes(self._found, self.root), {"": self._found[0]}
+            self.classes, parts = class_names(self._found, self.root, owner="ImageFolder"), {"": self._found[0]}
         else:
             parts = self._read_split(*self._split_folders, *self._found, split=split)
         numbers = {name: number for number, name in enumerate(self.classes)}
-        tops = [top for paths in parts.values() for top in _tops(paths)]
+        tops = [top for paths in parts.values() for top in tops_of(paths)]
         self._label_of_folder = np.array([numbers.get(top, -1) for top in tops], dtype=np.int32)
         self.paths = self._files = Paths.joined([paths.below(self.root, part) if part else paths for part, paths in parts.items()])
         if not self.paths:
@@ -79,10 +91,13 @@ class ImageFolder(Source):
         self, train_folder: Path, val_folder: Path, train: Paths, val: Paths, *, split: Literal["all", "train", "val"]
     ) -> dict[str, Paths]:
         """The images of the split, by the folder of their part."""
-        self.classes = _classes([train, val], self.root) if split == "all" else _classes([train], train_folder)
+        if split == "all":
+            self.classes = class_names([train, val], self.root, owner="ImageFolder")
+        else:
+            self.classes = class_names([train], train_folder, owner="ImageFolder")
         if split == "val" and self.classes:
             # The classes of train/ come first, so that a class has the same number in both; a test part may have no labels.
-            names = {top for top in _tops(val) if top}
+            names = {top for top in tops_of(val) if top}
             self.classes = [*self.classes, *sorted(names - set(self.classes))] if names else []
             if names and len(loose := val.directly_in("")):
                 counts = f"{len(loose)} of {len(val)} images of {val_folder} are in no class folder"
@@ -120,12 +135,13 @@ class ImageFolder(Source):
         return self.reduced(index, side=MOST_SIDE)
 
     def reduced(self, index: int, *, side: int) -> Item:
-        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side)
+        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side, levels=self._levels)
         label = int(self._label_of_folder[self._files.folder_of[index]])
         return Item(values=values, label=label, instances=None, regions=None)
 
     def stored(self, index: int) -> Stored:
-        return Stored(self.paths[index], f"image {self.channels}", int(self._label_of_folder[self._files.folder_of[index]]))
+        way = f"image {self.channels}{way_of(self._levels)}"
+        return Stored(self.paths[index], way, int(self._label_of_folder[self._files.folder_of[index]]))
 
     def whole(self) -> "ImageFolder":
         if self._split_folders is None:
@@ -151,20 +167,21 @@ class ImageFolder(Source):
         return train, test
 
 
-def _tops(paths: Paths) -> list[str]:
+def tops_of(paths: Paths) -> list[str]:
     """The first part of each folder, which is the name of a class; empty for the folder itself."""
     return [folder.partition("/")[0] for folder in paths.folders]
 
 
-def _classes(parts: Sequence[Paths], root: Path) -> list[str]:
-    names = sorted({top for paths in parts for top in _tops(paths) if top})
+def class_names(parts: Sequence[Paths], root: Path, *, owner: str) -> list[str]:
+    """The first-level folders, if there are at least two and every item is inside one; `owner` is the class, for messages."""
+    names = sorted({top for paths in parts for top in tops_of(paths) if top})
     if len(names) < 2:
         return []
     loose = [(paths, paths.directly_in("")) for paths in parts]
     if count := sum(len(places) for _, places in loose):
         counts = f"{count} of {sum(map(len, parts))} images are in no class folder"
         first = next(paths.names[int(places[0])] for paths, places in loose if len(places))
-        say_once(f"ImageFolder: {counts} (such as {root / first}), so there are no classes")
+        say_once(f"{owner}: {counts} (such as {root / first}), so there are no classes")
         return []
     return names
 

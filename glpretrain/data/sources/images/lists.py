@@ -13,6 +13,7 @@ import numpy as np
 
 from glpretrain.core.listing import State, expanded
 from glpretrain.data.sources.base import Item, Source, Stored, checked_index, label_items
+from glpretrain.data.sources.images.arrays import ValueRange, levels_of, way_of
 from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, decode
 from glpretrain.data.sources.paths import Paths, Texts
 from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
@@ -29,6 +30,8 @@ class ImageList(Source):
     Args:
         path: path of the text file; empty lines and lines that begin with `#` are ignored.
         channels: number of channels of every item.
+        value_range: [low, high], the values that become 0 and 255, or such a pair for each channel; for `.npy`, TIFF, and grey files of
+            more than 8 bits. When left out, arrays have 8 bits, or the upper 8 of 16 bits are taken.
 
     Raises:
         ValueError: the file is missing or names no image, or only some lines have a class name.
@@ -36,9 +39,10 @@ class ImageList(Source):
 
     accepts = f"a list of images ({', '.join(_LISTS)})"
 
-    def __init__(self, path: str | Path, *, channels: int = 3) -> None:
+    def __init__(self, path: str | Path, *, channels: int = 3, value_range: ValueRange | None = None) -> None:
         self.path = expanded(path)
         self.name, self.channels = self.path.stem, channels
+        self._levels = levels_of(value_range, channels=channels, owner="ImageList")
         if not self.path.is_file():
             raise ValueError(f"ImageList: {self.path} is not a file")
         found = listing_of(self.path, walk=_read, rules=f"list {' '.join(ENDINGS)}", least=_LEAST)
@@ -57,11 +61,11 @@ class ImageList(Source):
         return self.reduced(index, side=MOST_SIDE)
 
     def reduced(self, index: int, *, side: int) -> Item:
-        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side)
+        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side, levels=self._levels)
         return Item(values=values, label=int(self._labels[index]), instances=None, regions=None)
 
     def stored(self, index: int) -> Stored:
-        return Stored(self.paths[index], f"image {self.channels}", int(self._labels[index]))
+        return Stored(self.paths[index], f"image {self.channels}{way_of(self._levels)}", int(self._labels[index]))
 
     def _listing(self) -> tuple[object, ...]:
         return *super()._listing(), self._labels

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from glpretrain.core.listing import say_once
 from glpretrain.data.sources.base import Item, Source, UnreadableItemError, check_choice, checked_index
+from glpretrain.data.sources.images.arrays import ValueRange, levels_of
 from glpretrain.data.sources.images.decoding import (
     IMAGE_RULES,
     LEAST_SAVED,
@@ -59,6 +60,7 @@ class MaskedFolder(Source):
             left out, it is what the folder says, and 0 where it says nothing.
         mask_classes: names of the values 0, 1, 2 ... where masks hold classes (of 1, 2 ... in ADE20K); when left out, those that the
             folder gives, and none where masks hold objects.
+        value_range: as for `ImageFolder`.
 
     Raises:
         ValueError: the folders are missing, there is no image, or an image has no mask.
@@ -75,18 +77,20 @@ class MaskedFolder(Source):
         ignore: int | None = None,
         offset: int | None = None,
         mask_classes: Sequence[str] | None = None,
+        value_range: ValueRange | None = None,
     ) -> None:
         if split is not None:
             check_choice(split, ("train", "val"), what="MaskedFolder: split")
         folder = existing_folder(root, "MaskedFolder")
         part = mask_part(folder, split, names_classes=mask_classes is None)
         self.root, self.name, self.channels = part.root, part.name, channels
+        self._levels = levels_of(value_range, channels=channels, owner="MaskedFolder")
         self.ignore = part.meaning.ignore if ignore is None else ignore
         self.offset = part.meaning.offset if offset is None else offset
         self.mask_classes = tuple(part.meaning.classes if mask_classes is None else mask_classes)
         self._first = part.meaning.first
         divided = split is None and mask_splits(folder) == ["train", "val"]
-        same = {"channels": channels, "ignore": ignore, "offset": offset, "mask_classes": mask_classes}
+        same = {"channels": channels, "ignore": ignore, "offset": offset, "mask_classes": mask_classes, "value_range": value_range}
         self._parts = partial(MaskedFolder, root, **same) if divided else None
         self.paths, self._masks, *objects = _walked(part) if part.listed is None else _listed(part, part.listed)
         self._objects = objects[0] if objects else None  # masks of objects, where `_masks` holds classes
@@ -96,7 +100,7 @@ class MaskedFolder(Source):
 
     def __getitem__(self, index: int) -> Item:
         path, mask_path = self.paths[checked_index(index, len(self))], self._masks[index]
-        image = decode(path, channels=self.channels)
+        image = decode(path, channels=self.channels, levels=self._levels)
         values = decode_mask(mask_path, size=image.shape[1:])
         semantic, instances = self._semantic(values, mask_path), self._instances(values)
         if self._objects is not None:
