@@ -298,6 +298,6 @@ def _moving(method: Watched) -> dict[str, Tensor]:
     assert isinstance(method, nn.Module)
     found = {} if method.teacher is None else {"teacher": _sample(method.teacher.branch)}
     for name, state in method.named_modules():
-        if isinstance(state, State) and name != "trunk":  # a trunk that has been released stands still
+        if isinstance(state, State) and state.moves_every_step:
             found[name] = _sample([buffer.float() for buffer in state.buffers()])
     return found

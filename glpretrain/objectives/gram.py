@@ -3,15 +3,15 @@
 Left out: which tokens are compared, and where the targets come from (`training.anchor`).
 """
 
-from typing import Literal
+from typing import get_args
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from glpretrain.objectives.base import Objective
+from glpretrain.training.anchor import Negatives
 
-Negatives = Literal["keep", "remove", "remove_in_targets", "remove_common"]
-NEGATIVES: tuple[Negatives, ...] = ("keep", "remove", "remove_in_targets", "remove_common")
+NEGATIVES: tuple[Negatives, ...] = get_args(Negatives)
 
 
 class GramDistance(Objective):
