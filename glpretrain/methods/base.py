@@ -95,16 +95,12 @@ class Method(pl.LightningModule, ABC):
     def _anchored(self, gram: Gram) -> Anchor:
         name = type(self).__name__
         if gram.tokens not in self.gram_tokens:
-            accepted = (
-                f"accepted: {', '.join(self.gram_tokens)}"
-                if self.gram_tokens
-                else "it encodes no patches of its global views: leave it out"
-            )
-            raise ValueError(f"gram: tokens={gram.tokens} given for {name}; {accepted}")
+            accepted = ", ".join(self.gram_tokens) or "nothing, because it encodes no patches of its global views: leave gram out"
+            raise ValueError(f"gram: tokens={gram.tokens} given; {name} accepts {accepted}")
         if gram.source == "ema" and self.teacher is None:
             raise ValueError(f"gram: source=ema given, but {name} has no moving teacher; accepted: snapshot, or a backbone file")
         if gram.views == "clean":
-            self.uses = {**self.uses, "clean": Uses()}
+            self.uses = {**self.uses, "clean": Uses()}  # pyright: ignore[reportAttributeAccessIssue]  of this object alone
         if gram.level == "batch":
             self.in_batch = (*self.in_batch, "gram")
         return Anchor(gram, objective=GramDistance(normalise=gram.normalise, negatives=gram.negatives), backbone=self.backbone())
