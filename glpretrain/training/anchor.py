@@ -211,6 +211,9 @@ class Anchor(nn.Module):
         settings: when and what is compared.
         objective: distance of sets of tokens, `GramDistance`.
         backbone: encoder of which snapshots are taken.
+
+    Raises:
+        ValueError: a frozen backbone takes items of another kind, or makes other tokens where these cannot be resized.
     """
 
     def __init__(self, settings: Gram, *, objective: nn.Module, backbone: Encoder) -> None:
@@ -218,6 +221,8 @@ class Anchor(nn.Module):
         self.settings, self.objective = settings, objective
         self.snapshot = Snapshot(backbone, shares=settings.taken_at) if settings.source == "snapshot" else None
         self.expert = settings.source if isinstance(settings.source, FrozenTeacher) else None
+        if self.expert is not None:
+            _require_same_items(self.expert, backbone)
 
     def begin(self, progress: float, *, backbone: Encoder) -> None:
         """Take a snapshot where it is due; called before every step, outside of the forward pass that gathers sharded weights."""
@@ -271,8 +276,10 @@ class Anchor(nn.Module):
         new_grid = encoder.grid(batch.views["global"].items.shape[2:])
         if grid == new_grid:
             return patches
+        (height, width), (new_height, new_width) = grid, new_grid
         # Before the tokens get length one, as in the official code: a long one counts more in an average.
-        return resize_tokens(patches.float(), grid=grid, new_grid=new_grid, antialias=self.settings.antialias)
+        antialias = self.settings.antialias
+        return resize_tokens(patches.float(), grid=(height, width), new_grid=(new_height, new_width), antialias=antialias)
 
     def _places(self, group: ViewGroup) -> Tensor:
         """Int[M]: places of the masked or unmasked tokens among all; the host does not wait for their number."""
@@ -281,3 +288,14 @@ class Anchor(nn.Module):
             return hidden
         assert group.mask is not None
         return first_visible(group.mask.flatten().unsqueeze(0), count=group.mask.numel() - len(hidden)).squeeze(0)
+
+
+def _require_same_items(expert: FrozenTeacher, backbone: Encoder) -> None:
+    card, own = expert.encoder.card, backbone.card
+    if card.modality != own.modality:
+        raise ValueError(f"gram: source takes items of kind {card.modality}, the student {own.modality}; give a backbone of the same kind")
+    grid = backbone.grid(own.item_shape)
+    if len(grid) == 2 and card.item_shape[0] != own.item_shape[0]:
+        raise ValueError(f"gram: source has {card.item_shape[0]} channels, the student's items {own.item_shape[0]}; make them equal")
+    if len(grid) != 2 and expert.grid != grid:
+        raise ValueError(f"gram: source makes {expert.grid} tokens, the student {grid}, and only maps can be resized; make them equal")

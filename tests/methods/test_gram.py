@@ -22,7 +22,7 @@ from torch import Tensor
 
 from glpretrain.core.clouds import take
 from glpretrain.core.patches import resize_tokens
-from glpretrain.encoders import Encoder, ViT
+from glpretrain.encoders import Encoder, PointTransformer, ViT
 from glpretrain.methods import DINO, Mugs
 from glpretrain.objectives import GramDistance
 from glpretrain.training.anchor import Gram, Snapshot
@@ -196,6 +196,17 @@ def test_the_host_waits_for_no_device(tmp_path: Path) -> None:
         total = model.total(model.averaged(terms_of(model, batch), batch), 0.5)
         total.backward()
     assert not +waits.found
+
+
+def test_an_anchor_of_other_items_is_refused_before_the_first_step() -> None:
+    student, grey = (
+        ViT("vit_tiny_patch16_224", img_size=16, patch_size=8, in_chans=count, embed_dim=12, depth=1, num_heads=3) for count in (3, 1)
+    )
+    with pytest.raises(ValueError, match="gram: source has 1 channels, the student's items 3; make them equal"):
+        DINO(student, num_prototypes=7, gram=Gram(source=FrozenTeacher(grey)))
+    cloud = PointTransformer(num_points=48, embed_dim=24, depth=1, num_heads=3, tokens_dim=8, points_per_token=6, group_size=8)
+    with pytest.raises(ValueError, match="gram: source takes items of kind points, the student image"):
+        DINO(student, num_prototypes=7, gram=Gram(source=FrozenTeacher(cloud)))
 
 
 def test_methods_that_cannot_be_anchored_refuse_it_by_name() -> None:
