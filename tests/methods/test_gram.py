@@ -204,7 +204,7 @@ def test_an_anchor_of_other_items_is_refused_before_the_first_step() -> None:
     )
     with pytest.raises(ValueError, match="gram: source has 1 channels, the student's items 3; make them equal"):
         DINO(student, num_prototypes=7, gram=Gram(source=FrozenTeacher(grey)))
-    cloud = PointTransformer(num_points=48, embed_dim=24, depth=1, num_heads=3, tokens_dim=8, points_per_token=6, group_size=8)
+    cloud = PointTransformer("point_mae", num_points=48, embed_dim=24, depth=1, num_heads=3, tokens_dim=8, points_per_token=6, group_size=8)
     with pytest.raises(ValueError, match="gram: source takes items of kind points, the student image"):
         DINO(student, num_prototypes=7, gram=Gram(source=FrozenTeacher(cloud)))
 
