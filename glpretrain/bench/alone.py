@@ -44,11 +44,11 @@ class Alone:
             during: context in which `losses` and `backward` are computed, by these names.
         """
         method = self.method
-        method.step.begin(method)
+        method.begin_step(_PROGRESS)
         casts = torch.autocast(batch.index.device.type, dtype=self.dtype, enabled=self.dtype is not None, cache_enabled=self.caches_casts)
         with during("losses"), casts:
             terms = method.averaged(method(batch, _PROGRESS), batch)
-            total = torch.stack([method.weights[name] * value for name, value in terms.items()]).sum()
+            total = method.total(terms, _PROGRESS)
         method.step.keep({name: value.detach() for name, value in terms.items()})
         self.optimizer.zero_grad(set_to_none=True)
         with during("backward"):

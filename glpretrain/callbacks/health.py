@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 
-from glpretrain.callbacks.verdicts import Verdict, features_health, judge, usage
+from glpretrain.callbacks.verdicts import Verdict, features_health, judge, similarity_drift, usage
 from glpretrain.core.batch import Batch
 from glpretrain.core.distributed import all_reduce_mean, all_reduce_sum, world_size
 from glpretrain.core.schedule import Schedule
@@ -25,6 +25,7 @@ from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE, QueueInfoNCE
 from glpretrain.objectives.distillation import Distillation
+from glpretrain.training.anchor import Anchor
 from glpretrain.training.branch import Branch
 from glpretrain.training.memory import State
 from glpretrain.training.prototypes import PrototypeLogits
@@ -34,6 +35,7 @@ from glpretrain.training.teacher import EMATeacher
 _log = logging.getLogger(__name__)
 _SAMPLE = 4096  # numbers of each tensor that stand for it
 _LOOKED_AT = 64  # items whose patches stand for those of a batch
+_COMPARED = 16  # items whose patches are compared pair by pair
 
 
 @runtime_checkable
@@ -44,6 +46,7 @@ class Watched(Protocol):
     student: Branch
     teacher: EMATeacher | None
     momentum: Schedule | None
+    anchor: Anchor | None
 
     def progress(self) -> float:
         """Share of the run that is done."""
@@ -63,7 +66,9 @@ class TrainingHealth(pl.Callback):
     minus ln K, which is above 0 where the student is worse than guessing. Of every contrast: `excess`, likewise with its number of
     candidates. Of the backbone, in the last step: `rank_cls` and `rank_patches`, exp of the entropy of the normalised singular values of
     the centred features; `spread_cls` and `spread_patches`, share of their energy that is not their mean; `patch_decay`, by how much a
-    patch is more like the next one than like any patch of its item. Of the step: `update`, norm of the change of the weights over the
+    patch is more like the next one than like any patch of its item; `cls_cosine`, mean cosine of `cls` and a patch of its item, which rises
+    where patches lose their locality; and, once a snapshot was taken (`Gram`), `gram_drift`, mean change since then of the cosine of two
+    different patches of an item. Of the step: `update`, norm of the change of the weights over the
     norm of the weights; `growth`, their norm over that at the start of the fit; `gradient`, norm of all gradients; `encoder_update` and
     `encoder_gradient`, the same of the student's encoder; `distance`, norm of the difference of teacher and student over the norm of the
     student; `pull`, 1 minus the teacher's momentum. Updates, `growth` and `distance` are estimates from a part of each tensor.
@@ -109,7 +114,7 @@ class TrainingHealth(pl.Callback):
             elif isinstance(module, InfoNCE | PatchInfoNCE | QueueInfoNCE):
                 hook = partial(self._compare, trainer, name.removesuffix("_objective"))
                 self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
-        self._handles.append(pl_module.backbone().register_forward_hook(partial(self._see, trainer)))
+        self._handles.append(pl_module.backbone().register_forward_hook(partial(self._see, trainer, pl_module.anchor)))
         self._last = _moving(pl_module)
         self._start = _sample(_learning(pl_module)).norm()
 
@@ -208,6 +213,7 @@ class TrainingHealth(pl.Callback):
     def _see(
         self,
         trainer: pl.Trainer,
+        anchor: Anchor | None,
         encoder: Encoder,
         args: tuple[Tensor] | tuple[list[Tensor]],
         output: EncoderOutput | list[EncoderOutput],
@@ -221,6 +227,12 @@ class TrainingHealth(pl.Callback):
             patches = encoder(items[:_LOOKED_AT]).patches
             self._looks = False
         self._features = features_health(first.cls.detach().float().cpu(), patches.detach().float().cpu())
+        snapshot = None if anchor is None else anchor.snapshot
+        snapshot = None if anchor is None else anchor.snapshot
+        if snapshot is not None and snapshot.taken > 0 and patches.shape[1] > 1:
+            before = snapshot(items[:_COMPARED]).patches
+            if before.shape[1] == patches.shape[1]:  # a student without a teacher may have dropped tokens
+                self._features["gram_drift"] = similarity_drift(patches[:_COMPARED].float(), before.float()).cpu()
 
     def _of_assignments(self) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -298,6 +310,6 @@ def _moving(method: Watched) -> dict[str, Tensor]:
     assert isinstance(method, nn.Module)
     found = {} if method.teacher is None else {"teacher": _sample(method.teacher.branch)}
     for name, state in method.named_modules():
-        if isinstance(state, State) and name != "trunk":  # a trunk that has been released stands still
+        if isinstance(state, State) and state.moves_every_step:
             found[name] = _sample([buffer.float() for buffer in state.buffers()])
     return found

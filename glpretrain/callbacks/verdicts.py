@@ -90,7 +90,21 @@ def features_health(cls: Tensor, patches: Tensor) -> dict[str, Tensor]:
         unit = nn.functional.normalize(patches[:16], dim=-1)
         mean = unit.mean(dim=1).square().sum(dim=-1).mean()  # mean cosine of two patches of one item
         found["patch_decay"] = (unit[:, 1:] * unit[:, :-1]).sum(dim=-1).mean() - mean
+        found["cls_cosine"] = (nn.functional.normalize(cls[: len(unit)], dim=-1).unsqueeze(1) * unit).sum(dim=-1).mean()
     return found
+
+
+def similarity_drift(patches: Tensor, before: Tensor) -> Tensor:
+    """Float[]: mean over pairs of different patches of an item of the change of their cosine.
+
+    Args:
+        patches: Float[B N D].
+        before: Float[B N D], patches of the same items by an earlier backbone.
+    """
+    now, then = (nn.functional.normalize(tokens, dim=-1) for tokens in (patches, before))
+    change = (now @ now.transpose(1, 2) - then @ then.transpose(1, 2)).abs()
+    num_tokens = change.shape[1]
+    return (change.sum(dim=(1, 2)) - change.diagonal(dim1=1, dim2=2).sum(dim=1)).mean() / (num_tokens * (num_tokens - 1))
 
 
 def usage(sums: Tensor) -> dict[str, Tensor]:

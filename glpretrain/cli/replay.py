@@ -85,8 +85,8 @@ def replayed(method: Method, content: Mapping) -> Replayed:
     for part, logged in zip(content["batches"], content["terms"], strict=True):
         batch = Batch(part["index"], {name: ViewGroup(**group) for name, group in part["views"].items()}, part["weight"])
         with _watched(method, found), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            computed = method.averaged(method.losses(batch, content["progress"]), batch)
-            total = torch.stack([method.weights[name] * value for name, value in computed.items()]).sum()
+            computed = method.averaged(method(batch, content["progress"]), batch)
+            total = method.total(computed, content["progress"])
             (total * content["loss_scale"]).backward()
         values = {name: value.detach().float() for name, value in computed.items()}
         terms.append({name: float(value) for name, value in values.items()})

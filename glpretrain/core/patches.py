@@ -1,10 +1,11 @@
-"""From images to patches: the grid of patches of an image, and cutting an image into patches.
+"""From images to patches: the grid of patches of an image, cutting an image into patches, and maps of tokens on another grid.
 
 The numbers of a patch are in MAE's order (models_mae.py, `patchify`): row, column, channel.
 """
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from glpretrain.core.types import EncoderCard
@@ -31,3 +32,18 @@ def image_grid(card: EncoderCard, item_shape: Sequence[int]) -> tuple[int, int]:
             nearest = sorted({max(length // patch, 1) * patch, (length // patch + 1) * patch})
             raise ValueError(f"{name}: {side} {length} does not divide by the patch of {patch} pixels; nearest accepted: {nearest}")
     return item_shape[1] // card.patch_size[0], item_shape[2] // card.patch_size[1]
+
+
+def resize_tokens(tokens: Tensor, *, grid: tuple[int, int], new_grid: tuple[int, int], antialias: bool = False) -> Tensor:
+    """Tokens Float[B M D] of one grid on another, Float[B N D]: bicubic, corners not aligned (GPFM's kl_loss.py; DINOv3).
+
+    Args:
+        tokens: tokens, row by row.
+        grid: rows and columns of the tokens, M in all.
+        new_grid: rows and columns of the result, N in all.
+        antialias: whether a smaller grid averages over all tokens that it stands for; otherwise over the nearest four along each axis.
+    """
+    if grid == new_grid:
+        return tokens
+    maps = tokens.unflatten(1, grid).permute(0, 3, 1, 2)  # [B D h w]
+    return F.interpolate(maps, size=new_grid, mode="bicubic", align_corners=False, antialias=antialias).flatten(2).transpose(1, 2)

@@ -71,6 +71,7 @@ _SETTINGS: Mapping[str, Setting] = {
     "global": Setting("data.views.global_views", "[{size: 224, scale: [0.25, 1.0], count: 2}]"),
     "local": Setting("data.views.local_views", "[{size: 96, scale: [0.05, 0.4], count: 8}]"),
     "student": Setting("data.views.student_views", "[{size: 224, scale: [0.25, 1.0], count: 2}]"),
+    "clean": Setting("data.views.clean_size", "448, beside model.gram.views clean"),
     "coarse_*": Setting("data.views.coarse_views", "[{points: 256, count: 2}], for clouds of points"),
     "global.mask": Setting(_MASKED, "glpretrain.masking.BlockMask"),
     "global.region_mask": Setting(_MASKED, "glpretrain.masking.CRFRPMask"),

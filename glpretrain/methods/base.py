@@ -18,6 +18,8 @@ from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.blocks import compile_blocks
 from glpretrain.encoders.transfer import Transfer, copy_backbone
+from glpretrain.objectives.gram import GramDistance
+from glpretrain.training.anchor import Anchor, Gram
 from glpretrain.training.branch import Branch, batch_norms, norms_in_chunks
 from glpretrain.training.checks import begin_step_again, identity, require_device, require_end, require_same_run
 from glpretrain.training.memory import broadcast_states, keep_from_ddp
@@ -47,14 +49,17 @@ class Method(pl.LightningModule, ABC):
         weights: weight of every term; the names must be exactly the method's terms.
         momentum: momentum of the teacher's moving average; None trains without a teacher.
         optimization: learning rates, weight decay, clipping, and which parameters do not learn yet.
+        gram: Gram anchoring, which adds the term `gram` from a share of the run on, with a weight of its own; None is without.
 
     Raises:
-        ValueError: the names in `weights` are not the method's terms, or a weight or the momentum is out of range.
+        ValueError: the names in `weights` are not the method's terms, a weight or the momentum is out of range, or the method does not
+            encode what `gram` compares.
     """
 
     terms: tuple[str, ...]  # set by the class, or before this constructor where they depend on arguments
     uses: ClassVar[Mapping[str, Uses]]
     in_batch: tuple[str, ...] = ()  # terms in which the loss of an item depends on the others in its batch; set as `terms` is
+    gram_tokens: ClassVar[tuple[str, ...]] = ()  # patches of its global views that the student encodes and `gram` may compare
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class Method(pl.LightningModule, ABC):
         weights: dict[str, float] | None = None,
         momentum: Schedule | None = None,
         optimization: Optimization = Optimization(),  # noqa: B008  frozen
+        gram: Gram | None = None,
     ) -> None:
         super().__init__()
         weights = dict.fromkeys(self.terms, 1.0) if weights is None else weights
@@ -81,11 +87,30 @@ class Method(pl.LightningModule, ABC):
         student.set_cross_entropy(optimization.cross_entropy)
         student.set_packed_attention(optimization.packed_attention)
         self.teacher = EMATeacher(student) if momentum is not None else None
+        self.anchor = None if gram is None else self._anchored(gram)
         if optimization.compile:
             for branch in (student, *([] if self.teacher is None else [self.teacher.branch])):
                 compile_blocks(branch.encoder)
         self.trunk: Trunk | None = None  # set in a run that starts from trained weights
         self.step = Step(max_refused=optimization.max_refused)
+
+    def _anchored(self, gram: Gram) -> Anchor:
+        name = type(self).__name__
+        if gram.tokens not in self.gram_tokens:
+            accepted = ", ".join(self.gram_tokens) or "nothing, because it encodes no patches of its global views: leave gram out"
+            raise ValueError(f"gram: tokens={gram.tokens} given; {name} accepts {accepted}")
+        if gram.source == "ema" and self.teacher is None:
+            raise ValueError(f"gram: source=ema given, but {name} has no moving teacher; accepted: snapshot, or a backbone file")
+        if gram.views == "clean":
+            self.uses = {**self.uses, "clean": Uses()}  # pyright: ignore[reportAttributeAccessIssue]  of this object alone
+        if gram.level == "batch":
+            self.in_batch = (*self.in_batch, "gram")
+        return Anchor(gram, objective=GramDistance(normalise=gram.normalise, negatives=gram.negatives), backbone=self.backbone())
+
+    def weights_at(self, progress: float) -> dict[str, float]:
+        """Weight of every term that the loss has at `progress`."""
+        gram = None if self.anchor is None else self.anchor.settings.weight_at(progress)
+        return self.weights if gram is None else {**self.weights, "gram": gram}
 
     @abstractmethod
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -187,16 +212,31 @@ class Method(pl.LightningModule, ABC):
             shard(self, self._device_mesh["data_parallel"])
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """`losses`, inside the hooks with which sharded parameters are gathered."""
-        return self.losses(batch, progress)
+        """`losses` and what is added to those of any method, inside the hooks with which sharded parameters are gathered."""
+        if self.anchor is None or self.anchor.settings.weight_at(progress) is None:
+            return self.losses(batch, progress)
+        with self.anchor.noting(batch, student=self.student, teacher=None if self.teacher is None else self.teacher.branch) as encoded:
+            terms = self.losses(batch, progress)
+        return {**terms, "gram": self.anchor(batch, encoded, student=self.student)}
+
+    def begin_step(self, progress: float) -> None:
+        """What comes before the first micro-batch of a step: the others change nothing."""
+        self.step.begin(self)
+        if self.anchor is not None:
+            self.anchor.begin(progress, backbone=self.backbone())
+
+    def total(self, terms: dict[str, Tensor], progress: float) -> Tensor:
+        """Float[]: weighted sum of terms, Float[] each."""
+        weights = self.weights_at(progress)
+        assert terms.keys() == weights.keys(), f"{type(self).__name__} declares {sorted(weights)}, computed {sorted(terms)}"
+        return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of the terms, each averaged over the weighted items, all of them logged."""
-        self.step.begin(self)
-        computed = self(batch, self.progress())
-        assert computed.keys() == self.weights.keys(), f"{type(self).__name__} declares {sorted(self.terms)}, computed {sorted(computed)}"
-        terms = self.averaged(computed, batch)
-        total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+        progress = self.progress()
+        self.begin_step(progress)
+        terms = self.averaged(self(batch, progress), batch)
+        total = self.total(terms, progress)
         if self.trunk is not None:
             self.trunk.update(total)
             total = total + self.student.zero_gradient()
@@ -237,6 +277,8 @@ class Method(pl.LightningModule, ABC):
             values["trunk_rate"] = rate
         if self.momentum is not None:
             values["momentum"] = self.momentum(progress)
+        if self.anchor is not None:
+            values["gram_weight"] = self.anchor.settings.weight_at(progress) or 0.0
         # Tensors of the host: Lightning would copy a float to the device, and wait for it.
         self.log_dict({f"schedule/{name}": torch.tensor(value) for name, value in values.items()})
 

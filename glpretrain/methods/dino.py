@@ -42,6 +42,7 @@ class DINO(Method):
 
     terms = ("cls",)
     uses: ClassVar = {"global": Uses(paired_with=("global", "local")), "local": Uses(required=False)}
+    gram_tokens: ClassVar = ("all",)
 
     def __init__(
         self,

@@ -68,6 +68,7 @@ class GPFM(Method):
     """
 
     uses: ClassVar = {"global": Uses(needs=("mask",), paired_with=("global", "local")), "local": Uses(required=False)}
+    gram_tokens: ClassVar = ("all", "masked", "unmasked")
 
     def __init__(
         self,

@@ -47,6 +47,7 @@ class IBOT(Method):
 
     terms = ("cls", "patch")
     uses: ClassVar = {"global": Uses(needs=("mask",), paired_with=("global", "local")), "local": Uses(required=False)}
+    gram_tokens: ClassVar = ("all", "masked", "unmasked")
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from glpretrain.objectives.chamfer import ChamferL1, ChamferL2
 from glpretrain.objectives.contrastive import InfoNCE, NegativeCosine, NPair, PatchInfoNCE, QueueInfoNCE
 from glpretrain.objectives.distillation import PatchDistillation, TokenDistillation, ViewDistillation
 from glpretrain.objectives.experts import CosineDistance, FeatureDistance, TokenRelations, WhitenedFeatures
+from glpretrain.objectives.gram import GramDistance
 from glpretrain.objectives.reconstruction import CorruptedPixels, PatchPixels
 from glpretrain.objectives.regularization import KoLeo, MeanCosine
 
@@ -14,6 +15,7 @@ __all__ = [
     "CorruptedPixels",
     "CosineDistance",
     "FeatureDistance",
+    "GramDistance",
     "InfoNCE",
     "KoLeo",
     "MeanCosine",

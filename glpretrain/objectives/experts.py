@@ -4,17 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glpretrain.core.patches import resize_tokens
 from glpretrain.objectives.base import Objective
 
 _COSINE_SHARE = 0.9  # of `FeatureDistance`
-
-
-def resize_tokens(tokens: Tensor, *, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Tokens Float[B M D] of one grid on another, Float[B N D]: bicubic, corners not aligned, not antialiased (GPFM's kl_loss.py)."""
-    if grid == new_grid:
-        return tokens
-    maps = tokens.unflatten(1, grid).permute(0, 3, 1, 2)  # [B D h w]
-    return F.interpolate(maps, size=new_grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
 
 
 class CosineDistance(Objective):

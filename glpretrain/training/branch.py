@@ -1,6 +1,7 @@
 """`Branch`: an encoder and its heads, as the student and its teacher have them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import overload
 
 import torch
@@ -14,6 +15,33 @@ from glpretrain.encoders.documents import PackedAttention
 from glpretrain.encoders.drop_path import dropping_paths
 from glpretrain.training.fused_cross_entropy import MOST_WIDTH
 from glpretrain.training.prototypes import CrossEntropyForm, Prototypes
+
+
+class Noted:
+    """What a branch makes of the first items of one shape that it is given; see `Branch.noting`.
+
+    Args:
+        shape: shape of the items, Float[B *item].
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+        self.keep: Tensor | None = None  # Int[B M], where only some of the tokens were computed
+        self._patches: Tensor | None = None
+
+    def awaits(self, items: Tensor) -> bool:
+        """Whether these are the items."""
+        return self._patches is None and items.shape == self.shape
+
+    def fill(self, output: EncoderOutput, *, keep: Tensor | None = None) -> None:
+        """Note what was made of them."""
+        self._patches, self.keep = output.patches, keep
+
+    @property
+    def patches(self) -> Tensor:
+        """Float[B N D], or Float[B M D] of the kept tokens."""
+        assert self._patches is not None, f"nothing of the shape {self.shape} was encoded"
+        return self._patches
 
 
 class Branch(nn.Module):
@@ -30,6 +58,16 @@ class Branch(nn.Module):
         self.heads = nn.ModuleDict(heads)
         self.trunk_learns = True
         self.chunk_size: int | None = None
+        self._noted: Noted | None = None
+
+    @contextmanager
+    def noting(self, shape: Sequence[int]) -> Iterator[Noted]:
+        """Note what `encode` makes of the first items of a shape, with their patches, also where a method asks for class tokens alone."""
+        self._noted = Noted(shape)
+        try:
+            yield self._noted
+        finally:
+            self._noted = None
 
     @overload
     def encode(
@@ -80,11 +118,22 @@ class Branch(nn.Module):
             if isinstance(items, Tensor):
                 assert not isinstance(mask, Sequence), "one mask for one tensor of items"
                 assert isinstance(cls_only, bool), "one cls_only for one tensor of items"
-                own = rows[0] if rows else None
-                return self.encoder(items, mask=mask, keep=keep, keys=own, cls_only=cls_only, chunk_size=self.chunk_size)
+                own, noted = rows[0] if rows else None, self._noted if self._noted is not None and self._noted.awaits(items) else None
+                cls_only = cls_only and noted is None
+                output = self.encoder(items, mask=mask, keep=keep, keys=own, cls_only=cls_only, chunk_size=self.chunk_size)
+                if noted is not None:
+                    noted.fill(output, keep=keep)
+                return output
             assert keep is None and not isinstance(mask, Tensor), "a list of masks for a list of items, and none of them dropped"
             own_keys = rows if len(rows) == len(items) else None
-            return self.encoder(items, mask=mask, keys=own_keys, cls_only=cls_only, chunk_size=self.chunk_size)
+            awaited = [number for number, group in enumerate(items) if self._noted is not None and self._noted.awaits(group)][:1]
+            if awaited:
+                flags = [cls_only] * len(items) if isinstance(cls_only, bool) else cls_only
+                cls_only = [flag and number not in awaited for number, flag in enumerate(flags)]
+            outputs = self.encoder(items, mask=mask, keys=own_keys, cls_only=cls_only, chunk_size=self.chunk_size)
+            if self._noted is not None and awaited:
+                self._noted.fill(outputs[awaited[0]])
+            return outputs
 
     def set_chunk_size(self, chunk_size: int | None) -> None:
         """Encode so many views at a time; see `Optimization.chunk_size`.

@@ -4,6 +4,7 @@ Left out: what is computed from the features (objectives, methods).
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ class State(nn.Module, ABC):
     The `update` of a subclass only gathers values of a micro-batch. `advance`, which the method calls once per optimizer step, moves the
     buffers by all of these values. So a loss does not change while gradients accumulate.
     """
+
+    moves_every_step: ClassVar[bool] = True  # one that stands still between certain shares of the run is not stuck
 
     @abstractmethod
     def advance(self, progress: float = 0.0) -> None:

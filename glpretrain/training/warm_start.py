@@ -4,6 +4,7 @@ Left out: loading weights (`glpretrain.weights`), copying them (`encoders.transf
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class Trunk(State):
         settings: when the trunk is released.
     """
 
+    moves_every_step: ClassVar[bool] = False  # once released, it stands still
     released_at: Tensor
     sums: Tensor
     means: Tensor

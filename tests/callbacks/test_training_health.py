@@ -9,7 +9,7 @@ from batches import Optimized, batch_of, fitted, method, views_of
 
 from glpretrain.callbacks import TrainingHealth
 from glpretrain.callbacks.health import _above_guessing
-from glpretrain.callbacks.verdicts import features_health, judge
+from glpretrain.callbacks.verdicts import features_health, judge, similarity_drift
 from glpretrain.core.batch import Batch
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders import ViT
@@ -17,6 +17,7 @@ from glpretrain.methods import DINO, IBOT, MAE
 from glpretrain.methods.base import Method
 from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE, QueueInfoNCE
 from glpretrain.objectives.distillation import Centre
+from glpretrain.training.anchor import Gram
 
 STEPS, EVERY = 20, 10
 
@@ -142,6 +143,21 @@ def test_a_healthy_run_gets_no_verdict(make: Callable[[], Method]) -> None:
     assert verdicts(make(), masked=make is not dino) == {}
 
 
+def test_a_snapshot_that_stands_still_is_healthy_and_its_distance_is_reported() -> None:
+    model, health = dino(gram=Gram(snapshot_at=0.4, start=0.5)), TrainingHealth(every_n_steps=EVERY)
+    reports: list[dict[str, float]] = []
+
+    class Note(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
+            if trainer.global_step % EVERY == 0:
+                reports.append(dict(health.numbers))
+
+    fitted(model, batches(masked=False), callbacks=[health, Note()])
+    assert health.verdicts == []
+    assert all(0.0 < report["gram_drift"] < 2.0 and -1.0 < report["cls_cosine"] < 1.0 for report in reports)
+    assert reports[0]["gram_drift"] < reports[1]["gram_drift"]  # two steps and twelve steps after the snapshot
+
+
 def test_reconstruction_has_the_verdicts_of_its_weights() -> None:
     assert set(verdicts(mae(0.0), masked=True)) == {"still"}
     assert "wild" in verdicts(mae(1.0), masked=True)
@@ -184,10 +200,18 @@ def test_numbers_of_features() -> None:
     assert abs(found["patch_decay"].item() + 0.25) < 0.05  # independent patches: 0 minus the 1/4 of a patch with itself
 
 
+def test_cosines_of_class_tokens_and_their_drift_by_hand() -> None:
+    cls, patches = torch.tensor([[2.0, 0.0]]), torch.tensor([[[3.0, 4.0], [0.0, 5.0]]])
+    assert features_health(cls, patches)["cls_cosine"].item() == pytest.approx(0.3)
+    # Of three pairs the cosines are 0.8, 0.6 and 0 now; before, all were 1.
+    now = torch.tensor([[[3.0, 4.0], [0.0, 5.0], [1.0, 0.0]]])
+    assert similarity_drift(now, torch.ones(1, 3, 2)).item() == pytest.approx((0.2 + 0.4 + 1.0) / 3)
+
+
 def test_patches_of_a_method_that_reads_class_tokens_alone_are_seen_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingHealth, "_until_report", lambda self, trainer: 0)
     model, items, health = encoder().eval(), views_of("item", 1, items=12, size=16)[0], TrainingHealth()
-    model.register_forward_hook(lambda module, args, output: health._see(None, module, args, output))
+    model.register_forward_hook(lambda module, args, output: health._see(None, None, module, args, output))
     alone = model(items, cls_only=True)
     assert alone.patches.shape[1] == 0
     wanted = features_health(alone.cls, model(items).patches)

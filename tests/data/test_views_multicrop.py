@@ -50,6 +50,25 @@ def test_shapes_and_types_of_the_views():
     assert dino().groups(3) == {"global": (2, (3, 24, 24)), "local": (3, (3, 16, 16))}
 
 
+def test_clean_views_show_the_places_of_the_global_ones_with_their_own_colours():
+    """In another size, flipped and turned alike; at the global size they are what global views without colours are."""
+    settings = {"scale": (0.2, 0.8), "count": 2, "turn_prob": 0.75}
+    coloured, plain_specs = [ViewSpec(24, blur_prob=1.0, **settings, **COLOURS)], [ViewSpec(24, **settings)]
+    large, same = (views_of(MultiCrop(coloured, clean_size=size), **inputs(), mean=MEAN, std=STD).groups for size in (48, 24))
+    without = views_of(MultiCrop(coloured), **inputs(), mean=MEAN, std=STD).groups
+    expected = views_of(MultiCrop(plain_specs), **inputs(), mean=MEAN, std=STD).groups["global"]
+    assert large["clean"].items.shape == (2, B, 3, 48, 48) and same["clean"].items.shape == (2, B, 3, 24, 24)
+    assert torch.equal(large["clean"].frame, without["global"].frame) and torch.equal(same["clean"].items, expected.items)
+    for groups in (large, same):  # the others stay as they are
+        torch.testing.assert_close(groups["global"].items, without["global"].items, rtol=0, atol=2e-5)
+    shrunk = torch.nn.functional.avg_pool2d(large["clean"].items.flatten(0, 1), 2).unflatten(0, (2, B))
+    assert (shrunk - expected.items).square().mean() < 0.05 * expected.items.square().mean()
+
+
+def test_clean_views_keep_pictures_large_enough():
+    assert MultiCrop([plain()], clean_size=48).ample_side() == 2 * MultiCrop([plain()]).ample_side()
+
+
 def test_without_locals_and_regions_there_are_none():
     views = views_of(MultiCrop([plain(count=2)]), **inputs(), mean=MEAN, std=STD)
     assert "local" not in views.groups

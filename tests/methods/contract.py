@@ -45,6 +45,12 @@ def share(batch: Batch, number: int, count: int) -> Batch:
     return Batch(index=batch.index.chunk(count)[number], views=views, weight=batch.weight.chunk(count)[number])
 
 
+def terms_of(model: Method, batch: Batch, *, progress: float = 0.5) -> dict[str, torch.Tensor]:
+    """The terms of a step, as the base gets them."""
+    model.begin_step(progress)
+    return model(batch, progress)
+
+
 class Losses(pl.Callback):
     """Notes the loss of every micro-batch."""
 
@@ -57,8 +63,8 @@ class Losses(pl.Callback):
 
 def check_terms(model: Method, batch: Batch) -> None:
     """Finite float32 numbers, one per item or one in all, named in the weights, the same for the same batch."""
-    first, second = model.losses(batch, 0.5), model.losses(batch, 0.5)
-    assert set(first) == set(model.weights)
+    first, second = terms_of(model, batch), terms_of(model, batch)
+    assert set(first) == set(model.weights_at(0.5))
     for name, value in first.items():
         assert value.shape in ((), (len(batch.index),)) and value.dtype == torch.float32 and torch.isfinite(value).all(), (name, value)
         assert torch.equal(value, second[name]), name
@@ -66,7 +72,7 @@ def check_terms(model: Method, batch: Batch) -> None:
 
 def check_gradients(model: Method, batch: Batch) -> None:
     """Every trainable parameter of the student has one, none of the teacher's."""
-    sum(value.mean() for value in model.losses(batch, 0.5).values()).backward()
+    sum(value.mean() for value in terms_of(model, batch).values()).backward()
     for name, parameter in model.named_parameters():
         if name.startswith("teacher."):
             assert not parameter.requires_grad and parameter.grad is None, name
@@ -79,8 +85,8 @@ def check_items(model: Method, batch: Batch) -> None:
     """In another order of the items, their terms are in this order; a term of one number does not depend on the order."""
     order = torch.arange(len(batch.index)).roll(1)
     views = {name: group.of_items(order) for name, group in batch.views.items()}
-    mixed = model.losses(Batch(index=batch.index[order], views=views, weight=batch.weight[order]), 0.5)
-    for name, value in model.losses(batch, 0.5).items():
+    mixed = terms_of(model, Batch(index=batch.index[order], views=views, weight=batch.weight[order]))
+    for name, value in terms_of(model, batch).items():
         if value.ndim == 1:
             assert value.std() > 1e-6, f"{name}: all items have the same number"
             value = value[order]
@@ -92,7 +98,7 @@ def check_overfits(model: Method, batch: Batch) -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     totals = []
     for _ in range(30):
-        total = sum(model.weights[name] * value.mean() for name, value in model.losses(batch, 0.5).items())
+        total = model.total(model.averaged(terms_of(model, batch), batch), 0.5)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -136,16 +142,16 @@ def check_export(training: Training, folder: Path) -> None:
         assert torch.equal(loaded.cls, expected.cls) and torch.equal(loaded.patches, expected.patches)
 
 
-def check_total(training: Training, *, loss: float) -> None:
+def check_total(training: Training, *, loss: float, progress: float = 0.0) -> None:
     """What was trained on last is the sum of the terms that are logged, each times its weight, and is what is logged as the loss."""
-    logged, weights = training.trainer.callback_metrics, training.model.weights
+    logged, weights = training.trainer.callback_metrics, training.model.weights_at(progress)
     total = sum(weight * float(logged[f"train/{name}"]) for name, weight in weights.items())
     assert loss == pytest.approx(total, rel=1e-5) and float(logged["train/loss"]) == pytest.approx(loss, rel=1e-6)
 
 
-def check_accumulation(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_accumulation(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     """Over four micro-batches of two each, teacher and states move twice."""
-    training = build(recipe, folder, "--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "2")
+    training = build(recipe, folder, "--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "2", *arguments)
     model, moves = training.model, []
     states = states_of(model)
     for key, state in enumerate(states):
@@ -158,6 +164,6 @@ def check_accumulation(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPat
     model.weights = {name: 0.5 + number for number, name in enumerate(model.weights)}  # all different, none of them 1
     training.fit()
     assert len(losses.values) == 4
-    check_total(training, loss=2 * losses.values[-1])  # Lightning divides by how many are accumulated
+    check_total(training, loss=2 * losses.values[-1], progress=0.5)  # Lightning divides by how many are accumulated
     expected = [*range(len(states))] + ["teacher"] * (model.teacher is not None)
     assert sorted(map(str, moves)) == sorted(map(str, expected * 2))

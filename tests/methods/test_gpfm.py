@@ -9,9 +9,9 @@ from contract import build, fixed_batch
 from shrinking import ROOT, TINY_EXPERT
 
 from glpretrain.cli import main
+from glpretrain.core.patches import resize_tokens
 from glpretrain.encoders import ViT
 from glpretrain.methods import GPFM
-from glpretrain.objectives.experts import resize_tokens
 from glpretrain.training.teacher import FrozenTeacher
 
 RECIPE = ROOT / "gpfm.yaml"

@@ -7,20 +7,23 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from contract import build, fixed_batch, share
-from shrinking import ONE_PER_METHOD, name_of
+from contract import build, fixed_batch, share, terms_of
+from shrinking import ONE_PER_METHOD, ROOT, name_of
 
 from glpretrain.core.batch import Batch
 from glpretrain.methods.base import Method
 from glpretrain.training.memory import states_of
 
 ITEMS = 8
+GRAM = ("--model.init_args.gram", '{"snapshot_at": 0.3, "start": 0.4, "ramp": 0.05}')
+CASES: dict[str, tuple[Path, tuple[str, ...]]] = {name_of(recipe): (recipe, ()) for recipe in ONE_PER_METHOD}
+CASES |= {f"{name} with gram": (ROOT / f"{name}.yaml", GRAM) for name in ("dino", "ibot")}
 Result = dict[str, dict[str, torch.Tensor]]
 
 
 def _step(model: Method, batch: Batch, average) -> Result:
-    terms = {name: value.mean() for name, value in model.losses(batch, 0.5).items()}
-    sum(model.weights[name] * value for name, value in terms.items()).backward()
+    terms = {name: value.mean() for name, value in terms_of(model, batch).items()}
+    model.total(terms, 0.5).backward()
     gradients = {name: average(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     for state in states_of(model):
         state.advance()
@@ -29,10 +32,10 @@ def _step(model: Method, batch: Batch, average) -> Result:
     return {"terms": {name: average(value.detach()) for name, value in terms.items()}, "gradients": gradients, "state": state}
 
 
-def _run(rank: int, recipes: list[Path], folder: Path, port: int) -> None:
+def _run(rank: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     # Built first: a trainer that finds a process group would take it for its own.
-    built = {name_of(recipe): build(recipe, folder / str(rank)) for recipe in recipes}
+    built = {name: build(recipe, folder / str(rank), *arguments) for name, (recipe, arguments) in CASES.items()}
     prepared = {name: (training.model, share(fixed_batch(training, count=ITEMS), rank, 2)) for name, training in built.items()}
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 
@@ -55,18 +58,19 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_run, args=(ONE_PER_METHOD, folder, port), nprocs=2)
+    mp.spawn(_run, args=(folder, port), nprocs=2)
     return torch.load(folder / "two.pt")
 
 
-@pytest.mark.parametrize("recipe", ONE_PER_METHOD, ids=name_of)
-def test_two_processes_equal_one(recipe: Path, of_two: dict[str, Result], tmp_path: Path) -> None:
-    training = build(recipe, tmp_path)
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_equal_one(name: str, of_two: dict[str, Result], tmp_path: Path) -> None:
+    recipe, arguments = CASES[name]
+    training = build(recipe, tmp_path, *arguments)
     one = _step(training.model, fixed_batch(training, count=ITEMS), lambda value: value)
-    two = of_two[name_of(recipe)]
+    two = of_two[name]
     for part in ("terms", "gradients", "state"):
         assert one[part].keys() == two[part].keys()
         scale = max((value.abs().max().item() for value in one[part].values()), default=0.0)
-        for name, value in one[part].items():
+        for key, value in one[part].items():
             # float32 sums in another order: 1e-5 of the value, or of the part's largest value where a gradient is all but zero
-            torch.testing.assert_close(two[part][name], value, rtol=1e-5, atol=1e-5 * scale, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(two[part][key], value, rtol=1e-5, atol=1e-5 * scale, msg=lambda text, key=key: f"{key}: {text}")

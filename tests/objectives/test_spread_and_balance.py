@@ -10,9 +10,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from golden import wave
 
+from glpretrain.core.patches import resize_tokens
 from glpretrain.objectives import regularization
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation, sinkhorn_knopp
-from glpretrain.objectives.experts import CosineDistance, FeatureDistance, TokenRelations, WhitenedFeatures, resize_tokens
+from glpretrain.objectives.experts import CosineDistance, FeatureDistance, TokenRelations, WhitenedFeatures
 from glpretrain.objectives.regularization import KoLeo, MeanCosine
 
 B, N, D, K = 7, 6, 12, 5

@@ -96,6 +96,8 @@ class MultiCrop(ViewMaker):
         local_views: settings of the local views, in order.
         student_views: settings of the student's own views of the global size, in order, for methods whose teacher sees the
             global ones. One draw per item decides whether all of them are strongly augmented or none.
+        clean_size: size of crops of the same places as the global views, flipped and turned like them and with the item's own colours, for
+            an anchor (`Gram.views`); None makes none.
 
     Raises:
         ValueError: no global view, globals (or locals) of different sizes, or student views of another size than the globals or
@@ -105,7 +107,11 @@ class MultiCrop(ViewMaker):
     modality = "image"
 
     def __init__(
-        self, global_views: list[ViewSpec], local_views: list[ViewSpec] | None = None, student_views: list[ViewSpec] | None = None
+        self,
+        global_views: list[ViewSpec],
+        local_views: list[ViewSpec] | None = None,
+        student_views: list[ViewSpec] | None = None,
+        clean_size: int | tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if not global_views:
@@ -121,10 +127,15 @@ class MultiCrop(ViewMaker):
         self.global_views = tuple(global_views)
         self.local_views = tuple(local_views or ())
         self.student_views = tuple(student_views or ())
+        self.clean_views = () if clean_size is None else tuple(spec.clean(clean_size) for spec in self.global_views)
 
     def kinds(self) -> list[Kind]:
         """The groups of views that the recipe asks for."""
-        given = (("global", 0, self.global_views), ("local", _LOCAL, self.local_views), ("student", _STUDENT, self.student_views))
+        # Clean views have the numbers of the global ones, so their places are the same.
+        given = (
+            *(("global", 0, self.global_views), ("local", _LOCAL, self.local_views), ("student", _STUDENT, self.student_views)),
+            ("clean", 0, self.clean_views),
+        )
         kinds = (Kind(name, first, tuple(spec for spec in specs for _ in range(spec.count))) for name, first, specs in given)
         return [kind for kind in kinds if kind.specs]
 
@@ -151,7 +162,7 @@ class MultiCrop(ViewMaker):
         return _AllViews(specs, view_keys, strong, is_student.squeeze(1).tolist())
 
     def groups(self, num_channels: int) -> dict[str, tuple[int, tuple[int, ...]]]:
-        """`global`, and `local` and `student` where the recipe asks for them; channels, height and width of each."""
+        """`global`, and `local`, `student` and `clean` where the recipe asks for them; channels, height and width of each."""
         return {kind.name: (kind.count, (num_channels, *kind.specs[0].shape)) for kind in self.kinds()}
 
     def default_size(self) -> int:
@@ -161,7 +172,7 @@ class MultiCrop(ViewMaker):
     def ample_side(self) -> int:
         """Pixels on the shorter side of a picture that are enough for every crop to be scaled down by four or more."""
         needed = 0.0
-        for spec in (*self.global_views, *self.local_views, *self.student_views):
+        for spec in (*self.global_views, *self.local_views, *self.student_views, *self.clean_views):
             (height, width), (low, high) = spec.shape, spec.ratio
             needed = max(needed, width / math.sqrt(spec.scale[0] * low), height * math.sqrt(high / spec.scale[0]))
         return math.ceil(_LEAST_SHRINKING * needed)

@@ -148,3 +148,15 @@ class ViewSpec:
             return self.size, self.size
         height, width = self.size
         return height, width
+
+    def clean(self, size: int | tuple[int, int]) -> "ViewSpec":
+        """Settings of crops of the same places in another size, without any change of their colours."""
+        return ViewSpec(
+            size,
+            self.scale,
+            ratio=self.ratio,
+            count=self.count,
+            flip=self.flip,
+            turn_prob=self.turn_prob,
+            interpolation=self.interpolation,
+        )
