@@ -224,7 +224,7 @@ def test_a_number_of_categories_that_the_data_do_not_have_is_refused() -> None:
         (lambda: transform_from_json({"num_points": 8, "normalise": 1, "has_category": False}), "has a value out of range"),
         (lambda: transform_from_json({"num_points": 8}), "accepted: an object with has_category, normalise, num_points"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_settings_out_of_range_are_refused(make, said: str) -> None:
     with pytest.raises(ValueError, match=said):
