@@ -32,6 +32,7 @@ NEEDS = {
     "RECIPE=gpfm": "its experts",
     "RECIPE=single_gpu": "a GPU",
     "dino_deitsmall16_pretrain.pth": "published weights",
+    "--data scans/": "the extra dicom, and scans",
     "make test": "nothing: it is this",
 }
 

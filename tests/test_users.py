@@ -25,7 +25,7 @@ from torch.nn.functional import cosine_similarity
 from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders import Encoder
-from glpretrain.methods import Method
+from glpretrain.methods.base import Method
 from glpretrain.training.branch import Branch
 
 
