@@ -55,7 +55,7 @@ class StubPoints(PointTransformer):
     card = EncoderCard("StubPoints", {}, "points", (POINTS, 3), (4,), 8, (0.0,) * 3, (1.0,) * 3)
     num_layers = 1
 
-    def forward(self, items: Tensor | Sequence[Tensor], *, mask=None, keep=None) -> EncoderOutput:
+    def forward(self, items: Tensor | Sequence[Tensor], *, mask=None, keep=None, keys=None) -> EncoderOutput:
         patches = self.features(self.group(items).centres)
         return EncoderOutput(patches.mean(dim=1), patches)
 

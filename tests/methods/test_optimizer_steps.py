@@ -208,7 +208,8 @@ def test_processes_are_given_equal_states_before_the_first_step(monkeypatch: pyt
 def test_a_rule_of_the_rate_counts_processes_and_accumulated_batches() -> None:
     model = dino()
     model.optimization = replace(model.optimization, lr=Schedule(5e-4, 1e-6, per=256))
-    model._trainer = SimpleNamespace(datamodule=SimpleNamespace(batch_size=64), world_size=3, accumulate_grad_batches=2)
+    data, strategy = SimpleNamespace(batch_size=64), SimpleNamespace(root_device=torch.device("cpu"))
+    model._trainer = SimpleNamespace(datamodule=data, strategy=strategy, world_size=3, accumulate_grad_batches=2)
     model.setup("fit")
     assert model.optimization.lr == Schedule(7.5e-4, 1e-6)  # 384 items a step
 

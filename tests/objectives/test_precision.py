@@ -43,6 +43,11 @@ def example(name: str, items: int = B) -> tuple[Objective, dict[str, Tensor], di
         ),
         "CosineDistance": (objectives.CosineDistance(), {name: value[:, 0] for name, value in pair.items()}, {}),
         "FeatureDistance": (objectives.FeatureDistance(), pair, {"grid": (2, 3), "target_grid": (3, 2)}),
+        "GramDistance": (
+            objectives.GramDistance(),
+            {"tokens": real(items, N, D, of="t"), "targets": real(items, N, D, of="g")},
+            {},
+        ),
         "InfoNCE": (objectives.InfoNCE(), {name: real(items, D, of=name) for name in ("queries", "keys", "hallucinated")}, {}),
         "KoLeo": (objectives.KoLeo(), {"features": real(items, D, of="f")}, {}),
         "MeanCosine": (objectives.MeanCosine(), {"tokens": real(items, N, D, of="t")}, {}),
