@@ -77,7 +77,7 @@ def table(rows: Sequence[Row], scores: Sequence[str]) -> Table:
     columns = heads(rows, scores)
     named = columns[: len(columns) - len(scores)]
     shown = [cells(row, columns, scores) for row in rows]
-    same = [place for place in range(1, len(named)) if len({row[place] for row in shown}) == 1] if len(rows) > 1 else []
+    same = [place for place in range(1, len(named)) if len({row[place] for row in shown}) == 1]
     title = [f"{named[place]} {shown[0][place]}" for place in same]
     spread_title = f"mean {PLUS_MINUS} standard deviation over seeds, and the 95 % interval of the mean"
     made = Table(title="\n".join([", ".join(title), spread_title][not title :]), title_justify="left")
