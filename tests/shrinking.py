@@ -14,6 +14,8 @@ from glpretrain.cli.training import Training
 ROOT = Path(__file__).parents[1] / "recipes"
 EVALUATIONS = sorted((ROOT / "eval").glob("*.yaml"))
 FINE_TUNING = sorted((ROOT / "finetune").glob("*.yaml"))
+# Arguments of a run that is only trained: nothing scored, drawn, logged or shown.
+QUIET = ("--evaluate", "false", "--report", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false")
 RECIPES = sorted(set(ROOT.rglob("*.yaml")) - {*EVALUATIONS, *FINE_TUNING})
 
 

@@ -5,12 +5,10 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from shrinking import ROOT, shrunk
+from shrinking import QUIET, ROOT, shrunk
 from torch import Tensor
 
 from glpretrain.cli.training import Training
-
-QUIET = ["--evaluate", "false", "--report", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 from processes import together
-from shrinking import ROOT, shrunk
+from shrinking import QUIET, ROOT, shrunk
 
 import glpretrain
 from glpretrain.callbacks.evaluators import result_key
@@ -26,8 +26,6 @@ from glpretrain.cli.training import Training
 from glpretrain.core.imports import imported
 from glpretrain.core.types import EncoderCard
 from glpretrain.runs import find_recipe, new_folder, point_latest, recipe_name, recipe_names
-
-QUIET = ["--evaluate", "false", "--report", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import pytest
 import pytorch_lightning as pl
+import shrinking
 import torch
 from shrinking import ROOT, shrunk
 
@@ -21,18 +22,7 @@ from glpretrain.cli.training import Training
 from glpretrain.core.files import locked
 from glpretrain.runs import Run
 
-QUIET = [
-    "--trainer.logger",
-    "false",
-    "--trainer.enable_progress_bar",
-    "false",
-    "--evaluate",
-    "false",
-    "--report",
-    "false",
-    "--trainer.accelerator",
-    "cpu",
-]
+QUIET = [*shrinking.QUIET, "--trainer.accelerator", "cpu"]
 STEPS = ["--trainer.max_steps", "4"]
 
 

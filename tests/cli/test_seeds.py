@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import shrinking
 from rich.console import Console
 from shrinking import ROOT, shrunk
 
@@ -19,18 +20,7 @@ from glpretrain.cli.training import Training
 from glpretrain.core.files import locked
 from glpretrain.runs import Run
 
-QUIET = [
-    "--trainer.logger",
-    "false",
-    "--trainer.enable_progress_bar",
-    "false",
-    "--evaluate",
-    "false",
-    "--report",
-    "false",
-    "--trainer.accelerator",
-    "cpu",
-]
+QUIET = [*shrinking.QUIET, "--trainer.accelerator", "cpu"]
 
 
 @pytest.fixture

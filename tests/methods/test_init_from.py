@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from contract import Losses, build, check_resume
-from shrinking import ONE_PER_METHOD, ROOT, name_of, shrunk
+from shrinking import ONE_PER_METHOD, QUIET, ROOT, name_of, shrunk
 
 import glpretrain
 import glpretrain.encoders
@@ -22,7 +22,6 @@ from glpretrain.methods.base import Method
 from glpretrain.weights import export
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
-QUIET = ["--evaluate", "false", "--report", "false", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 
 
 def moved(encoder: Encoder) -> Encoder:
