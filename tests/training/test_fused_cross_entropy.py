@@ -95,7 +95,7 @@ def test_logits_are_nowhere(results: Callable) -> None:
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize(("kernel", "low"), [("_attend", "fp32"), ("_gather", "bf16")])
+@pytest.mark.parametrize(("kernel", "low"), [("_attend", "float32"), ("_gather", "bfloat16")])
 def test_the_kernels_compile_for_a_gpu_and_fit_into_its_fast_memory(kernel: str, low: str) -> None:
     """Without a GPU: to machine code of compute capability 9.0, with the 99 kB that all capabilities from 8.0 on have."""
     script = f"""
