@@ -290,7 +290,7 @@ def test_a_kill_between_the_backbone_and_the_results_costs_nothing(recipe: str) 
 @pytest.mark.slow
 def test_a_run_that_goes_on_has_the_same_run_in_wandb(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    logged = [*QUIET[2:], *STEPS]  # without --trainer.logger false
+    logged = ["--evaluate", "false", "--report", "false", "--trainer.enable_progress_bar", "false", *STEPS]
     training = Training(["--config", recipe, *logged])
     training.trainer.callbacks.insert(0, Interrupt(signal.SIGTERM))
     with pytest.raises(StoppedBySignalError):
