@@ -90,8 +90,17 @@ bench: $(STAMP)  ## what a step of a recipe costs, part by part: RECIPE=mmc [DAT
 bench-gpu: $(STAMP)  ## everything that is claimed of a GPU, measured on this one: [OUT=folder]
 	PYTHONPATH=tests "$(BIN)/python" tests/gpu_table.py --out "$(if $(filter report.html,$(OUT)),gpu,$(OUT))" $(ARGS)
 
-docs: $(STAMP)  ## the documents as a site: site/index.html; a link that leads nowhere is an error
-	@"$(BIN)/python" -c 'import mkdocs, material, mkdocstrings' 2>/dev/null || $(PIP) --editable '.[docs]'
+EXECUTED := $(patsubst notebooks/%,build/notebooks/%,$(wildcard notebooks/*.ipynb))
+
+# Executed where the user's own runs are not: a notebook trains, and its folders stay in build/.
+build/notebooks/%.ipynb: notebooks/%.ipynb $(STAMP)
+	@echo "docs: executing $<"
+	@mkdir -p build/notebooks && cp "$<" "$@.part" && cd build/notebooks \
+	  && "$(abspath $(BIN))/jupyter-execute" --output "$(notdir $@).done" "$(notdir $@).part" >/dev/null && mv "$(notdir $@).done" "$(notdir $@)" \
+	  && rm "$(notdir $@).part"
+
+docs: $(STAMP) $(EXECUTED)  ## the documents as a site, with executed notebooks: site/index.html; a link that leads nowhere is an error
+	@"$(BIN)/python" -c 'import mkdocs, material, mkdocstrings, mkdocs_jupyter' 2>/dev/null || $(PIP) --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --clean
 	@echo "docs: site/index.html, open it in a browser"
 
