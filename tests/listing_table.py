@@ -7,11 +7,13 @@ simulated folders alone is taken for comparison.
 
 import argparse
 import ctypes
+import errno
 import gc
 import json
 import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,6 +47,9 @@ class Entry(NamedTuple):
         return False
 
 
+_SIMULATED = re.compile(r"n\d{8}")  # name of a class folder
+
+
 def simulate(root: Path, *, classes: int, per_class: int) -> None:
     """Let `root` seem to hold class folders with images."""
     scandir, stat = os.scandir, os.stat
@@ -64,6 +69,8 @@ def simulate(root: Path, *, classes: int, per_class: int) -> None:
     def state(path: str | Path, **options: object) -> os.stat_result:
         if not str(path).startswith(f"{root}/"):
             return stat(path, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        if not _SIMULATED.fullmatch(os.path.relpath(path, root).partition("/")[0]):
+            raise FileNotFoundError(errno.ENOENT, "there is none", str(path))
         return status
 
     os.scandir, os.stat = entries, state  # pyright: ignore[reportAttributeAccessIssue]
