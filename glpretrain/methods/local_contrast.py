@@ -82,8 +82,8 @@ class LocalContrast(Method):
             if self.hallucinator is not None:
                 more = self.hallucinator.positives(queries, keys, index=batch.index, progress=progress)
             cls.append(self.cls_objective(queries=queries, keys=keys, hallucinated=more))
-        patch = [
-            self.patch_objective(queries=patches[a], keys=patches[b], query_frames=frames[a], key_frames=frames[b], grid=grid)
-            for a, b in ((0, 1), (1, 0))
-        ]
+        patch = []
+        for a, b in ((0, 1), (1, 0)):
+            nearest, valid = self.patch_objective.match(query_frames=frames[a], key_frames=frames[b], grid=grid)
+            patch.append(self.patch_objective(queries=patches[a], keys=patches[b], nearest=nearest, valid=valid))
         return {"cls": torch.stack(cls).mean(dim=0), "patch": torch.stack(patch).mean(dim=0)}

@@ -3,7 +3,8 @@
 Idea: the patches that resemble one patch of an object should cover that object, and `cls` should name it. The student sees a part of the
 patches of two views. A decoder predicts the inputs of the others (M). Each patch that it sees is assigned to prototypes as the momentum
 teacher, which sees everything, assigns the same place in the other view (M): so patches learn what does not change from view to view. `cls`
-is contrasted between the views (C).
+is contrasted between the views of all items (C), and each patch with the teacher's patches of the other view of its item (C): assignments
+group patches, and this contrast tells those of one item apart.
 Paper: "MMC", arXiv 2308.11448. Only its abstract was available to us: it names the three ingredients and their purpose.
 EVERYTHING ELSE HERE IS OUR CHOICE, by experiments recorded in docs/measurements.md#mmc: hidden patches are dropped and decoded as in MAE,
 which makes a step cheap; targets of patches are balanced by Sinkhorn-Knopp, without which all patches share one prototype; a small penalty
@@ -29,7 +30,7 @@ from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.points import PointTransformer
 from glpretrain.methods.base import Method
 from glpretrain.objectives.chamfer import ChamferL2
-from glpretrain.objectives.contrastive import InfoNCE
+from glpretrain.objectives.contrastive import InfoNCE, PatchInfoNCE
 from glpretrain.objectives.distillation import TokenDistillation
 from glpretrain.objectives.reconstruction import PatchPixels
 from glpretrain.objectives.regularization import MeanCosine
@@ -38,7 +39,7 @@ from glpretrain.training.decoders import DECODER_PATHS, GroupDecoder, TokenDecod
 from glpretrain.training.heads import ContrastHead, Hallucinator, ProjectionHead
 from glpretrain.training.prototypes import Prototypes
 
-_WEIGHTS = {"inputs": 1.0, "patch": 0.5, "contrast": 1.0, "cosine": 0.1}
+_WEIGHTS = {"inputs": 1.0, "patch": 0.5, "local": 0.5, "contrast": 1.0, "cosine": 0.1}
 _DECODER_DIM = 512
 
 
@@ -51,9 +52,9 @@ class MMC(Method):
         hidden_dim: hidden width of the distillation head's MLP.
         bottleneck_dim: width of the distillation head's output, which is on the unit sphere.
         num_layers: number of layers of the distillation head's MLP.
-        contrast_hidden_dim: hidden width of the contrast head's MLP.
-        contrast_dim: width of the contrast head's output.
-        contrast_temp: temperature of the contrast.
+        contrast_hidden_dim: hidden width of the MLPs of both contrast heads, that of `cls` and that of patches.
+        contrast_dim: width of their outputs.
+        contrast_temp: temperature of both contrasts.
         hallucinate: largest strength of hallucinated positives of the contrast (`Hallucinator`; the paper's is 0.1); 0 makes none.
         decoder_dim: width of the decoder; None is 512 for images, and the encoder's for clouds, where no other is possible.
         decoder_depth: number of blocks of the decoder.
@@ -64,14 +65,14 @@ class MMC(Method):
         sinkhorn_iterations: iterations of Sinkhorn-Knopp over the targets of the batch.
         max_distance: a patch has a target where the nearest one of the other view is so near, in patches of that view.
         momentum: momentum of the teacher's moving average, over progress.
-        weights: weight of every term; None is 1 for `inputs` and `contrast`, 0.5 for `patch` and 0.1 for `cosine`.
+        weights: weight of every term; None is 1 for `inputs` and `contrast`, 0.5 for `patch` and `local`, and 0.1 for `cosine`.
         **kwargs: arguments of `Method`.
 
     Raises:
         ValueError: the encoder cannot drop tokens, or a `decoder_dim` is given that a cloud's decoder cannot have.
     """
 
-    terms = ("inputs", "patch", "contrast", "cosine")
+    terms = ("inputs", "patch", "local", "contrast", "cosine")
     in_batch = ("patch", "contrast", "cosine")  # patch: Sinkhorn-Knopp balances the targets of a batch
     uses: ClassVar = {"global": Uses(num_views=2, needs=("mask",)), "local": Uses(required=False)}
     gram_tokens: ClassVar = ("all",)
@@ -109,6 +110,7 @@ class MMC(Method):
                 ProjectionHead(width, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_layers=num_layers),
                 Prototypes(bottleneck_dim, num_prototypes=num_prototypes),
             ),
+            "local": ProjectionHead(width, hidden_dim=contrast_hidden_dim, bottleneck_dim=contrast_dim, num_layers=2),
             "contrast": ContrastHead(width, hidden_dim=contrast_hidden_dim, out_dim=contrast_dim),
         }
         super().__init__(Branch(encoder, heads), momentum=momentum, weights=_WEIGHTS if weights is None else weights, **kwargs)
@@ -119,13 +121,14 @@ class MMC(Method):
         self.patch_objective = TokenDistillation(
             num_prototypes=num_prototypes, student_temp=student_temp, sinkhorn_iterations=sinkhorn_iterations
         )
-        self.contrast_objective = InfoNCE(temp=contrast_temp)
+        self.local_objective, self.contrast_objective = PatchInfoNCE(temp=contrast_temp), InfoNCE(temp=contrast_temp)
         self.cosine_objective = MeanCosine()
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """`inputs` of hidden patches, `patch` assignments of the others, `contrast` of `cls` with the teacher's of other views, `cosine`.
+        """`inputs` of hidden patches, `patch` assignments and `local` contrast of the others, `contrast` of `cls`, and `cosine`.
 
-        The contrast is the mean over pairs times two: without local views that is SiT's sum of two directions.
+        Both contrasts are with the teacher's other views. That of `cls` is the mean over pairs times two: without local views that is SiT's
+        sum of two directions.
         """
         group, local = batch.views["global"], batch.views.get("local")
         num_global, num_items = group.items.shape[:2]
@@ -133,6 +136,7 @@ class MMC(Method):
         with torch.no_grad():
             seen = self.teacher_branch.encode(clean)
             teacher_logits = self.teacher_branch.heads["patch"](seen.patches)  # [(G B) N K]
+            local_keys = self.teacher_branch.heads["local"](seen.patches)  # [(G B) N D]
             keys = self._project(self.teacher_branch, seen.cls, num_global)
         output = self.student.encode(clean, keep=keep, keys=group.keys)
         cls = [output.cls]
@@ -142,27 +146,29 @@ class MMC(Method):
         queries = self._project(self.student, torch.cat(cls), num_views)
         pairs = [(v, g) for v in range(num_views) for g in range(num_global) if v != g]  # student view, teacher view
         contrast = [self._contrast(queries[v], keys[g], index=batch.index, progress=progress) for v, g in pairs]
-        places, valid = self._same_places(group, keep)
+        other, nearest, valid = self._same_places(group, keep)
+        local_loss = self.local_objective(
+            queries=self.student.heads["local"](output.patches), keys=local_keys[other], nearest=nearest, valid=valid
+        )  # [(G B)]
         return {
             "inputs": self._hidden_inputs(group, output, keep).unflatten(0, (num_global, num_items)).mean(dim=0),
             "patch": self.patch_objective(
                 student_logits=self.student.heads["patch"](output.patches).flatten(0, 1),
-                teacher_logits=teacher_logits.flatten(0, 1)[places],
-                valid=valid,
+                teacher_logits=teacher_logits.flatten(0, 1)[(other.unsqueeze(1) * seen.patches.shape[1] + nearest).flatten()],
+                valid=valid.unflatten(0, (num_global, num_items)),
                 teacher_temp=self.teacher_temp(progress),
             ),
+            "local": local_loss.unflatten(0, (num_global, num_items)).mean(dim=0),
             "contrast": 2.0 * torch.stack(contrast).mean(dim=0),
             "cosine": self.cosine_objective(tokens=output.patches),
         }
 
-    def _same_places(self, group: ViewGroup, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Int[(G B M)]: which of the teacher's (G B N) tokens is nearest to a visible one, in the other view; Bool[G B M]: is it near?"""
+    def _same_places(self, group: ViewGroup, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Int[(G B)]: row of the other view of each item; Int[(G B) M]: which of its N tokens is nearest to a visible one; Bool: is it near?"""
         assert group.frame is not None
-        num_items = group.items.shape[1]
         where, spacing = self.encoder.token_places(group.items.flatten(0, 1), group.frame.flatten(0, 1))  # [(G B) N A]
-        other = torch.arange(len(where), device=where.device).roll(num_items)  # the same item in the other of two views
-        nearest, valid = matches(take(where, keep), where[other], spacing=spacing[other], max_distance=self.max_distance)
-        return (other.unsqueeze(1) * where.shape[1] + nearest).flatten(), valid.unflatten(0, (-1, num_items))
+        other = torch.arange(len(where), device=where.device).roll(group.items.shape[1])  # the same item in the other of two views
+        return other, *matches(take(where, keep), where[other], spacing=spacing[other], max_distance=self.max_distance)
 
     def _hidden_inputs(self, group: ViewGroup, output: EncoderOutput, keep: Tensor) -> Tensor:
         """Float[(G B)]: error of the predicted pixels, or points, of the hidden patches."""

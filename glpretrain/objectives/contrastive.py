@@ -113,25 +113,29 @@ class PatchInfoNCE(Objective):
         self.max_distance = max_distance
 
     def match(self, *, query_frames: Tensor, key_frames: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Int[B N] and Bool[B N]: the nearest key of every query, and whether it is within `max_distance`. Arguments as in `forward`."""
-        query_places, key_places = (token_centres(frames, grid=grid) for frames in (query_frames, key_frames))
-        return matches(query_places, key_places, spacing=token_sides(key_frames, grid=grid), max_distance=self.max_distance)
-
-    def forward(self, *, queries: Tensor, keys: Tensor, query_frames: Tensor, key_frames: Tensor, grid: Sequence[int]) -> Tensor:
-        """Float[B]: contrast in one direction, every patch of one view against the patches of the other.
+        """Int[B N] and Bool[B N]: the nearest key of every query, and whether it is within `max_distance`.
 
         Args:
-            queries: Float[B N D], patches of one view.
-            keys: Float[B N D], patches of the other.
             query_frames: Float[B A A+1], where the first view lies in the item.
             key_frames: Float[B A A+1], where the second view lies.
             grid: tokens along each axis of both views, N in all.
         """
-        num_items, num_tokens, _ = queries.shape
-        assert queries.shape == keys.shape and math.prod(grid) == num_tokens, f"{queries.shape}, {keys.shape}, {grid}"
-        nearest, valid = self.match(query_frames=query_frames, key_frames=key_frames, grid=grid)
-        logits = torch.einsum("bnd,bmd->bnm", F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)) / self.temp
-        cross = F.cross_entropy(logits.flatten(0, 1), nearest.flatten(), reduction="none").unflatten(0, (num_items, num_tokens))
+        query_places, key_places = (token_centres(frames, grid=grid) for frames in (query_frames, key_frames))
+        return matches(query_places, key_places, spacing=token_sides(key_frames, grid=grid), max_distance=self.max_distance)
+
+    def forward(self, *, queries: Tensor, keys: Tensor, nearest: Tensor, valid: Tensor) -> Tensor:
+        """Float[B]: contrast in one direction, patches of one view against those of the other.
+
+        Args:
+            queries: Float[B M D], patches of one view, all or some of them.
+            keys: Float[B N D], patches of the other.
+            nearest: Int[B M], which key shows the place of a query (`match`).
+            valid: Bool[B M], whether it does; where it does not, the query has no loss.
+        """
+        num_items, num_queries, _ = queries.shape
+        assert keys.shape[::2] == queries.shape[::2] and nearest.shape == valid.shape == (num_items, num_queries), (queries, keys)
+        logits = torch.einsum("bmd,bnd->bmn", F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)) / self.temp
+        cross = F.cross_entropy(logits.flatten(0, 1), nearest.flatten(), reduction="none").unflatten(0, (num_items, num_queries))
         # The mean of each item, so that items count the same and the halves of a batch average to the whole.
         return 2.0 * self.temp * (cross * valid).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
 

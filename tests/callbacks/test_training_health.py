@@ -119,7 +119,7 @@ def test_an_encoder_or_a_method_without_gradient_is_named() -> None:
 def test_a_contrast_is_at_guessing_where_all_keys_are_the_same_and_below_it_where_items_are_told_apart(
     objective: InfoNCE | QueueInfoNCE | PatchInfoNCE,
 ) -> None:
-    axes, frames = torch.eye(2), torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).expand(2, -1, -1)
+    axes = torch.eye(2)
     found = []
     for keys in (torch.ones_like(axes) / 2**0.5, axes):
         if isinstance(objective, InfoNCE):
@@ -129,7 +129,7 @@ def test_a_contrast_is_at_guessing_where_all_keys_are_the_same_and_below_it_wher
             given = {"queries": axes.expand(2, -1, -1), "keys": keys.expand(2, -1, -1)}
         else:
             patches = {"queries": axes.expand(2, -1, -1), "keys": keys.expand(2, -1, -1)}
-            given = {**patches, "query_frames": frames, "key_frames": frames, "grid": (1, 2)}
+            given = {**patches, "nearest": torch.arange(2).expand(2, -1), "valid": torch.ones(2, 2, dtype=torch.bool)}
         found.append(_above_guessing(objective, given["keys"], objective(**given)))
     assert found[0].abs().max() < 1e-5 and found[1].max() < -0.1
 

@@ -115,7 +115,7 @@ def nearest_of(place: tuple[float, float], view: int, item: int) -> tuple[int, f
 
 
 @pytest.mark.parametrize("num_local", [0, 2])
-def test_mmc_is_its_four_sums_over_views_items_and_tokens(num_local: int) -> None:
+def test_mmc_is_its_five_sums_over_views_items_and_tokens(num_local: int) -> None:
     model, clean = mmc(), images("g", 2)
     local = images("l", num_local) if num_local else None
     mask = noise(2, 3, 6, name="order").argsort(dim=2) < 3
@@ -145,6 +145,16 @@ def test_mmc_is_its_four_sums_over_views_items_and_tokens(num_local: int) -> Non
     patch = mean_of([mean_of(losses) if losses else torch.zeros(()) for losses in shares.values()])
     torch.testing.assert_close(terms["patch"], patch, rtol=1e-4, atol=1e-5)
 
+    local_keys = [teacher.heads["local"](output.patches) for output in seen]  # [B N D] each, of unit length
+    local_queries = [student.heads["local"](output.patches) for output in looked]  # [B M D] each
+    contrasts: dict[tuple[int, int], Rows] = {(g, b): [] for g, b in product(range(2), range(3))}
+    for (g, b, m), (nearest, away) in zip(rows, found, strict=True):
+        if away <= 0.45:
+            cosines = torch.stack([(local_queries[g][b, m] * key).sum() for key in local_keys[1 - g][b]]) / 0.4
+            contrasts[g, b].append(2 * 0.4 * (cosines.logsumexp(dim=0) - cosines[nearest]))
+    contrast_of_patches = mean_of([mean_of(losses) if losses else torch.zeros(()) for losses in contrasts.values()])
+    torch.testing.assert_close(terms["local"], contrast_of_patches, rtol=1e-4, atol=1e-5)
+
     errors: Rows = []
     for g in range(2):
         predicted = model.decoder(looked[g].cls, looked[g].patches, keep=keep[g], grid=(2, 3))  # rows, columns, channels of a patch
@@ -169,7 +179,8 @@ def test_mmc_matches_the_groups_of_two_clouds_by_their_places() -> None:
     mask = noise(2, 3, 5, name="order").argsort(dim=2) < 2
     batch = batch_of(views, mask=mask)
     batch = batch._replace(views={"global": batch.views["global"]._replace(frame=frame)})
-    places, valid = model._same_places(batch.views["global"], batch.views["global"].visible_tokens())
+    other, places, valid = model._same_places(batch.views["global"], batch.views["global"].visible_tokens())
+    assert other.tolist() == [3, 4, 5, 0, 1, 2]
     centres = [model.encoder.group(view).centres for view in views]  # [B N 3] each
     in_item = [centres[0], centres[1] * torch.tensor([-1.0, 1.0, 1.0]) + torch.tensor([0.0, 0.3, 0.0])]
     position = 0
@@ -179,10 +190,10 @@ def test_mmc_matches_the_groups_of_two_clouds_by_their_places() -> None:
         for n in (~mask[g, b]).nonzero()[:, 0]:
             away = [(in_item[g][b, n] - key).norm() for key in keys]
             nearest = min(range(5), key=away.__getitem__)
-            assert int(places[position]) == ((1 - g) * 3 + b) * 5 + nearest
+            assert int(places.flatten()[position]) == nearest
             assert bool(valid.flatten()[position]) == bool(away[nearest] <= 0.8 * spacing)
             position += 1
-    assert position == len(places) and 0 < valid.sum() < valid.numel()
+    assert position == places.numel() and 0 < valid.sum() < valid.numel()
 
     groups, output = (
         points.group(views.flatten(0, 1)),

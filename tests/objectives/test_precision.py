@@ -62,7 +62,7 @@ def example(name: str, items: int = B) -> tuple[Objective, dict[str, Tensor], di
         "PatchInfoNCE": (
             objectives.PatchInfoNCE(),
             {"queries": real(items, N, D, of="q"), "keys": real(items, N, D, of="k")},
-            {"query_frames": frames, "key_frames": frames.flip(0), "grid": (2, 3)},
+            {"nearest": torch.arange(N).flip(0).expand(items, -1), "valid": torch.arange(N).expand(items, -1) != 2},
         ),
         "PatchPixels": (objectives.PatchPixels(), pair, {"mask": mask}),
         "QueueInfoNCE": (

@@ -147,8 +147,12 @@ def test_patch_info_nce_is_lowest_for_patches_that_follow_the_flip() -> None:
     whole, flipped = frames_of([0.0, 0.0, 1.0, 1.0]), frames_of([0.0, 0.0, 1.0, 1.0], flip=[True])
     mirrored = patches[:, [2, 1, 0, 5, 4, 3]]
     objective = PatchInfoNCE(temp=0.1)
-    frames = {"query_frames": whole, "key_frames": flipped, "grid": grid}
-    assert (objective(queries=patches, keys=mirrored, **frames) < objective(queries=patches, keys=patches, **frames)).all()
+    nearest, valid = objective.match(query_frames=whole, key_frames=flipped, grid=grid)
+    found = [objective(queries=patches, keys=keys, nearest=nearest, valid=valid) for keys in (mirrored, patches)]
+    assert (found[0] < found[1]).all()
+    some = objective(queries=patches[:, :2], keys=mirrored, nearest=nearest[:, :2], valid=valid[:, :2])  # as many keys, fewer queries
+    torch.testing.assert_close(some, objective(queries=patches, keys=mirrored, nearest=nearest, valid=valid & (torch.arange(N) < 2)))
+    assert (objective(queries=patches, keys=mirrored, nearest=nearest, valid=torch.zeros_like(valid)) == 0).all()
 
 
 def test_unpatchify_inverts_patchify() -> None:
