@@ -44,7 +44,8 @@ class DataModule(LightningDataModule):
         batch_size: items per process.
         mask: mask that hides tokens of the global views from the student; a region mask needs a source with region maps.
         corruption: replacement of groups of pixels (or points) of the global views.
-        order: which items an epoch holds; when left out, all in random order. `orders.ByShard` reads tar shards one after another.
+        order: which items an epoch holds; when left out, all in random order. `orders.ByShard` reads tar shards one after another,
+            `infobatch.InfoBatch` leaves out items of low loss.
         num_workers: worker processes of each process; when left out none with the cache on a CPU, otherwise its share of the cores less
             one, at most 8. Killed workers start again, three times in 1,000 batches; one that gives nothing for 15 minutes ends the run.
         cache: keep the decoded items in memory, images at their own size, once for all processes of a machine; `auto` does so below 1.5 GB.
@@ -158,6 +159,7 @@ class DataModule(LightningDataModule):
             seed=self.seed,
             num_accumulated=self.trainer.accumulate_grad_batches,
             on_epoch=self._begin_epoch,
+            progress=self._progress_at,
         )
         # Only the first process knows the run's folder at the start; the others would write their lists elsewhere.
         folder, name = self.trainer.strategy.broadcast((self.trainer.default_root_dir, secrets.token_hex(8)))
@@ -186,6 +188,13 @@ class DataModule(LightningDataModule):
         mask, grid = None if isinstance(self.mask, RegionMask) else self.mask, encoder.grid(shape)
         prepare, draw = partial(self.views.prepare, card=encoder.card), partial(draw_masks, mask=mask, grid=grid, count=count)
         return RawItems(self._items, prepare=prepare, draw=draw, seed=self.seed, change=self.views.draw)
+
+    def _progress_at(self, epoch: int) -> float:
+        """Share of the run that is done when an epoch begins, as `Method.progress` counts it; of epochs it is the exact quotient."""
+        assert self.trainer is not None
+        if self.trainer.max_steps > 0:
+            return self.trainer.global_step / self.trainer.max_steps
+        return epoch / (self.trainer.max_epochs or 1)
 
     def _begin_epoch(self, batches: EpochBatches) -> None:
         """Tell Lightning the length of this epoch; by itself it keeps that of the first one."""
@@ -272,13 +281,13 @@ class DataModule(LightningDataModule):
         """Continue after the last batch of a checkpoint.
 
         Raises:
-            ValueError: seed, number of items or global batch differ, so the order cannot be continued.
+            ValueError: seed, number of items, global batch or order differ, so the order cannot be continued.
         """
         for name, value in self._identity().items():
             if state_dict[name] != value:
                 raise ValueError(f"resume: the checkpoint's run had {name} = {state_dict[name]}, this one has {value}; make them equal")
         self._resumed = Position(state_dict["epoch"], state_dict["batches_done"])
-        self.order.load_state_dict(state_dict["order"])
+        self.order.restore(state_dict["order"])
         # Lightning expects the position in the loader, which cannot know it: workers fetch ahead of the steps.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
 
