@@ -204,14 +204,15 @@ class Method(pl.LightningModule, ABC):
                 value.require(name, positive=True)
         if self.optimization.trunk is not None and self.trunk is None:
             raise ValueError("optimization.trunk would be ignored: the run starts from random weights; leave it out, or give init_from")
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
         if self.optimization.lr.per is not None:
-            data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
             if not isinstance(data, Batched):
                 raise ValueError(f"optimization: lr has per={self.optimization.lr.per}, but the run has no DataModule; leave per out")
             count = data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
             self.optimization = self.optimization.for_batch(count)
-        data, weights = self.trainer.datamodule, self.weights_at(1.0)  # pyright: ignore[reportAttributeAccessIssue]  its stub
-        self.item_losses = losses_for(data, method=type(self).__name__, weights={name: weights[name] for name in self.item_terms})
+        if stage == "fit":  # a validation after it looks at no losses, and forgets none
+            weights = {name: weight for name, weight in self.weights_at(1.0).items() if name not in self.joint}
+            self.item_losses = losses_for(data, method=type(self).__name__, weights=weights)
         self.optimization.require_modules(self)
         require_device(self.optimization, self.trainer.strategy.root_device)
         keep_from_ddp(self)
@@ -291,8 +292,7 @@ class Method(pl.LightningModule, ABC):
         if self.momentum is not None:
             values["momentum"] = self.momentum(progress)
         if self.item_losses is not None:  # share of all items that this epoch trains on
-            num_items = self.trainer.num_training_batches * len(batch.index) * world_size()
-            values["kept_ratio"] = num_items / len(self.item_losses.last)
+            values["kept_ratio"] = self.trainer.num_training_batches * len(batch.index) * world_size() / len(self.item_losses.last)
         if self.anchor is not None:
             values["gram_weight"] = self.anchor.settings.weight_at(progress) or 0.0
         # Tensors of the host: Lightning would copy a float to the device, and wait for it.
