@@ -10,7 +10,7 @@ from test_documents import MEASUREMENTS, REPOSITORY
 
 METHODS = REPOSITORY / "docs" / "methods"
 PAGES = sorted(path for path in METHODS.glob("*.md") if path.name != "index.md")
-WITHOUT_PAGE = {"mmc_points": "mmc", "dinov3": "dinov2"}  # by the page that has it
+WITHOUT_PAGE = {"mmc_points": "mmc", "dinov3": "dinov2", "infobatch": "mae"}  # by the page that has it
 Plain = dict[str, "Plain"] | list["Plain"] | str | float | bool | None
 
 

@@ -3,6 +3,7 @@
 import sys
 import time
 from datetime import timedelta
+from typing import Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
@@ -11,8 +12,18 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from glpretrain.callbacks.throughput import Throughput
 from glpretrain.core.batch import Batch
+from glpretrain.data.module import DataModule
 
 _TERMINAL_SECONDS, _LOG_SECONDS = 1.0, 15.0
+
+
+@runtime_checkable
+class Progressing(Protocol):
+    """What is asked of a method."""
+
+    def progress(self) -> float:
+        """Share of the run that is done."""
+        ...
 
 
 class RunProgress(ProgressBar):
@@ -47,6 +58,12 @@ class RunProgress(ProgressBar):
             self._bar.add_task("", total=trainer.estimated_stepping_batches)
             self._bar.start()
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what the order of items says of the epoch."""
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
+        if self._enabled and isinstance(data, DataModule) and (said := data.order.said()):
+            (print if self._bar is None else self._bar.console.print)(said)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
     ) -> None:
@@ -76,11 +93,17 @@ class RunProgress(ProgressBar):
         if self._bar is None:
             print(f"training {text}", flush=True)
         else:
-            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, description=text)
+            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, total=self._num_steps(trainer), description=text)
+
+    @staticmethod
+    def _num_steps(trainer: pl.Trainer) -> float:
+        """Steps of the run, if the epochs to come are as long as this one."""
+        method, whole = trainer.lightning_module, trainer.estimated_stepping_batches
+        return trainer.global_step + max(1.0 - method.progress(), 0.0) * whole if isinstance(method, Progressing) else whole
 
     def text(self, trainer: pl.Trainer) -> str:
         """`step 200/1500  loss 4.812  213 images/s  0:01:23 left`."""
-        step, total = trainer.global_step, trainer.estimated_stepping_batches
+        step, total = trainer.global_step, self._num_steps(trainer)
         parts = [f"step {step}/{total:.0f}"]
         if "train/loss" in trainer.progress_bar_metrics:
             parts.append(f"loss {trainer.progress_bar_metrics['train/loss']:.3f}")

@@ -72,7 +72,8 @@ def replayed(method: Method, content: Mapping) -> Replayed:
     """
     if any(name.startswith("trunk.") for name in content["state"]):
         method.trunk = Trunk(TrunkRelease())
-    method.load_state_dict(content["state"])
+    # What an order of items remembers of their losses is part of no step.
+    method.load_state_dict({name: value for name, value in content["state"].items() if not name.startswith("item_losses.")})
     device = content["batches"][0]["index"].device
     method.to(device).train()
     if method.trunk is not None:

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 
 from glpretrain import modalities
 from glpretrain.cli.init_from import Origin
+from glpretrain.data.infobatch import InfoBatch
 from glpretrain.data.module import DataModule
 from glpretrain.data.orders import Shuffled
 from glpretrain.methods.base import Method
@@ -38,5 +39,17 @@ def summary(method: Method, data: DataModule, trainer: pl.Trainer, *, origin: Or
         f"{class_name(method)}: {card.encoder} {card.arguments.get('name', '')} at {size}, "
         f"{trained / 1e6:.1f} M parameters with heads; {len(data.source)} items of {data.source.name}, "
         f"{together * accumulated} a step{in_batches}{f', {left_out} left out of each epoch' if left_out else ''}\n"
-        f"{start}{rate}{changed}run folder: {folder}"
+        f"{start}{rate}{changed}{_compared(method, data)}run folder: {folder}"
     )
+
+
+def _compared(method: Method, data: DataModule) -> str:
+    """The line that says which terms an order compares items by; empty where it does not."""
+    if not isinstance(data.order, InfoBatch):
+        return ""
+    own, joint = method.item_terms, method.joint
+    in_batch = [name for name in method.in_batch if name in own]
+    said = [f"an item is compared by {', '.join(own)}"]
+    said += [f"{', '.join(in_batch)} compare it with its batch"] if in_batch else []
+    said += [f"{', '.join(joint)} is one number for a batch, without weights"] if joint else []
+    return f"InfoBatch: {'; '.join(said)}\n"

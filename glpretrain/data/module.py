@@ -4,7 +4,6 @@ Workers take of an item what its views need (`items`). All that is random is a f
 or another number of processes sees the same. Left out: reading files (`sources`) and the operations on a view (`views`).
 """
 
-import logging
 import math
 import secrets
 import warnings
@@ -21,8 +20,6 @@ from torch.utils.data import DataLoader
 
 from glpretrain.core import keys as rng
 from glpretrain.core.batch import Batch, ViewGroup, first_visible
-from glpretrain.core.files import append_lines
-from glpretrain.core.listing import printable
 from glpretrain.core.node import Node
 from glpretrain.data.items import Asked, Items, RawBatch, RawItems, batches_of
 from glpretrain.data.masks import MASK, draw_masks
@@ -30,14 +27,12 @@ from glpretrain.data.orders import EpochBatches, Order, Position, Shuffled
 from glpretrain.data.own import embedded_source, require_same_channels, train_test_parts
 from glpretrain.data.requirements import Consumer, Made, Tokens, check_same_items, check_uses
 from glpretrain.data.sources.base import Source
+from glpretrain.data.unreadable import Unreadable
 from glpretrain.data.views import ViewMaker, Views
 from glpretrain.masking import Corruption, Mask, RegionMask
 
-_log = logging.getLogger(__name__)
-
 _CORRUPTION = 0xC022  # purpose that an item's key is folded with here; `views` uses small numbers
 _AUTO_CACHE_BYTES = 1_500_000_000
-_LEAST_SEEN = 500  # the share of unreadable items is taken of at least this number, so that the first one stops no run
 
 
 class DataModule(LightningDataModule):
@@ -49,7 +44,8 @@ class DataModule(LightningDataModule):
         batch_size: items per process.
         mask: mask that hides tokens of the global views from the student; a region mask needs a source with region maps.
         corruption: replacement of groups of pixels (or points) of the global views.
-        order: which items an epoch holds; when left out, all in random order. `orders.ByShard` reads tar shards one after another.
+        order: which items an epoch holds; when left out, all in random order. `orders.ByShard` reads tar shards one after another,
+            `infobatch.InfoBatch` leaves out items of low loss.
         num_workers: worker processes of each process; when left out none with the cache on a CPU, otherwise its share of the cores less
             one, at most 8. Killed workers start again, three times in 1,000 batches; one that gives nothing for 15 minutes ends the run.
         cache: keep the decoded items in memory, images at their own size, once for all processes of a machine; `auto` does so below 1.5 GB.
@@ -89,8 +85,6 @@ class DataModule(LightningDataModule):
             )
         if batch_size < 1:
             raise ValueError(f"DataModule: batch_size is {batch_size}; expected at least 1")
-        if not 0.0 <= max_unreadable <= 1.0:
-            raise ValueError(f"DataModule: max_unreadable is a share in [0, 1], not {max_unreadable}")
         if labelled is None and labelled_test is not None:
             raise ValueError("DataModule: labelled_test is given without labelled; give both or only labelled")
         for argument, given in (("labelled", labelled), ("labelled_test", labelled_test)):
@@ -111,7 +105,6 @@ class DataModule(LightningDataModule):
         self.num_workers = num_workers
         self.cache = cache
         self.seed = seed
-        self.max_unreadable = max_unreadable
         self.labelled = labelled
         self.labelled_test = labelled_test
         self.masked = masked
@@ -122,8 +115,7 @@ class DataModule(LightningDataModule):
         self._batches: EpochBatches | None = None
         self._resumed = Position(0, 0)
         self._epoch_start, self._epoch_length = 0, 0  # batches before this epoch, and in it
-        self._items_seen, self._unreadable = 0, set[int]()
-        self._run_folder = Path()
+        self.unreadable = Unreadable(source.name, most=max_unreadable)
 
     def made(self, num_channels: int = 3) -> dict[str, Made]:
         """The groups of views that a batch holds, with their parts."""
@@ -167,10 +159,11 @@ class DataModule(LightningDataModule):
             seed=self.seed,
             num_accumulated=self.trainer.accumulate_grad_batches,
             on_epoch=self._begin_epoch,
+            progress=self._progress_at,
         )
         # Only the first process knows the run's folder at the start; the others would write their lists elsewhere.
         folder, name = self.trainer.strategy.broadcast((self.trainer.default_root_dir, secrets.token_hex(8)))
-        self._run_folder, self._node = Path(folder), Node.of_run(name)
+        self.unreadable.folder, self._node = Path(folder), Node.of_run(name)
 
     def train_dataloader(self) -> DataLoader:
         """Batches as workers give them; `on_after_batch_transfer` makes a `Batch` of each."""
@@ -181,9 +174,9 @@ class DataModule(LightningDataModule):
             options = {"num_workers": num_workers, "show": self.trainer.is_global_zero, "node": self._node}
             unreadable = self._items.keep_in_memory(most_bytes=_AUTO_CACHE_BYTES if self.cache == "auto" else math.inf, **options)
             self._in_memory = unreadable is not None
-            self._items_seen += len(self.source) if self._in_memory else 0
+            self.unreadable.num_seen += len(self.source) if self._in_memory else 0
             if unreadable and self.trainer.is_global_zero:  # every machine decoded all of them
-                self._report(unreadable)
+                self.unreadable.report(unreadable)
         num_workers = self.num_workers
         if num_workers is None:  # a GPU should not wait for this process to cut views
             alone = self._in_memory and self.trainer.strategy.root_device.type == "cpu"
@@ -195,6 +188,13 @@ class DataModule(LightningDataModule):
         mask, grid = None if isinstance(self.mask, RegionMask) else self.mask, encoder.grid(shape)
         prepare, draw = partial(self.views.prepare, card=encoder.card), partial(draw_masks, mask=mask, grid=grid, count=count)
         return RawItems(self._items, prepare=prepare, draw=draw, seed=self.seed, change=self.views.draw)
+
+    def _progress_at(self, epoch: int) -> float:
+        """Share of the run that is done when an epoch begins, as `Method.progress` counts it; of epochs it is the exact quotient."""
+        assert self.trainer is not None
+        if self.trainer.max_steps > 0:
+            return self.trainer.global_step / self.trainer.max_steps
+        return epoch / (self.trainer.max_epochs or 1)
 
     def _begin_epoch(self, batches: EpochBatches) -> None:
         """Tell Lightning the length of this epoch; by itself it keeps that of the first one."""
@@ -223,8 +223,8 @@ class DataModule(LightningDataModule):
         """Count and report the items that the worker could not read."""
         assert self.trainer is not None
         self.trainer.fit_loop.max_batches = self._epoch_length
-        self._items_seen += 0 if self._in_memory else len(batch.index)
-        self._report(batch.unreadable)
+        self.unreadable.num_seen += 0 if self._in_memory else len(batch.index)
+        self.unreadable.report(batch.unreadable)
         return batch
 
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> Batch:
@@ -281,40 +281,19 @@ class DataModule(LightningDataModule):
         """Continue after the last batch of a checkpoint.
 
         Raises:
-            ValueError: seed, number of items or global batch differ, so the order cannot be continued.
+            ValueError: seed, number of items, global batch or order differ, so the order cannot be continued.
         """
         for name, value in self._identity().items():
             if state_dict[name] != value:
                 raise ValueError(f"resume: the checkpoint's run had {name} = {state_dict[name]}, this one has {value}; make them equal")
         self._resumed = Position(state_dict["epoch"], state_dict["batches_done"])
-        self.order.load_state_dict(state_dict["order"])
+        self.order.restore(state_dict["order"])
         # Lightning expects the position in the loader, which cannot know it: workers fetch ahead of the steps.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
 
     def _identity(self) -> dict[str, int]:
         assert self.trainer is not None
         return {"seed": self.seed, "num_items": len(self.source), "global_batch_size": self.batch_size * self.trainer.world_size}
-
-    def _report(self, unreadable: Sequence[tuple[int, str]]) -> None:
-        """Log, list and count the items that could not be read, each of them once.
-
-        Raises:
-            ValueError: there are too many of them.
-        """
-        fresh = [(index, reason) for index, reason in unreadable if index not in self._unreadable]
-        if not fresh:
-            return
-        path = self._run_folder / "unreadable.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for index, reason in fresh:
-            self._unreadable.add(index)
-            _log.warning("skipped, cannot be read: %s", printable(reason))
-        append_lines(path, (reason for _, reason in fresh))
-        if len(self._unreadable) > self.max_unreadable * max(self._items_seen, _LEAST_SEEN):
-            raise ValueError(
-                f"{self.source.name}: {len(self._unreadable)} of {self._items_seen} items cannot be read, more than max_unreadable ="
-                f" {self.max_unreadable}; they are listed in {path}, the last: {fresh[-1][1]}"
-            )
 
     def labelled_sources(self) -> tuple[Source, Source]:
         """(train, test) sources for k-NN and linear probe.

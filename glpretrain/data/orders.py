@@ -1,7 +1,7 @@
 """Which items the next epoch holds, in which order and with which weights; and the batches that each process takes of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -24,38 +24,58 @@ class Epoch(NamedTuple):
 
 
 class Order(nn.Module, ABC):
-    """Decides what each epoch holds. A subclass implements `epoch`, and `count` where every epoch has as many items.
+    """Decides what each epoch holds. A subclass implements `epoch`, and `fewest` where the length of an epoch is known beforehand.
 
     An order draws from keys, so that the same (seed, epoch) gives the same items whatever ran before. An order that remembers something,
     such as losses of items, keeps it in registered buffers, which are in every checkpoint and must be equal in all processes.
     """
 
     @abstractmethod
-    def epoch(self, number: int, *, length: int, seed: int) -> Epoch:
+    def epoch(self, number: int, *, length: int, seed: int, progress: float) -> Epoch:
         """The items of an epoch.
 
         Args:
             number: number of epochs before this one.
             length: number of items of the source.
             seed: seed of the run.
+            progress: share of the run that is done when the epoch begins, in [0, 1).
         """
 
     def begin(self, source: Source) -> None:
         """Look at the source, before the first epoch of a run. Raises a ValueError if the order is none for it."""
 
-    def count(self, length: int) -> int | None:
-        """Number of items of every epoch of a source with `length` items, if it can be told without making one."""
+    def fewest(self, length: int) -> int | None:
+        """The smallest number of items in an epoch of a source with `length` items, if it can be told without making one."""
         return None
+
+    def said(self) -> str:
+        """What a run should say of the epoch that was made last, in one line; empty where there is nothing to say."""
+        return ""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what the order of an interrupted run remembered.
+
+        Raises:
+            ValueError: it was another order.
+        """
+        own = self.state_dict()
+        if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
+            remembered, needed = (", ".join(sorted(held)) or "nothing" for held in (state, own))
+            raise ValueError(
+                f"resume: the order of the checkpoint's run remembered {remembered}, {type(self).__name__} remembers {needed};"
+                " give the same data.order"
+            )
+        self.load_state_dict(state)
 
 
 class Shuffled(Order):
     """All items once, in an order that depends on the seed and the epoch only."""
 
-    def epoch(self, number: int, *, length: int, seed: int) -> Epoch:
+    def epoch(self, number: int, *, length: int, seed: int, progress: float) -> Epoch:
         """A permutation."""
-        return Epoch(keys.permutation(_epoch_key(number, length=length, seed=seed), length))
+        return Epoch(keys.permutation(epoch_key(number, length=length, seed=seed), length))
 
-    def count(self, length: int) -> int:
+    def fewest(self, length: int) -> int:
         """All."""
         return length
 
@@ -89,9 +109,9 @@ class ByShard(Order):
         if not len(self._starts):
             raise ValueError(f"ByShard: source {source.name!r} has no shards; give TarShards or TileFolder, or leave data.order out")
 
-    def epoch(self, number: int, *, length: int, seed: int) -> Epoch:
+    def epoch(self, number: int, *, length: int, seed: int, progress: float) -> Epoch:
         """A permutation of the items group by group."""
-        key = _epoch_key(number, length=length, seed=seed)
+        key = epoch_key(number, length=length, seed=seed)
         num_shards = len(self._starts)
         num_groups = -(-num_shards // self.together)
         place = keys.permutation(keys.fold_in(key, _SHARDS), num_shards).argsort()  # of each shard
@@ -100,12 +120,13 @@ class ByShard(Order):
         shuffled = keys.permutation(key, length)
         return Epoch(shuffled[of_item[shuffled].argsort(stable=True)])
 
-    def count(self, length: int) -> int:
+    def fewest(self, length: int) -> int:
         """All."""
         return length
 
 
-def _epoch_key(number: int, *, length: int, seed: int) -> Tensor:
+def epoch_key(number: int, *, length: int, seed: int) -> Tensor:
+    """Int[]: what the order of an epoch is drawn from; see `Order.epoch`."""
     return keys.fold_in(keys.item_keys(seed=seed, epoch=number, index=torch.tensor(length)), _ORDER)
 
 
@@ -147,6 +168,7 @@ class EpochBatches(DistributedSampler):
         seed: seed of the run.
         num_accumulated: number of global batches that one optimizer step accumulates.
         on_epoch: function that is called with this object when an epoch begins; epochs may differ in length.
+        progress: function that gives the share of the run that is done when an epoch begins, by its number; 0 when left out.
 
     Raises:
         ValueError: an epoch has fewer items than one step.
@@ -163,17 +185,18 @@ class EpochBatches(DistributedSampler):
         seed: int,
         num_accumulated: int = 1,
         on_epoch: Callable[["EpochBatches"], None] | None = None,
+        progress: Callable[[int], float] = lambda number: 0.0,
     ) -> None:
         super().__init__(_Length(length), num_replicas=world_size, rank=rank, seed=seed)
         self.order, self.length, self.batch_size, self.num_accumulated = order, length, batch_size, num_accumulated
-        self.on_epoch = on_epoch
+        self.on_epoch, self._progress = on_epoch, progress
         self._resumed = Position(0, 0)
         self._planned: tuple[int, Epoch] | None = None
         self._table: Tensor | None = None  # Float[N]: weight of every item in the planned epoch; None before it is needed
-        if (count := order.count(length)) is None:
+        if (fewest := order.fewest(length)) is None:
             self._plan(0)
         else:  # the order of millions of items is made once it is known which epoch comes first
-            self._num_batches(count)
+            self._num_batches(fewest)
 
     def resume(self, position: Position) -> None:
         """Begin at this position instead of with epoch 0."""
@@ -205,12 +228,13 @@ class EpochBatches(DistributedSampler):
         if self._table is None:
             self._table = torch.zeros(self.length)
             self._table[planned.indices] = planned.weights
-        return self._table[index.cpu()].to(index.device)
+        self._table = self._table.to(index.device)  # once: the host would wait for indices at every step
+        return self._table[index]
 
     def _plan(self, epoch: int) -> Epoch:
         if self._planned is None or self._planned[0] != epoch:
             self._planned = None  # the memory of the epoch before
-            planned = self.order.epoch(epoch, length=self.length, seed=self.seed)
+            planned = self.order.epoch(epoch, length=self.length, seed=self.seed, progress=self._progress(epoch))
             self._num_batches(len(planned.indices))
             self._planned = epoch, planned
             self._table = None

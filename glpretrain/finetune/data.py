@@ -261,8 +261,9 @@ class LabelledData(DataModule):
         assert self.trainer is not None
         if self.trainer.training:
             return super().on_before_batch_transfer(batch, dataloader_idx)
-        self._items_seen += len(batch.index)
-        self._report([(~index, reason) for index, reason in batch.unreadable])  # test items are told from training items by their sign
+        self.unreadable.num_seen += len(batch.index)
+        # Test items are told from training items by their sign.
+        self.unreadable.report([(~index, reason) for index, reason in batch.unreadable])
         return batch
 
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> Batch:

@@ -22,6 +22,7 @@ from glpretrain.objectives.gram import GramDistance
 from glpretrain.training.anchor import Anchor, Gram
 from glpretrain.training.branch import Branch, batch_norms, norms_in_chunks
 from glpretrain.training.checks import begin_step_again, identity, require_device, require_end, require_same_run
+from glpretrain.training.item_losses import ItemLosses, losses_for
 from glpretrain.training.memory import broadcast_states, keep_from_ddp
 from glpretrain.training.optim import Optimization, TrunkRelease, gradient_norms
 from glpretrain.training.prototypes import Prototypes
@@ -59,6 +60,7 @@ class Method(pl.LightningModule, ABC):
     terms: tuple[str, ...]  # set by the class, or before this constructor where they depend on arguments
     uses: ClassVar[Mapping[str, Uses]]
     in_batch: tuple[str, ...] = ()  # terms in which the loss of an item depends on the others in its batch; set as `terms` is
+    joint: tuple[str, ...] = ()  # those of `in_batch` that are one number, Float[], so that items have no loss of their own in them
     gram_tokens: ClassVar[tuple[str, ...]] = ()  # patches of its global views that the student encodes and `gram` may compare
 
     def __init__(
@@ -92,6 +94,7 @@ class Method(pl.LightningModule, ABC):
             for branch in (student, *([] if self.teacher is None else [self.teacher.branch])):
                 compile_blocks(branch.encoder)
         self.trunk: Trunk | None = None  # set in a run that starts from trained weights
+        self.item_losses: ItemLosses | None = None  # set in a run whose order of items looks at their losses
         self.step = Step(max_refused=optimization.max_refused)
 
     def _anchored(self, gram: Gram) -> Anchor:
@@ -104,7 +107,7 @@ class Method(pl.LightningModule, ABC):
         if gram.views == "clean":
             self.uses = {**self.uses, "clean": Uses()}  # pyright: ignore[reportAttributeAccessIssue]  of this object alone
         if gram.level == "batch":
-            self.in_batch = (*self.in_batch, "gram")
+            self.in_batch, self.joint = (*self.in_batch, "gram"), (*self.joint, "gram")
         return Anchor(gram, objective=GramDistance(normalise=gram.normalise, negatives=gram.negatives), backbone=self.backbone())
 
     def weights_at(self, progress: float) -> dict[str, float]:
@@ -130,6 +133,11 @@ class Method(pl.LightningModule, ABC):
     def starts_from_weights(self) -> bool:
         """Whether the trunk starts from trained weights, for the default of `Optimization.layer_decay`."""
         return self.trunk is not None
+
+    @property
+    def item_terms(self) -> tuple[str, ...]:
+        """Terms in which every item has a loss of its own, which is weighted with the weight of the item."""
+        return tuple(name for name in self.weights_at(1.0) if name not in self.joint)
 
     @property
     def micro_batch_terms(self) -> tuple[str, ...]:
@@ -182,7 +190,7 @@ class Method(pl.LightningModule, ABC):
         return transfer
 
     def progress(self) -> float:
-        """Share of the run that is done, counted in optimizer steps where `max_steps` is set, else in epochs."""
+        """Share of the run that is done: of its optimizer steps where `max_steps` is set, else of its epochs, however long each is."""
         if self.trainer.max_steps > 0:
             return self.global_step / self.trainer.max_steps
         per_epoch = self.trainer.num_training_batches
@@ -196,12 +204,15 @@ class Method(pl.LightningModule, ABC):
                 value.require(name, positive=True)
         if self.optimization.trunk is not None and self.trunk is None:
             raise ValueError("optimization.trunk would be ignored: the run starts from random weights; leave it out, or give init_from")
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
         if self.optimization.lr.per is not None:
-            data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
             if not isinstance(data, Batched):
                 raise ValueError(f"optimization: lr has per={self.optimization.lr.per}, but the run has no DataModule; leave per out")
             count = data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
             self.optimization = self.optimization.for_batch(count)
+        if stage == "fit":  # a validation after it looks at no losses, and forgets none
+            weights = {name: weight for name, weight in self.weights_at(1.0).items() if name not in self.joint}
+            self.item_losses = losses_for(data, method=type(self).__name__, weights=weights)
         self.optimization.require_modules(self)
         require_device(self.optimization, self.trainer.strategy.root_device)
         keep_from_ddp(self)
@@ -235,7 +246,10 @@ class Method(pl.LightningModule, ABC):
         """Weighted sum of the terms, each averaged over the weighted items, all of them logged."""
         progress = self.progress()
         self.begin_step(progress)
-        terms = self.averaged(self(batch, progress), batch)
+        of_items = self(batch, progress)
+        if self.item_losses is not None:
+            self.item_losses.update(batch.index, terms=of_items, weights=self.weights_at(progress))
+        terms = self.averaged(of_items, batch)
         total = self.total(terms, progress)
         if self.trunk is not None:
             self.trunk.update(total)
@@ -277,6 +291,8 @@ class Method(pl.LightningModule, ABC):
             values["trunk_rate"] = rate
         if self.momentum is not None:
             values["momentum"] = self.momentum(progress)
+        if self.item_losses is not None:  # share of all items that this epoch trains on
+            values["kept_ratio"] = self.trainer.num_training_batches * len(batch.index) * world_size() / len(self.item_losses.last)
         if self.anchor is not None:
             values["gram_weight"] = self.anchor.settings.weight_at(progress) or 0.0
         # Tensors of the host: Lightning would copy a float to the device, and wait for it.

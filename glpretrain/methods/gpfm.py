@@ -94,6 +94,7 @@ class GPFM(Method):
     ) -> None:
         experts = experts or {}
         self.terms = _terms(experts, weights)
+        self.joint = ("koleo",)
         self.in_batch = ("koleo",) if sinkhorn_iterations is None else ("cls", "patch", "koleo")
         weights = {name: 0.1 if name == "koleo" else 1.0 for name in self.terms} if weights is None else weights
 

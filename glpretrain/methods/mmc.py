@@ -74,6 +74,7 @@ class MMC(Method):
 
     terms = ("inputs", "patch", "local", "contrast", "cosine")
     in_batch = ("patch", "contrast", "cosine")  # patch: Sinkhorn-Knopp balances the targets of a batch
+    joint = ("cosine",)
     uses: ClassVar = {"global": Uses(num_views=2, needs=("mask",)), "local": Uses(required=False)}
     gram_tokens: ClassVar = ("all",)
 

@@ -63,6 +63,10 @@ def require_same_run(method: nn.Module, checkpoint: dict) -> None:
         before, now = (found.get(name, "none")[:12] for found in (written, present))
         if before != now:
             raise ValueError(f"checkpoint: its {name} has the weights {before}, this run's {now}; give the same experts")
+    remembers = "item_losses.last" in checkpoint["state_dict"]
+    if remembers is not ("item_losses.last" in method.state_dict()):
+        how = "with" if remembers else "without"
+        raise ValueError(f"checkpoint: it was written {how} a data.order that looks at losses; resume it with the same data.order")
     require_same_shapes(method, checkpoint)
     from_weights = any(name.startswith("trunk.") for name in checkpoint["state_dict"])
     if from_weights is not any(isinstance(module, Trunk) for module in method.children()):

@@ -24,7 +24,7 @@ class Changing(Order):
         super().__init__()
         self.register_buffer("start", torch.zeros((), dtype=torch.int64))
 
-    def epoch(self, number: int, *, length: int, seed: int) -> Epoch:
+    def epoch(self, number: int, *, length: int, seed: int, progress: float) -> Epoch:
         self.start.fill_(5 * number)
         indices = (torch.arange(self.LENGTHS[number % 3]) + self.start) % length
         return Epoch(indices, weights=1.0 + (indices % 2))

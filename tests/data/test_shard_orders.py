@@ -54,7 +54,7 @@ def _shards_of(indices: list[int]) -> list[int]:
 def test_an_epoch_has_all_items_once_and_its_shards_a_few_at_a_time(number: int, folder: Path) -> None:
     source, order = TarShards(folder), ByShard(number)
     order.begin(source)
-    epochs = [order.epoch(epoch, length=len(source), seed=3).indices.tolist() for epoch in range(3)]
+    epochs = [order.epoch(epoch, length=len(source), seed=3, progress=0.0).indices.tolist() for epoch in range(3)]
     firsts = set()
     for indices in epochs:
         assert sorted(indices) == list(range(sum(SIZES)))
@@ -66,14 +66,14 @@ def test_an_epoch_has_all_items_once_and_its_shards_a_few_at_a_time(number: int,
         of_one = [index for index, shard in zip(indices, shards, strict=True) if shard == 2]
         assert of_one != sorted(of_one)
     assert len({tuple(indices) for indices in epochs}) == 3 and len(firsts) > 1
-    again, other = (order.epoch(1, length=len(source), seed=seed).indices.tolist() for seed in (3, 4))
+    again, other = (order.epoch(1, length=len(source), seed=seed, progress=0.0).indices.tolist() for seed in (3, 4))
     assert again == epochs[1] != other
 
 
 def test_groups_of_shards_have_nearly_equal_sizes(folder: Path) -> None:
     order = ByShard(3)  # of seven: two, two and three, and not three, three and one
     order.begin(TarShards(folder))
-    shards = _shards_of(order.epoch(0, length=sum(SIZES), seed=0).indices.tolist())
+    shards = _shards_of(order.epoch(0, length=sum(SIZES), seed=0, progress=0.0).indices.tolist())
     changes = [place for place in range(1, len(shards)) if not set(shards[:place]) & set(shards[place:])]
     sizes = [len(set(part)) for part in np.split(np.array(shards), changes)]
     assert sum(sizes) == 7 and max(sizes) <= 3 and len(sizes) >= 3 and sizes[-1] > 0
@@ -194,7 +194,7 @@ def test_a_bounded_room_holds_the_shards_of_an_order_by_shards(
     order.begin(source)
     source._unpacked._made.clear()
     caplog.clear()
-    for index in order.epoch(0, length=28, seed=0).indices.tolist():
+    for index in order.epoch(0, length=28, seed=0, progress=0.0).indices.tolist():
         assert int(source[index].values[0, 0, 0]) == index
         assert sum(path.stat().st_size for path in room.glob("*.tar")) <= 45e3
     assert len(opened) == len(set(opened)) == len(SIZES) and "again and again" not in caplog.text

@@ -137,7 +137,7 @@ def test_every_test_item_is_evaluated_once_and_what_cannot_be_read_is_named(tmp_
         pictures(tmp_path / part, each=each)
     (tmp_path / "val" / "red" / "0.png").write_bytes(b"no picture")
     model, module = classifier(), data(tmp_path)
-    module.max_unreadable = 1.0
+    module.unreadable.most = 1.0
     trained(model, module, steps=3)
     assert model.found["accuracy"].n == 8
     assert [record.message for record in caplog.records if "cannot be read" in record.message] == [
@@ -151,7 +151,7 @@ def test_a_run_without_a_readable_test_item_stops_with_a_line(tmp_path: Path) ->
     for path in (tmp_path / "val").rglob("*.png"):
         path.write_bytes(b"no picture")
     module = data(tmp_path, batch_size=2)
-    module.max_unreadable = 1.0
+    module.unreadable.most = 1.0
     with pytest.raises(ValueError, match="no item of the test part could be read"):
         trained(classifier(), module, steps=3)
 

@@ -62,9 +62,11 @@ class Losses(pl.Callback):
 
 
 def check_terms(model: Method, batch: Batch) -> None:
-    """Finite float32 numbers, one per item or one in all, named in the weights, the same for the same batch."""
+    """Finite float32 numbers, one per item or, where the method says so, one in all; named in the weights; the same for the same batch."""
     first, second = terms_of(model, batch), terms_of(model, batch)
     assert set(first) == set(model.weights_at(0.5))
+    assert {name for name, value in first.items() if value.ndim == 0} == set(model.joint) <= set(model.in_batch)
+    assert set(model.item_terms) | set(model.joint) == set(model.weights_at(1.0)) and not set(model.item_terms) & set(model.joint)
     for name, value in first.items():
         assert value.shape in ((), (len(batch.index),)) and value.dtype == torch.float32 and torch.isfinite(value).all(), (name, value)
         assert torch.equal(value, second[name]), name

@@ -6,6 +6,7 @@ from batches import method
 from glpretrain.encoders import ViT
 from glpretrain.methods import DINO
 from glpretrain.training.checks import identity, require_same_run
+from glpretrain.training.item_losses import ItemLosses
 
 
 def dino(*, from_weights: bool = False) -> DINO:
@@ -32,4 +33,14 @@ def test_a_run_goes_on_from_its_own_checkpoint_and_from_no_other(from_weights: b
         require_same_run(model, {**written(model), "experts": {"experts.uni": "123abc"}})
     how = "without" if from_weights else "with"
     with pytest.raises(ValueError, match=f"checkpoint: it was written {how} init_from; resume it {how} init_from"):
+        require_same_run(model, written(other))
+
+
+@pytest.mark.parametrize("remembers", [False, True])
+def test_a_run_that_remembers_losses_of_items_goes_on_from_one_that_did(remembers: bool) -> None:
+    model, other = dino(), dino()
+    (model if remembers else other).item_losses = ItemLosses(3)
+    require_same_run(model, written(model))
+    how = "without" if remembers else "with"
+    with pytest.raises(ValueError, match=f"checkpoint: it was written {how} a data.order that looks at losses; resume it with the same"):
         require_same_run(model, written(other))
