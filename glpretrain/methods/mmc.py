@@ -9,7 +9,8 @@ Paper: "MMC", arXiv 2308.11448. Only its abstract was available to us: it names 
 EVERYTHING ELSE HERE IS OUR CHOICE, by experiments recorded in docs/measurements.md#mmc: hidden patches are dropped and decoded as in MAE,
 which makes a step cheap; targets of patches are balanced by Sinkhorn-Knopp, without which all patches share one prototype; a small penalty
 on the mean cosine of all patches (`cosine`) takes away the direction that they otherwise share. Local views are optional: their `cls` is
-contrasted with the teacher's global views. Clouds of points have the same terms; their hidden groups are predicted as in Point-MAE.
+contrasted with the teacher's global views. The quick start has one as large as a global view, so that the student also learns from whole
+pictures, which are what it is used on. Clouds of points have the same terms; their hidden groups are predicted as in Point-MAE.
 Reference code: none for MMC.
 """
 
@@ -39,7 +40,7 @@ from glpretrain.training.decoders import DECODER_PATHS, GroupDecoder, TokenDecod
 from glpretrain.training.heads import ContrastHead, Hallucinator, ProjectionHead
 from glpretrain.training.prototypes import Prototypes
 
-_WEIGHTS = {"inputs": 1.0, "patch": 0.5, "local": 0.5, "contrast": 1.0, "cosine": 0.1}
+_WEIGHTS = {"inputs": 1.0, "patch": 0.5, "local": 1.0, "contrast": 1.0, "cosine": 0.1}
 _DECODER_DIM = 512
 
 
@@ -65,7 +66,7 @@ class MMC(Method):
         sinkhorn_iterations: iterations of Sinkhorn-Knopp over the targets of the batch.
         max_distance: a patch has a target where the nearest one of the other view is so near, in patches of that view.
         momentum: momentum of the teacher's moving average, over progress.
-        weights: weight of every term; None is 1 for `inputs` and `contrast`, 0.5 for `patch` and `local`, and 0.1 for `cosine`.
+        weights: weight of every term; None is 1 for `inputs`, `local` and `contrast`, 0.5 for `patch` and 0.1 for `cosine`.
         **kwargs: arguments of `Method`.
 
     Raises:
