@@ -59,6 +59,7 @@ class Method(pl.LightningModule, ABC):
     terms: tuple[str, ...]  # set by the class, or before this constructor where they depend on arguments
     uses: ClassVar[Mapping[str, Uses]]
     in_batch: tuple[str, ...] = ()  # terms in which the loss of an item depends on the others in its batch; set as `terms` is
+    needs_backbone: ClassVar[bool] = False  # whether a run from random weights means nothing, and is refused
     gram_tokens: ClassVar[tuple[str, ...]] = ()  # patches of its global views that the student encodes and `gram` may compare
 
     def __init__(
@@ -194,6 +195,8 @@ class Method(pl.LightningModule, ABC):
         for name, value in vars(self).items():
             if isinstance(value, Schedule) and name.endswith("temp"):
                 value.require(name, positive=True)
+        if self.needs_backbone and self.trunk is None:
+            raise ValueError(f"{type(self).__name__}: the run starts from random weights; it goes on from a trained backbone: give init_from")
         if self.optimization.trunk is not None and self.trunk is None:
             raise ValueError("optimization.trunk would be ignored: the run starts from random weights; leave it out, or give init_from")
         if self.optimization.lr.per is not None:
