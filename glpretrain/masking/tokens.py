@@ -204,8 +204,8 @@ class VisibleBlocks(Mask):
         most_area = int(self.visible_ratio * num_tokens)
         if len(grid) != 2 or most_area <= self.least_area:
             raise ValueError(
-                f"VisibleBlocks: grid {tuple(grid)} given with visible_ratio {self.visible_ratio} and least_area {self.least_area}; accepted:"
-                " two axes, with more than least_area tokens in that share of the grid"
+                f"VisibleBlocks: grid {tuple(grid)} given with visible_ratio {self.visible_ratio} and least_area {self.least_area};"
+                " accepted: two axes, with more than least_area tokens in that share of the grid"
             )
         height, width = grid
         rows = torch.arange(height, device=keys.device)

@@ -196,7 +196,7 @@ class Method(pl.LightningModule, ABC):
             if isinstance(value, Schedule) and name.endswith("temp"):
                 value.require(name, positive=True)
         if self.needs_backbone and self.trunk is None:
-            raise ValueError(f"{type(self).__name__}: the run starts from random weights; it goes on from a trained backbone: give init_from")
+            raise ValueError(f"{type(self).__name__}: the run starts from random weights; it needs a trained backbone: give init_from")
         if self.optimization.trunk is not None and self.trunk is None:
             raise ValueError("optimization.trunk would be ignored: the run starts from random weights; leave it out, or give init_from")
         if self.optimization.lr.per is not None:

@@ -56,7 +56,7 @@ class Readable(Protocol):
 class MaskEmbed(Method):
     """Locality alignment of a trained ViT by prediction of its own features of masked images.
 
-    The run must start from a backbone (`init_from`). The decoder's positions are those of the encoder's `img_size`, so views have this size.
+    The run must start from a backbone (`init_from`). Views have the encoder's `img_size`, because the decoder has a position for each patch.
 
     Args:
         encoder: the trunk, a ViT for images.
