@@ -56,7 +56,7 @@ class Readable(Protocol):
 class MaskEmbed(Method):
     """Locality alignment of a trained ViT by prediction of its own features of masked images.
 
-    The run must start from a backbone (`init_from`). Views have the encoder's `img_size`, because the decoder has a position for each patch.
+    The run must start from a backbone (`init_from`). Views have the encoder's `img_size`: the decoder has a position for each patch.
 
     Args:
         encoder: the trunk, a ViT for images.
@@ -79,7 +79,6 @@ class MaskEmbed(Method):
 
     terms = ("features",)
     uses: ClassVar = {"global": Uses(needs=("mask",))}
-    gram_tokens: ClassVar = ("all",)
     needs_backbone: ClassVar = True
 
     def __init__(
