@@ -107,7 +107,7 @@ def without_last_blocks(encoder: Encoder, *, count: int) -> ViT:
     if not 0 <= count < encoder.num_layers:
         raise ValueError(f"skip_blocks={count} of {encoder.num_layers} blocks given; accepted: 0 to {encoder.num_layers - 1}")
     shortened = copy.deepcopy(encoder)
-    shortened.model.blocks = shortened.model.blocks[: encoder.num_layers - count]
+    del shortened.model.blocks[encoder.num_layers - count :]
     shortened._card = replace(encoder.card, arguments={**encoder.card.arguments, "depth": shortened.num_layers})
     return shortened
 

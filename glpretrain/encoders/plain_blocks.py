@@ -6,6 +6,7 @@ Left out: whole encoders (`vit`), and decoders whose blocks are torch's own (`tr
 from typing import NamedTuple
 
 from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import nn
 
@@ -33,14 +34,16 @@ def block_shape(encoder: Encoder) -> BlockShape:
         return BlockShape(count if rest == 0 else 1)
     block = encoder.model.blocks[0]
     if isinstance(block, Block) and isinstance(block.attn, Attention):
-        attention, activation = block.attn, getattr(block.mlp, "act", None)
+        attention = block.attn
         return BlockShape(
             attention.num_heads,
             qkv_bias=attention.qkv.bias is not None,
             qk_norm=not isinstance(attention.q_norm, nn.Identity),
-            activation=nn.GELU if activation is None else type(activation),
+            activation=type(block.mlp.act) if isinstance(block.mlp, Mlp) else nn.GELU,
         )
-    return BlockShape(block.attn.num_heads)
+    num_heads = vars(block.attn)["num_heads"]
+    assert isinstance(num_heads, int)
+    return BlockShape(num_heads)
 
 
 def plain_blocks(dim: int, *, shape: BlockShape, depth: int, layer_scale: float) -> nn.Sequential:

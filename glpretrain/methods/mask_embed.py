@@ -119,7 +119,8 @@ class MaskEmbed(Method):
         )
         super().__init__(Branch(encoder, {"embed": head, "decoder": decoder}), **kwargs)
         self.antithetical, self.null = antithetical, null
-        self.scale_items, self.fresh_norm, self.teacher_precision = scale_items, fresh_norm, teacher_precision
+        self.scale_items, self.fresh_norm = scale_items, fresh_norm
+        self.teacher_precision: Precision = teacher_precision
         self.original = FrozenTeacher(teacher, precision=teacher_precision)
         self.scale = TargetScale()
         self.objective = MaskedFeatures(counted=counted)

@@ -200,6 +200,17 @@ def test_registers_stand_between_class_token_and_patches() -> None:
     assert aligned.targets(items, visible=torch.ones(3, 2, 16, dtype=torch.bool)).shape == (3, 2, 19, 12)
 
 
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "beit_base_patch16_224", "vit_relpos_small_patch16_224"])
+def test_other_kinds_of_vits_are_aligned_too(name: str) -> None:
+    model = method(MaskEmbed, ViT(name, img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3))
+    model.init_from(ViT(name, img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3))
+    torch.nn.init.ones_(model.student.heads["embed"].weight)
+    loss = model.losses(batch(0), 0.5)["features"].mean()
+    loss.backward()
+    assert bool(torch.isfinite(loss)) and model.original.encoder.num_layers == 1
+    assert any(float(parameter.grad.abs().max()) > 0 for parameter in model.encoder.parameters() if parameter.grad is not None)
+
+
 @pytest.mark.parametrize("counted", ["all", "hidden", "visible"])
 def test_the_loss_counts_the_tokens_that_it_says(counted: str) -> None:
     predictions, targets = noise(2, 3, 7, 5, name="predictions"), noise(2, 3, 7, 5, name="targets")
