@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 import yaml
 
 import glpretrain.finetune
@@ -10,6 +11,8 @@ import glpretrain.methods
 from glpretrain.cli.finetune import Tuning
 from glpretrain.cli.parsing import argument_names
 from glpretrain.cli.training import Training
+from glpretrain.encoders import ViT
+from glpretrain.weights import export
 
 ROOT = Path(__file__).parents[1] / "recipes"
 EVALUATIONS = sorted((ROOT / "eval").glob("*.yaml"))
@@ -106,6 +109,15 @@ def _shrink_points(encoder: dict, data: dict) -> None:
 _SHRINK = {"MultiCrop": _shrink_images, "PointCrops": _shrink_points}
 
 
+def _backbone(arguments: dict, folder: Path) -> Path:
+    """An exported ViT with the same random weights in every process."""
+    if not folder.exists():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            export(ViT(**arguments), folder)
+    return folder
+
+
 def shrunk(path: Path, folder: Path) -> Path:
     """The recipe with a tiny encoder, few prototypes, small views and embedded data; everything else as it stands."""
     recipe = yaml.safe_load(path.read_text())
@@ -121,6 +133,9 @@ def shrunk(path: Path, folder: Path) -> Path:
     recipe["trainer"] |= {"max_steps": 2, "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
     recipe["trainer"].pop("max_epochs", None)
     recipe["trainer"]["accumulate_grad_batches"] = min(recipe["trainer"].get("accumulate_grad_batches", 1), 2)
+    if method.needs_backbone:  # which a command line would name
+        model["encoder"]["init_args"]["depth"] = 2  # a teacher that leaves one block out
+        recipe["init_from"] = str(_backbone(model["encoder"]["init_args"], folder / "init_from"))
     written = folder / path.name
     written.write_text(yaml.safe_dump(recipe))
     return written

@@ -1,4 +1,4 @@
-"""From images to patches: the grid of patches of an image, cutting an image into patches, and maps of tokens on another grid.
+"""From images to patches: the grid of patches, cutting an image into patches, hiding some of them, and maps of tokens on another grid.
 
 The numbers of a patch are in MAE's order (models_mae.py, `patchify`): row, column, channel.
 """
@@ -16,6 +16,19 @@ def patchify(images: Tensor, *, patch_size: tuple[int, int]) -> Tensor:
     height, width = patch_size
     blocks = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B C rows p columns q]
     return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def without_patches(images: Tensor, *, visible: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Float[B M C H W]: the normalised images Float[B C H W] under M masks each, with zeros, the mean colour, in place of hidden patches.
+
+    Args:
+        images: images whose sides divide into patches.
+        visible: Bool[B M N], True: the patch stays.
+        patch_size: height and width of a patch.
+    """
+    (height, width), (rows, columns) = patch_size, (images.shape[2] // patch_size[0], images.shape[3] // patch_size[1])
+    pixels = visible.unflatten(2, (rows, columns)).repeat_interleave(height, dim=2).repeat_interleave(width, dim=3)  # [B M H W]
+    return images.unsqueeze(1) * pixels.unsqueeze(2)
 
 
 def image_grid(card: EncoderCard, item_shape: Sequence[int]) -> tuple[int, int]:

@@ -1,5 +1,5 @@
 """Beyond the output of the last block: features of earlier blocks, what their attentions are computed from, the mean token before the
-final norm, and one block more (Mugs).
+final norm, one block more (Mugs), and some blocks less (locality alignment).
 
 Features of an earlier block are its tokens under the final norm, as DINO's `get_intermediate_layers` gives them.
 """
@@ -7,6 +7,7 @@ Features of an earlier block are its tokens under the final norm, as DINO's `get
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -93,6 +94,22 @@ def layer_number(encoder: Encoder, layer: int) -> int:
 def _under_norm(encoder: ViT | PointTransformer, tokens: Tensor) -> EncoderOutput:
     has_class_token = encoder.model.cls_token is not None
     return split_tokens(encoder.model.norm(tokens), num_prefix_tokens=encoder.num_prefix_tokens, has_class_token=has_class_token)
+
+
+def without_last_blocks(encoder: Encoder, *, count: int) -> ViT:
+    """A copy of a ViT that ends `count` blocks earlier: its final norm follows the last block that is left.
+
+    Raises:
+        ValueError: the encoder is no ViT, or would be left without a block.
+    """
+    if not isinstance(encoder, ViT):
+        raise ValueError(f"encoder: {encoder.card.encoder} given; only a ViT can end at an earlier block; give one")
+    if not 0 <= count < encoder.num_layers:
+        raise ValueError(f"skip_blocks={count} of {encoder.num_layers} blocks given; accepted: 0 to {encoder.num_layers - 1}")
+    shortened = copy.deepcopy(encoder)
+    del shortened.model.blocks[encoder.num_layers - count :]
+    shortened._card = replace(encoder.card, arguments={**encoder.card.arguments, "depth": shortened.num_layers})
+    return shortened
 
 
 def can_be_without_norm(encoder: Encoder) -> bool:

@@ -124,3 +124,9 @@ def split_tokens(tokens: Tensor, *, num_prefix_tokens: int, has_class_token: boo
         patches=patches,
         registers=tokens[:, int(has_class_token) : num_prefix_tokens] if num_prefix_tokens > has_class_token else None,
     )
+
+
+def joined_tokens(output: EncoderOutput, *, has_class_token: bool) -> Tensor:
+    """Float[B T D]: the tokens that `split_tokens` has split, in their order."""
+    parts = [output.cls.unsqueeze(1)] if has_class_token else []
+    return torch.cat([*parts, *([] if output.registers is None else [output.registers]), output.patches], dim=1)

@@ -19,6 +19,7 @@ from glpretrain.evaluate.patches import (
     LabelPropagation,
     LinearSegmentation,
     ObjectDiscovery,
+    PatchMultilabel,
     PromptSegmentation,
 )
 from glpretrain.evaluate.points import Episodes, LinearSVM, PartSegmentation, PointPrompts, ShapeHistogram
@@ -49,6 +50,7 @@ __all__ = [
     "MAELinear",
     "ObjectDiscovery",
     "PartSegmentation",
+    "PatchMultilabel",
     "PointPrompts",
     "PromptSegmentation",
     "Result",

@@ -2,10 +2,11 @@
 
 from glpretrain.masking.corruption import Corruption, GroupCorruption
 from glpretrain.masking.regions import FACE_REGIONS, CRFRPMask, CRFRRMask, FaskingMask, FRPMask, Hidden, RegionMask
-from glpretrain.masking.tokens import BlockMask, DINOv2Mask, Mask, RandomMask
+from glpretrain.masking.tokens import BernoulliMask, BlockMask, DINOv2Mask, Mask, RandomMask, UniformMask, VisibleBlocks
 
 __all__ = [
     "FACE_REGIONS",
+    "BernoulliMask",
     "BlockMask",
     "CRFRPMask",
     "CRFRRMask",
@@ -18,4 +19,6 @@ __all__ = [
     "Mask",
     "RandomMask",
     "RegionMask",
+    "UniformMask",
+    "VisibleBlocks",
 ]

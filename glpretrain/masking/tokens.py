@@ -143,6 +143,93 @@ class DINOv2Mask(Mask):
         return _cover_with_blocks(keys, grid, wanted=wanted, least_area=self._LEAST_AREA, most_area=self._MAX_SHARE * num_tokens)
 
 
+class UniformMask(Mask):
+    """A share of hidden tokens that is uniform in [0, 1], the tokens uniformly at random (locality alignment, UniformMaskSampler).
+
+    For each item a threshold u and a number for each token are drawn, uniform in [0, 1); tokens whose number is above u are visible. A mask
+    may hide every token or none, so it is for methods that multiply tokens by it, not for those that drop hidden ones.
+    """
+
+    def __call__(self, keys: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """As `Mask`."""
+        draws = uniform(keys, 1 + math.prod(grid))
+        return draws[:, 1:] <= draws[:, :1]  # [B N]
+
+
+class BernoulliMask(Mask):
+    """Every token is hidden or not by a draw of its own (locality alignment, BernoulliMaskSampler). A mask may hide every token or none.
+
+    Args:
+        ratio: probability that a token is hidden, in [0, 1); the official `mask_ratio` is the probability that it is visible.
+
+    Raises:
+        ValueError: the ratio is outside [0, 1).
+    """
+
+    def __init__(self, ratio: float = 0.5) -> None:
+        self.ratio = check_ratio(ratio, mask="BernoulliMask")
+
+    def __call__(self, keys: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """As `Mask`."""
+        return uniform(keys, math.prod(grid)) >= 1.0 - self.ratio  # [B N]
+
+
+class VisibleBlocks(Mask):
+    """Rectangles of visible tokens, until their share is reached; the others are hidden (locality alignment, BlockwiseMaskSampler).
+
+    A rectangle has an area a, a whole number uniform from `least_area` to int(visible_ratio * N) - 1, and an aspect ratio r uniform in
+    [0.3, 1 / 0.3]; it is int(sqrt(a / r)) tokens high and a / height, rounded down, wide, both cut off at the grid, and lies anywhere.
+    Rectangles may overlap. The official names call what is visible here masked.
+
+    Args:
+        visible_ratio: share of visible tokens that is reached, in (0, 1); the last rectangle may exceed it.
+        least_area: smallest number of tokens of a rectangle.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    _LEAST_ASPECT, _MOST_ASPECT = 0.3, 1.0 / 0.3
+
+    def __init__(self, visible_ratio: float = 0.4, least_area: int = 16) -> None:
+        if not 0.0 < visible_ratio < 1.0:
+            raise ValueError(f"VisibleBlocks: visible_ratio is a share in (0, 1), not {visible_ratio}")
+        if least_area < 4:  # a narrower one may have no row
+            raise ValueError(f"VisibleBlocks: least_area is a number of tokens from 4 on, not {least_area}")
+        self.visible_ratio, self.least_area = visible_ratio, least_area
+
+    def __call__(self, keys: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """As `Mask`."""
+        num_tokens = math.prod(grid)
+        most_area = int(self.visible_ratio * num_tokens)
+        if len(grid) != 2 or most_area <= self.least_area:
+            raise ValueError(
+                f"VisibleBlocks: grid {tuple(grid)} given with visible_ratio {self.visible_ratio} and least_area {self.least_area};"
+                " accepted: two axes, with more than least_area tokens in that share of the grid"
+            )
+        height, width = grid
+        rows = torch.arange(height, device=keys.device)
+        columns = torch.arange(width, device=keys.device)
+        visible = torch.zeros(len(keys), height, width, dtype=torch.bool, device=keys.device)
+        for attempt in count():  # ends: rectangles lie anywhere, so they cover every token some time
+            if not self._is_missing(visible).any():
+                break
+            for draw in uniform(fold_in(keys, attempt), _CHECK_EVERY, 4).unbind(1):  # [B 4]
+                area = torch.floor(self.least_area + (most_area - self.least_area) * draw[:, 0])
+                aspect = self._LEAST_ASPECT + (self._MOST_ASPECT - self._LEAST_ASPECT) * draw[:, 1]
+                h = torch.floor((area / aspect).sqrt()).clamp(max=height)
+                w = torch.floor(area / h).clamp(max=width)
+                top = torch.floor(draw[:, 2] * (height - h + 1))
+                left = torch.floor(draw[:, 3] * (width - w + 1))
+                block = inside(rows, start=top, size=h).unsqueeze(2) & inside(columns, start=left, size=w).unsqueeze(1)  # [B H W]
+                visible |= block & self._is_missing(visible).view(-1, 1, 1)
+        return ~visible.flatten(1)
+
+    def _is_missing(self, visible: Tensor) -> Tensor:
+        """Bool[B]: whether the share of visible tokens, of Bool[B H W], is not reached yet."""
+        return visible.flatten(1).float().mean(dim=1) < self.visible_ratio
+
+
 _LOG_ASPECT = math.log(1.0 / 0.3)
 _MAX_REFUSED = 10
 _CHECK_EVERY = 16  # rectangles between two checks whether all masks are complete: on a GPU each check waits for the device

@@ -8,8 +8,9 @@ from glpretrain.methods.hybrid import HybridDistillation
 from glpretrain.methods.ibot import IBOT
 from glpretrain.methods.local_contrast import LocalContrast
 from glpretrain.methods.mae import MAE
+from glpretrain.methods.mask_embed import MaskEmbed
 from glpretrain.methods.mmc import MMC
 from glpretrain.methods.mugs import Mugs
 from glpretrain.methods.point_mae import PointMAE
 
-__all__ = ["DCGLR", "DINO", "FSFM", "GPFM", "IBOT", "MAE", "MMC", "HybridDistillation", "LocalContrast", "Mugs", "PointMAE"]
+__all__ = ["DCGLR", "DINO", "FSFM", "GPFM", "IBOT", "MAE", "MMC", "HybridDistillation", "LocalContrast", "MaskEmbed", "Mugs", "PointMAE"]

@@ -21,7 +21,7 @@ from glpretrain.encoders.transfer import Transfer, copy_backbone
 from glpretrain.objectives.gram import GramDistance
 from glpretrain.training.anchor import Anchor, Gram
 from glpretrain.training.branch import Branch, batch_norms, norms_in_chunks
-from glpretrain.training.checks import begin_step_again, identity, require_device, require_end, require_same_run
+from glpretrain.training.checks import begin_step_again, identity, require_device, require_end, require_same_run, require_weights
 from glpretrain.training.item_losses import ItemLosses, losses_for
 from glpretrain.training.memory import broadcast_states, keep_from_ddp
 from glpretrain.training.optim import Optimization, TrunkRelease, gradient_norms
@@ -61,6 +61,7 @@ class Method(pl.LightningModule, ABC):
     uses: ClassVar[Mapping[str, Uses]]
     in_batch: tuple[str, ...] = ()  # terms in which the loss of an item depends on the others in its batch; set as `terms` is
     joint: tuple[str, ...] = ()  # those of `in_batch` that are one number, Float[], so that items have no loss of their own in them
+    needs_backbone: ClassVar[bool] = False  # whether a run from random weights means nothing, and is refused
     gram_tokens: ClassVar[tuple[str, ...]] = ()  # patches of its global views that the student encodes and `gram` may compare
 
     def __init__(
@@ -202,8 +203,7 @@ class Method(pl.LightningModule, ABC):
         for name, value in vars(self).items():
             if isinstance(value, Schedule) and name.endswith("temp"):
                 value.require(name, positive=True)
-        if self.optimization.trunk is not None and self.trunk is None:
-            raise ValueError("optimization.trunk would be ignored: the run starts from random weights; leave it out, or give init_from")
+        require_weights(self.optimization, trained=self.trunk is not None, needed_by=type(self).__name__ if self.needs_backbone else None)
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
         if self.optimization.lr.per is not None:
             if not isinstance(data, Batched):

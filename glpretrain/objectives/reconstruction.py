@@ -1,4 +1,6 @@
-"""Reconstruction of the pixels of hidden patches (MAE) and of replaced pixels (GMML)."""
+"""Reconstruction of the pixels of hidden patches (MAE), of replaced pixels (GMML), and of features of masked views (MaskEmbed)."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -54,3 +56,46 @@ class CorruptedPixels(Objective):
         count = all_reduce_mean(corruption.sum().float()) * num_channels
         # Without a replaced pixel in the batch the loss is 0 / 1, not 0 / 0.
         return error.flatten(1).sum(dim=1) * (len(error) / count.clamp(min=1.0))
+
+
+CountedTokens = Literal["all", "hidden", "visible"]
+
+
+class MaskedFeatures(Objective):
+    """Squared error of features of masked views (locality alignment at 092ed8e, scripts/train.py, train_one_epoch).
+
+    mean over masks, all tokens and channels of counted * (prediction - target)^2. With `all` every token counts (the official `mse`);
+    with `hidden` patches that the mask hides (`masked_mse`), with `visible` those that it leaves (`unmasked_mse`). The tokens before the
+    patches always count, and the mean is over all tokens, so fewer counted ones give a smaller loss. Zero when every counted token is
+    predicted.
+
+    Args:
+        counted: tokens whose errors are added up.
+
+    Raises:
+        ValueError: `counted` is another word.
+    """
+
+    def __init__(self, *, counted: CountedTokens = "all") -> None:
+        super().__init__()
+        if counted not in ("all", "hidden", "visible"):
+            raise ValueError(f"MaskedFeatures: counted={counted!r} given; accepted: all, hidden, visible")
+        self.counted: CountedTokens = counted
+
+    def forward(self, *, predictions: Tensor, targets: Tensor, visible: Tensor) -> Tensor:
+        """Float[B].
+
+        Args:
+            predictions: Float[B M T D], for M masks; T counts the patches and the tokens before them.
+            targets: Float[B M T D].
+            visible: Bool[B M N], True: the patch was visible.
+        """
+        num_items, num_masks, num_tokens, _ = predictions.shape
+        num_patches = visible.shape[-1]
+        assert predictions.shape == targets.shape and visible.shape[:2] == (num_items, num_masks), f"{predictions.shape}, {visible.shape}"
+        error = (predictions - targets).square().mean(dim=-1)  # [B M T]
+        if self.counted != "all":
+            patches = visible if self.counted == "visible" else ~visible
+            prefix = patches.new_ones(num_items, num_masks, num_tokens - num_patches)
+            error = error * torch.cat([prefix, patches], dim=-1)
+        return error.mean(dim=(1, 2))

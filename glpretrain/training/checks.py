@@ -40,6 +40,20 @@ def require_device(optimization: Optimization, device: torch.device) -> None:
             raise ValueError(f"{given} compile=True compiles whole blocks, which nobody has tried with it; leave one of them out")
 
 
+def require_weights(optimization: Optimization, *, trained: bool, needed_by: str | None) -> None:
+    """Refuse random weights where they mean nothing, and settings of trained ones where there are none, with a ValueError.
+
+    Args:
+        optimization: settings of the run.
+        trained: whether the run starts from a trained backbone.
+        needed_by: name of a method that needs one, or None.
+    """
+    if needed_by is not None and not trained:
+        raise ValueError(f"{needed_by}: the run starts from random weights; it needs a trained backbone: give init_from")
+    if optimization.trunk is not None and not trained:
+        raise ValueError("optimization.trunk would be ignored: the run starts from random weights; leave it out, or give init_from")
+
+
 def identity(method: nn.Module) -> dict[str, object]:
     """What a checkpoint records of its run: the method, and the fingerprints of its experts, whose weights it leaves out."""
     experts = {name: module.fingerprint for name, module in method.named_modules() if isinstance(module, FrozenTeacher)}

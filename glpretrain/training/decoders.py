@@ -7,10 +7,12 @@ from contextlib import nullcontext
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glpretrain.encoders.drop_path import drawn_paths
 from glpretrain.encoders.initial import sincos_position
+from glpretrain.encoders.plain_blocks import BlockShape, plain_blocks
 from glpretrain.encoders.points import PositionedBlocks, position_layers, start_weights
 from glpretrain.training.heads import truncated_linear
 
@@ -171,6 +173,43 @@ class RepresentationDecoder(nn.Module):
         if self.positions == "sincos":
             tokens = _with_positions(tokens, grid=grid)
         return self.predict(self.norm(self.blocks(tokens))).mean(dim=1)
+
+
+class MaskedViewDecoder(nn.Module):
+    """MaskEmbed's decoder: from embeddings of an image's patches, those of hidden patches zero, to the features of the masked image.
+
+    Tokens that stand before the patches get zeros too, so all that the decoder knows of the image is in the visible patches
+    (iancovert/locality-alignment at 092ed8e, locality_alignment/model_utils.py, MaskEmbedDecoder).
+
+    Args:
+        in_dim: width E of the embeddings and of the decoder.
+        out_dim: width D of the features.
+        num_patches: number of patches N.
+        num_prefix_tokens: number of tokens before the patches, such as the class token.
+        shape: heads, biases and activation of its blocks.
+        depth: number of blocks.
+    """
+
+    def __init__(self, in_dim: int, *, out_dim: int, num_patches: int, num_prefix_tokens: int, shape: BlockShape, depth: int = 2) -> None:
+        super().__init__()
+        self.num_prefix_tokens = num_prefix_tokens
+        self.position = nn.Parameter(torch.empty(num_prefix_tokens + num_patches, in_dim))
+        nn.init.normal_(self.position, std=0.02)
+        self.blocks = plain_blocks(in_dim, shape=shape, depth=depth, layer_scale=1e-6)
+        self.norm = nn.LayerNorm(in_dim)
+        self.predict = nn.Linear(in_dim, out_dim)
+
+    def forward(self, patches: Tensor, *, visible: Tensor) -> Tensor:
+        """Float[B M T D]: for each of M masks the features of all tokens, those before the patches first.
+
+        Args:
+            patches: Float[B N E], embeddings of the patches of whole images.
+            visible: Bool[B M N].
+        """
+        num_items, num_masks, _ = visible.shape
+        tokens = (patches.unsqueeze(1) * visible.unsqueeze(-1)).flatten(0, 1)  # [(B M) N E]
+        tokens = F.pad(tokens, (0, 0, self.num_prefix_tokens, 0)) + self.position  # [(B M) T E]
+        return self.predict(self.norm(self.blocks(tokens))).unflatten(0, (num_items, num_masks))
 
 
 class GroupDecoder(nn.Module):

@@ -4,18 +4,19 @@ import math
 
 import pytest
 import torch
-from golden import load, wave
+from golden import load, noise, wave
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from glpretrain.core import keys
 from glpretrain.core.batch import visible_indices
-from glpretrain.masking import BlockMask, DINOv2Mask, GroupCorruption, Mask, RandomMask
+from glpretrain.masking import BernoulliMask, BlockMask, DINOv2Mask, GroupCorruption, Mask, RandomMask, UniformMask, VisibleBlocks, tokens
 
 IBOT, GMML, DINOV2 = load("ibot_masks"), load("gmml_masks"), load("dinov2_masks")
 IBOT_RATIOS = ((0.0, 0.0), (0.1, 0.5))
-MASKS = [RandomMask(0.75), BlockMask(IBOT_RATIOS), DINOv2Mask()]
+MASKS = [RandomMask(0.75), BlockMask(IBOT_RATIOS), DINOv2Mask(), UniformMask(), BernoulliMask(0.7), VisibleBlocks(0.4, least_area=4)]
+MASK_EMBED = load("mask_embed_masks")
 
 
 def _keys(count: int) -> Tensor:
@@ -265,3 +266,53 @@ def test_corruption_argument_outside_its_range_is_refused(arguments: dict) -> No
 def test_sizes_that_blocks_cannot_corrupt_are_refused(align: int, side: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GroupCorruption(0.7, align=align)(torch.ones(2, 3, side, side), _keys(2))
+
+
+# MaskEmbed's samplers, from the same draws ----------------------------------------------------------------------------------
+
+
+def shares(name: str, *shape: int) -> Tensor:
+    """The numbers in [0, 1] that the generator of the official samplers was replaced by, in turn."""
+    return ((noise(100000, name=name)[: math.prod(shape)].double() + 1) / 2).float().reshape(shape)
+
+
+@pytest.mark.parametrize("name", ["uniform", "bernoulli"])
+@pytest.mark.parametrize("number", range(4))
+def test_masks_of_single_tokens_are_mask_embeds_from_the_same_draws(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = MASK_EMBED[name][number]
+    num_masks = 1 + case["antithetical"] + case["null"]
+    first = torch.tensor(case["masks"], dtype=torch.bool)[::num_masks]  # the others are made of it, or hide nothing
+    width = 7 if name == "uniform" else 6
+    monkeypatch.setattr(tokens, "uniform", lambda keys, *shape: shares(name, 5 * num_masks, width)[::num_masks])
+    mask = UniformMask() if name == "uniform" else BernoulliMask(1.0 - case["mask_ratio"])
+    assert torch.equal(~mask(_keys(5), (2, 3)), first)
+
+
+@pytest.mark.parametrize("case", MASK_EMBED["blockwise"], ids=lambda case: str(case["target_ratio"]))
+def test_blocks_of_visible_tokens_are_mask_embeds_from_the_same_draws(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = torch.stack([shares(f"blocks {item}", 320, 4) for item in range(12)])  # [B draws 4]
+    calls: list[int] = []
+
+    def drawn(keys: Tensor, count: int, *rest: int) -> Tensor:
+        calls.append(count)
+        return table[:, sum(calls) - count : sum(calls)]
+
+    monkeypatch.setattr(tokens, "uniform", drawn)
+    visible = ~VisibleBlocks(case["target_ratio"])(_keys(12), (8, 8))
+    assert visible.int().tolist() == case["masks"] and len(calls) < 20
+
+
+def test_the_share_of_a_uniform_mask_is_uniform() -> None:
+    share = UniformMask()(_keys(4000), (10, 10)).float().mean(dim=1)
+    edges = torch.tensor([0.0, 0.25, 0.5, 0.75])
+    for edge in edges:  # 4.5 standard errors of a share of 4,000
+        assert float(((share >= edge) & (share < edge + 0.25)).float().mean()) == pytest.approx(0.25, abs=0.031)
+
+
+def test_visible_blocks_that_cannot_be_placed_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"VisibleBlocks: grid \(6, 6\) given with visible_ratio 0.4 and least_area 16"):
+        VisibleBlocks()(_keys(2), (6, 6))
+    with pytest.raises(ValueError, match="visible_ratio is a share in"):
+        VisibleBlocks(1.0)
+    with pytest.raises(ValueError, match="least_area is a number of tokens from 4 on, not 3"):
+        VisibleBlocks(0.4, least_area=3)

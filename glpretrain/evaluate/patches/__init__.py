@@ -5,6 +5,7 @@ from glpretrain.evaluate.patches.clustering import ClusterSegmentation
 from glpretrain.evaluate.patches.discovery import ObjectDiscovery
 from glpretrain.evaluate.patches.in_context import InContextSegmentation
 from glpretrain.evaluate.patches.linear_segmentation import LinearSegmentation
+from glpretrain.evaluate.patches.multilabel import PatchMultilabel
 from glpretrain.evaluate.patches.prompt_segmentation import PromptSegmentation
 from glpretrain.evaluate.patches.propagation import LabelPropagation
 
@@ -15,5 +16,6 @@ __all__ = [
     "LabelPropagation",
     "LinearSegmentation",
     "ObjectDiscovery",
+    "PatchMultilabel",
     "PromptSegmentation",
 ]
