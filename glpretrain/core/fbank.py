@@ -1,6 +1,6 @@
 """Log-mel filterbanks of sounds in plain PyTorch, in batches, on any device: those of Kaldi, for any sampling rate.
 
-Equal to `torchaudio.compliance.kaldi.fbank` with `window_type="hanning"`, `dither=0.0` and `use_energy=False`, the settings of AST and ASiT:
+Equal to `torchaudio.compliance.kaldi.fbank` with `window_type="hanning"`, `dither=0.0` and `use_energy=False`, as AST and ASiT set it:
 frames of 25 ms every 10 ms that lie within the sound, each without its mean, with pre-emphasis, a symmetric Hann window and zeros up to a
 power of two; the power spectrum; triangles that are evenly spaced on the mel scale; the logarithm. Left out: Kaldi's other windows, dither,
 energies, warped frequencies, and cepstra.
