@@ -17,6 +17,7 @@ FRAMES_PER_SECOND = 100
 _LENGTH, _SHIFT = 0.025, 0.010  # seconds
 _LOWEST = 20.0  # Hz, the lower edge of the first triangle
 _EMPHASIS = 0.97
+_MEL, _BREAK = 1127.0, 700.0  # HTK's mel scale: _MEL times log(1 + hertz / _BREAK)
 _FLOOR = torch.finfo(torch.float32).eps  # of an energy, before the logarithm
 FLOOR = math.log(_FLOOR)  # what the filterbank of silence holds
 
@@ -76,15 +77,11 @@ def _triangles(num_bins: int, padded: int, rate: int, *, device: torch.device) -
 
     With 128 bins at 16 kHz the lowest triangles are narrower than the step between two frequencies, so that one of them holds none.
     """
-    lowest, highest = _mel(torch.tensor([_LOWEST, rate / 2], dtype=torch.float64)).tolist()
+    lowest, highest = (_MEL * math.log1p(hertz / _BREAK) for hertz in (_LOWEST, rate / 2))
     edges = torch.linspace(lowest, highest, num_bins + 2, dtype=torch.float64)
-    place = _mel(torch.arange(padded // 2 + 1, dtype=torch.float64) * rate / padded).unsqueeze(1)  # [padded/2+1 1]
+    frequency = torch.arange(padded // 2 + 1, dtype=torch.float64) * rate / padded
+    place = (_MEL * torch.log1p(frequency / _BREAK)).unsqueeze(1)  # [padded/2+1 1]
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     weight = torch.minimum((place - left) / (centre - left), (right - place) / (right - centre)).clamp_min(0.0)
     weight[-1] = 0.0
     return weight.float().to(device)
-
-
-def _mel(hertz: Tensor) -> Tensor:
-    """HTK's mel scale."""
-    return 1127.0 * torch.log1p(hertz / 700.0)
