@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from glpretrain.cli.trust import Parser, enforce
 from glpretrain.core.keys import item_keys
-from glpretrain.data.views import MultiCrop, PointCrops, PointViewSpec, ViewMaker, ViewSpec
+from glpretrain.data.views import MultiCrop, PointCrops, PointViewSpec, SoundCrops, SoundViewSpec, ViewMaker, ViewSpec
 from glpretrain.encoders import PointTransformer, ViT
 from glpretrain.encoders.drop_path import KeyedDropPath
 from glpretrain.masking import Corruption, Mask, RegionMask
@@ -67,7 +67,7 @@ class Resolved:
         with torch.device(device), patch("glpretrain.training.teacher.fingerprint", return_value=""):
             self.method: Method = built(model=(Method, without_files(self.settings["model"])))["model"]
         self.encoder = self.method.encoder
-        self.views: MultiCrop | PointCrops = built(views=(ViewMaker, data["views"]))["views"]
+        self.views: MultiCrop | PointCrops | SoundCrops = built(views=(ViewMaker, data["views"]))["views"]
         self.mask = built(mask=(Mask | RegionMask, data["mask"]))["mask"] if "mask" in data else None
         self.corruption = built(corruption=(Corruption, data["corruption"]))["corruption"] if "corruption" in data else None
         trainer = self.settings["trainer"]
@@ -163,6 +163,7 @@ def views(specs: object) -> list[dict[str, object]]:
     """What differs between views: size, number, scale, blur and so on."""
     names = {
         ViewSpec: ("size", "count", "scale", "blur_prob", "solarize_prob"),
+        SoundViewSpec: ("frames", "mix_prob", "time_mask", "frequency_mask"),
         PointViewSpec: ("points", "count", "keep", "scale", "translation", "jitter", "jitter_limit", "sampling"),
     }
     return [{name: getattr(spec, name) for name in names[type(spec)]} for spec in specs]  # type: ignore[union-attr]
@@ -352,6 +353,7 @@ FIELDS: dict[str, Callable[[Resolved], object]] = {
     "prototypes": lambda run: [len(module.directions) for module in prototypes(run)],
     "gain of prototypes learns": lambda run: prototypes(run)[0].gain.requires_grad,
     "widths of the head": widths("cls"),
+    "widths of the projection": widths("projection"),
     "widths of the shared head": widths("shared"),
     "widths of the patch head": widths("patch"),
     "widths of the instance head": widths("instance"),
@@ -397,6 +399,13 @@ FIELDS: dict[str, Callable[[Resolved], object]] = {
         spec.blur_taps for spec in run.views.global_views + run.views.local_views if spec.blur_prob > 0.0
     ),  # type: ignore[union-attr,operator]
     "colours and crops": colours,
+    "bins of the filterbank": lambda run: run.views.num_bins,  # type: ignore[union-attr]
+    # groups of inputs that are replaced
+    "share that is replaced by zeros": lambda run: run.corruption.ratio,  # type: ignore[union-attr]
+    "share that is replaced by another item": lambda run: run.corruption.replace_ratio,  # type: ignore[union-attr]
+    "items that show another item": lambda run: run.corruption.replace_prob,  # type: ignore[union-attr]
+    "largest side of a block": lambda run: run.corruption.max_side,  # type: ignore[union-attr]
+    "blocks are aligned to": lambda run: run.corruption.align,  # type: ignore[union-attr]
     # masks, and terms that compare items
     "neighbours of KoLeo are in": lambda run: {"process": "a process", "joint": "the joint batch"}[run.method.koleo_objective.among],  # type: ignore[union-attr,index]
     "items that share a covered region": lambda run: run.mask.region_per,  # type: ignore[union-attr]

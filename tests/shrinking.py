@@ -106,7 +106,19 @@ def _shrink_points(encoder: dict, data: dict) -> None:
             view["points"] = points
 
 
-_SHRINK = {"MultiCrop": _shrink_images, "PointCrops": _shrink_points}
+def _shrink_sounds(encoder: dict, data: dict) -> None:
+    encoder |= {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3, "img_size": [24, 16]}
+    if data.get("corruption", {}).get("init_args", {}).get("align", 1) > 1:
+        data["corruption"]["init_args"]["align"] = 4
+    data["source"] = {"class_path": "glpretrain.data.Sounds", "init_args": {"length": 12, "frames": 40}}
+    views = data["views"]["init_args"]
+    views["num_bins"] = 16
+    for kind, frames in (("global_views", 24), ("local_views", 8)):
+        for view in views.get(kind) or []:
+            view["frames"] = frames
+
+
+_SHRINK = {"MultiCrop": _shrink_images, "PointCrops": _shrink_points, "SoundCrops": _shrink_sounds}
 
 
 def _backbone(arguments: dict, folder: Path) -> Path:

@@ -62,6 +62,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pyarrow": ("use/",),
     "pydicom": ("data/sources/images/dicom_files.py",),
     "pillow_heif": ("data/sources/images/heif.py",),
+    "soundfile": ("data/sources/audio/decoding.py",),
     "onnxruntime": ("weights/exports/",),
     "openslide": ("prepare/slides/",),
     "dask": ("prepare/workers/",),

@@ -46,7 +46,7 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_name_is_registered_once_and_an_unknown_one_is_named(signals: None) -> None:
     with pytest.raises(ValueError, match="'signal' is registered already"):
         modalities.register(Signal())
-    with pytest.raises(ValueError, match="modality: 'sound' given; known: image, points, signal"):
+    with pytest.raises(ValueError, match="modality: 'sound' given; known: image, points, audio, signal"):
         modalities.get("sound")
 
 

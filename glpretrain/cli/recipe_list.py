@@ -19,6 +19,7 @@ _SENTENCE = re.compile(r"; |\. ")
 _SOURCES = re.compile(r"class_path: glpretrain\.data\.(\w+)")
 _KINDS = {
     "points": {"Solids", "ModelNet40", "ShapeNet55", "Clouds"},
+    "sounds": {"Sounds", "AudioFolder"},
     "faces": {"Faces", "FaceSwaps", "LFWSubset"},
     "tissue": {"Tissue", "TileFolder", "TileShards"},
 }
@@ -29,7 +30,7 @@ class Header(NamedTuple):
 
     name: str  # what `pretrain` accepts
     purpose: str  # its first paragraph
-    data: str  # kind of items: images, faces, tissue, points
+    data: str  # kind of items: images, faces, tissue, points, sounds
     fields: dict[str, str]  # Command, Needs, Costs, Measured and so on, each in one line
 
 

@@ -47,6 +47,12 @@ def image_grid(card: EncoderCard, item_shape: Sequence[int]) -> tuple[int, int]:
     return item_shape[1] // card.patch_size[0], item_shape[2] // card.patch_size[1]
 
 
+def inputs_of_patches(tokens: Tensor, *, size: Sequence[int], grid: Sequence[int]) -> Tensor:
+    """Bool[B H W]: the inputs of the marked tokens, Bool[B N], of images of `size` whose patches are on `grid`."""
+    height, width = (side // count for side, count in zip(size, grid, strict=True))
+    return tokens.unflatten(1, tuple(grid)).repeat_interleave(height, 1).repeat_interleave(width, 2)  # [B H W]
+
+
 def resize_tokens(tokens: Tensor, *, grid: tuple[int, int], new_grid: tuple[int, int], antialias: bool = False) -> Tensor:
     """Tokens Float[B M D] of one grid on another, Float[B N D]: bicubic, corners not aligned (GPFM's kl_loss.py; DINOv3).
 

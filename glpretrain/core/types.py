@@ -5,7 +5,7 @@ Axis legend (views come first, so a tensor of views is `V B ...`):
     B items            V views            G global views      L local views
     N tokens (patches, point groups)      M selected tokens
     A coordinates of a place in an item   D embedding         K prototypes, or the width of a projection
-    C H W image        P points           F T spectrogram
+    C H W image        P points           T F spectrogram     S samples of a sound
 
 Left out: what data gives to a method (`glpretrain.core.batch`).
 """
@@ -21,9 +21,9 @@ from glpretrain import __version__
 
 
 class Item(NamedTuple):
-    """One decoded item at its own size. A cloud has Int[P], one number per point, where an image has Int[H W]."""
+    """One decoded item at its own size. A cloud has Int[P], one number per point, where an image has Int[H W]; a sound has Int[T F]."""
 
-    values: Tensor  # UInt8[C H W] of an image, Float[P 3] of a cloud of points
+    values: Tensor  # UInt8[C H W] of an image, Float[P 3] of a cloud of points, Float[1 S] of a sound
     label: int  # index into the class names of the source, -1 where there is none
     instances: Tensor | None  # Int[H W]  0 background, 1.. objects of this item, -1 to be ignored; None without masks
     regions: Tensor | None  # Int[H W]  region id per pixel (face parts), -1 where there is none; None without regions
@@ -84,8 +84,9 @@ class EncoderCard:
         encoder: name in the encoder registry.
         arguments: arguments with which the registered builder makes the same architecture again (plain JSON values).
         modality: name of the kind of item, see `glpretrain.modalities`.
-        item_shape: shape of the items that the encoder was trained on: channels, height and width of an image, (points, 3) of a cloud.
-        patch_size: inputs of a token along each axis: height and width in pixels, or the points of a group.
+        item_shape: shape of the items that the encoder was trained on: channels, height and width of an image, (points, 3) of a cloud,
+            (1, frames, bins) of a sound.
+        patch_size: inputs of a token along each axis: height and width in pixels, frames and bins, or the points of a group.
         embed_dim: width D of `cls` and `patches`.
         mean: mean per channel, of images scaled to [0, 1]; coordinates of points are taken as they are.
         std: standard deviation per channel, of the same values.

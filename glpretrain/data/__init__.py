@@ -3,6 +3,7 @@ items needs neither."""
 
 from glpretrain.data.episodes import Episode
 from glpretrain.data.own import source_for
+from glpretrain.data.sources.audio import AudioFolder, Sounds
 from glpretrain.data.sources.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.sources.images import (
     Bands,
@@ -26,6 +27,7 @@ from glpretrain.data.sources.images import (
 from glpretrain.data.sources.points import ModelNet40, PointArrays, PointFolder, ScanObjectNN, ShapeNet55, Solids
 
 __all__ = [
+    "AudioFolder",
     "Bands",
     "DicomFolder",
     "Episode",
@@ -45,6 +47,7 @@ __all__ = [
     "Scenes",
     "ShapeNet55",
     "Solids",
+    "Sounds",
     "Source",
     "Subset",
     "TarShards",

@@ -25,7 +25,7 @@ from glpretrain.encoders.kernels import fastest_attention
 from glpretrain.encoders.sequences import Views, encode_in_chunks, encode_list
 
 # Arguments of builders that are words or flags.
-_WORDS = ("name", "position_resize", "positions", "ffn", "initial", "licence", "source")
+_WORDS = ("name", "position_resize", "positions", "ffn", "initial", "modality", "licence", "source")
 _FLAGS = ("drop_path_uniform", "class_token", "no_embed_class", "final_norm")
 
 _Builder = TypeVar("_Builder", bound=Callable[..., "Encoder"])

@@ -146,6 +146,7 @@ def image_card(
     std: Sequence[float] | None,
     patch_size: tuple[int, ...],
     embed_dim: int,
+    modality: str = "image",
 ) -> EncoderCard:
     """The card of an adapter.
 
@@ -157,13 +158,14 @@ def image_card(
         std: standard deviation of each channel as given by the user.
         patch_size: height and width of a token in pixels.
         embed_dim: width D of the features.
+        modality: name of the kind of items.
     """
     in_chans, *img_size = item_shape
     means, stds = normalisation(mean, std, in_chans=in_chans)
     return EncoderCard(
         encoder=encoder,
         arguments={**arguments, "in_chans": in_chans, "img_size": img_size, "mean": list(means), "std": list(stds)},
-        modality="image",
+        modality=modality,
         item_shape=item_shape,
         patch_size=patch_size,
         embed_dim=embed_dim,
@@ -195,6 +197,18 @@ def resize_positions(positions: Tensor, *, grid: Sequence[int], new_grid: Sequen
     assert maps.shape[2:] == tuple(new_grid)
     resized = maps.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)  # [1 M D]
     return torch.cat((positions[:, :num_prefix], resized), dim=1)
+
+
+def add_resized_positions(model: VisionTransformer, tokens: Tensor, *, how: PositionResize) -> Tensor:
+    """timm's position step with positions that are resized in another way: Float[B h w D] to Float[B T D]."""
+    assert model.pos_embed is not None
+    positions = resize_positions(model.pos_embed, grid=model.patch_embed.grid_size, new_grid=tokens.shape[1:3], how=how)
+    prefix = [token.expand(tokens.shape[0], -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
+    if model.no_embed_class:
+        tokens = torch.cat((*prefix, tokens.flatten(1, 2) + positions), dim=1)
+    else:
+        tokens = torch.cat((*prefix, tokens.flatten(1, 2)), dim=1) + positions
+    return model.pos_drop(tokens)
 
 
 def timm_config(model: nn.Module, card: EncoderCard, *, model_args: TimmArguments) -> dict[str, object]:

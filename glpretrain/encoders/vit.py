@@ -35,6 +35,7 @@ from glpretrain.encoders.timm_model import (
     POSITION_RESIZES,
     PositionResize,
     TimmArguments,
+    add_resized_positions,
     check_model,
     check_width,
     create_model,
@@ -42,7 +43,6 @@ from glpretrain.encoders.timm_model import (
     gated_like,
     image_card,
     pair,
-    resize_positions,
     set_rope_periods,
     timm_config,
 )
@@ -84,6 +84,8 @@ class ViT(Encoder):
         rope_periods: periods of DINOv3's rotary positions, one per frequency; None is timm's own (published files hold rounded ones).
         mean: mean of each channel, of images scaled to [0, 1]; None stands for ImageNet's (three channels) or 0.5.
         std: standard deviation of each channel; None as for `mean`.
+        modality: name of the kind of items that it sees as images, see `glpretrain.modalities`: `audio` makes of frames and bins the rows
+            and columns of one channel, whose mean and standard deviation are those of the filterbank.
         licence: licence of the weights.
         source: source of the weights.
 
@@ -119,6 +121,7 @@ class ViT(Encoder):
         rope_periods: Sequence[float] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        modality: str = "image",
         licence: str = "",
         source: str = "",
     ) -> None:
@@ -210,9 +213,11 @@ class ViT(Encoder):
             "licence": licence,
             "source": source,
             **shape,
+            **({"modality": modality} if modality != "image" else {}),
         }
         item_shape = (in_chans, height, width)
-        self._card = image_card("ViT", arguments, item_shape=item_shape, mean=mean, std=std, patch_size=ratio, embed_dim=model.embed_dim)
+        given = {"item_shape": item_shape, "mean": mean, "std": std, "patch_size": ratio, "embed_dim": model.embed_dim}
+        self._card = image_card("ViT", arguments, modality=modality, **given)
         self.grid(item_shape)
 
     @property
@@ -291,7 +296,7 @@ class ViT(Encoder):
         if isinstance(model, VisionTransformer):
             if self.position_resize == "timm" or tokens.shape[1:3] == model.patch_embed.grid_size:
                 return model._pos_embed(tokens), [{}] * depth
-            return self._add_resized(model, tokens), [{}] * depth
+            return add_resized_positions(model, tokens, how=self.position_resize), [{}] * depth
         if isinstance(model, Eva):
             tokens, rope = model._pos_embed(tokens)
             if rope is None:
@@ -305,19 +310,6 @@ class ViT(Encoder):
         else:
             bias = {} if model.shared_rel_pos is None else {"shared_rel_pos": model.shared_rel_pos.get_bias()}
         return tokens, [bias] * depth
-
-    def _add_resized(self, model: VisionTransformer, tokens: Tensor) -> Tensor:
-        """timm's position step with positions that are resized in another way: Float[B h w D] to Float[B T D]."""
-        assert model.pos_embed is not None
-        positions = resize_positions(
-            model.pos_embed, grid=model.patch_embed.grid_size, new_grid=tokens.shape[1:3], how=self.position_resize
-        )
-        prefix = [token.expand(tokens.shape[0], -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
-        if model.no_embed_class:
-            tokens = torch.cat((*prefix, tokens.flatten(1, 2) + positions), dim=1)
-        else:
-            tokens = torch.cat((*prefix, tokens.flatten(1, 2)), dim=1) + positions
-        return model.pos_drop(tokens)
 
     def add_mask_token(self) -> None:
         """Add the learned token that stands for hidden patches, zero at the start (as in iBOT)."""

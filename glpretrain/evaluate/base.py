@@ -68,6 +68,7 @@ class Evaluator(ABC):
     takes: ClassVar[tuple[str, ...]] = ()  # roles of the sources that it uses where they are given
     truth: ClassVar[Truth | None] = None  # what all its items must carry, the same in every role
     modality: ClassVar[str | None] = None  # the only kind of item that it accepts; None accepts every kind
+    num_axes: ClassVar[int | None] = None  # number of axes of the only grids of tokens that it accepts; None accepts every grid
     unused: ClassVar[tuple[str, ...]] = ("tokens",)  # settings of `features` that it would ignore, and therefore refuses
 
     features: Features = field(default=Features())
@@ -173,6 +174,8 @@ class Evaluator(ABC):
         kind, name = encoder.card.modality, encoder.card.encoder
         if self.modality not in (None, kind):
             raise ValueError(f"encoder {name!r} is for {kind}; {type(self).__name__} accepts: {self.modality}")
+        if self.num_axes is not None and (axes := len(encoder.grid(encoder.card.item_shape))) != self.num_axes:
+            raise ValueError(f"encoder {name!r} has tokens on a grid of {axes} axes; {type(self).__name__} accepts: {self.num_axes}")
         for role in self.roles:
             given = sources.measured(role) if role in sources else None
             if isinstance(given, DecodedItems) and given.source.modality != kind:

@@ -155,7 +155,13 @@ def class_colours(count: int) -> list[tuple[float, float, float]]:
 
 
 def picture(image: Tensor) -> np.ndarray:
-    """UInt8[C H W] to UInt8[H W 3] for a person: anything but three channels becomes the grey of their mean."""
+    """UInt8[C H W] to UInt8[H W 3] for a person: anything but three channels becomes the grey of their mean.
+
+    Other numbers, Float[C H W], are stretched from the smallest to the largest of them; of a filterbank, time then runs downwards.
+    """
+    if image.is_floating_point():
+        low, high = image.aminmax()
+        image = ((image - low) / (high - low).clamp_min(1e-12) * 255).byte()
     shown = image if len(image) == 3 else image.float().mean(dim=0, keepdim=True).byte().expand(3, -1, -1)
     return shown.permute(1, 2, 0).numpy()
 

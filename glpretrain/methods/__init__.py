@@ -1,5 +1,6 @@
 """Methods, one per file. A recipe names the class of its method."""
 
+from glpretrain.methods.asit import ASiT
 from glpretrain.methods.dcglr import DCGLR
 from glpretrain.methods.dino import DINO
 from glpretrain.methods.fsfm import FSFM
@@ -13,4 +14,18 @@ from glpretrain.methods.mmc import MMC
 from glpretrain.methods.mugs import Mugs
 from glpretrain.methods.point_mae import PointMAE
 
-__all__ = ["DCGLR", "DINO", "FSFM", "GPFM", "IBOT", "MAE", "MMC", "HybridDistillation", "LocalContrast", "MaskEmbed", "Mugs", "PointMAE"]
+__all__ = [
+    "DCGLR",
+    "DINO",
+    "FSFM",
+    "GPFM",
+    "IBOT",
+    "MAE",
+    "MMC",
+    "ASiT",
+    "HybridDistillation",
+    "LocalContrast",
+    "MaskEmbed",
+    "Mugs",
+    "PointMAE",
+]

@@ -1,10 +1,11 @@
 """The kinds of items that the package knows. A new kind is a class in a file of its own here and one entry in the list below."""
 
+from glpretrain.modalities.audio import Audio
 from glpretrain.modalities.base import Fit, Modality, Size
 from glpretrain.modalities.image import Image
 from glpretrain.modalities.points import Points
 
-__all__ = ["Fit", "Image", "Modality", "Points", "Size", "get", "names", "register"]
+__all__ = ["Audio", "Fit", "Image", "Modality", "Points", "Size", "get", "names", "register"]
 
 _KNOWN: dict[str, Modality] = {}
 
@@ -36,5 +37,5 @@ def names() -> tuple[str, ...]:
     return tuple(_KNOWN)
 
 
-for _modality in (Image(), Points()):
+for _modality in (Image(), Points(), Audio()):
     register(_modality)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from glpretrain.core.patches import inputs_of_patches
 from glpretrain.core.types import EncoderCard, Item
 from glpretrain.modalities.base import Fit, Modality, Size
 
@@ -72,7 +73,7 @@ class Image(Modality):
         image, masks = item.values, {"instances": item.instances, "semantic": item.semantic}
         if inner != (height, width):
             image = _resized(image, inner, exactly=fit == "inner_crop")
-            masks = {name: None if mask is None else _resized_ids(mask, inner) for name, mask in masks.items()}
+            masks = {name: None if mask is None else resized_ids(mask, inner) for name, mask in masks.items()}
         top, left = corner
         window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
         cut = {name: None if mask is None else mask[window].clone() for name, mask in masks.items()}
@@ -86,8 +87,7 @@ class Image(Modality):
 
     def inputs_of_tokens(self, tokens: Tensor, views: Tensor, *, grid: tuple[int, ...]) -> Tensor:
         """Every pixel belongs to the token of its patch."""
-        height, width = (side // count for side, count in zip(views.shape[2:], grid, strict=True))
-        return tokens.unflatten(1, grid).repeat_interleave(height, 1).repeat_interleave(width, 2)  # [B H W]
+        return inputs_of_patches(tokens, size=views.shape[2:], grid=grid)
 
     def pictures(self, views: Tensor, *, card: EncoderCard, dimmed: Tensor | None = None) -> Tensor:
         """The first three channels as colours; grey where there are fewer."""
@@ -135,6 +135,6 @@ def _resized(image: Tensor, size: tuple[int, int], *, exactly: bool) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes]))
 
 
-def _resized_ids(mask: Tensor, size: tuple[int, ...]) -> Tensor:
+def resized_ids(mask: Tensor, size: tuple[int, ...]) -> Tensor:
     """Int[H W] to Int[*size]: ids cannot be averaged. Float64 holds every id that a mask file can hold."""
     return functional.interpolate(mask[None, None].double(), size=size, mode="nearest-exact")[0, 0].long()

@@ -146,22 +146,46 @@ class ContrastHead(nn.Sequential):
 
 
 class PixelHead(nn.Module):
-    """The pixels of every token from that token alone (GMML, SiT, MC-SSL): `num_layers` x (Linear, GELU), then a linear map.
+    """The pixels of every token from that token alone (GMML, SiT, MC-SSL, ASiT): `num_layers` x (Linear, GELU), then a linear map.
 
     The official transposed convolution with kernel = stride = patch is this linear map; its outputs are in MAE's order (row, column,
     channel), see `core.patches`.
+
+    Args:
+        in_dim: width D of the tokens.
+        patch_dim: number of values to predict per token.
+        num_layers: number of layers before the last one.
+        hidden_dim: width of these layers; None is `in_dim`.
+        bottleneck_dim: width of the last of them; None is `hidden_dim`.
+        num_channels: number of channels, each with one bias for all of its values, as the transposed convolution has it; None has a bias
+            for every value of a patch.
     """
 
-    def __init__(self, in_dim: int, *, patch_dim: int, num_layers: int = 3) -> None:
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_dim: int,
+        *,
+        patch_dim: int,
+        num_layers: int = 3,
+        hidden_dim: int | None = None,
+        bottleneck_dim: int | None = None,
+        num_channels: int | None = None,
+    ) -> None:
         super().__init__()
+        hidden_dim = hidden_dim or in_dim
+        widths = [in_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim or hidden_dim]
         layers: list[nn.Module] = []
-        for _ in range(num_layers):
-            layers += [truncated_linear(in_dim, in_dim), nn.GELU()]
-        self.layers = nn.Sequential(*layers, truncated_linear(in_dim, patch_dim))
+        for a, b in itertools.pairwise(widths):
+            layers += [truncated_linear(a, b), nn.GELU()]
+        self.layers = nn.Sequential(*layers, truncated_linear(widths[-1], patch_dim, bias=num_channels is None))
+        self.register_parameter("bias", None if num_channels is None else nn.Parameter(torch.zeros(num_channels)))
 
     def forward(self, patches: Tensor) -> Tensor:
         """Float[B N D] to Float[B N patch_dim]."""
-        return self.layers(patches)
+        values = self.layers(patches)
+        return values if self.bias is None else values + self.bias.repeat(values.shape[-1] // len(self.bias))
 
 
 class LayerNormHead(nn.Sequential):

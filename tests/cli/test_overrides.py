@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from jsonargparse import Namespace
 from PIL import Image
+from scipy.io import wavfile
 from shrinking import RECIPES, ROOT, name_of
 
 from glpretrain.cli.pretraining import pretrain
@@ -101,7 +103,9 @@ def test_own_data_replaces_all_that_a_published_recipe_says_of_its_source(
     folder = tmp_path / "own"
     folder.mkdir()
     for number in range(3):
-        if "PointCrops" in recipe.read_text():
+        if "SoundCrops" in recipe.read_text():
+            wavfile.write(folder / f"{number}.wav", 16_000, np.arange(-200, 200, dtype=np.int16) * (number + 1))
+        elif "PointCrops" in recipe.read_text():
             (folder / f"{number}.xyz").write_text("".join(f"{i} {i * i % 7} {number}\n" for i in range(20)))
         else:
             Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")

@@ -32,7 +32,14 @@ def test_every_header_says_what_a_recipe_is_for_and_costs(path: Path) -> None:
 
 
 def test_kinds_of_data_are_told_apart() -> None:
-    names = {"mmc": "images", "mmc_points": "points", "fsfm": "faces", "gpfm": "tissue", "single_gpu/mae_vits16": "images"}
+    names = {
+        "mmc": "images",
+        "mmc_points": "points",
+        "fsfm": "faces",
+        "gpfm": "tissue",
+        "asit": "sounds",
+        "single_gpu/mae_vits16": "images",
+    }
     assert {name: header_of(name, ROOT / f"{name}.yaml").data for name in names} == names
 
 

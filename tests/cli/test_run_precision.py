@@ -33,7 +33,7 @@ def test_a_gpu_computes_in_bf16_where_it_can(
 @pytest.mark.parametrize("path", [path for path in RECIPES if "eval" not in path.parts], ids=lambda path: path.stem)
 def test_every_recipe_runs_in_bf16_on_a_gpu_unless_its_authors_trained_in_float32(path) -> None:
     trainer = yaml.safe_load(path.read_text()).get("trainer", {})
-    authors = ("dino_vits16_in1k", "mugs_", "point_mae_", "dcglr_", "modelnet40_point_mae")
+    authors = ("dino_vits16_in1k", "mugs_", "point_mae_", "dcglr_", "asit_", "modelnet40_point_mae")
     in_float32 = path.parent.name in ("paper", "finetune") and path.stem.startswith(authors)
     accepted = ("32-true", "bf16-mixed") if in_float32 else (None, "bf16-mixed")
     assert trainer.get("precision") in accepted, path

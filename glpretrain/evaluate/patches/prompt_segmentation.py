@@ -281,7 +281,7 @@ class PromptSegmentation(Prompts):
     Settings are those of `Prompts`.
     """
 
-    modality = "image"
+    num_axes = 2  # images, and sounds as cells of time and frequency
 
     def placed(
         self, encoder: Encoder, items: DecodedItems, cache: FeatureCache | None

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from glpretrain.data.sources.base import Item, Source, check_choice, checked_index
+from glpretrain.data.sources.divisions import SPLITS, SplitOrAll
 from glpretrain.data.sources.paths import Paths
 from glpretrain.data.sources.points.arrays import read_arrays
 from glpretrain.data.sources.points.clouds import PointSource, cloud_item, read_points, some_of
-from glpretrain.data.sources.points.own_clouds import SPLITS, SplitOrAll
 
 
 def _lines(path: Path, *, owner: str) -> list[str]:

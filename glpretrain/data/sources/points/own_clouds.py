@@ -3,38 +3,22 @@
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import Literal
 
 import numpy as np
 import torch
 
 from glpretrain.core.listing import LEFTOVERS, Run, State, Walk, count_kinds, expanded, say_once
-from glpretrain.data.sources.base import Item, Source, check_choice, checked_index
+from glpretrain.data.sources.base import Item, Source, checked_index
+from glpretrain.data.sources.divisions import SplitOrAll, chosen_split, divided
 from glpretrain.data.sources.paths import Paths
 from glpretrain.data.sources.points.arrays import TEXTS, first_numbers, read_arrays
 from glpretrain.data.sources.points.clouds import ARRAYS, MESHES, PointSource, cloud_item, read_points, some_of
 from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
 
-SplitOrAll = Literal["train", "test", "all"]
-SPLITS = ("train", "test", "all")
-_TRAIN_NAMES: tuple[str, ...] = ("train", "training")
-_TEST_NAMES: tuple[str, ...] = ("test", "val", "testing", "valid", "validation")
 _MOST_CLASSES = 2**16
 _ENDINGS = frozenset(ARRAYS + MESHES)
 _RULES = f"clouds {' '.join((*ARRAYS, *MESHES, *TEXTS, *sorted(LEFTOVERS)))}"  # what a listing of clouds depends on
 _LEAST = 100_000  # clouds, which are found in a second
-
-
-def _chosen_split(split: SplitOrAll | None, present: Sequence[str], *, owner: str) -> SplitOrAll:
-    """The split to read: the given one, or by default `train` where both splits are present, else `all`.
-
-    Raises:
-        ValueError: the given one is unknown or not present.
-    """
-    if split is None:
-        return "train" if set(present) == {"train", "test"} else "all"
-    check_choice(split, (*present, "all"), what=f"{owner}: split")
-    return split
 
 
 class PointFolder(PointSource):
@@ -67,48 +51,30 @@ class PointFolder(PointSource):
             raise ValueError(f"PointFolder: no point cloud in {self.root}; accepted endings: {' '.join(ARRAYS + MESHES)}{found}")
         if left_out:
             say_once(f"PointFolder: {self.root}: {len(paths)} clouds; left out: {left_out}")
-        folders = {name.lower() for folder in paths.folders for name in folder.split("/")}
-        # A class may be called `valid`, so less common names are those of a split only beside a folder to train on.
-        tests = _TEST_NAMES if folders & set(_TRAIN_NAMES) else _TEST_NAMES[:2]
-        self._split_of = dict.fromkeys(_TRAIN_NAMES, "train") | dict.fromkeys(tests, "test")
-        placed = [self._split_and_class(folder) for folder in paths.folders]
-        self._splits = sorted({own for own, _ in placed if own})
-        self.classes = sorted({label for _, label in placed if label})
-        chosen = _chosen_split(split, self._splits, owner=f"PointFolder: {self.root}")
-        kept = np.array([chosen in ("all", own) for own, _ in placed])
-        self.paths = self._files = paths if kept.all() else paths.at(kept[paths.folder_of])
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        labels = [numbers.get(self._split_and_class(folder)[1], -1) for folder in self._files.folders]
-        self._label_of_folder = np.array(labels, dtype=np.int32)
+        self._division = divided(paths, split, owner=f"PointFolder: {self.root}")
+        self.paths, self.classes = self._division.paths, self._division.classes
 
     def whole(self) -> "PointFolder":
-        if not self._splits:
+        if not self._division.splits:
             return self
         return PointFolder(self.root, split="all", num_points=self.num_points, normalise=self.normalise)
-
-    def _split_and_class(self, folder: str) -> tuple[str, str]:
-        """Names of the split and the class of the files in a folder, taken from its path; empty where there is none."""
-        folders = folder.split("/") if folder else []
-        splits = [self._split_of[name.lower()] for name in folders if name.lower() in self._split_of]
-        classes = [name for name in folders if name.lower() not in self._split_of]
-        return splits[0] if splits else "", classes[0] if classes else ""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
         path = self.paths[checked_index(index, len(self))]
-        label = int(self._label_of_folder[self._files.folder_of[index]])
-        return cloud_item(read_points(path, num_points=self.num_points), name=path, label=label, normalise=self.normalise)
+        points = read_points(path, num_points=self.num_points)
+        return cloud_item(points, name=path, label=self._division.label_of(index), normalise=self.normalise)
 
     def label_of(self, index: int) -> int:
-        return int(self._label_of_folder[self._files.folder_of[checked_index(index, len(self))]])
+        return self._division.label_of(checked_index(index, len(self)))
 
     def _listing(self) -> tuple[object, ...]:
-        return *super()._listing(), self._label_of_folder[self._files.folder_of]
+        return *super()._listing(), self._division.labels
 
     def train_test_split(self) -> tuple[Source, Source] | None:
-        if self._splits != ["test", "train"] or not self.classes:
+        if not self._division.is_labelled_pair:
             return None
         options = {"num_points": self.num_points, "normalise": self.normalise}
         return PointFolder(self.root, split="train", **options), PointFolder(self.root, split="test", **options)
@@ -172,7 +138,7 @@ class PointArrays(PointSource):
         self.name, self.normalise = self.path.stem, normalise
         arrays = read_arrays(self.path)
         self._splits = [own for own in ("train", "test") if _find(arrays, "points", "data", prefix=f"{own}_") is not None]
-        chosen = _chosen_split(split, self._splits, owner=f"PointArrays: {self.path}")
+        chosen = chosen_split(split, self._splits, owner=f"PointArrays: {self.path}")
         prefixes = [f"{own}_" for own in self._splits if chosen in ("all", own)] or [""]
         points = _joined(arrays, "points", "data", prefixes=prefixes)
         if points is None or points.ndim != 3 or points.shape[2] < 3 or points.dtype.kind not in "biuf" or len(points) == 0:
