@@ -166,7 +166,7 @@ class MMC(Method):
         }
 
     def _same_places(self, group: ViewGroup, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Int[(G B)]: row of the other view of each item; Int[(G B) M]: which of its N tokens is nearest to a visible one; Bool: is it near?"""
+        """Int[(G B)]: row of the other view; Int[(G B) M]: which of its N tokens is nearest to a visible one; Bool[(G B) M]: is it near?"""
         assert group.frame is not None
         where, spacing = self.encoder.token_places(group.items.flatten(0, 1), group.frame.flatten(0, 1))  # [(G B) N A]
         other = torch.arange(len(where), device=where.device).roll(group.items.shape[1])  # the same item in the other of two views

@@ -1,6 +1,5 @@
 """Contrast between items, against a queue of earlier items, and between the patches of one item that show the same place."""
 
-import math
 from collections.abc import Sequence
 
 import torch

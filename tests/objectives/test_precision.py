@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from glpretrain import objectives
-from glpretrain.core.frames import crop_frames
 from glpretrain.objectives import Objective
 
 G, V, B, N, K, D = 2, 3, 7, 6, 11, 8
@@ -31,8 +30,6 @@ def example(name: str, items: int = B) -> tuple[Objective, dict[str, Tensor], di
     mask = noise(items, N, name="mask") > 0.2
     hidden = int(mask.sum())
     attention = {f"{who}_{what}": real(items, 2, N, 4, of=who + what, scale=3.0) for who in ("student", "expert") for what in _ATTENTION}
-    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(items, 1)
-    frames = crop_frames(boxes, flip=torch.arange(items) % 2 == 0, turns=torch.zeros(items, dtype=torch.int64))
     examples: dict[str, tuple[Objective, dict[str, Tensor], dict[str, object]]] = {
         "ChamferL1": (objectives.ChamferL1(), sets, {}),
         "ChamferL2": (objectives.ChamferL2(), sets, {}),
