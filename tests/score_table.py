@@ -49,8 +49,14 @@ def line(row: Row) -> str:
     return f"{recipe} on {data}, seeds {seeds}, {steps} steps, {row.seconds:.0f} s: {scores}; verdicts of health: {said}"
 
 
-def tabled(text: str, rows: Sequence[Row], *, data: str) -> str:
+def tabled(text: str, rows: Sequence[Row], *, data: str, column: str | None = None) -> str:
     """The text with the columns of one data set, between its marks, replaced by what was found; lines that were not found stay.
+
+    Args:
+        text: text of the README.
+        rows: what was found.
+        data: data set, as the runs name it.
+        column: what the columns are called, where it is something else.
 
     Raises:
         ValueError: the text has no table with these columns.
@@ -59,9 +65,10 @@ def tabled(text: str, rows: Sequence[Row], *, data: str) -> str:
         raise ValueError("no table between the marks numbers; give the README")
     header, rule, *lines = marked[0].strip().splitlines()
     names = _cells(header)
-    first = next((place for place, cell in enumerate(names) if cell.startswith(f"{data}:")), None)
+    wanted = column or data
+    first = next((place for place, cell in enumerate(names) if cell.startswith(f"{wanted}:")), None)
     if first is None:
-        raise ValueError(f"the table has no columns of {data}; it has {', '.join(names[1:])}")
+        raise ValueError(f"the table has no columns of {wanted}; it has {', '.join(names[1:])}")
     measured: dict[str, list[list[float]]] = {}
     for row in rows:
         (_, recipe), (_, on) = row.key
@@ -89,13 +96,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("runs", type=Path, help="folder of runs")
     parser.add_argument("--write", type=Path, metavar="README.md", help="file whose table is written")
     parser.add_argument("--data", default="scenes", help="data set whose columns are written (default: scenes)")
+    parser.add_argument("--column", help="what its columns are called in the table (default: as the data set)")
     given = parser.parse_args(arguments)
     try:
         found = read(given.runs)
         for row in found:
             print(line(row))
         if given.write is not None:
-            given.write.write_text(tabled(given.write.read_text(), found, data=given.data))
+            given.write.write_text(tabled(given.write.read_text(), found, data=given.data, column=given.column))
     except ValueError as error:
         print(f"score_table: {error}", file=sys.stderr)
         return 2

@@ -38,6 +38,16 @@ def test_the_table_gets_means_over_seeds_of_the_newest_runs(tmp_path: Path, caps
     assert "mmc on scenes, seeds 0, 1, 10 steps, 7 s: k-NN 5.0 -> 21.0 ± 1.4" in capsys.readouterr().out
 
 
+def test_the_columns_may_be_called_otherwise_than_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme, runs = tmp_path / "README.md", tmp_path / "runs"
+    readme.write_text(README)
+    write_run(runs, recipe="mmc", time="1", seed=0, score=20.0)
+    assert main([str(runs), "--write", str(readme), "--column", "photographs"]) == 0
+    assert "| MMC | 1 | 2 | 3 | 20.0 | 21.0 | 22.0 |" in readme.read_text()
+    assert main([str(runs), "--write", str(readme), "--column", "tissue"]) == 2
+    assert "the table has no columns of tissue" in capsys.readouterr().err
+
+
 def test_runs_of_different_lengths_are_not_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, recipe="mmc", time="1", seed=0, score=20.0)
     write_run(tmp_path, recipe="mmc", time="2", seed=1, score=20.0, steps=11)

@@ -106,9 +106,10 @@ class ASiT(Method):
         )
         self._patch_prototypes = "cls" if num_patch_prototypes is None else "patch"
         self.teacher_temp = teacher_temp
-        settings = {"student_temp": student_temp, "centre_momentum": centre_momentum}
-        self.cls_objective = ViewDistillation(num_prototypes=num_prototypes, **settings)
-        self.patch_objective = PatchDistillation(num_prototypes=num_patch_prototypes or num_prototypes, **settings)
+        self.cls_objective = ViewDistillation(num_prototypes=num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum)
+        self.patch_objective = PatchDistillation(
+            num_prototypes=num_patch_prototypes or num_prototypes, student_temp=student_temp, centre_momentum=centre_momentum
+        )
         self.input_objective = CorruptedPixels()
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ class AudioSource(Source):
 def soundfile() -> ModuleType | None:
     """The package that reads all formats; None where it is not installed."""
     try:
-        import soundfile
+        import soundfile  # pyright: ignore[reportMissingImports]  # an optional extra
     except (ImportError, OSError):  # OSError: the package without its library
         return None
     return soundfile
