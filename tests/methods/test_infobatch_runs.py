@@ -132,13 +132,13 @@ def test_the_share_of_items_is_logged(dino: tuple[Training, Notes]) -> None:
 
 def test_the_score_is_the_sum_of_the_terms_with_a_number_per_item(tmp_path: Path) -> None:
     training, notes = noted(ROOT / "mmc.yaml", tmp_path, epochs=2)
-    assert training.model.item_terms == ("inputs", "patch", "contrast")
+    assert training.model.item_terms == ("inputs", "patch", "local", "contrast")
     check_total(training, loss=notes.steps[-1].loss)
     weighted = (torch.tensor(notes.steps[-1].weight) * notes.lasts[-1][notes.steps[-1].index]).mean().item()
     cosine = 0.1 * float(training.trainer.callback_metrics["train/cosine"])
     assert weighted == pytest.approx(notes.steps[-1].loss - cosine, rel=1e-5)
     said = training._summary()
-    assert "InfoBatch: an item is compared by inputs, patch, contrast; patch, contrast compare it with its batch;" in said
+    assert "InfoBatch: an item is compared by inputs, patch, local, contrast; patch, contrast compare it with its batch;" in said
     assert "cosine is one number for a batch, without weights\n" in said
 
 
