@@ -4,6 +4,7 @@ PYTHONPATH=tests:tests/methods python tests/methods/layouts.py gradients    a ta
 PYTHONPATH=tests:tests/methods python tests/methods/layouts.py cost         what chunks cost
 """
 
+import math
 import multiprocessing
 import os
 import resource
@@ -59,8 +60,14 @@ class Seen(NamedTuple):
 
 
 def _relative(one: Tensors, other: Tensors) -> float:
-    length = sum(float(value.double().square().sum()) for value in one.values()) ** 0.5
-    apart = sum(float((value.double() - other[name].double()).square().sum()) for name, value in one.items()) ** 0.5
+    """What is NaN or infinite in one, as what a state has not seen yet, has to be the same in the other."""
+    for name, value in one.items():
+        if not torch.equal(*(torch.where(values.isfinite(), 0.0, values).nan_to_num(nan=1.0) for values in (value, other[name]))):
+            return math.inf
+    finite = {name: value.double().where(value.isfinite(), 0.0) for name, value in one.items()}
+    length = sum(float(value.square().sum()) for value in finite.values()) ** 0.5
+    others = {name: other[name].double().where(other[name].isfinite(), 0.0) for name in one}
+    apart = sum(float((value - others[name]).square().sum()) for name, value in finite.items()) ** 0.5
     return apart / length if length > 0.0 else apart
 
 
