@@ -95,9 +95,8 @@ EXECUTED := $(patsubst notebooks/%,build/notebooks/%,$(wildcard notebooks/*.ipyn
 # Executed where the user's own runs are not: a notebook trains, and its folders stay in build/.
 build/notebooks/%.ipynb: notebooks/%.ipynb $(STAMP)
 	@echo "docs: executing $<"
-	@mkdir -p build/notebooks && cp "$<" "$@.part" && cd build/notebooks \
-	  && "$(abspath $(BIN))/jupyter-execute" --output "$(notdir $@).done" "$(notdir $@).part" >/dev/null && mv "$(notdir $@).done" "$(notdir $@)" \
-	  && rm "$(notdir $@).part"
+	@mkdir -p build/notebooks/part && cp "$<" build/notebooks/part/ && cd build/notebooks/part \
+	  && "$(abspath $(BIN))/jupyter-execute" --inplace "$(notdir $@)" >/dev/null && mv "$(notdir $@)" ..
 
 docs: $(STAMP) $(EXECUTED)  ## the documents as a site, with executed notebooks: site/index.html; a link that leads nowhere is an error
 	@"$(BIN)/python" -c 'import mkdocs, material, mkdocstrings, mkdocs_jupyter' 2>/dev/null || $(PIP) --editable '.[docs]'
