@@ -127,6 +127,15 @@ def test_tiles_are_scored_by_their_slides_folders(cut: Path) -> None:
     assert next(line["value"] for line in lines if line["evaluator"] == "linear") > 70  # crowded nuclei are darker
 
 
+def test_slides_are_scored_as_wholes(cut: Path) -> None:
+    embedded = {line["score"]: line for line in score(backbone(), config="eval/slides")}
+    assert embedded["accuracy"]["n"] == 32 and embedded["accuracy"]["value"] > 70 and embedded["auc"]["value"] > 70
+    own = score(backbone(), config="eval/slides", data=cut)
+    held_out = TileFolder(cut).train_test_split()[1]
+    assert {line["measured_on"] for line in own} == {"tiles"}
+    assert next(line["n"] for line in own if line["score"] == "accuracy") == len(set(held_out.groups)) < len(held_out)
+
+
 @pytest.mark.skipif(not OSCC.is_dir(), reason=f"no tiles in {OSCC}")
 def test_real_tiles_by_class_are_scored() -> None:
     lines = score(backbone(), config="eval/pathology", data=OSCC)

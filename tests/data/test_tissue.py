@@ -6,7 +6,7 @@ import pytest
 import torch
 from skimage.data import immunohistochemistry
 
-from glpretrain.data import Tissue
+from glpretrain.data import Tissue, TissueSlides
 from glpretrain.data.sources.images.tissue import CLASSES, _photo
 
 
@@ -55,3 +55,20 @@ def test_both_splits_have_all_classes_and_glands_are_brown() -> None:
 def test_settings_out_of_range_are_named(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Tissue(**({"length": 3} | settings))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_slide_has_one_class_and_shows_gland_in_so_many_tiles(split: str) -> None:
+    slides = TissueSlides(40, tiles=8, glands=2, split=split)
+    assert len(set(slides.groups)) == 5 and slides.groups[7] == "slide 0" and slides.groups[8] == "slide 1"
+    for index in range(40):
+        item, share = slides[index], slides[index].semantic.float().mean().item()
+        of_slide, place = divmod(index, 8)
+        assert item.label == slides.label_of(index) == of_slide % 2
+        assert (share > 0.75) if item.label == 1 and place < 2 else (share < 0.15)
+    assert torch.equal(slides[9].values, TissueSlides(400, tiles=8, glands=2, split=split)[9].values)
+
+
+def test_slides_refuse_more_glands_than_tiles() -> None:
+    with pytest.raises(ValueError, match="glands is 9; expected 1 to tiles, which is 8"):
+        TissueSlides(16, tiles=8, glands=9)

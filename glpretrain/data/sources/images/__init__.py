@@ -10,7 +10,7 @@ from glpretrain.data.sources.images.masked import MaskedFolder
 from glpretrain.data.sources.images.scenes import Scenes
 from glpretrain.data.sources.images.shards import TarShards
 from glpretrain.data.sources.images.tiles import TileFolder
-from glpretrain.data.sources.images.tissue import Tissue
+from glpretrain.data.sources.images.tissue import Tissue, TissueSlides
 from glpretrain.data.sources.images.videos import SceneVideos, Video, VideoFolder, VideoSource
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "TarShards",
     "TileFolder",
     "Tissue",
+    "TissueSlides",
     "Video",
     "VideoFolder",
     "VideoSource",

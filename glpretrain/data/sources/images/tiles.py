@@ -9,7 +9,7 @@ import io
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -85,6 +85,11 @@ class TileFolder(Source):
     @property
     def shard_starts(self) -> np.ndarray:
         return self._starts[np.flatnonzero(np.diff(self._shard_of_run, prepend=-1))]
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """Name of the slide of each tile."""
+        return [self.slides[slide] for slide in self.slide_of]
 
     @property
     def slide_of(self) -> np.ndarray:
