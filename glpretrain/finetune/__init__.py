@@ -4,7 +4,7 @@ Recipes name the classes below. Pretraining is left out (`methods`), and so are 
 """
 
 from glpretrain.finetune.base import FineTune, Head
-from glpretrain.finetune.class_heads import ClassHead, MLPHead
+from glpretrain.finetune.class_heads import ClassHead, MLPHead, NormalizedHead
 from glpretrain.finetune.classification import Classification, LabelledViews
 from glpretrain.finetune.cloud_transform import CloudTransform
 from glpretrain.finetune.clouds import CloudViews, with_num_points
@@ -30,6 +30,7 @@ __all__ = [
     "LinearHead",
     "MLPHead",
     "MaskTransformer",
+    "NormalizedHead",
     "PartHead",
     "PartViews",
     "Parts",

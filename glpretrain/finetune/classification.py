@@ -158,8 +158,9 @@ class Classification(FineTune):
         classes: names of the classes.
         pool: what the head sees: the `mean` of the patches, `cls`, both side by side (`cls_mean`), or `cls` beside the maximum of the
             patches (`cls_max`), for which a backbone for clouds without a class token gets one, unless it is frozen.
-        head: `linear`, one layer; or `mlp`, the three layers with batch norm of Point-MAE's classifier.
-        dropout: share of the hidden values of the `mlp` that are dropped in training.
+        head: `linear`, one layer; `mlp`, the three layers with batch norm of Point-MAE's classifier; or `normalized`, FSFM's head for
+            spoofed faces.
+        dropout: share of the hidden values of the `mlp` or of the `normalized` head that are dropped in training.
         drop_path: rate of stochastic depth in the last block; it grows evenly from 0 in the first one.
         label_smoothing: share of the target that is spread over all classes.
         mixup: alpha of mixup; 0 mixes no images.
@@ -207,10 +208,10 @@ class Classification(FineTune):
             if value > 0.0 and encoder.card.modality != "image":
                 raise ValueError(f"Classification: {name}={value} given; only images are mixed: set it to 0 for {encoder.card.modality}")
         # As in MAE: the mean is taken before the final norm, and has one of its own. Encoders of other kinds keep theirs below it.
-        norm = pool == "mean" and head == "linear"
+        norm = pool == "mean" and head != "mlp"
         keeps_norm = not (norm and can_be_without_norm(encoder))
         encoder = for_tuning(encoder, drop_path=drop_path, final_norm=keeps_norm, class_token=pool == "cls_max" and not freeze)
-        settings = {"norm": norm} if head == "linear" else {"dropout": dropout}
+        settings = ({"norm": norm} if head != "mlp" else {}) | ({"dropout": dropout} if head != "linear" else {})
         task_head = class_head(encoder.embed_dim, len(classes), kind=head, pool=pool, **settings)
         super().__init__(encoder, task_head, classes=classes, freeze=freeze, **kwargs)
         self.label_smoothing, self.positive = label_smoothing, positive
