@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from glpretrain import modalities
-from glpretrain.cli.opening import opened
+from glpretrain.cli.opening import opened, read_in_range
 from glpretrain.core.imports import imported
 from glpretrain.core.types import EncoderCard
 from glpretrain.finetune import FineTuned, is_fine_tuned
@@ -81,6 +81,7 @@ def inspect(
     size: str | None = None,
     threshold: float | None = None,
     layers: str = "all",
+    value_range: str | None = None,
 ) -> None:
     """Write a page to look into backbones: attention, patch PCA, prompts by click.
 
@@ -103,6 +104,8 @@ def inspect(
         threshold: cosine that the page opens with; when left out each backbone's own: the one that its run calibrated on masks
             (results.json), or else one that divides the cosines of these pictures
         layers: blocks whose attention is kept: all, last, or numbers such as 0,5,11
+        value_range: LOW,HIGH: the values of files that become black and white, for .npy, TIFF, DICOM and 16-bit images; none takes files as
+            they are; that of each backbone's training when left out
     """
     out, paths = _free(out), dict[str, str]()
     for given in (backbone, *compare):
@@ -111,6 +114,8 @@ def inspect(
             raise ValueError(f"inspect: two backbones are called {name!r}; name them, as in before={path}")
         paths[name] = path
     encoders = {name: opened(path) for name, path in paths.items()}
+    for encoder in encoders.values():
+        read_in_range(encoder, value_range)
     own = {name: found for name, path in paths.items() if size is None and (found := _calibrated(Path(path))) is not None}
     if untrained:
         if "untrained" in encoders:

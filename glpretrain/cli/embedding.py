@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from glpretrain.cli.opening import opened_to_work
+from glpretrain.cli.opening import opened_to_work, read_in_range
 from glpretrain.core.files import part_file
 from glpretrain.core.listing import expanded
 from glpretrain.evaluate.features import Features
@@ -30,6 +30,7 @@ def embed(
     number: Literal["float32", "float16"] = "float32",
     num_workers: int | None = None,
     index: bool = False,
+    value_range: str | None = None,
 ) -> None:
     """Write the features of your items to a file: .parquet, .npy or .csv.
 
@@ -51,10 +52,13 @@ def embed(
         number: type of the numbers in the file (a .csv has their digits)
         num_workers: processes that read the items; where there are 2,048 or more as many as cores, and none else, when left out
         index: also write an index of nearest neighbours (pip install 'glpretrain[index]')
+        value_range: LOW,HIGH: the values of files that become black and white, for .npy, TIFF, DICOM and 16-bit images; none takes files as
+            they are; that of the backbone's training when left out
     """
     out = expanded(out)
     require_outside("out", out, given=[folder])
     encoder = opened_to_work(backbone)
+    read_in_range(encoder, value_range)
     side = size[0] if size is not None and len(size) == 1 else size
     features = Features(size=side, batch_size=batch_size, bf16=bf16)
     source, start = own_source(folder, encoder.card), time.perf_counter()
@@ -99,6 +103,7 @@ def neighbours(
     """
     record = Record.of(features)
     encoder = opened_to_work(backbone or record.backbone)
+    encoder.set_value_range(record.value_range)
     found = found_neighbours(encoder, features, query, k=k, exact=exact)
     for one in found:
         print(f"{one.cosine:.4f}  {one.name}")

@@ -136,6 +136,8 @@ class Tuning(Training):
         source = self.config.data.source
         if "channels" in source.init_args:
             source.init_args.channels = card.item_shape[0]
+        if card.value_range and "value_range" in source.init_args and source.init_args.value_range is None:
+            source.init_args.value_range = [list(pair) for pair in card.value_range]  # an empty one of the user's stays
 
     def instantiate_trainer(self, **kwargs: object) -> pl.Trainer:
         """A trainer that scores whole epochs only, on items that are divided between the processes already."""

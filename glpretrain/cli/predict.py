@@ -20,7 +20,7 @@ from glpretrain.cli.predict_masks import write_masks
 from glpretrain.core.files import part_file
 from glpretrain.core.listing import printable
 from glpretrain.data import PointFolder
-from glpretrain.data.sources.images.decoding import decode, find_images
+from glpretrain.data.sources.images.decoding import find_images
 from glpretrain.evaluate.progress import tracked
 from glpretrain.finetune import CloudTransform, FineTuned, Parts, Segmentation, predictions
 from glpretrain.runs import require_outside
@@ -159,7 +159,7 @@ def contact_sheet(chosen: Sequence[_Certain], model: FineTuned) -> Figure:
             card = model.card.encoder
             pixels = modalities.get(card.modality).pictures(model.transform.read(one.path)[None], card=card)[0].numpy()  # [H W 3]
         else:
-            pixels = decode(one.path, channels=model.transform.item_shape[0], side=_SIDE).permute(1, 2, 0).numpy()  # [H W C]
+            pixels = model.transform.decoded(one.path, side=_SIDE).permute(1, 2, 0).numpy()  # [H W C]
         axis.imshow(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels, cmap="gray")
         axis.set_title(f"{one.name} {100 * one.probability:.0f} %\n{printable(one.path.name)[:28]}", fontsize=8)
     return figure

@@ -51,7 +51,7 @@ def recipe_of(backbone: str | Path, recipe: str | None) -> Path:
 
 
 def _own_data(path: str | Path, card: EncoderCard) -> SourceSpec:
-    return source_spec(path, source_for(path, card.modality), channels=card.item_shape[0])
+    return source_spec(path, source_for(path, card.modality), channels=card.item_shape[0], value_range=card.value_range)
 
 
 def _require_nearby(values: dict[str, object], path: Path, own: Own) -> None:
@@ -169,7 +169,8 @@ def _can_score(name: str, evaluator: Evaluator, sources: Sources, path: Path, ow
 def _masked(entry: object, path: str | Path, card: EncoderCard, *, split: Split | None = None) -> dict[str, object]:
     """The user's masks in place of a source. What the configuration says of its own masks (names, ignored value) stays, unless the folder
     says it of its own."""
-    spec = source_spec(path, modalities.get(card.modality).masked_source, channels=card.item_shape[0], split=split)
+    options = {"channels": card.item_shape[0], "split": split, "value_range": card.value_range}
+    spec = source_spec(path, modalities.get(card.modality).masked_source, **options)
     kept = entry.get("init_args", {}) if isinstance(entry, dict) and entry.get("class_path") == spec.class_path else {}
     if (folder := expanded(path)).is_dir() and names_its_classes(folder):
         kept = {}

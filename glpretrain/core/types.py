@@ -53,7 +53,7 @@ class Embedded(NamedTuple):
 # What the fields of a card are in JSON, which makes lists of tuples.
 _JSON_TYPES = {
     **dict.fromkeys(("encoder", "modality", "licence", "source"), (str,)),
-    **dict.fromkeys(("item_shape", "patch_size", "mean", "std"), (list, tuple)),
+    **dict.fromkeys(("item_shape", "patch_size", "mean", "std", "value_range"), (list, tuple)),
     "arguments": (dict,),
     "embed_dim": (int,),
 }
@@ -71,6 +71,18 @@ def _check_numbers(name: str, values: Sequence[object]) -> None:
         fits = len(values) > 0 and all(type(value) is int and 1 <= value <= _LARGEST_COUNT for value in values)
     if not fits:
         raise ValueError(f"encoder card: {name}={reprlib.repr(values)} given; accepted: {accepted}")
+
+
+def _pairs(values: Sequence[object]) -> tuple[tuple[float, float], ...]:
+    """Ranges of values, or a ValueError."""
+    found: list[tuple[float, float]] = []
+    for pair in values:
+        match pair:
+            case [int() | float() as low, int() | float() as high] if -_LARGEST_STATISTIC <= low < high <= _LARGEST_STATISTIC:
+                found.append((float(low), float(high)))
+            case _:
+                raise ValueError(f"encoder card: value_range={reprlib.repr(values)} given; accepted: pairs of numbers, the lower one first")
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -92,9 +104,11 @@ class EncoderCard:
         std: standard deviation per channel, of the same values.
         licence: licence of the weights; empty if unknown.
         source: where the weights come from (method, recipe, steps).
+        value_range: low and high value of each channel that became 0 and 255 where files of images were read; empty where files had 8 bits,
+            or the upper 8 of 16 were taken.
     """
 
-    format: ClassVar[int] = 2
+    format: ClassVar[int] = 3
 
     encoder: str
     arguments: dict[str, str | int | float | bool | list[int] | list[float] | None]
@@ -106,6 +120,7 @@ class EncoderCard:
     std: tuple[float, ...]
     licence: str = ""
     source: str = ""
+    value_range: tuple[tuple[float, float], ...] = ()
 
     def to_json(self) -> dict:
         """Plain values, ready for `json.dump`."""
@@ -137,7 +152,9 @@ class EncoderCard:
         for name, value in card.items():
             if not isinstance(value, _JSON_TYPES[name]):
                 raise ValueError(f"encoder card: {name}={reprlib.repr(value)} given; accepted: {_JSON_TYPES[name][0].__name__}")
-            if isinstance(value, list | tuple):
+            if name == "value_range":
+                card[name] = _pairs(value)
+            elif isinstance(value, list | tuple):
                 _check_numbers(name, value)
                 card[name] = tuple(value)
         _check_numbers("embed_dim", [card["embed_dim"]])

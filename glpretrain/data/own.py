@@ -3,6 +3,7 @@
 import inspect
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ class SourceSpec(NamedTuple):
     """A source as a configuration describes it."""
 
     class_path: str
-    init_args: dict[str, str | int]
+    init_args: dict[str, object]
 
     def arguments(self, name: str) -> list[str]:
         """The source as arguments of the command line, under this name; written in full, so that it replaces the recipe's."""
@@ -57,7 +58,14 @@ def _kind_of(path: Path) -> str:
     return "a single image" if path.suffix.lower() in ENDINGS else "of a kind that is not read"
 
 
-def source_spec(path: str | Path, class_path: str, *, channels: int | None = None, split: str | None = None) -> SourceSpec:
+def source_spec(
+    path: str | Path,
+    class_path: str,
+    *,
+    channels: int | None = None,
+    split: str | None = None,
+    value_range: Sequence[tuple[float, float]] = (),
+) -> SourceSpec:
     """The source of a path.
 
     Args:
@@ -65,6 +73,7 @@ def source_spec(path: str | Path, class_path: str, *, channels: int | None = Non
         class_path: import path of the source.
         channels: number of channels of every item, for sources with this argument.
         split: the part that is read of a divided folder, for sources with this argument.
+        value_range: low and high value of each channel that become 0 and 255, for sources with this argument; see `EncoderCard`.
 
     Raises:
         ValueError: the path is not in UTF-8, which a configuration cannot hold.
@@ -75,13 +84,17 @@ def source_spec(path: str | Path, class_path: str, *, channels: int | None = Non
     if "/" not in name:
         name = f"./{name}"  # or a configuration would read names such as 1e3 and null as a number and as nothing
     first, *others = inspect.signature(imported(class_path)).parameters
-    given = {"channels": channels, "split": split}
+    pairs = [list(pair) for pair in value_range]
+    same = pairs[0] if len(set(value_range)) == 1 else pairs
+    given = {"channels": channels, "split": split, "value_range": same or None}
     return SourceSpec(class_path, {first: name} | {key: value for key, value in given.items() if value is not None and key in others})
 
 
-def masked_spec(path: str | Path, modality: str, *, channels: int | None = None) -> SourceSpec:
+def masked_spec(
+    path: str | Path, modality: str, *, channels: int | None = None, value_range: Sequence[tuple[float, float]] = ()
+) -> SourceSpec:
     """The source of a user's items with masks; arguments as in `source_spec`."""
-    return source_spec(path, modalities.get(modality).masked_source, channels=channels)
+    return source_spec(path, modalities.get(modality).masked_source, channels=channels, value_range=value_range)
 
 
 def train_test_parts(source: Source) -> tuple[Source, Source]:

@@ -7,7 +7,7 @@ import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, overload
@@ -51,7 +51,9 @@ def build(card: EncoderCard) -> "Encoder":
     Raises:
         ValueError: no encoder is registered under that name, or it does not accept the card's arguments.
     """
-    return build_from(card.encoder, card.arguments)
+    encoder = build_from(card.encoder, card.arguments)
+    encoder.set_value_range(card.value_range)
+    return encoder
 
 
 def build_from(name: str, arguments: Mapping[str, object]) -> "Encoder":
@@ -87,6 +89,10 @@ class Encoder(nn.Module, ABC):
     def card(self) -> EncoderCard:
         """What must travel with the weights."""
         return self._card
+
+    def set_value_range(self, pairs: Sequence[tuple[float, float]]) -> None:
+        """Put on the card which low and high value of each channel become 0 and 255 where files are read."""
+        self._card = replace(self._card, value_range=tuple(pairs))
 
     @property
     def embed_dim(self) -> int:
@@ -324,7 +330,8 @@ def fingerprint(encoder: Encoder) -> str:
     """SHA-256 of the weights, their names and the card: the same for an encoder and its export, on any device."""
     digest = hashlib.sha256()
     card = asdict(encoder.card)
-    # The licence and the source of the weights change no feature.
+    # What the pixels of a file are, the licence and the source of the weights change no feature.
+    del card["value_range"]
     for part in (card, card["arguments"]):
         part.update(dict.fromkeys(("licence", "source"), ""))
     digest.update(json.dumps(card, sort_keys=True).encode())

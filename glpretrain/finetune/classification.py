@@ -117,7 +117,7 @@ class LabelledViews(TaskViews):
     def transform(self, card: EncoderCard) -> Transform:
         """The short side is resized, and the centre is cut."""
         side = self.default_size()
-        return Transform((side, side), self.crop_pct, card.mean, card.std, self.interpolation)
+        return Transform((side, side), self.crop_pct, card.mean, card.std, self.interpolation, card.value_range)
 
     def augmented(self, item: Item, *, card: EncoderCard) -> tuple[Tensor, Tensor]:
         """A random view, Float[C H W], and the class, Int[]."""

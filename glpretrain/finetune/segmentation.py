@@ -119,7 +119,7 @@ class SegmentationViews(TaskViews):
     def transform(self, card: EncoderCard) -> Transform:
         """The short side is resized to the size."""
         side = self.default_size()
-        return Transform((side, side), None, card.mean, card.std, self.interpolation)
+        return Transform((side, side), None, card.mean, card.std, self.interpolation, card.value_range)
 
     def _joint(self, card: EncoderCard) -> v2.Compose:
         """What is done to an image and its mask."""

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from glpretrain.data.loading import Loader
 from glpretrain.data.sources.base import UnreadableItemError
-from glpretrain.data.sources.images.decoding import decode
 from glpretrain.finetune.model import FineTuned
+from glpretrain.finetune.transforms import Transform
 
 
 class Segmented(NamedTuple):
@@ -30,15 +30,15 @@ class _Images(Dataset[Tensor | str]):
 
     Args:
         paths: the files.
-        channels: number of channels.
+        transform: the model's, which says how they are read.
     """
 
-    def __init__(self, paths: Sequence[Path], *, channels: int) -> None:
-        self._paths, self._channels = paths, channels
+    def __init__(self, paths: Sequence[Path], transform: Transform) -> None:
+        self._paths, self._transform = paths, transform
 
     def __getitem__(self, number: int) -> Tensor | str:
         try:
-            return decode(self._paths[number], channels=self._channels)
+            return self._transform.decoded(self._paths[number])
         except UnreadableItemError as error:
             return str(error)
 
@@ -56,7 +56,8 @@ def segmentations(model: FineTuned, paths: Sequence[Path], *, batch_size: int = 
         batch_size: number of windows of an image that are computed at once.
         num_workers: number of processes that read; with 0 this process reads.
     """
-    files = _Images(paths, channels=model.transform.item_shape[0])
+    assert isinstance(model.transform, Transform), "a model for segmentation"
+    files = _Images(paths, model.transform)
     loader = Loader(files, range(len(paths)), num_workers=num_workers, named=files.named, setting="--num_workers")
     for path, read in zip(paths, loader, strict=True):
         if isinstance(read, str):

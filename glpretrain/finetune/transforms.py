@@ -18,7 +18,9 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode, v2
 
+from glpretrain.data.sources.images.arrays import levels_of
 from glpretrain.data.sources.images.decoding import MOST_SIDE, decode
+from glpretrain.data.sources.images.held import picture_values
 
 Interpolation = Literal["bicubic", "bilinear"]
 _SEEDS = 2**32
@@ -63,6 +65,7 @@ class Transform:
         mean: mean per channel, of values in [0, 1].
         std: standard deviation per channel.
         interpolation: how pixels are interpolated.
+        value_range: see `EncoderCard`.
     """
 
     size: tuple[int, int]
@@ -70,9 +73,12 @@ class Transform:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Interpolation = "bicubic"
+    value_range: tuple[tuple[float, float], ...] = ()
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """Float[C H W] of a PIL image or of UInt8[C h w]; the long side of a whole picture stays longer."""
+        if not isinstance(image, Tensor) and image.mode.startswith(("I", "F")):  # which `convert` would clip at 255
+            image = picture_values(image, channels=len(self.mean), value_range=self.value_range)
         image = picture(image) if isinstance(image, Tensor) else image
         values = self._made()(image.convert("L" if len(self.mean) == 1 else "RGB"))
         assert isinstance(values, Tensor)
@@ -84,7 +90,12 @@ class Transform:
         Raises:
             UnreadableItemError: the file cannot be decoded.
         """
-        return self(decode(path, channels=len(self.mean), side=MOST_SIDE))
+        return self(self.decoded(path, side=MOST_SIDE))
+
+    def decoded(self, path: Path, *, side: int | None = None) -> Tensor:
+        """UInt8[C h w] of a picture's file; arguments and errors as of `decoding.decode`."""
+        levels = levels_of(self.value_range, channels=len(self.mean), owner="transform")
+        return decode(path, channels=len(self.mean), side=side, levels=levels)
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -104,7 +115,10 @@ class Transform:
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        if not self.value_range:
+            del values["value_range"]  # as models were written before there were ranges
+        return values
 
     @classmethod
     def from_json(cls, values: object) -> "Transform":
@@ -114,13 +128,14 @@ class Transform:
             ValueError: a field is missing, unknown or no number.
         """
         fields = {"size", "crop_pct", "mean", "std", "interpolation"}
-        if not isinstance(values, dict) or values.keys() != fields:
+        if not isinstance(values, dict) or values.keys() - {"value_range"} != fields:
             raise ValueError(f"transform: accepted: an object with {', '.join(sorted(fields))}")
         try:
             height, width = (int(side) for side in values["size"])
             mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
             crop_pct = None if values["crop_pct"] is None else float(values["crop_pct"])
-            made = cls((height, width), crop_pct, mean, std, values["interpolation"])
+            ranges = tuple((float(low), float(high)) for low, high in values.get("value_range", ()))
+            made = cls((height, width), crop_pct, mean, std, values["interpolation"], ranges)
         except (TypeError, ValueError) as error:
             raise ValueError(f"transform: {values} cannot be read: {error}") from error
         kept = 1.0 if crop_pct is None else crop_pct

@@ -20,7 +20,7 @@ from glpretrain.encoders.blocks import compile_blocks
 from glpretrain.encoders.transfer import Transfer, copy_backbone
 from glpretrain.objectives.gram import GramDistance
 from glpretrain.training.anchor import Anchor, Gram
-from glpretrain.training.branch import Branch, batch_norms, norms_in_chunks
+from glpretrain.training.branch import Branch, batch_norms, norms_in_chunks, note_value_range
 from glpretrain.training.checks import begin_step_again, identity, require_device, require_end, require_same_run, require_weights
 from glpretrain.training.item_losses import ItemLosses, losses_for
 from glpretrain.training.memory import broadcast_states, keep_from_ddp
@@ -81,8 +81,7 @@ class Method(pl.LightningModule, ABC):
             raise ValueError(f"weights: {wrong} given; accepted: numbers from 0 on")
         if momentum is not None:
             momentum.require("momentum", most=1.0)
-        self.weights = weights
-        self.momentum = momentum
+        self.weights, self.momentum = weights, momentum
         self.optimization = optimization
         self.student = student
         student.set_chunk_size(optimization.chunk_size)  # before the teacher copies it
@@ -216,6 +215,7 @@ class Method(pl.LightningModule, ABC):
         self.optimization.require_modules(self)
         require_device(self.optimization, self.trainer.strategy.root_device)
         keep_from_ddp(self)
+        note_value_range(data, self.encoder, self.backbone())
 
     def configure_model(self) -> None:
         """Divide all parameters among the processes, where the strategy says so (Lightning's ModelParallelStrategy sets a mesh)."""

@@ -69,15 +69,19 @@ def image_data(encoders: Mapping[str, Encoder], shown: Sequence[Named], *, size:
     """
     # What is wrong with an argument is said before minutes are spent on the others.
     shapes = {name: shape_of(encoder, size) for name, encoder in encoders.items()}
-    originals = {channels: [read(one.picture, channels=channels) for one in shown] for channels, _, _ in shapes.values()}
-    distinct = list(dict.fromkeys(shapes.values()))
+    ways = {name: (encoder.card.item_shape[0], encoder.card.value_range) for name, encoder in encoders.items()}
+    originals: dict[tuple[int, object], list[Tensor]] = {}
+    for name, encoder in encoders.items():
+        if ways[name] not in originals:
+            originals[ways[name]] = [read(one.picture, card=encoder.card) for one in shown]
+    distinct = list(dict.fromkeys((shapes[name], ways[name]) for name in encoders))
     pictures: list[list[str]] = [[""] * len(distinct) for _ in shown]
     views: list[list[Plain]] = [[] for _ in shown]
     backbones: list[Plain] = []
     for name, encoder in encoders.items():
         shape, errors, seen_patches = shapes[name], [], []
-        picture = distinct.index(shape)
-        for number, original in enumerate(originals[shape[0]]):
+        picture = distinct.index((shape, ways[name]))
+        for number, original in enumerate(originals[ways[name]]):
             seen = look(encoder, original, size=size)
             pictures[number][picture] = _url(_image(seen.pixels), "PNG", optimize=True)
             view, error = _view(encoder, seen, layers=layers)
@@ -89,7 +93,7 @@ def image_data(encoders: Mapping[str, Encoder], shown: Sequence[Named], *, size:
         own = {"grid": list(encoder.grid(shape)), "picture": picture, "error": max(errors)}
         opens = opening(name, threshold, seen_patches)
         backbones.append(described(name, encoder, layers=layers, opening=opens) | sizes | own)
-    widest = originals[max(originals)]  # in colour where one of the backbones sees colours
+    widest = originals[max(originals, key=lambda way: way[0])]  # in colour where one of the backbones sees colours
     images = [
         {"name": one.name, "size": list(original.shape[1:]), "shown": _shown(original), "pictures": own}
         for one, original, own in zip(shown, widest, pictures, strict=True)

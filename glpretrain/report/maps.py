@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from glpretrain import modalities
-from glpretrain.core.types import Item
+from glpretrain.core.types import EncoderCard, Item
 from glpretrain.data.sources.base import UnreadableItemError
+from glpretrain.data.sources.images.arrays import levels_of
 from glpretrain.data.sources.images.decoding import decode
 from glpretrain.encoders import Encoder, build
 from glpretrain.encoders.attention import cls_attention_of_blocks
@@ -54,7 +55,7 @@ def look(encoder: Encoder, image: Picture, *, size: Size = None) -> Seen:
     shape, modality = shape_of(encoder, size), modalities.get(encoder.card.modality)
     if encoder.training:
         raise ValueError("inspect: the encoder is in training mode; call eval() first")
-    item = Item(read(image, channels=shape[0]), label=-1, instances=None, regions=None)
+    item = Item(read(image, card=encoder.card), label=-1, instances=None, regions=None)
     pixels = modality.resize(item, shape, fit="stretch").values  # [C H W]
     items = modality.normalise(pixels[None].to(next(encoder.parameters()).device), encoder.card)  # [1 C H W]
     with torch.no_grad():
@@ -79,18 +80,19 @@ def shape_of(encoder: Encoder, size: Size) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def read(image: Picture, *, channels: int) -> Tensor:
-    """UInt8[C H W]: a file's picture in grey (1) or RGB (3), turned as its EXIF data say; a tensor is only checked.
+def read(image: Picture, *, card: EncoderCard) -> Tensor:
+    """UInt8[C H W]: a file's picture in grey or RGB, as the card says, turned as its EXIF data say; a tensor is only checked.
 
     Raises:
         ValueError: the file cannot be read as an image, or the tensor is no such picture.
     """
+    channels = card.item_shape[0]
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != channels:
             raise ValueError(f"inspect: image is {image.dtype} of shape {tuple(image.shape)}; accepted: uint8 of ({channels}, H, W)")
         return image.cpu()
     try:
-        return decode(Path(image), channels=channels)
+        return decode(Path(image), channels=channels, levels=levels_of(card.value_range or None, channels=channels, owner="inspect"))
     except UnreadableItemError as error:
         raise ValueError(f"inspect: {image} cannot be read as an image: {error}") from error
 

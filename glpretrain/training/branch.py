@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import overload
+from typing import Protocol, overload, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,18 @@ from glpretrain.encoders.documents import PackedAttention
 from glpretrain.encoders.drop_path import dropping_paths
 from glpretrain.training.fused_cross_entropy import MOST_WIDTH
 from glpretrain.training.prototypes import CrossEntropyForm, Prototypes
+
+
+@runtime_checkable
+class Ranged(Protocol):
+    """A source that knows which values of files become 0 and 255."""
+
+    value_range: tuple[tuple[float, float], ...]
+
+
+@runtime_checkable
+class _Sourced(Protocol):
+    source: object
 
 
 class Noted:
@@ -222,3 +234,10 @@ def batch_norms(module: nn.Module) -> list[str]:
 def norms_in_chunks(encoder: Encoder) -> list[str]:
     """Names of the batch norms that would see a chunk only, where the encoder sees the batch in chunks."""
     return [name for name in batch_norms(encoder) if not name.startswith(tuple(f"{part}." for part in encoder.begins_with))]
+
+
+def note_value_range(data: object, *encoders: Encoder) -> None:
+    """Put on the encoders' cards how the files of a run are read, so that the files that they are used on are read alike."""
+    if isinstance(data, _Sourced) and isinstance(data.source, Ranged):
+        for encoder in encoders:
+            encoder.set_value_range(data.source.value_range)

@@ -50,11 +50,11 @@ def own_source(items: str | Path | Sequence[str | Path], card: EncoderCard) -> S
     """
     channels = card.item_shape[modalities.get(card.modality).channel_axis]
     if not isinstance(items, str | Path):
-        source: Source = ImageFiles(items, channels=channels)
+        source: Source = ImageFiles(items, channels=channels, value_range=card.value_range or None)
         if source.modality != card.modality:
             raise ValueError(f"embed: {len(items)} paths given for {card.modality}; accepted: a folder")
         return source
-    spec = source_spec(items, source_for(items, card.modality), channels=channels)
+    spec = source_spec(items, source_for(items, card.modality), channels=channels, value_range=card.value_range)
     return imported(spec.class_path)(**spec.init_args).whole()
 
 

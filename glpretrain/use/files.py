@@ -97,6 +97,8 @@ def write_features(
         "batch_size": features.batch_size,
         "number": number,
     }
+    if source.value_range:
+        settings["value_range"] = [list(pair) for pair in source.value_range]
     record, total = beside(out, ".json"), num_batches(source, features)
     if out.exists():
         return _known(out, record, settings, batches=total, index=index)

@@ -56,6 +56,11 @@ class Record(NamedTuple):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"neighbours: {path}, which `glpretrain embed` writes beside {features}, is missing or damaged") from error
 
+    @property
+    def value_range(self) -> tuple[tuple[float, float], ...]:
+        """How the files were read, as on a card."""
+        return tuple((float(low), float(high)) for low, high in self.settings.get("value_range", ()))
+
     def check(self, encoder: Encoder, features: Path) -> None:
         """Refuse, with a ValueError, an encoder that did not make the features."""
         if fingerprint(encoder) != self.settings.get("weights"):

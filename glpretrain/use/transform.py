@@ -35,9 +35,10 @@ class Transform:
         modality = modalities.get(self.card.modality)
         divided, values_of = map(imported, modality.held)
         shape = modality.item_shape(self.card, None)
+        how = {"value_range": self.card.value_range} if self.card.value_range else {}  # which only images have
         found: list[Tensor] = []
         for one in divided(held):
-            values = values_of(one, channels=shape[modality.channel_axis])
+            values = values_of(one, channels=shape[modality.channel_axis], **how)
             found.append(modality.resize(Item(values, label=-1, instances=None, regions=None), shape, fit="crop").values)
         if not found:
             raise ValueError("transform: an empty list given; accepted: at least one item")

@@ -66,6 +66,11 @@ def fit(weights: LoadedWeights, options: LoadOptions, *, path: Path | str) -> tu
         raise ValueError(_misfit(report, path=path))
     own, given = encoder.backbone_state(), weights.state | changed
     encoder.load_backbone_state({**own, **{name: given[name] for name in _fitting(given, own)}})
+    ranges, num_channels = weights.value_range, encoder.card.item_shape[0]
+    if len(ranges) == num_channels:
+        encoder.set_value_range(ranges)
+    elif len(set(ranges)) == 1:  # one for all channels, whose number is another one now
+        encoder.set_value_range(ranges[:1] * num_channels)
     return encoder.eval(), report
 
 

@@ -90,7 +90,8 @@ def read_own_folder(folder: Path) -> LoadedWeights:
         card = EncoderCard.from_json(values)
     except ValueError as error:
         raise ValueError(f"load_backbone: {path}: {error}") from error
-    return LoadedWeights("exported folder", card.encoder, dict(card.arguments), read_safetensors(folder / WEIGHTS), card=card)
+    state = read_safetensors(folder / WEIGHTS)
+    return LoadedWeights("exported folder", card.encoder, dict(card.arguments), state, card=card, value_range=card.value_range)
 
 
 def read_own_checkpoint(content: object, options: LoadOptions, *, path: Path) -> LoadedWeights | None:
@@ -128,7 +129,8 @@ def read_own_checkpoint(content: object, options: LoadOptions, *, path: Path) ->
         raise ValueError(f"load_backbone: {path}: {error}") from error
     arguments = {**encoder.card.arguments, "source": f"{content['method']}, {content['global_step']} steps"}
     left_out = (*sorted(name for name in state if not name.startswith(prefix)), *(["mask_token"] if "mask_token" in own else []))
-    return LoadedWeights(f"checkpoint ({side})", encoder.card.encoder, arguments, encoder.backbone_state(), left_out=left_out)
+    of_it = {"left_out": left_out, "value_range": encoder.card.value_range}
+    return LoadedWeights(f"checkpoint ({side})", encoder.card.encoder, arguments, encoder.backbone_state(), **of_it)
 
 
 def _parts(content: dict, *, path: Path) -> Parts | None:

@@ -39,6 +39,7 @@ class LoadedWeights:
         assumed: what the file did not say and had to be assumed, in words.
         hints: the options among format, name and num_heads that the reader of this format takes into account.
         card: card that came with the tensors, whose arguments are those above.
+        value_range: see `EncoderCard`, for the channels that the tensors were made for.
     """
 
     title: str
@@ -50,6 +51,7 @@ class LoadedWeights:
     assumed: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
     card: EncoderCard | None = None
+    value_range: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)

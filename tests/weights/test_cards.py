@@ -45,8 +45,8 @@ def test_the_format_of_a_card_changes_no_fingerprint(tmp_path: Path) -> None:
 def test_a_card_says_its_format_and_who_wrote_it(tmp_path: Path) -> None:
     encoder = load_backbone(OLD)
     written = json.loads((export(encoder, tmp_path / "out") / "card.json").read_text())
-    assert (written.pop("format"), written.pop("written_by")) == (2, f"glpretrain {__version__}")
-    assert written == old_card()
+    assert (written.pop("format"), written.pop("written_by")) == (3, f"glpretrain {__version__}")
+    assert written == old_card() | {"value_range": []}
     assert load_backbone(tmp_path / "out").card == encoder.card
 
 
@@ -54,7 +54,7 @@ def test_a_card_says_its_format_and_who_wrote_it(tmp_path: Path) -> None:
 class CardWithAnotherField(EncoderCard):
     """What the next format might be."""
 
-    format: ClassVar[int] = 3
+    format: ClassVar[int] = 4
     frame_rate: float = 25.0
 
 
@@ -66,23 +66,23 @@ def test_a_field_that_an_older_card_lacks_gets_its_default() -> None:
 
 def test_a_card_of_a_newer_format_is_refused_with_the_version_that_reads_it(tmp_path: Path) -> None:
     folder = export(load_backbone(OLD), tmp_path / "out")
-    newer = {**old_card(), "format": 3, "written_by": "glpretrain 7.5.0", "frame_rate": 24.0}
+    newer = {**old_card(), "format": 4, "written_by": "glpretrain 7.5.0", "frame_rate": 24.0}
     (folder / "card.json").write_text(json.dumps(newer))
-    with pytest.raises(ValueError, match=r"card\.json: encoder card: format=3 given, written by 'glpretrain 7\.5\.0'") as refusal:
+    with pytest.raises(ValueError, match=r"card\.json: encoder card: format=4 given, written by 'glpretrain 7\.5\.0'") as refusal:
         load_backbone(folder)
     message = str(refusal.value)
-    assert message.endswith("reads formats 1 to 2; install the version that wrote the card or a newer one")
+    assert message.endswith("reads formats 1 to 3; install the version that wrote the card or a newer one")
     assert "\n" not in message and f"glpretrain {__version__} reads" in message
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "2"}, "format='2' given; accepted: 1 to 2"),
-        ({"format": 0}, "format=0 given; accepted: 1 to 2"),
-        ({"format": True}, "format=True given; accepted: 1 to 2"),
+        ({"format": "2"}, "format='2' given; accepted: 1 to 3"),
+        ({"format": 0}, "format=0 given; accepted: 1 to 3"),
+        ({"format": True}, "format=True given; accepted: 1 to 3"),
         ({"colour": 1}, r"unknown fields \['colour'\]; accepted: \['arguments',"),
-        ({"format": 2, "colour": 1}, r"unknown fields \['colour'\]"),
+        ({"format": 3, "colour": 1}, r"unknown fields \['colour'\]"),
         ({"arguments": 3}, "arguments=3 given; accepted: dict"),
         ({"item_shape": 3}, "item_shape=3 given; accepted: list"),
         ({"encoder": ["ViT"]}, r"encoder=\['ViT'\] given; accepted: str"),

@@ -54,6 +54,7 @@ class Source(ABC):
     has_regions: bool = False  # whether items carry `regions`
     mask_classes: Sequence[str] = ()  # names of the values of `semantic`; empty where items carry none
     paths: Sequence[Path] = ()  # file of each item; empty where items are no files of their own
+    value_range: tuple[tuple[float, float], ...] = ()  # values of files that become 0 and 255 in each channel; empty for whole bytes
     accepts: ClassVar[str] = ""  # what its `reads` is true of, in words
 
     @property
@@ -146,6 +147,7 @@ class Subset(Source):
         self.indices = np.asarray(indices, dtype=np.int64)
         self.name, self.classes, self.mask_classes = source.name, source.classes, source.mask_classes
         self.has_masks, self.has_regions = source.has_masks, source.has_regions
+        self.value_range = source.value_range
 
     @property
     def modality(self) -> str:

@@ -79,7 +79,7 @@ def prepare(
         options["img_size"] = img_size
     state = {name: tensor.detach().cpu() for name, tensor in encoder.backbone_state().items()}
     require_finite(state)
-    return fit(LoadedWeights("encoder", card.encoder, card.arguments, state), options, path="to export")[0]
+    return fit(LoadedWeights("encoder", card.encoder, card.arguments, state, value_range=card.value_range), options, path="to export")[0]
 
 
 def check_images(encoder: Encoder) -> Iterator[Tensor]:

@@ -25,14 +25,14 @@ def levels_of(value_range: ValueRange | None, *, channels: int, owner: str) -> n
     """Float32[2 C], the values that become 0 and 255 in each channel; None where no range is given.
 
     Args:
-        value_range: [low, high], or such a pair for each channel.
+        value_range: [low, high], or such a pair for each channel; an empty one is none.
         channels: number of channels.
         owner: class, for the message.
 
     Raises:
         ValueError: it is neither, or a low value is not below its high one.
     """
-    if value_range is None:
+    if not value_range:
         return None
     pairs = [pair if isinstance(pair, Sequence) else None for pair in value_range]
     if all(pair is None for pair in pairs) and len(pairs) == 2:
@@ -44,6 +44,11 @@ def levels_of(value_range: ValueRange | None, *, channels: int, owner: str) -> n
     if not (np.isfinite(levels).all() and (levels[0] < levels[1]).all()):
         raise ValueError(f"{owner}: value_range is {value_range}; expected numbers with low below high")
     return levels
+
+
+def ranges_of(levels: np.ndarray | None) -> tuple[tuple[float, float], ...]:
+    """The low and the high value of each channel; none where no range is given."""
+    return () if levels is None else tuple((float(low), float(high)) for low, high in levels.T)
 
 
 def way_of(levels: np.ndarray | None) -> str:

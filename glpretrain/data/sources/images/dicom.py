@@ -91,6 +91,7 @@ class DicomFolder(Source):
             raise ValueError("DicomFolder: stack is 3 and channels is 1; three slices are three channels")
         self.channels, self.stack = channels, stack
         self._window = _scale_of(window, value_range)
+        self.value_range = () if self._window is None else ((self._window.low, self._window.high),) * channels
         if (parts := split_folders(by_lower_name(self.root))) is not None:
             given = " and ".join(str(part) for part in parts)
             raise ValueError(f"DicomFolder: {self.root} has parts; give each of them as a source of its own: {given}")

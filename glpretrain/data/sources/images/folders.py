@@ -13,7 +13,7 @@ import numpy as np
 
 from glpretrain.core.listing import is_leftover, say_once
 from glpretrain.data.sources.base import Item, Source, Stored, checked_index
-from glpretrain.data.sources.images.arrays import ValueRange, levels_of, way_of
+from glpretrain.data.sources.images.arrays import ValueRange, levels_of, ranges_of, way_of
 from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, decode, existing_folder, find_images
 from glpretrain.data.sources.images.heif import NEEDED, register
 from glpretrain.data.sources.images.layouts import by_lower_name, masks_beside_images, split_folders
@@ -61,6 +61,7 @@ class ImageFolder(Source):
     ) -> None:
         self.root = existing_folder(root, "ImageFolder")
         self.channels, self._levels = channels, levels_of(value_range, channels=channels, owner="ImageFolder")
+        self.value_range = ranges_of(self._levels)
         if (pair := masks_beside_images(self.root)) is not None:
             raise ValueError(f"ImageFolder: {self.root} holds masks ({pair[1].name}/); use MaskedFolder, or give {pair[0]}")
         self._split_folders = split_folders(by_lower_name(self.root))

@@ -11,9 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from glpretrain.core.listing import expanded
+from glpretrain.data.sources.images.arrays import ValueRange, from_array, levels_of
 from glpretrain.data.sources.images.decoding import MOST_SIDE, decode, pixels_of
 
 _HALF_LEVEL = 0.5 / 255
+_HELD = Path("transform")  # in place of a file, in messages
 _OTHER_FORMS = {(1, 3), (2, 1), (2, 3), (3, 1), (4, 1), (4, 3)}  # channels of a picture, and those that it is converted to
 
 
@@ -24,21 +26,26 @@ def pictures(held: object) -> list[object]:
     return list(held) if isinstance(held, np.ndarray | Tensor) and held.ndim == 4 else [held]
 
 
-def picture_values(held: object, *, channels: int) -> Tensor:
+def picture_values(held: object, *, channels: int, value_range: ValueRange | None = None) -> Tensor:
     """One picture as UInt8[C H W]. Opacity is dropped, and grey and colour are converted as in files.
 
     Args:
         held: the path of a file; an image of PIL; an array [H W] or [H W C]; a tensor [H W] or [C H W]. Arrays and tensors have whole
             numbers from 0 to 255 in uint8, or floating-point numbers from 0 to 1, which are rounded to those.
         channels: number of channels C.
+        value_range: as for `ImageFolder`, for files; and for images of PIL and arrays of whole numbers of more than 8 bits.
 
     Raises:
         ValueError: it is something else, or has other numbers or another number of channels.
     """
+    levels = levels_of(value_range, channels=channels, owner="transform")
     if isinstance(held, str | Path):
-        return decode(expanded(held), channels=channels, side=MOST_SIDE)
+        return decode(expanded(held), channels=channels, side=MOST_SIDE, levels=levels)
     if isinstance(held, Image.Image):
-        return pixels_of(held, channels=channels)
+        in_bytes = levels is None or not held.mode.startswith(("I", "F"))
+        return pixels_of(held, channels=channels) if in_bytes else from_array(np.array(held), _HELD, channels=channels, levels=levels)
+    if isinstance(held, np.ndarray) and levels is not None and held.dtype.kind in "iu" and held.dtype != np.uint8:
+        return from_array(held, _HELD, channels=channels, levels=levels)
     if isinstance(held, np.ndarray):
         if held.dtype.kind not in "uf":
             raise ValueError(f"transform: an array of {held.dtype} given; accepted: uint8, or floating-point numbers from 0 to 1")

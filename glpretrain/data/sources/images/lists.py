@@ -13,7 +13,7 @@ import numpy as np
 
 from glpretrain.core.listing import State, expanded
 from glpretrain.data.sources.base import Item, Source, Stored, checked_index, label_items
-from glpretrain.data.sources.images.arrays import ValueRange, levels_of, way_of
+from glpretrain.data.sources.images.arrays import ValueRange, levels_of, ranges_of, way_of
 from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, decode
 from glpretrain.data.sources.paths import Paths, Texts
 from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
@@ -43,6 +43,7 @@ class ImageList(Source):
         self.path = expanded(path)
         self.name, self.channels = self.path.stem, channels
         self._levels = levels_of(value_range, channels=channels, owner="ImageList")
+        self.value_range = ranges_of(self._levels)
         if not self.path.is_file():
             raise ValueError(f"ImageList: {self.path} is not a file")
         found = listing_of(self.path, walk=_read, rules=f"list {' '.join(ENDINGS)}", least=_LEAST)
@@ -77,6 +78,7 @@ class ImageFiles(Source):
     Args:
         paths: their paths; at least one.
         channels: number of channels of every item.
+        value_range: as for `ImageList`.
 
     Raises:
         ValueError: there is none.
@@ -84,10 +86,12 @@ class ImageFiles(Source):
 
     name = "files"
 
-    def __init__(self, paths: Sequence[str | Path], *, channels: int = 3) -> None:
+    def __init__(self, paths: Sequence[str | Path], *, channels: int = 3, value_range: ValueRange | None = None) -> None:
         if not paths:
             raise ValueError("ImageFiles: no path given; give at least one")
         self.paths, self.channels = Paths.of(Path(), map(expanded, paths)), channels
+        self._levels = levels_of(value_range, channels=channels, owner="ImageFiles")
+        self.value_range = ranges_of(self._levels)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -96,11 +100,11 @@ class ImageFiles(Source):
         return self.reduced(index, side=MOST_SIDE)
 
     def reduced(self, index: int, *, side: int) -> Item:
-        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side)
+        values = decode(self.paths[checked_index(index, len(self))], channels=self.channels, side=side, levels=self._levels)
         return Item(values=values, label=-1, instances=None, regions=None)
 
     def stored(self, index: int) -> Stored:
-        return Stored(self.paths[index], f"image {self.channels}", -1)
+        return Stored(self.paths[index], f"image {self.channels}{way_of(self._levels)}", -1)
 
 
 def _read(path: Path) -> Walked:

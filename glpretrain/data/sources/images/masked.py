@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glpretrain.core.listing import say_once
 from glpretrain.data.sources.base import Item, Source, UnreadableItemError, check_choice, checked_index
-from glpretrain.data.sources.images.arrays import ValueRange, levels_of
+from glpretrain.data.sources.images.arrays import ValueRange, levels_of, ranges_of
 from glpretrain.data.sources.images.decoding import (
     IMAGE_RULES,
     LEAST_SAVED,
@@ -85,6 +85,7 @@ class MaskedFolder(Source):
         part = mask_part(folder, split, names_classes=mask_classes is None)
         self.root, self.name, self.channels = part.root, part.name, channels
         self._levels = levels_of(value_range, channels=channels, owner="MaskedFolder")
+        self.value_range = ranges_of(self._levels)
         self.ignore = part.meaning.ignore if ignore is None else ignore
         self.offset = part.meaning.offset if offset is None else offset
         self.mask_classes = tuple(part.meaning.classes if mask_classes is None else mask_classes)
