@@ -28,6 +28,7 @@ from glpretrain.weights import load_backbone
 
 _CLICK = "#d55e00"
 _PER_ROW, _FEW = 3, 20  # plots side by side; points that are marked one by one
+_TITLES = {"health/rank_cls": "rank of cls", "health/rank_patches": "rank of patches"}
 _SCORES = {"eval/knn/accuracy": "k-NN", "eval/linear/accuracy": "linear probe", "eval/prompt/miou": "prompt IoU", "eval/prompt/auc": "AUC"}
 
 
@@ -126,7 +127,7 @@ def main() -> int:
     given = parser.parse_args()
     named = {name: Path(path) for name, _, path in (one.partition("=") for one in given.given)}
     if given.kind == "curves":
-        figure = curves_figure(named, _SCORES if given.columns is None else {column: column for column in given.columns})
+        figure = curves_figure(named, _SCORES if given.columns is None else {column: (_SCORES | _TITLES).get(column, column) for column in given.columns})
     else:
         masks = Scenes(400, size=64, split="test")
         if given.masks is not None:
