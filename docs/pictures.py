@@ -127,7 +127,9 @@ def main() -> int:
     given = parser.parse_args()
     named = {name: Path(path) for name, _, path in (one.partition("=") for one in given.given)}
     if given.kind == "curves":
-        figure = curves_figure(named, _SCORES if given.columns is None else {column: (_SCORES | _TITLES).get(column, column) for column in given.columns})
+        figure = curves_figure(
+            named, _SCORES if given.columns is None else {column: (_SCORES | _TITLES).get(column, column) for column in given.columns}
+        )
     else:
         masks = Scenes(400, size=64, split="test")
         if given.masks is not None:

@@ -27,7 +27,7 @@ QUICK = [
     "false",
 ]
 DOCUMENTS = ("README.md", "docs/start.md", "docs/data.md", "docs/evaluation.md", "docs/weights.md")
-# What these need is not here, and the README says so beside them.
+# What these need is not here; a page says so beside them.
 NEEDS = {
     "RECIPE=gpfm": "its experts",
     "RECIPE=single_gpu": "a GPU",

@@ -47,8 +47,8 @@ def export(
     A fine-tuned model is written with --format torch or onnx: model.pt2 or model.onnx, with the transform and the classes in card.json.
 
     Args:
-        backbone: checkpoints/last.ckpt of a run, an exported folder, or a published checkpoint (DINO, iBOT, Mugs, MAE, FSFM, DINOv2,
-            DINOv3, MoCo v3, MSN, timm, Hugging Face)
+        backbone: checkpoints/last.ckpt of a run, an exported folder, or a published checkpoint (DINO, MAE, DINOv2 and many others,
+            which docs/weights.md lists)
         out: a new or empty folder
         format: layout that is written
         img_size: pixels, or height and width, that the export is made for; the encoder's own when left out

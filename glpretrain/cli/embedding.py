@@ -50,7 +50,7 @@ def embed(
         batch_size: items that are encoded at a time
         bf16: encode under bfloat16 autocast
         number: type of the numbers in the file (a .csv has their digits)
-        num_workers: processes that read the items; where there are 2,048 or more as many as cores, and none else, when left out
+        num_workers: processes that read the items; when left out, one for each core if there are 2,048 items or more, and else none
         index: also write an index of nearest neighbours (pip install 'glpretrain[index]')
         value_range: LOW,HIGH: the values of files that become black and white, for .npy, TIFF, DICOM and 16-bit images; none takes files as
             they are; that of the backbone's training when left out
@@ -94,7 +94,7 @@ def neighbours(
 
     Args:
         features: file that `glpretrain embed` wrote, of cls or of the mean of patches
-        query: a picture
+        query: a picture, or a cloud where the features are of clouds
         k: number of items
         backbone: backbone that made the features, if it lies elsewhere now
         folder: items that the features are of, if they lie elsewhere now; for --picture

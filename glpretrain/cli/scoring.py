@@ -64,8 +64,8 @@ def evaluate(
     your own folders cannot give are left out with a line, and do not change the status.
 
     Args:
-        backbone: folder written by a run or by `glpretrain export`, or a published checkpoint (DINO, iBOT, Mugs, MAE, FSFM, DINOv2,
-            DINOv3, MoCo v3, MSN, timm, Hugging Face)
+        backbone: folder written by a run or by `glpretrain export`, or a published checkpoint (DINO, MAE, DINOv2 and many others,
+            which docs/weights.md lists)
         config: sources and evaluators: a name below recipes/ (eval/images) or a yaml file
         recipe: without --config: recipe whose data it is scored on; that of the run it lies in, or mmc, when left out
         data: class folders, split into train/ and val/ or not, instead of train and test; a folder without classes is scored with what
@@ -79,7 +79,7 @@ def evaluate(
         cache: folder where features are kept; ~/.cache/glpretrain/features when left out
         cache_gb: gigabytes that this folder is kept to; features that were not used for longest are removed first
         no_cache: keep features in memory only
-        num_workers: processes that read the items; where there are 2,048 or more as many as cores, and none else, when left out
+        num_workers: processes that read the items; when left out, one for each core if there are 2,048 items or more, and else none
     """
     own = Own(data, masks, videos)
     drawn = None if no_pictures else pictures or out.with_name(f"{out.stem}_pictures")
