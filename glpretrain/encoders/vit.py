@@ -37,6 +37,7 @@ from glpretrain.encoders.timm_model import (
     PositionResize,
     TimmArguments,
     add_resized_positions,
+    as_eva_names,
     check_model,
     check_width,
     create_model,
@@ -156,7 +157,7 @@ class ViT(Encoder):
             "global_pool": "token" if "distilled" in name else "",
             "drop_path_rate": drop_path_rate,
             **chosen,
-            **added,
+            **(added if not is_model_in_modules(name, ("eva",)) else as_eva_names(added)),
         }
         if not self._fixed_size:
             self._timm_args["dynamic_img_size"] = True
@@ -175,8 +176,6 @@ class ViT(Encoder):
         for word, value, default in (("position_resize", position_resize, "timm"), ("positions", positions, "learned")):
             if value != default and not (plain and model.pos_embed is not None):
                 raise ValueError(f"ViT: {word}={value!r} given; {name} accepts {default} only")
-        if initial != "timm" and not plain:
-            raise ValueError(f"ViT: initial={initial!r} given; {name} accepts timm only")
         self.position_resize: PositionResize = position_resize
         if norm_eps is not None:
             for module in model.modules():
@@ -184,12 +183,11 @@ class ViT(Encoder):
                     module.eps = norm_eps
         if rope_periods is not None:
             set_rope_periods(model, rope_periods, name=name)
+        start(model, initial, name=name)
         if rope_augmentation is not None:
             augment_positions(model, rope_augmentation, name=name)
-        if plain:
-            start(model, initial)
-            if positions == "sincos":
-                fix_positions(model)
+        if plain and positions == "sincos":
+            fix_positions(model)
         use_keyed_paths(model)
         if drop_path_uniform:
             drop_uniformly(model.blocks, rate=drop_path_rate)
