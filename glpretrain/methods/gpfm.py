@@ -30,7 +30,7 @@ from glpretrain.objectives.experts import CosineDistance, FeatureDistance
 from glpretrain.objectives.regularization import KoLeo
 from glpretrain.training.branch import Branch
 from glpretrain.training.heads import ProjectionHead
-from glpretrain.training.prototypes import Prototypes
+from glpretrain.training.prototypes import LastLayer, Prototypes
 from glpretrain.training.teacher import FrozenTeacher
 
 _KINDS = ("cls", "patch")
@@ -54,9 +54,11 @@ class GPFM(Method):
         num_layers: number of layers of the heads' MLPs.
         expert_bottleneck_dim: output width of the experts' heads, whose MLP is one layer.
         train_gain: whether one gain per prototype is learned, as the official heads do.
+        last_layer: last layer of the heads, see `Prototypes`; DINOv3's is `linear`.
         student_temp: temperature of the student's assignments.
         teacher_temp: temperature of the teacher's targets, over progress.
         centre_momentum: momentum of the running centres of the teacher's logits.
+        local_weight: factor on the pairs of `cls` with a local view, over progress; DINOv3's falls from 1 to 0.5 when `gram` comes in.
         koleo_among: where KoLeo searches the nearest item, see `KoLeo`.
         sinkhorn_iterations: balance the targets by Sinkhorn-Knopp instead of a centre; the official number is 3.
         momentum: momentum of the teacher's moving average, over progress.
@@ -84,9 +86,11 @@ class GPFM(Method):
         num_layers: int = 3,
         expert_bottleneck_dim: int = 256,
         train_gain: bool = True,
+        last_layer: LastLayer = "weight_norm",
         student_temp: float = 0.1,
         teacher_temp: Schedule = Schedule(0.07, warmup=0.075, warmup_start=0.04, shape="constant"),  # noqa: B008
         centre_momentum: float = 0.9,
+        local_weight: Schedule = Schedule(1.0, shape="constant"),  # noqa: B008
         koleo_among: Literal["joint", "process"] = "joint",
         sinkhorn_iterations: int | None = None,
         momentum: Schedule = Schedule(0.992, 1.0),  # noqa: B008
@@ -104,7 +108,7 @@ class GPFM(Method):
         def head(count: int, width: int) -> nn.Sequential:
             return nn.Sequential(
                 ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=width, num_layers=num_layers),
-                Prototypes(width, num_prototypes=count, train_gain=train_gain),
+                Prototypes(width, num_prototypes=count, train_gain=train_gain, last_layer=last_layer),
             )
 
         encoder.add_mask_token()
@@ -113,7 +117,8 @@ class GPFM(Method):
             heads["patch"] = head(num_patch_prototypes, patch_bottleneck_dim or bottleneck_dim)
         super().__init__(Branch(encoder, heads), weights=weights, momentum=momentum, **kwargs)
         self._patch_head = "cls" if num_patch_prototypes is None else "patch"
-        self.teacher_temp = teacher_temp
+        local_weight.require("local_weight")
+        self.teacher_temp, self.local_weight = teacher_temp, local_weight
         balance = {"student_temp": student_temp, "centre_momentum": centre_momentum, "sinkhorn_iterations": sinkhorn_iterations}
         self.cls_objective = ViewDistillation(num_prototypes=num_prototypes, **balance)
         self.patch_objective = PatchDistillation(num_prototypes=num_patch_prototypes or num_prototypes, **balance)
@@ -151,7 +156,9 @@ class GPFM(Method):
         student_patches = self.student.heads[self._patch_head](outputs[0].patches.flatten(0, 1)[hidden])  # [M K]
         temp = self.teacher_temp(progress)
         terms = {
-            "cls": self.cls_objective(student_logits=student_cls, teacher_logits=teacher_cls, teacher_temp=temp),
+            "cls": self.cls_objective(
+                student_logits=student_cls, teacher_logits=teacher_cls, teacher_temp=temp, local_weight=self.local_weight(progress)
+            ),
             "patch": self.patch_objective(
                 student_logits=student_patches, teacher_logits=teacher_patches, mask=group.mask, teacher_temp=temp
             ),
