@@ -66,8 +66,11 @@ def test_settings_of_koleo_and_of_a_separate_head_arrive() -> None:
     assert gpfm(koleo_among="process").koleo_objective.among == "process" and gpfm().koleo_objective.among == "joint"
     separate = gpfm(num_patch_prototypes=16, patch_bottleneck_dim=5)
     assert [separate.student.heads[name][1].directions.shape[1] for name in ("cls", "patch")] == [8, 5]
-    with pytest.raises(ValueError, match="patch_bottleneck_dim=5 would be ignored: give num_patch_prototypes, or leave it out"):
-        gpfm(patch_bottleneck_dim=5)
+    wide = gpfm(num_patch_prototypes=16, patch_hidden_dim=11)
+    assert [wide.student.heads[name][0].mlp[0].out_features for name in ("cls", "patch")] == [16, 11]
+    for name in ("patch_bottleneck_dim", "patch_hidden_dim"):
+        with pytest.raises(ValueError, match=f"{name}=5 would be ignored: give num_patch_prototypes, or leave it out"):
+            gpfm(**{name: 5})
 
 
 def test_a_plain_last_layer_is_that_of_both_heads_and_its_lengths_learn() -> None:
