@@ -24,7 +24,8 @@ from glpretrain.core.keys import item_keys
 from glpretrain.data.views import MultiCrop, PointCrops, PointViewSpec, SoundCrops, SoundViewSpec, ViewMaker, ViewSpec
 from glpretrain.encoders import PointTransformer, ViT
 from glpretrain.encoders.drop_path import KeyedDropPath
-from glpretrain.masking import Corruption, Mask, RegionMask
+from glpretrain.encoders.rope import AugmentedRope, RopeAugmentation
+from glpretrain.masking import Corruption, DINOv3Mask, Mask, RegionMask
 from glpretrain.methods.base import Method
 from glpretrain.training.prototypes import Prototypes
 
@@ -84,7 +85,8 @@ class Resolved:
 
     def during(self, share: float) -> str:
         """A share of the run in its unit."""
-        return f"{round(share * self.length, 2):g} {self.unit}"
+        value = round(share * self.length, 2)
+        return f"{value:g} {self.unit}" if value < 1e6 else f"{value:.0f} {self.unit}"
 
     def groups(self, progress: float) -> dict[str, tuple[float, float]]:
         """Rate and decay of every parameter that learns, as the optimizer has them at this time."""
@@ -129,8 +131,35 @@ def blocks_of(encoder: nn.Module) -> list[nn.Module]:
 
 def layer_scale(run: Resolved) -> object:
     """Its start in the first block, or none."""
-    found = [module for module in blocks_of(run.one_block.encoder)[0].modules() if isinstance(module, LayerScale)]
-    return found[0].gamma.detach()[0].item() if found else "none"
+    block = blocks_of(run.one_block.encoder)[0]
+    found = [module.gamma for module in block.modules() if isinstance(module, LayerScale)]
+    found += [parameter for name, parameter in block.named_parameters() if name == "gamma_1"]  # timm's models of DINOv3
+    return found[0].detach()[0].item() if found else "none"
+
+
+def qkv_bias(run: Resolved) -> str:
+    """Which parts of queries, keys and values have a bias that learns."""
+    names = {name for name, _ in blocks_of(run.encoder)[0].get_submodule("attn").named_parameters()}
+    if "qkv.bias" in names:
+        return "all"
+    return "queries and values" if {"q_bias", "v_bias"} <= names else "none"
+
+
+def rope_augmentation(run: Resolved) -> RopeAugmentation | None:
+    """How rotary positions are moved in training."""
+    found = [module.augmentation for module in run.encoder.modules() if isinstance(module, AugmentedRope)]
+    return found[0] if found else None
+
+
+def rope_periods(encoder: nn.Module) -> list[float]:
+    """The shortest and the longest."""
+    (periods,) = (buffer for name, buffer in encoder.named_buffers() if name.endswith("periods"))
+    return [periods[0].item(), periods[-1].item()]
+
+
+def gram(name: str) -> Callable[[Resolved], object]:
+    """A setting of Gram anchoring."""
+    return lambda run: plain(getattr(run.method.anchor.settings, name)) if run.method.anchor else "none"  # type: ignore[union-attr]
 
 
 def drop_paths(run: Resolved) -> list[float]:
@@ -351,6 +380,7 @@ FIELDS: dict[str, Callable[[Resolved], object]] = {
     "weights of the terms": attribute("weights"),
     # heads
     "prototypes": lambda run: [len(module.directions) for module in prototypes(run)],
+    "last layers of heads": lambda run: shared("linear" if module.gain is None else "weight norm" for module in prototypes(run)),
     "gain of prototypes learns": lambda run: prototypes(run)[0].gain.requires_grad,
     "widths of the head": widths("cls"),
     "widths of the projection": widths("projection"),
@@ -361,11 +391,34 @@ FIELDS: dict[str, Callable[[Resolved], object]] = {
     "rows of the queues": lambda run: len(run.method.instance_objective.queue.rows),  # type: ignore[union-attr, operator]
     "rows of the memories": lambda run: len(run.method.student_memory.rows),  # type: ignore[union-attr, operator]
     "neighbours": attribute("num_neighbours"),
+    # Gram anchoring
+    "Gram anchoring starts": lambda run: run.during(run.method.anchor.settings.start) if run.method.anchor else "never",
+    "ramp of the Gram weight": lambda run: run.during(run.method.anchor.settings.ramp),  # type: ignore[union-attr]
+    "Gram weight after its ramp": lambda run: run.method.weights_at(1.0)["gram"],
+    "Gram anchor is renewed": lambda run: [run.during(share) for share in run.method.anchor.settings.refresh_at],  # type: ignore[union-attr]
+    "level of the Gram matrices": gram("level"),
+    "tokens of the Gram matrices": gram("tokens"),
+    "negatives of the Gram matrices": gram("negatives"),
+    "Gram matrices are of cosines": gram("normalise"),
+    "antialias of the anchor's tokens": gram("antialias"),
+    "size of the anchor's crops": lambda run: shared(spec.size for spec in run.views.clean_views),  # type: ignore[union-attr]
+    "weight of local views, start and end": lambda run: [run.method.local_weight(0.0), run.method.local_weight(1.0)],  # type: ignore[misc, operator]
+    "fall of the weight of local views": lambda run: [
+        run.during(run.method.local_weight.warmup),  # type: ignore[union-attr, operator]
+        run.during(run.method.local_weight.length or 0.0),  # type: ignore[union-attr, operator]
+    ],
     # encoder
     "encoder": shape,
     "patch size": lambda run: list(run.encoder.card.patch_size),
     "epsilon of norms": lambda run: blocks_of(run.encoder)[0].get_submodule("norm1").eps,
     "layer scale": layer_scale,
+    "register tokens": lambda run: run.encoder.num_prefix_tokens - 1,  # type: ignore[union-attr, operator]
+    "bias of queries, keys and values": qkv_bias,
+    "rescaling of rotary positions": lambda run: rope_augmentation(run).rescale if rope_augmentation(run) else "none",
+    "shift and jitter of rotary positions": lambda run: (
+        [rope_augmentation(run).shift, rope_augmentation(run).jitter] if rope_augmentation(run) else [None, None]
+    ),
+    "periods of rotary positions, first and last": lambda run: rope_periods(run.one_block.encoder),  # type: ignore[union-attr]
     "drop path of the first and the last block": drop_paths,
     "positions are resized as": attribute("encoder.position_resize"),
     "positions learn": lambda run: any(name.endswith("pos_embed") for name in run.groups(0.5)),
@@ -414,6 +467,7 @@ FIELDS: dict[str, Callable[[Resolved], object]] = {
     "ratios of blocks": lambda run: run.mask.ratios,  # type: ignore[union-attr]
     "share of masked views": lambda run: run.mask.prob,  # type: ignore[union-attr]
     "ratio of blocks": lambda run: run.mask.ratio,  # type: ignore[union-attr]
+    "which views are masked": lambda run: "an exact share of a batch" if isinstance(run.mask, DINOv3Mask) else "drawn view by view",
 }
 
 

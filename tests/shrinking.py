@@ -47,7 +47,7 @@ SMALL_WIDTHS = {
     "rep_depth": 1,
     "rep_heads": 3,
 }
-SMALL_IF_GIVEN = {"num_patch_prototypes": 16, "patch_bottleneck_dim": 8}
+SMALL_IF_GIVEN = {"num_patch_prototypes": 16, "patch_hidden_dim": 16, "patch_bottleneck_dim": 8}
 # Of another width, patch size, input size and normalisation than the student; as many tokens.
 TINY_EXPERT = {
     "class_path": "glpretrain.training.teacher.FrozenTeacher",
@@ -93,6 +93,8 @@ def _shrink_images(encoder: dict, data: dict) -> None:
     for kind, side in (("global_views", 6), ("student_views", 6), ("local_views", 3)):
         for view in data["views"]["init_args"].get(kind) or []:
             view["size"] = side * patch
+    if data["views"]["init_args"].get("clean_size"):
+        data["views"]["init_args"]["clean_size"] = 12 * patch
 
 
 def _shrink_points(encoder: dict, data: dict) -> None:

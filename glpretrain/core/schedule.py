@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Schedule:
-    """A linear warm-up from `warmup_start` to `base`, then a curve from `base` to `end`.
+    """A linear warm-up from `warmup_start` to `base`, then a curve from `base` to `end`, where it stays.
 
     After the warm-up it equals DINO's `cosine_scheduler` (utils.py) exactly. For the warm-up, DINO divides by the number of warm-up steps
     minus one (linspace with both ends) and MAE by their number (util/lr_sched.py); ours is MAE's.
@@ -21,9 +21,11 @@ class Schedule:
         per: number of items in a step that `base` is meant for; `for_batch` turns it into that of a run's own batch. `end` and
             `warmup_start` stay as they are (DINO main_dino.py, MAE main_pretrain.py). None: the values are used as they are.
         scaling: how `base` grows with the batch: in proportion (DINO, MAE) or with its square root (DINOv2 utils/config.py).
+        length: length of the curve from `base` to `end` as a share of the run; None is what the warm-up leaves of it.
 
     Raises:
-        ValueError: a value is not finite, `warmup` is outside [0, 1), `per` is below 1, or a setting would be ignored.
+        ValueError: a value is not finite, `warmup` is outside [0, 1), `length` is longer than what is left, `per` is below 1, or a setting
+            would be ignored.
     """
 
     base: float
@@ -33,6 +35,7 @@ class Schedule:
     shape: Literal["cosine", "linear", "constant", "step"] = "cosine"
     per: int | None = None
     scaling: Literal["linear", "sqrt"] = "linear"
+    length: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("base", self.base), ("end", self.end), ("warmup_start", self.warmup_start)):
@@ -42,6 +45,10 @@ class Schedule:
             raise ValueError(f"Schedule: warmup={self.warmup} given; it is a share of the run in [0, 1)")
         if self.shape in ("constant", "step") and self.end not in (None, self.base):
             raise ValueError(f"Schedule: shape {self.shape!r} would ignore end={self.end}; leave it out or choose cosine or linear")
+        if self.length is not None and self.end in (None, self.base):
+            raise ValueError(f"Schedule: length={self.length} would be ignored: there is no curve; give another end, or leave it out")
+        if self.length is not None and not 0.0 < self.length <= 1.0 - self.warmup:
+            raise ValueError(f"Schedule: length={self.length} given; accepted: above 0 and at most what warmup={self.warmup} leaves")
         if self.per is not None and self.per < 1:
             raise ValueError(f"Schedule: per={self.per} given; it is a number of items, at least 1")
         if self.per is None and self.scaling != "linear":
@@ -84,7 +91,7 @@ class Schedule:
                 return self.warmup_start
             return self.warmup_start + (self.base - self.warmup_start) * progress / self.warmup
         end = self.base if self.end is None else self.end
-        after = (progress - self.warmup) / (1.0 - self.warmup)
+        after = min(1.0, (progress - self.warmup) / (self.length or 1.0 - self.warmup))
         if self.shape in ("constant", "step"):
             return self.base
         if self.shape == "linear":

@@ -22,6 +22,7 @@ from glpretrain.encoders.checkpointing import recomputing
 from glpretrain.encoders.documents import PackedAttention
 from glpretrain.encoders.drop_path import drawn_paths
 from glpretrain.encoders.kernels import fastest_attention
+from glpretrain.encoders.rope import drawn_positions
 from glpretrain.encoders.sequences import Views, encode_in_chunks, encode_list
 
 # Arguments of builders that are words or flags.
@@ -185,12 +186,13 @@ class Encoder(nn.Module, ABC):
             mask: Bool[B N], True where the mask token replaces a token. With a list of items, a list that holds None where nothing is
                 hidden.
             keep: Int[B M], indices of the only patch tokens that are computed (MAE); `patches` is then Float[B M D], in that order.
-            keys: Int[B], what the dropped paths of each item are drawn from in training mode; with a list of items, a list. Without keys,
-                they are drawn from torch's generator, as timm does.
+            keys: Int[B], what the dropped paths of each item are drawn from in training mode, and the positions of all of them from the
+                first; with a list of items, a list. Without keys, they are drawn from torch's generator, as timm does.
             cls_only: whether only `cls` and `registers` are wanted; `patches` is then Float[B 0 D], and an encoder need not compute them.
                 With a list of items, one for all or a list.
             chunk_size: number of items at a time, whose activations are computed again for the gradients; None stands for all. The
-                result is the same, and so are the gradients, unless there is batch norm outside of `begins_with`.
+                result is the same, and so are the gradients, unless there is batch norm outside of `begins_with`, or positions are moved
+                at random, for every chunk by itself.
 
         Returns:
             An `EncoderOutput` for a tensor, a list of them for a list.
@@ -231,7 +233,7 @@ class Encoder(nn.Module, ABC):
 
     def _with_paths(self, *begun: Tensor, mask: Tensor | None, keep: Tensor | None, keys: Tensor | None, cls_only: bool) -> EncoderOutput:
         paths = drawn_paths(self, keys) if keys is not None and self.training else nullcontext()
-        with fastest_attention(self, begun[0]), paths, recomputing(self):
+        with fastest_attention(self, begun[0]), paths, drawn_positions(self, keys), recomputing(self):
             if cls_only:
                 return self._encode_cls(*begun, mask=mask).of_cls()
             return self._encode(*begun, mask=mask, keep=keep)

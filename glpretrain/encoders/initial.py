@@ -6,6 +6,8 @@ Left out: heads and decoders, which set their own (`training`), and weights that
 from typing import Literal
 
 import torch
+from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -14,17 +16,30 @@ from torch import Tensor, nn
 #   tokens from a normal of 1e-6; half of a gated layer is near zero with a bias of one.
 # dinov2: as timm, without the exception for gated layers (facebookresearch/dinov2 @ b8931f7, models/vision_transformer.py).
 # dino: as timm, with a class token of 0.02; also iBOT and Mugs (facebookresearch/dino @ 7c446df, vision_transformer.py).
+# dinov3: for models of DINOv3, whose rule in timm divides the last matrices of a block by a factor that grows with its depth: here they do
+#   not differ, and class and register tokens come from a normal of 0.02 (facebookresearch/dinov3 @ 6876159, models/vision_transformer.py).
 # mae: Xavier-uniform matrices, with the patch embedding as one and queries, keys and values together as another, and a class token from
 #   a normal of 0.02; also FSFM (facebookresearch/mae @ efb2a80, models_mae.py).
-Initial = Literal["timm", "dino", "dinov2", "mae"]
-INITIALS: tuple[Initial, ...] = ("timm", "dino", "dinov2", "mae")
+Initial = Literal["timm", "dino", "dinov2", "dinov3", "mae"]
+INITIALS: tuple[Initial, ...] = ("timm", "dino", "dinov2", "dinov3", "mae")
 _TOKENS = ("cls_token", "reg_token")
 
 
-def start(model: VisionTransformer, rule: Initial) -> None:
-    """Give a model that timm has just built the fresh weights of another rule; `timm` changes nothing."""
+def start(model: nn.Module, rule: Initial, *, name: str) -> None:
+    """Give a model that timm has just built the fresh weights of another rule; `timm` changes nothing.
+
+    Args:
+        model: timm's model.
+        rule: the rule.
+        name: name of the model, for messages.
+
+    Raises:
+        ValueError: the rule is not for such a model.
+    """
     if rule == "timm":
         return
+    if rule not in (accepted := _rules_of(model)):
+        raise ValueError(f"ViT: initial={rule!r} given; {name} accepts {', '.join(accepted)} only")
     std = 0.02
     for name, parameter in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
@@ -37,8 +52,15 @@ def start(model: VisionTransformer, rule: Initial) -> None:
             nn.init.zeros_(parameter)
         elif name in _TOKENS and rule == "dino":
             nn.init.trunc_normal_(parameter, std=std)
-        elif name in _TOKENS and rule == "mae":
+        elif name in _TOKENS and rule in ("dinov3", "mae"):
             nn.init.normal_(parameter, std=std)
+
+
+def _rules_of(model: nn.Module) -> tuple[Initial, ...]:
+    """The rules that can be asked for with a model of timm."""
+    if type(model) is VisionTransformer:
+        return tuple(rule for rule in INITIALS if rule != "dinov3")
+    return ("timm", "dinov3") if isinstance(model, Eva) and isinstance(model.rope, RotaryEmbeddingDinoV3) else ("timm",)
 
 
 def sincos_position(grid: tuple[int, int], dim: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""Bounds of the numbers in a card, which may come from anywhere. Left out: which of them fit each other (the encoders)."""
+"""Bounds of the numbers and words in a card, which may come from anywhere. Left out: which of them fit each other (the encoders)."""
 
 import math
 import reprlib
+from collections.abc import Sequence
 
 _LARGEST_COUNTS = {
     **{"in_chans": 4096, "patch_size": 1024, "embed_dim": 16_384, "depth": 256, "num_heads": 1024, "reg_tokens": 1024},
@@ -32,3 +33,15 @@ def check_numbers(encoder: str, **numbers: object) -> None:
             accepted, fits = "[0, 1)", 0.0 <= number < 1.0
         if not fits:
             raise ValueError(f"{encoder}: {name}={reprlib.repr(value)} given; accepted: {accepted}")
+
+
+def check_words(encoder: str, **words: tuple[object, Sequence[object]]) -> None:
+    """Refuse, with a ValueError, arguments that are none of the accepted words.
+
+    Args:
+        encoder: name of the encoder, for messages.
+        words: value and accepted values of each argument.
+    """
+    for name, (value, accepted) in words.items():
+        if value not in accepted:
+            raise ValueError(f"{encoder}: {name}={value!r} given; accepted: {', '.join(map(str, accepted))}")

@@ -244,6 +244,14 @@ def timm_config(model: nn.Module, card: EncoderCard, *, model_args: TimmArgument
     }
 
 
+EVA_REGISTERS = "num_reg_tokens"  # what models of timm's `eva`, those of DINOv3 among them, call `reg_tokens`
+
+
+def as_eva_names(arguments: TimmArguments) -> TimmArguments:
+    """Arguments of a plain ViT under the names that timm's `eva` has for them."""
+    return {EVA_REGISTERS if name == "reg_tokens" else name: value for name, value in arguments.items()}
+
+
 def check_width(model: Beit | Eva, *, name: str) -> None:
     """Refuse, with a ValueError, a width that does not fit the heads: these two accept any width at first and fail at the first image."""
     heads = model.blocks[0].get_submodule("attn").num_heads

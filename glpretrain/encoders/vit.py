@@ -29,13 +29,15 @@ from glpretrain.encoders.blocks import PlainBlock, can_pack, gather_rope, packin
 from glpretrain.encoders.checkpointing import recomputing
 from glpretrain.encoders.drop_path import compute_kept, drawn_paths, drop_uniformly, use_keyed_paths
 from glpretrain.encoders.initial import INITIALS, Initial, fix_positions, start
-from glpretrain.encoders.limits import check_numbers
+from glpretrain.encoders.limits import check_numbers, check_words
+from glpretrain.encoders.rope import RopeAugmentation, augment_positions, drawn_positions
 from glpretrain.encoders.sequences import Views, hide_tokens, split_tokens
 from glpretrain.encoders.timm_model import (
     POSITION_RESIZES,
     PositionResize,
     TimmArguments,
     add_resized_positions,
+    as_eva_names,
     check_model,
     check_width,
     create_model,
@@ -82,6 +84,7 @@ class ViT(Encoder):
         position_resize: how learned positions are resized to a view of another size, see `timm_model.PositionResize`.
         norm_eps: epsilon of every layer norm; None is timm's own.
         rope_periods: periods of DINOv3's rotary positions, one per frequency; None is timm's own (published files hold rounded ones).
+        rope_augmentation: how these positions are moved in training, see `rope.RopeAugmentation`; it is not on the card.
         mean: mean of each channel, of images scaled to [0, 1]; None stands for ImageNet's (three channels) or 0.5.
         std: standard deviation of each channel; None as for `mean`.
         modality: name of the kind of items that it sees as images, see `glpretrain.modalities`: `audio` makes of frames and bins the rows
@@ -119,6 +122,7 @@ class ViT(Encoder):
         position_resize: PositionResize = "timm",
         norm_eps: float | None = None,
         rope_periods: Sequence[float] | None = None,
+        rope_augmentation: RopeAugmentation | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         modality: str = "image",
@@ -129,13 +133,8 @@ class ViT(Encoder):
         check_model(name, VIT_MODULES, encoder="ViT")
         shape = {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
         check_numbers("ViT", **shape, in_chans=in_chans, norm_eps=norm_eps, drop_path_rate=drop_path_rate)
-        words = (
-            *(("position_resize", position_resize, POSITION_RESIZES), ("positions", positions, ("learned", "sincos"))),
-            *(("initial", initial, INITIALS), ("ffn", ffn, (None, "swiglu"))),
-        )
-        for word, value, accepted in words:
-            if value not in accepted:
-                raise ValueError(f"ViT: {word}={value!r} given; accepted: {', '.join(map(str, accepted))}")
+        check_words("ViT", position_resize=(position_resize, POSITION_RESIZES), positions=(positions, ("learned", "sincos")))
+        check_words("ViT", initial=(initial, INITIALS), ffn=(ffn, (None, "swiglu")))
         added: TimmArguments = {}
         if ffn is not None:
             name, sizes = gated_like(name, shape)
@@ -158,7 +157,7 @@ class ViT(Encoder):
             "global_pool": "token" if "distilled" in name else "",
             "drop_path_rate": drop_path_rate,
             **chosen,
-            **added,
+            **(added if not is_model_in_modules(name, ("eva",)) else as_eva_names(added)),
         }
         if not self._fixed_size:
             self._timm_args["dynamic_img_size"] = True
@@ -177,8 +176,6 @@ class ViT(Encoder):
         for word, value, default in (("position_resize", position_resize, "timm"), ("positions", positions, "learned")):
             if value != default and not (plain and model.pos_embed is not None):
                 raise ValueError(f"ViT: {word}={value!r} given; {name} accepts {default} only")
-        if initial != "timm" and not plain:
-            raise ValueError(f"ViT: initial={initial!r} given; {name} accepts timm only")
         self.position_resize: PositionResize = position_resize
         if norm_eps is not None:
             for module in model.modules():
@@ -186,10 +183,11 @@ class ViT(Encoder):
                     module.eps = norm_eps
         if rope_periods is not None:
             set_rope_periods(model, rope_periods, name=name)
-        if plain:
-            start(model, initial)
-            if positions == "sincos":
-                fix_positions(model)
+        start(model, initial, name=name)
+        if rope_augmentation is not None:
+            augment_positions(model, rope_augmentation, name=name)
+        if plain and positions == "sincos":
+            fix_positions(model)
         use_keyed_paths(model)
         if drop_path_uniform:
             drop_uniformly(model.blocks, rate=drop_path_rate)
@@ -263,7 +261,7 @@ class ViT(Encoder):
         pays = packing_pays(num_tokens * self.embed_dim, device=groups[0].items.device)
         if len(groups) == 1 or chunk_size is not None or not (self.packs_views and pays):
             return super()._groups(groups, chunk_size=chunk_size)
-        tokens, args = zip(*(self._embed(group.items, mask=group.mask) for group in groups), strict=True)
+        tokens, args = zip(*(self._embed_group(group) for group in groups), strict=True)
         wanted = [self._num_queries(cls_only=group.cls_only) for group in groups]
         keys = [group.keys for group in groups if group.keys is not None]
         sizes = tuple((len(group), group.shape[1]) for group in tokens)
@@ -286,6 +284,10 @@ class ViT(Encoder):
         tokens, block_args = self._add_positions(tokens)  # [B T D], prefix tokens first
         return model.norm_pre(tokens) if isinstance(model, VisionTransformer | Eva) else tokens, block_args
 
+    def _embed_group(self, group: Views) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        with drawn_positions(self, group.keys):
+            return self._embed(group.items, mask=group.mask)
+
     def _end(self, tokens: Tensor) -> EncoderOutput:
         has_class_token = self.model.cls_token is not None
         return split_tokens(self.model.norm(tokens), num_prefix_tokens=self.num_prefix_tokens, has_class_token=has_class_token)
@@ -301,7 +303,7 @@ class ViT(Encoder):
             tokens, rope = model._pos_embed(tokens)
             if rope is None:
                 return tokens, [{}] * depth
-            return tokens, [{"rope": rope[layer] if model.rope_mixed else rope} for layer in range(depth)]
+            return tokens, [{"rope": rope[layer] if rope.dim() > 2 else rope} for layer in range(depth)]  # [N 2d], or one per block
         if model.cls_token is not None:
             tokens = torch.cat((model.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         if isinstance(model, Beit):

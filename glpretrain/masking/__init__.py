@@ -2,7 +2,7 @@
 
 from glpretrain.masking.corruption import Corruption, GroupCorruption
 from glpretrain.masking.regions import FACE_REGIONS, CRFRPMask, CRFRRMask, FaskingMask, FRPMask, Hidden, RegionMask
-from glpretrain.masking.tokens import BernoulliMask, BlockMask, DINOv2Mask, Mask, RandomMask, UniformMask, VisibleBlocks
+from glpretrain.masking.tokens import BernoulliMask, BlockMask, DINOv2Mask, DINOv3Mask, Mask, RandomMask, UniformMask, VisibleBlocks
 
 __all__ = [
     "FACE_REGIONS",
@@ -12,6 +12,7 @@ __all__ = [
     "CRFRRMask",
     "Corruption",
     "DINOv2Mask",
+    "DINOv3Mask",
     "FRPMask",
     "FaskingMask",
     "GroupCorruption",

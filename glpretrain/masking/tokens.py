@@ -50,6 +50,14 @@ def num_visible(grid: tuple[int, ...], *, ratio: float, mask: str, rounded_down:
     return visible
 
 
+def _check_range(prob: float, ratio: tuple[float, float], *, mask: str) -> None:
+    low, high = ratio
+    if not 0.0 <= prob <= 1.0:
+        raise ValueError(f"{mask}: prob is a probability in [0, 1], not {prob}")
+    if not 0.0 <= low <= high <= 1.0:
+        raise ValueError(f"{mask}: ratio is ({low}, {high}); it needs 0 <= low <= high <= 1")
+
+
 class RandomMask(Mask):
     """The same number of hidden tokens in every item, uniformly at random (MAE, sec. 3).
 
@@ -115,7 +123,7 @@ class DINOv2Mask(Mask):
 
     The rectangles differ from those of `BlockMask`: the area is uniform between 4 tokens and the number still to be hidden, at most half
     of the grid, and r * N is rounded down. Ours: every view draws by itself whether it is masked; the official code masks exactly the share
-    `prob` of the views of a batch, and draws their ratios from as many equal parts of the range.
+    `prob` of the views of a batch, and draws their ratios from as many equal parts of the range (`DINOv3Mask` masks an exact share).
 
     Args:
         prob: probability that a view is masked at all.
@@ -125,22 +133,53 @@ class DINOv2Mask(Mask):
         ValueError: `prob` is outside [0, 1], or `ratio` does not satisfy 0 <= low <= high <= 1.
     """
 
-    _LEAST_AREA, _MAX_SHARE = 4, 0.5
+    LEAST_AREA, MAX_SHARE = 4, 0.5
 
     def __init__(self, prob: float = 0.5, ratio: tuple[float, float] = (0.1, 0.5)) -> None:
-        low, high = ratio
-        if not 0.0 <= prob <= 1.0:
-            raise ValueError(f"DINOv2Mask: prob is a probability in [0, 1], not {prob}")
-        if not 0.0 <= low <= high <= 1.0:
-            raise ValueError(f"DINOv2Mask: ratio is ({low}, {high}); it needs 0 <= low <= high <= 1")
-        self.prob, self.ratio = prob, (float(low), float(high))
+        _check_range(prob, ratio, mask="DINOv2Mask")
+        self.prob, self.ratio = prob, (float(ratio[0]), float(ratio[1]))
 
     def __call__(self, keys: Tensor, grid: tuple[int, ...]) -> Tensor:
         """As `Mask`."""
         num_tokens, (low, high) = math.prod(grid), self.ratio
         draws = uniform(fold_in(keys, 0), 2)
         wanted = torch.floor((low + (high - low) * draws[:, 1]) * num_tokens) * (draws[:, 0] < self.prob)
-        return _cover_with_blocks(keys, grid, wanted=wanted, least_area=self._LEAST_AREA, most_area=self._MAX_SHARE * num_tokens)
+        return _cover_with_blocks(keys, grid, wanted=wanted, least_area=self.LEAST_AREA, most_area=self.MAX_SHARE * num_tokens)
+
+
+class DINOv3Mask(Mask):
+    """The rectangles of `DINOv2Mask` in an exact share of a process's views, with exact and evenly spread numbers of hidden tokens
+    (DINOv3's data/collate.py and data/masking.py at 6876159).
+
+    Of V views int(prob * V) are masked, by draws. The i-th of these n, from 1 on, hides int(r * N) tokens, where r is the upper edge of
+    the i-th of n equal parts of `ratio`: by rectangles, and where these end too early by single tokens. So a step always hides as many
+    tokens, but which views are masked, and by how much, depends on the others of the batch.
+
+    Args:
+        prob: share of the views of a batch that are masked.
+        ratio: smallest and largest ratio r.
+
+    Raises:
+        ValueError: `prob` is outside [0, 1], or `ratio` does not satisfy 0 <= low <= high <= 1.
+    """
+
+    def __init__(self, prob: float = 0.5, ratio: tuple[float, float] = (0.1, 0.5)) -> None:
+        _check_range(prob, ratio, mask="DINOv3Mask")
+        self.prob, self.ratio = prob, (float(ratio[0]), float(ratio[1]))
+
+    def __call__(self, keys: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """As `Mask`; all keys are of one batch."""
+        num_tokens, (low, high), num_masked = math.prod(grid), self.ratio, int(self.prob * len(keys))
+        edges = torch.linspace(low, high, num_masked + 1, device=keys.device)[1:]
+        counts = torch.cat([torch.floor(edges * num_tokens), edges.new_zeros(len(keys) - num_masked)])
+        wanted = torch.empty_like(counts)
+        wanted[uniform(fold_in(keys, 0)).argsort()] = counts
+        area = {"least_area": DINOv2Mask.LEAST_AREA, "most_area": DINOv2Mask.MAX_SHARE * num_tokens}
+        hidden = _cover_with_blocks(keys, grid, wanted=wanted, **area)
+        # Hidden tokens come first, and then the others in a random order.
+        order = (uniform(fold_in(keys, _SINGLE), num_tokens) - hidden.float()).argsort(dim=1)
+        places = torch.arange(num_tokens, device=keys.device).expand_as(order)
+        return torch.empty_like(hidden).scatter_(1, order, places < wanted.unsqueeze(1))
 
 
 class UniformMask(Mask):
@@ -232,6 +271,7 @@ class VisibleBlocks(Mask):
 
 _LOG_ASPECT = math.log(1.0 / 0.3)
 _MAX_REFUSED = 10
+_SINGLE = 0x51E6  # purpose of the draws of single tokens, beyond all numbers of rectangles
 _CHECK_EVERY = 16  # rectangles between two checks whether all masks are complete: on a GPU each check waits for the device
 
 

@@ -8,12 +8,15 @@ Biomedical Engineering 2025; Oquab et al., "DINOv2: learning robust visual featu
 Reference code: birkhoffkiki/GPFM at 4f8be2b (pretrain/dinov2: train/ssl_meta_arch.py, kl_loss.py, fms.py), facebookresearch/dinov2 at
 b8931f7 (loss/, data/masking.py, data/collate.py).
 Known differences: an expert gets views in its own normalisation and size, the official ones those of the student; the patch centre is
-the mean over the hidden patches of all processes, the official one the mean of their means; every view is masked or not by its own
-draw, where the official code masks exactly half of a batch and spreads the ratios evenly over it. What is official only when it is
-asked for: neighbours for KoLeo from one process (`koleo_among: process`); SwiGLU, its fresh weights, positions resized as theirs, and
+the mean over the hidden patches of all processes, the official one the mean of their means; with `DINOv2Mask` every view is masked or not
+by its own draw, where the official code masks exactly half of a batch and spreads the ratios evenly over it. What is official only when it
+is asked for: neighbours for KoLeo from one process (`koleo_among: process`); SwiGLU, its fresh weights, positions resized as theirs, and
 paths dropped evenly (`ffn: swiglu`, `initial: dinov2`, `position_resize: dino` and `drop_path_uniform` of `ViT`); clipping by module
 without the experts' heads, prototypes frozen by their rate, and a mask token that decays and learns like the embedding
 (`optimization: {clip: {mode: module, skip: [expert_heads]}, freeze_by: rate, mask_token: embedding}`).
+DINOv3 (Simeoni et al., arXiv 2508.10104; facebookresearch/dinov3 at 6876159, train/ssl_meta_arch.py) is this method with `gram`,
+`last_layer: linear`, `local_weight`, `DINOv3Mask`, and `initial: dinov3` and `rope_augmentation` of `ViT`. Its final norm of its own for
+class tokens of local views is not built.
 """
 
 from typing import ClassVar, Literal
@@ -30,7 +33,7 @@ from glpretrain.objectives.experts import CosineDistance, FeatureDistance
 from glpretrain.objectives.regularization import KoLeo
 from glpretrain.training.branch import Branch
 from glpretrain.training.heads import ProjectionHead
-from glpretrain.training.prototypes import Prototypes
+from glpretrain.training.prototypes import LastLayer, Prototypes
 from glpretrain.training.teacher import FrozenTeacher
 
 _KINDS = ("cls", "patch")
@@ -49,22 +52,25 @@ class GPFM(Method):
         num_prototypes: number of prototypes, K.
         num_patch_prototypes: number of prototypes of a separate head for patches; None shares the head of `cls`.
         hidden_dim: hidden width of the heads' MLPs.
+        patch_hidden_dim: that width of a separate head for patches; None is `hidden_dim`.
         bottleneck_dim: width of the heads' outputs, which are on the unit sphere.
         patch_bottleneck_dim: that width of a separate head for patches; None is `bottleneck_dim` (256 beside 384 in DINOv2's ViT-L/14).
         num_layers: number of layers of the heads' MLPs.
         expert_bottleneck_dim: output width of the experts' heads, whose MLP is one layer.
         train_gain: whether one gain per prototype is learned, as the official heads do.
+        last_layer: last layer of the heads, see `Prototypes`; DINOv3's is `linear`.
         student_temp: temperature of the student's assignments.
         teacher_temp: temperature of the teacher's targets, over progress.
         centre_momentum: momentum of the running centres of the teacher's logits.
+        local_weight: factor on the pairs of `cls` with a local view, over progress; DINOv3's falls from 1 to 0.5 when `gram` comes in.
         koleo_among: where KoLeo searches the nearest item, see `KoLeo`.
         sinkhorn_iterations: balance the targets by Sinkhorn-Knopp instead of a centre; the official number is 3.
         momentum: momentum of the teacher's moving average, over progress.
         **kwargs: arguments of `Method`.
 
     Raises:
-        ValueError: an expert's name cannot name a module, `weights` has other names than the terms, or `patch_bottleneck_dim` is given
-            without a separate head.
+        ValueError: an expert's name cannot name a module, `weights` has other names than the terms, or a width of a separate head
+            for patches is given without one.
     """
 
     uses: ClassVar = {"global": Uses(needs=("mask",), paired_with=("global", "local")), "local": Uses(required=False)}
@@ -79,14 +85,17 @@ class GPFM(Method):
         num_prototypes: int = 65536,
         num_patch_prototypes: int | None = None,
         hidden_dim: int = 2048,
+        patch_hidden_dim: int | None = None,
         bottleneck_dim: int = 256,
         patch_bottleneck_dim: int | None = None,
         num_layers: int = 3,
         expert_bottleneck_dim: int = 256,
         train_gain: bool = True,
+        last_layer: LastLayer = "weight_norm",
         student_temp: float = 0.1,
         teacher_temp: Schedule = Schedule(0.07, warmup=0.075, warmup_start=0.04, shape="constant"),  # noqa: B008
         centre_momentum: float = 0.9,
+        local_weight: Schedule = Schedule(1.0, shape="constant"),  # noqa: B008
         koleo_among: Literal["joint", "process"] = "joint",
         sinkhorn_iterations: int | None = None,
         momentum: Schedule = Schedule(0.992, 1.0),  # noqa: B008
@@ -98,22 +107,24 @@ class GPFM(Method):
         self.in_batch = ("koleo",) if sinkhorn_iterations is None else ("cls", "patch", "koleo")
         weights = {name: 0.1 if name == "koleo" else 1.0 for name in self.terms} if weights is None else weights
 
-        if patch_bottleneck_dim is not None and num_patch_prototypes is None:
-            raise ValueError(f"patch_bottleneck_dim={patch_bottleneck_dim} would be ignored: give num_patch_prototypes, or leave it out")
+        for name, given in (("patch_bottleneck_dim", patch_bottleneck_dim), ("patch_hidden_dim", patch_hidden_dim)):
+            if given is not None and num_patch_prototypes is None:
+                raise ValueError(f"{name}={given} would be ignored: give num_patch_prototypes, or leave it out")
 
-        def head(count: int, width: int) -> nn.Sequential:
+        def head(count: int, hidden: int, width: int) -> nn.Sequential:
             return nn.Sequential(
-                ProjectionHead(encoder.embed_dim, hidden_dim=hidden_dim, bottleneck_dim=width, num_layers=num_layers),
-                Prototypes(width, num_prototypes=count, train_gain=train_gain),
+                ProjectionHead(encoder.embed_dim, hidden_dim=hidden, bottleneck_dim=width, num_layers=num_layers),
+                Prototypes(width, num_prototypes=count, train_gain=train_gain, last_layer=last_layer),
             )
 
         encoder.add_mask_token()
-        heads: dict[str, nn.Module] = {"cls": head(num_prototypes, bottleneck_dim)}
+        heads: dict[str, nn.Module] = {"cls": head(num_prototypes, hidden_dim, bottleneck_dim)}
         if num_patch_prototypes is not None:
-            heads["patch"] = head(num_patch_prototypes, patch_bottleneck_dim or bottleneck_dim)
+            heads["patch"] = head(num_patch_prototypes, patch_hidden_dim or hidden_dim, patch_bottleneck_dim or bottleneck_dim)
         super().__init__(Branch(encoder, heads), weights=weights, momentum=momentum, **kwargs)
         self._patch_head = "cls" if num_patch_prototypes is None else "patch"
-        self.teacher_temp = teacher_temp
+        local_weight.require("local_weight")
+        self.teacher_temp, self.local_weight = teacher_temp, local_weight
         balance = {"student_temp": student_temp, "centre_momentum": centre_momentum, "sinkhorn_iterations": sinkhorn_iterations}
         self.cls_objective = ViewDistillation(num_prototypes=num_prototypes, **balance)
         self.patch_objective = PatchDistillation(num_prototypes=num_patch_prototypes or num_prototypes, **balance)
@@ -151,7 +162,9 @@ class GPFM(Method):
         student_patches = self.student.heads[self._patch_head](outputs[0].patches.flatten(0, 1)[hidden])  # [M K]
         temp = self.teacher_temp(progress)
         terms = {
-            "cls": self.cls_objective(student_logits=student_cls, teacher_logits=teacher_cls, teacher_temp=temp),
+            "cls": self.cls_objective(
+                student_logits=student_cls, teacher_logits=teacher_cls, teacher_temp=temp, local_weight=self.local_weight(progress)
+            ),
             "patch": self.patch_objective(
                 student_logits=student_patches, teacher_logits=teacher_patches, mask=group.mask, teacher_temp=temp
             ),

@@ -40,7 +40,7 @@ class Objective(nn.Module, ABC):
             state.advance(progress)
 
 
-def pair_weights(num_global: int, num_views: int, *, balanced: bool, device: torch.device) -> Tensor:
+def pair_weights(num_global: int, num_views: int, *, balanced: bool, device: torch.device, local_weight: float = 1.0) -> Tensor:
     """Float[V G]: share of a student view v and a teacher view g in a mean over all pairs with v != g.
 
     The student's first G views are the teacher's.
@@ -50,21 +50,26 @@ def pair_weights(num_global: int, num_views: int, *, balanced: bool, device: tor
         num_views: number V of student views.
         balanced: pairs with a global and pairs with a local student view count one half each (Mugs); otherwise all pairs count alike.
         device: device of the result, where it is made, since a copy from the host would wait.
+        local_weight: factor on the pairs with a local student view; the others do not grow when it is below 1.
     """
     shares = torch.full((num_views, num_global), 1.0 / (num_global * num_views - num_global), device=device)
     if balanced and num_global not in (1, num_views):  # both kinds of pairs are there
         shares[:num_global] = 0.5 / (num_global * (num_global - 1))
         shares[num_global:] = 0.5 / (num_global * (num_views - num_global))
+    if local_weight != 1.0:
+        shares[num_global:] *= local_weight
     return shares.fill_diagonal_(0.0)
 
 
-def mean_over_pairs(values: Tensor, *, balanced: bool) -> Tensor:
+def mean_over_pairs(values: Tensor, *, balanced: bool, local_weight: float = 1.0) -> Tensor:
     """Float[*S]: mean over pairs of a teacher view g and a student view v != g; see `pair_weights`.
 
     Args:
         values: Float[G V *S].
         balanced: see `pair_weights`.
+        local_weight: see `pair_weights`.
     """
     num_global, num_views, *rest = values.shape
-    shares = pair_weights(num_global, num_views, balanced=balanced, device=values.device).t().view(num_global, num_views, *[1] * len(rest))
+    of_pairs = pair_weights(num_global, num_views, balanced=balanced, device=values.device, local_weight=local_weight)
+    shares = of_pairs.t().view(num_global, num_views, *[1] * len(rest))
     return (shares * values.masked_fill(shares == 0.0, 0.0)).sum(dim=(0, 1))

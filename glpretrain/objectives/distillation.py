@@ -196,6 +196,7 @@ class ViewDistillation(Distillation):
         teacher_logits: Tensor | PrototypeLogits,
         teacher_temp: float,
         balanced: bool = False,
+        local_weight: float = 1.0,
     ) -> Tensor:
         """Float[B]: cross-entropy over all pairs of different views.
 
@@ -204,6 +205,7 @@ class ViewDistillation(Distillation):
             teacher_logits: Float[G B K].
             teacher_temp: temperature of the targets.
             balanced: whether pairs with a global and with a local student view count one half each (Mugs src/loss.py, ClusteringLoss).
+            local_weight: factor on the pairs with a local student view (DINOv3's train/ssl_meta_arch.py, reweight_dino_local_loss).
         """
         num_views, num_items, num_prototypes = student_logits.shape
         num_global, *rest = teacher_logits.shape
@@ -215,11 +217,11 @@ class ViewDistillation(Distillation):
                 centre=self.balance(teacher_logits, teacher_temp=teacher_temp),
                 student_temp=self.student_temp,
                 teacher_temp=teacher_temp,
-                weights=pair_weights(num_global, num_views, balanced=balanced, device=student_logits.device),
+                weights=pair_weights(num_global, num_views, balanced=balanced, device=student_logits.device, local_weight=local_weight),
             )
         targets = self.targets(teacher_logits, teacher_temp=teacher_temp)
         cross = -torch.einsum("gbk,vbk->gvb", targets, self.log_assignments(student_logits))  # [G V B]
-        return mean_over_pairs(cross, balanced=balanced)
+        return mean_over_pairs(cross, balanced=balanced, local_weight=local_weight)
 
 
 class PatchDistillation(Distillation):

@@ -13,6 +13,7 @@ from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.documents import PackedAttention
 from glpretrain.encoders.drop_path import dropping_paths
+from glpretrain.encoders.rope import moving_positions
 from glpretrain.training.fused_cross_entropy import MOST_WIDTH
 from glpretrain.training.prototypes import CrossEntropyForm, Prototypes
 
@@ -120,12 +121,13 @@ class Branch(nn.Module):
             cls_only: see `Encoder.forward`.
 
         Raises:
-            ValueError: paths are to be dropped, and there is a group of views without keys.
+            ValueError: paths are to be dropped or positions moved, and there is a group of views without keys.
         """
         groups = list(keys) if isinstance(keys, Sequence) else [keys]
         rows = [group.flatten() for group in groups if group is not None]  # [(V B)] each
-        if len(rows) < len(groups) and dropping_paths(self.encoder):
-            raise ValueError("encoder: drop_path_rate is above 0, but views without keys were given; hand over `keys` of every ViewGroup")
+        if len(rows) < len(groups) and (dropping_paths(self.encoder) or moving_positions(self.encoder)):
+            setting = "drop_path_rate is above 0" if dropping_paths(self.encoder) else "rope_augmentation is set"
+            raise ValueError(f"encoder: {setting}, but views without keys were given; hand over `keys` of every ViewGroup")
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk_learns):
             if isinstance(items, Tensor):
                 assert not isinstance(mask, Sequence), "one mask for one tensor of items"

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 CrossEntropyForm = Literal["chunked", "fused"]  # see `Optimization.cross_entropy`
+LastLayer = Literal["weight_norm", "linear"]  # see `Prototypes`
+LAST_LAYERS: tuple[LastLayer, ...] = ("weight_norm", "linear")
 _LEAST_LENGTH = 1e-12  # as in F.normalize
 
 
@@ -88,21 +90,35 @@ def dense(logits: Tensor | PrototypeLogits) -> Tensor:
 
 
 class Prototypes(nn.Module):
-    """Cosine similarity to K learned directions, times a gain (DINOHead's weight-normed last layer).
+    """Cosine similarity to K learned directions, times a gain: DINOHead's last layer, with its weight norm or without.
 
     Args:
         in_dim: width of the projection.
         num_prototypes: number of directions K.
         train_gain: learn one gain per prototype. DINO's `norm_last_layer` is the opposite; only ViT-S profits from training it.
+        last_layer: `weight_norm`; or `linear`, where the gain of a direction is its own length, so that the logits are a plain product
+            without bias. Its weights come from a truncated normal of 0.02 (DINOv3's layers/dino_head.py at 6876159).
+
+    Raises:
+        ValueError: there is not a single prototype, `last_layer` is another word, or a setting would be ignored.
     """
 
     cross_entropy: CrossEntropyForm = "chunked"  # set by `training.branch.Branch`
+    gain: nn.Parameter | None
 
-    def __init__(self, in_dim: int, *, num_prototypes: int, train_gain: bool = False) -> None:
+    def __init__(self, in_dim: int, *, num_prototypes: int, train_gain: bool = False, last_layer: LastLayer = "weight_norm") -> None:
         super().__init__()
         if num_prototypes < 1:
             raise ValueError(f"num_prototypes: {num_prototypes} given; a head needs at least 1")
+        if last_layer not in LAST_LAYERS:
+            raise ValueError(f"last_layer: {last_layer!r} given; accepted: {', '.join(LAST_LAYERS)}")
         self.directions = nn.Parameter(torch.empty(num_prototypes, in_dim))
+        if last_layer == "linear":
+            if not train_gain:
+                raise ValueError("train_gain: False would be ignored with last_layer linear, whose lengths learn; leave one of them out")
+            nn.init.trunc_normal_(self.directions, std=0.02)
+            self.register_parameter("gain", None)
+            return
         # Rows of length 0.577 whatever the width, as in the official layer (torch's default for a linear layer). AdamW's step
         # does not grow with a row, so longer rows would turn more slowly.
         nn.init.uniform_(self.directions, -(in_dim**-0.5), in_dim**-0.5)
@@ -112,7 +128,8 @@ class Prototypes(nn.Module):
         """Float[... in_dim] to the logits Float[... K], which `PrototypeLogits.dense` computes."""
         device = projections.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        return PrototypeLogits(projections.float(), self.directions, self.gain, precision, self.cross_entropy)
+        gain = torch.linalg.vector_norm(self.directions, dim=1, keepdim=True) if self.gain is None else self.gain
+        return PrototypeLogits(projections.float(), self.directions, gain, precision, self.cross_entropy)
 
 
 class Context(FunctionCtx):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glpretrain.encoders import timm_adapter
-from glpretrain.encoders.timm_model import GATED, block_of, pair
+from glpretrain.encoders.timm_model import EVA_REGISTERS, GATED, block_of, pair
 from glpretrain.weights.files import State, in_single_precision, numbers, read_json, read_weights, section
 from glpretrain.weights.formats import heads_of, infer, is_gated, num_blocks, recognise
 from glpretrain.weights.halves import Unwrapped, unwrap
@@ -46,6 +46,7 @@ def read_timm_folder(folder: Path) -> LoadedWeights:
     name = str(config["architecture"]).partition(".")[0]
     encoder = timm_adapter(name)
     given, pretrained = section(config, "model_args", path=path), section(config, "pretrained_cfg", path=path) or config
+    given = {"reg_tokens" if key == EVA_REGISTERS else key: value for key, value in given.items()}
     taken = _TIMM_TAKEN if encoder == "ViT" else {"img_size", "in_chans", "drop_path_rate"}
     layers = {layer: str(given.pop(layer)).rpartition(".")[2] for layer in _TIMM_LAYERS if layer in given}
     if unknown := sorted(set(given) - taken - _TIMM_IGNORED):

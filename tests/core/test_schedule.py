@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from glpretrain.core.schedule import Schedule
 
-DINO, MAE = load("dino_schedules"), load("mae_schedule")
+DINO, MAE, DINOV3 = load("dino_schedules"), load("mae_schedule"), load("dinov3_views")["schedules"]
 STEPS = 70
 WARMUP_STEPS = 14
 
@@ -45,6 +45,16 @@ def test_teacher_temperature_stays_within_one_step_of_dinos_table() -> None:
             assert abs(schedule(progress) - reference) <= increment
 
 
+@pytest.mark.parametrize("table", DINOV3)
+def test_a_curve_that_ends_before_the_run_is_dinov3s_whose_cosine_is_a_step_shorter(table: dict) -> None:
+    """Their cosine of n iterations has both ends among its values; ours reaches the end after n steps."""
+    steps, warmup, length = (table[f"{name}_iterations"] for name in ("total", "warmup", "cosine"))
+    length = length or steps - warmup
+    shares = {"warmup": warmup / steps, "warmup_start": table["start"], "length": (length - 1) / steps}
+    schedule = Schedule(float(table["peak"]), table["end"], **shares)
+    assert [schedule(step / steps) for step in range(steps)] == pytest.approx(table["values"], rel=1e-9)
+
+
 def test_ends_are_the_ends() -> None:
     schedule = Schedule(1.0, 0.25, warmup=0.2, warmup_start=0.5, shape="linear")
     assert (schedule(0.0), schedule(0.2), schedule(1.0)) == pytest.approx((0.5, 1.0, 0.25))
@@ -52,7 +62,11 @@ def test_ends_are_the_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"warmup": 1.0}, {"warmup": -0.1}, {"end": 0.5, "shape": "constant"}, {"per": 0}, {"scaling": "sqrt"}]
+    "arguments",
+    [
+        *({"warmup": 1.0}, {"warmup": -0.1}, {"end": 0.5, "shape": "constant"}, {"per": 0}, {"scaling": "sqrt"}),
+        *({"length": 0.5}, {"end": 0.5, "length": 0.0}, {"end": 0.5, "warmup": 0.6, "length": 0.5}),
+    ],
 )
 def test_what_would_be_ignored_or_never_end_is_refused(arguments: dict) -> None:
     with pytest.raises(ValueError, match="Schedule"):

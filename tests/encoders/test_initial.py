@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from golden import assert_moments, load
+from golden import assert_moments, load, wave
 
 from glpretrain.encoders import ViT, build
 from glpretrain.encoders.initial import sincos_position
@@ -37,6 +37,35 @@ def test_every_fresh_parameter_has_the_moments_of_the_official_one(initial: str,
     assert all(name in found for name in expected if name.startswith("blocks."))
     for name, parameter in found.items():
         assert_moments(parameter, expected[name], name=name)
+
+
+def test_a_model_of_dinov3_starts_as_the_official_one_and_timms_own_rule_does_not() -> None:
+    sizes = SIZES | {"depth": 2, "reg_tokens": 2, "init_values": 1e-5}
+    torch.manual_seed(0)
+    own, timms = (ViT("vit_small_patch16_dinov3_qkvb", **sizes, initial=initial).model for initial in ("dinov3", "timm"))
+    expected = load("initial_dinov3")["moments"]["mlp"]
+    bias = {f"attn.{part}_bias": "attn.qkv.bias" for part in "qv"}
+    names = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma", **bias}
+    seen = set()
+    for name, parameter in own.named_parameters():
+        place = name
+        for ours, official in names.items():
+            place = place.replace(ours, official)
+        seen.add(place)
+        assert_moments(parameter, expected[place], name=name)
+    assert seen == expected.keys() - {"mask_token"}
+    with pytest.raises(AssertionError):
+        assert_moments(timms.blocks[1].mlp.fc2.weight, expected["blocks.1.mlp.fc2.weight"], name="fc2")
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_model_of_dinov3_has_as_many_registers_as_asked_and_is_built_again(count: int) -> None:
+    encoder = ViT("vit_small_patch16_dinov3", **SIZES, reg_tokens=count)
+    assert encoder.num_prefix_tokens == 1 + count and encoder.card.arguments["reg_tokens"] == count
+    again = build(encoder.card)
+    again.load_backbone_state(encoder.backbone_state())
+    items = wave(1, 3, 32, 32)
+    assert torch.equal(again.eval()(items).patches, encoder.eval()(items).patches)
 
 
 def test_timms_own_rule_differs_where_another_rule_says_so() -> None:
@@ -94,9 +123,11 @@ def test_a_gated_model_is_built_again_from_its_card_and_by_timm() -> None:
     [
         ({"ffn": "swiglu"}, "ffn='swiglu' given with vit_tiny_patch16_224; accepted: vit_small_patch14_dinov2"),
         ({"ffn": "glu"}, "ffn='glu' given; accepted: None, swiglu"),
-        ({"initial": "xavier"}, "initial='xavier' given; accepted: timm, dino, dinov2, mae"),
+        ({"initial": "xavier"}, "initial='xavier' given; accepted: timm, dino, dinov2, dinov3, mae"),
         ({"positions": "none"}, "positions='none' given; accepted: learned, sincos"),
         ({"positions": "sincos", "embed_dim": 18, "num_heads": 3}, "a width of 18 given; it must be a multiple of 4"),
+        ({"name": "vit_small_patch16_dinov3", "initial": "dino"}, "vit_small_patch16_dinov3 accepts timm, dinov3 only"),
+        ({"initial": "dinov3"}, "initial='dinov3' given; vit_tiny_patch16_224 accepts timm, dino, dinov2, mae only"),
         ({"name": "eva02_tiny_patch14_224", "initial": "mae"}, "initial='mae' given; eva02_tiny_patch14_224 accepts timm only"),
         (
             {"name": "eva02_tiny_patch14_224", "positions": "sincos"},

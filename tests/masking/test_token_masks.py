@@ -11,9 +11,21 @@ from torch import Tensor
 
 from glpretrain.core import keys
 from glpretrain.core.batch import visible_indices
-from glpretrain.masking import BernoulliMask, BlockMask, DINOv2Mask, GroupCorruption, Mask, RandomMask, UniformMask, VisibleBlocks, tokens
+from glpretrain.masking import (
+    BernoulliMask,
+    BlockMask,
+    DINOv2Mask,
+    DINOv3Mask,
+    GroupCorruption,
+    Mask,
+    RandomMask,
+    UniformMask,
+    VisibleBlocks,
+    tokens,
+)
 
 IBOT, GMML, DINOV2 = load("ibot_masks"), load("gmml_masks"), load("dinov2_masks")
+DINOV3 = load("dinov3_masks")
 IBOT_RATIOS = ((0.0, 0.0), (0.1, 0.5))
 MASKS = [RandomMask(0.75), BlockMask(IBOT_RATIOS), DINOv2Mask(), UniformMask(), BernoulliMask(0.7), VisibleBlocks(0.4, least_area=4)]
 MASK_EMBED = load("mask_embed_masks")
@@ -69,6 +81,28 @@ def test_a_dinov2_mask_hides_no_more_than_it_was_asked_for() -> None:
     for wrong, message in (({"prob": 1.5}, "prob is a probability"), ({"ratio": (0.5, 0.1)}, "0 <= low <= high <= 1")):
         with pytest.raises(ValueError, match=message):
             DINOv2Mask(**wrong)
+
+
+@pytest.mark.parametrize("case", DINOV3["cases"], ids=lambda case: str(case["grid"]))
+def test_masks_of_an_exact_share_of_the_views_have_the_counts_and_the_distribution_of_dinov3s(case: dict) -> None:
+    batches = [DINOv3Mask(prob=0.5, ratio=(0.1, 0.5))(own, tuple(case["grid"])) for own in _keys(40 * case["views"]).split(case["views"])]
+    assert all(sorted(mask.sum(dim=1).tolist()) == case["counts"] for mask in batches)
+    mask = torch.cat(batches).unflatten(1, case["grid"])
+    down, across = (mask[:, 1:] & mask[:, :-1]).sum(dim=(1, 2)), (mask[:, :, 1:] & mask[:, :, :-1]).sum(dim=(1, 2))
+    _assert_same_mean((down + across).float(), case["adjacent_pairs"], draws=case["draws"])
+    _assert_same_frequencies(mask.float(), case["frequency"], draws=case["draws"])
+    masked = torch.stack(batches).any(dim=2)  # which views, in every batch
+    assert ((masked.float().mean(dim=0) - 0.5).abs() < 4.5 * (0.25 / 40) ** 0.5).all()
+
+
+def test_masks_of_an_exact_share_are_the_same_for_the_same_batch_and_refuse_wrong_shares() -> None:
+    mask = DINOv3Mask(prob=0.4, ratio=(0.2, 0.6))
+    assert torch.equal(mask(_keys(11), (5, 7)), mask(_keys(11), (5, 7)))
+    assert sorted(mask(_keys(11), (5, 7)).sum(dim=1).tolist()) == [0] * 7 + [10, 14, 17, 21]  # 35 times 0.3, 0.4, 0.5 and 0.6
+    assert not DINOv3Mask(prob=0.4)(_keys(2), (5, 7)).any()
+    for wrong, message in (({"prob": -0.5}, "DINOv3Mask: prob is a probability"), ({"ratio": (0.5, 0.1)}, "0 <= low <= high <= 1")):
+        with pytest.raises(ValueError, match=message):
+            DINOv3Mask(**wrong)
 
 
 @pytest.mark.parametrize("case", GMML["cases"], ids=lambda case: f"{case['size']} align {case['align']} ratio {case['ratio']}")

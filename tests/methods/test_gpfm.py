@@ -10,6 +10,7 @@ from shrinking import ROOT, TINY_EXPERT
 
 from glpretrain.cli import main
 from glpretrain.core.patches import resize_tokens
+from glpretrain.core.schedule import Schedule
 from glpretrain.encoders import ViT
 from glpretrain.methods import GPFM
 from glpretrain.training.teacher import FrozenTeacher
@@ -65,8 +66,34 @@ def test_settings_of_koleo_and_of_a_separate_head_arrive() -> None:
     assert gpfm(koleo_among="process").koleo_objective.among == "process" and gpfm().koleo_objective.among == "joint"
     separate = gpfm(num_patch_prototypes=16, patch_bottleneck_dim=5)
     assert [separate.student.heads[name][1].directions.shape[1] for name in ("cls", "patch")] == [8, 5]
-    with pytest.raises(ValueError, match="patch_bottleneck_dim=5 would be ignored: give num_patch_prototypes, or leave it out"):
-        gpfm(patch_bottleneck_dim=5)
+    wide = gpfm(num_patch_prototypes=16, patch_hidden_dim=11)
+    assert [wide.student.heads[name][0].mlp[0].out_features for name in ("cls", "patch")] == [16, 11]
+    for name in ("patch_bottleneck_dim", "patch_hidden_dim"):
+        with pytest.raises(ValueError, match=f"{name}=5 would be ignored: give num_patch_prototypes, or leave it out"):
+            gpfm(**{name: 5})
+
+
+def test_a_plain_last_layer_is_that_of_both_heads_and_its_lengths_learn() -> None:
+    model = gpfm(last_layer="linear", num_patch_prototypes=16)
+    assert all(model.student.heads[name][1].gain is None for name in ("cls", "patch"))
+    with pytest.raises(ValueError, match="train_gain: False would be ignored with last_layer linear"):
+        gpfm(last_layer="linear", train_gain=False)
+    with pytest.raises(ValueError, match="last_layer: 'plain' given; accepted: weight_norm, linear"):
+        gpfm(last_layer="plain")
+
+
+def test_the_weight_of_local_views_follows_its_schedule(tmp_path: Path) -> None:
+    schedule = '{"base": 1.0, "end": 0.0, "warmup": 0.5, "warmup_start": 1.0, "shape": "cosine", "length": 0.25}'
+    training = build(ROOT / "dinov2.yaml", tmp_path, "--model.init_args.local_weight", schedule)
+    model, batch = training.model, fixed_batch(training)
+    alone = batch._replace(views={"global": batch.views["global"]})
+    num_local = len(batch.views["local"].items)
+    values = {progress: model.losses(batch, progress)["cls"] for progress in (0.5, 0.625, 0.8)}
+    # Of the 2 + 2 L pairs, two are of global views, which do not grow when the others vanish.
+    torch.testing.assert_close(values[0.8], model.losses(alone, 0.8)["cls"] * 2 / (2 + 2 * num_local))
+    torch.testing.assert_close(values[0.625], (values[0.5] + values[0.8]) / 2)
+    with pytest.raises(ValueError, match="local_weight: base is -1"):
+        gpfm(local_weight=Schedule(-1.0, shape="constant"))
 
 
 def test_weights_choose_what_is_taken_from_an_expert() -> None:

@@ -8,7 +8,7 @@ from glpretrain.objectives.distillation import PatchDistillation, ViewDistillati
 from glpretrain.objectives.experts import CosineDistance, FeatureDistance
 from glpretrain.objectives.regularization import KoLeo
 
-EXPERTS, DINOV2 = load("gpfm_distillation")["cases"], load("dinov2_loss")
+EXPERTS, DINOV2, DINOV3 = load("gpfm_distillation")["cases"], load("dinov2_loss"), load("dinov3_views")
 MASK = torch.tensor(DINOV2["mask"], dtype=torch.bool).unflatten(0, (2, 3))  # [G B N]
 BALANCES = {"centre": None, "sinkhorn": 3}
 
@@ -48,6 +48,21 @@ def test_cls_loss_is_dinov2s_with_its_eighteen_terms(kind: str) -> None:
         if kind == "centre":
             objective.centre_state.advance()
             assert_matches(objective.centre, expected["cls_centre_after"])
+
+
+@pytest.mark.parametrize("number", range(len(DINOV3["cases"])))
+def test_local_views_count_as_in_dinov3(number: int) -> None:
+    case = DINOV3["cases"][number]
+    whole = wave(2, 3, 7, phase=number, scale=0.5).requires_grad_()
+    local = wave(4, 3, 7, phase=40 + number, scale=0.5).requires_grad_()
+    teacher = wave(2, 3, 7, phase=10 + number, scale=0.6)
+    objective = ViewDistillation(num_prototypes=7, sinkhorn_iterations=3)
+    given = {"student_logits": torch.cat([whole, local]), "teacher_logits": teacher, "teacher_temp": 0.07}
+    loss = objective(**given, local_weight=case["weight"]).mean()
+    loss.backward()
+    assert_matches(loss.detach(), case["loss"])
+    assert_matches(whole.grad, case["global_gradient"])
+    assert_matches(local.grad, case["local_gradient"])
 
 
 def test_ten_student_views_make_eighteen_terms() -> None:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from batches import unpatchify
-from golden import assert_matches, load, wave
+from golden import assert_matches, assert_moments, load, wave
 from torch import Tensor, nn
 
 from glpretrain.training.heads import ContrastHead, PixelHead, ProjectionHead
 from glpretrain.training.prototypes import Prototypes
 
-DINO, SIT = load("dino_head"), load("sit_heads")
+DINO, DINOV3, SIT = load("dino_head"), load("dinov3_head"), load("sit_heads")
 
 
 def _official_weights(parameters: Sequence[tuple[str, list[int], float, float]]) -> dict[str, Tensor]:
@@ -37,6 +37,29 @@ def test_dino_head_with_official_weights_is_the_official_head() -> None:
     gradients = expected["parameter_gradients"]
     _assert_gradients_match(projection, gradients, names={name: name for name, _ in projection.named_parameters()})
     _assert_gradients_match(prototypes, gradients, names={"gain": "last_layer.weight_g", "directions": "last_layer.weight_v"})
+
+
+def test_a_head_with_a_plain_last_layer_is_dinov3s() -> None:
+    weights = _official_weights(DINOV3["parameters"])
+    projection = ProjectionHead(5, hidden_dim=11, bottleneck_dim=7)
+    prototypes = Prototypes(7, num_prototypes=13, train_gain=True, last_layer="linear")
+    projection.load_state_dict({name: value for name, value in weights.items() if name.startswith("mlp.")})
+    prototypes.load_state_dict({"directions": weights["last_layer.weight"]})
+    features = wave(3, 5, phase=0.2).requires_grad_()
+    logits = prototypes(projection(features)).dense()
+    (logits * wave(3, 13, phase=7.0)).sum().backward()
+    assert_matches(logits.detach(), DINOV3["output"])
+    assert_matches(features.grad, DINOV3["input_gradient"], atol=1e-5)
+    gradients = DINOV3["parameter_gradients"]
+    _assert_gradients_match(projection, gradients, names={name: name for name, _ in projection.named_parameters()})
+    _assert_gradients_match(prototypes, gradients, names={"directions": "last_layer.weight"})
+
+
+def test_a_plain_last_layer_starts_as_dinov3s() -> None:
+    torch.manual_seed(0)
+    fresh = Prototypes(256, num_prototypes=4096, train_gain=True, last_layer="linear")
+    assert [name for name, _ in fresh.named_parameters()] == ["directions"]
+    assert_moments(fresh.directions, DINOV3["moments"], name="directions")
 
 
 def test_contrast_head_with_official_weights_is_the_official_head() -> None:

@@ -28,7 +28,7 @@ def heads(*, train_gain: bool) -> tuple[Prototypes, Prototypes]:
 
 
 def gradients(loss: Tensor, parts: list[Tensor]) -> list[Tensor]:
-    found = torch.autograd.grad((loss * wave(*loss.shape, step=0.9)).sum(), parts)
+    found = torch.autograd.grad((loss * wave(*loss.shape, step=0.9)).sum(), parts, retain_graph=True)
     return [loss.detach(), *found]
 
 
@@ -61,6 +61,25 @@ def test_views(train_gain: bool, balanced: bool, cells: int, sinkhorn: int | Non
         parts=[rows, *(parameter for parameter in head.parameters() if parameter.requires_grad)],
         teacher_temp=0.04,
         balanced=balanced,
+    )
+
+
+def test_views_with_a_plain_last_layer_and_a_weight_of_the_local_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cross_entropy._CELLS, "cpu", 1)
+    head, teacher_head = (Prototypes(D, num_prototypes=K, train_gain=True, last_layer="linear") for _ in range(2))
+    with torch.no_grad():
+        head.directions.copy_(wave(K, D, step=0.71))
+        teacher_head.requires_grad_(False).directions.copy_(wave(K, D, step=1.71))
+    rows = wave(V, B, D).requires_grad_()
+    student, teacher = head(rows), teacher_head(wave(G, B, D, step=0.53))
+    torch.testing.assert_close(student.dense(), rows @ head.directions.t())
+    check_equal(
+        ViewDistillation(num_prototypes=K, sinkhorn_iterations=3),
+        student=student,
+        teacher=teacher,
+        parts=[rows, head.directions],
+        teacher_temp=0.04,
+        local_weight=0.5,
     )
 
 

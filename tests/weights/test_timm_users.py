@@ -176,6 +176,7 @@ HUBS: dict[str, tuple[str, dict, dict]] = {
         GATED,
     ),
     "registers in a plain ViT": ("vit_tiny_patch16_224", {"reg_tokens": 4, "no_embed_class": True, "patch_size": 8}, {}),
+    "registers of DINOv3": ("vit_small_patch16_dinov3", {"num_reg_tokens": 2, "patch_size": 8, "global_pool": "token"}, {}),
     "distilled": ("deit_tiny_distilled_patch16_224", {"init_values": 1e-5, "patch_size": 8}, {}),
     "BEiT": ("beit_base_patch16_224", {"init_values": 1e-5, "patch_size": 8, "global_pool": "token"}, {}),
 }  # fmt: skip
