@@ -9,7 +9,7 @@ import pytest
 from test_shards import Members, png, values, write
 
 from glpretrain.data import TarShards
-from glpretrain.data.sources.images import shard_headers
+from glpretrain.data.sources import shard_headers
 
 ITEMS = 40
 

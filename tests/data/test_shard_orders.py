@@ -18,8 +18,8 @@ from glpretrain.core.listing import say_once
 from glpretrain.data import Subset, TarShards
 from glpretrain.data.module import DataModule
 from glpretrain.data.orders import ByShard, EpochBatches, Position
-from glpretrain.data.sources.images import tar_files, unpacked
-from glpretrain.data.sources.images.unpacked import Unpacked
+from glpretrain.data.sources import tar_files, unpacked
+from glpretrain.data.sources.unpacked import Unpacked
 
 SIZES = (5, 3, 7, 1, 6, 4, 2)  # items of the shards
 

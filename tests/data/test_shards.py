@@ -13,8 +13,8 @@ from PIL import Image
 
 from glpretrain.core.listing import say_once
 from glpretrain.data import HuggingFaceImages, TarShards, UnreadableItemError, source_for
-from glpretrain.data.sources import saved_listings
-from glpretrain.data.sources.images import shard_headers, shards
+from glpretrain.data.sources import saved_listings, shard_headers
+from glpretrain.data.sources.images import shards
 
 
 def png(value: int, kind: str = "PNG") -> bytes:

@@ -16,11 +16,11 @@ import numpy as np
 from glpretrain.core.listing import expanded, say_once
 from glpretrain.data.sources.base import Item, Source, Stored, check_choice, checked_index
 from glpretrain.data.sources.images.decoding import MOST_SIDE, damage_named, decode_pil
-from glpretrain.data.sources.images.shard_headers import IMAGE_KINDS, is_shard, read_headers
-from glpretrain.data.sources.images.tar_files import Member, ReadAhead
-from glpretrain.data.sources.images.unpacked import Unpacked
 from glpretrain.data.sources.paths import Texts
 from glpretrain.data.sources.saved_listings import listing_of
+from glpretrain.data.sources.shard_headers import IMAGE_KINDS, is_shard, read_headers
+from glpretrain.data.sources.tar_files import Member, ReadAhead
+from glpretrain.data.sources.unpacked import Unpacked
 
 _LEAST = 10_000  # samples, whose headers are read in a second
 

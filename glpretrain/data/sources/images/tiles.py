@@ -19,9 +19,9 @@ import numpy as np
 from glpretrain.core.listing import State, expanded
 from glpretrain.data.sources.base import Item, Source, Stored, Subset, check_choice, checked_index
 from glpretrain.data.sources.images.decoding import damage_named, decode_pil
-from glpretrain.data.sources.images.tar_files import ReadAhead, read_range
 from glpretrain.data.sources.paths import Paths, Texts
 from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
+from glpretrain.data.sources.tar_files import ReadAhead, read_range
 from glpretrain.prepare.slides.folder import INDEX, SETTINGS
 
 _TEST_SHARE = 0.2

@@ -18,11 +18,11 @@ import numpy as np
 from glpretrain.core.listing import State, Walk, is_leftover
 from glpretrain.data.sources.base import UnreadableItemError, label_items, reason_of
 from glpretrain.data.sources.images.decoding import ENDINGS
-from glpretrain.data.sources.images.shard_indices import indexed_contents
-from glpretrain.data.sources.images.tar_files import Member, read_contents
-from glpretrain.data.sources.images.unpacked import Unpacked, is_compressed
 from glpretrain.data.sources.paths import Packed, Paths, Texts
 from glpretrain.data.sources.saved_listings import Listing, Walked
+from glpretrain.data.sources.shard_indices import indexed_contents
+from glpretrain.data.sources.tar_files import Member, read_contents
+from glpretrain.data.sources.unpacked import Unpacked, is_compressed
 
 IMAGE_KINDS = tuple(ending for ending in ENDINGS if ending != ".npy")
 _COMPRESSED = (".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from glpretrain.core.files import PART, first_of, part_file
 from glpretrain.core.listing import State, say_once
-from glpretrain.data.sources.images.tar_files import read_range
+from glpretrain.data.sources.tar_files import read_range
 
 _COMPRESSED = (".tar.gz", ".tgz")
 _STEP, _LARGEST = 1 << 14, 1 << 20  # bytes that are unpacked at once, and that they may become: what comes with damage is lost

@@ -9,7 +9,7 @@ import posixpath
 from pathlib import Path
 
 from glpretrain.core.listing import State
-from glpretrain.data.sources.images.tar_files import BLOCK, Contents, Member, collected, read_header
+from glpretrain.data.sources.tar_files import BLOCK, Contents, Member, collected, read_header
 
 _VERSION = "v1.2"
 _READ = 16  # headers that are compared
