@@ -111,7 +111,7 @@ def test_a_list_is_relative_to_itself(tmp_path: Path) -> None:
     source = ImageList(tmp_path / "list.txt")
     assert source.classes == ["cat", "dog"] and [source[0].label, source[1].label] == [1, 0]
     (tmp_path / "list.txt").write_text("in/with space.png\nb.png cat\n")
-    with pytest.raises(ValueError, match="1 of 2 images"):
+    with pytest.raises(ValueError, match="1 of 2 items"):
         ImageList(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("gone.png\n")
     with pytest.raises(UnreadableItemError, match=r"gone\.png"):

@@ -15,8 +15,8 @@ from processes import together
 
 from glpretrain.core.listing import say_once
 from glpretrain.data import ImageFolder, ImageList, Source
-from glpretrain.data.sources import saved_listings
-from glpretrain.data.sources.images import decoding, lists
+from glpretrain.data.sources import file_lists, saved_listings
+from glpretrain.data.sources.images import decoding
 from glpretrain.data.sources.saved_listings import Walked
 
 picture = partial(write_image, size=(3, 5))
@@ -269,10 +269,10 @@ def test_the_parts_of_a_folder_are_taken_from_one_walk(root: Path, walks: list[P
 
 
 def test_a_list_is_read_once_while_it_stays_as_it_is(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lists, "_LEAST", 1)
+    monkeypatch.setattr(file_lists, "_LEAST", 1)
     reads: list[Path] = []
-    read = lists._read
-    monkeypatch.setattr(lists, "_read", lambda path: reads.append(path) or read(path))
+    read = file_lists._read
+    monkeypatch.setattr(file_lists, "_read", lambda path, kind: reads.append(path) or read(path, kind=kind))
     path, link = tmp_path / "list.txt", tmp_path / "elsewhere" / "list.txt"
     _made(link).symlink_to(path)
     path.write_text("a/0.png x\n/b/1.png y\n")

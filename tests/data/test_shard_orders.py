@@ -192,7 +192,7 @@ def test_a_bounded_room_holds_the_shards_of_an_order_by_shards(
         path.unlink()
     order = ByShard(2)
     order.begin(source)
-    source._unpacked._made.clear()
+    source._shards.unpacked._made.clear()
     caplog.clear()
     for index in order.epoch(0, length=28, seed=0, progress=0.0).indices.tolist():
         assert int(source[index].values[0, 0, 0]) == index

@@ -13,8 +13,7 @@ from PIL import Image
 
 from glpretrain.core.listing import say_once
 from glpretrain.data import HuggingFaceImages, TarShards, UnreadableItemError, source_for
-from glpretrain.data.sources import saved_listings, shard_headers
-from glpretrain.data.sources.images import shards
+from glpretrain.data.sources import saved_listings, shard_headers, shard_items
 
 
 def png(value: int, kind: str = "PNG") -> bytes:
@@ -69,7 +68,7 @@ def test_bad_shards_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no image in the 1 shards"):
         TarShards(tmp_path)
     write(tmp_path / "a.tar", {"00.png": png(7), "00.cls": b"1", "01.png": png(7)})
-    with pytest.raises(ValueError, match="1 of 2 images"):
+    with pytest.raises(ValueError, match="1 of 2 items"):
         TarShards(tmp_path)
 
 
@@ -297,7 +296,7 @@ def test_headers_are_read_once_while_the_shards_stay_as_they_are(
     seconds = itertools.count()
     read = shard_headers.read_contents
     monkeypatch.setattr(shard_headers, "read_contents", lambda shard, plain: opened.append(shard.name) or read(shard, plain=plain))
-    monkeypatch.setattr(shards, "_LEAST", 1)
+    monkeypatch.setattr(shard_items, "_LEAST", 1)
     monkeypatch.setattr(saved_listings, "_SETTLED", -60.0)
     monkeypatch.setattr(saved_listings, "_keep_times", lambda folders: True)
 

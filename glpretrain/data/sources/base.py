@@ -280,7 +280,7 @@ def label_items(
     """
     labelled = int((numbers >= 0).sum())
     if 0 < labelled < len(numbers):
-        raise ValueError(f"{owner}: {labelled} of {len(numbers)} images have a class name; expected one for all images or for none")
+        raise ValueError(f"{owner}: {labelled} of {len(numbers)} items have a class name; expected one for all images or for none")
     used = np.flatnonzero(np.bincount(numbers + 1, minlength=len(names) + 1)[1:]).tolist()
     ordered = sorted(used, key=lambda number: names[number] if key is None else key(names[number]))
     places = np.full(len(names) + 1, -1, dtype=np.int32)  # the last one is that of -1

@@ -1,7 +1,7 @@
-"""What the headers of tar shards say: which samples there are, where their images are, and their labels.
+"""What the headers of tar shards say: which samples there are, where their contents (images, sounds) are, and their labels.
 
-Nothing is kept for a sample but a few numbers and the name of its image, since there are millions of them. Left out: how a header is read
-(`tar_files`), and images (`shards`).
+Nothing is kept for a sample but a few numbers and the name of its content, since there are millions of them. Left out: how a header is read
+(`tar_files`), how the contents are read (`shard_items`).
 """
 
 import json
@@ -17,14 +17,13 @@ import numpy as np
 
 from glpretrain.core.listing import State, Walk, is_leftover
 from glpretrain.data.sources.base import UnreadableItemError, label_items, reason_of
-from glpretrain.data.sources.images.decoding import ENDINGS
+from glpretrain.data.sources.kinds import FileKind
 from glpretrain.data.sources.paths import Packed, Paths, Texts
 from glpretrain.data.sources.saved_listings import Listing, Walked
 from glpretrain.data.sources.shard_indices import indexed_contents
 from glpretrain.data.sources.tar_files import Member, read_contents
 from glpretrain.data.sources.unpacked import Unpacked, is_compressed
 
-IMAGE_KINDS = tuple(ending for ending in ENDINGS if ending != ".npy")
 _COMPRESSED = (".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 _LARGEST_LABEL = 2**24  # bytes
 _NUMBER_FIRST = re.compile(r"(\d[^.]*(?:\.\d[^.]*)*)\.(.+)")
@@ -43,19 +42,21 @@ class _Samples:
     """The samples of all shards in their order. Those with the same keys are of one kind.
 
     Args:
-        image_key: key of the images, as `TarShards` is given it.
+        kind: which members are contents.
+        key: key of the contents, as the source is given it.
     """
 
-    def __init__(self, image_key: str | None) -> None:
-        self._wanted = None if image_key is None else [key.strip().lower() for key in image_key.split(";")]
+    def __init__(self, kind: FileKind, key: str | None) -> None:
+        self.kind = kind
+        self._wanted = None if key is None else [one.strip().lower() for one in key.split(";")]
         self.kinds: dict[tuple[str, ...], int] = {}
         self.first: list[str] = []  # of each kind: the name of its first sample, with the shard
-        self.images: list[list[str]] = []  # of each kind: the keys that may be that of the image
+        self.contents: list[list[str]] = []  # of each kind: the keys that may be that of the content
         self.unreadable: dict[int, tuple[int, str]] = {}  # by kind: its first sample whose label cannot be read, and why
         self.labels: dict[str, int] = {}
         # Of each sample: its kind, the number of its shard, its label, and whether its shard is damaged.
         self.kind_of, self.shard_of, self.label_of, self.is_cut = array("i"), array("i"), array("i"), array("b")
-        self.places, self.names = array("q"), Packed()  # of each member that may be an image: offset and size, and name
+        self.places, self.names = array("q"), Packed()  # of each member that may be a content: offset and size, and name
 
     def add(self, name: str, members: dict[str, Member], *, shard: int, content: BinaryIO, is_cut: bool) -> None:
         """Add a sample.
@@ -70,14 +71,14 @@ class _Samples:
         kind = self.kinds.setdefault(tuple(members), len(self.first))
         if kind == len(self.first):
             self.first.append(name)
-            self.images.append(self._candidates(members))
+            self.contents.append(self._candidates(members))
         try:
             label = _label(members, content)
             self.label_of.append(_NO_LABEL if label is None else self.labels.setdefault(label, len(self.labels)))
         except UnreadableItemError as error:
             self.unreadable.setdefault(kind, (len(self.kind_of), str(error)))
             self.label_of.append(_UNREADABLE)
-        for key in self.images[kind]:
+        for key in self.contents[kind]:
             self.places.extend((members[key].offset, members[key].size))
             self.names.extend((members[key].name,))
         self.kind_of.append(kind)
@@ -86,7 +87,7 @@ class _Samples:
 
     def _candidates(self, keys: Collection[str]) -> list[str]:
         if self._wanted is None:
-            return [key for key in keys if _is_image(key)]
+            return [key for key in keys if _is_content(key, self.kind)]
         return [key for key in self._wanted if key in keys][:1]
 
     def counts(self) -> list[int]:
@@ -94,83 +95,88 @@ class _Samples:
         return np.bincount(np.array(self.kind_of, dtype=np.int64), minlength=len(self.first)).tolist()
 
     def chosen_keys(self, notes: list[str]) -> list[str | None]:
-        """Key of the image of each kind, None without one; what other images there are is added to `notes`.
+        """Key of the content of each kind, None without one; what other contents there are is added to `notes`.
 
         Raises:
             ValueError: it is ambiguous.
         """
         if self._wanted is not None:
-            return [images[0] if images else None for images in self.images]
-        preferred = [ending.removeprefix(".") for ending in IMAGE_KINDS]
+            return [found[0] if found else None for found in self.contents]
+        owner, item = self.kind.owner, self.kind.item
+        preferred = [ending.removeprefix(".") for ending in self.kind.endings]
         chosen: list[str | None] = []
         counts, beside = self.counts(), Counter[str]()
-        for images, name, count in zip(self.images, self.first, counts, strict=True):
-            best = next((key for key in preferred if key in images), None)
-            if best is None and len(images) > 1:
+        for found, name, count in zip(self.contents, self.first, counts, strict=True):
+            best = next((key for key in preferred if key in found), None)
+            if best is None and len(found) > 1:
                 raise ValueError(
-                    f"TarShards: sample {name} holds {len(images)} images: {_first_of(images)}. The name of a sample ends at the first "
-                    f"dot of the file name; rename the members if these are several samples, or give image_key, such as {images[0]!r}"
+                    f"{owner}: sample {name} holds {len(found)} {item}s: {_first_of(found)}. The name of a sample ends at the first "
+                    f"dot of the file name; rename the members if these are several samples, or give {item}_key, such as {found[0]!r}"
                 )
-            chosen.append(best or (images[0] if images else None))
-            beside.update({key: count for key in images if key != chosen[-1]})
+            chosen.append(best or (found[0] if found else None))
+            beside.update({key: count for key in found if key != chosen[-1]})
         if beside:
-            # What lies beside an image in one sample, such as a mask, is no image where it lies alone.
+            # What lies beside a content in one sample, such as a mask beside an image, is none where it lies alone.
             alone = sum(count for key, count in zip(chosen, counts, strict=True) if key in beside)
             both = sorted({key for key in chosen if key in beside and key in preferred})
             if both:
                 raise ValueError(
-                    f"TarShards: {both[0]} is beside another image in {beside[both[0]]} samples and the only image in {alone}; "
-                    f"give image_key, such as '{IMAGE_KINDS[0][1:]}' or '{IMAGE_KINDS[0][1:]};{both[0]}'"
+                    f"{owner}: {both[0]} is beside another {item} in {beside[both[0]]} samples and the only {item} in {alone}; "
+                    f"give {item}_key, such as '{preferred[0]}' or '{preferred[0]};{both[0]}'"
                 )
             chosen = [None if key in beside else key for key in chosen]
-            notes.append(f"{sum(beside.values())} images beside the one of their sample are not read: {_first_of(sorted(beside))}")
+            notes.append(f"{sum(beside.values())} {item}s beside the one of their sample are not read: {_first_of(sorted(beside))}")
         return chosen
 
 
-def read_headers(root: Path, *, image_key: str | None, unpacked: Unpacked) -> Walked:
-    """The images of all shards with their places and labels.
+def read_headers(root: Path, *, kind: FileKind, key: str | None, unpacked: Unpacked) -> Walked:
+    """The contents of all shards with their places and labels.
 
     Args:
         root: a shard, or a folder of shards.
-        image_key: key of the images, as `TarShards` is given it.
+        kind: which members are contents.
+        key: key of the contents, such as `jpg`; of several, separated by `;`, the first that a sample has; None stands for all that are of
+            this kind.
         unpacked: where compressed shards are unpacked.
 
     Raises:
-        ValueError: see `TarShards`.
+        ValueError: see `shard_items.ShardItems`.
     """
     notes: list[str] = []
-    shards = _shards_at(root, notes)
-    samples, is_whole = _samples_of(shards.files, image_key, unpacked, notes)
+    shards = _shards_at(root, notes, owner=kind.owner)
+    samples, is_whole = _samples_of(shards.files, _Samples(kind, key), unpacked, notes)
     keys, counts = samples.chosen_keys(notes), samples.counts()
     if num_without := sum(count for key, count in zip(keys, counts, strict=True) if key is None):
         first = samples.first[keys.index(None)]
-        notes.append(f"{num_without} of {sum(counts)} samples hold no image, the first of them {first}")
+        notes.append(f"{num_without} of {sum(counts)} samples hold no {kind.item}, the first of them {first}")
     if num_without == sum(counts):
-        wanted = f"image_key={image_key!r} in" if image_key else f"accepted endings: {' '.join(IMAGE_KINDS)};"
+        wanted = f"{kind.item}_key={key!r} in" if key else f"accepted endings: {' '.join(kind.endings)};"
         number_of = Counter[str]()
         for of_kind, count in zip(samples.kinds, counts, strict=True):
             number_of.update(dict.fromkeys(of_kind, count))
         found = ", ".join(key for key, _ in number_of.most_common(9))
         reasons = "; ".join([f"{wanted} the keys that were found: {found or 'none'}", *notes])
-        raise ValueError(f"TarShards: no image in the {len(shards.files)} shards of {root}; {reasons}")
-    listing, is_readable = _listed(samples, keys, [os.path.relpath(shard, root) for shard in shards.files], root, notes)
+        raise ValueError(f"{kind.owner}: no {kind.item} in the {len(shards.files)} shards of {root}; {reasons}")
+    listing, is_readable = _listed(samples, keys, [os.path.relpath(shard, root) for shard in shards.files], root, notes, owner=kind.owner)
     # What cannot be read today may be read tomorrow.
     return Walked(listing, shards.states, shards.real, shards.is_listed and is_whole and is_readable)
 
 
-def _listed(samples: _Samples, keys: Sequence[str | None], shards: Sequence[str], root: Path, notes: list[str]) -> tuple[Listing, bool]:
-    """The samples that have an image and whose label can be read, and whether these are all that have an image.
+def _listed(
+    samples: _Samples, keys: Sequence[str | None], shards: Sequence[str], root: Path, notes: list[str], *, owner: str
+) -> tuple[Listing, bool]:
+    """The samples that have a content and whose label can be read, and whether these are all that have one.
 
     Raises:
         ValueError: there is none, or only some of them have a class.
     """
     kind_of, label_of = np.array(samples.kind_of), np.array(samples.label_of)
-    slots = np.array([-1 if key is None else images.index(key) for key, images in zip(keys, samples.images, strict=True)])[kind_of]
-    sizes = np.array([len(images) for images in samples.images])[kind_of]
-    at = np.cumsum(sizes) - sizes + slots  # places of the images among the members
-    with_image = slots >= 0
-    kept = with_image & (label_of != _UNREADABLE)
-    if num_unreadable := int(with_image.sum() - kept.sum()):
+    slots = np.array([-1 if key is None else found.index(key) for key, found in zip(keys, samples.contents, strict=True)])[kind_of]
+    sizes = np.array([len(found) for found in samples.contents])[kind_of]
+    at = np.cumsum(sizes) - sizes + slots  # places of the contents among the members
+    with_content = slots >= 0
+    kept = with_content & (label_of != _UNREADABLE)
+    if num_unreadable := int(with_content.sum() - kept.sum()):
         _, reason = min(found for kind, found in samples.unreadable.items() if keys[kind] is not None)
         notes.append(f"{num_unreadable} samples are left out, because their label cannot be read, the first: {reason}")
     cut = kept & (label_of == _NO_LABEL) & np.array(samples.is_cut, dtype=bool)
@@ -178,7 +184,7 @@ def _listed(samples: _Samples, keys: Sequence[str | None], shards: Sequence[str]
         notes.append(f"{int(cut.sum())} samples of damaged shards are left out, because their label is missing")
         kept &= ~cut
     if not kept.any():
-        raise ValueError(f"TarShards: {root}: no label can be read: {'; '.join(notes)}")
+        raise ValueError(f"{owner}: {root}: no label can be read: {'; '.join(notes)}")
     used, folder_of = np.unique(np.array(samples.shard_of)[kept], return_inverse=True)
     chosen = np.zeros(len(samples.places) // 2, dtype=bool)
     chosen[at[kept]] = True
@@ -188,16 +194,16 @@ def _listed(samples: _Samples, keys: Sequence[str | None], shards: Sequence[str]
         names=samples.names.texts().at(chosen),
         folder_of=folder_of.astype(np.int32),
     )
-    classes, labels = label_items(list(samples.labels), label_of[kept], owner=f"TarShards: {root}", key=_numbers_first)
+    classes, labels = label_items(list(samples.labels), label_of[kept], owner=f"{owner}: {root}", key=_numbers_first)
     arrays = {"places": np.array(samples.places, dtype=np.int64).reshape(-1, 2)[chosen], "labels": labels}
-    return Listing(paths, "; ".join(notes), arrays | Texts.of(classes).arrays("classes")), bool((kept == with_image).all())
+    return Listing(paths, "; ".join(notes), arrays | Texts.of(classes).arrays("classes")), bool((kept == with_content).all())
 
 
 def is_shard(path: Path) -> bool:
     return (path.suffix.lower() == ".tar" or is_compressed(path)) and not is_leftover(path.name) and path.is_file()
 
 
-def _shards_at(root: Path, notes: list[str]) -> _Shards:
+def _shards_at(root: Path, notes: list[str], *, owner: str) -> _Shards:
     """The shard, or those of a folder in order; those that are compressed in a way that is not read are added to `notes`.
 
     Raises:
@@ -211,7 +217,7 @@ def _shards_at(root: Path, notes: list[str]) -> _Shards:
         notes.append(f"{len(compressed)} compressed shards are not read; unpack them to .tar, or use .tar.gz: {_first_of(compressed)}")
     shards = [path for path in files if is_shard(path)]
     if not shards:
-        raise ValueError("; ".join([f"TarShards: {root} is neither a .tar or .tar.gz file nor a folder of them", *notes]))
+        raise ValueError("; ".join([f"{owner}: {root} is neither a .tar or .tar.gz file nor a folder of them", *notes]))
     for shard in shards:
         walk.remember(shard, State.of(shard))
     real = {*walk.real, *(Path(os.path.realpath(shard)).parent for shard in shards)}
@@ -222,13 +228,12 @@ def _numbers_first(name: str) -> tuple[bool, int, str]:
     return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
 
 
-def _samples_of(shards: Sequence[Path], image_key: str | None, unpacked: Unpacked, notes: list[str]) -> tuple[_Samples, bool]:
-    """The samples of all shards, and whether all shards are whole; what is wrong with them is added to `notes`.
+def _samples_of(shards: Sequence[Path], samples: _Samples, unpacked: Unpacked, notes: list[str]) -> tuple[_Samples, bool]:
+    """The samples of all shards, added to `samples`, and whether all shards are whole; what is wrong with them is added to `notes`.
 
     Raises:
         ValueError: no shard can be read.
     """
-    samples = _Samples(image_key)
     faults: list[str] = []
     unreadable, num_replaced = 0, 0
     for number, shard in enumerate(shards):
@@ -237,7 +242,7 @@ def _samples_of(shards: Sequence[Path], image_key: str | None, unpacked: Unpacke
             contents = (indexed_contents(shard) if plain == shard else None) or read_contents(shard, plain=plain)
         except (OSError, ValueError) as error:
             if (unreadable := unreadable + 1) == len(shards):
-                raise ValueError(f"TarShards: {error}") from error
+                raise ValueError(f"{samples.kind.owner}: {error}") from error
             faults.append(str(error))
             continue
         if contents.fault:
@@ -253,7 +258,7 @@ def _samples_of(shards: Sequence[Path], image_key: str | None, unpacked: Unpacke
         num_replaced += contents.num_replaced
         with plain.open("rb") as content:
             for name, members in of_shard.items():
-                for ending, part in _split_at_numbers(members).items():
+                for ending, part in _split_at_numbers(members, samples.kind).items():
                     samples.add(f"{shard}:{name}{ending}", part, shard=number, content=content, is_cut=bool(contents.fault))
     if faults:
         notes.append(f"{len(faults)} of {len(shards)} shards are damaged and are read as far as they are whole: {_first_of(faults)}")
@@ -262,11 +267,11 @@ def _samples_of(shards: Sequence[Path], image_key: str | None, unpacked: Unpacke
     return samples, not faults
 
 
-def _split_at_numbers(members: dict[str, Member]) -> dict[str, dict[str, Member]]:
-    """The samples that the members of one name are. They are several where the name would hold several images and each key begins with a
+def _split_at_numbers(members: dict[str, Member], kind: FileKind) -> dict[str, dict[str, Member]]:
+    """The samples that the members of one name are. They are several where the name would hold several contents and each key begins with a
     number, as in `scan_2024.05.01.jpg`: no key does, so the number belongs to the name."""
     keys = [_NUMBER_FIRST.fullmatch(key) for key in members]
-    if sum(_is_image(key) for key in members) < 2 or None in keys:
+    if sum(_is_content(key, kind) for key in members) < 2 or None in keys:
         return {"": members}
     parts: dict[str, dict[str, Member]] = {}
     for found, member in zip(keys, members.values(), strict=True):
@@ -275,8 +280,8 @@ def _split_at_numbers(members: dict[str, Member]) -> dict[str, dict[str, Member]
     return parts
 
 
-def _is_image(key: str) -> bool:
-    return f".{key}".endswith(IMAGE_KINDS)
+def _is_content(key: str, kind: FileKind) -> bool:
+    return f".{key}".endswith(kind.endings)
 
 
 def _first_of(names: Sequence[str]) -> str:

@@ -1,25 +1,20 @@
 """Image files that a text file lists, as a source.
 
-The list is read when the source is constructed, line by line, and what it says is mapped into memory while it stays as it is. Whether its
-files exist is found out when they are decoded.
+How a list is read is told in `file_lists`.
 """
 
-import os
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from glpretrain.core.listing import State, expanded
-from glpretrain.data.sources.base import Item, Source, Stored, checked_index, label_items
+from glpretrain.core.listing import expanded
+from glpretrain.data.sources.base import Item, Source, Stored, checked_index
+from glpretrain.data.sources.file_lists import LISTS, is_list, read_list
 from glpretrain.data.sources.images.arrays import ValueRange, levels_of, ranges_of, way_of
 from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, decode
-from glpretrain.data.sources.paths import Paths, Texts
-from glpretrain.data.sources.saved_listings import Listing, Walked, listing_of
+from glpretrain.data.sources.kinds import FileKind
+from glpretrain.data.sources.paths import Paths
 
-_LISTS = (".txt", ".lst", ".tsv")
-_LEAST = 100_000  # images, which are read in a fifth of a second
+_KIND = FileKind("ImageList", "image", ENDINGS)
 
 
 class ImageList(Source):
@@ -37,23 +32,19 @@ class ImageList(Source):
         ValueError: the file is missing or names no image, or only some lines have a class name.
     """
 
-    accepts = f"a list of images ({', '.join(_LISTS)})"
+    accepts = f"a list of images ({', '.join(LISTS)})"
 
     def __init__(self, path: str | Path, *, channels: int = 3, value_range: ValueRange | None = None) -> None:
         self.path = expanded(path)
         self.name, self.channels = self.path.stem, channels
         self._levels = levels_of(value_range, channels=channels, owner="ImageList")
         self.value_range = ranges_of(self._levels)
-        if not self.path.is_file():
-            raise ValueError(f"ImageList: {self.path} is not a file")
-        found = listing_of(self.path, walk=_read, rules=f"list {' '.join(ENDINGS)}", least=_LEAST)
-        self.paths = found.paths.with_root(self.path.parent)
-        self.classes, self._labels = list(Texts.part_of(found.arrays, "classes")), found.arrays["labels"]
+        self.paths, self.classes, self._labels = read_list(self.path, _KIND)
 
     @classmethod
     def reads(cls, path: Path) -> bool:
         """Whether it is a text file."""
-        return path.is_file() and path.suffix.lower() in _LISTS
+        return is_list(path)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -105,40 +96,3 @@ class ImageFiles(Source):
 
     def stored(self, index: int) -> Stored:
         return Stored(self.paths[index], f"image {self.channels}{way_of(self._levels)}", -1)
-
-
-def _read(path: Path) -> Walked:
-    """The images of a list, their classes and labels.
-
-    Raises:
-        ValueError: see `ImageList`.
-    """
-    state, known, labels = State.of(path), dict[str, int](), array("i")
-    paths = Paths.of(path.parent, _names(path, known, labels))
-    if not paths:
-        raise ValueError(f"ImageList: {path} lists no image; expected a path [and a class name] per line")
-    classes, of_items = label_items(list(known), np.array(labels), owner=f"ImageList: {path}")
-    arrays = Texts.of(classes).arrays("classes") | {"labels": of_items}
-    return Walked(Listing(paths, "", arrays), [("", state)], [Path(os.path.realpath(path))], True)
-
-
-def _names(path: Path, known: dict[str, int], labels: "array[int]") -> Iterator[str]:
-    """The path in each line. New class names are added to `known`, and the number of the line's own, or -1, to `labels`."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:  # names of files may be any bytes
-        for line in map(str.strip, lines):
-            if "\0" in line:
-                raise ValueError(f"ImageList: {path} is no text in UTF-8; expected a path [and a class name] per line")
-            if line and not line.startswith("#"):
-                name, label = _split_line(line)
-                labels.append(-1 if label is None else known.setdefault(label, len(known)))
-                yield name
-
-
-def _split_line(line: str) -> tuple[str, str | None]:
-    name, tab, label = line.partition("\t")
-    if tab:
-        return name, label.strip() or None
-    if line.lower().endswith(ENDINGS):
-        return line, None
-    name, space, label = line.rpartition(" ")
-    return (name.strip(), label) if space else (line, None)

@@ -1,28 +1,16 @@
-"""Tar shards in WebDataset's layout as sources.
-
-A shard is a tar file, plain or compressed by gzip. The name of a sample ends at the first dot of the file name, and what follows it is the
-key of the member. Beside its image, a sample may hold `.cls` (the name or number of the class) or `.json` (with a `label`). The headers are
-read when the source is constructed, and never again while the shards stay as they are (`saved_listings`). A shard is opened when an item of
-it is asked for, and items are read at their offset, in any order. Left out: other compression, and URLs.
-"""
+"""Images in tar shards in WebDataset's layout. How shards are read is told in `shard_items`."""
 
 import io
-import tarfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from glpretrain.core.listing import expanded, say_once
-from glpretrain.data.sources.base import Item, Source, Stored, check_choice, checked_index
-from glpretrain.data.sources.images.decoding import MOST_SIDE, damage_named, decode_pil
-from glpretrain.data.sources.paths import Texts
-from glpretrain.data.sources.saved_listings import listing_of
-from glpretrain.data.sources.shard_headers import IMAGE_KINDS, is_shard, read_headers
-from glpretrain.data.sources.tar_files import Member, ReadAhead
-from glpretrain.data.sources.unpacked import Unpacked
+from glpretrain.data.sources.base import Item, Source, Stored, check_choice
+from glpretrain.data.sources.images.decoding import ENDINGS, MOST_SIDE, damage_named, decode_pil
+from glpretrain.data.sources.kinds import FileKind
+from glpretrain.data.sources.shard_items import ACCEPTS, ShardItems, holds_shards
 
-_LEAST = 10_000  # samples, whose headers are read in a second
+_KIND = FileKind("TarShards", "image", tuple(ending for ending in ENDINGS if ending != ".npy"))
 
 
 class TarShards(Source):
@@ -47,7 +35,7 @@ class TarShards(Source):
             `unpack_gb` is out of range.
     """
 
-    accepts = "a .tar or .tar.gz file or a folder of them"
+    accepts = ACCEPTS
 
     def __init__(
         self,
@@ -59,55 +47,36 @@ class TarShards(Source):
         unpack_to: str | None = None,
         unpack_gb: float = 50.0,
     ) -> None:
-        self.root = expanded(root)
-        self.name, self.channels = self.root.resolve().stem, channels
         check_choice(channels, (1, 3), what="TarShards: channels")
-        if not 0 < unpack_gb < float("inf"):
-            raise ValueError(f"TarShards: unpack_gb is {unpack_gb}; expected a positive number of gigabytes")
-        self._unpacked = Unpacked(None if unpack_to is None else expanded(unpack_to), most_bytes=1e9 * unpack_gb)
-        self._ahead = ReadAhead() if read_ahead else None
-        rules = f"shards, gz {' '.join(IMAGE_KINDS)} {image_key} {self.root}"  # which is in the note
-        walk = partial(read_headers, image_key=image_key, unpacked=self._unpacked)
-        found = listing_of(self.root, walk=walk, rules=rules, least=_LEAST)
-        self._names, self._places, self._labels = found.paths, found.arrays["places"], found.arrays["labels"]
-        self.classes = list(Texts.part_of(found.arrays, "classes"))
-        if found.note:
-            say_once(f"TarShards: {self.root}: {found.note}")
+        self._shards = ShardItems(root, _KIND, key=image_key, read_ahead=read_ahead, unpack_to=unpack_to, unpack_gb=unpack_gb)
+        self.name, self.channels, self.classes = self._shards.name, channels, self._shards.classes
 
     @classmethod
     def reads(cls, path: Path) -> bool:
         """Whether it is a tar file, or a folder with some at its top."""
-        if path.is_file():
-            return is_shard(path) or tarfile.is_tarfile(path)
-        return path.is_dir() and any(map(is_shard, path.iterdir()))
+        return holds_shards(path)
 
     @property
     def shard_starts(self) -> np.ndarray:
-        return np.flatnonzero(np.diff(self._names.folder_of, prepend=-1))
+        return self._shards.starts
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._shards)
 
     def __getitem__(self, index: int) -> Item:
         return self.reduced(index, side=MOST_SIDE)
 
     def reduced(self, index: int, *, side: int) -> Item:
-        shard, name = self._names.parts(checked_index(index, len(self)))
-        member = Member(self.root / shard, name, *self._places[index].tolist())
+        member = self._shards.member(index)
         with damage_named(member):
-            if self._ahead is not None:
-                self._ahead.of(self._unpacked.plain(member.shard))
-            content = self._unpacked.read(member.shard, offset=member.offset, size=member.size)
-            image = decode_pil(io.BytesIO(content), channels=self.channels, side=side)
-        return Item(values=image, label=int(self._labels[index]), instances=None, regions=None)
+            image = decode_pil(io.BytesIO(self._shards.content(member)), channels=self.channels, side=side)
+        return Item(values=image, label=self._shards.label_of(index), instances=None, regions=None)
 
     def named(self, index: int) -> str:
-        shard, name = self._names.parts(index)
-        return f"{self.root.name if shard == '.' else shard}:{name}"  # `.` where the source is one file
+        return self._shards.named(index)
 
     def stored(self, index: int) -> Stored:
-        shard, _ = self._names.parts(index)
-        return Stored(self.root / shard, f"image {self.channels} at {self._places[index].tolist()}", int(self._labels[index]))
+        return self._shards.stored(index, way=f"image {self.channels}")
 
     def _listing(self) -> tuple[object, ...]:
-        return self._names.digest(), self._places, self._labels
+        return self._shards.listing()
