@@ -3,7 +3,7 @@ items needs neither."""
 
 from glpretrain.data.episodes import Episode
 from glpretrain.data.own import source_for
-from glpretrain.data.sources.audio import AudioFolder, Sounds
+from glpretrain.data.sources.audio import AudioFolder, HuggingFaceSounds, SoundList, Sounds, SoundShards
 from glpretrain.data.sources.base import Item, Source, Subset, UnreadableItemError
 from glpretrain.data.sources.images import (
     Bands,
@@ -35,6 +35,7 @@ __all__ = [
     "FaceSwaps",
     "Faces",
     "HuggingFaceImages",
+    "HuggingFaceSounds",
     "ImageFolder",
     "ImageList",
     "Item",
@@ -48,6 +49,8 @@ __all__ = [
     "Scenes",
     "ShapeNet55",
     "Solids",
+    "SoundList",
+    "SoundShards",
     "Sounds",
     "Source",
     "Subset",

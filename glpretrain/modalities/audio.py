@@ -28,7 +28,7 @@ class Audio(Modality):
     channel_axis = 0
     embedded_source = "glpretrain.data.Sounds"
     embedded_size = "frames"
-    own_sources = ("glpretrain.data.AudioFolder",)
+    own_sources = ("glpretrain.data.SoundShards", "glpretrain.data.SoundList", "glpretrain.data.AudioFolder")
     held = ("glpretrain.data.sources.audio.held.sounds", "glpretrain.data.sources.audio.held.sound_values")
     masked_source = "glpretrain.data.AudioFolder"
     default_evaluators: ClassVar[dict[str, str]] = {

@@ -4,8 +4,11 @@ The package soundfile, which is an extra, reads every format. Without it only wa
 libsndfile does not know (m4a, wma), and the sound of videos.
 """
 
+import io
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from glpretrain.core.fbank import RATE
 from glpretrain.data.sources.base import Item, Source, UnreadableItemError, reason_of
+from glpretrain.data.sources.paths import Paths
 
 WAV = (".wav", ".wave")
 ENDINGS = (*WAV, ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
@@ -50,6 +54,23 @@ def audio_item(samples: Tensor, *, label: int) -> Item:
     return Item(samples.unsqueeze(0), label, None, None)
 
 
+def check_seconds(seconds: float | None, *, owner: str) -> None:
+    """Refuse, with a ValueError, a length that is not above 0."""
+    if seconds is not None and not seconds > 0.0:
+        raise ValueError(f"{owner}: seconds is {seconds}; expected a number above 0, or none for whole files")
+
+
+def require_readable(paths: Paths, *, owner: str) -> None:
+    """Refuse, with a ValueError, files that need a package that is not installed."""
+    if soundfile() is None and (others := sum(not name.lower().endswith(WAV) for name in paths.names)):
+        raise ValueError(f"{owner}: {others} of {len(paths)} files cannot be read: {NEEDED}")
+
+
+def way_of(seconds: float | None) -> str:
+    """How a sound of which so much is read is decoded, see `Stored`."""
+    return "sound" if seconds is None else f"sound of {seconds} s"
+
+
 def decode(path: Path, *, seconds: float | None = None) -> Tensor:
     """The sound of a file, Float[S]: the mean of its channels, resampled with a polyphase filter.
 
@@ -60,13 +81,33 @@ def decode(path: Path, *, seconds: float | None = None) -> Tensor:
     Raises:
         UnreadableItemError: the file is missing, damaged, empty or silent, or its format needs a package that is not there.
     """
-    try:
+    with damage_named(path):
         if not path.is_file():  # a pipe would never end
             raise FileNotFoundError("there is no such file")
-        samples, rate = _read(path, seconds=seconds)
-        return torch.from_numpy(_checked(samples, rate))
+        return torch.from_numpy(_checked(*_read(path, ending=path.suffix, seconds=seconds)))
+
+
+def decode_bytes(content: bytes, *, ending: str, seconds: float | None = None) -> Tensor:
+    """The same of the bytes of a file.
+
+    Args:
+        content: the bytes.
+        ending: ending of the file's name, with its dot.
+        seconds: as for `decode`.
+
+    Raises:
+        Exception: whatever the reader raises for a damaged file; the caller names it with `damage_named`.
+    """
+    return torch.from_numpy(_checked(*_read(io.BytesIO(content), ending=ending, seconds=seconds)))
+
+
+@contextmanager
+def damage_named(what: object) -> Iterator[None]:
+    """Turn whatever a reader raises for a damaged file into an `UnreadableItemError` that names it as `what`."""
+    try:
+        yield
     except Exception as error:  # a reader may raise anything for a damaged file
-        raise UnreadableItemError(f"{path}: {reason_of(error)}") from error
+        raise UnreadableItemError(f"{what}: {reason_of(error)}") from error
 
 
 def _checked(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -89,23 +130,23 @@ def resampled(samples: np.ndarray, *, rate: int) -> np.ndarray:
     return samples if rate == RATE else resample_poly(samples, RATE // common, rate // common)
 
 
-def _read(path: Path, *, seconds: float | None) -> tuple[np.ndarray, int]:
+def _read(source: Path | io.BytesIO, *, ending: str, seconds: float | None) -> tuple[np.ndarray, int]:
     """Float[S' C] in [-1, 1], and samples in a second."""
     package = soundfile()
     if package is None:
-        return _read_wav(path, seconds=seconds)
-    with package.SoundFile(path) as file:
+        return _read_wav(source, ending=ending, seconds=seconds)
+    with package.SoundFile(source) as file:
         count = -1 if seconds is None else max(1, round(seconds * file.samplerate))
         return file.read(count, dtype="float32", always_2d=True), file.samplerate
 
 
-def _read_wav(path: Path, *, seconds: float | None) -> tuple[np.ndarray, int]:
-    if path.suffix.lower() not in WAV:
+def _read_wav(source: Path | io.BytesIO, *, ending: str, seconds: float | None) -> tuple[np.ndarray, int]:
+    if ending.lower() not in WAV:
         raise ValueError(NEEDED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks with texts
         warnings.filterwarnings("error", message=".*EOF.*", category=wavfile.WavFileWarning)
-        rate, samples = wavfile.read(path)
+        rate, samples = wavfile.read(source)
     samples = samples[:, None] if samples.ndim == 1 else samples
     samples = samples if seconds is None else samples[: max(1, round(seconds * rate))]
     if samples.dtype.kind == "f":

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from glpretrain.core.listing import LEFTOVERS, Run, Walk, count_kinds, expanded, say_once
-from glpretrain.data.sources.audio.decoding import ENDINGS, NEEDED, WAV, AudioSource, audio_item, decode, soundfile
+from glpretrain.data.sources.audio.decoding import ENDINGS, AudioSource, audio_item, check_seconds, decode, require_readable, way_of
 from glpretrain.data.sources.base import Item, Source, Stored, checked_index
 from glpretrain.data.sources.divisions import SplitOrAll, divided
 from glpretrain.data.sources.paths import Paths
@@ -39,8 +39,7 @@ class AudioFolder(AudioSource):
         self.name = self.root.resolve().name
         if not self.root.is_dir():
             raise ValueError(f"AudioFolder: {self.root} is not a folder")
-        if seconds is not None and not seconds > 0.0:
-            raise ValueError(f"AudioFolder: seconds is {seconds}; expected a number above 0, or none for whole files")
+        check_seconds(seconds, owner="AudioFolder")
         self.seconds = seconds
         paths, left_out, _ = listing_of(self.root, walk=_sounds_below, rules=_RULES, least=_LEAST)
         if not paths:
@@ -48,8 +47,7 @@ class AudioFolder(AudioSource):
             raise ValueError(f"AudioFolder: no sound in {self.root}; accepted endings: {' '.join(ENDINGS)}{found}")
         if left_out:
             say_once(f"AudioFolder: {self.root}: {len(paths)} sounds; left out: {left_out}")
-        if soundfile() is None and (others := sum(not name.lower().endswith(WAV) for name in paths.names)):
-            raise ValueError(f"AudioFolder: {others} of {len(paths)} files in {self.root} cannot be read: {NEEDED}")
+        require_readable(paths, owner=f"AudioFolder: {self.root}")
         self._division = divided(paths, split, owner=f"AudioFolder: {self.root}")
         self.paths, self.classes = self._division.paths, self._division.classes
 
@@ -69,8 +67,7 @@ class AudioFolder(AudioSource):
         return audio_item(samples, label=self._division.label_of(index))
 
     def stored(self, index: int) -> Stored:
-        way = "sound" if self.seconds is None else f"sound of {self.seconds} s"
-        return Stored(self.paths[index], way, self._division.label_of(index))
+        return Stored(self.paths[index], way_of(self.seconds), self._division.label_of(index))
 
     def _listing(self) -> tuple[object, ...]:
         return *super()._listing(), self._division.labels
