@@ -13,7 +13,7 @@ import torch
 from jsonargparse import Namespace
 
 from glpretrain.encoders import fingerprint
-from glpretrain.encoders.transfer import Transfer
+from glpretrain.encoders.transfer import OF_KIND, Transfer
 from glpretrain.methods.base import Method
 from glpretrain.weights import load_backbone_with_report
 
@@ -39,17 +39,24 @@ class Origin:
 
     Args:
         given: `init_from` as it was parsed.
-        in_chans: number of channels of the recipe's encoder; None for that of the weights.
+        in_chans: number of channels of the recipe's encoder; None for that of the weights. Where these are of another kind of item, they
+            keep theirs until they are handed over.
+        modality: kind of the items of the recipe's encoder; None for that of the weights.
 
     Raises:
         ValueError: the file is missing or broken.
     """
 
-    def __init__(self, given: str | Namespace, *, in_chans: int | None = None) -> None:
+    def __init__(self, given: str | Namespace, *, in_chans: int | None = None, modality: str | None = None) -> None:
         self.init_from = InitFrom(given) if isinstance(given, str) else InitFrom(**given.as_dict())
         try:
             with torch.random.fork_rng(devices=[]):  # heads draw what they draw in a run from random weights
-                self.backbone, self.report = load_backbone_with_report(self.init_from.path, which=self.init_from.which, in_chans=in_chans)
+                self.backbone, self.report = load_backbone_with_report(self.init_from.path, which=self.init_from.which)
+                self._is_other_kind = modality not in (None, self.backbone.card.modality)
+                if in_chans not in (None, len(self.backbone.card.mean)) and not self._is_other_kind:
+                    self.backbone, self.report = load_backbone_with_report(
+                        self.init_from.path, which=self.init_from.which, in_chans=in_chans
+                    )
         except ValueError as error:
             raise ValueError(f"init_from: {error}") from error
         self.sha256 = fingerprint(self.backbone)
@@ -63,8 +70,9 @@ class Origin:
         """
         module, _, name = encoder.class_path.rpartition(".")
         parameters = inspect.signature(vars(import_module(module))[name]).parameters
+        kept = (*_DECLARED, *OF_KIND) if self._is_other_kind else _DECLARED
         for argument, value in self.backbone.card.arguments.items():
-            if argument not in _DECLARED and argument in parameters and encoder.init_args[argument] == parameters[argument].default:
+            if argument not in kept and argument in parameters and encoder.init_args[argument] == parameters[argument].default:
                 encoder.init_args[argument] = value
 
     def start(self, model: Method) -> None:
@@ -93,6 +101,7 @@ class Origin:
             "loaded": str(self.report),
             "source": card.source,
             "tensors": self.transfer.num_tensors,
+            **({"summed_channels": self.transfer.summed} if self.transfer.summed else {}),
             "resized": {name: {"from": list(old), "to": list(new)} for name, (old, new) in self.transfer.resized.items()},
             "trunk": asdict(trunk.settings),
             "trunk_released_at": None if math.isinf(trunk.released) else trunk.released,

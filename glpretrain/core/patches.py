@@ -5,6 +5,7 @@ The numbers of a patch are in MAE's order (models_mae.py, `patchify`): row, colu
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,12 +35,18 @@ def without_patches(images: Tensor, *, visible: Tensor, patch_size: tuple[int, i
 def image_grid(card: EncoderCard, item_shape: Sequence[int]) -> tuple[int, int]:
     """Rows and columns of tokens for an image of shape C H W.
 
+    Where the card's arguments have a `patch_stride`, patches overlap, and what is left at the end of a side belongs to none.
+
     Raises:
-        ValueError: the number of channels is another one, or a side does not divide into patches.
+        ValueError: the number of channels is another one, a side does not divide into patches, or it is shorter than one that overlaps.
     """
-    name, channels = card.arguments["name"], card.item_shape[0]
+    name, channels, stride = card.arguments["name"], card.item_shape[0], card.arguments.get("patch_stride")
     if len(item_shape) != 3 or item_shape[0] != channels:
         raise ValueError(f"{name}: item shape {tuple(item_shape)} given; accepted: ({channels}, height, width)")
+    if isinstance(stride, list | tuple):
+        if any(length < patch for length, patch in zip(item_shape[1:], card.patch_size, strict=True)):
+            raise ValueError(f"{name}: size {tuple(item_shape[1:])} given; accepted: at least a patch of {card.patch_size}")
+        return strided_grid(item_shape[1:], patch_size=card.patch_size, stride=[int(step) for step in stride])
     for side, length, patch in zip(("height", "width"), item_shape[1:], card.patch_size, strict=True):
         if length % patch or length == 0:
             nearest = sorted({max(length // patch, 1) * patch, (length // patch + 1) * patch})
@@ -47,10 +54,19 @@ def image_grid(card: EncoderCard, item_shape: Sequence[int]) -> tuple[int, int]:
     return item_shape[1] // card.patch_size[0], item_shape[2] // card.patch_size[1]
 
 
+def strided_grid(size: Sequence[int], *, patch_size: Sequence[int], stride: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of patches that begin every `stride` inputs and lie within `size`."""
+    rows, columns = ((length - patch) // step + 1 for length, patch, step in zip(size, patch_size, stride, strict=True))
+    return rows, columns
+
+
 def inputs_of_patches(tokens: Tensor, *, size: Sequence[int], grid: Sequence[int]) -> Tensor:
-    """Bool[B H W]: the inputs of the marked tokens, Bool[B N], of images of `size` whose patches are on `grid`."""
-    height, width = (side // count for side, count in zip(size, grid, strict=True))
-    return tokens.unflatten(1, tuple(grid)).repeat_interleave(height, 1).repeat_interleave(width, 2)  # [B H W]
+    """Bool[B H W]: the inputs of the marked tokens, Bool[B N], of images of `size` whose patches are on `grid`.
+
+    Where patches overlap, each input belongs to one of them: the sides are divided evenly.
+    """
+    row, column = (torch.arange(side, device=tokens.device) * count // side for side, count in zip(size, grid, strict=True))
+    return tokens.unflatten(1, tuple(grid))[:, row][:, :, column]  # [B H W]
 
 
 def resize_tokens(tokens: Tensor, *, grid: tuple[int, int], new_grid: tuple[int, int], antialias: bool = False) -> Tensor:

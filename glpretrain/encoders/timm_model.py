@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.mlp import Mlp
+from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from timm.models import is_model_in_modules
 from timm.models.beit import Beit
@@ -18,6 +19,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from glpretrain.core.patches import strided_grid
 from glpretrain.core.types import EncoderCard
 
 TimmArguments = dict[str, str | int | float | bool | list[int]]
@@ -135,6 +137,29 @@ def normalisation(
             raise ValueError(f"encoder: {name}={reprlib.repr(given)} given; accepted: finite numbers, above 0 for std")
         chosen.append(tuple(values))
     return chosen[0], chosen[1]
+
+
+def covering(size: tuple[int, int], *, patch_size: int | None, stride: tuple[int, int]) -> list[int]:
+    """The size that patches side by side would cover if there were as many of them as there are overlapping ones.
+
+    Raises:
+        ValueError: the patch is not given, larger than the image, or smaller than the step.
+    """
+    if patch_size is None or not max(stride) <= patch_size <= min(size):
+        raise ValueError(
+            f"encoder: patch_stride={list(stride)} given with patch_size={patch_size} and img_size={list(size)}; accepted: steps of at most"
+            " a patch, and patches of at most the image"
+        )
+    return [patch_size * count for count in strided_grid(size, patch_size=(patch_size, patch_size), stride=stride)]
+
+
+def overlap_patches(model: nn.Module, stride: tuple[int, int], *, name: str) -> None:
+    """Let patches begin every `stride` pixels; a ValueError refuses models with another patch embedding or positions of fixed size."""
+    embed = model.get_submodule("patch_embed")
+    if not isinstance(model, VisionTransformer) or type(embed) is not PatchEmbed or not isinstance(embed.proj, nn.Conv2d):
+        raise ValueError(f"ViT: patch_stride={list(stride)} given; {name} accepts none")
+    embed.proj.stride = stride
+    embed.img_size = None  # or timm would ask for sides that divide into patches
 
 
 def image_card(

@@ -40,10 +40,12 @@ from glpretrain.encoders.timm_model import (
     as_eva_names,
     check_model,
     check_width,
+    covering,
     create_model,
     first_block,
     gated_like,
     image_card,
+    overlap_patches,
     pair,
     set_rope_periods,
     timm_config,
@@ -62,6 +64,7 @@ class ViT(Encoder):
         name: name of a timm model, such as `vit_small_patch16_224`.
         img_size: height and width that the position embedding is made for; views of other sizes are accepted too.
         patch_size: side of a patch in pixels; None is timm's own.
+        patch_stride: pixels from one patch to the next, down and across, where patches overlap, as in AST; None for patches side by side.
         in_chans: number of channels.
         embed_dim: width D of the tokens; None is timm's own.
         depth: number of blocks; None is timm's own.
@@ -105,6 +108,7 @@ class ViT(Encoder):
         *,
         img_size: int | Sequence[int] = 224,
         patch_size: int | None = None,
+        patch_stride: Sequence[int] | None = None,
         in_chans: int = 3,
         embed_dim: int | None = None,
         depth: int | None = None,
@@ -148,10 +152,11 @@ class ViT(Encoder):
             raise ValueError("ViT: drop_path_uniform=True given with drop_path_rate=0.0; set a rate above 0 or leave drop_path_uniform out")
         self._fixed_size = is_model_in_modules(name, _FIXED_SIZE_MODULES)
         height, width = pair(img_size)
+        stride = None if patch_stride is None else pair(patch_stride)
         chosen: TimmArguments = {key: value for key, value in shape.items() if value is not None}
         # No pooling: timm then keeps the final norm on the tokens and builds no pooling head that would never get a gradient.
         self._timm_args: TimmArguments = {
-            "img_size": [height, width],
+            "img_size": [height, width] if stride is None else covering((height, width), patch_size=patch_size, stride=stride),
             "in_chans": in_chans,
             "num_classes": 0,
             "global_pool": "token" if "distilled" in name else "",
@@ -176,6 +181,8 @@ class ViT(Encoder):
         for word, value, default in (("position_resize", position_resize, "timm"), ("positions", positions, "learned")):
             if value != default and not (plain and model.pos_embed is not None):
                 raise ValueError(f"ViT: {word}={value!r} given; {name} accepts {default} only")
+        if stride is not None:
+            overlap_patches(model, stride, name=name)
         self.position_resize: PositionResize = position_resize
         if norm_eps is not None:
             for module in model.modules():
@@ -212,6 +219,7 @@ class ViT(Encoder):
             "source": source,
             **shape,
             **({"modality": modality} if modality != "image" else {}),
+            **({"patch_stride": list(stride)} if stride is not None else {}),
         }
         item_shape = (in_chans, height, width)
         given = {"item_shape": item_shape, "mean": mean, "std": std, "patch_size": ratio, "embed_dim": model.embed_dim}
@@ -233,11 +241,7 @@ class ViT(Encoder):
         return self.model.num_prefix_tokens
 
     def grid(self, item_shape: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns of tokens for an image of shape C H W.
-
-        Raises:
-            ValueError: the model accepts one size only, or see `core.patches.image_grid`.
-        """
+        """Rows and columns of tokens for an image; raises a ValueError as `core.patches.image_grid`, or where one size only is accepted."""
         accepted, size = self._card.item_shape[1:], tuple(item_shape[1:])
         if self._fixed_size and size != accepted:
             raise ValueError(f"{self._card.arguments['name']}: size {size} given; its relative positions accept {accepted} only")
@@ -336,7 +340,9 @@ class ViT(Encoder):
         return name.startswith("model.patch_embed.")
 
     def library_config(self, card: EncoderCard) -> dict[str, object]:
-        """What timm needs to open an exported folder."""
+        """What timm needs to open an exported folder; empty where patches overlap, which no model of timm has."""
+        if "patch_stride" in self._card.arguments:
+            return {}
         model = self.model
         args = self._timm_args | {"global_pool": "avg" if model.cls_token is None else "token"}
         if not isinstance(model, Beit):  # the norm stays on the tokens, where it was trained, whatever a user's pooling is

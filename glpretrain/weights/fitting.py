@@ -39,6 +39,7 @@ def fit(weights: LoadedWeights, options: LoadOptions, *, path: Path | str) -> tu
     with torch.device("meta"):  # shapes are compared before anything takes memory
         draft = _built(weights.encoder, arguments, path=path)
     _check_card(draft, weights, path=path)
+    grid = draft.grid(draft.card.item_shape)
     report = _compare(draft, weights, {}, path=path)
     if strict and not report.full_match:
         raise ValueError(_misfit(report, path=path))
@@ -60,7 +61,7 @@ def fit(weights: LoadedWeights, options: LoadOptions, *, path: Path | str) -> tu
     if old is not None:
         changed |= _spread_channels(weights.state, old=old, new=(encoder.card.mean, encoder.card.std), path=path)
     if "pos_embed" in weights.state and arguments.get("img_size") != weights.arguments.get("img_size"):
-        changed |= _resize_grid(weights.state["pos_embed"], encoder, weights.arguments)
+        changed |= _resize_grid(weights.state["pos_embed"], encoder, grid=grid, arguments=weights.arguments)
     report = _compare(encoder, weights, changed, path=path)
     if strict and not report.full_match:
         raise ValueError(_misfit(report, path=path))
@@ -123,10 +124,9 @@ def _spread_channels(state: State, *, old: Statistics, new: Statistics, path: Pa
     return {f"{_STEM}weight": spread.float(), f"{_STEM}bias": (bias + shift).float()}
 
 
-def _resize_grid(positions: Tensor, encoder: Encoder, arguments: Arguments) -> State:
+def _resize_grid(positions: Tensor, encoder: Encoder, *, grid: Sequence[int], arguments: Arguments) -> State:
     """Learned positions for the encoder's own grid; nothing where they do not cover the file's grid, which then is a mismatch."""
-    sizes = numbers(arguments["img_size"], name="img_size") or []
-    rows, columns = (int(size) // length for size, length in zip(sizes, encoder.card.patch_size, strict=True))
+    rows, columns = grid
     if positions.shape[1] < rows * columns:
         return {}
     new_rows, new_columns = encoder.grid(encoder.card.item_shape)

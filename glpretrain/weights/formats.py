@@ -55,6 +55,11 @@ def recognise(found: Unwrapped, *, path: Path) -> str:
         raise ValueError(f"load_backbone: {path} is of no known format; it holds {listed(sorted(names))}{advice}")
     if found.hint in FILES:
         return found.hint
+    if found.state["patch_embed.proj.weight"].shape[1:2] == (1,):  # one channel: the only published ones are of spectrograms
+        if "dist_token" in names:
+            return "ast"
+        if "head_recons.convTrans.weight" in found.left_out:
+            return "asit"
     if marked := next((format for format, marks in _MARKS if marks & names), None):
         return marked
     if found.hint == "model":
@@ -178,7 +183,7 @@ def _img_size(state: State, *, patch_size: int, path: Path, known: tuple[int, in
     if "pos_embed" not in state:
         return [14 * patch_size] * 2 if known is None else list(known)
     count = state["pos_embed"].shape[1]
-    prefix = int("cls_token" in state)
+    prefix = int("cls_token" in state) + int("dist_token" in state)
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     # Models with registers usually give positions to patches only; the others give one to the class token too.
     for tokens in (count, count - prefix - registers) if registers else (count - prefix, count):

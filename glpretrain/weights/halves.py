@@ -31,7 +31,7 @@ _ANCHORS = (
 # Wrappers that say nothing: around everything, and around any module, also inside the encoder (compiled or sharded blocks).
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<![^.])_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module|forward_module)\.")
 # Keys of the losses whose checkpoints are those of one format.
-_LOSSES = {"dino_loss": "dino", "ibot_loss": "ibot", "student_mem": "mugs"}
+_LOSSES = {"dino_loss": "dino", "ibot_loss": "ibot", "student_mem": "mugs", "CLS_PATCH_loss": "asit", "loss_data": "asit"}
 _MOST_DICTIONARIES, _DEEPEST = 10_000, 8
 
 

@@ -25,9 +25,9 @@ def load_backbone(x: str | Path, **options: Unpack[LoadOptions]) -> Encoder:
 
     Args:
         x: a folder written by `export`, a checkpoint of a training run, a published checkpoint file (DINO, iBOT, Mugs, MAE, FSFM, DINOv2,
-            DINOv3, MoCo v3, MSN, CONCH, Point-MAE, Point-BERT, POS-BERT, a timm state dict), a timm folder or a folder of a Hugging Face
-            ViT. Or, from the cache of huggingface_hub or the network: a name in `places.PUBLISHED`, such as facebook/dinov2-small;
-            hf:OWNER/NAME; https://...#sha256=HEX.
+            DINOv3, MoCo v3, MSN, CONCH, ASiT, AST, Point-MAE, Point-BERT, POS-BERT, a timm state dict), a timm folder or a folder of a
+            Hugging Face ViT or AST. Or, from the cache of huggingface_hub or the network: a name in `places.PUBLISHED`, such as
+            facebook/dinov2-small; hf:OWNER/NAME; https://...#sha256=HEX.
         which: "teacher" (the default) or "student", for a checkpoint that holds both; the teacher is the moving copy (MoCo v3's momentum
             encoder, MSN's target encoder).
         in_chans: number of channels, where it should differ from the file's; an image whose channels are all equal keeps its features.

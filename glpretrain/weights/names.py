@@ -25,13 +25,16 @@ _VGGFACE2: Statistics = (
     [0.5482207536697388, 0.42340534925460815, 0.3654651641845703],
     [0.2789176106452942, 0.2438540756702423, 0.23493893444538116],
 )
+# AudioSet's filterbanks: mean and twice the standard deviation, in AST's dataloader.py and ASiT's data_transformations.py.
+_AUDIOSET: Statistics = ([-4.2677393], [2 * 4.5689974])
 
 # What stands before the names within a block: "blocks.3." in most files, "blocks.0.3." where DINOv2's training wraps blocks in chunks,
 # "blocks.blocks.3." in Point-MAE's files; "encoder.layer.3.", "layer.3." or "layers.3." in those of Hugging Face.
 _BLOCK = re.compile(r"blocks\.(?:\d+\.|blocks\.)?(\d+)\.")
 _HUGGINGFACE_BLOCK = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.")
 # Hugging Face's classes with a head put one of these before the names of the encoder.
-_WRAPPER = re.compile(r"^(?:(?:vit|dinov2|dinov2_with_registers|dinov3_vit|model)\.)+(?=embeddings|encoder|layer|norm|pooler)")
+_MODELS = "vit|dinov2|dinov2_with_registers|dinov3_vit|audio_spectrogram_transformer|model"
+_WRAPPER = re.compile(rf"^(?:(?:{_MODELS})\.)+(?=embeddings|encoder|layer|norm|pooler)")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Layout:
         architecture: class of Hugging Face transformers that opens this layout; empty for the files of other code.
         heads: attention heads of the published models by width.
         statistics: mean and std of the training data; None stands for ImageNet's.
+        modality: name of the kind of items that the layout's models see as images.
     """
 
     title: str
@@ -60,6 +64,7 @@ class Layout:
     architecture: str = ""
     heads: dict[int, int] = field(default_factory=lambda: _HEADS)
     statistics: Statistics = (None, None)
+    modality: str = "image"
 
     def to_timm(self, state: State, *, gated: bool = False) -> State:
         """Tensors of a file under our names; names without an entry in the table stay as they are.
@@ -186,6 +191,8 @@ FILES = {
     ),
     "mocov3": Layout("MoCo v3", "bicubic", r"head\.", heads={384: 12, 768: 12}),
     "msn": Layout("MSN", "bicubic", r"(fc|pred)\."),
+    "asit": Layout("ASiT", "bicubic", r"head\.", statistics=_AUDIOSET, modality="audio"),
+    "ast": Layout("AST", "timm", r"(head|head_dist)\.", statistics=_AUDIOSET, modality="audio"),
     "timm": Layout("timm", "timm", r"(head|head_dist|attn_pool|fc|classifier)\."),
 }
 
@@ -287,6 +294,15 @@ DINOV3 = Layout(
     block="layer.{}.",
     architecture="DINOv3ViTModel",
 )
+AST = replace(
+    VIT,
+    title="Hugging Face audio-spectrogram-transformer",
+    position_resize="timm",
+    names=VIT.names | {"dist_token": "embeddings.distillation_token"},
+    architecture="ASTModel",
+    statistics=_AUDIOSET,
+    modality="audio",
+)
 # By the model_type of config.json.
 HUGGINGFACE = {
     "vit": VIT,
@@ -295,4 +311,5 @@ HUGGINGFACE = {
     "dinov2": DINOV2,
     "dinov2_with_registers": DINOV2_REGISTERS,
     "dinov3_vit": DINOV3,
+    "audio-spectrogram-transformer": AST,
 }

@@ -18,6 +18,7 @@ from glpretrain.weights.formats import heads_of, infer, is_gated, num_blocks, re
 from glpretrain.weights.halves import Unwrapped, unwrap
 from glpretrain.weights.names import FILES, HUGGINGFACE, POINT_MAE, POS_BERT, SATELLITE
 from glpretrain.weights.report import Arguments, LoadedWeights, LoadOptions
+from glpretrain.weights.spectrograms import infer_spectrograms
 
 # What a timm configuration may say without consequence for an encoder, and what becomes an argument of the encoder.
 _TIMM_IGNORED = {"num_classes", "global_pool", "dynamic_img_size", "strict_img_size", "pretrained_strict", "fc_norm", "use_fc_norm"}
@@ -25,6 +26,10 @@ _TIMM_TAKEN = {"img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_
 _TIMM_TAKEN |= {"init_values", "reg_tokens", "no_embed_class"}
 # Classes that a configuration may name: those of plain MLPs, and those of gated ones.
 _TIMM_LAYERS = {"mlp_layer": (("Mlp",), ("SwiGLUPacked",)), "act_layer": (("GELU", "gelu"), ("SiLU", "silu"))}
+
+# What an AST's configuration calls frames and bins, and the steps between patches along them, with the defaults of transformers.
+_AST_SIZE, _AST_STRIDE = (("max_length", 1024), ("num_mel_bins", 128)), (("time_stride", 10), ("frequency_stride", 10))
+_LARGEST_COUNT = 65_536
 
 # CONCH is a model of images and texts (CoCa). Its image tower is a timm ViT with an attention pool behind it.
 _CONCH_KEPT = r"visual\.(trunk|attn_pool_contrast|ln_contrast)\."
@@ -101,16 +106,30 @@ def read_huggingface_folder(folder: Path) -> LoadedWeights:
         # In float32, as their code computes it.
         periods = _number(config, "rope_theta", 100.0) ** torch.arange(0, 1, 4 * heads / state["cls_token"].shape[-1])
     size = pair(config["image_size"]) if "image_size" in config else None
-    arguments, state, assumed = infer(state, name=None, num_heads=heads, heads={}, periods=periods, path=folder, img_size=size)
+    mean, std = layout.statistics
+    if layout.modality == "audio":
+        size, stride = ((_count(config, one), _count(config, other)) for one, other in (_AST_SIZE, _AST_STRIDE))
+        arguments, state, assumed = infer_spectrograms(state, name=None, num_heads=heads, heads={}, path=folder, size=size, stride=stride)
+    else:
+        arguments, state, assumed = infer(state, name=None, num_heads=heads, heads={}, periods=periods, path=folder, img_size=size)
     preprocessing = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
     arguments |= {
         "position_resize": layout.position_resize,
         "norm_eps": _number(config, "layer_norm_eps", 1e-6),
-        "mean": numbers(preprocessing.get("image_mean"), name="image_mean"),
-        "std": numbers(preprocessing.get("image_std"), name="image_std"),
+        "mean": numbers(preprocessing.get("image_mean"), name="image_mean") or mean,
+        "std": numbers(preprocessing.get("image_std"), name="image_std") or std,
         "source": f"Hugging Face folder {folder.name}",
     }
     return LoadedWeights(layout.title, "ViT", arguments, state, layout.pretraining, assumed=tuple(assumed))
+
+
+def _count(config: dict, names: tuple[str, int]) -> int:
+    """A positive whole number of a configuration, by its name and its default."""
+    name, default = names
+    value = config.get(name, default)
+    if type(value) is not int or not 1 <= value <= _LARGEST_COUNT:
+        raise ValueError(f"load_backbone: {name}={value!r} found; accepted: a whole number from 1 to {_LARGEST_COUNT}")
+    return value
 
 
 def _number(config: dict, name: str, default: float) -> float:
@@ -138,9 +157,9 @@ def read_published_file(content: object, options: LoadOptions, *, path: Path) ->
     format = options.get("format") or recognise(found, path=path)
     layout, periods = FILES[format], state.get("rope_embed.periods")
     state = layout.to_timm(_split_biases(state) if format == "dinov3" else state)
-    arguments, state, assumed = infer(
-        state, name=options.get("name"), num_heads=options.get("num_heads"), heads=layout.heads, periods=periods, path=path
-    )
+    given = {"name": options.get("name"), "num_heads": options.get("num_heads"), "heads": layout.heads, "path": path}
+    is_sound = layout.modality == "audio"
+    arguments, state, assumed = infer_spectrograms(state, **given) if is_sound else infer(state, **given, periods=periods)
     mean, std = SATELLITE if format == "dinov3" and "sat493m" in path.name else layout.statistics
     title = f"{layout.title} ({found.side})" if found.side else layout.title
     arguments |= {

@@ -96,3 +96,41 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied(what: str) -> None:
         copy_backbone(make_source(), target=target)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in target.backbone_state().items())
+
+
+def spectrograms(**changes) -> ViT:
+    sizes = {"img_size": (48, 32), "in_chans": 1, "mean": [-4.0], "std": [9.0], "modality": "audio", "position_resize": "bicubic"}
+    return vit(**{**sizes, **changes})
+
+
+def test_a_backbone_of_images_goes_on_for_spectrograms() -> None:
+    """Kernels summed over the colours and positions resized by bicubic interpolation, as main_ASiT.py of 2024 does it."""
+    source, target = vit(), spectrograms()
+    transfer = copy_backbone(source, target=target)
+    assert transfer.summed == 3 and transfer.resized == {"pos_embed": ((4, 4), (6, 4))}
+    assert "patch_embed.proj.weight summed over 3 channels, pos_embed resized from 4x4 to 6x4" in str(transfer)
+    before, after = source.backbone_state(), target.backbone_state()
+    assert torch.equal(after["patch_embed.proj.weight"], before["patch_embed.proj.weight"].sum(dim=1, keepdim=True))
+    grid = before["pos_embed"][:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(grid, size=(6, 4), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(after["pos_embed"], torch.cat([before["pos_embed"][:, :1], resized], dim=1))
+    others = before.keys() - {"patch_embed.proj.weight", "pos_embed"}
+    assert len(others) == transfer.num_tensors - 2 and all(torch.equal(after[name], before[name]) for name in others)
+    # A picture whose colours are equal is one channel to both.
+    copy_backbone(source, target=(square := spectrograms(img_size=32)))
+    grey = image(2, 1, 32, 32)
+    torch.testing.assert_close(square.eval()(grey).patches, source.eval()(grey.expand(-1, 3, -1, -1)).patches, rtol=0.0, atol=1e-5)
+
+
+def test_what_cannot_go_on_for_another_kind_of_item_is_refused() -> None:
+    with pytest.raises(ValueError, match="the backbone has patch_size 16x16 where the recipe says 8x8"):
+        copy_backbone(vit(patch_size=16), target=spectrograms())
+    with pytest.raises(ValueError, match=r"set the recipe's encoder to ViT with num_heads=2$"):
+        copy_backbone(vit(num_heads=2), target=spectrograms())
+    two = {"in_chans": 2, "mean": [0.0, 0.0], "std": [1.0, 1.0]}
+    with pytest.raises(ValueError, match="kind image where the recipe says audio; accepted: two ViTs, the recipe's with one channel or"):
+        copy_backbone(vit(), target=spectrograms(**two))
+    with pytest.raises(ValueError, match="items of kind points where the recipe says audio; accepted: two ViTs"):
+        copy_backbone(clouds(), target=spectrograms())
+    with pytest.raises(ValueError, match=r"the backbone has patch_stride None where the recipe says \[4, 8\]"):
+        copy_backbone(spectrograms(), target=spectrograms(patch_stride=[4, 8]))

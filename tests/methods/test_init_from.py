@@ -250,6 +250,21 @@ def test_the_position_grid_is_resized_and_reported(tmp_path: Path, capsys: pytes
     assert f"from {tmp_path / 'backbone'} (sha256" in run.backbone.card.source
 
 
+def test_a_run_on_sounds_starts_from_a_backbone_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = shrunk(ROOT / "asit.yaml", tmp_path)
+    entry = yaml.safe_load(recipe.read_text())["model"]["init_args"]["encoder"]["init_args"]
+    sizes = {name: entry[name] for name in ("name", "patch_size", "embed_dim", "depth", "num_heads") if name in entry}
+    source = moved(ViT(**sizes, img_size=8 * sizes["patch_size"], mean=MEAN, std=STD))
+    export(source, tmp_path / "backbone")
+    made = build(ROOT / "asit.yaml", tmp_path, "--init_from", str(tmp_path / "backbone"), *settings(frozen=0.9))
+    run = made.fit()
+    printed = capsys.readouterr().out
+    assert "patch_embed.proj.weight summed over 3 channels" in printed and "pos_embed resized from 8x8 to" in printed
+    assert run.results["init_from"]["summed_channels"] == 3
+    card = run.backbone.card
+    assert card.modality == "audio" and len(card.mean) == 1 and card.mean[0] == pytest.approx(entry["mean"][0])
+
+
 def test_a_recipe_may_say_it_and_python_too(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = shrunk(ROOT / "dino.yaml", tmp_path)
     values = yaml.safe_load(recipe.read_text()) | {"init_from": {"path": str(backbone), "which": "teacher"}}
