@@ -161,13 +161,13 @@ def built(path: Path, folder: Path) -> Training:
 
 
 def tuned_kind(path: Path) -> str:
-    """What a recipe of fine-tuning is for: images or points."""
+    """What a recipe of fine-tuning is for: images, points or audio."""
     return vars(glpretrain.finetune)[yaml.safe_load(path.read_text())["data"]["views"]["class_path"].rpartition(".")[2]].modality
 
 
 def tuned(path: Path, backbone: Path, folder: Path) -> Tuning:
     """A recipe of fine-tuning on few small items, for two steps; everything else as it stands."""
-    sources = {"image": ("Scenes", "size", 56), "points": ("Solids", "num_points", 64)}
+    sources = {"image": ("Scenes", "size", 56), "points": ("Solids", "num_points", 64), "audio": ("Sounds", "frames", 56)}
     name, argument, size = sources[tuned_kind(path)]
     small = {
         "data.source": f'{{"class_path": "glpretrain.data.{name}", "init_args": {{"length": 12, "{argument}": {size}}}}}',

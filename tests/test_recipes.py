@@ -88,7 +88,10 @@ def test_recipe_takes_two_steps(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", FINE_TUNING, ids=name_of)
 def test_recipe_of_fine_tuning_takes_two_steps_and_gives_a_model(path: Path, tmp_path: Path) -> None:
     small = {"embed_dim": 24, "depth": 2, "num_heads": 3}
-    if tuned_kind(path) == "image":
+    if tuned_kind(path) == "audio":
+        sizes = {"img_size": [48, 32], "patch_size": 8, "in_chans": 1, "mean": [-4.0], "std": [9.0], "modality": "audio"}
+        export(ViT("vit_tiny_patch16_224", **sizes, **small), tmp_path / "backbone")
+    elif tuned_kind(path) == "image":
         export(ViT("vit_tiny_patch16_224", img_size=48, patch_size=8, **small), tmp_path / "backbone")
     else:
         points = {"num_points": 48, "points_per_token": 6, "group_size": 8, "tokens_dim": 8}

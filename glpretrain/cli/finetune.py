@@ -23,7 +23,7 @@ from glpretrain.data.sources.base import Source
 from glpretrain.encoders import Encoder
 from glpretrain.evaluate import Sources
 from glpretrain.evaluate.base import Score
-from glpretrain.finetune import FineTune, FineTuned, LabelledData, TaskViews, with_num_points
+from glpretrain.finetune import FineTune, FineTuned, LabelledData, TaskViews
 from glpretrain.report import untrained
 from glpretrain.runs import Run, find_recipe, without_links
 from glpretrain.weights import load_backbone
@@ -127,12 +127,14 @@ class Tuning(Training):
                 self.encoder = untrained(self.encoder, seed=self.config.seed_everything)
         card = self.encoder.card
         if card.modality != kind.modality:
-            accepted = "backbones for images, or --config finetune/clouds" if of_images else f"backbones for {kind.modality}"
+            others = "images, or --config finetune/clouds or finetune/sounds"
+            accepted = f"backbones for {others if of_images else kind.modality}"
             raise ValueError(f"finetune: {self.config.backbone} is a backbone for {card.modality}; accepted: {accepted}")
-        if views.size is None:
-            views.size = card.item_shape[-1] if of_images else card.item_shape[0]
-        elif not of_images:
-            self.encoder = with_num_points(self.encoder, views.size)
+        settings = {name: own if views[name] is None else views[name] for name, own in kind.settings_of(card).items()}
+        if settings != kind.settings_of(card):
+            self.encoder = kind.sized(self.encoder, settings)
+        for name, value in settings.items():
+            views[name] = value
         source = self.config.data.source
         if "channels" in source.init_args:
             source.init_args.channels = card.item_shape[0]

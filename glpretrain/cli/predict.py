@@ -19,10 +19,8 @@ from glpretrain import modalities
 from glpretrain.cli.predict_masks import write_masks
 from glpretrain.core.files import part_file
 from glpretrain.core.listing import printable
-from glpretrain.data import PointFolder
-from glpretrain.data.sources.images.decoding import find_images
 from glpretrain.evaluate.progress import tracked
-from glpretrain.finetune import CloudTransform, FineTuned, Parts, Segmentation, predictions
+from glpretrain.finetune import FineTuned, Parts, Segmentation, Transform, predictions
 from glpretrain.runs import require_outside
 
 _SHOWN = 24  # files on a contact sheet
@@ -58,7 +56,7 @@ def predict(
 
     Args:
         model: folder that glpretrain finetune wrote: runs/.../latest/model
-        files: images, or folders of images; clouds and meshes for a model of clouds
+        files: images, or folders of images; clouds and meshes for a model of clouds, sounds for a model of sounds
         out: table that is written, in CSV
         top: number of classes that a row names, of a model for classification; 3 when left out
         pictures: folder for two contact sheets: the files of which the model is most and least certain; or for masks: the name of --out
@@ -74,10 +72,9 @@ def predict(
     if out.is_dir():
         raise ValueError(f"predict: --out {out} is a folder; accepted: a file, such as {out / 'predictions.csv'}")
     tuned = FineTuned.load(model)
-    of_clouds = isinstance(tuned.transform, CloudTransform)
     if tuned.card.task == Parts.task:
         raise ValueError(f"predict: {model} needs the category of each cloud, which files do not say; give it in Python: FineTuned.predict")
-    paths = _found(files, find=_clouds if of_clouds else find_images, kind="cloud" if of_clouds else "image")
+    paths = _found(files, find=tuned.transform.files_in, kind=tuned.transform.kind)
     if pictures is not None:
         require_outside("pictures", pictures, given=files)
     if torch.cuda.is_available():
@@ -137,25 +134,20 @@ def _found(files: Sequence[Path], *, find: Callable[[Path], Iterable[Path]], kin
     return list(found)
 
 
-def _clouds(folder: Path) -> Iterable[Path]:
-    """The clouds and meshes below a folder."""
-    return PointFolder(folder, split="all").paths
-
-
 def _row(probabilities: Tensor, classes: Sequence[str], count: int) -> list[tuple[str, float]]:
     """The most probable classes with their probabilities."""
     return [(classes[int(place)], float(probabilities[place])) for place in probabilities.topk(count).indices]
 
 
 def contact_sheet(chosen: Sequence[_Certain], model: FineTuned) -> Figure:
-    """Pictures of images or clouds with their class and its probability in percent, in the given order."""
+    """Pictures of images, clouds or sounds with their class and its probability in percent, in the given order."""
     num_rows = math.ceil(len(chosen) / _COLUMNS)
     figure = Figure(figsize=(_CELL * _COLUMNS, (_CELL + 0.3) * num_rows), layout="constrained")
     axes = figure.subplots(num_rows, _COLUMNS, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, one in zip(axes.flat, chosen, strict=False):
-        if isinstance(model.transform, CloudTransform):
+        if not isinstance(model.transform, Transform):
             card = model.card.encoder
             pixels = modalities.get(card.modality).pictures(model.transform.read(one.path)[None], card=card)[0].numpy()  # [H W 3]
         else:

@@ -15,6 +15,8 @@ from glpretrain.finetune.predicting import Predicted, predictions
 from glpretrain.finetune.segmentation import Segmentation, SegmentationViews
 from glpretrain.finetune.segmentation_heads import LinearHead, MaskTransformer
 from glpretrain.finetune.segmenting import Segmented, segmentations
+from glpretrain.finetune.sound_transform import SoundTransform
+from glpretrain.finetune.sounds import SoundViews
 from glpretrain.finetune.transforms import Transform
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "Segmentation",
     "SegmentationViews",
     "Segmented",
+    "SoundTransform",
+    "SoundViews",
     "TaskViews",
     "Transform",
     "is_fine_tuned",

@@ -247,15 +247,24 @@ class Classification(FineTune):
         return torch.stack([logits_of(self.evaluated, views) for views in items.unbind(dim=1)], dim=2)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """`classes`: cross-entropy, of mixed images and targets where there is mixing."""
+        """`classes`: cross-entropy, of mixed items and targets where there is mixing."""
         assert batch.targets is not None
         items, targets = batch.views["global"].items.squeeze(0), batch.targets
+        if targets.dim() == 2:  # mixed by the views
+            return {"classes": self._mixed_loss(self.logits(batch).float(), targets)}
         if self.mixing is None:
             loss = F.cross_entropy(self.logits(batch).float(), targets, reduction="none", label_smoothing=self.label_smoothing)
             return {"classes": loss}
         with drawn_from(self.draw_key):
             mixed, soft = self.mixing(items.clone(), targets)  # timm mixes in place
         return {"classes": F.cross_entropy(self.logits(batch, mixed).float(), soft, reduction="none")}
+
+    def _mixed_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Float[B]: (1 - s) cross-entropy of the first class + s that of the second, of Float[B 3], both classes and the share s."""
+        first, second = (
+            F.cross_entropy(logits, targets[:, place].long(), reduction="none", label_smoothing=self.label_smoothing) for place in (0, 1)
+        )
+        return torch.lerp(first, second, targets[:, 2])
 
     def outcomes(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Int[B 3]: the class, the predicted one, and whether the class is among the five most probable ones; where views vote Int[B 4],

@@ -3,8 +3,10 @@
 Left out: pictures (`transforms`), augmentation (`clouds`, `parts`), and what is learned.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,8 +14,7 @@ from torch import Tensor
 
 from glpretrain.core.clouds import farthest_points
 from glpretrain.core.types import Item
-from glpretrain.data.sources.points import cloud_item, read_points
-from glpretrain.finetune.transforms import Transform
+from glpretrain.data.sources.points import PointFolder, cloud_item, read_points
 from glpretrain.modalities.points import with_count
 
 _ON_A_MESH = 2048  # points, as many as `PointFolder` samples
@@ -28,6 +29,8 @@ class CloudTransform:
         normalise: whether a cloud is centred at its mean and scaled into the unit sphere.
         has_category: whether the model takes the number of the cloud's category beside every point.
     """
+
+    kind: ClassVar[str] = "cloud"
 
     num_points: int
     normalise: bool = True
@@ -51,6 +54,11 @@ class CloudTransform:
         points = read_points(path, num_points=max(_ON_A_MESH, self.num_points))
         return chosen_points(cloud_item(points, name=path, label=-1, normalise=self.normalise), self.num_points).values
 
+    @staticmethod
+    def files_in(folder: Path) -> Sequence[Path]:
+        """The clouds and meshes below a folder."""
+        return PointFolder(folder, split="all").paths
+
     @property
     def item_shape(self) -> tuple[int, ...]:
         """Points and coordinates of what the model takes."""
@@ -60,25 +68,20 @@ class CloudTransform:
         """Plain values."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, values: dict) -> "CloudTransform":
+        """Inverse of `to_json`.
 
-AnyTransform = Transform | CloudTransform
-
-
-def transform_from_json(values: object) -> AnyTransform:
-    """Inverse of `to_json` of both kinds.
-
-    Raises:
-        ValueError: a field is missing, unknown or of another kind.
-    """
-    if not isinstance(values, dict) or "num_points" not in values:
-        return Transform.from_json(values)
-    fields = {"num_points", "normalise", "has_category"}
-    if values.keys() != fields:
-        raise ValueError(f"transform: accepted: an object with {', '.join(sorted(fields))}")
-    num_points, *flags = (values[name] for name in ("num_points", "normalise", "has_category"))
-    if type(num_points) is not int or num_points < 1 or not all(isinstance(flag, bool) for flag in flags):
-        raise ValueError(f"transform: {values} has a value out of range")
-    return CloudTransform(num_points, *flags)
+        Raises:
+            ValueError: a field is missing, unknown or of another kind.
+        """
+        fields = {"num_points", "normalise", "has_category"}
+        if values.keys() != fields:
+            raise ValueError(f"transform: accepted: an object with {', '.join(sorted(fields))}")
+        num_points, *flags = (values[name] for name in ("num_points", "normalise", "has_category"))
+        if type(num_points) is not int or num_points < 1 or not all(isinstance(flag, bool) for flag in flags):
+            raise ValueError(f"transform: {values} has a value out of range")
+        return cls(num_points, *flags)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ Known differences: the points that are drawn from are chosen once, from the firs
 a vote draws the same numbers for every cloud; and there is one round of votes, not the best of 299 on the test part.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -60,6 +60,16 @@ class CloudViews(TaskViews):
             raise ValueError(f"views: votes={votes} given; accepted: numbers from 0 on")
         self.drawn_from, self.scale, self.translation = drawn_from, scale, translation
         self.votes, self.normalise = votes, normalise
+
+    @classmethod
+    def settings_of(cls, card: EncoderCard) -> dict[str, int]:
+        """The number of points."""
+        return {"size": card.item_shape[0]}
+
+    @classmethod
+    def sized(cls, encoder: Encoder, settings: Mapping[str, int]) -> Encoder:
+        """The encoder with a card for clouds of so many points."""
+        return with_num_points(encoder, settings["size"])
 
     def classes_of(self, source: Source) -> list[str]:
         """The classes of the source.

@@ -26,7 +26,8 @@ from glpretrain.data.requirements import Tokens
 from glpretrain.data.sources.base import Source, UnreadableItemError
 from glpretrain.data.views import ViewMaker, Views
 from glpretrain.data.views.changes import Changes
-from glpretrain.finetune.cloud_transform import AnyTransform
+from glpretrain.encoders.base import Encoder
+from glpretrain.finetune.item_transforms import AnyTransform
 from glpretrain.finetune.transforms import drawn_from
 
 
@@ -36,7 +37,8 @@ class TaskViews(ViewMaker):
     A subclass names its `modality` and implements `classes_of`, `augmented`, `plain` and `transform`.
 
     Args:
-        size: height and width of images, or number of points of clouds; None is the size that the backbone was trained on.
+        size: height and width of images, number of points of clouds, or number of frames of sounds; None is the size that the backbone was
+            trained on.
 
     Raises:
         ValueError: a value out of range.
@@ -58,6 +60,20 @@ class TaskViews(ViewMaker):
             ValueError: no source reads it.
         """
         return source_spec(path, source_for(path, cls.modality))
+
+    @classmethod
+    def settings_of(cls, card: EncoderCard) -> dict[str, int]:
+        """Settings that stand for those of the backbone's items where they are None; here the side of its images."""
+        return {"size": card.item_shape[-1]}
+
+    @classmethod
+    def sized(cls, encoder: Encoder, settings: Mapping[str, int]) -> Encoder:
+        """The encoder for items of the size in `settings`, whose names are those of `settings_of`; that of images was loaded for it.
+
+        Raises:
+            ValueError: it accepts no such items.
+        """
+        return encoder
 
     @abstractmethod
     def classes_of(self, source: Source) -> list[str]:
@@ -85,7 +101,7 @@ class TaskViews(ViewMaker):
         return {"global": (1, (num_channels, side, side))}
 
     def default_size(self) -> int:
-        """Height and width of images, or number of points of clouds."""
+        """Height and width of images, number of points of clouds, or number of frames of sounds."""
         assert self.size is not None, "the size of the backbone is filled in before training"
         return self.size
 

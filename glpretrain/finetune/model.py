@@ -20,8 +20,9 @@ from glpretrain.encoders.base import build, load_strictly
 from glpretrain.finetune.base import HEAD, FineTune, Head, logits_of
 from glpretrain.finetune.class_heads import class_head
 from glpretrain.finetune.classification import Classification
-from glpretrain.finetune.cloud_transform import AnyTransform, CloudTransform, transform_from_json
+from glpretrain.finetune.cloud_transform import CloudTransform
 from glpretrain.finetune.exports import ExportedModel, Format, export_model
+from glpretrain.finetune.item_transforms import AnyTransform, transform_from_json
 from glpretrain.finetune.parts import PartHead, Parts
 from glpretrain.finetune.segmentation import Segmentation
 from glpretrain.finetune.segmentation_heads import segmentation_head
@@ -178,7 +179,8 @@ class FineTuned(nn.Module):
 
     @property
     def transform(self) -> AnyTransform:
-        """What is done to an item: a PIL image, or UInt8[C h w], to Float[C H W]; or a cloud, Float[p 3+], to Float[P 3]."""
+        """What is done to an item: a PIL image, or UInt8[C h w], to Float[C H W]; a cloud, Float[p 3+], to Float[P 3]; or a sound,
+        Float[S], to Float[1 T F]."""
         return self.card.transform
 
     def forward(self, items: Tensor) -> Tensor:
@@ -190,7 +192,7 @@ class FineTuned(nn.Module):
         """Probabilities, Float[B K *S], on the CPU.
 
         Args:
-            items: Float[B *item] that `transform` made; or PIL images, or the arrays of clouds, Float[p 3+].
+            items: Float[B *item] that `transform` made; or PIL images, or the arrays of clouds, Float[p 3+], or of sounds, Float[S].
 
         Raises:
             ValueError: the model segments pictures, which have sizes of their own.

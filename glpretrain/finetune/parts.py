@@ -7,7 +7,7 @@ Known differences: the optimizer moves once in a step (there twice, the first ti
 category are those of its training clouds, not a table; test clouds have a fixed part of their points, not points drawn anew.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -30,7 +30,7 @@ from glpretrain.evaluate.metrics.intervals import mean_of_scores, mean_score
 from glpretrain.evaluate.points.part_segmentation import instance_iou
 from glpretrain.finetune.base import FineTune, Head, for_tuning
 from glpretrain.finetune.cloud_transform import CloudTransform
-from glpretrain.finetune.clouds import check_moves, moved
+from glpretrain.finetune.clouds import check_moves, moved, with_num_points
 from glpretrain.finetune.data import TaskViews
 from glpretrain.modalities.points import with_count
 from glpretrain.training.branch import Branch
@@ -73,6 +73,16 @@ class PartViews(TaskViews):
     def own_source(cls, path: str | Path) -> SourceSpec:
         """Clouds with parts."""
         return masked_spec(path, cls.modality)
+
+    @classmethod
+    def settings_of(cls, card: EncoderCard) -> dict[str, int]:
+        """The number of points."""
+        return {"size": card.item_shape[0]}
+
+    @classmethod
+    def sized(cls, encoder: Encoder, settings: Mapping[str, int]) -> Encoder:
+        """The encoder with a card for clouds of so many points."""
+        return with_num_points(encoder, settings["size"])
 
     def classes_of(self, source: Source) -> list[str]:
         """Names of the parts.

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from glpretrain.data.loading import Loader
 from glpretrain.data.sources.base import UnreadableItemError
-from glpretrain.finetune.cloud_transform import AnyTransform
+from glpretrain.finetune.item_transforms import AnyTransform
 from glpretrain.finetune.model import FineTuned
 
 
@@ -61,7 +61,7 @@ def predictions(model: FineTuned, paths: Sequence[Path], *, batch_size: int = 64
 
     Args:
         model: the model, on the device that it is to run on.
-        paths: files of images or clouds, as the model takes them.
+        paths: files of images, clouds or sounds, as the model takes them.
         batch_size: number of files that are computed at once.
         num_workers: number of processes that read; with 0 this process reads.
     """

@@ -5,11 +5,11 @@ torch, which are set from the key and put back. Left out: clouds (`cloud_transfo
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode, v2
 
 from glpretrain.data.sources.images.arrays import levels_of
-from glpretrain.data.sources.images.decoding import MOST_SIDE, decode
+from glpretrain.data.sources.images.decoding import MOST_SIDE, decode, find_images
 from glpretrain.data.sources.images.held import picture_values
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -68,6 +68,8 @@ class Transform:
         value_range: see `EncoderCard`.
     """
 
+    kind: ClassVar[str] = "image"
+
     size: tuple[int, int]
     crop_pct: float | None
     mean: tuple[float, ...]
@@ -96,6 +98,11 @@ class Transform:
         """UInt8[C h w] of a picture's file; arguments and errors as of `decoding.decode`."""
         levels = levels_of(self.value_range, channels=len(self.mean), owner="transform")
         return decode(path, channels=len(self.mean), side=side, levels=levels)
+
+    @staticmethod
+    def files_in(folder: Path) -> Sequence[Path]:
+        """The images below a folder."""
+        return find_images(folder)
 
     @property
     def item_shape(self) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from glpretrain.finetune import (
     with_num_points,
 )
 from glpretrain.finetune.base import for_tuning
-from glpretrain.finetune.cloud_transform import transform_from_json
+from glpretrain.finetune.item_transforms import transform_from_json
 
 SMALL = {"num_points": 48, "points_per_token": 6, "group_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "tokens_dim": 8}
 

@@ -190,7 +190,7 @@ class SoundCrops(ViewMaker):
                 waves = _mixed(waves, share=parts[f"{name}_mixed"].transpose(0, 1))
             banks = (log_mel(waves, num_bins=self.num_bins) - card.mean[0]) / card.std[0]  # [V B T F]
             if any(spec.time_mask or spec.frequency_mask for spec in specs):
-                banks = _masked(banks, ends=parts[f"{name}_masked"].transpose(0, 1))
+                banks = masked_bands(banks, ends=parts[f"{name}_masked"].transpose(0, 1))
             groups[name] = ViewGroup(banks.unsqueeze(2), frame=parts[f"{name}_frames"].transpose(0, 1))
         return Views(groups)
 
@@ -203,7 +203,7 @@ def _mixed(waves: Tensor, *, share: Tensor) -> Tensor:
     return torch.lerp(waves, waves[:, neighbour], share.unsqueeze(2))
 
 
-def _masked(banks: Tensor, *, ends: Tensor) -> Tensor:
+def masked_bands(banks: Tensor, *, ends: Tensor) -> Tensor:
     """Float[V B T F] with zeros, the mean, in the frames and bins that Int[V B 4] names."""
     first_frame, last_frame, first_bin, last_bin = ends.unsqueeze(-1).unbind(2)  # [V B 1] each
     frames, bins = (torch.arange(size, device=banks.device) for size in banks.shape[2:])
