@@ -10,7 +10,7 @@ from glpretrain.core.fbank import num_samples
 from glpretrain.core.types import EncoderCard, EncoderOutput, Item
 from glpretrain.data import Sounds, Source
 from glpretrain.encoders import PointTransformer, ViT
-from glpretrain.evaluate import KNN, PromptSegmentation, default_evaluators
+from glpretrain.evaluate import KNN, LinearSegmentation, PromptSegmentation, default_evaluators
 
 FRAMES, BINS, PATCH = 48, 32, 8
 
@@ -61,6 +61,26 @@ def test_cells_that_know_the_truth_are_found_by_a_click() -> None:
     assert found["miou"].value > 90.0 and found["auc"].value > 99.0
     assert KNN(k=[1]).run(encoder, {"train": Bursts(), "test": Bursts()}).scores["accuracy"].value == 100.0
     assert set(PromptSegmentation().pictures(encoder, {"masked": Bursts()})) == {"similarity", "prompts"}
+
+
+class ClassifiedBursts(Bursts):
+    """The same, with the class of the cells of a burst: whether its sound is an early one."""
+
+    mask_classes = ("silence", "late", "early")
+
+    def __getitem__(self, index: int) -> Item:
+        item = super().__getitem__(index)
+        return item._replace(semantic=item.instances * (1 + item.label))
+
+
+def test_a_linear_layer_finds_where_and_when_an_event_is() -> None:
+    encoder = LoudEncoder(loud_patches)
+    evaluator = LinearSegmentation(learning_rates=[0.3], l2=[1e-5], num_steps=150)
+    found = evaluator.run(encoder, {"masked_train": ClassifiedBursts(), "masked": ClassifiedBursts()}).scores
+    # A cell knows that it is loud, and not which class it has: silence is found, and one of the two classes stands for both.
+    assert found["iou_silence"].value > 90.0 and found["accuracy"].value > 75.0
+    assert max(found["iou_late"].value, found["iou_early"].value) > 40.0 > min(found["iou_late"].value, found["iou_early"].value)
+    assert set(evaluator.pictures(encoder, {"masked_train": ClassifiedBursts(), "masked": ClassifiedBursts()})) == {"classes"}
 
 
 def test_the_default_evaluators_of_sounds_score_a_vit() -> None:

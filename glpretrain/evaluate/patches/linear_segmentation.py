@@ -180,11 +180,13 @@ class LinearLayer(Evaluator):
 class LinearSegmentation(LinearLayer):
     """Segmentation of `masked` by a linear layer on patches: `miou` over the classes that occur, `accuracy` of pixels, `iou_<class>`.
 
+    Of sounds, a pixel is a cell of time and frequency.
+
     Chosen: `learning_rate` and `l2`. Settings are those of `LinearLayer`.
     """
 
     headlines = ("miou", "accuracy")
-    modality = "image"
+    num_axes = 2  # images, and sounds as cells of time and frequency
     split_seed = 70
 
     def compute(self, encoder: Encoder, sources: Sources, cache: FeatureCache | None) -> Result:
