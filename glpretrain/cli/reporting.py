@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from glpretrain import modalities
 from glpretrain.callbacks import KeepStart
 from glpretrain.cli.parsing import parse
 from glpretrain.cli.trust import Parser, read_part, read_yaml
@@ -128,7 +129,8 @@ def _next(run: Path, *, items: str | None, source: Source) -> list[str]:
     own = shlex.quote(items) if items is not None else "YOUR_FOLDER"
     others = shlex.quote(str(run.parent))
     labelled = own if source.classes and items is not None else "FOLDER_WITH_CLASSES"
-    fine = [f"glpretrain finetune {backbone} --data {labelled}"] if source.modality == "image" else []
+    options = modalities.get(source.modality).tuning
+    fine = [] if options is None else [" ".join(["glpretrain finetune", backbone, *options, f"--data {labelled}"])]
     return [
         f"glpretrain inspect {backbone} {own} --untrained",
         f"glpretrain embed {backbone} {own} --out features.npy",

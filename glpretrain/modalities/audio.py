@@ -36,7 +36,9 @@ class Audio(Modality):
         "linear": "glpretrain.evaluate.LinearProbe",
         "prompt": "glpretrain.evaluate.PromptSegmentation",
     }
-    page = "glpretrain.report.write_report"
+    page = "glpretrain.report.write_sound_report"
+    tuning = ("--config finetune/sounds",)
+    page_data = "glpretrain.report.sound_page.sound_data"
 
     def item_shape(self, card: EncoderCard, size: Size | None) -> tuple[int, ...]:
         """One channel, frames and bins; one number is that of the frames."""

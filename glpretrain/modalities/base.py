@@ -36,6 +36,10 @@ class Modality(ABC):
     default_evaluators: ClassVar[dict[str, str]]  # evaluators that every run is scored with, by name
     unlabelled_evaluators: ClassVar[Mapping[str, str]] = MappingProxyType({})  # those for a user's items without labels, by name
     page: ClassVar[str]  # function that writes the page to look into backbones
+    tuning: ClassVar[tuple[str, ...] | None] = (
+        None  # options with which `glpretrain finetune` makes a classifier; None where reports name none
+    )
+    page_data: ClassVar[str] = ""  # function that makes what a page holds of items; empty where the report of a run shows none to look into
 
     @abstractmethod
     def item_shape(self, card: EncoderCard, size: Size | None) -> tuple[int, ...]:

@@ -42,6 +42,8 @@ class Image(Modality):
         {"health": "glpretrain.evaluate.Health", "agreement": "glpretrain.evaluate.Agreement"}
     )
     page = "glpretrain.report.write_report"
+    tuning = ()
+    page_data = "glpretrain.report.image_page.image_data"
 
     def item_shape(self, card: EncoderCard, size: Size | None) -> tuple[int, ...]:
         """Channels, height and width; one number is the side of a square."""

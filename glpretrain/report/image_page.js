@@ -13,6 +13,7 @@
     linked: data.backbones.every((backbone) => backbone.threshold === data.backbones[0].threshold), // one threshold for all of them
     shared: false,
   };
+  const unit = data.unit || "pixels"; // that an item is made of: of a sound, cells of time and frequency
   const views = []; // [image][backbone]: what is stored, what was computed from it, and where it is drawn
   const stale = new Map(); // view to what has changed since it was drawn: "prompt", "threshold" or "pointer"
   let scheduled = false;
@@ -40,7 +41,7 @@
     const threshold = thresholdOf(view), { row, column, index } = view.prompt, [low, high] = maps.range(view.cosines);
     const above = maps.count(view.cosines, (cosine) => cosine > threshold), share = maps.count(view.mask, Boolean) / view.mask.length;
     view.readout.textContent = `prompt: row ${row}, column ${column} (patch ${index}) \u00b7 ${above} of ${view.cosines.length} patches `
-      + `above ${threshold.toFixed(3)} \u00b7 ${(100 * share).toFixed(1)} % of the pixels`;
+      + `above ${threshold.toFixed(3)} \u00b7 ${(100 * share).toFixed(1)} % of the ${unit}`;
     view.extent.textContent = `cosines ${low.toFixed(2)} to ${high.toFixed(2)}`;
   }
 
@@ -249,14 +250,14 @@
   const across = ([height, width]) => `${width} \u00d7 ${height}`;
 
   const cardOf = (backbone) => card(backbone, {
-    patches: `${across(backbone.patch)} pixels`,
-    shown: `${across(backbone.size)} pixels, ${backbone.grid[0]} rows of ${backbone.grid[1]} patches`,
-    trained: `${across(backbone.trained)} pixels`,
+    patches: `${across(backbone.patch)} ${unit}`,
+    shown: `${across(backbone.size)} ${unit}, ${backbone.grid[0]} rows of ${backbone.grid[1]} patches`,
+    trained: `${across(backbone.trained)} ${unit}`,
   });
 
   async function build() {
     const byId = (id) => document.getElementById(id);
-    byId("lead").textContent = `${plural(data.images.length, "picture")}, ${plural(data.backbones.length, "backbone")}. `
+    byId("lead").textContent = `${plural(data.images.length, data.noun || "picture")}, ${plural(data.backbones.length, "backbone")}. `
       + "Click a patch: what resembles it lights up, and the mask is what exceeds the threshold.";
     byId("version").textContent = `made by glpretrain ${data.version}`;
     byId("exactness").textContent = "Patches are stored as 16-bit integers on their principal axes. Largest error of any cosine: "
@@ -271,7 +272,8 @@
     });
     for (const [i, image] of data.images.entries()) {
       views.push(await Promise.all(data.backbones.map((_, b) => viewOf(i, b))));
-      const heading = element("h2", { textContent: image.name }, element("small", { textContent: `${across(image.size)} pixels` }));
+      const heading = element("h2", { textContent: image.name }, element("small", { textContent: image.extent || `${across(image.size)} ${unit}` }));
+      if (image.sound) heading.append(" ", element("audio", { src: image.sound, controls: true, attributes: { "aria-label": image.name } }));
       const columns = element("div", { className: "columns" }, ...views[i].map(article));
       byId("main").append(element("section", { className: "image" }, heading, columns));
       for (const view of views[i]) if (view.drawAttention) view.drawAttention();

@@ -83,7 +83,7 @@ def image_data(encoders: Mapping[str, Encoder], shown: Sequence[Named], *, size:
         picture = distinct.index((shape, ways[name]))
         for number, original in enumerate(originals[ways[name]]):
             seen = look(encoder, original, size=size)
-            pictures[number][picture] = _url(_image(seen.pixels), "PNG", optimize=True)
+            pictures[number][picture] = data_url(_image(seen.pixels), "PNG", optimize=True)
             view, error = _view(encoder, seen, layers=layers)
             views[number].append(view)
             errors.append(error)
@@ -117,10 +117,11 @@ def _shown(pixels: Tensor) -> str:
     """A data URL of UInt8[C H W], in its own proportions."""
     image = _image(pixels)
     image.thumbnail((_SHOWN, _SHOWN), Image.Resampling.LANCZOS)
-    return _url(image, "JPEG", quality=_QUALITY)
+    return data_url(image, "JPEG", quality=_QUALITY)
 
 
-def _url(image: Image.Image, form: str, **how: int) -> str:
+def data_url(image: Image.Image, form: str, **how: int) -> str:
+    """A picture as a data URL, as PNG or JPEG."""
     file = io.BytesIO()
     image.save(file, form, **how)
     return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -8,8 +8,8 @@ backbone, and how exact it is:
   practice some 1e-5. The largest error over all pairs is measured and shown on the page.
 - attention of the class token: uint8, 255 is the map's own maximum, which is stored too.
 
-What is shown of an item has a module per kind (`image_page`, `cloud_page`). Scores are left out (`glpretrain.evaluate`), and so is the
-report of a run, which shows its pictures with the same parts (`glpretrain.run_report`).
+What is shown of an item has a module per kind (`image_page`, `cloud_page`, `sound_page`). Scores are left out (`glpretrain.evaluate`), and
+so is the report of a run, which shows its items with the same parts (`glpretrain.run_report`).
 """
 
 import base64
@@ -59,6 +59,7 @@ def write_page(
     out: str | Path,
     threshold: Threshold,
     layers: Layers,
+    script: str | None = None,
 ) -> Path:
     """Write the page of one kind of items; the other arguments and the result are those of `write_report`.
 
@@ -66,6 +67,7 @@ def write_page(
         modality: name of the kind of items, which every encoder must be for.
         part: name of the .html and the .js file beside this one that show such items.
         contents: makes `images`, `backbones` and `views` of the files, once all arguments have been checked.
+        script: name of the .js file where it is that of another kind of items.
 
     Raises:
         ValueError: `out` exists or is no .html file, or an argument does not fit an encoder.
@@ -79,7 +81,7 @@ def write_page(
         raise ValueError(f"inspect: {len(encoders)} backbones and {len(files)} files given; accepted: at least one of each")
     check(encoders, modality=modality, threshold=threshold, layers=layers)
     paths = [Path(file) for file in files]
-    page = _rendered(common() | contents(paths), names=[path.name for path in paths], part=part)
+    page = _rendered(common() | contents(paths), names=[path.name for path in paths], part=part, script=script or f"{part}.js")
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("x", encoding="ascii") as file:
         file.write(page)
@@ -136,7 +138,7 @@ def guide_of(part: str) -> tuple[str, str]:
     return options.strip(), guide.strip()
 
 
-def _rendered(data: Plain, *, names: Sequence[str], part: str) -> str:
+def _rendered(data: Plain, *, names: Sequence[str], part: str, script: str) -> str:
     """A page around its data: one file, ASCII, that refers to nothing outside itself."""
     folder, (options, guide) = resources.files("glpretrain.report"), guide_of(part)
     return Template((folder / "page.html").read_text()).substitute(
@@ -145,7 +147,7 @@ def _rendered(data: Plain, *, names: Sequence[str], part: str) -> str:
         options=options,
         guide=guide,
         data=as_json(data),
-        script=scripts("maps.js", "drawing.js", f"{part}.js"),
+        script=scripts("maps.js", "drawing.js", script),
     )
 
 
@@ -165,7 +167,7 @@ def described(name: str, encoder: Encoder, *, layers: Layers, opening: Opening) 
     }
 
 
-def stored(encoder: Encoder, items: Tensor, patches: Tensor, *, layers: Layers) -> tuple[Plain, float]:
+def stored(encoder: Encoder, items: Tensor, patches: Tensor, *, layers: Layers, order: Tensor | None = None) -> tuple[Plain, float]:
     """What the page holds of one item in one backbone, and the largest error of a cosine.
 
     Args:
@@ -173,6 +175,7 @@ def stored(encoder: Encoder, items: Tensor, patches: Tensor, *, layers: Layers) 
         items: Float[1 *item], the item as the encoder takes it, on its device.
         patches: Float[N D], its patches.
         layers: blocks whose attention is stored.
+        order: Int[N], the numbers of the encoder's tokens in the order of `patches`; None where it is their own.
     """
     if not patches.isfinite().all():
         raise ValueError("inspect: the encoder's patch features are not finite; nothing can be drawn from them")
@@ -183,6 +186,7 @@ def stored(encoder: Encoder, items: Tensor, patches: Tensor, *, layers: Layers) 
     except ValueError as reason:  # no ViT, no class token, or a block with two attentions: the page says so
         return view | {"attention": None, "reason": str(reason).removeprefix("attention maps: ")}, error
     maps = found[:, 0].flatten(2).cpu()  # [L heads N]
+    maps = maps if order is None else maps[:, :, order]
     peaks = maps.amax(dim=-1)  # [L heads]
     shades = (maps / peaks.unsqueeze(-1).clamp(min=1e-12) * 255).round().byte()
     return view | {"attention": base64_of(shades.numpy()), "heads": maps.shape[1], "peaks": peaks.flatten().tolist()}, error

@@ -13,14 +13,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 import glpretrain
+from glpretrain import modalities
 from glpretrain.compare.figures import curves
 from glpretrain.compare.page import escaped, panels
 from glpretrain.compare.reading import Record
 from glpretrain.compare.rows import rows_of
 from glpretrain.core.files import write_whole
+from glpretrain.core.imports import imported
 from glpretrain.data.sources.base import Source
 from glpretrain.encoders import Encoder
-from glpretrain.report.image_page import Named, image_data
+from glpretrain.report.image_page import Named
 from glpretrain.report.maps import Picture
 from glpretrain.report.page import Plain, as_json, base64_of, common, guide_of, scripts
 from glpretrain.run_report.facts import cards, duration, improvement, scores, verdicts
@@ -145,8 +147,8 @@ def _moment(places: np.ndarray, found: Neighbours) -> Plain:
 
 
 def _looks(record: Record, encoders: Mapping[str, Encoder], sample: Sample, source: Source) -> Plain | str:
-    """A few pictures to look into, in both backbones, each opening with its own threshold; or why there are none."""
-    if source.modality != "image":
+    """A few items to look into, in both backbones, each opening with its own threshold; or why there are none."""
+    if not (made := modalities.get(source.modality).page_data):
         return f"Items of kind {source.modality} are looked into by the command `glpretrain inspect`."
     encoder = encoders["after"]
     try:
@@ -159,7 +161,7 @@ def _looks(record: Record, encoders: Mapping[str, Encoder], sample: Sample, sour
         names = {f"{name} training": encoders[name] for name in _MOMENTS}
         found = {f"{name} training": calibrated_threshold(record.folder, when=name) for name in _MOMENTS}
         known = {name: value for name, value in found.items() if value is not None}
-        return image_data(names, shown, size=None, threshold=known, layers="last")
+        return imported(made)(names, shown, size=None, threshold=known, layers="last")
     except ValueError as error:  # such as images of five channels: the rest of the report can be made
         return f"No pictures to look into: {error}."
 

@@ -17,7 +17,7 @@ from report.test_report import picture, small
 from glpretrain.compare import Record
 from glpretrain.core.clouds import in_unit_sphere
 from glpretrain.data.sources.base import Item
-from glpretrain.encoders import PointTransformer
+from glpretrain.encoders import PointTransformer, ViT
 from glpretrain.report import untrained
 from glpretrain.report.maps import own_threshold
 from glpretrain.run_report import write_run_report
@@ -223,6 +223,20 @@ def test_clouds_have_a_map_of_their_drawings_and_nothing_to_look_into(tmp_path: 
     page = written(tmp_path, source, encoder=encoder)
     assert "looked into by the command `glpretrain inspect`" in page.read_text() and len(data_of(page)["items"]) == 5
     assert "Only pictures are compared" in page.read_text()
+
+
+def test_a_report_on_sounds_plays_them(tmp_path: Path):
+    class Recordings(TableSource):
+        modality = "audio"
+
+    sizes = {"img_size": [32, 16], "patch_size": 8, "in_chans": 1, "embed_dim": 12, "depth": 1, "num_heads": 3}
+    encoder = untrained(ViT("vit_tiny_patch16_224", **sizes, mean=[-4.3], std=[9.1], modality="audio"))
+    waves = [0.3 * noise(1, 5000 + 100 * number, name=f"sound {number}") for number in range(5)]
+    source = Recordings([Item(values=wave, label=-1, instances=None, regions=None) for wave in waves])
+    data = data_of(written(tmp_path, source, encoder=encoder))
+    assert len(data["images"]) == 4 and all(sound["sound"].startswith("data:audio/wav;base64,") for sound in data["images"])
+    assert [backbone["name"] for backbone in data["backbones"]] == ["before training", "after training"]
+    assert data["backbones"][0]["grid"] == [2, 4] and len(data["items"]) == 5
 
 
 def test_pictures_of_other_channels_cost_one_section(tmp_path: Path):
