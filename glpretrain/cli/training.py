@@ -159,8 +159,7 @@ class Training(LightningCLI):
         """The views normalise as the encoder's card says, so a backbone is read before an encoder is built."""
         if self.config.init_from is not None:
             encoder = self.config.model.init_args.encoder
-            given = {name: encoder.init_args.get(name) for name in ("in_chans", "modality")}
-            self.origin = Origin(self.config.init_from, **given)
+            self.origin = Origin(self.config.init_from, **{name: encoder.init_args.get(name) for name in ("in_chans", "modality")})
             self.origin.complete(encoder)
 
     def instantiate_classes(self) -> None:
