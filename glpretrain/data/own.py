@@ -87,7 +87,8 @@ def source_spec(
     pairs = [list(pair) for pair in value_range]
     same = pairs[0] if len(set(value_range)) == 1 else pairs
     given = {"channels": channels, "split": split, "value_range": same or None}
-    return SourceSpec(class_path, {first: name} | {key: value for key, value in given.items() if value is not None and key in others})
+    arguments: dict[str, object] = {key: value for key, value in given.items() if value is not None and key in others}
+    return SourceSpec(class_path, {first: name, **arguments})
 
 
 def masked_spec(

@@ -159,7 +159,7 @@ def overlap_patches(model: nn.Module, stride: tuple[int, int], *, name: str) -> 
     if not isinstance(model, VisionTransformer) or type(embed) is not PatchEmbed or not isinstance(embed.proj, nn.Conv2d):
         raise ValueError(f"ViT: patch_stride={list(stride)} given; {name} accepts none")
     embed.proj.stride = stride
-    embed.img_size = None  # or timm would ask for sides that divide into patches
+    embed.img_size = None  # pyright: ignore[reportAttributeAccessIssue]  or timm would ask for sides that divide into patches
 
 
 def image_card(

@@ -122,7 +122,7 @@ class Transform:
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""
-        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values: dict[str, object] = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         if not self.value_range:
             del values["value_range"]  # as models were written before there were ranges
         return values
