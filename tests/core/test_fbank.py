@@ -24,8 +24,8 @@ def test_the_filterbank_is_that_of_torchaudio(rate: int, bins: int) -> None:
     found = log_mel(sound(rate), num_bins=bins, rate=rate)
     assert list(found.shape) == expected["shape"]
     rows = found[[0, len(found) // 2, len(found) - 1]]
-    # Both are computed in float32; a logarithm of a small energy shows the rounding of the transform.
-    torch.testing.assert_close(rows, torch.tensor(expected["rows"]), rtol=0.0, atol=1e-4)
+    # Both are computed in float32; a logarithm of a small energy shows the rounding of the transform, which differs between processors.
+    torch.testing.assert_close(rows, torch.tensor(expected["rows"]), rtol=1e-5, atol=1e-4)
     assert found.double().mean().item() == pytest.approx(expected["mean"], abs=1e-5)
     assert found.double().norm().item() == pytest.approx(expected["norm"], rel=1e-6)
 
