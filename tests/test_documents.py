@@ -93,6 +93,7 @@ PLACEHOLDERS = {
     "mine.yaml": "mmc",
 }
 OF_DEVELOPERS = {
+    "docs",
     "lint",
     "types",
     "test",

@@ -74,7 +74,7 @@ def test_what_was_read_before_is_not_read_again(kind: str, root: Path, model: Vi
         shutil.make_archive(str(root / "shard"), "tar", root, "b")
         shutil.make_archive(str(root / "shard2"), "tar", root, "c")
         source = TarShards(root)
-        source.classes, source._labels = ["b", "c"], np.array([0] * 9 + [1] * 9)
+        source.classes, source._shards.labels = ["b", "c"], np.array([0] * 9 + [1] * 9)
     elif kind == "subset":
         source = Subset(source, indices=[16, 3, 9, 0, 1, 2, 11, 12])
     evaluator, sources = LinearSweep(num_blocks=(2,), num_steps=3, features=BATCH), {"train": source, "test": source}
