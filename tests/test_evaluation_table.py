@@ -30,6 +30,7 @@ def test_four_times_the_items_take_their_features_more(name: str, rest: float) -
     assert more < 8 * (many.feature_bytes - few.feature_bytes) / 2**20 + rest
 
 
+@pytest.mark.slow
 def test_the_script_measures() -> None:
     found = measured(Settings("KNN", 300), package=PACKAGE)
     assert found["seconds"] > 0 and 0 <= found["peak"] < 200

@@ -20,6 +20,12 @@ from shrinking import ONE_PER_METHOD, name_of
 import glpretrain.methods
 
 every_recipe = pytest.mark.parametrize("recipe", ONE_PER_METHOD, ids=name_of)
+# Whole runs that stop and go on take seconds each; these keep states of every kind: queues, centres, batch norms, experts, clouds, none.
+RESUMED = ("dino", "gpfm", "mae", "mmc", "mugs", "point_mae")
+every_resumed_recipe = pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(path, id=name_of(path), marks=() if name_of(path) in RESUMED else pytest.mark.slow) for path in ONE_PER_METHOD],
+)
 
 
 def test_every_method_has_a_recipe() -> None:
@@ -46,7 +52,7 @@ def test_export_gives_the_features_of_the_trained_backbone(recipe: Path, tmp_pat
     check_export(build(recipe, tmp_path), tmp_path)
 
 
-@every_recipe
+@every_resumed_recipe
 def test_resume_goes_on_with_the_same_losses(recipe: Path, tmp_path: Path) -> None:
     check_resume(recipe, tmp_path, *DROPPING)  # the paths, too, are those of the whole run
 

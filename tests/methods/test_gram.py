@@ -66,7 +66,7 @@ def test_the_contract_of_a_method_holds_with_it(name: str, tmp_path: Path) -> No
     check_overfits(model, batch)
 
 
-@pytest.mark.parametrize("name", ["dino", "ibot"])
+@pytest.mark.parametrize("name", ["dino", pytest.param("ibot", marks=pytest.mark.slow)])
 def test_a_resumed_run_goes_on_with_the_same_losses(name: str, tmp_path: Path) -> None:
     """Of four steps, the snapshot is from before the cut, the refresh and half of the term's steps from after it."""
     settings = '{"snapshot_at": 0.25, "refresh_at": [0.75], "start": 0.25, "ramp": 0.25}'
