@@ -97,15 +97,21 @@ def hand_made(found: Sequence[Recording]) -> np.ndarray:
 
 
 def features(backbone: Path, found: Sequence[Recording], *, fresh: bool, seed: int) -> np.ndarray:
-    """Float[B 2D]: `cls` and the mean of the patches."""
+    """Float[B 2FD]: mean and standard deviation over time of the patches of each band of frequencies.
+
+    These are the statistics of `hand_made`, of features. The mean over all patches, or `cls`, forgets at which frequency something was:
+    with them a classifier gets 16 to 38 % here, with fresh weights and after training.
+    """
     encoder = load_backbone(backbone)
     encoder = untrained(encoder, seed=seed) if fresh else encoder
+    grid = encoder.grid(encoder.card.item_shape)
     folders = sorted({one.path.parent.parent for one in found})
     rows: dict[Path, torch.Tensor] = {}
     for folder in folders:
-        both = [encoder.embed(folder, what=what) for what in ("cls", "mean")]
-        for number, name in enumerate(both[0].names):
-            rows[folder / name] = torch.cat([one.features[number] for one in both])
+        found_here = encoder.embed(folder, what="patches")
+        patches = found_here.features.unflatten(1, grid)  # [B T F D]
+        both = torch.cat([patches.mean(dim=1).flatten(1), patches.std(dim=1).flatten(1)], dim=1)
+        rows |= {folder / name: row for name, row in zip(found_here.names, both, strict=True)}
     return torch.stack([rows[one.path] for one in found]).numpy()
 
 
