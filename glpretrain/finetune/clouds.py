@@ -24,7 +24,23 @@ from glpretrain.finetune.transforms import drawn_from
 from glpretrain.modalities.points import with_count
 
 
-class CloudViews(TaskViews):
+class PointViews(TaskViews):
+    """What views of all tasks on clouds have in common: their size is a number of points."""
+
+    modality: ClassVar[str] = "points"
+
+    @classmethod
+    def settings_of(cls, card: EncoderCard) -> dict[str, int]:
+        """The number of points."""
+        return {"size": card.item_shape[0]}
+
+    @classmethod
+    def sized(cls, encoder: Encoder, settings: Mapping[str, int]) -> Encoder:
+        """The encoder with a card for clouds of so many points."""
+        return with_num_points(encoder, settings["size"])
+
+
+class CloudViews(PointViews):
     """Some points of each training cloud, scaled along each axis and shifted; points that are far from one another of each test cloud.
 
     Args:
@@ -39,8 +55,6 @@ class CloudViews(TaskViews):
     Raises:
         ValueError: a value out of range.
     """
-
-    modality: ClassVar[str] = "points"
 
     def __init__(
         self,
@@ -60,16 +74,6 @@ class CloudViews(TaskViews):
             raise ValueError(f"views: votes={votes} given; accepted: numbers from 0 on")
         self.drawn_from, self.scale, self.translation = drawn_from, scale, translation
         self.votes, self.normalise = votes, normalise
-
-    @classmethod
-    def settings_of(cls, card: EncoderCard) -> dict[str, int]:
-        """The number of points."""
-        return {"size": card.item_shape[0]}
-
-    @classmethod
-    def sized(cls, encoder: Encoder, settings: Mapping[str, int]) -> Encoder:
-        """The encoder with a card for clouds of so many points."""
-        return with_num_points(encoder, settings["size"])
 
     def classes_of(self, source: Source) -> list[str]:
         """The classes of the source.

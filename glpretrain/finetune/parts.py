@@ -7,7 +7,7 @@ Known differences: the optimizer moves once in a step (there twice, the first ti
 category are those of its training clouds, not a table; test clouds have a fixed part of their points, not points drawn anew.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -30,8 +30,7 @@ from glpretrain.evaluate.metrics.intervals import mean_of_scores, mean_score
 from glpretrain.evaluate.points.part_segmentation import instance_iou
 from glpretrain.finetune.base import FineTune, Head, for_tuning
 from glpretrain.finetune.cloud_transform import CloudTransform
-from glpretrain.finetune.clouds import check_moves, moved, with_num_points
-from glpretrain.finetune.data import TaskViews
+from glpretrain.finetune.clouds import PointViews, check_moves, moved
 from glpretrain.modalities.points import with_count
 from glpretrain.training.branch import Branch
 
@@ -40,7 +39,7 @@ _CATEGORY_DIM = 64
 _SAID = ("instance_miou", "category_miou", "point_accuracy")
 
 
-class PartViews(TaskViews):
+class PartViews(PointViews):
     """Points of each training cloud that are drawn with replacement, scaled and shifted; a fixed part of the points of each test cloud.
 
     A view is Float[P 4], coordinates and the number of the cloud's category; its target is Int[1+P], the category and the parts.
@@ -54,8 +53,6 @@ class PartViews(TaskViews):
     Raises:
         ValueError: a value out of range.
     """
-
-    modality: ClassVar[str] = "points"
 
     def __init__(
         self,
@@ -73,16 +70,6 @@ class PartViews(TaskViews):
     def own_source(cls, path: str | Path) -> SourceSpec:
         """Clouds with parts."""
         return masked_spec(path, cls.modality)
-
-    @classmethod
-    def settings_of(cls, card: EncoderCard) -> dict[str, int]:
-        """The number of points."""
-        return {"size": card.item_shape[0]}
-
-    @classmethod
-    def sized(cls, encoder: Encoder, settings: Mapping[str, int]) -> Encoder:
-        """The encoder with a card for clouds of so many points."""
-        return with_num_points(encoder, settings["size"])
 
     def classes_of(self, source: Source) -> list[str]:
         """Names of the parts.
