@@ -171,7 +171,7 @@ class Tuning(Training):
         """The score of a linear probe on the frozen backbone; None where it was not asked for, or cannot be computed."""
         if not self.config.probe or not self.trainer.is_global_zero:
             return None
-        probe, name = self.model.probe, self.model.headline
+        probe, name = self.model.probe_for(self.datamodule.separator), self.model.headline
         sources = Sources(dict(zip(probe.needs, (self.datamodule.source, self.datamodule.test), strict=True)))
         result = probe.attempt(self.encoder, sources)
         found = result.scores.get(name)

@@ -7,7 +7,18 @@ from glpretrain.core.imports import imported
 from glpretrain.data.sources.base import Source
 from glpretrain.evaluate.base import Evaluator, Result, Score
 from glpretrain.evaluate.cache import FeatureCache
-from glpretrain.evaluate.cls import KNN, Agreement, CrossValidatedProbe, DINOLinear, FewShot, LinearProbe, LinearSweep, MAELinear, Retrieval
+from glpretrain.evaluate.cls import (
+    KNN,
+    Agreement,
+    CrossValidatedProbe,
+    DINOLinear,
+    FewShot,
+    LinearProbe,
+    LinearSweep,
+    MAELinear,
+    MultilabelProbe,
+    Retrieval,
+)
 from glpretrain.evaluate.faces import ForgeryDetection
 from glpretrain.evaluate.features import Features
 from glpretrain.evaluate.health import Health
@@ -48,6 +59,7 @@ __all__ = [
     "LinearSegmentation",
     "LinearSweep",
     "MAELinear",
+    "MultilabelProbe",
     "ObjectDiscovery",
     "PartSegmentation",
     "PatchMultilabel",

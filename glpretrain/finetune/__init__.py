@@ -10,6 +10,7 @@ from glpretrain.finetune.cloud_transform import CloudTransform
 from glpretrain.finetune.clouds import CloudViews, with_num_points
 from glpretrain.finetune.data import LabelledData, TaskViews
 from glpretrain.finetune.model import FineTuned, is_fine_tuned
+from glpretrain.finetune.multilabel import Multilabel
 from glpretrain.finetune.parts import PartHead, Parts, PartViews
 from glpretrain.finetune.predicting import Predicted, predictions
 from glpretrain.finetune.segmentation import Segmentation, SegmentationViews
@@ -32,6 +33,7 @@ __all__ = [
     "LinearHead",
     "MLPHead",
     "MaskTransformer",
+    "Multilabel",
     "NormalizedHead",
     "PartHead",
     "PartViews",

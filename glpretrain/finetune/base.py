@@ -35,6 +35,7 @@ class Data(Protocol):
 
     seed: int
     development: Source | None
+    separator: str | None
 
     def is_test(self, index: Tensor) -> Tensor:
         """Which of the items that are evaluated are of the test part, and not of the development part."""
@@ -123,6 +124,7 @@ class FineTune(Method):
     task: ClassVar[str]  # name of the task, on the card of a saved model
     headline: str  # name of the score that is shown
     probe: Evaluator  # what the frozen backbone is scored with: it needs a training and a test part, and has this score
+    takes_label_sets: ClassVar[bool] = False  # whether targets are Float[B K], any number of labels for an item
 
     def __init__(
         self,
@@ -168,22 +170,29 @@ class FineTune(Method):
             groups: Int[B], which items belong together; None where all are independent.
         """
 
+    def probe_for(self, separator: str | None) -> Evaluator:
+        """The probe for data whose class names hold several labels with a separator, or one where it is None."""
+        return self.probe
+
     @property
     def chooses(self) -> bool:
         """Whether scores have thresholds, which a development part of the data can choose."""
         return False
 
     def setup(self, stage: str) -> None:
-        """Refuse a development part that would be ignored.
+        """Refuse a development part that would be ignored, and targets of another kind.
 
         Raises:
-            ValueError: there is one.
+            ValueError: there is such a part, or items have several labels where one is learned, or one where several are.
         """
         super().setup(stage)
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
         if isinstance(data, Data) and data.development is not None and not self.chooses:
             given = f"data.development: {data.development.name} given; {type(self).__name__}"
             raise ValueError(f"{given} has no threshold to choose: give positive, or leave it out")
+        if isinstance(data, Data) and (data.separator is not None) != self.takes_label_sets:
+            accepted = "what stands between two labels of an item, such as ';'" if self.takes_label_sets else "null, or Multilabel"
+            raise ValueError(f"data.separator={data.separator!r} given with {type(self).__name__}; accepted: {accepted}")
 
     @property
     def said(self) -> dict[str, Score]:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from glpretrain.core.distributed import SyncedBatchNorm
 from glpretrain.core.types import EncoderOutput
-from glpretrain.finetune.base import Head
+from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.layers import can_be_without_norm
+from glpretrain.finetune.base import Head, for_tuning
 
 Pool = Literal["cls", "mean", "cls_mean", "cls_max"]
 Kind = Literal["linear", "mlp", "normalized"]
@@ -42,6 +44,22 @@ def class_head(embed_dim: int, num_classes: int, *, kind: Kind = "linear", **set
     if kind not in heads:
         raise ValueError(f"Classification: head={kind!r} given; accepted: {', '.join(KINDS)}")
     return heads[kind](embed_dim, num_classes, **settings)
+
+
+def with_class_head(
+    encoder: Encoder, num_classes: int, *, pool: Pool, head: Kind, dropout: float, drop_path: float, freeze: bool
+) -> tuple[Encoder, Head]:
+    """A backbone as it is fine-tuned, and a new head for it; arguments as in `Classification`.
+
+    Raises:
+        ValueError: a value out of range, or an encoder that the settings do not fit.
+    """
+    # As in MAE: the mean is taken before the final norm, and has one of its own. Encoders of other kinds keep theirs below it.
+    norm = pool == "mean" and head != "mlp"
+    keeps_norm = not (norm and can_be_without_norm(encoder))
+    encoder = for_tuning(encoder, drop_path=drop_path, final_norm=keeps_norm, class_token=pool == "cls_max" and not freeze)
+    settings = ({"norm": norm} if head != "mlp" else {}) | ({"dropout": dropout} if head != "linear" else {})
+    return encoder, class_head(encoder.embed_dim, num_classes, kind=head, pool=pool, **settings)
 
 
 def pooled(output: EncoderOutput, pool: Pool) -> Tensor:

@@ -22,14 +22,13 @@ from glpretrain.core.batch import Batch
 from glpretrain.core.types import EncoderCard, Item
 from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder
-from glpretrain.encoders.layers import can_be_without_norm
 from glpretrain.evaluate import ForgeryDetection, LinearProbe
 from glpretrain.evaluate.base import Evaluator, Score
 from glpretrain.evaluate.metrics.detection import detection_scores
 from glpretrain.evaluate.metrics.intervals import accuracy, mean_of_scores, rate_score
 from glpretrain.evaluate.metrics.roc import Detections, eer_threshold
-from glpretrain.finetune.base import FineTune, for_tuning, logits_of
-from glpretrain.finetune.class_heads import Kind, Pool, class_head
+from glpretrain.finetune.base import FineTune, logits_of
+from glpretrain.finetune.class_heads import Kind, Pool, with_class_head
 from glpretrain.finetune.data import TaskViews
 from glpretrain.finetune.transforms import Interpolation, Transform, drawn_from, picture
 from glpretrain.training.branch import batch_norms
@@ -207,12 +206,9 @@ class Classification(FineTune):
                 raise ValueError(f"Classification: {name}={value} given; accepted: numbers from 0 on")
             if value > 0.0 and encoder.card.modality != "image":
                 raise ValueError(f"Classification: {name}={value} given; only images are mixed: set it to 0 for {encoder.card.modality}")
-        # As in MAE: the mean is taken before the final norm, and has one of its own. Encoders of other kinds keep theirs below it.
-        norm = pool == "mean" and head != "mlp"
-        keeps_norm = not (norm and can_be_without_norm(encoder))
-        encoder = for_tuning(encoder, drop_path=drop_path, final_norm=keeps_norm, class_token=pool == "cls_max" and not freeze)
-        settings = ({"norm": norm} if head != "mlp" else {}) | ({"dropout": dropout} if head != "linear" else {})
-        task_head = class_head(encoder.embed_dim, len(classes), kind=head, pool=pool, **settings)
+        encoder, task_head = with_class_head(
+            encoder, len(classes), pool=pool, head=head, dropout=dropout, drop_path=drop_path, freeze=freeze
+        )
         super().__init__(encoder, task_head, classes=classes, freeze=freeze, **kwargs)
         self.label_smoothing, self.positive = label_smoothing, positive
         if positive is not None:

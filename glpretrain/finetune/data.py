@@ -18,6 +18,7 @@ from glpretrain.core import keys as rng
 from glpretrain.core.batch import Batch, ViewGroup
 from glpretrain.core.types import EncoderCard, Item
 from glpretrain.data.items import RawBatch
+from glpretrain.data.label_sets import LabelSets
 from glpretrain.data.loading import Loader
 from glpretrain.data.module import DataModule
 from glpretrain.data.orders import Order
@@ -206,6 +207,7 @@ class LabelledData(DataModule):
         seed: seed of order and augmentation.
         max_unreadable: share of items that may be unreadable, see `DataModule`.
         development: source of a further part, with the same classes, on which thresholds are chosen; None for none.
+        separator: what stands between two labels in the name of a class, where items have any number of labels; None where each has one.
 
     Raises:
         ValueError: a size, share or count out of range, or a source without classes.
@@ -223,10 +225,15 @@ class LabelledData(DataModule):
         seed: int = 0,
         max_unreadable: float = 0.01,
         development: Source | None = None,
+        separator: str | None = None,
     ) -> None:
-        self.classes = views.classes_of(source)
+        views.classes_of(source)
         train, self.test = train_test_parts(source)
         self.classes = views.classes_of(self.test)  # those that only the test part has come last
+        self.separator, self._label_sets = separator, None
+        if separator is not None:
+            self._label_sets = LabelSets(self.classes, separator=separator)
+            self.classes = self._label_sets.names
         if not len(self.test):
             raise ValueError(f"data: {source.name} has {len(source)} items, too few for a test part; give val/ beside train/")
         if development is not None and list(development.classes) != list(self.test.classes):
@@ -290,10 +297,21 @@ class LabelledData(DataModule):
         return self.make_batch(batch, encoder=self._encoder)
 
     def make_batch(self, raw: RawBatch, *, encoder: Tokens) -> Batch:
-        """One `Batch` with targets; without views where no item of it could be read."""
+        """One `Batch` with targets, Float[B K] where items have any number of labels; without views where no item of it could be read."""
         if not raw.parts:
             return Batch(index=raw.index, views={}, weight=torch.ones(0))
-        return super().make_batch(raw, encoder=encoder)._replace(targets=raw.parts["targets"])
+        targets = raw.parts["targets"]
+        if self._label_sets is not None:
+            targets = mixed_targets(targets, self._label_sets)
+        return super().make_batch(raw, encoder=encoder)._replace(targets=targets)
+
+
+def mixed_targets(targets: Tensor, label_sets: LabelSets) -> Tensor:
+    """Float[B K] of Int[B]; or of Float[B 3], which the views mixed: the classes of both items, and the share of the second one."""
+    if targets.dim() == 1:
+        return label_sets.targets(targets)
+    first, second = (label_sets.targets(targets[:, place].long()) for place in (0, 1))
+    return torch.lerp(first, second, targets[:, 2:])
 
 
 def step_key(*, seed: int, epoch: int, batch: int, rank: int) -> Tensor:

@@ -23,6 +23,7 @@ from glpretrain.finetune.classification import Classification
 from glpretrain.finetune.cloud_transform import CloudTransform
 from glpretrain.finetune.exports import ExportedModel, Format, export_model
 from glpretrain.finetune.item_transforms import AnyTransform, transform_from_json
+from glpretrain.finetune.multilabel import Multilabel
 from glpretrain.finetune.parts import PartHead, Parts
 from glpretrain.finetune.segmentation import Segmentation
 from glpretrain.finetune.segmentation_heads import segmentation_head
@@ -35,6 +36,7 @@ from glpretrain.weights.folders import CARD, WEIGHTS, require_finite, write_weig
 FORMAT = 1
 HEADS: Mapping[str, Callable[..., Head]] = {  # by the task
     Classification.task: class_head,
+    Multilabel.task: class_head,
     Segmentation.task: segmentation_head,
     Parts.task: PartHead,
 }
@@ -189,7 +191,7 @@ class FineTuned(nn.Module):
 
     @torch.inference_mode()
     def predict(self, items: Tensor | Sequence[Image.Image] | Sequence[np.ndarray]) -> Tensor:
-        """Probabilities, Float[B K *S], on the CPU.
+        """Probabilities, Float[B K *S], on the CPU; those of one item add up to 1, but where it may have any number of labels.
 
         Args:
             items: Float[B *item] that `transform` made; or PIL images, or the arrays of clouds, Float[p 3+], or of sounds, Float[S].
@@ -202,7 +204,8 @@ class FineTuned(nn.Module):
                 raise ValueError("predict: pictures given to a model for segmentation; accepted: windows, Float[B C H W]; or call segment")
             items = torch.stack([self.transform(item) for item in items])  # pyright: ignore[reportArgumentType]  of the model's own kind
         device = next(self.branch.parameters()).device
-        return self(items.to(device)).float().softmax(dim=1).cpu()
+        logits = self(items.to(device)).float()
+        return (logits.sigmoid() if self.card.task == Multilabel.task else logits.softmax(dim=1)).cpu()
 
     @torch.inference_mode()
     def segment(self, image: Image.Image | Tensor, *, batch_size: int = 32) -> Tensor:

@@ -1,8 +1,10 @@
 """Columns of files of Hugging Face datasets. Left out: how data sets are downloaded and kept, which is the package's."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from glpretrain.core.listing import expanded
+from glpretrain.data.label_sets import joined
 from glpretrain.data.sources.base import checked_index
 from glpretrain.data.sources.kinds import FileKind
 
@@ -14,6 +16,12 @@ class File(NamedTuple):
     path: str | None
 
 
+class _Table(Protocol):
+    """Rows of which a whole column can be had."""
+
+    def __getitem__(self, name: str | None) -> Sequence[Sequence[int]]: ...
+
+
 class Column:
     """A column of files of a Hugging Face dataset, which are not decoded by the package, so that a damaged one fails where it is read.
 
@@ -23,7 +31,7 @@ class Column:
         feature: the package's name of such a column.
         split: name of the split.
         column: name of the column.
-        label: name of the column of classes; None where the dataset has none.
+        label: name of the column of classes, one or a list of them in each row; None where the dataset has none.
 
     Raises:
         ImportError: the package `datasets` is not installed.
@@ -54,11 +62,23 @@ class Column:
         self._rows = loaded.cast_column(column, encoded(decode=False))
         self._item, self._column, self._label, self._path = kind.item, column, label, path
         self.name, self.classes = folder.name, list[str]()
+        self._sets: list[int] | None = None  # class of each row, where rows have several labels
         if label is not None:
             classes = loaded.features[label]
-            if not isinstance(classes, datasets.ClassLabel):
-                raise ValueError(f"{owner}: column {label!r} of {path} holds {classes}; expected a ClassLabel")
-            self.classes = classes.names
+            several = getattr(classes, "feature", None)  # of a list of labels
+            if isinstance(classes, datasets.ClassLabel):
+                self.classes = classes.names
+            elif isinstance(several, datasets.ClassLabel):
+                self._sets = self._set_of_rows(loaded, several.names)
+            else:
+                raise ValueError(f"{owner}: column {label!r} of {path} holds {classes}; expected a ClassLabel, or a list of them")
+
+    def _set_of_rows(self, rows: _Table, names: Sequence[str]) -> list[int]:
+        """The class of each row, which is the set of its labels; `classes` become these sets."""
+        sets: dict[str, int] = {}
+        found = [sets.setdefault(joined([names[one] for one in labels]), len(sets)) for labels in rows[self._label]]
+        self.classes = list(sets)
+        return found
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -77,5 +97,5 @@ class Column:
         stored = row[self._column]
         if stored is None or (stored["bytes"] is None and stored["path"] is None):
             raise ValueError(f"no {self._item} in column {self._column!r}")
-        label = None if self._label is None else row[self._label]
+        label = None if self._label is None else row[self._label] if self._sets is None else self._sets[index]
         return File(stored["bytes"], stored["path"]), -1 if label is None else label

@@ -1,4 +1,4 @@
-"""Scores of a detector of two classes: area under the ROC curve, equal error rate, half total error rate, each for many weightings at once.
+"""Scores of a detector of two classes: area under the ROC curve, average precision, error rates, each for many weightings at once.
 
 A weighting counts every item as often as it was drawn, so intervals come from drawing videos (or items) with replacement. Where the
 scores come from is left out.
@@ -46,17 +46,21 @@ def numbered(names: Sequence[str], *, count: int) -> Tensor:
     return torch.tensor([order[name] for name in names])
 
 
-def _curve(found: Detections, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """False and true positive rates from (0, 0) to (1, 1), Float[R T]: one point per distinct score, highest first."""
+def _counts(found: Detections, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Negatives and positives from each distinct score on, Float64[R T], highest score first; the last are those of all items."""
     order = found.scores.argsort(descending=True, stable=True)
     last = torch.ones(len(order), dtype=torch.bool)  # of equal scores
     last[:-1] = found.scores[order].diff() != 0
     ordered, positive = weights[:, order].double(), found.positive[order]
-    rates = []
-    for chosen in (~positive, positive):
-        counts = (ordered * chosen).cumsum(dim=1)
-        rates.append(torch.cat([torch.zeros(len(weights), 1), counts[:, last] / counts[:, -1:]], dim=1))
-    return rates[0], rates[1]
+    false, true = ((ordered * chosen).cumsum(dim=1)[:, last] for chosen in (~positive, positive))
+    return false, true
+
+
+def _curve(found: Detections, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """False and true positive rates from (0, 0) to (1, 1), Float[R T]: one point per distinct score, highest first."""
+    start = torch.zeros(len(weights), 1)
+    false, true = (torch.cat([start, counts / counts[:, -1:]], dim=1) for counts in _counts(found, weights))
+    return false, true
 
 
 def auc(found: Detections, weights: Tensor) -> Tensor:
@@ -68,6 +72,16 @@ def auc(found: Detections, weights: Tensor) -> Tensor:
     """
     false, true = _curve(found, weights)
     return torch.trapezoid(true, false, dim=1)
+
+
+def average_precision(found: Detections, weights: Tensor) -> Tensor:
+    """Float[R]: the mean of the precisions at each distinct score, weighted by the recall that it adds; NaN without a positive item.
+
+    Arguments as in `auc`. As scikit-learn defines it: no interpolation, and equal scores count together.
+    """
+    false, true = _counts(found, weights)
+    precision = true / (true + false).clamp(min=torch.finfo(torch.float64).tiny)
+    return (true.diff(dim=1, prepend=torch.zeros(len(weights), 1)) * precision).sum(dim=1) / true[:, -1]
 
 
 def eer(found: Detections, weights: Tensor) -> Tensor:

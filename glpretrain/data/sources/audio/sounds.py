@@ -10,6 +10,8 @@ Left out: rooms, and everything else that a recording has.
 
 import math
 from collections.abc import Callable
+from itertools import combinations
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,8 +19,9 @@ from torch import Tensor
 
 from glpretrain.core import keys
 from glpretrain.core.fbank import RATE, log_mel, num_samples
+from glpretrain.data.label_sets import joined
 from glpretrain.data.sources.audio.decoding import AudioSource
-from glpretrain.data.sources.base import Item, Source, Split, SyntheticSource
+from glpretrain.data.sources.base import Item, Source, Split, SyntheticSource, check_choice
 
 BINS = 128  # of the masks
 _SOURCES = (1, 1, 2, 2, 3)  # numbers of sources in a sound, equally likely
@@ -112,33 +115,42 @@ _CLASSES: dict[str, _Make] = {
     "buzz": _buzz,
 }
 CLASSES = tuple(_CLASSES)
+_SETS = [names for count in sorted(set(_SOURCES)) for names in combinations(CLASSES, count)]  # of kinds that may sound together
+_SET_NUMBER = {frozenset(names): number for number, names in enumerate(_SETS)}
 
 
 class Sounds(SyntheticSource, AudioSource):
-    """Synthetic sounds. The label is the kind of the loudest source, and the masks are the cells of time and frequency of each source.
+    """Synthetic sounds. The label is the kind of the loudest source, or of all together, and the masks are the cells of each source.
 
     Args:
         length: number of sounds.
         frames: length of each sound in frames of the filterbank, T, which are 10 ms apart.
         split: `train` and `test` have the same classes with different draws.
         seed: seed of all sounds.
+        labels: `loudest`, the kind of the loudest source; or `all`, those of all sources, which the name of the class lists (`bell;hiss`).
 
     Raises:
-        ValueError: `length` or `frames` is too small, or `split` is unknown.
+        ValueError: `length` or `frames` is too small, or `split` or `labels` is unknown.
     """
 
     name = "sounds"
     classes = CLASSES
     mask_classes = ("ground", *CLASSES)
 
-    def __init__(self, length: int, *, frames: int = 128, split: Split = "train", seed: int = 0) -> None:
+    def __init__(
+        self, length: int, *, frames: int = 128, split: Split = "train", seed: int = 0, labels: Literal["loudest", "all"] = "loudest"
+    ) -> None:
         super().__init__(length, split=split, seed=seed)
+        check_choice(labels, ("loudest", "all"), what="Sounds: labels")
+        self.labels: Literal["loudest", "all"] = labels
+        if labels == "all":
+            self.classes = tuple(map(joined, _SETS))
         if frames < _LEAST_FRAMES:
             raise ValueError(f"Sounds: frames is {frames}; expected at least {_LEAST_FRAMES}, of 10 ms each")
         self.frames = frames
 
     def with_split(self, split: Split, *, length: int) -> Source:
-        return Sounds(length, frames=self.frames, split=split, seed=self.seed)
+        return Sounds(length, frames=self.frames, split=split, seed=self.seed, labels=self.labels)
 
     def __getitem__(self, index: int) -> Item:
         key = self.key(index)
@@ -154,7 +166,8 @@ class Sounds(SyntheticSource, AudioSource):
         instances = _cells(torch.from_numpy(np.stack(sources)))  # [T F]
         semantic = torch.tensor([0, *(label + 1 for label in labels)])[instances]
         values = torch.from_numpy(sum(sources, ground)).to(torch.float32).unsqueeze(0)
-        return Item(values, labels[0], instances, None, semantic)
+        label = labels[0] if self.labels == "loudest" else _SET_NUMBER[frozenset(CLASSES[label] for label in labels)]
+        return Item(values, label, instances, None, semantic)
 
 
 def _source(key: Tensor, length: int) -> tuple[int, np.ndarray]:
