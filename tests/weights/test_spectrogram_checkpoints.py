@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from golden import load, noise, official_weights
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from glpretrain.core.fbank import RATE, log_mel, num_samples
 from glpretrain.core.patches import inputs_of_patches
 from glpretrain.encoders import ViT
 from glpretrain.weights import export, load_backbone, load_backbone_with_report
+from glpretrain.weights.exports import export_as
 
 TOLERANCE = 1e-5  # float32 features of order 1, rounded to nine digits, after two blocks
 MEAN, STD = -4.2677393, 2 * 4.5689974
@@ -181,6 +183,49 @@ def test_a_model_of_transformers_itself_is_opened(tmp_path: Path) -> None:
         expected, output = model(bank([48, 32])[:, 0]).last_hidden_state, encoder(bank([48, 32]))
     rows = output.patches.unflatten(1, encoder.grid((1, 48, 32))).transpose(1, 2).flatten(1, 2)
     torch.testing.assert_close(torch.cat([output.cls[:, None], output.registers, rows], dim=1), expected, rtol=0.0, atol=TOLERANCE)
+
+
+def test_ast_goes_back_to_hugging_faces_folder_as_it_was(tmp_path: Path) -> None:
+    source = write_huggingface(tmp_path / "ast")
+    written = export_as(load_backbone(source), tmp_path / "out", format="huggingface")
+    assert written.difference <= TOLERANCE and "a ASTModel" in written.note
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    config, given = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", source))
+    names = ("max_length", "num_mel_bins", "time_stride", "frequency_stride", "patch_size", "hidden_size", "num_attention_heads")
+    assert {name: config[name] for name in names} == {name: given[name] for name in names}
+    again = load_backbone(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(again(bank([64, 40])).patches, load_backbone(source)(bank([64, 40])).patches)
+
+
+def test_transformers_opens_an_export_of_ast_with_its_filterbanks(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the package transformers")
+    encoder = load_backbone(write_huggingface(tmp_path / "ast"))
+    export_as(encoder, tmp_path / "out", format="huggingface")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        expected, output = model(bank([64, 40])[:, 0]).last_hidden_state, encoder(bank([64, 40]))
+    rows = output.patches.unflatten(1, encoder.grid((1, 64, 40))).transpose(1, 2).flatten(1, 2)
+    torch.testing.assert_close(torch.cat([output.cls[:, None], output.registers, rows], dim=1), expected, rtol=0.0, atol=TOLERANCE)
+    settings = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    extractor = transformers.ASTFeatureExtractor(**settings)
+    wave = noise(num_samples(64), name="wave") * 0.1
+    made = extractor(wave.numpy(), sampling_rate=RATE, return_tensors="pt").input_values[0]
+    ours = (log_mel(wave, num_bins=40) - encoder.card.mean[0]) / encoder.card.std[0]
+    torch.testing.assert_close(made, ours, rtol=0.0, atol=2e-3)
+
+
+def test_sounds_without_a_distillation_token_become_a_vit_model_without_a_preprocessor(tmp_path: Path) -> None:
+    sizes = {"img_size": [32, 16], "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3, "in_chans": 1}
+    encoder = ViT("vit_tiny_patch16_224", **sizes, mean=[-4.0], std=[9.0], modality="audio")
+    written = export_as(encoder, tmp_path / "out", format="huggingface")
+    assert "takes normalised filterbanks" in written.note and not (tmp_path / "out" / "preprocessor_config.json").exists()
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["ViTModel"] and config["image_size"] == [32, 16] and config["num_channels"] == 1
+    images = ViT("deit_tiny_distilled_patch16_224", img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=3)
+    with pytest.raises(ValueError, match="ViTModel has no place for dist_token"):
+        export_as(images, tmp_path / "images", format="huggingface")
 
 
 def test_patches_that_overlap_are_refused_where_they_cannot_be() -> None:

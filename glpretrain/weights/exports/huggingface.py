@@ -1,4 +1,4 @@
-"""ViTs in the layout of Hugging Face transformers: ViTModel, Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel.
+"""ViTs in the layout of Hugging Face transformers: ViTModel, Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel, ASTModel.
 
 Weights get the names under which such models are published (`names.HUGGINGFACE`), which old and new versions of transformers read alike.
 Before anything is written, `Features` computes from the renamed weights what the class of transformers computes, and the result is
@@ -6,7 +6,9 @@ compared with the encoder. Where they differ (another norm, activation or order)
 needed.
 
 Known difference: ViTModel and Dinov2Model resize learned positions without antialiasing and the encoder (timm) with it, so their features
-agree at the exported size only. Dinov2WithRegistersModel and DINOv3ViTModel agree at every size.
+agree at the exported size only. Dinov2WithRegistersModel and DINOv3ViTModel agree at every size. ASTModel is for sounds with a second
+token for distillation, takes Float[B T F] and has its patches frequency by frequency; sounds without that token become a ViTModel that
+takes normalised filterbanks, Float[B 1 T F].
 Left out: heads, and encoders without class token.
 """
 
@@ -19,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glpretrain.core.fbank import RATE
 from glpretrain.core.files import write_json
 from glpretrain.core.types import EncoderOutput
 from glpretrain.encoders import Encoder, ViT
@@ -26,7 +29,7 @@ from glpretrain.weights.exports.base import Written, check_images, difference
 from glpretrain.weights.files import State
 from glpretrain.weights.folders import LIBRARY_CONFIG, write_card, write_weights
 from glpretrain.weights.formats import is_gated
-from glpretrain.weights.names import DINOV2, DINOV2_REGISTERS, DINOV3, HUGGINGFACE, VIT, Layout
+from glpretrain.weights.names import AST, DINOV2, DINOV2_REGISTERS, DINOV3, HUGGINGFACE, VIT, Layout
 
 _GELU = {"GELU()", "GELU(approximate='none')"}  # timm's own and torch's
 _SILU = {"SiLU()"}
@@ -56,9 +59,12 @@ def write_huggingface(encoder: Encoder, folder: Path) -> Written:
         raise _refusal(encoder, f"{layout.architecture} computes something else from its weights (difference {worst:.1e})")
     write_weights(weights, folder)
     write_json(folder / LIBRARY_CONFIG, config)
-    write_json(folder / "preprocessor_config.json", _preprocessor(encoder))
-    write_card(encoder.card, folder)
     note = f"open with transformers.AutoModel.from_pretrained(FOLDER): a {layout.architecture}"
+    if layout is AST or encoder.card.modality == "image":
+        write_json(folder / "preprocessor_config.json", _preprocessor(encoder))
+    else:  # no class of transformers makes such items
+        note += ", which takes normalised filterbanks, Float[B 1 T F]"
+    write_card(encoder.card, folder)
     if layout.position_resize != encoder.card.arguments.get("position_resize", "timm"):
         note += ", which resizes positions in its own way: for equal features at another size export with --img_size"
     return Written(folder, worst, note)
@@ -107,6 +113,8 @@ def _choose(encoder: ViT, state: State) -> Layout:
         if type(dict(encoder.model.named_children()).get("rope")).__name__ != "RotaryEmbeddingDinoV3":
             raise _refusal(encoder, "its positions are neither learned nor DINOv3's")
         return DINOV3
+    if "dist_token" in state and encoder.card.modality == "audio":
+        return AST
     layout = DINOV2_REGISTERS if "reg_token" in state else DINOV2 if "blocks.0.ls1.gamma" in state else VIT
     height, width = encoder.card.item_shape[1:]
     if layout is not VIT and height != width:
@@ -124,12 +132,29 @@ def _place_tokens(encoder: ViT, weights: State, *, layout: Layout) -> None:
         weights.setdefault(names["reg_token"], zeros[:, :0])
     if "pos_embed" not in names:
         return
+    if layout is AST:
+        _put_frequency_first(encoder, weights)
+        return
     positions = weights[names["pos_embed"]]  # [1 R+N D], or [1 N D] where only patches have one
     count = math.prod(encoder.grid(encoder.card.item_shape))
     of_prefix, of_patches = positions[:, :-count], positions[:, -count:]
     if of_prefix.shape[1] and "reg_token" in names:
         weights[names["reg_token"]] = weights[names["reg_token"]] + of_prefix[:, 1:]
     weights[names["pos_embed"]] = torch.cat((of_prefix[:, :1] if of_prefix.shape[1] else zeros, of_patches), dim=1)  # [1 1+N D]
+
+
+def _put_frequency_first(encoder: ViT, weights: State) -> None:
+    """Kernels and positions as AST has them, whose filterbanks have frequency first."""
+    stem, positions = f"{AST.names['patch_embed.proj']}.weight", AST.names["pos_embed"]
+    weights[stem] = weights[stem].transpose(2, 3).contiguous()
+    grid = encoder.grid(encoder.card.item_shape)
+    prefix, patches = weights[positions].split([2, math.prod(grid)], dim=1)
+    weights[positions] = torch.cat((prefix, _other_first(patches, grid=grid)), dim=1)
+
+
+def _other_first(tokens: Tensor, *, grid: tuple[int, ...]) -> Tensor:
+    """Float[B N D] row by row of a grid, column by column."""
+    return tokens.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
 
 
 def _config(encoder: ViT, weights: State, *, gated: bool, layout: Layout) -> dict:
@@ -154,6 +179,11 @@ def _config(encoder: ViT, weights: State, *, gated: bool, layout: Layout) -> dic
     before, names = layout.block.format(0), layout.names | (layout.gated if gated else {})
     hidden = len(weights[f"{before}{names['mlp.fc1']}.weight"])
     query, key, value = (f"{before}{part}.bias" in weights for part in layout.qkv)
+    if layout is AST:
+        steps = encoder.card.arguments.get("patch_stride", list(card.patch_size))
+        sizes = {"max_length": height, "num_mel_bins": width, "time_stride": steps[0], "frequency_stride": steps[1]}
+        kept = {name: value for name, value in config.items() if name not in ("image_size", "num_channels")}
+        return kept | sizes | {"intermediate_size": hidden, "qkv_bias": query}
     if layout is VIT:
         return config | {"intermediate_size": hidden, "qkv_bias": query, "pooler_act": "linear", "pooler_output_size": encoder.embed_dim}
     if layout is DINOV3:
@@ -179,6 +209,19 @@ def _hidden_features(width: int, ratio: int, *, gated: bool) -> int:
 
 def _preprocessor(encoder: Encoder) -> dict:
     card = encoder.card
+    if card.modality == "audio":
+        return {
+            "feature_extractor_type": "ASTFeatureExtractor",
+            "feature_size": 1,
+            "sampling_rate": RATE,
+            "max_length": card.item_shape[1],
+            "num_mel_bins": card.item_shape[2],
+            "do_normalize": True,
+            "mean": card.mean[0],
+            "std": card.std[0] / 2,  # it divides by twice this
+            "padding_value": 0.0,
+            "return_attention_mask": False,
+        }
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -197,6 +240,8 @@ def _unused(encoder: ViT, weights: State, *, layout: Layout) -> State:
     width = encoder.embed_dim
     if layout is VIT:  # its pooler, here one that hands on the class token
         return {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
+    if layout is AST:
+        return {}
     blocks = [layout.block.format(block) for block in range(encoder.num_layers)]
     unused = {f"{before}{scale}": torch.ones(width) for before in blocks for scale in layout.scales if f"{before}{scale}" not in weights}
     if layout is not DINOV2:
@@ -205,7 +250,8 @@ def _unused(encoder: ViT, weights: State, *, layout: Layout) -> State:
 
 
 class Features:
-    """What a class of transformers computes from its config and weights, for images of the size that it is made for.
+    """What a class of transformers computes from its config and weights, for images of the size that it is made for; for sounds in
+    our order, with time first.
 
     Args:
         config: content of config.json.
@@ -215,19 +261,23 @@ class Features:
     def __init__(self, config: dict, weights: State) -> None:
         self._config, self._weights = config, weights
         self._layout = HUGGINGFACE[config["model_type"]]
+        self._is_ast = self._layout is AST
         self._gated = bool(config.get("use_gated_mlp") or config.get("use_swiglu_ffn"))
         self._names = self._layout.names | (self._layout.gated if self._gated else {})
 
     def __call__(self, images: Tensor) -> EncoderOutput:
-        """Float[B C H W] at the size of the config."""
+        """Float[B C H W] at the size of the config, or Float[B 1 T F]."""
         names, weights = self._names, self._weights
-        stem = names["patch_embed.proj"]
-        cells = F.conv2d(images, weights[f"{stem}.weight"], weights[f"{stem}.bias"], stride=self._config["patch_size"])  # [B D h w]
+        stem, stride = names["patch_embed.proj"], self._config["patch_size"]
+        if self._is_ast:
+            images, stride = images.transpose(2, 3), (self._config["frequency_stride"], self._config["time_stride"])
+        cells = F.conv2d(images, weights[f"{stem}.weight"], weights[f"{stem}.bias"], stride=stride)  # [B D h w]
         patches = cells.flatten(2).transpose(1, 2)  # [B N D]
         cls, rope = weights[names["cls_token"]], None  # [1 1 D]
         if "pos_embed" in names:
-            positions = weights[names["pos_embed"]]  # [1 1+N D]
-            cls, patches = cls + positions[:, :1], patches + positions[:, 1:]
+            positions = weights[names["pos_embed"]]  # [1 1+N D], or [1 2+N D] of an ASTModel
+            prefix = [cls, weights[names["dist_token"]]] if self._is_ast else [cls]
+            cls, patches = torch.cat(prefix, dim=1) + positions[:, : len(prefix)], patches + positions[:, len(prefix) :]
         else:
             rope = self._rope(*cells.shape[2:])
         prefix = [cls, weights[names["reg_token"]]] if "reg_token" in names else [cls]
@@ -235,7 +285,10 @@ class Features:
         for block in range(self._config["num_hidden_layers"]):
             tokens = self._block(tokens, before=self._layout.block.format(block), rope=rope)
         tokens = self._norm(tokens, names["norm"])
-        return EncoderOutput(cls=tokens[:, 0], patches=tokens[:, -patches.shape[1] :])
+        patches = tokens[:, -patches.shape[1] :]
+        if self._is_ast:
+            patches = _other_first(patches, grid=tuple(cells.shape[2:]))
+        return EncoderOutput(cls=tokens[:, 0], patches=patches)
 
     def _block(self, tokens: Tensor, *, before: str, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         names, heads = self._names, self._config["num_attention_heads"]
