@@ -64,9 +64,10 @@ def _require_nearby(values: dict[str, object], path: Path, own: Own) -> None:
         for given in (arguments[key] for key in ("root", "path") if key in arguments) if isinstance(arguments, dict) else ():
             place = expanded(str(given))
             if not (path.is_relative_to(here / "runs") or (place.exists() and place.resolve().is_relative_to(here))):
+                option = "--masks" if name == "masked" else "--data"
                 raise ValueError(
                     f"evaluate: {path}, found beside the backbone, names {given} as data.{name}; give --recipe {path} if the file is"
-                    " yours, or --data FOLDER"
+                    f" yours, or {option} FOLDER"
                 )
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, DistributedSampler
 
 from glpretrain.core import keys
+from glpretrain.core.listing import say_once
 from glpretrain.data.items import Asked
-from glpretrain.data.sources.base import Source
+from glpretrain.data.sources.base import Source, check_choice
 
 _ORDER, _SHARDS = 0x0EDE, 0x05AD  # what the key of an epoch's order, and that of its shards, is folded with
 
@@ -123,6 +124,60 @@ class ByShard(Order):
     def fewest(self, length: int) -> int:
         """All."""
         return length
+
+
+class Balanced(Order):
+    """As many items of each group in every batch, when the batch divides by the number of groups.
+
+    An epoch has as many items of each group as the smallest group has, without repetition; those of larger groups are drawn anew for every
+    epoch. Groups take turns.
+
+    Args:
+        by: `class`, the classes of the items; or `folder`, the folders that their files lie in, such as `real/oulu` and `attack/oulu`.
+
+    Raises:
+        ValueError: `by` is unknown.
+    """
+
+    def __init__(self, by: Literal["class", "folder"] = "class") -> None:
+        super().__init__()
+        check_choice(by, ("class", "folder"), what="Balanced: by")
+        self.by: Literal["class", "folder"] = by
+        self._members: list[Tensor] = []  # Int[*]: dataset indices of each group
+
+    def begin(self, source: Source) -> None:
+        """Find the groups.
+
+        Raises:
+            ValueError: there are fewer than two, or an item has no class.
+        """
+        names = [self._name(source, index) for index in range(len(source))]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        if len(numbers) < 2:
+            found = f"one {self.by}, {next(iter(numbers))!r}" if numbers else "no items"
+            raise ValueError(f"Balanced: source {source.name!r} has {found}; expected two or more, or leave data.order out")
+        group = torch.tensor([numbers[name] for name in names])
+        self._members = [(group == number).nonzero()[:, 0] for number in range(len(numbers))]
+        smallest = min(map(len, self._members))
+        say_once(f"Balanced: {len(numbers)} groups by {self.by}; an epoch has {smallest} items of each, as many as the smallest")
+
+    def _name(self, source: Source, index: int) -> str:
+        if self.by == "folder":
+            return source.named(index).rpartition("/")[0]
+        if (label := source.label_of(index)) < 0:
+            raise ValueError(f"Balanced: {source.named(index)} of source {source.name!r} has no class; give by: folder, or classes")
+        return source.classes[label]
+
+    def epoch(self, number: int, *, length: int, seed: int, progress: float) -> Epoch:
+        """Random items of each group in turn."""
+        key = epoch_key(number, length=length, seed=seed)
+        smallest = min(map(len, self._members))
+        drawn = [own[keys.permutation(keys.fold_in(key, group), len(own))[:smallest]] for group, own in enumerate(self._members)]
+        return Epoch(torch.stack(drawn, dim=1).flatten())
+
+    def fewest(self, length: int) -> int:
+        """Those of the smallest group for each."""
+        return min(map(len, self._members)) * len(self._members)
 
 
 def epoch_key(number: int, *, length: int, seed: int) -> Tensor:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from fuzzing import counted, time_limit
+from PIL import Image
 from shrinking import ROOT, shrunk
 
 from glpretrain.cli import main
@@ -151,7 +152,13 @@ def test_what_lies_beside_a_backbone_is_data(backbone: Path, capsys: pytest.Capt
     outside = {"class_path": "glpretrain.data.ImageFolder", "init_args": {"root": "/usr/share"}}
     for source in (outside, {"class_path": "glpretrain.data.HuggingFaceImages", "init_args": {"path": "name/of-a-data-set"}}):
         recipe("data.source", source).rename("sent/config.yaml")
-        assert "found beside the backbone, names" in refused(["evaluate", str(backbone)], capsys)
+        said = refused(["evaluate", str(backbone)], capsys)
+        assert "found beside the backbone, names" in said and "or --data FOLDER" in said
+    recipe("data.masked", {"class_path": "glpretrain.data.MaskedFolder", "init_args": {"root": "/usr/share"}}).rename("sent/config.yaml")
+    Path("photos").mkdir()
+    Image.new("RGB", (8, 8)).save("photos/one.png")
+    said = refused(["evaluate", str(backbone), "--data", "photos"], capsys)
+    assert "as data.masked; give" in said and "or --masks FOLDER" in said
     assert main(["export", str(backbone), "out"]) == 0
     assert not Path("marker").exists()
 
