@@ -181,6 +181,8 @@ def tuned(path: Path, backbone: Path, folder: Path) -> Tuning:
     if "positive:" in path.read_text():
         small["data.source"] = '{"class_path": "glpretrain.data.FaceSwaps", "init_args": {"size": 56, "frames": 2}}'
         small["model.init_args.positive"] = "fake"
+    if "{by: folder}" in path.read_text():  # embedded faces lie in no folders
+        small["data.order.init_args.by"] = "class"
     if "parts" in path.stem:
         small |= {"model.init_args.num_categories": 15, "model.init_args.layers": "[0, 1]", "model.init_args.hidden_dim": 16}
     overrides = [word for name, value in small.items() for word in (f"--{name}", str(value))]
