@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _OURS = Path(__file__).parent / "recipes"  # a link in a checkout, files where a wheel was installed
 RESULTS, CONFIG = "results.json", "config.yaml"  # files of a run folder
+ITEMS = "items.json"  # in it: which items a run trains on
+FAILED = "failed.txt"  # in it: why a run ended with an error; not there after a signal
 BACKBONE, START = "backbone", "start"  # folders in it: what was trained, and what it started from
 # What may differ between two starts of one run: where it is written, what is shown, and how items reach the device.
 _FREE = (

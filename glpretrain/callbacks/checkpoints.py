@@ -23,12 +23,12 @@ from glpretrain.core.batch import Batch
 from glpretrain.core.distributed import rank, world_size
 from glpretrain.core.files import part_file, write_whole
 from glpretrain.core.shards import FILES, split
+from glpretrain.core.written import DIGESTS, digests
 from glpretrain.training.sharding import is_sharded
 from glpretrain.training.step import Step
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _PART = ".shard"  # ending of the files beside the head of a sharded checkpoint
-_DIGESTS = "sha256.txt"
 _KEPT_DIGESTS = 8
 _DISK = (OSError, RuntimeError, zipfile.BadZipFile)  # a full or read-only disk; torch's writer raises the second
 _log = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ def newest_whole(folder: Path, *, names: Sequence[str] = (LAST, PREVIOUS)) -> tu
         folder: folder of the checkpoints of a run.
         names: names of the files, the newest first.
     """
-    steps = _digests(folder)
+    steps = digests(folder)
     damaged: list[str] = []
     for path in (folder / name for name in names):
         if not path.is_file():
@@ -247,18 +247,9 @@ def newest_whole(folder: Path, *, names: Sequence[str] = (LAST, PREVIOUS)) -> tu
     return None, damaged
 
 
-def last_step(folder: Path) -> int | None:
-    """Step of the checkpoint that was written last to a folder, which is not read; None where there is none.
-
-    Args:
-        folder: folder of the checkpoints of a run.
-    """
-    return next(reversed(_digests(folder).values()), None)
-
-
 def is_damaged(path: Path) -> bool:
     """Whether the folder of a checkpoint knows what was written, and this is not it."""
-    steps = _digests(path.parent)
+    steps = digests(path.parent)
     return bool(steps) and path.name in (LAST, PREVIOUS) and (_digest(path) not in steps or bool(_damaged_part(path)))
 
 
@@ -276,19 +267,12 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digests(folder: Path) -> dict[str, int]:
-    """Steps of the checkpoints that were written to a folder, by digest, in the order of writing."""
-    path = folder / _DIGESTS
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return {digest: int(step) for digest, step in (line.split() for line in lines if line.count(" ") == 1)}
-
-
 def _add_digest(folder: Path, digest: str, *, step: int) -> None:
     """Before the checkpoint takes its place, so that a kill at any moment leaves no whole checkpoint without its digest."""
-    known = _digests(folder)
+    known = digests(folder)
     known.pop(digest, None)
     kept = [*list(known.items())[-_KEPT_DIGESTS:], (digest, step)]
-    write_whole(folder / _DIGESTS, "".join(f"{one} {number}\n" for one, number in kept).encode())
+    write_whole(folder / DIGESTS, "".join(f"{one} {number}\n" for one, number in kept).encode())
 
 
 def _second_name(path: Path, other: Path) -> None:

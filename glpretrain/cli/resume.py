@@ -14,9 +14,8 @@ from glpretrain.callbacks.checkpoints import is_damaged, newest_whole
 from glpretrain.cli.trainer import is_first_process
 from glpretrain.cli.trust import read_yaml
 from glpretrain.core.files import is_locked, write_whole
-from glpretrain.runs import CONFIG, RESULTS, Run, settings_that_count, without_links
+from glpretrain.runs import CONFIG, ITEMS, RESULTS, Run, settings_that_count, without_links
 
-ITEMS = "items.json"
 AMONG_SEEDS = "GLPRETRAIN_AMONG_SEEDS"  # environment of a run that is one of several seeds: file that its folder is written to
 _SHOWN = 3
 

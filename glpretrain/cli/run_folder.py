@@ -16,9 +16,8 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from glpretrain.callbacks import Checkpoints, StoppedBySignalError, finish
 from glpretrain.core.batch import Batch
 from glpretrain.core.files import locked, remove_parts, write_whole
-from glpretrain.runs import discard, new_folder, point_latest
+from glpretrain.runs import FAILED, discard, new_folder, point_latest
 
-FAILED = "failed.txt"  # why a run ended with an error; not there after a signal
 _log = logging.getLogger(__name__)
 
 

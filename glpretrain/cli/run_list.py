@@ -12,13 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from glpretrain.callbacks.checkpoints import last_step
-from glpretrain.cli.resume import ITEMS
-from glpretrain.cli.run_folder import FAILED
 from glpretrain.cli.trust import read_yaml
 from glpretrain.compare import HEADLINES, read_record
 from glpretrain.core.files import LOCK, is_locked
-from glpretrain.runs import CONFIG, RESULTS, run_folders
+from glpretrain.core.written import last_step
+from glpretrain.runs import CONFIG, FAILED, ITEMS, RESULTS, run_folders
 
 _SHOWN = 30
 

@@ -55,7 +55,7 @@ from glpretrain.core.rendezvous import meet_anew
 from glpretrain.data.module import DataModule
 from glpretrain.encoders import Encoder
 from glpretrain.methods.base import Method
-from glpretrain.runs import BACKBONE, RESULTS, Run, recipe_name, require_outside, without_links
+from glpretrain.runs import BACKBONE, ITEMS, RESULTS, Run, recipe_name, require_outside, without_links
 from glpretrain.training.sharding import class_name
 from glpretrain.weights import export
 
@@ -189,7 +189,7 @@ class Training(LightningCLI):
                 )
             with part_file(folder / resume.CONFIG) as part:
                 self.parser.save(self.config, part, overwrite=True)
-            write_json(folder / resume.ITEMS, self._items())
+            write_json(folder / ITEMS, self._items())
         elif given.logger in (None, True):
             kwargs["logger"] = False
         kwargs |= chosen(given)
