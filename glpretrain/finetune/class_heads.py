@@ -117,9 +117,13 @@ class ClassHead(Head):
         nn.init.trunc_normal_(self.linear.weight, std=_HEAD_STD)
         nn.init.zeros_(self.linear.bias)
 
+    def features(self, output: EncoderOutput) -> Tensor:
+        """Float[B D]: what the linear layer sees of the tokens of items."""
+        return self.norm(pooled(output, self.pool))
+
     def forward(self, output: EncoderOutput, *, grid: tuple[int, ...]) -> Tensor:
         """Float[B K]."""
-        return self.linear(self.norm(pooled(output, self.pool)))
+        return self.linear(self.features(output))
 
 
 class MLPHead(Head):

@@ -9,7 +9,7 @@ move in float32 or bfloat16, not float16; a class token that a backbone for clou
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +20,22 @@ from torchvision.transforms import Compose
 
 from glpretrain.core.batch import Batch
 from glpretrain.core.types import EncoderCard, Item
-from glpretrain.data.sources.base import Source
+from glpretrain.data.sources.base import Source, check_choice
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate import ForgeryDetection, LinearProbe
 from glpretrain.evaluate.base import Evaluator, Score
 from glpretrain.evaluate.metrics.detection import detection_scores
 from glpretrain.evaluate.metrics.intervals import accuracy, mean_of_scores, rate_score
 from glpretrain.evaluate.metrics.roc import Detections, eer_threshold
-from glpretrain.finetune.base import FineTune, logits_of
-from glpretrain.finetune.class_heads import Kind, Pool, with_class_head
-from glpretrain.finetune.data import TaskViews
+from glpretrain.finetune.base import HEAD, FineTune, logits_of
+from glpretrain.finetune.class_heads import ClassHead, Kind, Pool, with_class_head
+from glpretrain.finetune.data import LabelledData, TaskViews
+from glpretrain.finetune.head_start import probe_layer, seen_by_head
 from glpretrain.finetune.transforms import Interpolation, Transform, drawn_from, picture
 from glpretrain.training.branch import batch_norms
 
 _TOP = 5
+_PROBED = 20_000  # items at most that the start of a head is fitted to
 
 
 class LabelledViews(TaskViews):
@@ -166,6 +168,8 @@ class Classification(FineTune):
         cutmix: alpha of cutmix; 0 cuts no images. With both, each batch gets one of them.
         mix_prob: share of the batches that are mixed.
         freeze: see `FineTune`.
+        head_start: `fresh` weights for the head, or `probe`: those of a logistic regression on what it sees of the training items, at most
+            20,000 of them, so that training begins at the score of a linear probe; only for `linear`.
         positive: the class that is to be found, such as `fake`, all others being real: adds `auc`, `eer`, and with a development part
             `hter`, of items and, where items are frames (`Source.groups`), of videos. None for none.
         **kwargs: arguments of `FineTune`.
@@ -193,6 +197,7 @@ class Classification(FineTune):
         cutmix: float = 0.0,
         mix_prob: float = 1.0,
         freeze: bool = False,
+        head_start: Literal["fresh", "probe"] = "fresh",
         positive: str | None = None,
         **kwargs,  # noqa: ANN003
     ) -> None:
@@ -210,7 +215,10 @@ class Classification(FineTune):
             encoder, len(classes), pool=pool, head=head, dropout=dropout, drop_path=drop_path, freeze=freeze
         )
         super().__init__(encoder, task_head, classes=classes, freeze=freeze, **kwargs)
-        self.label_smoothing, self.positive = label_smoothing, positive
+        check_choice(head_start, ("fresh", "probe"), what="Classification: head_start")
+        if head_start == "probe" and head != "linear":
+            raise ValueError(f"Classification: head_start='probe' given with head={head!r}; accepted: fresh, or the head linear")
+        self.label_smoothing, self.positive, self.head_start = label_smoothing, positive, head_start
         if positive is not None:
             if positive not in classes:
                 raise ValueError(f"Classification: positive={positive!r} given; accepted: {', '.join(classes)}")
@@ -225,6 +233,26 @@ class Classification(FineTune):
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
         if self.mixing is not None and isinstance(data, Batched) and data.batch_size % 2:
             raise ValueError(f"data.batch_size={data.batch_size} given; mixup and cutmix mix pairs: accepted are even numbers")
+
+    def on_fit_start(self) -> None:
+        """Begin with the probe where that is asked for; a run that goes on has its head already."""
+        super().on_fit_start()
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
+        if self.head_start != "probe" or self.trainer.ckpt_path is not None or not isinstance(data, LabelledData):
+            return
+        layer: tuple[Tensor, Tensor, float] | None = None
+        if self.trainer.is_global_zero:
+            seen = seen_by_head(self.student, data.plain_batches(data.source, at_most=_PROBED), device=self.device)
+            layer = probe_layer(seen, num_classes=len(self.classes), device=self.device)
+            print(f"the head starts as a linear probe of {len(seen.labels)} items, C {layer[2]:g}", flush=True)
+        layer = self.trainer.strategy.broadcast(layer)
+        head = self.student.heads[HEAD]
+        assert layer is not None and isinstance(head, ClassHead)
+        with torch.no_grad():
+            head.linear.weight.copy_(layer[0])
+            head.linear.bias.copy_(layer[1])
+        if self.ema is not None:
+            self.ema.set(self.student)
 
     @property
     def chooses(self) -> bool:

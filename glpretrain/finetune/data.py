@@ -5,7 +5,7 @@ views of the task (`TaskViews`). Left out: which folder is which source (`glpret
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -30,6 +30,8 @@ from glpretrain.data.views.changes import Changes
 from glpretrain.encoders.base import Encoder
 from glpretrain.finetune.item_transforms import AnyTransform
 from glpretrain.finetune.transforms import drawn_from
+
+_SAMPLE_SEED = 140
 
 
 class TaskViews(ViewMaker):
@@ -272,6 +274,16 @@ class LabelledData(DataModule):
         plain = partial(self.task_views.plain, card=self._encoder.card)
         items = _Evaluated(self.evaluated, read=self.task_views.read, plain=plain)
         return Loader(items, order, num_workers=self._num_test_workers(), named=items.named, setting="--data.num_workers")
+
+    def plain_batches(self, source: Source, *, at_most: int) -> Iterator[Batch]:
+        """Items of a source as they are evaluated, by this process alone: all of them, or `at_most` that are drawn once and for all."""
+        assert self._encoder is not None, "setup comes first"
+        chosen = rng.permutation(torch.tensor(_SAMPLE_SEED), len(source))[:at_most].sort().values.tolist()
+        size = max(self.batch_size, self.task_views.evaluated_at_once)
+        order = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        items = _Evaluated(source, read=self.task_views.read, plain=partial(self.task_views.plain, card=self._encoder.card))
+        for raw in Loader(items, order, num_workers=self._num_test_workers(), named=items.named, setting="--data.num_workers"):
+            yield self.make_batch(raw, encoder=self._encoder)
 
     def _num_test_workers(self) -> int:
         assert self.trainer is not None
