@@ -36,6 +36,7 @@ def finetune(
     *,
     config: str = DEFAULT_RECIPE,
     data: str | None = None,
+    test: str | None = None,
     seed: int | None = None,
     epochs: int | None = None,
     from_scratch: bool = False,
@@ -61,6 +62,7 @@ def finetune(
         data: class folders, in train/ beside val/ or not split, or tar shards with classes, instead of the recipe's source; for
             segmentation images/ beside masks/, in train/ and val/ or not, with classes.csv (index,name), or a folder of Pascal VOC, ADE20K
             or COCO-Stuff
+        test: what is scored on, in any form that --data takes, instead of a part of the items
         seed: seed of head, order and augmentation, instead of the recipe's
         epochs: passes over the training items, instead of the recipe's
         from_scratch: start from fresh weights of the same architecture
@@ -79,11 +81,12 @@ def finetune(
         arguments += [] if value is None else [f"--{name}", str(value)]
     for name, flag in {"from_scratch": from_scratch, "model.init_args.freeze": freeze}.items():
         arguments += [f"--{name}", "true"] if flag else []
-    if data is not None:
-        views = views_of(path)
-        if not issubclass(views, TaskViews):
-            raise ValueError(f"finetune: --config {config} has {views.__name__}; accepted: views of a task, as in {DEFAULT_RECIPE}")
-        arguments += views.own_source(data).arguments("data.source")
+    for name, own in {"source": data, "test": test}.items():
+        if own is not None:
+            views = views_of(path)
+            if not issubclass(views, TaskViews):
+                raise ValueError(f"finetune: --config {config} has {views.__name__}; accepted: views of a task, as in {DEFAULT_RECIPE}")
+            arguments += views.own_source(own).arguments(f"data.{name}")
     if no_probe:
         arguments += ["--probe", "false"]
     return train([*arguments, "--resume", resume, *take_imports(overrides)], kind=Tuning)
@@ -135,11 +138,13 @@ class Tuning(Training):
             self.encoder = kind.sized(self.encoder, settings)
         for name, value in settings.items():
             views[name] = value
-        source = self.config.data.source
-        if "channels" in source.init_args:
-            source.init_args.channels = card.item_shape[0]
-        if card.value_range and "value_range" in source.init_args and source.init_args.value_range is None:
-            source.init_args.value_range = [list(pair) for pair in card.value_range]  # an empty one of the user's stays
+        for source in (self.config.data.source, self.config.data.test):
+            if source is None:
+                continue
+            if "channels" in source.init_args:
+                source.init_args.channels = card.item_shape[0]
+            if card.value_range and "value_range" in source.init_args and source.init_args.value_range is None:
+                source.init_args.value_range = [list(pair) for pair in card.value_range]  # an empty one of the user's stays
 
     def instantiate_trainer(self, **kwargs: object) -> pl.Trainer:
         """A trainer that scores whole epochs only, on items that are divided between the processes already."""

@@ -23,6 +23,7 @@ from glpretrain.data.loading import Loader
 from glpretrain.data.module import DataModule
 from glpretrain.data.orders import Order
 from glpretrain.data.own import SourceSpec, source_for, source_spec, train_test_parts
+from glpretrain.data.relabelled import under_classes_of
 from glpretrain.data.requirements import Tokens
 from glpretrain.data.sources.base import Source, UnreadableItemError
 from glpretrain.data.views import ViewMaker, Views
@@ -197,7 +198,7 @@ class _Both(Source):
 class LabelledData(DataModule):
     """Training and test items with what a model is to predict of them.
 
-    The test part is the source's own (`val/` or `test/` beside `train/`), or else a fixed fifth of it.
+    The test part is `test`, or the source's own (`val/` or `test/` beside `train/`), or else a fixed fifth of it.
 
     Args:
         source: source of both parts.
@@ -210,6 +211,7 @@ class LabelledData(DataModule):
         max_unreadable: share of items that may be unreadable, see `DataModule`.
         development: source of a further part, with the same classes, on which thresholds are chosen; None for none.
         separator: what stands between two labels in the name of a class, where items have any number of labels; None where each has one.
+        test: source of the test part, with classes of the same names; None for a part of `source`.
 
     Raises:
         ValueError: a size, share or count out of range, or a source without classes.
@@ -228,9 +230,10 @@ class LabelledData(DataModule):
         max_unreadable: float = 0.01,
         development: Source | None = None,
         separator: str | None = None,
+        test: Source | None = None,
     ) -> None:
         views.classes_of(source)
-        train, self.test = train_test_parts(source)
+        train, self.test = train_test_parts(source) if test is None else (source, under_classes_of(source, test, separator=separator))
         self.classes = views.classes_of(self.test)  # those that only the test part has come last
         self.separator, self._label_sets = separator, None
         if separator is not None:
