@@ -24,6 +24,16 @@ _KINDS = {
     "tissue": {"Tissue", "TileFolder", "TileShards"},
 }
 
+_OPTIONS = {
+    "--data.order glpretrain.data.infobatch.InfoBatch --trainer.max_epochs 16 --trainer.max_steps -1": (
+        "InfoBatch: epochs leave out items of low loss, at random and without bias; any recipe"
+    ),
+    """--model.init_args.gram '{"start": 0.8}'""": (
+        "Gram anchoring: patches keep the similarities of an earlier backbone; dino, ibot, dinov2, dinov3, gpfm, mmc"
+    ),
+    "--init_from BACKBONE": "start from a trained backbone; with mask_embed locality alignment, which goes on from it",
+}
+
 
 class Header(NamedTuple):
     """What the comment at the head of a recipe says."""
@@ -56,6 +66,9 @@ def recipes(words: list[str] = []) -> None:  # noqa: B006 - read only
         costs = _SENTENCE.split(header.fields.get("Costs", "").removesuffix("."))[0]
         table.add_row(*map(Text, (header.name, header.data, header.purpose.removesuffix("."), costs)))
     Console().print(table)
+    print("options of these:")
+    for option, purpose in _OPTIONS.items():
+        print(f"  {option}\n      {purpose}")
     for root in recipe_roots():
         print(
             f"files: {root}"

@@ -1,6 +1,7 @@
 """Recipes explain themselves: the list from their headers, and the help of each with arguments that the parser understands."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from glpretrain import __version__
 from glpretrain.cli import main
 from glpretrain.cli.pretraining import pretrain
 from glpretrain.cli.recipe_help import recipe_help
-from glpretrain.cli.recipe_list import header_of
+from glpretrain.cli.recipe_list import _OPTIONS, header_of
 from glpretrain.cli.training import Training
 from glpretrain.runs import settings_that_count
 
@@ -101,3 +102,16 @@ def test_help_of_a_recipe_begins_with_what_it_is(capsys: pytest.CaptureFixture[s
 def test_help_of_no_recipe_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "mmcc", "--help"]) == 2
     assert "there is no 'mmcc'" in capsys.readouterr().err
+
+
+def test_options_of_every_recipe_are_listed_and_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["recipes", "mae"]) == 0
+    shown = capsys.readouterr().out
+    for option in _OPTIONS:
+        assert option in shown
+        name, words = ("dino", shlex.split(option)) if "gram" in option else ("mae", shlex.split(option))
+        if "--init_from" not in words:
+            small = ["--trainer.limit_train_batches", "2", "--trainer.accelerator", "cpu", "--data.source.init_args.length", "64"]
+            end = ["--trainer.max_epochs", "1"] if "max_epochs" in option else ["--trainer.max_steps", "2"]
+            quiet = ["--runs", str(tmp_path), "--evaluate", "false", "--report", "false", "--trainer.logger", "false"]
+            assert main(["pretrain", name, *words, *small, *end, *quiet]) == 0
