@@ -28,7 +28,7 @@ from glpretrain.weights import load_backbone
 
 _CLICK = "#d55e00"
 _PER_ROW, _FEW = 3, 20  # plots side by side; points that are marked one by one
-_TITLES = {"health/rank_cls": "rank of cls", "health/rank_patches": "rank of patches"}
+_TITLES = {"health/cls_cosine": "cosine of cls and patches", "health/rank_cls": "rank of cls", "health/rank_patches": "rank of patches"}
 _SCORES = {"eval/knn/accuracy": "k-NN", "eval/linear/accuracy": "linear probe", "eval/prompt/miou": "prompt IoU", "eval/prompt/auc": "AUC"}
 
 

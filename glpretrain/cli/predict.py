@@ -19,10 +19,12 @@ from glpretrain import modalities
 from glpretrain.cli.predict_masks import write_masks
 from glpretrain.core.files import part_file
 from glpretrain.core.listing import printable
+from glpretrain.data.label_sets import joined
 from glpretrain.evaluate.progress import tracked
-from glpretrain.finetune import FineTuned, Parts, Segmentation, Transform, predictions
+from glpretrain.finetune import FineTuned, Multilabel, Parts, Segmentation, Transform, predictions
 from glpretrain.runs import require_outside
 
+_FOUND = 0.5  # probability from which a file has a label, where it may have several
 _SHOWN = 24  # files on a contact sheet
 _COLUMNS, _CELL = 6, 1.9  # cells of a contact sheet, and their size in inches
 _SIDE = 160  # pixels of a picture on it, at least
@@ -46,7 +48,8 @@ def predict(
 ) -> None:
     """Predict the classes of new files, or of their pixels, with a fine-tuned model.
 
-    The table has a row per file: its path, the predicted class and its probability, then the next classes. It is complete or not there.
+    The table has a row per file: its path, the predicted class and its probability, then the next classes; and where a file may have
+    several labels, those of a probability above one half before these. It is complete or not there.
     A file that cannot be read costs one line and has no row.
       glpretrain predict runs/finetune/classification/latest/model photos/
       glpretrain predict runs/finetune/classification/latest/model a.jpg b.jpg --out ab.csv --pictures sheets/
@@ -94,14 +97,16 @@ def predict(
     with part_file(out) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         further = [f"{name}_{number}" for number in range(2, shown + 1) for name in ("class", "probability")]
-        writer.writerow(["file", "class", "probability", *further])
+        several = tuned.card.task == Multilabel.task
+        writer.writerow(["file", *(["labels"] if several else []), "class", "probability", *further])
         found = predictions(tuned, paths, batch_size=batch_size, num_workers=num_workers)
         for path, probabilities, reason in tracked(found, total=len(paths), description="predicting"):
             if probabilities is None:
                 console.print(f"skipped, cannot be read: {printable(reason)}", markup=False)
                 continue
             row = _row(probabilities, tuned.classes, shown)
-            writer.writerow([path, *(word for name, probability in row for word in (name, f"{probability:.6f}"))])
+            labels = [joined([name for name, there in zip(tuned.classes, probabilities > _FOUND, strict=True) if there])] if several else []
+            writer.writerow([path, *labels, *(word for name, probability in row for word in (name, f"{probability:.6f}"))])
             num_predicted += 1
             if pictures is not None:
                 certain = _Certain(row[0][1], path, row[0][0])

@@ -137,3 +137,6 @@ def test_a_list_with_several_labels_becomes_a_model_and_its_predictions(tmp_path
     assert main(["predict", str(saved), "0.wav", "3.wav", "--out", "table.csv"]) == 0
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [{row["class"], row["class_2"]} for row in rows] == [{"low", "high"}] * 2
+    for row in rows:
+        likely = {row[f"class{place}"] for place in ("", "_2") if float(row[f"probability{place}"]) > 0.5}
+        assert set(filter(None, row["labels"].split(";"))) == likely
