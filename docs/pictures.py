@@ -28,7 +28,12 @@ from glpretrain.weights import load_backbone
 
 _CLICK = "#d55e00"
 _PER_ROW, _FEW = 3, 20  # plots side by side; points that are marked one by one
-_TITLES = {"health/cls_cosine": "cosine of cls and patches", "health/rank_cls": "rank of cls", "health/rank_patches": "rank of patches"}
+_TITLES = {
+    "health/cls_cosine": "cosine of cls and patches",
+    "health/gram_drift": "change of similarities since the anchor",
+    "health/rank_cls": "rank of cls",
+    "health/rank_patches": "rank of patches",
+}
 _SCORES = {"eval/knn/accuracy": "k-NN", "eval/linear/accuracy": "linear probe", "eval/prompt/miou": "prompt IoU", "eval/prompt/auc": "AUC"}
 
 
@@ -98,11 +103,13 @@ def curves_figure(runs: dict[str, Path], columns: dict[str, str]) -> Figure:
     figure = Figure(figsize=(3.4 * min(len(columns), _PER_ROW), 2.4 * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, min(len(columns), _PER_ROW), squeeze=False).flat
     for axis, (column, title) in zip(axes, columns.items(), strict=False):
-        for name, folder in runs.items():
+        for number, (name, folder) in enumerate(runs.items()):
             with (folder / "metrics.csv").open(newline="") as file:
                 points = [(int(row["step"]), float(row[column])) for row in csv.DictReader(file) if row.get(column)]
             if points:
-                axis.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker="." if len(points) < _FEW else None)
+                axis.plot(
+                    *zip(*points, strict=True), label=name, color=f"C{number}", linewidth=1.2, marker="." if len(points) < _FEW else None
+                )
         if not axis.lines:
             raise ValueError(f"{column}: in no metrics.csv of {', '.join(map(str, runs.values()))}")
         axis.set_title(title, fontsize=9, loc="left")
