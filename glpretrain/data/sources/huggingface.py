@@ -65,11 +65,10 @@ class Column:
         self._sets: list[int] | None = None  # class of each row, where rows have several labels
         if label is not None:
             classes = loaded.features[label]
-            several = getattr(classes, "feature", None)  # of a list of labels
             if isinstance(classes, datasets.ClassLabel):
                 self.classes = classes.names
-            elif isinstance(several, datasets.ClassLabel):
-                self._sets = self._set_of_rows(loaded, several.names)
+            elif isinstance(getattr(classes, "feature", None), datasets.ClassLabel):  # a list of labels in each row
+                self._sets = self._set_of_rows(loaded, classes.feature.names)
             else:
                 raise ValueError(f"{owner}: column {label!r} of {path} holds {classes}; expected a ClassLabel, or a list of them")
 

@@ -180,8 +180,9 @@ def _config(encoder: ViT, weights: State, *, gated: bool, layout: Layout) -> dic
     hidden = len(weights[f"{before}{names['mlp.fc1']}.weight"])
     query, key, value = (f"{before}{part}.bias" in weights for part in layout.qkv)
     if layout is AST:
-        steps = encoder.card.arguments.get("patch_stride", list(card.patch_size))
-        sizes = {"max_length": height, "num_mel_bins": width, "time_stride": steps[0], "frequency_stride": steps[1]}
+        given = encoder.card.arguments.get("patch_stride")
+        time_stride, frequency_stride = given if isinstance(given, list) else card.patch_size
+        sizes = {"max_length": height, "num_mel_bins": width, "time_stride": time_stride, "frequency_stride": frequency_stride}
         kept = {name: value for name, value in config.items() if name not in ("image_size", "num_channels")}
         return kept | sizes | {"intermediate_size": hidden, "qkv_bias": query}
     if layout is VIT:
