@@ -9,7 +9,8 @@ move in float32 or bfloat16, not float16; a class token that a backbone for clou
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from functools import partial
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -20,22 +21,21 @@ from torchvision.transforms import Compose
 
 from glpretrain.core.batch import Batch
 from glpretrain.core.types import EncoderCard, Item
-from glpretrain.data.sources.base import Source, check_choice
+from glpretrain.data.sources.base import Source
 from glpretrain.encoders.base import Encoder
 from glpretrain.evaluate import ForgeryDetection, LinearProbe
 from glpretrain.evaluate.base import Evaluator, Score
 from glpretrain.evaluate.metrics.detection import detection_scores
 from glpretrain.evaluate.metrics.intervals import accuracy, mean_of_scores, rate_score
 from glpretrain.evaluate.metrics.roc import Detections, eer_threshold
-from glpretrain.finetune.base import HEAD, FineTune, logits_of
-from glpretrain.finetune.class_heads import ClassHead, Kind, Pool, with_class_head
-from glpretrain.finetune.data import LabelledData, TaskViews
-from glpretrain.finetune.head_start import probe_layer, seen_by_head
+from glpretrain.finetune.base import FineTune, logits_of
+from glpretrain.finetune.class_heads import Kind, Pool, with_class_head
+from glpretrain.finetune.data import TaskViews
+from glpretrain.finetune.head_start import HeadStart, begin_with_probe, check_head_start, probe_layer
 from glpretrain.finetune.transforms import Interpolation, Transform, drawn_from, picture
 from glpretrain.training.branch import batch_norms
 
 _TOP = 5
-_PROBED = 20_000  # items at most that the start of a head is fitted to
 
 
 class LabelledViews(TaskViews):
@@ -197,7 +197,7 @@ class Classification(FineTune):
         cutmix: float = 0.0,
         mix_prob: float = 1.0,
         freeze: bool = False,
-        head_start: Literal["fresh", "probe"] = "fresh",
+        head_start: HeadStart = "fresh",
         positive: str | None = None,
         **kwargs,  # noqa: ANN003
     ) -> None:
@@ -215,9 +215,7 @@ class Classification(FineTune):
             encoder, len(classes), pool=pool, head=head, dropout=dropout, drop_path=drop_path, freeze=freeze
         )
         super().__init__(encoder, task_head, classes=classes, freeze=freeze, **kwargs)
-        check_choice(head_start, ("fresh", "probe"), what="Classification: head_start")
-        if head_start == "probe" and head != "linear":
-            raise ValueError(f"Classification: head_start='probe' given with head={head!r}; accepted: fresh, or the head linear")
+        check_head_start(head_start, owner="Classification", head=head)
         self.label_smoothing, self.positive, self.head_start = label_smoothing, positive, head_start
         if positive is not None:
             if positive not in classes:
@@ -237,22 +235,8 @@ class Classification(FineTune):
     def on_fit_start(self) -> None:
         """Begin with the probe where that is asked for; a run that goes on has its head already."""
         super().on_fit_start()
-        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
-        if self.head_start != "probe" or self.trainer.ckpt_path is not None or not isinstance(data, LabelledData):
-            return
-        layer: tuple[Tensor, Tensor, float] | None = None
-        if self.trainer.is_global_zero:
-            seen = seen_by_head(self.student, data.plain_batches(data.source, at_most=_PROBED), device=self.device)
-            layer = probe_layer(seen, num_classes=len(self.classes), device=self.device)
-            print(f"the head starts as a linear probe of {len(seen.labels)} items, C {layer[2]:g}", flush=True)
-        layer = self.trainer.strategy.broadcast(layer)
-        head = self.student.heads[HEAD]
-        assert layer is not None and isinstance(head, ClassHead)
-        with torch.no_grad():
-            head.linear.weight.copy_(layer[0])
-            head.linear.bias.copy_(layer[1])
-        if self.ema is not None:
-            self.ema.set(self.student)
+        if self.head_start == "probe":
+            begin_with_probe(self, fitted=partial(probe_layer, num_classes=len(self.classes), device=self.device))
 
     @property
     def chooses(self) -> bool:

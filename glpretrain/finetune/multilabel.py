@@ -19,6 +19,7 @@ from glpretrain.evaluate.base import Evaluator, Score
 from glpretrain.evaluate.metrics.average_precision import mean_average_precision
 from glpretrain.finetune.base import FineTune
 from glpretrain.finetune.class_heads import Kind, Pool, with_class_head
+from glpretrain.finetune.head_start import HeadStart, begin_with_probe, check_head_start, label_layer
 from glpretrain.training.branch import batch_norms
 
 
@@ -33,6 +34,7 @@ class Multilabel(FineTune):
         dropout: share of the hidden values of the `mlp` that are dropped in training.
         drop_path: rate of stochastic depth in the last block; it grows evenly from 0 in the first one.
         freeze: see `FineTune`.
+        head_start: `fresh` weights for the head, or `probe`, see `Classification`.
         **kwargs: arguments of `FineTune`.
 
     Raises:
@@ -55,6 +57,7 @@ class Multilabel(FineTune):
         dropout: float = 0.5,
         drop_path: float = 0.0,
         freeze: bool = False,
+        head_start: HeadStart = "fresh",
         **kwargs,  # noqa: ANN003
     ) -> None:
         if not 0.0 <= drop_path < 1.0:
@@ -63,6 +66,14 @@ class Multilabel(FineTune):
             encoder, len(classes), pool=pool, head=head, dropout=dropout, drop_path=drop_path, freeze=freeze
         )
         super().__init__(encoder, task_head, classes=classes, freeze=freeze, **kwargs)
+        check_head_start(head_start, owner="Multilabel", head=head)
+        self.head_start = head_start
+
+    def on_fit_start(self) -> None:
+        """Begin with the probe where that is asked for; a run that goes on has its head already."""
+        super().on_fit_start()
+        if self.head_start == "probe":
+            begin_with_probe(self, fitted=label_layer)
 
     def probe_for(self, separator: str | None) -> Evaluator:
         """`MultilabelProbe` with the separator of the data."""

@@ -7,13 +7,14 @@ import pytorch_lightning as pl
 import torch
 from golden import noise
 from sklearn.linear_model import LogisticRegression
-from tuned_models import classifier, data, pictures, trained, vit
+from tuned_models import CLASSES, classifier, data, pictures, trained, vit
 
 from glpretrain.core.schedule import Schedule
+from glpretrain.data import ImageList
 from glpretrain.evaluate.rows import LabelledFeatures
-from glpretrain.finetune import LabelledData
+from glpretrain.finetune import LabelledData, LabelledViews, Multilabel
 from glpretrain.finetune.base import HEAD
-from glpretrain.finetune.head_start import INVERSE_L2, probe_layer, seen_by_head
+from glpretrain.finetune.head_start import INVERSE_L2, label_layer, probe_layer, seen_by_head
 from glpretrain.training.optim import Optimization
 
 
@@ -69,6 +70,34 @@ def test_at_most_some_items_are_drawn_once_and_for_all(tmp_path: Path) -> None:
     assert draws[0] == draws[1] and len(set(draws[0])) == 7
 
 
+def test_the_layer_for_several_labels_computes_a_regression_for_each() -> None:
+    given = seen()
+    truth = torch.stack([given.labels > 0, given.cls[:, 3] > 3.0, torch.ones(120, dtype=torch.bool)], dim=1)
+    layer = label_layer(LabelledFeatures(given.cls, truth.float(), given.index))
+    rows = ((given.cls - given.cls.mean(dim=0)) / given.cls.std(dim=0)).numpy()
+    for place in (0, 1):
+        expected = LogisticRegression(C=layer.strength, max_iter=500).fit(rows, truth[:, place].numpy()).decision_function(rows)
+        found = given.cls @ layer.weight[place] + layer.bias[place]
+        torch.testing.assert_close(found, torch.from_numpy(expected).float(), rtol=1e-3, atol=1e-3)
+    assert not layer.weight[2].any() and layer.bias[2] == layer.bias.min()
+    with pytest.raises(ValueError, match="all have the same labels"):
+        label_layer(LabelledFeatures(given.cls, torch.ones(120, 2), given.index))
+
+
+def test_a_model_for_several_labels_begins_with_it(tmp_path: Path) -> None:
+    pictures(tmp_path / "set")
+    lines = [f"set/{name}/{number}.png\t{name};{'a' if number % 2 else 'b'}" for name in CLASSES for number in range(8)]
+    (tmp_path / "list.tsv").write_text("\n".join(lines))
+    source = ImageList(tmp_path / "list.tsv")
+    module = LabelledData(source, LabelledViews(16), batch_size=4, num_workers=0, cache=False, separator=";")
+    model = Multilabel(vit(), module.classes, head_start="probe", **STILL)
+    trained(model, module, steps=1)
+    layer = label_layer(seen_by_head(model.student, module.plain_batches(module.source, at_most=100), device=torch.device("cpu")))
+    torch.testing.assert_close(model.student.heads[HEAD].linear.weight, layer.weight, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="Multilabel: head_start='probe' given with head='mlp'"):
+        Multilabel(vit(), module.classes, head="mlp", head_start="probe")
+
+
 def test_a_run_that_goes_on_keeps_its_head(tmp_path: Path) -> None:
     def trainer(steps: int) -> pl.Trainer:
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -92,5 +121,5 @@ def test_a_run_that_goes_on_keeps_its_head(tmp_path: Path) -> None:
 def test_only_a_linear_head_can_start_so() -> None:
     with pytest.raises(ValueError, match="head_start='probe' given with head='mlp'"):
         classifier(vit(), head="mlp", head_start="probe")
-    with pytest.raises(ValueError, match="head_start is 'warm'"):
+    with pytest.raises(ValueError, match="head_start='warm'"):
         classifier(head_start="warm")

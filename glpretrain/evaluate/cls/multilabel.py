@@ -68,11 +68,11 @@ class MultilabelProbe(Evaluator):
         truth = truth[:, [places[of_test.names[number]] for number in common]]
         standardised = standardiser(train.cls)
         rows = standardised(train.cls)
-        chosen = self._choose(rows, truth, train.groups)
-        found = self._fitted(rows, truth, standardised(test.cls), chosen)
+        chosen = self.choose(rows, truth, train.groups)
+        found = self.fitted(rows, truth, standardised(test.cls), chosen)
         return Result({"map": mean_average_precision(found, shown[:, common], test.groups)}, {"inverse_l2": chosen}, left_out)
 
-    def _choose(self, rows: Tensor, truth: Tensor, groups: Tensor | None) -> float:
+    def choose(self, rows: Tensor, truth: Tensor, groups: Tensor | None) -> float:
         """The candidate with the best score on held-out training items, the strongest penalty on a tie."""
         if len(self.inverse_l2) == 1:
             return self.inverse_l2[0]
@@ -83,13 +83,13 @@ class MultilabelProbe(Evaluator):
         asked = truth[held_out][:, learned]
 
         def score(inverse_l2: float) -> float:
-            found = self._fitted(rows[fitted], truth[fitted][:, learned], rows[held_out], inverse_l2)
+            found = self.fitted(rows[fitted], truth[fitted][:, learned], rows[held_out], inverse_l2)
             return mean_average_precision(found, asked).value
 
         rates = {value: score(value) for value in sorted(self.inverse_l2)}
         return max(rates, key=lambda value: rates[value])
 
-    def _fitted(self, rows: Tensor, truth: Tensor, queries: Tensor, inverse_l2: float) -> Tensor:
+    def fitted(self, rows: Tensor, truth: Tensor, queries: Tensor, inverse_l2: float) -> Tensor:
         """Float[M K], the logits of the labels Bool[B K] for queries Float[M D], learned from rows Float[B D]."""
         probe = OneVsRestClassifier(LogisticRegression(C=inverse_l2, max_iter=self.max_iter))
         with warnings.catch_warnings(record=True) as caught, small_products(rows):
