@@ -12,6 +12,7 @@ decoder does in a fraction of the time. Left out: masks over tokens (`masking`),
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from glpretrain.data.views.colour import blend, draw_colours, gaussian_blur, req
 from glpretrain.data.views.cutting import cut_regions, cut_views, drawn_cuts
 from glpretrain.data.views.erasing import draw_erasing, erase
 from glpretrain.data.views.resample import reduced, reduction
-from glpretrain.data.views.spec import ViewSpec
+from glpretrain.data.views.spec import ViewSizes, ViewSpec
 from glpretrain.data.views.stain import restain
 
 _COLOUR, _STRONG, _RAND_AUGMENT, _ERASE = range(1, 5)  # 0 and 5 are those of `cutting`
@@ -96,10 +97,12 @@ class MultiCrop(ViewMaker):
             global ones. One draw per item decides whether all of them are strongly augmented or none.
         clean_size: size of crops of the same places as the global views, flipped and turned like them and with the item's own colours, for
             an anchor (`Gram.views`); None makes none.
+        other_sizes: sizes that all views of a step may have in place of their own, as in DINOv3's stage of high resolution. Which sizes a
+            step has is drawn from its number, for all processes alike; what these shares leave of 1 is the share of the own sizes.
 
     Raises:
-        ValueError: no global view, globals (or locals) of different sizes, or student views of another size than the globals or
-            with different `strong`.
+        ValueError: no global view, globals (or locals) of different sizes, student views of another size than the globals or
+            with different `strong`, or other sizes for views that are not there, or whose shares leave nothing.
     """
 
     modality = "image"
@@ -110,6 +113,7 @@ class MultiCrop(ViewMaker):
         local_views: list[ViewSpec] | None = None,
         student_views: list[ViewSpec] | None = None,
         clean_size: int | tuple[int, int] | None = None,
+        other_sizes: list[ViewSizes] | None = None,
     ) -> None:
         super().__init__()
         if not global_views:
@@ -126,6 +130,34 @@ class MultiCrop(ViewMaker):
         self.local_views = tuple(local_views or ())
         self.student_views = tuple(student_views or ())
         self.clean_views = () if clean_size is None else tuple(spec.clean(clean_size) for spec in self.global_views)
+        self.other_sizes = tuple(other_sizes or ())
+        if (given := sum(sizes.share for sizes in self.other_sizes)) >= 1.0 - 1e-9:
+            raise ValueError(f"MultiCrop: other_sizes have shares of {given:g} together; expected below 1, the rest is for the own sizes")
+        self._others = tuple(self._sized(sizes) for sizes in self.other_sizes)
+
+    def _sized(self, sizes: ViewSizes) -> "MultiCrop":
+        """The same views in these sizes."""
+        for name, size, there in (("local", sizes.local_size, self.local_views), ("clean", sizes.clean_size, self.clean_views)):
+            if (size is None) == bool(there):
+                needed = f"give {name}_size, the recipe has {name} views" if there else f"leave it out, the recipe has no {name} views"
+                raise ValueError(f"MultiCrop: other_sizes: {name}_size is {size}; {needed}")
+        global_views, student_views = (
+            [replace(spec, size=sizes.global_size) for spec in specs] for specs in (self.global_views, self.student_views)
+        )
+        local_views = [] if sizes.local_size is None else [replace(spec, size=sizes.local_size) for spec in self.local_views]
+        return MultiCrop(global_views, local_views, student_views, sizes.clean_size)
+
+    def sizes(self) -> Sequence["MultiCrop"]:
+        """This maker, and one for each of the other sizes."""
+        return (self, *self._others)
+
+    def drawn_size(self, key: Tensor) -> int:
+        """The number of sizes whose shares are used up by a uniform draw, counted from the own ones."""
+        if not self.other_sizes:
+            return 0
+        shares = [sizes.share for sizes in self.other_sizes]
+        bounds = torch.tensor([1.0 - sum(shares), *shares[:-1]], dtype=torch.float64).cumsum(0)
+        return int((rng.uniform(key, 1).double() >= bounds).sum())
 
     def kinds(self) -> list[Kind]:
         """The groups of views that the recipe asks for."""
@@ -168,9 +200,10 @@ class MultiCrop(ViewMaker):
         return -(-4 * max(self.global_views[0].shape) // 3)
 
     def ample_side(self) -> int:
-        """Pixels on the shorter side of a picture that are enough for every crop to be scaled down by four or more."""
+        """Pixels on the shorter side of a picture that are enough for every crop of any size to be scaled down by four or more."""
         needed = 0.0
-        for spec in (*self.global_views, *self.local_views, *self.student_views, *self.clean_views):
+        specs = (spec for maker in self.sizes() for kind in maker.kinds() for spec in kind.specs)
+        for spec in specs:
             (height, width), (low, high) = spec.shape, spec.ratio
             needed = max(needed, width / math.sqrt(spec.scale[0] * low), height * math.sqrt(high / spec.scale[0]))
         return math.ceil(_LEAST_SHRINKING * needed)
