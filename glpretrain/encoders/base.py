@@ -1,18 +1,15 @@
 """The contract of an encoder, the registry that rebuilds one from its card, and what all encoders share."""
 
-import hashlib
 import inspect
-import json
 import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, overload
 
-import torch
 from torch import Tensor, nn
 
 from glpretrain.core.frames import token_centres, token_sides
@@ -24,6 +21,7 @@ from glpretrain.encoders.drop_path import drawn_paths
 from glpretrain.encoders.kernels import fastest_attention
 from glpretrain.encoders.rope import drawn_positions
 from glpretrain.encoders.sequences import Views, encode_in_chunks, encode_list
+from glpretrain.encoders.states import load_strictly
 
 # Arguments of builders that are words or flags.
 _WORDS = ("name", "position_resize", "positions", "ffn", "initial", "modality", "licence", "source")
@@ -301,49 +299,3 @@ class Encoder(nn.Module, ABC):
             card: card that is written beside it.
         """
         return {}
-
-
-def load_strictly(module: nn.Module, state: dict[str, Tensor], *, assign: bool = False) -> None:
-    """`load_state_dict` that accepts exactly the module's names and shapes.
-
-    Args:
-        module: module to fill.
-        state: its tensors.
-        assign: whether the module keeps the given tensors instead of copying their numbers.
-
-    Raises:
-        ValueError: names every missing tensor, every unknown one and every tensor of a wrong shape.
-    """
-    own = module.state_dict()
-    problems = []
-    if missing := sorted(own.keys() - state.keys()):
-        problems.append(f"missing {missing}")
-    if extra := sorted(state.keys() - own.keys()):
-        problems.append(f"unknown {extra}")
-    for name in sorted(own.keys() & state.keys()):
-        if own[name].shape != state[name].shape:
-            problems.append(f"{name} has shape {tuple(state[name].shape)}, accepted {tuple(own[name].shape)}")
-    if problems:
-        raise ValueError("weights do not fit the encoder: " + "; ".join(problems))
-    module.load_state_dict(state, assign=assign)
-
-
-def fingerprint(encoder: Encoder) -> str:
-    """SHA-256 of the weights, their names and the card: the same for an encoder and its export, on any device."""
-    digest = hashlib.sha256()
-    card = asdict(encoder.card)
-    # What the pixels of a file are, the licence and the source of the weights change no feature.
-    del card["value_range"]
-    for part in (card, card["arguments"]):
-        part.update(dict.fromkeys(("licence", "source"), ""))
-    digest.update(json.dumps(card, sort_keys=True).encode())
-    for name, tensor in sorted(encoder.backbone_state().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if not tensor.is_meta:  # a plan of memory has shapes and no numbers
-            digest.update(bytes_of(tensor))
-    return digest.hexdigest()
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor's numbers, row by row."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

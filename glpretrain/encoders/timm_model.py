@@ -17,6 +17,7 @@ from timm.models import is_model_in_modules
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
 from glpretrain.core.patches import strided_grid
@@ -234,6 +235,32 @@ def add_resized_positions(model: VisionTransformer, tokens: Tensor, *, how: Posi
     else:
         tokens = torch.cat((*prefix, tokens.flatten(1, 2)), dim=1) + positions
     return model.pos_drop(tokens)
+
+
+def add_positions(
+    model: VisionTransformer | VisionTransformerRelPos | Beit | Eva, tokens: Tensor, *, how: PositionResize
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """timm's position step: Float[B h w D], or [B N D] where the size is fixed, to Float[B T D] with the prefix tokens first, and what each
+    block has to be told about positions. Learned positions are resized as `how` says.
+    """
+    depth = len(model.blocks)
+    if isinstance(model, VisionTransformer):
+        if how == "timm" or tokens.shape[1:3] == model.patch_embed.grid_size:
+            return model._pos_embed(tokens), [{}] * depth
+        return add_resized_positions(model, tokens, how=how), [{}] * depth
+    if isinstance(model, Eva):
+        tokens, rope = model._pos_embed(tokens)
+        if rope is None:
+            return tokens, [{}] * depth
+        return tokens, [{"rope": rope[layer] if rope.dim() > 2 else rope} for layer in range(depth)]  # [N 2d], or one per block
+    if model.cls_token is not None:
+        tokens = torch.cat((model.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
+    if isinstance(model, Beit):
+        tokens = model.pos_drop(tokens if model.pos_embed is None else tokens + model.pos_embed)
+        bias = {} if model.rel_pos_bias is None else {"shared_rel_pos_bias": model.rel_pos_bias()}
+    else:
+        bias = {} if model.shared_rel_pos is None else {"shared_rel_pos": model.shared_rel_pos.get_bias()}
+    return tokens, [bias] * depth
 
 
 def timm_config(model: nn.Module, card: EncoderCard, *, model_args: TimmArguments) -> dict[str, object]:

@@ -36,7 +36,7 @@ from glpretrain.encoders.timm_model import (
     POSITION_RESIZES,
     PositionResize,
     TimmArguments,
-    add_resized_positions,
+    add_positions,
     as_eva_names,
     check_model,
     check_width,
@@ -285,7 +285,7 @@ class ViT(Encoder):
         tokens = model.patch_embed(items)  # [B h w D], or [B N D] where the size is fixed
         if mask is not None:
             tokens = hide_tokens(tokens, mask=mask, mask_token=self.mask_token)
-        tokens, block_args = self._add_positions(tokens)  # [B T D], prefix tokens first
+        tokens, block_args = add_positions(model, tokens, how=self.position_resize)  # [B T D], prefix tokens first
         return model.norm_pre(tokens) if isinstance(model, VisionTransformer | Eva) else tokens, block_args
 
     def _embed_group(self, group: Views) -> tuple[Tensor, list[dict[str, Tensor]]]:
@@ -295,27 +295,6 @@ class ViT(Encoder):
     def _end(self, tokens: Tensor) -> EncoderOutput:
         has_class_token = self.model.cls_token is not None
         return split_tokens(self.model.norm(tokens), num_prefix_tokens=self.num_prefix_tokens, has_class_token=has_class_token)
-
-    def _add_positions(self, tokens: Tensor) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """The tokens with prefix and positions, Float[B T D], and what each block has to be told about positions."""
-        model, depth = self.model, self.num_layers
-        if isinstance(model, VisionTransformer):
-            if self.position_resize == "timm" or tokens.shape[1:3] == model.patch_embed.grid_size:
-                return model._pos_embed(tokens), [{}] * depth
-            return add_resized_positions(model, tokens, how=self.position_resize), [{}] * depth
-        if isinstance(model, Eva):
-            tokens, rope = model._pos_embed(tokens)
-            if rope is None:
-                return tokens, [{}] * depth
-            return tokens, [{"rope": rope[layer] if rope.dim() > 2 else rope} for layer in range(depth)]  # [N 2d], or one per block
-        if model.cls_token is not None:
-            tokens = torch.cat((model.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
-        if isinstance(model, Beit):
-            tokens = model.pos_drop(tokens if model.pos_embed is None else tokens + model.pos_embed)
-            bias = {} if model.rel_pos_bias is None else {"shared_rel_pos_bias": model.rel_pos_bias()}
-        else:
-            bias = {} if model.shared_rel_pos is None else {"shared_rel_pos": model.shared_rel_pos.get_bias()}
-        return tokens, [bias] * depth
 
     def add_mask_token(self) -> None:
         """Add the learned token that stands for hidden patches, zero at the start (as in iBOT)."""

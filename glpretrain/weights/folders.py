@@ -15,7 +15,7 @@ from glpretrain.core.files import new_folder, write_json
 from glpretrain.core.shards import Parts, files_of, is_head
 from glpretrain.core.types import EncoderCard
 from glpretrain.encoders import Encoder, build
-from glpretrain.encoders.base import load_strictly
+from glpretrain.encoders.states import load_strictly
 from glpretrain.weights.files import State, in_single_precision, is_state, listed, read_json, read_pickle, read_safetensors
 from glpretrain.weights.report import LoadedWeights, LoadOptions, Which
 
