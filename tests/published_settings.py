@@ -424,6 +424,7 @@ FIELDS: dict[str, Callable[[Resolved], object]] = {
     "layer scale": layer_scale,
     "register tokens": lambda run: run.encoder.num_prefix_tokens - 1,  # type: ignore[union-attr, operator]
     "bias of queries, keys and values": qkv_bias,
+    "norm of local class tokens": lambda run: "common" if run.encoder.local_norm is None else "its own",  # type: ignore[union-attr,operator]
     "rescaling of rotary positions": lambda run: rope_augmentation(run).rescale if rope_augmentation(run) else "none",
     "shift and jitter of rotary positions": lambda run: (
         [rope_augmentation(run).shift, rope_augmentation(run).jitter] if rope_augmentation(run) else [None, None]

@@ -3,7 +3,7 @@
 import inspect
 import reprlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,13 +19,15 @@ from glpretrain.encoders.checkpointing import recomputing
 from glpretrain.encoders.documents import PackedAttention
 from glpretrain.encoders.drop_path import drawn_paths
 from glpretrain.encoders.kernels import fastest_attention
+from glpretrain.encoders.local_norm import of_views
 from glpretrain.encoders.rope import drawn_positions
 from glpretrain.encoders.sequences import Views, encode_in_chunks, encode_list
 from glpretrain.encoders.states import load_strictly
 
 # Arguments of builders that are words or flags.
 _WORDS = ("name", "position_resize", "positions", "ffn", "initial", "modality", "licence", "source")
-_FLAGS = ("drop_path_uniform", "class_token", "no_embed_class", "final_norm")
+_FLAGS = ("drop_path_uniform", "class_token", "no_embed_class", "final_norm", "key_bias")
+PRETRAINING = ("mask_token", "local_norm.weight", "local_norm.bias")  # tensors that no backbone has
 
 _Builder = TypeVar("_Builder", bound=Callable[..., "Encoder"])
 _BUILDERS: dict[str, Callable[..., "Encoder"]] = {}
@@ -224,14 +226,17 @@ class Encoder(nn.Module, ABC):
         return [self._whole(group, keep=None, chunk_size=chunk_size) for group in groups]
 
     def _whole(self, group: Views, *, keep: Tensor | None, chunk_size: int | None) -> EncoderOutput:
-        begun, (_, mask, keys, cls_only) = self._begin(group.items), group
+        begun, (_, mask, keys, cls_only, are_local) = self._begin(group.items), group
+        encode = partial(self._with_paths, are_local=are_local)
         if chunk_size is None:
-            return self._with_paths(*begun, mask=mask, keep=keep, keys=keys, cls_only=cls_only)
-        return encode_in_chunks(self._with_paths, begun, mask=mask, keep=keep, keys=keys, cls_only=cls_only, chunk_size=chunk_size)
+            return encode(*begun, mask=mask, keep=keep, keys=keys, cls_only=cls_only)
+        return encode_in_chunks(encode, begun, mask=mask, keep=keep, keys=keys, cls_only=cls_only, chunk_size=chunk_size)
 
-    def _with_paths(self, *begun: Tensor, mask: Tensor | None, keep: Tensor | None, keys: Tensor | None, cls_only: bool) -> EncoderOutput:
+    def _with_paths(
+        self, *begun: Tensor, mask: Tensor | None, keep: Tensor | None, keys: Tensor | None, cls_only: bool, are_local: bool
+    ) -> EncoderOutput:
         paths = drawn_paths(self, keys) if keys is not None and self.training else nullcontext()
-        with fastest_attention(self, begun[0]), paths, drawn_positions(self, keys), recomputing(self):
+        with fastest_attention(self, begun[0]), paths, drawn_positions(self, keys), of_views(self, are_local=are_local), recomputing(self):
             if cls_only:
                 return self._encode_cls(*begun, mask=mask).of_cls()
             return self._encode(*begun, mask=mask, keep=keep)
@@ -268,6 +273,11 @@ class Encoder(nn.Module, ABC):
             ValueError: this encoder cannot hide tokens.
         """
 
+    def add_pretraining(self, names: Collection[str]) -> None:
+        """Add the parts that only pretraining needs and that these names of tensors belong to; see `PRETRAINING`."""
+        if "mask_token" in names:
+            self.add_mask_token()
+
     @abstractmethod
     def require_keep(self) -> None:
         """Check at construction that `keep` can be used.
@@ -285,7 +295,7 @@ class Encoder(nn.Module, ABC):
         return False
 
     def backbone_state(self) -> dict[str, Tensor]:
-        """Weights under the names of the wrapped library model (timm's), without what only pretraining needs (the mask token)."""
+        """Weights under the names of the wrapped library model (timm's), without what only pretraining needs (`PRETRAINING`)."""
         return self.get_submodule("model").state_dict()
 
     def load_backbone_state(self, state: dict[str, Tensor]) -> None:

@@ -314,6 +314,25 @@ def check_width(model: Beit | Eva, *, name: str) -> None:
         raise ValueError(f"ViT: embed_dim={model.embed_dim} does not fit the {heads} heads of {name}; accepted: multiples of {unit}")
 
 
+def set_norm_eps(model: nn.Module, eps: float) -> None:
+    """Give every layer norm this epsilon."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
+
+
+def biased_keys(name: str) -> TimmArguments:
+    """Arguments with which the keys of a model have a bias too: timm's `eva` has two kinds of attention, one of them without.
+
+    Raises:
+        ValueError: the model is not one of DINOv3's whose queries and values have a bias.
+    """
+    attention = first_block(name).get_submodule("attn") if is_model_in_modules(name, ("eva",)) and "dinov3" in name else None
+    if attention is None or vars(attention)["_parameters"].get("q_bias") is None:
+        raise ValueError(f"ViT: key_bias=True given; {name} has no biases of queries and values without one of keys; leave it out")
+    return {"attn_type": "rope"}
+
+
 def set_rope_periods(model: nn.Module, periods: Sequence[float], *, name: str) -> None:
     """Give a model of DINOv3 these periods of its rotations; a ValueError refuses other models and another number of them."""
     if not isinstance(model, Eva) or not isinstance(model.rope, RotaryEmbeddingDinoV3):

@@ -46,6 +46,7 @@ class IBOT(Method):
     """
 
     terms = ("cls", "patch")
+    views_together: ClassVar = True
     uses: ClassVar = {"global": Uses(needs=("mask",), paired_with=("global", "local")), "local": Uses(required=False)}
     gram_tokens: ClassVar = ("all", "masked", "unmasked")
 
