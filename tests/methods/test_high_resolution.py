@@ -1,6 +1,9 @@
 """A run whose views have other sizes in every step: loss and gradients in each size, resumption, and a run that follows another one."""
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -120,3 +123,27 @@ def test_a_run_goes_on_with_another_ones_backbone_which_is_its_anchor(tmp_path: 
     start, prefix = load_backbone(first / "backbone").backbone_state(), "anchor.snapshot.encoder.model."
     anchor = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     assert anchor.keys() == start.keys() and all(torch.equal(value, start[name]) for name, value in anchor.items())
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_sizes_and_losses_of_one(tmp_path: Path) -> None:
+    """With what depends on a process alone left out: neighbours in one process, exact shares of a batch, positions that move."""
+    mask = '{"class_path": "glpretrain.masking.DINOv2Mask", "init_args": {"prob": 0.5, "ratio": [0.1, 0.5]}}'
+    common = ["--model.init_args.koleo_among", "joint", "--data.mask", mask, "--trainer.max_steps", "3"]
+    common += [
+        "--model.init_args.encoder.init_args.rope_augmentation",
+        "null",
+        "--trainer.strategy",
+        "ddp",
+        "--trainer.log_every_n_steps",
+        "1",
+    ]
+    losses = []
+    for processes, batch_size in ((1, 4), (2, 2)):
+        own = ["--trainer.devices", str(processes), "--data.batch_size", str(batch_size), "--runs", str(tmp_path / str(processes))]
+        command = [sys.executable, "-m", "glpretrain.cli", "fit", "--config", str(shrunk(HIRES, tmp_path)), *common, *own]
+        command += ["--evaluate", "false", "--report", "false"]
+        subprocess.run(command, check=True, timeout=300, env=os.environ | {"WANDB_MODE": "disabled"}, cwd=tmp_path)
+        table = tmp_path / str(processes) / HIRES.stem / "latest" / "metrics.csv"
+        losses.append([float(row["train/loss"]) for row in csv.DictReader(table.open())])
+    assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-4)  # float32 sums in another order
