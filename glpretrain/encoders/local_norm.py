@@ -31,7 +31,7 @@ class LocalNorm(nn.LayerNorm):
         if not isinstance(common, nn.LayerNorm) or not has_class_token:
             missing = "class token" if isinstance(common, nn.LayerNorm) else "layer norm behind its last block"
             raise ValueError(f"ViT: local_norm=True given; the model has no {missing}; leave local_norm out")
-        super().__init__(common.normalized_shape, eps=common.eps)
+        super().__init__(list(common.normalized_shape), eps=common.eps)
         self.follow(common)
 
     def follow(self, common: nn.Module) -> None:
