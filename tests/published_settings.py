@@ -96,7 +96,7 @@ class Resolved:
 
     def factor(self, *ending: str) -> float:
         """Rate of the one parameter of the encoder whose name ends so, divided by that of a head."""
-        rates = self.groups(self.optimization.lr.warmup)
+        rates = self.groups(self.optimization.lr.warmup if self.optimization.lr.base > 0.0 else 1.0)
         (name,) = (name for name in rates if name.startswith("student.encoder.") and name.endswith(ending))
         return rates[name][0] / max(rate for rate, _ in rates.values())
 
@@ -196,6 +196,15 @@ def views(specs: object) -> list[dict[str, object]]:
         PointViewSpec: ("points", "count", "keep", "scale", "translation", "jitter", "jitter_limit", "sampling"),
     }
     return [{name: getattr(spec, name) for name in names[type(spec)]} for spec in specs]  # type: ignore[union-attr]
+
+
+def drawn_sizes(run: Resolved) -> list[dict[str, object]]:
+    """The sizes that views may have in a step, with their shares of the steps."""
+    assert isinstance(run.views, MultiCrop)
+    rest = 1.0 - sum(sizes.share for sizes in run.views.other_sizes)
+    shares = [rest, *(sizes.share for sizes in run.views.other_sizes)]
+    sides = [{name: shape[-1] for name, (_, shape) in maker.groups(3).items()} for maker in run.views.sizes()]
+    return [{"share": share, **one} for share, one in zip(shares, sides, strict=True)]
 
 
 def shared(values: Iterable[object]) -> object:
@@ -342,6 +351,7 @@ FIELDS: dict[str, Callable[[Resolved], object]] = {
     "learning rate after its warm-up": lambda run: max(rate for rate, _ in run.groups(run.optimization.lr.warmup).values()),
     "learning rate at the start": lambda run: max(rate for rate, _ in run.groups(0.0).values()),
     "learning rate at the end": lambda run: max(rate for rate, _ in run.groups(1.0).values()),
+    "rise of the learning rate": lambda run: run.during(run.optimization.lr.length or 0.0),
     "warm-up of the learning rate": lambda run: run.during(run.optimization.lr.warmup),
     "weight decay, start and end": lambda run: [run.decay(0.0), run.decay(1.0)],
     "momenta of AdamW": lambda run: list(run.optimizer.param_groups[0]["betas"]),
@@ -414,6 +424,7 @@ FIELDS: dict[str, Callable[[Resolved], object]] = {
     "layer scale": layer_scale,
     "register tokens": lambda run: run.encoder.num_prefix_tokens - 1,  # type: ignore[union-attr, operator]
     "bias of queries, keys and values": qkv_bias,
+    "norm of local class tokens": lambda run: "common" if run.encoder.local_norm is None else "its own",  # type: ignore[union-attr,operator]
     "rescaling of rotary positions": lambda run: rope_augmentation(run).rescale if rope_augmentation(run) else "none",
     "shift and jitter of rotary positions": lambda run: (
         [rope_augmentation(run).shift, rope_augmentation(run).jitter] if rope_augmentation(run) else [None, None]
@@ -440,6 +451,7 @@ FIELDS: dict[str, Callable[[Resolved], object]] = {
     "group size": attribute("encoder.group_size"),
     "groups": lambda run: run.encoder.grid(run.encoder.card.item_shape)[0],
     # views
+    "sizes that are drawn for a step": drawn_sizes,
     "global views": lambda run: views(run.views.global_views),
     "local views": lambda run: views(run.views.local_views),
     "student views": lambda run: views(run.views.student_views),  # type: ignore[union-attr]

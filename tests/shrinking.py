@@ -95,6 +95,8 @@ def _shrink_images(encoder: dict, data: dict) -> None:
             view["size"] = side * patch
     if data["views"]["init_args"].get("clean_size"):
         data["views"]["init_args"]["clean_size"] = 12 * patch
+    for number, sizes in enumerate(data["views"]["init_args"].get("other_sizes") or []):
+        sizes |= {"global_size": 7 * patch, "local_size": (2 + number) * patch, "clean_size": 10 * patch}
 
 
 def _shrink_points(encoder: dict, data: dict) -> None:

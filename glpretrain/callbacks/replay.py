@@ -54,14 +54,15 @@ class KeepRefused(pl.Callback):
         self.folder = folder
         self.num_bundles = num_bundles
         self._micro_batches: list[tuple[Tensor, Tensor]] = []  # indices and weights
-        self._random_state, self._progress = torch.empty(0), 0.0
+        self._random_state, self._progress, self._step = torch.empty(0), 0.0, 0
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Note what the step is made from. Views are not kept: they are a function of the indices and the epoch."""
+        """Note what the step is made from. Views are not kept: they are a function of the indices, the epoch and the step."""
         assert isinstance(pl_module, Stepping)
         if not pl_module.step.is_open:
             self._micro_batches = []
             self._random_state, self._progress = torch.get_rng_state(), pl_module.progress()
+            self._step = batch_idx // trainer.accumulate_grad_batches  # of this epoch
         self._micro_batches.append((batch.index, batch.weight))
 
     def on_train_batch_end(
@@ -85,7 +86,7 @@ class KeepRefused(pl.Callback):
         assert isinstance(pl_module, Stepping)
         parts = []
         for index, weight in self._micro_batches:
-            raw = data.raw_batch(index.tolist(), encoder=pl_module.encoder, epoch=trainer.current_epoch)
+            raw = data.raw_batch(index.tolist(), encoder=pl_module.encoder, epoch=trainer.current_epoch, step=self._step)
             batch = data.make_batch(move_data_to_device(raw, index.device), encoder=pl_module.encoder)._replace(weight=weight)
             groups = {name: group._asdict() for name, group in batch.views.items()}
             parts.append({"index": batch.index, "weight": batch.weight, "views": groups})

@@ -3,6 +3,7 @@
 No file of the recipe is read but those of experts that are there. Left out: the plan itself (`bench.plan`), and the verb (`bench`).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -185,15 +186,16 @@ def _with_shapes(settings: object, *, student: dict, name: str, notes: list[str]
 
 
 def _sample(data: dict, method: Method) -> Batch:
-    """A batch of embedded items, with the recipe's views, masks and corruption."""
+    """A batch of embedded items, with the recipe's views, in the sizes that have most inputs, masks and corruption."""
     parser = Parser(exit_on_error=False)
     parser.add_argument("--views", type=ViewMaker, required=True)
     parser.add_argument("--mask", type=Mask | RegionMask | None, default=None)
     parser.add_argument("--corruption", type=Corruption | None, default=None)
     made = parser.instantiate(parse_values(parser, {name: data.get(name) for name in ("views", "mask", "corruption")}))
-    size = made.views.default_size()
-    source = LFWSubset(_SAMPLE, size=size) if isinstance(made.mask, RegionMask) else embedded_source(made.views.modality, size=size)
-    module = DataModule(source, made.views, batch_size=_SAMPLE, mask=made.mask, corruption=made.corruption)
+    views = max(made.views.sizes(), key=lambda maker: sum(count * math.prod(shape) for count, shape in maker.groups(1).values()))
+    size = views.default_size()
+    source = LFWSubset(_SAMPLE, size=size) if isinstance(made.mask, RegionMask) else embedded_source(views.modality, size=size)
+    module = DataModule(source, views, batch_size=_SAMPLE, mask=made.mask, corruption=made.corruption)
     return module.make_batch(module.raw_batch(range(_SAMPLE), encoder=method.encoder, epoch=0), encoder=method.encoder)
 
 

@@ -90,4 +90,5 @@ class Uses(NamedTuple):
     num_views: int | None = None  # None: any number
     needs: tuple[str, ...] = ()  # parts that must be there
     takes: tuple[str, ...] = ()  # parts that may be there
+    one_size: bool = False  # whether all views of a run must have one size, because something is kept for every place
     paired_with: tuple[str, ...] = ()  # groups, this one too, that hold at least two views together: one is compared with another

@@ -28,6 +28,7 @@ _SAMPLED = 8  # items whose size is measured before all are read
 _CHUNK, _CHUNK_BYTES = 64, 64 << 20  # items that a worker hands over at once to be kept, and their bytes
 _TOGETHER = 64 << 20  # bytes of decoded items that a worker holds at once
 _SETTING = "--data.num_workers"
+_STEP = 0x57E9  # purpose that the key of a step is folded with, which otherwise is that of the item with its number
 
 
 class Asked(NamedTuple):
@@ -35,6 +36,7 @@ class Asked(NamedTuple):
 
     epoch: int  # number of epochs before
     indices: list[int]  # dataset indices
+    step: int | None = None  # number of steps of the epoch before this batch's; None outside of a run
 
 
 class RawBatch(NamedTuple):
@@ -48,6 +50,7 @@ class RawBatch(NamedTuple):
     unreadable: list[tuple[int, str]]  # dataset index and reason of every item that was replaced
     read_seconds: float = 0.0  # in which the items were read and decoded
     prepare_seconds: float = 0.0  # in which their views were cut and masks drawn
+    size: int = 0  # number of the maker among `ViewMaker.sizes` that makes the views
 
 
 class Items(Dataset[Chunk]):
@@ -199,6 +202,30 @@ class RawItems(Dataset[RawBatch]):
             yield items, positions
 
 
-def batches_of(items: RawItems, order: Order[Asked], *, num_workers: int) -> Loader[RawBatch, Asked]:
+class SizedItems(Dataset[RawBatch]):
+    """Batches whose views have sizes that are drawn anew at every step: from its number alone, so all processes and workers draw the same.
+
+    Args:
+        of_sizes: the batches in each size, see `ViewMaker.sizes`.
+        drawn: function that draws the number of a size from the key Int[] of a step, see `ViewMaker.drawn_size`.
+        seed: seed of the run.
+    """
+
+    def __init__(self, of_sizes: Sequence[RawItems], *, drawn: Callable[[Tensor], int], seed: int) -> None:
+        self.of_sizes, self._drawn, self._seed = tuple(of_sizes), drawn, seed
+        self.items = self.of_sizes[0].items
+
+    def __getitem__(self, asked: Asked) -> RawBatch:
+        """Batches that are not asked for by a step have the own sizes of the views."""
+        number = 0 if asked.step is None else self._drawn(step_key(seed=self._seed, epoch=asked.epoch, step=asked.step))
+        return self.of_sizes[number][asked]._replace(size=number)
+
+
+def step_key(*, seed: int, epoch: int, step: int) -> Tensor:
+    """Int[]: what is drawn for a step as a whole, from the seed of the run, the number of epochs before and that of steps in the epoch."""
+    return rng.fold_in(rng.item_keys(seed=seed, epoch=epoch, index=torch.tensor(step)), _STEP)
+
+
+def batches_of(items: RawItems | SizedItems, order: Order[Asked], *, num_workers: int) -> Loader[RawBatch, Asked]:
     """A loader of the raw batches that `order` lists."""
     return Loader(items, order, num_workers=num_workers, named=lambda asked: items.items.named(asked.indices), setting=_SETTING)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from glpretrain.core import keys as rng
 from glpretrain.core.batch import Batch, ViewGroup, first_visible
 from glpretrain.core.node import Node
-from glpretrain.data.items import Asked, Items, RawBatch, RawItems, batches_of
+from glpretrain.data.items import Asked, Items, RawBatch, RawItems, SizedItems, batches_of
 from glpretrain.data.masks import MASK, draw_masks
 from glpretrain.data.orders import EpochBatches, Order, Position, Shuffled
 from glpretrain.data.own import embedded_source, require_same_channels, train_test_parts
@@ -128,7 +128,9 @@ class DataModule(LightningDataModule):
             parts["global"] |= {"corrupted", "corruption"}
         if "student" in parts:
             parts["student"].add("strong")
-        return {name: Made(count, frozenset(parts[name])) for name, (count, _) in self.views.groups(num_channels).items()}
+        groups = [maker.groups(num_channels) for maker in self.views.sizes()]
+        num_sizes = {name: len({one[name][1] for one in groups}) for name in parts}
+        return {name: Made(count, frozenset(parts[name]), num_sizes[name]) for name, (count, _) in groups[0].items()}
 
     def setup(self, stage: str) -> None:
         """Fail now if data and method do not fit, a view does not divide into patches, or the source does not fill a batch."""
@@ -147,7 +149,7 @@ class DataModule(LightningDataModule):
         num_channels = len(encoder.card.mean)
         check_uses(type(method).__name__, method.uses, self.made(num_channels))
         check_same_items(self.source, self.trainer.strategy)
-        for _, shape in self.views.groups(num_channels).values():
+        for _, shape in (group for maker in self.views.sizes() for group in maker.groups(num_channels).values()):
             encoder.grid(shape)
         self.order.begin(self.source)
         self._batches = EpochBatches(
@@ -183,11 +185,14 @@ class DataModule(LightningDataModule):
             num_workers = 0 if alone else min(max(self._node.cores - 1, 1), 8)
         return batches_of(self._prepared(self._encoder), self._batches, num_workers=num_workers)
 
-    def _prepared(self, encoder: Tokens) -> RawItems:
-        count, shape = self.views.groups(len(encoder.card.mean))["global"]
-        mask, grid = None if isinstance(self.mask, RegionMask) else self.mask, encoder.grid(shape)
-        prepare, draw = partial(self.views.prepare, card=encoder.card), partial(draw_masks, mask=mask, grid=grid, count=count)
-        return RawItems(self._items, prepare=prepare, draw=draw, seed=self.seed, change=self.views.draw)
+    def _prepared(self, encoder: Tokens) -> SizedItems:
+        mask = None if isinstance(self.mask, RegionMask) else self.mask
+        of_sizes = []
+        for maker in self.views.sizes():
+            count, shape = maker.groups(len(encoder.card.mean))["global"]
+            prepare, draw = partial(maker.prepare, card=encoder.card), partial(draw_masks, mask=mask, grid=encoder.grid(shape), count=count)
+            of_sizes.append(RawItems(self._items, prepare=prepare, draw=draw, seed=self.seed, change=maker.draw))
+        return SizedItems(of_sizes, drawn=self.views.drawn_size, seed=self.seed)
 
     def _progress_at(self, epoch: int) -> float:
         """Share of the run that is done when an epoch begins, as `Method.progress` counts it; of epochs it is the exact quotient."""
@@ -215,9 +220,9 @@ class DataModule(LightningDataModule):
         assert self.trainer is not None
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore[reportAttributeAccessIssue]  its stub
 
-    def raw_batch(self, indices: Sequence[int], *, encoder: Tokens, epoch: int) -> RawBatch:
-        """Items, by dataset index, as a worker gives them in an epoch."""
-        return self._prepared(encoder)[Asked(epoch, list(indices))]
+    def raw_batch(self, indices: Sequence[int], *, encoder: Tokens, epoch: int, step: int | None = None) -> RawBatch:
+        """Items, by dataset index, as a worker gives them in an epoch; without a step of it, in the own sizes of the views."""
+        return self._prepared(encoder)[Asked(epoch, list(indices), step)]
 
     def on_before_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> RawBatch:
         """Count and report the items that the worker could not read."""
@@ -242,7 +247,7 @@ class DataModule(LightningDataModule):
             encoder: encoder whose card names mean and standard deviation, and whose tokens are masked.
         """
         keys = rng.item_keys(seed=self.seed, epoch=raw.epoch, index=raw.index)  # [B]
-        views = self.views.make(raw.parts, changes=raw.changes, keys=keys, card=encoder.card)
+        views = self.views.sizes()[raw.size].make(raw.parts, changes=raw.changes, keys=keys, card=encoder.card)
         hides = self.mask is not None or self.corruption is not None  # otherwise items may have shapes that the encoder does not take
         own = views.groups | ({"global": self._hide(views, raw.drawn, keys=keys, encoder=encoder)} if hides else {})
         groups = {name: one._replace(keys=rng.per_view(keys, zlib.crc32(name.encode()), count=len(one.items))) for name, one in own.items()}

@@ -332,4 +332,4 @@ class EpochBatches(DistributedSampler):
         indices = self._plan(epoch).indices
         for batch in range(first, len(self)):
             start = (batch * self.num_replicas + self.rank) * self.batch_size
-            yield Asked(epoch, indices[start : start + self.batch_size].tolist())
+            yield Asked(epoch, indices[start : start + self.batch_size].tolist(), batch // self.num_accumulated)

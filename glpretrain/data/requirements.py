@@ -57,6 +57,7 @@ class Made(NamedTuple):
 
     num_views: int
     parts: frozenset[str]
+    num_sizes: int = 1  # that its views may have
 
 
 class Setting(NamedTuple):
@@ -109,6 +110,8 @@ def check_uses(method: str, uses: Mapping[str, Uses], made: Mapping[str, Made]) 
         for name, group in groups.items():
             if use.num_views not in (None, group.num_views):
                 raise ValueError(f"{method} needs {use.num_views} {name} views, not {group.num_views}: set count in {_setting(name).name}")
+            if use.one_size and group.num_sizes > 1:
+                raise ValueError(f"{method} needs {name} views of one size, not of {group.num_sizes}: leave data.views.other_sizes out")
     for name, group in made.items():
         users = [use for pattern, use in uses.items() if fnmatchcase(name, pattern)]
         makers = {_setting(name).name, *(_setting(f"{name}.{part}").name for part in group.parts)}

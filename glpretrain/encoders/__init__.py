@@ -3,10 +3,11 @@
 from timm import is_model
 from timm.models import is_model_in_modules
 
-from glpretrain.encoders.base import Encoder, build, build_from, fingerprint, register
+from glpretrain.encoders.base import Encoder, build, build_from, register
 from glpretrain.encoders.feature_maps import FEATURE_MAP_MODULES, FeatureMap
 from glpretrain.encoders.points import PointTransformer
 from glpretrain.encoders.pooled import PooledViT
+from glpretrain.encoders.states import fingerprint
 from glpretrain.encoders.vit import VIT_MODULES, ViT
 
 __all__ = [

@@ -1,18 +1,15 @@
 """The contract of an encoder, the registry that rebuilds one from its card, and what all encoders share."""
 
-import hashlib
 import inspect
-import json
 import reprlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, overload
 
-import torch
 from torch import Tensor, nn
 
 from glpretrain.core.frames import token_centres, token_sides
@@ -22,12 +19,15 @@ from glpretrain.encoders.checkpointing import recomputing
 from glpretrain.encoders.documents import PackedAttention
 from glpretrain.encoders.drop_path import drawn_paths
 from glpretrain.encoders.kernels import fastest_attention
+from glpretrain.encoders.local_norm import of_views
 from glpretrain.encoders.rope import drawn_positions
 from glpretrain.encoders.sequences import Views, encode_in_chunks, encode_list
+from glpretrain.encoders.states import load_strictly
 
 # Arguments of builders that are words or flags.
 _WORDS = ("name", "position_resize", "positions", "ffn", "initial", "modality", "licence", "source")
-_FLAGS = ("drop_path_uniform", "class_token", "no_embed_class", "final_norm")
+_FLAGS = ("drop_path_uniform", "class_token", "no_embed_class", "final_norm", "key_bias")
+PRETRAINING = ("mask_token", "local_norm.weight", "local_norm.bias")  # tensors that no backbone has
 
 _Builder = TypeVar("_Builder", bound=Callable[..., "Encoder"])
 _BUILDERS: dict[str, Callable[..., "Encoder"]] = {}
@@ -226,14 +226,17 @@ class Encoder(nn.Module, ABC):
         return [self._whole(group, keep=None, chunk_size=chunk_size) for group in groups]
 
     def _whole(self, group: Views, *, keep: Tensor | None, chunk_size: int | None) -> EncoderOutput:
-        begun, (_, mask, keys, cls_only) = self._begin(group.items), group
+        begun, (_, mask, keys, cls_only, are_local) = self._begin(group.items), group
+        encode = partial(self._with_paths, are_local=are_local)
         if chunk_size is None:
-            return self._with_paths(*begun, mask=mask, keep=keep, keys=keys, cls_only=cls_only)
-        return encode_in_chunks(self._with_paths, begun, mask=mask, keep=keep, keys=keys, cls_only=cls_only, chunk_size=chunk_size)
+            return encode(*begun, mask=mask, keep=keep, keys=keys, cls_only=cls_only)
+        return encode_in_chunks(encode, begun, mask=mask, keep=keep, keys=keys, cls_only=cls_only, chunk_size=chunk_size)
 
-    def _with_paths(self, *begun: Tensor, mask: Tensor | None, keep: Tensor | None, keys: Tensor | None, cls_only: bool) -> EncoderOutput:
+    def _with_paths(
+        self, *begun: Tensor, mask: Tensor | None, keep: Tensor | None, keys: Tensor | None, cls_only: bool, are_local: bool
+    ) -> EncoderOutput:
         paths = drawn_paths(self, keys) if keys is not None and self.training else nullcontext()
-        with fastest_attention(self, begun[0]), paths, drawn_positions(self, keys), recomputing(self):
+        with fastest_attention(self, begun[0]), paths, drawn_positions(self, keys), of_views(self, are_local=are_local), recomputing(self):
             if cls_only:
                 return self._encode_cls(*begun, mask=mask).of_cls()
             return self._encode(*begun, mask=mask, keep=keep)
@@ -270,6 +273,11 @@ class Encoder(nn.Module, ABC):
             ValueError: this encoder cannot hide tokens.
         """
 
+    def add_pretraining(self, names: Collection[str]) -> None:
+        """Add the parts that only pretraining needs and that these names of tensors belong to; see `PRETRAINING`."""
+        if "mask_token" in names:
+            self.add_mask_token()
+
     @abstractmethod
     def require_keep(self) -> None:
         """Check at construction that `keep` can be used.
@@ -287,7 +295,7 @@ class Encoder(nn.Module, ABC):
         return False
 
     def backbone_state(self) -> dict[str, Tensor]:
-        """Weights under the names of the wrapped library model (timm's), without what only pretraining needs (the mask token)."""
+        """Weights under the names of the wrapped library model (timm's), without what only pretraining needs (`PRETRAINING`)."""
         return self.get_submodule("model").state_dict()
 
     def load_backbone_state(self, state: dict[str, Tensor]) -> None:
@@ -301,49 +309,3 @@ class Encoder(nn.Module, ABC):
             card: card that is written beside it.
         """
         return {}
-
-
-def load_strictly(module: nn.Module, state: dict[str, Tensor], *, assign: bool = False) -> None:
-    """`load_state_dict` that accepts exactly the module's names and shapes.
-
-    Args:
-        module: module to fill.
-        state: its tensors.
-        assign: whether the module keeps the given tensors instead of copying their numbers.
-
-    Raises:
-        ValueError: names every missing tensor, every unknown one and every tensor of a wrong shape.
-    """
-    own = module.state_dict()
-    problems = []
-    if missing := sorted(own.keys() - state.keys()):
-        problems.append(f"missing {missing}")
-    if extra := sorted(state.keys() - own.keys()):
-        problems.append(f"unknown {extra}")
-    for name in sorted(own.keys() & state.keys()):
-        if own[name].shape != state[name].shape:
-            problems.append(f"{name} has shape {tuple(state[name].shape)}, accepted {tuple(own[name].shape)}")
-    if problems:
-        raise ValueError("weights do not fit the encoder: " + "; ".join(problems))
-    module.load_state_dict(state, assign=assign)
-
-
-def fingerprint(encoder: Encoder) -> str:
-    """SHA-256 of the weights, their names and the card: the same for an encoder and its export, on any device."""
-    digest = hashlib.sha256()
-    card = asdict(encoder.card)
-    # What the pixels of a file are, the licence and the source of the weights change no feature.
-    del card["value_range"]
-    for part in (card, card["arguments"]):
-        part.update(dict.fromkeys(("licence", "source"), ""))
-    digest.update(json.dumps(card, sort_keys=True).encode())
-    for name, tensor in sorted(encoder.backbone_state().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if not tensor.is_meta:  # a plan of memory has shapes and no numbers
-            digest.update(bytes_of(tensor))
-    return digest.hexdigest()
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor's numbers, row by row."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glpretrain.core.types import EncoderOutput
-from glpretrain.encoders.base import Encoder, build_from, load_strictly, register
+from glpretrain.encoders.base import Encoder, build_from, register
 from glpretrain.encoders.limits import check_numbers
+from glpretrain.encoders.states import load_strictly
 from glpretrain.encoders.vit import ViT
 
 

@@ -19,6 +19,7 @@ class Views(NamedTuple):
     mask: Tensor | None  # Bool[B N]
     keys: Tensor | None  # Int[B]
     cls_only: bool
+    are_local: bool = False  # of another size than the first ones of a list
 
 
 def encode_list(
@@ -56,6 +57,7 @@ def encode_list(
             mask=torch.cat(hidden) if (hidden := [one for position in positions if (one := masks[position]) is not None]) else None,
             keys=None if keys is None else torch.cat([keys[position] for position in positions]),
             cls_only=needs_cls[positions[0]],
+            are_local=items[positions[0]].shape[1:] != items[0].shape[1:],
         )
         for positions in groups.values()
     ]

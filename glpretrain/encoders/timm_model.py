@@ -17,6 +17,7 @@ from timm.models import is_model_in_modules
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
 from glpretrain.core.patches import strided_grid
@@ -236,6 +237,32 @@ def add_resized_positions(model: VisionTransformer, tokens: Tensor, *, how: Posi
     return model.pos_drop(tokens)
 
 
+def add_positions(
+    model: VisionTransformer | VisionTransformerRelPos | Beit | Eva, tokens: Tensor, *, how: PositionResize
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """timm's position step: Float[B h w D], or [B N D] where the size is fixed, to Float[B T D] with the prefix tokens first, and what each
+    block has to be told about positions. Learned positions are resized as `how` says.
+    """
+    depth = len(model.blocks)
+    if isinstance(model, VisionTransformer):
+        if how == "timm" or tokens.shape[1:3] == model.patch_embed.grid_size:
+            return model._pos_embed(tokens), [{}] * depth
+        return add_resized_positions(model, tokens, how=how), [{}] * depth
+    if isinstance(model, Eva):
+        tokens, rope = model._pos_embed(tokens)
+        if rope is None:
+            return tokens, [{}] * depth
+        return tokens, [{"rope": rope[layer] if rope.dim() > 2 else rope} for layer in range(depth)]  # [N 2d], or one per block
+    if model.cls_token is not None:
+        tokens = torch.cat((model.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
+    if isinstance(model, Beit):
+        tokens = model.pos_drop(tokens if model.pos_embed is None else tokens + model.pos_embed)
+        bias = {} if model.rel_pos_bias is None else {"shared_rel_pos_bias": model.rel_pos_bias()}
+    else:
+        bias = {} if model.shared_rel_pos is None else {"shared_rel_pos": model.shared_rel_pos.get_bias()}
+    return tokens, [bias] * depth
+
+
 def timm_config(model: nn.Module, card: EncoderCard, *, model_args: TimmArguments) -> dict[str, object]:
     """The `config.json` of a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` opens.
 
@@ -285,6 +312,25 @@ def check_width(model: Beit | Eva, *, name: str) -> None:
     unit = 4 * heads if isinstance(model, Eva) and model.rope is not None else heads
     if model.embed_dim % unit:
         raise ValueError(f"ViT: embed_dim={model.embed_dim} does not fit the {heads} heads of {name}; accepted: multiples of {unit}")
+
+
+def set_norm_eps(model: nn.Module, eps: float) -> None:
+    """Give every layer norm this epsilon."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
+
+
+def biased_keys(name: str) -> TimmArguments:
+    """Arguments with which the keys of a model have a bias too: timm's `eva` has two kinds of attention, one of them without.
+
+    Raises:
+        ValueError: the model is not one of DINOv3's whose queries and values have a bias.
+    """
+    attention = first_block(name).get_submodule("attn") if is_model_in_modules(name, ("eva",)) and "dinov3" in name else None
+    if attention is None or vars(attention)["_parameters"].get("q_bias") is None:
+        raise ValueError(f"ViT: key_bias=True given; {name} has no biases of queries and values without one of keys; leave it out")
+    return {"attn_type": "rope"}
 
 
 def set_rope_periods(model: nn.Module, periods: Sequence[float], *, name: str) -> None:

@@ -7,7 +7,7 @@ NaFlexVit, and the towers of vision-language models, whose patch and position st
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
@@ -30,14 +30,16 @@ from glpretrain.encoders.checkpointing import recomputing
 from glpretrain.encoders.drop_path import compute_kept, drawn_paths, drop_uniformly, use_keyed_paths
 from glpretrain.encoders.initial import INITIALS, Initial, fix_positions, start
 from glpretrain.encoders.limits import check_numbers, check_words
+from glpretrain.encoders.local_norm import LocalNorm, normed_tokens, of_views
 from glpretrain.encoders.rope import RopeAugmentation, augment_positions, drawn_positions
 from glpretrain.encoders.sequences import Views, hide_tokens, split_tokens
 from glpretrain.encoders.timm_model import (
     POSITION_RESIZES,
     PositionResize,
     TimmArguments,
-    add_resized_positions,
+    add_positions,
     as_eva_names,
+    biased_keys,
     check_model,
     check_width,
     covering,
@@ -47,6 +49,7 @@ from glpretrain.encoders.timm_model import (
     image_card,
     overlap_patches,
     pair,
+    set_norm_eps,
     set_rope_periods,
     timm_config,
 )
@@ -69,18 +72,15 @@ class ViT(Encoder):
         embed_dim: width D of the tokens; None is timm's own.
         depth: number of blocks; None is timm's own.
         num_heads: number of attention heads; None is timm's own.
-        mlp_ratio: width of a block's hidden layer, divided by D (both halves of a gated one together, where timm packs them); None is
-            timm's own.
+        mlp_ratio: width of a block's hidden layer, divided by D (both halves of a packed gated one together); None is timm's own.
         ffn: `swiglu` gives a DINOv2 model the gated layers that its authors train, whose width follows from `mlp_ratio`, see
             `timm_model.gated_like`; the card then names timm's gated model and its sizes. None is timm's own.
         positions: `learned`, or `sincos` for fixed sine-cosine positions as in MAE and FSFM.
         initial: the rule for fresh weights, see `initial.Initial`; it is not on the card.
         drop_path_rate: rate of stochastic depth in the last block; it grows evenly from 0 in the first one, as in DINO, iBOT and Mugs.
-        drop_path_uniform: give every block that same rate, as DINOv2 and GPFM do (`drop_path_uniform: true` in their
-            dinov2/configs/ssl_default_config.yaml, used in dinov2/models/vision_transformer.py). Plain blocks then compute only what is
-            kept, see `blocks.PlainBlock`.
-        init_values: start of every layer scale, which some published models have and timm's model of that name does not; None is timm's
-            own.
+        drop_path_uniform: give every block that same rate, as DINOv2 and GPFM do (dinov2/configs/ssl_default_config.yaml). Plain blocks
+            then compute only what is kept, see `blocks.PlainBlock`.
+        init_values: start of every layer scale, which some models have and timm's of that name does not; None is timm's own.
         reg_tokens: number of register tokens; None is timm's own.
         no_embed_class: whether positions are added to patches only, and not to class token and registers; None is timm's own.
         final_norm: whether there is a norm behind the last block; MAE's fine-tuning has one behind the pooling instead.
@@ -88,6 +88,8 @@ class ViT(Encoder):
         norm_eps: epsilon of every layer norm; None is timm's own.
         rope_periods: periods of DINOv3's rotary positions, one per frequency; None is timm's own (published files hold rounded ones).
         rope_augmentation: how these positions are moved in training, see `rope.RopeAugmentation`; it is not on the card.
+        key_bias: whether keys of DINOv3's models have a bias too, where queries and values have one (official `mask_k_bias: false`).
+        local_norm: whether `cls` and registers of local views have a final norm of their own, see `local_norm`; it is not on the card.
         mean: mean of each channel, of images scaled to [0, 1]; None stands for ImageNet's (three channels) or 0.5.
         std: standard deviation of each channel; None as for `mean`.
         modality: name of the kind of items that it sees as images, see `glpretrain.modalities`: `audio` makes of frames and bins the rows
@@ -127,6 +129,8 @@ class ViT(Encoder):
         norm_eps: float | None = None,
         rope_periods: Sequence[float] | None = None,
         rope_augmentation: RopeAugmentation | None = None,
+        key_bias: bool = False,
+        local_norm: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         modality: str = "image",
@@ -163,6 +167,7 @@ class ViT(Encoder):
             "drop_path_rate": drop_path_rate,
             **chosen,
             **(added if not is_model_in_modules(name, ("eva",)) else as_eva_names(added)),
+            **(biased_keys(name) if key_bias else {}),
         }
         if not self._fixed_size:
             self._timm_args["dynamic_img_size"] = True
@@ -185,9 +190,7 @@ class ViT(Encoder):
             overlap_patches(model, stride, name=name)
         self.position_resize: PositionResize = position_resize
         if norm_eps is not None:
-            for module in model.modules():
-                if isinstance(module, nn.LayerNorm):
-                    module.eps = norm_eps
+            set_norm_eps(model, norm_eps)
         if rope_periods is not None:
             set_rope_periods(model, rope_periods, name=name)
         start(model, initial, name=name)
@@ -202,6 +205,9 @@ class ViT(Encoder):
                 compute_kept(model.blocks)
         self.packs_views = not self._fixed_size and can_pack(model.blocks)
         self.register_parameter("mask_token", None)
+        self.local_norm: LocalNorm | None = None
+        if local_norm:
+            self.add_pretraining(("local_norm.weight",))
         assert isinstance(model.patch_embed, PatchEmbed | HybridEmbed)
         ratio = model.patch_embed.feat_ratio(as_scalar=False)
         assert isinstance(ratio, tuple)
@@ -211,6 +217,7 @@ class ViT(Encoder):
             # Written only where it is set: cards of earlier versions, and the fingerprints made from them, stay the same.
             **({"drop_path_uniform": True} if drop_path_uniform else {}),
             **({"positions": positions} if positions != "learned" else {}),
+            **({"key_bias": True} if key_bias else {}),
             **added,
             "position_resize": position_resize,
             "norm_eps": norm_eps,
@@ -272,7 +279,8 @@ class ViT(Encoder):
         paths = drawn_paths(self, torch.cat(keys), sizes=sizes) if keys and self.training else nullcontext()
         with paths as draws, recomputing(self):
             encoded = run_packed(self.model.blocks, tokens, args, num_queries=wanted, draws=draws, attention=self.packed_attention)
-        return [self._end(one).of_cls() if group.cls_only else self._end(one) for group, one in zip(groups, encoded, strict=True)]
+        outputs = [self._end(one, are_local=group.are_local) for group, one in zip(groups, encoded, strict=True)]
+        return [one.of_cls() if group.cls_only else one for group, one in zip(groups, outputs, strict=True)]
 
     def _num_queries(self, *, cls_only: bool) -> int | None:
         """How many tokens of an item are wanted; None stands for all, also where `cls` is the mean of the patches."""
@@ -285,42 +293,34 @@ class ViT(Encoder):
         tokens = model.patch_embed(items)  # [B h w D], or [B N D] where the size is fixed
         if mask is not None:
             tokens = hide_tokens(tokens, mask=mask, mask_token=self.mask_token)
-        tokens, block_args = self._add_positions(tokens)  # [B T D], prefix tokens first
+        tokens, block_args = add_positions(model, tokens, how=self.position_resize)  # [B T D], prefix tokens first
         return model.norm_pre(tokens) if isinstance(model, VisionTransformer | Eva) else tokens, block_args
 
     def _embed_group(self, group: Views) -> tuple[Tensor, list[dict[str, Tensor]]]:
         with drawn_positions(self, group.keys):
             return self._embed(group.items, mask=group.mask)
 
-    def _end(self, tokens: Tensor) -> EncoderOutput:
-        has_class_token = self.model.cls_token is not None
-        return split_tokens(self.model.norm(tokens), num_prefix_tokens=self.num_prefix_tokens, has_class_token=has_class_token)
-
-    def _add_positions(self, tokens: Tensor) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """The tokens with prefix and positions, Float[B T D], and what each block has to be told about positions."""
-        model, depth = self.model, self.num_layers
-        if isinstance(model, VisionTransformer):
-            if self.position_resize == "timm" or tokens.shape[1:3] == model.patch_embed.grid_size:
-                return model._pos_embed(tokens), [{}] * depth
-            return add_resized_positions(model, tokens, how=self.position_resize), [{}] * depth
-        if isinstance(model, Eva):
-            tokens, rope = model._pos_embed(tokens)
-            if rope is None:
-                return tokens, [{}] * depth
-            return tokens, [{"rope": rope[layer] if rope.dim() > 2 else rope} for layer in range(depth)]  # [N 2d], or one per block
-        if model.cls_token is not None:
-            tokens = torch.cat((model.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
-        if isinstance(model, Beit):
-            tokens = model.pos_drop(tokens if model.pos_embed is None else tokens + model.pos_embed)
-            bias = {} if model.rel_pos_bias is None else {"shared_rel_pos_bias": model.rel_pos_bias()}
-        else:
-            bias = {} if model.shared_rel_pos is None else {"shared_rel_pos": model.shared_rel_pos.get_bias()}
-        return tokens, [bias] * depth
+    def _end(self, tokens: Tensor, *, are_local: bool = False) -> EncoderOutput:
+        with of_views(self, are_local=are_local):
+            normed = normed_tokens(tokens, self.model.norm, local=self.local_norm, num_prefix_tokens=self.num_prefix_tokens)
+        return split_tokens(normed, num_prefix_tokens=self.num_prefix_tokens, has_class_token=self.model.cls_token is not None)
 
     def add_mask_token(self) -> None:
         """Add the learned token that stands for hidden patches, zero at the start (as in iBOT)."""
         if self.mask_token is None:
             self.mask_token = nn.Parameter(next(self.model.parameters()).new_zeros(self.embed_dim))
+
+    def add_pretraining(self, names: Collection[str]) -> None:
+        """The mask token, and the final norm of local views."""
+        super().add_pretraining(names)
+        if "local_norm.weight" in names:
+            self.local_norm = LocalNorm(self.model.norm, has_class_token=self.model.cls_token is not None)
+
+    def load_backbone_state(self, state: dict[str, Tensor]) -> None:
+        """The final norm of local views starts with the numbers of the one that is loaded; no backbone brings it."""
+        super().load_backbone_state(state)
+        if self.local_norm is not None:
+            self.local_norm.follow(self.model.norm)
 
     def require_keep(self) -> None:
         """Every ViT drops tokens, except those with relative positions over the whole grid."""
@@ -330,10 +330,10 @@ class ViT(Encoder):
             )
 
     def layer_of(self, name: str) -> int:
-        """0 for the embedding, i + 1 for block i, `num_layers` + 1 for the final norm and the mask token, which no backbone brings."""
+        """0 for the embedding, i + 1 for block i, `num_layers` + 1 for final norms and the mask token, which no backbone brings."""
         if found := re.match(r"model\.blocks\.(\d+)\.", name):
             return int(found[1]) + 1
-        return self.num_layers + 1 if name.startswith(("model.norm.", "mask_token")) else 0
+        return self.num_layers + 1 if name.startswith(("model.norm.", "local_norm.", "mask_token")) else 0
 
     def embeds_patches(self, name: str) -> bool:
         """True for the projection of pixels, not for the tokens and positions that are added to it."""

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from glpretrain.core.files import PART, cache_folder, part_file, write_json
 from glpretrain.core.types import EncoderCard, EncoderOutput
-from glpretrain.encoders.base import Encoder, fingerprint
+from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.states import fingerprint
 from glpretrain.evaluate.known_files import KnownFiles, record_files
 from glpretrain.evaluate.reading import Patches
 from glpretrain.evaluate.team import Team

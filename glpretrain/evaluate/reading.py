@@ -23,7 +23,7 @@ from glpretrain.core.node import usable_cores
 from glpretrain.core.types import Item
 from glpretrain.data.loading import Loader
 from glpretrain.data.sources.base import Source, UnreadableItemError
-from glpretrain.encoders.base import bytes_of
+from glpretrain.encoders.states import bytes_of
 
 Resize = modalities.Fit
 # How much of the patches of an item is needed: none, Float[B 0 D]; their mean and their maximum, Float[B 2 D]; all, Float[B N D].

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from glpretrain import __version__
 from glpretrain.core.files import new_folder, write_json
 from glpretrain.core.types import EncoderCard
-from glpretrain.encoders.base import build, load_strictly
+from glpretrain.encoders.base import build
+from glpretrain.encoders.states import load_strictly
 from glpretrain.finetune.base import HEAD, FineTune, Head, logits_of
 from glpretrain.finetune.class_heads import class_head
 from glpretrain.finetune.classification import Classification

@@ -17,6 +17,7 @@ from glpretrain.core.distributed import all_reduce_sum, world_size
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
 from glpretrain.encoders.blocks import compile_blocks
+from glpretrain.encoders.local_norm import needs_local_views
 from glpretrain.encoders.transfer import Transfer, copy_backbone
 from glpretrain.objectives.gram import GramDistance
 from glpretrain.training.anchor import Anchor, Gram
@@ -62,6 +63,7 @@ class Method(pl.LightningModule, ABC):
     in_batch: tuple[str, ...] = ()  # terms in which the loss of an item depends on the others in its batch; set as `terms` is
     joint: tuple[str, ...] = ()  # those of `in_batch` that are one number, Float[], so that items have no loss of their own in them
     needs_backbone: ClassVar[bool] = False  # whether a run from random weights means nothing, and is refused
+    views_together: ClassVar[bool] = False  # whether global views and local ones are encoded in one list, which `local_norm` needs
     gram_tokens: ClassVar[tuple[str, ...]] = ()  # patches of its global views that the student encodes and `gram` may compare
 
     def __init__(
@@ -84,6 +86,8 @@ class Method(pl.LightningModule, ABC):
         self.weights, self.momentum = weights, momentum
         self.optimization = optimization
         self.student = student
+        if needs_local_views(student.encoder, name=type(self).__name__, together=self.views_together):  # of this object alone
+            self.uses = {**self.uses, "local": self.uses["local"]._replace(required=True)}  # pyright: ignore[reportAttributeAccessIssue]
         student.set_chunk_size(optimization.chunk_size)  # before the teacher copies it
         student.set_activation_checkpointing(optimization.activation_checkpointing)
         student.set_cross_entropy(optimization.cross_entropy)
@@ -98,12 +102,7 @@ class Method(pl.LightningModule, ABC):
         self.step = Step(max_refused=optimization.max_refused)
 
     def _anchored(self, gram: Gram) -> Anchor:
-        name = type(self).__name__
-        if gram.tokens not in self.gram_tokens:
-            accepted = ", ".join(self.gram_tokens) or "nothing, because it encodes no patches of its global views: leave gram out"
-            raise ValueError(f"gram: tokens={gram.tokens} given; {name} accepts {accepted}")
-        if gram.source == "ema" and self.teacher is None:
-            raise ValueError(f"gram: source=ema given, but {name} has no moving teacher; accepted: snapshot, or a backbone file")
+        gram.require_method(type(self).__name__, tokens=self.gram_tokens, has_teacher=self.teacher is not None)
         if gram.views == "clean":
             self.uses = {**self.uses, "clean": Uses()}  # pyright: ignore[reportAttributeAccessIssue]  of this object alone
         if gram.level == "batch":

@@ -41,6 +41,7 @@ class DINO(Method):
     """
 
     terms = ("cls",)
+    views_together: ClassVar = True
     uses: ClassVar = {"global": Uses(paired_with=("global", "local")), "local": Uses(required=False)}
     gram_tokens: ClassVar = ("all",)
 

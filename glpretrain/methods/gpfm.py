@@ -15,8 +15,7 @@ paths dropped evenly (`ffn: swiglu`, `initial: dinov2`, `position_resize: dino` 
 without the experts' heads, prototypes frozen by their rate, and a mask token that decays and learns like the embedding
 (`optimization: {clip: {mode: module, skip: [expert_heads]}, freeze_by: rate, mask_token: embedding}`).
 DINOv3 (Simeoni et al., arXiv 2508.10104; facebookresearch/dinov3 at 6876159, train/ssl_meta_arch.py) is this method with `gram`,
-`last_layer: linear`, `local_weight`, `DINOv3Mask`, and `initial: dinov3` and `rope_augmentation` of `ViT`. Its final norm of its own for
-class tokens of local views is not built.
+`last_layer: linear`, `local_weight`, `DINOv3Mask`, and `initial: dinov3`, `rope_augmentation`, `local_norm` and `key_bias` of `ViT`.
 """
 
 from typing import ClassVar, Literal
@@ -73,6 +72,7 @@ class GPFM(Method):
             for patches is given without one.
     """
 
+    views_together: ClassVar = True
     uses: ClassVar = {"global": Uses(needs=("mask",), paired_with=("global", "local")), "local": Uses(required=False)}
     gram_tokens: ClassVar = ("all", "masked", "unmasked")
 

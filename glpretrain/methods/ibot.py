@@ -46,6 +46,7 @@ class IBOT(Method):
     """
 
     terms = ("cls", "patch")
+    views_together: ClassVar = True
     uses: ClassVar = {"global": Uses(needs=("mask",), paired_with=("global", "local")), "local": Uses(required=False)}
     gram_tokens: ClassVar = ("all", "masked", "unmasked")
 
@@ -78,6 +79,9 @@ class IBOT(Method):
         if patch_centre not in ("shared", "position"):
             raise ValueError(f"IBOT: patch_centre={patch_centre!r} given; accepted: shared, position")
         num_positions = None if patch_centre == "shared" else math.prod(encoder.grid(encoder.card.item_shape))
+        if num_positions is not None:
+            uses = {**self.uses, "global": self.uses["global"]._replace(one_size=True)}
+            self.uses = uses  # pyright: ignore[reportAttributeAccessIssue]  of this object alone
         self.patch_objective = PatchDistillation(**sizes, num_positions=num_positions)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ class MaskEmbed(Method):
     """
 
     terms = ("features",)
-    uses: ClassVar = {"global": Uses(needs=("mask",))}
+    uses: ClassVar = {"global": Uses(needs=("mask",), one_size=True)}
     needs_backbone: ClassVar = True
 
     def __init__(

@@ -93,6 +93,14 @@ class Gram:
         if self.antialias and self.views == "global" and not isinstance(self.source, FrozenTeacher):
             raise ValueError("gram: antialias would be ignored: the anchor sees views of the student's size; set views to clean")
 
+    def require_method(self, name: str, *, tokens: tuple[str, ...], has_teacher: bool) -> None:
+        """Refuse a method that encodes no such patches (`tokens`) or has no such anchor, with a ValueError."""
+        if self.tokens not in tokens:
+            accepted = ", ".join(tokens) or "nothing, because it encodes no patches of its global views: leave gram out"
+            raise ValueError(f"gram: tokens={self.tokens} given; {name} accepts {accepted}")
+        if self.source == "ema" and not has_teacher:
+            raise ValueError(f"gram: source=ema given, but {name} has no moving teacher; accepted: snapshot, or a backbone file")
+
     def _require_shares(self) -> None:
         is_snapshot = self.source == "snapshot"
         given = {"start": self.start, **({} if self.snapshot_at is None else {"snapshot_at": self.snapshot_at})}

@@ -73,8 +73,7 @@ def whole_encoder(encoder: Encoder) -> Encoder:
     device = next(encoder.parameters()).device
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if is_first else "meta"):  # fresh weights are drawn, and thrown away
         copied = build(encoder.card)
-        if "mask_token" in dict(encoder.named_parameters()):
-            copied.add_mask_token()
+        copied.add_pretraining(dict(encoder.named_parameters()))
     if is_first:
         copied.load_state_dict(state)
         copied.to(device)

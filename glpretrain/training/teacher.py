@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from glpretrain.core.shards import local
 from glpretrain.core.types import EncoderCard, EncoderOutput
-from glpretrain.encoders.base import Encoder, fingerprint
+from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.states import fingerprint
 from glpretrain.training.branch import Branch, batch_norms
 
 Precision = Literal["float32", "bfloat16", "float16"]

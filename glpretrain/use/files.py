@@ -16,7 +16,8 @@ import numpy as np
 
 from glpretrain.core.files import locked, part_file, write_json
 from glpretrain.data.sources.base import Source
-from glpretrain.encoders.base import Encoder, fingerprint
+from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.states import fingerprint
 from glpretrain.evaluate.features import Features
 from glpretrain.use.embedding import What, check_what, embedded, nothing_to_read, num_batches
 from glpretrain.use.index import build_index, require_faiss

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from glpretrain import modalities
 from glpretrain.data.sources.base import Source
-from glpretrain.encoders.base import Encoder, fingerprint
+from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.states import fingerprint
 from glpretrain.evaluate.encoding import normalised
 from glpretrain.evaluate.features import Features
 from glpretrain.use.embedding import embed, own_source

@@ -15,7 +15,8 @@ from glpretrain.core.files import new_folder, write_json
 from glpretrain.core.shards import Parts, files_of, is_head
 from glpretrain.core.types import EncoderCard
 from glpretrain.encoders import Encoder, build
-from glpretrain.encoders.base import load_strictly
+from glpretrain.encoders.base import PRETRAINING
+from glpretrain.encoders.states import load_strictly
 from glpretrain.weights.files import State, in_single_precision, is_state, listed, read_json, read_pickle, read_safetensors
 from glpretrain.weights.report import LoadedWeights, LoadOptions, Which
 
@@ -122,13 +123,12 @@ def read_own_checkpoint(content: object, options: LoadOptions, *, path: Path) ->
     try:
         with torch.device("meta"):  # only to give the tensors their names, so that shapes are compared before anything takes memory
             encoder = build(EncoderCard.from_json(content["encoder_card"]))
-            if "mask_token" in own:
-                encoder.add_mask_token()
+            encoder.add_pretraining(own)
         load_strictly(encoder, in_single_precision(own, path=path), assign=True)
     except ValueError as error:
         raise ValueError(f"load_backbone: {path}: {error}") from error
     arguments = {**encoder.card.arguments, "source": f"{content['method']}, {content['global_step']} steps"}
-    left_out = (*sorted(name for name in state if not name.startswith(prefix)), *(["mask_token"] if "mask_token" in own else []))
+    left_out = (*sorted(name for name in state if not name.startswith(prefix)), *(name for name in PRETRAINING if name in own))
     of_it = {"left_out": left_out, "value_range": encoder.card.value_range}
     return LoadedWeights(f"checkpoint ({side})", encoder.card.encoder, arguments, encoder.backbone_state(), **of_it)
 

@@ -178,7 +178,7 @@ def _split_biases(state: State) -> State:
     """DINOv3's joint biases as timm's Eva keeps them: one for queries and one for values.
 
     Raises:
-        ValueError: there is a bias of keys, which matters with rotary positions and for which Eva has no place.
+        ValueError: there is a bias of keys, which matters with rotary positions; no published model has one.
     """
     split: State = {}
     for name, tensor in state.items():

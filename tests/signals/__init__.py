@@ -14,7 +14,8 @@ from glpretrain.core.batch import ViewGroup
 from glpretrain.core.types import EncoderCard, EncoderOutput, Item
 from glpretrain.data.sources.base import Source, checked_index
 from glpretrain.data.views import Changes, ViewMaker, Views
-from glpretrain.encoders.base import Encoder, load_strictly, register
+from glpretrain.encoders.base import Encoder, register
+from glpretrain.encoders.states import load_strictly
 from glpretrain.modalities import Fit, Modality, Size
 
 

@@ -15,7 +15,7 @@ from golden import wave
 
 from glpretrain import __version__
 from glpretrain.core.types import EncoderCard
-from glpretrain.encoders.base import fingerprint
+from glpretrain.encoders.states import fingerprint
 from glpretrain.weights import export, load_backbone
 
 OLD = Path(__file__).parent / "export_of_format_1"

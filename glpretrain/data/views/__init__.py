@@ -5,6 +5,18 @@ from glpretrain.data.views.changes import Changes
 from glpretrain.data.views.multicrop import MultiCrop
 from glpretrain.data.views.points import PointCrops, PointViewSpec
 from glpretrain.data.views.sounds import SoundCrops, SoundViewSpec
-from glpretrain.data.views.spec import Strong, ViewSpec
+from glpretrain.data.views.spec import Strong, ViewSizes, ViewSpec
 
-__all__ = ["Changes", "MultiCrop", "PointCrops", "PointViewSpec", "SoundCrops", "SoundViewSpec", "Strong", "ViewMaker", "ViewSpec", "Views"]
+__all__ = [
+    "Changes",
+    "MultiCrop",
+    "PointCrops",
+    "PointViewSpec",
+    "SoundCrops",
+    "SoundViewSpec",
+    "Strong",
+    "ViewMaker",
+    "ViewSizes",
+    "ViewSpec",
+    "Views",
+]

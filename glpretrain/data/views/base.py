@@ -32,6 +32,14 @@ class ViewMaker(nn.Module, ABC):
     def groups(self, num_channels: int) -> dict[str, tuple[int, tuple[int, ...]]]:
         """The groups that are made, each with its number of views V and the shape of one view, as `Encoder.grid` takes it."""
 
+    def sizes(self) -> Sequence["ViewMaker"]:
+        """Makers of the same views in every size that they may have in a step, the own one first; here there is no other one."""
+        return (self,)
+
+    def drawn_size(self, key: Tensor) -> int:
+        """Number of the maker among `sizes` that makes all views of a step; its key Int[] is the same in all processes and workers."""
+        return 0
+
     @abstractmethod
     def default_size(self) -> int:
         """Size of the items of an embedded source, on which a run is scored whose data has no classes or masks."""

@@ -12,7 +12,7 @@ decoder does in a fraction of the time. Left out: masks over tokens (`masking`),
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,19 +20,18 @@ from torch import Tensor
 
 from glpretrain.core import keys as rng
 from glpretrain.core.batch import ViewGroup
-from glpretrain.core.frames import crop_frames
 from glpretrain.core.types import EncoderCard, Item
 from glpretrain.data.sources.base import Source
 from glpretrain.data.views.base import ViewMaker, Views
 from glpretrain.data.views.changes import Change, Changes, apply_changes, divided
 from glpretrain.data.views.colour import blend, draw_colours, gaussian_blur, require_rgb, shift_hue, solarize
+from glpretrain.data.views.cutting import cut_regions, cut_views, drawn_cuts
 from glpretrain.data.views.erasing import draw_erasing, erase
-from glpretrain.data.views.randaugment import draw, rand_augment
-from glpretrain.data.views.resample import crop, crop_labels, oriented, pixel_boxes, random_boxes, reduced, reduction
-from glpretrain.data.views.spec import ViewSpec
-from glpretrain.data.views.stain import quarter_turns, restain
+from glpretrain.data.views.resample import reduced, reduction
+from glpretrain.data.views.spec import ViewSizes, ViewSpec
+from glpretrain.data.views.stain import restain
 
-_BOX, _COLOUR, _STRONG, _RAND_AUGMENT, _ERASE, _TURN = range(6)
+_COLOUR, _STRONG, _RAND_AUGMENT, _ERASE = range(1, 5)  # 0 and 5 are those of `cutting`
 # Number of the first view of each kind, so that one more global view changes no local one.
 _LOCAL, _STUDENT, _ALL_STUDENT_VIEWS = (kind << 16 for kind in range(1, 4))
 _BLOCK_BYTES = 1 << 20  # of the views that a CPU changes at once, so that they stay in its cache from one operation to the next
@@ -98,10 +97,12 @@ class MultiCrop(ViewMaker):
             global ones. One draw per item decides whether all of them are strongly augmented or none.
         clean_size: size of crops of the same places as the global views, flipped and turned like them and with the item's own colours, for
             an anchor (`Gram.views`); None makes none.
+        other_sizes: sizes that all views of a step may have in place of their own, as in DINOv3's stage of high resolution. Which sizes a
+            step has is drawn from its number, for all processes alike; what these shares leave of 1 is the share of the own sizes.
 
     Raises:
-        ValueError: no global view, globals (or locals) of different sizes, or student views of another size than the globals or
-            with different `strong`.
+        ValueError: no global view, globals (or locals) of different sizes, student views of another size than the globals or
+            with different `strong`, or other sizes for views that are not there, or whose shares leave nothing.
     """
 
     modality = "image"
@@ -112,6 +113,7 @@ class MultiCrop(ViewMaker):
         local_views: list[ViewSpec] | None = None,
         student_views: list[ViewSpec] | None = None,
         clean_size: int | tuple[int, int] | None = None,
+        other_sizes: list[ViewSizes] | None = None,
     ) -> None:
         super().__init__()
         if not global_views:
@@ -128,6 +130,34 @@ class MultiCrop(ViewMaker):
         self.local_views = tuple(local_views or ())
         self.student_views = tuple(student_views or ())
         self.clean_views = () if clean_size is None else tuple(spec.clean(clean_size) for spec in self.global_views)
+        self.other_sizes = tuple(other_sizes or ())
+        if (given := sum(sizes.share for sizes in self.other_sizes)) >= 1.0 - 1e-9:
+            raise ValueError(f"MultiCrop: other_sizes have shares of {given:g} together; expected below 1, the rest is for the own sizes")
+        self._others = tuple(self._sized(sizes) for sizes in self.other_sizes)
+
+    def _sized(self, sizes: ViewSizes) -> "MultiCrop":
+        """The same views in these sizes."""
+        for name, size, there in (("local", sizes.local_size, self.local_views), ("clean", sizes.clean_size, self.clean_views)):
+            if (size is None) == bool(there):
+                needed = f"give {name}_size, the recipe has {name} views" if there else f"leave it out, the recipe has no {name} views"
+                raise ValueError(f"MultiCrop: other_sizes: {name}_size is {size}; {needed}")
+        global_views, student_views = (
+            [replace(spec, size=sizes.global_size) for spec in specs] for specs in (self.global_views, self.student_views)
+        )
+        local_views = [] if sizes.local_size is None else [replace(spec, size=sizes.local_size) for spec in self.local_views]
+        return MultiCrop(global_views, local_views, student_views, sizes.clean_size)
+
+    def sizes(self) -> Sequence["MultiCrop"]:
+        """This maker, and one for each of the other sizes."""
+        return (self, *self._others)
+
+    def drawn_size(self, key: Tensor) -> int:
+        """The number of sizes whose shares are used up by a uniform draw, counted from the own ones."""
+        if not self.other_sizes:
+            return 0
+        shares = [sizes.share for sizes in self.other_sizes]
+        bounds = torch.tensor([1.0 - sum(shares), *shares[:-1]], dtype=torch.float64).cumsum(0)
+        return int((rng.uniform(key, 1).double() >= bounds).sum())
 
     def kinds(self) -> list[Kind]:
         """The groups of views that the recipe asks for."""
@@ -170,9 +200,10 @@ class MultiCrop(ViewMaker):
         return -(-4 * max(self.global_views[0].shape) // 3)
 
     def ample_side(self) -> int:
-        """Pixels on the shorter side of a picture that are enough for every crop to be scaled down by four or more."""
+        """Pixels on the shorter side of a picture that are enough for every crop of any size to be scaled down by four or more."""
         needed = 0.0
-        for spec in (*self.global_views, *self.local_views, *self.student_views, *self.clean_views):
+        specs = (spec for maker in self.sizes() for kind in maker.kinds() for spec in kind.specs)
+        for spec in specs:
             (height, width), (low, high) = spec.shape, spec.ratio
             needed = max(needed, width / math.sqrt(spec.scale[0] * low), height * math.sqrt(high / spec.scale[0]))
         return math.ceil(_LEAST_SHRINKING * needed)
@@ -207,17 +238,17 @@ class MultiCrop(ViewMaker):
         for item in items:
             self._require(item, card=card)
         views = self._all_views(keys)
-        cuts = _drawn_cuts(items, specs=views.specs, keys=views.keys)
+        cuts = drawn_cuts(items, specs=views.specs, keys=views.keys)
         augment_keys = rng.fold_in(views.keys, _RAND_AUGMENT)
         parts: dict[str, Tensor] = {}
         for sheet in self._sheets():
             v = sheet.views
             own = cuts.of(v)
-            crops = _cut_views(items, specs=views.specs[v], keys=augment_keys[v], strong=views.strong[v], cuts=own, mean=card.mean)
+            crops = cut_views(items, specs=views.specs[v], keys=augment_keys[v], strong=views.strong[v], cuts=own, mean=card.mean)
             parts |= {f"crops_{sheet.name}": crops, f"frames_{sheet.name}": own.frames.transpose(0, 1)}
         if any(item.regions is not None for item in items):
             count = self.kinds()[0].count  # the global views come first
-            parts["regions"] = _cut_regions(items, size=self.global_views[0].shape, cuts=cuts.of(slice(count)))
+            parts["regions"] = cut_regions(items, size=self.global_views[0].shape, cuts=cuts.of(slice(count)))
         if self.student_views:
             parts["strong"] = views.strong[views.are_student.index(True)]
         return parts
@@ -258,63 +289,6 @@ class MultiCrop(ViewMaker):
                     groups[kind.name] = ViewGroup(views, frame=frame, strong=parts["strong"] if kind.name == "student" else None)
         regions = parts["regions"].transpose(0, 1).long() if "regions" in parts else None
         return Views({kind.name: groups[kind.name] for kind in self.kinds()}, regions=regions)
-
-
-class _Cuts(NamedTuple):
-    """Where V views of B items are cut from, and how they are turned."""
-
-    boxes: list[list[list[int]]]  # [V B 4]  left, top, right and bottom in pixels
-    flips: list[list[bool]]  # [V B]
-    turns: list[list[int]]  # [V B]  quarter turns, after the flip
-    frames: Tensor  # Float[V B 2 3]
-
-    def of(self, views: slice) -> "_Cuts":
-        return _Cuts(self.boxes[views], self.flips[views], self.turns[views], self.frames[views])
-
-
-def _drawn_cuts(items: Sequence[Item], *, specs: Sequence[ViewSpec], keys: Tensor) -> _Cuts:
-    """The cuts of V views, each with its own settings, for keys Int[V B]."""
-    sizes = torch.tensor([item.values.shape[:0:-1] for item in items])  # [B 2]  width and height
-    aspect = sizes[:, 0].double() / sizes[:, 1]
-    settings = torch.tensor([[*spec.scale, *spec.ratio, spec.flip] for spec in specs], dtype=torch.float64)
-    smallest, largest, narrowest, widest, flip = settings[:, None, :, None].unbind(2)  # each [V 1 1]
-    box_keys = rng.fold_in(keys, _BOX)
-    drawn = random_boxes(box_keys, aspect=aspect, scale=(smallest, largest), ratio=(narrowest, widest), flip=flip)  # [V B 5]
-    pixels = pixel_boxes(drawn[..., :4], sizes=sizes)
-    flips = drawn[..., 4] > 0.5
-    turns = torch.zeros_like(flips, dtype=torch.int64)
-    if any(spec.turn_prob > 0 for spec in specs):
-        turns = quarter_turns(rng.fold_in(keys, _TURN), prob=torch.tensor([[spec.turn_prob] for spec in specs]))
-    frames = crop_frames((pixels.double() / sizes.repeat(1, 2)).float(), flip=flips, turns=turns)
-    return _Cuts(pixels.tolist(), flips.tolist(), turns.tolist(), frames)
-
-
-def _cut_views(
-    items: Sequence[Item], *, specs: Sequence[ViewSpec], keys: Tensor, strong: Tensor, cuts: _Cuts, mean: Sequence[float]
-) -> Tensor:
-    """UInt8[B V C h w]; views that are strong, Bool[V B], are cut from pictures after RandAugment by keys Int[V B]."""
-    drawn = [None if spec.strong is None else draw(of_view, strong=spec.strong) for spec, of_view in zip(specs, keys, strict=True)]
-    is_strong = strong.tolist()
-    views = torch.empty(len(items), len(specs), len(mean), *specs[0].shape, dtype=torch.uint8)
-    for (b, item), (v, spec) in product(enumerate(items), enumerate(specs)):
-        picture, flip, operations = item.values, cuts.flips[v][b], drawn[v]
-        if operations is not None and is_strong[v][b]:
-            chosen, magnitudes, negative = (values[b] for values in operations)
-            picture = rand_augment(picture, operations=chosen, magnitudes=magnitudes, negative=negative, flipped=flip, mean=mean)
-        view = crop(picture, box=cuts.boxes[v][b], size=spec.shape, interpolation=spec.interpolation)
-        views[b, v] = oriented(view, flip=flip, turns=cuts.turns[v][b])
-    return views
-
-
-def _cut_regions(items: Sequence[Item], *, size: tuple[int, int], cuts: _Cuts) -> Tensor:
-    """Int[B V h w]: the region maps of items that all have one, cut as their views."""
-    maps = [item.regions for item in items if item.regions is not None]
-    cut = [
-        oriented(crop_labels(one, box=boxes[b], size=size), flip=flips[b], turns=turns[b])
-        for b, one in enumerate(maps)
-        for boxes, flips, turns in zip(cuts.boxes, cuts.flips, cuts.turns, strict=True)
-    ]
-    return torch.stack(cut).unflatten(0, (len(items), -1))
 
 
 def _changed(cut: Tensor, *, changes: Sequence[Change], card: EncoderCard) -> Tensor:

@@ -54,6 +54,30 @@ class Strong:
 
 
 @dataclass(frozen=True)
+class ViewSizes:
+    """Sizes that the views of a step may have in place of their own, each one number for a square or (height, width).
+
+    Args:
+        share: share of the steps that have these sizes, in (0, 1).
+        global_size: size of the global views, and of the student's own.
+        local_size: size of the local views; None where there are none.
+        clean_size: size of the clean crops; None where there are none.
+
+    Raises:
+        ValueError: the share is outside its range.
+    """
+
+    share: float
+    global_size: int | tuple[int, int]
+    local_size: int | tuple[int, int] | None = None
+    clean_size: int | tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share < 1.0:
+            raise ValueError(f"ViewSizes: share is {self.share}; expected a share of the steps in (0, 1)")
+
+
+@dataclass(frozen=True)
 class ViewSpec:
     """The settings of one view of an item, or of `count` views. An operation whose settings are left out is off.
 

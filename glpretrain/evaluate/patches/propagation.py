@@ -37,7 +37,8 @@ from torch.nn import functional
 
 from glpretrain.data.sources.base import UnreadableItemError
 from glpretrain.data.sources.images.videos import Video
-from glpretrain.encoders.base import Encoder, bytes_of
+from glpretrain.encoders.base import Encoder
+from glpretrain.encoders.states import bytes_of
 from glpretrain.evaluate.base import Evaluator, Result, Score, require_positive
 from glpretrain.evaluate.cache import FeatureCache
 from glpretrain.evaluate.encoding import Encoding, device_of, encode_batch
