@@ -13,7 +13,7 @@ from torch import Tensor
 from glpretrain.core.batch import Batch
 from glpretrain.evaluate import MultilabelProbe
 from glpretrain.evaluate.logistic import fit_logistic
-from glpretrain.evaluate.probes import choose_strength, in_parts
+from glpretrain.evaluate.probes import in_parts, stratified_split
 from glpretrain.evaluate.rows import LabelledFeatures
 from glpretrain.finetune.base import HEAD, FineTune
 from glpretrain.finetune.class_heads import ClassHead
@@ -134,11 +134,17 @@ def probe_layer(seen: LabelledFeatures, *, num_classes: int, device: torch.devic
     mean, std = seen.cls.mean(dim=0), seen.cls.std(dim=0).clamp_min(_MIN_STD)
     standardised = seen.with_cls((seen.cls - mean) / std)
 
-    def predict(part: LabelledFeatures, rows: Tensor, inverse_l2: float) -> Tensor:
-        found = fit_logistic(part.cls, part.labels, inverse_l2=inverse_l2, max_iter=_MAX_ITER, device=device)
-        return in_parts(found.predict, rows, num_scores=num_classes)
+    held_out, fitted = (standardised.at(part) for part in stratified_split(seen.labels, None, ratio=_HELD_OUT))
 
-    chosen = choose_strength(standardised, INVERSE_L2, held_out_ratio=_HELD_OUT, predict=predict)
+    def score(inverse_l2: float) -> float:
+        """The mean over the classes of the share of held-out items that are found; plain accuracy may be best without any rare class."""
+        found = fit_logistic(fitted.cls, fitted.labels, inverse_l2=inverse_l2, max_iter=_MAX_ITER, device=device)
+        right = in_parts(found.predict, held_out.cls, num_scores=num_classes) == held_out.labels
+        return torch.stack([right[held_out.labels == label].double().mean() for label in held_out.labels.unique()]).mean().item()
+
+    if not len(held_out.labels):
+        raise ValueError(f"head_start=probe given with {len(seen.labels)} training items, too few to choose a penalty; accepted: fresh")
+    chosen = max(INVERSE_L2, key=score)  # the strongest penalty on a tie
     found = fit_logistic(standardised.cls, standardised.labels, inverse_l2=chosen, max_iter=_MAX_ITER, device=device)
     own = found.weight.cpu().T / std  # [C D]
     return _placed(own, found.bias.cpu() - own @ mean, found.labels, num_classes=num_classes, strength=chosen)

@@ -70,6 +70,14 @@ def test_at_most_some_items_are_drawn_once_and_for_all(tmp_path: Path) -> None:
     assert draws[0] == draws[1] and len(set(draws[0])) == 7
 
 
+def test_the_penalty_is_chosen_by_all_classes_alike() -> None:
+    labels = (torch.arange(200) % 10 == 0).long()  # nine of ten are of one class
+    rows = noise(200, 4, name="rare") + 1.2 * labels[:, None]
+    layer = probe_layer(LabelledFeatures(rows, labels, torch.arange(200)), num_classes=2, device=torch.device("cpu"))
+    predicted = (rows @ layer.weight.T + layer.bias).argmax(dim=1)
+    assert layer.strength > INVERSE_L2[0] and (predicted[labels == 1] == 1).float().mean() > 0.4
+
+
 def test_the_layer_for_several_labels_computes_a_regression_for_each() -> None:
     given = seen()
     truth = torch.stack([given.labels > 0, given.cls[:, 3] > 3.0, torch.ones(120, dtype=torch.bool)], dim=1)
