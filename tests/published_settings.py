@@ -203,7 +203,7 @@ def drawn_sizes(run: Resolved) -> list[dict[str, object]]:
     assert isinstance(run.views, MultiCrop)
     rest = 1.0 - sum(sizes.share for sizes in run.views.other_sizes)
     shares = [rest, *(sizes.share for sizes in run.views.other_sizes)]
-    sides = [{name: shape[-1] for name, (_, shape) in maker.groups(3).items()} for maker in run.views.sizes()]
+    sides = [{name: shape[-1] for name, (_, shape) in maker.groups(3).items()} for maker in run.views.of_each_size()]
     return [{"share": share, **one} for share, one in zip(shares, sides, strict=True)]
 
 

@@ -192,7 +192,7 @@ def _sample(data: dict, method: Method) -> Batch:
     parser.add_argument("--mask", type=Mask | RegionMask | None, default=None)
     parser.add_argument("--corruption", type=Corruption | None, default=None)
     made = parser.instantiate(parse_values(parser, {name: data.get(name) for name in ("views", "mask", "corruption")}))
-    views = max(made.views.sizes(), key=lambda maker: sum(count * math.prod(shape) for count, shape in maker.groups(1).values()))
+    views = max(made.views.of_each_size(), key=lambda maker: sum(count * math.prod(shape) for count, shape in maker.groups(1).values()))
     size = views.default_size()
     source = LFWSubset(_SAMPLE, size=size) if isinstance(made.mask, RegionMask) else embedded_source(views.modality, size=size)
     module = DataModule(source, views, batch_size=_SAMPLE, mask=made.mask, corruption=made.corruption)

@@ -50,7 +50,7 @@ class RawBatch(NamedTuple):
     unreadable: list[tuple[int, str]]  # dataset index and reason of every item that was replaced
     read_seconds: float = 0.0  # in which the items were read and decoded
     prepare_seconds: float = 0.0  # in which their views were cut and masks drawn
-    size: int = 0  # number of the maker among `ViewMaker.sizes` that makes the views
+    size: int = 0  # number of the maker among `ViewMaker.of_each_size` that makes the views
 
 
 class Items(Dataset[Chunk]):
@@ -206,7 +206,7 @@ class SizedItems(Dataset[RawBatch]):
     """Batches whose views have sizes that are drawn anew at every step: from its number alone, so all processes and workers draw the same.
 
     Args:
-        of_sizes: the batches in each size, see `ViewMaker.sizes`.
+        of_sizes: the batches in each size, see `ViewMaker.of_each_size`.
         drawn: function that draws the number of a size from the key Int[] of a step, see `ViewMaker.drawn_size`.
         seed: seed of the run.
     """

@@ -128,7 +128,7 @@ class DataModule(LightningDataModule):
             parts["global"] |= {"corrupted", "corruption"}
         if "student" in parts:
             parts["student"].add("strong")
-        groups = [maker.groups(num_channels) for maker in self.views.sizes()]
+        groups = [maker.groups(num_channels) for maker in self.views.of_each_size()]
         num_sizes = {name: len({one[name][1] for one in groups}) for name in parts}
         return {name: Made(count, frozenset(parts[name]), num_sizes[name]) for name, (count, _) in groups[0].items()}
 
@@ -149,7 +149,7 @@ class DataModule(LightningDataModule):
         num_channels = len(encoder.card.mean)
         check_uses(type(method).__name__, method.uses, self.made(num_channels))
         check_same_items(self.source, self.trainer.strategy)
-        for _, shape in (group for maker in self.views.sizes() for group in maker.groups(num_channels).values()):
+        for _, shape in (group for maker in self.views.of_each_size() for group in maker.groups(num_channels).values()):
             encoder.grid(shape)
         self.order.begin(self.source)
         self._batches = EpochBatches(
@@ -188,7 +188,7 @@ class DataModule(LightningDataModule):
     def _prepared(self, encoder: Tokens) -> SizedItems:
         mask = None if isinstance(self.mask, RegionMask) else self.mask
         of_sizes = []
-        for maker in self.views.sizes():
+        for maker in self.views.of_each_size():
             count, shape = maker.groups(len(encoder.card.mean))["global"]
             prepare, draw = partial(maker.prepare, card=encoder.card), partial(draw_masks, mask=mask, grid=encoder.grid(shape), count=count)
             of_sizes.append(RawItems(self._items, prepare=prepare, draw=draw, seed=self.seed, change=maker.draw))
@@ -247,7 +247,7 @@ class DataModule(LightningDataModule):
             encoder: encoder whose card names mean and standard deviation, and whose tokens are masked.
         """
         keys = rng.item_keys(seed=self.seed, epoch=raw.epoch, index=raw.index)  # [B]
-        views = self.views.sizes()[raw.size].make(raw.parts, changes=raw.changes, keys=keys, card=encoder.card)
+        views = self.views.of_each_size()[raw.size].make(raw.parts, changes=raw.changes, keys=keys, card=encoder.card)
         hides = self.mask is not None or self.corruption is not None  # otherwise items may have shapes that the encoder does not take
         own = views.groups | ({"global": self._hide(views, raw.drawn, keys=keys, encoder=encoder)} if hides else {})
         groups = {name: one._replace(keys=rng.per_view(keys, zlib.crc32(name.encode()), count=len(one.items))) for name, one in own.items()}

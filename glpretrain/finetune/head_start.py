@@ -23,6 +23,7 @@ from glpretrain.training.branch import Branch
 HeadStart = Literal["fresh", "probe"]
 INVERSE_L2 = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C
 _HELD_OUT, _MAX_ITER, _MIN_STD = 0.2, 500, 1e-6
+_OF_FEW = 0.1  # the strength where items are too few to choose one
 _AT_MOST = 20_000  # items that it is fitted to
 
 
@@ -96,7 +97,7 @@ def label_layer(seen: LabelledFeatures) -> Layer:
         seen: rows of the training items, with the labels that each has, Float[B K], in place of its class.
 
     Raises:
-        ValueError: no label tells the items apart, or there are too few of them to choose.
+        ValueError: no label tells the items apart.
     """
     truth, probe = seen.labels > 0.5, MultilabelProbe(inverse_l2=INVERSE_L2)
     learned = (truth.any(dim=0) & ~truth.all(dim=0)).nonzero()[:, 0]
@@ -104,7 +105,7 @@ def label_layer(seen: LabelledFeatures) -> Layer:
         raise ValueError("head_start=probe given with training items that all have the same labels; accepted: fresh")
     mean, std = seen.cls.mean(dim=0), seen.cls.std(dim=0).clamp_min(_MIN_STD)
     rows, truth = (seen.cls - mean) / std, truth[:, learned]
-    chosen = probe.choose(rows, truth, None)
+    chosen = probe.choose(rows, truth, None) or _OF_FEW
     units = torch.cat([rows.new_zeros(1, rows.shape[1]), torch.eye(rows.shape[1])])
     logits = probe.fitted(rows, truth, units, chosen)  # [1+D K'], the bias first
     own = (logits[1:] - logits[0]).T / std  # [K' D]
@@ -127,7 +128,7 @@ def probe_layer(seen: LabelledFeatures, *, num_classes: int, device: torch.devic
         device: where the regression is computed.
 
     Raises:
-        ValueError: there are too few items to choose, or one class only.
+        ValueError: there is one class only.
     """
     if len(seen.labels.unique()) < 2:
         raise ValueError("head_start=probe given with training items of one class; accepted: two or more classes, or fresh")
@@ -142,9 +143,7 @@ def probe_layer(seen: LabelledFeatures, *, num_classes: int, device: torch.devic
         right = in_parts(found.predict, held_out.cls, num_scores=num_classes) == held_out.labels
         return torch.stack([right[held_out.labels == label].double().mean() for label in held_out.labels.unique()]).mean().item()
 
-    if not len(held_out.labels):
-        raise ValueError(f"head_start=probe given with {len(seen.labels)} training items, too few to choose a penalty; accepted: fresh")
-    chosen = max(INVERSE_L2, key=score)  # the strongest penalty on a tie
+    chosen = max(INVERSE_L2, key=score) if len(held_out.labels) else _OF_FEW  # the strongest penalty on a tie
     found = fit_logistic(standardised.cls, standardised.labels, inverse_l2=chosen, max_iter=_MAX_ITER, device=device)
     own = found.weight.cpu().T / std  # [C D]
     return _placed(own, found.bias.cpu() - own @ mean, found.labels, num_classes=num_classes, strength=chosen)

@@ -88,7 +88,7 @@ def test_views_of_every_size_are_those_of_a_maker_of_that_size(number: int) -> N
     """And lie at the same places, whatever the size."""
     pictures = torch.stack([Ramp(5)[index].values for index in range(5)])
     inputs = {"images": pictures, "keys": rng.item_keys(seed=3, epoch=1, index=torch.arange(5)), "mean": (0.5,) * 3, "std": (0.25,) * 3}
-    own, alone = (views_of(maker, **inputs).groups for maker in (crops().sizes()[number], crops(number, others=False)))
+    own, alone = (views_of(maker, **inputs).groups for maker in (crops().of_each_size()[number], crops(number, others=False)))
     first = views_of(crops(), **inputs).groups
     assert list(own) == ["global", "local", "clean"]
     for name, group in own.items():

@@ -92,6 +92,13 @@ def test_the_layer_for_several_labels_computes_a_regression_for_each() -> None:
         label_layer(LabelledFeatures(given.cls, torch.ones(120, 2), given.index))
 
 
+def test_few_items_get_a_penalty_that_is_not_chosen() -> None:
+    rows, labels = noise(3, 4, name="few"), torch.tensor([0, 1, 2])
+    assert probe_layer(LabelledFeatures(rows, labels, labels), num_classes=3, device=torch.device("cpu")).strength == 0.1
+    truth = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    assert label_layer(LabelledFeatures(rows, truth, labels)).strength == 0.1
+
+
 def test_a_model_for_several_labels_begins_with_it(tmp_path: Path) -> None:
     pictures(tmp_path / "set")
     lines = [f"set/{name}/{number}.png\t{name};{'a' if number % 2 else 'b'}" for name in CLASSES for number in range(8)]

@@ -37,7 +37,7 @@ def in_size(training: Training, number: int) -> Batch:
 def in_size_alone(training: Training, number: int) -> Batch:
     """The same batch of data that know no other sizes."""
     data, encoder = training.datamodule, training.model.encoder
-    own = DataModule(data.source, data.views.sizes()[number], batch_size=4, mask=data.mask, seed=data.seed)
+    own = DataModule(data.source, data.views.of_each_size()[number], batch_size=4, mask=data.mask, seed=data.seed)
     return own.make_batch(own.raw_batch(range(4), encoder=encoder, epoch=0), encoder=encoder)
 
 

@@ -32,12 +32,12 @@ class ViewMaker(nn.Module, ABC):
     def groups(self, num_channels: int) -> dict[str, tuple[int, tuple[int, ...]]]:
         """The groups that are made, each with its number of views V and the shape of one view, as `Encoder.grid` takes it."""
 
-    def sizes(self) -> Sequence["ViewMaker"]:
+    def of_each_size(self) -> Sequence["ViewMaker"]:
         """Makers of the same views in every size that they may have in a step, the own one first; here there is no other one."""
         return (self,)
 
     def drawn_size(self, key: Tensor) -> int:
-        """Number of the maker among `sizes` that makes all views of a step; its key Int[] is the same in all processes and workers."""
+        """Number of the maker among `of_each_size` that makes all views of a step; its key Int[] is the same in all processes and workers."""
         return 0
 
     @abstractmethod

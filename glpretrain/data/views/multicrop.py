@@ -147,7 +147,7 @@ class MultiCrop(ViewMaker):
         local_views = [] if sizes.local_size is None else [replace(spec, size=sizes.local_size) for spec in self.local_views]
         return MultiCrop(global_views, local_views, student_views, sizes.clean_size)
 
-    def sizes(self) -> Sequence["MultiCrop"]:
+    def of_each_size(self) -> Sequence["MultiCrop"]:
         """This maker, and one for each of the other sizes."""
         return (self, *self._others)
 
@@ -202,7 +202,7 @@ class MultiCrop(ViewMaker):
     def ample_side(self) -> int:
         """Pixels on the shorter side of a picture that are enough for every crop of any size to be scaled down by four or more."""
         needed = 0.0
-        specs = (spec for maker in self.sizes() for kind in maker.kinds() for spec in kind.specs)
+        specs = (spec for maker in self.of_each_size() for kind in maker.kinds() for spec in kind.specs)
         for spec in specs:
             (height, width), (low, high) = spec.shape, spec.ratio
             needed = max(needed, width / math.sqrt(spec.scale[0] * low), height * math.sqrt(high / spec.scale[0]))

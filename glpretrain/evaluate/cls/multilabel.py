@@ -69,17 +69,19 @@ class MultilabelProbe(Evaluator):
         standardised = standardiser(train.cls)
         rows = standardised(train.cls)
         chosen = self.choose(rows, truth, train.groups)
+        if chosen is None:
+            raise ValueError(f"train: {len(rows)} items are too few to choose among inverse_l2 {list(self.inverse_l2)}; give one")
         found = self.fitted(rows, truth, standardised(test.cls), chosen)
         return Result({"map": mean_average_precision(found, shown[:, common], test.groups)}, {"inverse_l2": chosen}, left_out)
 
-    def choose(self, rows: Tensor, truth: Tensor, groups: Tensor | None) -> float:
-        """The candidate with the best score on held-out training items, the strongest penalty on a tie."""
+    def choose(self, rows: Tensor, truth: Tensor, groups: Tensor | None) -> float | None:
+        """The candidate with the best score on held-out training items, the strongest penalty on a tie; None where they are too few."""
         if len(self.inverse_l2) == 1:
             return self.inverse_l2[0]
         held_out, fitted = stratified_split(torch.zeros(len(rows), dtype=torch.int64), groups, ratio=self.held_out_ratio)
         learned = truth[fitted].any(dim=0) & ~truth[fitted].all(dim=0) & truth[held_out].any(dim=0)
         if not learned.any():
-            raise ValueError(f"train: {len(rows)} items are too few to choose among inverse_l2 {list(self.inverse_l2)}; give one")
+            return None
         asked = truth[held_out][:, learned]
 
         def score(inverse_l2: float) -> float:
