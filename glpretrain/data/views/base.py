@@ -37,7 +37,7 @@ class ViewMaker(nn.Module, ABC):
         return (self,)
 
     def drawn_size(self, key: Tensor) -> int:
-        """Number of the maker among `of_each_size` that makes all views of a step; its key Int[] is the same in all processes and workers."""
+        """Number of the maker among `of_each_size` that makes all views of a step, whose key Int[] is the same in all processes."""
         return 0
 
     @abstractmethod
