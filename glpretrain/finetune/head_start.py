@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from glpretrain.core.batch import Batch
 from glpretrain.evaluate import MultilabelProbe
@@ -55,10 +56,15 @@ def begin_with_probe(model: FineTune, *, fitted: Callable[[LabelledFeatures], La
     Args:
         model: the model, whose trainer is about to fit it.
         fitted: function of the rows and targets to the layer.
+
+    Raises:
+        ValueError: the weights are sharded, so that no process can compute alone.
     """
     data = model.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
     if model.trainer.ckpt_path is not None or not isinstance(data, LabelledData):
         return
+    if any(isinstance(parameter, DTensor) for parameter in model.student.parameters()):
+        raise ValueError("head_start=probe given with sharded weights; accepted: fresh, or a strategy that keeps them whole, such as ddp")
     layer: Layer | None = None
     if model.trainer.is_global_zero:
         seen = seen_by_head(model.student, data.plain_batches(data.source, at_most=_AT_MOST), device=model.device)

@@ -133,6 +133,12 @@ def test_a_run_that_goes_on_keeps_its_head(tmp_path: Path) -> None:
     assert not torch.equal(fresh.student.heads[HEAD].linear.weight, kept)
 
 
+def test_sharded_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glpretrain.finetune.head_start.DTensor", torch.nn.Parameter)
+    with pytest.raises(ValueError, match="head_start=probe given with sharded weights; accepted: fresh"):
+        trained(classifier(head_start="probe"), data(pictures(tmp_path / "set")), steps=1)
+
+
 def test_only_a_linear_head_can_start_so() -> None:
     with pytest.raises(ValueError, match="head_start='probe' given with head='mlp'"):
         classifier(vit(), head="mlp", head_start="probe")
