@@ -23,7 +23,7 @@ from glpretrain.encoders.points import PointTransformer
 from glpretrain.evaluate.base import Evaluator, Score
 from glpretrain.finetune.data import step_key
 from glpretrain.methods.base import Method
-from glpretrain.training.branch import Branch
+from glpretrain.training.branch import Branch, batch_norms
 
 _CLASS_TOKEN = ("cls_token", "cls_position")  # in the weights of a `PointTransformer`
 HEAD = "task"  # name of the head in the branch
@@ -169,6 +169,11 @@ class FineTune(Method):
             outcomes: `outcomes` of all items of the test part.
             groups: Int[B], which items belong together; None where all are independent.
         """
+
+    @property
+    def micro_batch_terms(self) -> tuple[str, ...]:
+        """The loss, where the head or the encoder has batch norm."""
+        return self.terms if batch_norms(self.student) else ()
 
     def probe_for(self, separator: str | None) -> Evaluator:
         """The probe for data whose class names hold several labels with a separator, or one where it is None."""

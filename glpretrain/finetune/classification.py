@@ -33,7 +33,6 @@ from glpretrain.finetune.class_heads import Kind, Pool, with_class_head
 from glpretrain.finetune.data import TaskViews
 from glpretrain.finetune.head_start import HeadStart, begin_with_probe, check_head_start, probe_layer
 from glpretrain.finetune.transforms import Interpolation, Transform, drawn_from, picture
-from glpretrain.training.branch import batch_norms
 
 _TOP = 5
 
@@ -242,11 +241,6 @@ class Classification(FineTune):
     def chooses(self) -> bool:
         """The threshold of `hter`."""
         return self.positive is not None
-
-    @property
-    def micro_batch_terms(self) -> tuple[str, ...]:
-        """The loss, where the head or the encoder has batch norm."""
-        return self.terms if batch_norms(self.student) else ()
 
     def evaluated_logits(self, items: Tensor) -> Tensor:
         """Float[B K] of test items, Float[B *item]; or Float[B K 1+V] where V views of an item vote beside it, Float[B 1+V *item]."""

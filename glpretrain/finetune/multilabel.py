@@ -20,7 +20,6 @@ from glpretrain.evaluate.metrics.average_precision import mean_average_precision
 from glpretrain.finetune.base import FineTune
 from glpretrain.finetune.class_heads import Kind, Pool, with_class_head
 from glpretrain.finetune.head_start import HeadStart, begin_with_probe, check_head_start, label_layer
-from glpretrain.training.branch import batch_norms
 
 
 class Multilabel(FineTune):
@@ -78,11 +77,6 @@ class Multilabel(FineTune):
     def probe_for(self, separator: str | None) -> Evaluator:
         """`MultilabelProbe` with the separator of the data."""
         return self.probe if separator is None else MultilabelProbe(separator=separator)
-
-    @property
-    def micro_batch_terms(self) -> tuple[str, ...]:
-        """The loss, where the head or the encoder has batch norm."""
-        return self.terms if batch_norms(self.student) else ()
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`labels`: the mean over the labels of binary cross-entropy, of mixed targets where the views mix."""

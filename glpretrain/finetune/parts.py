@@ -271,11 +271,6 @@ class Parts(FineTune):
         """Without those of single categories."""
         return {name: score for name, score in self.found.items() if name in _SAID}
 
-    @property
-    def micro_batch_terms(self) -> tuple[str, ...]:
-        """The loss, because the head has batch norm."""
-        return self.terms
-
     def setup(self, stage: str) -> None:
         """Compare the number of categories with that of the data.
 

@@ -32,7 +32,6 @@ from glpretrain.finetune.data import TaskViews
 from glpretrain.finetune.segmentation_heads import Kind, segmentation_head
 from glpretrain.finetune.transforms import Interpolation, Transform
 from glpretrain.finetune.windows import classes_at, upsampled, whole_logits
-from glpretrain.training.branch import batch_norms
 
 IGNORED = -1  # class of a pixel that counts nowhere
 _SAID = ("miou", "pixel_accuracy")
@@ -177,11 +176,6 @@ class Segmentation(FineTune):
     def said(self) -> dict[str, Score]:
         """Without those of single classes."""
         return {name: score for name, score in self.found.items() if name in _SAID}
-
-    @property
-    def micro_batch_terms(self) -> tuple[str, ...]:
-        """The loss, where the head or the encoder has batch norm."""
-        return self.terms if batch_norms(self.student) else ()
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`pixels`: cross-entropy of the pixels of a crop, those that are ignored being 0, and the mean over all of them."""
