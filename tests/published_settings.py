@@ -27,6 +27,7 @@ from glpretrain.encoders.drop_path import KeyedDropPath
 from glpretrain.encoders.rope import AugmentedRope, RopeAugmentation
 from glpretrain.masking import Corruption, DINOv3Mask, Mask, RegionMask
 from glpretrain.methods.base import Method
+from glpretrain.objectives.regularization import KoLeoAmong
 from glpretrain.training.prototypes import Prototypes
 
 OFFICIAL = Path(__file__).parent / "golden" / "published.yaml"
@@ -220,6 +221,11 @@ def colours(run: Resolved) -> dict[str, object]:
     every = [{name: plain(getattr(spec, name)) for name in names} for spec in (*run.views.global_views, *run.views.local_views)]
     assert all(one == every[0] for one in every)
     return every[0]
+
+
+def neighbours(among: KoLeoAmong) -> str:
+    """Where KoLeo looks for the nearest item."""
+    return f"groups of {among}" if isinstance(among, int) else {"process": "a process", "joint": "the joint batch"}[among]
 
 
 def hidden(run: Resolved, num_tokens: int) -> list[int]:
@@ -472,7 +478,7 @@ FIELDS: dict[str, Callable[[Resolved], object]] = {
     "largest side of a block": lambda run: run.corruption.max_side,  # type: ignore[union-attr]
     "blocks are aligned to": lambda run: run.corruption.align,  # type: ignore[union-attr]
     # masks, and terms that compare items
-    "neighbours of KoLeo are in": lambda run: {"process": "a process", "joint": "the joint batch"}[run.method.koleo_objective.among],  # type: ignore[union-attr,index]
+    "neighbours of KoLeo are in": lambda run: neighbours(run.method.koleo_objective.among),  # type: ignore[union-attr,arg-type]
     "items that share a covered region": lambda run: run.mask.region_per,  # type: ignore[union-attr]
     "hidden of 196 tokens": lambda run: hidden(run, 196),
     "hidden of 64 groups": lambda run: hidden(run, 64),

@@ -15,10 +15,11 @@ paths dropped evenly (`ffn: swiglu`, `initial: dinov2`, `position_resize: dino` 
 without the experts' heads, prototypes frozen by their rate, and a mask token that decays and learns like the embedding
 (`optimization: {clip: {mode: module, skip: [expert_heads]}, freeze_by: rate, mask_token: embedding}`).
 DINOv3 (Simeoni et al., arXiv 2508.10104; facebookresearch/dinov3 at 6876159, train/ssl_meta_arch.py) is this method with `gram`,
-`last_layer: linear`, `local_weight`, `DINOv3Mask`, and `initial: dinov3`, `rope_augmentation`, `local_norm` and `key_bias` of `ViT`.
+`last_layer: linear`, `local_weight`, `koleo_among`, `DINOv3Mask`, and `initial: dinov3`, `rope_augmentation`, `local_norm` and `key_bias`
+of `ViT`.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,10 @@ from torch import Tensor, nn
 from glpretrain.core.batch import Batch, Uses
 from glpretrain.core.schedule import Schedule
 from glpretrain.encoders.base import Encoder
-from glpretrain.methods.base import Method
+from glpretrain.methods.base import Batched, Method
 from glpretrain.objectives.distillation import PatchDistillation, ViewDistillation
 from glpretrain.objectives.experts import CosineDistance, FeatureDistance
-from glpretrain.objectives.regularization import KoLeo
+from glpretrain.objectives.regularization import KoLeo, KoLeoAmong
 from glpretrain.training.branch import Branch
 from glpretrain.training.heads import ProjectionHead
 from glpretrain.training.prototypes import LastLayer, Prototypes
@@ -96,7 +97,7 @@ class GPFM(Method):
         teacher_temp: Schedule = Schedule(0.07, warmup=0.075, warmup_start=0.04, shape="constant"),  # noqa: B008
         centre_momentum: float = 0.9,
         local_weight: Schedule = Schedule(1.0, shape="constant"),  # noqa: B008
-        koleo_among: Literal["joint", "process"] = "joint",
+        koleo_among: KoLeoAmong = "joint",
         sinkhorn_iterations: int | None = None,
         momentum: Schedule = Schedule(0.992, 1.0),  # noqa: B008
         **kwargs,  # noqa: ANN003
@@ -141,6 +142,13 @@ class GPFM(Method):
             }
         )
         self.expert_cls_objective, self.expert_patch_objective = CosineDistance(), FeatureDistance()
+
+    def setup(self, stage: str) -> None:
+        """Refuse groups for KoLeo into which the items of a step cannot be cut."""
+        super().setup(stage)
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  its stub
+        if isinstance(data, Batched):
+            self.koleo_objective.require_items(data.batch_size * self.trainer.world_size)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`cls`: every pair of a teacher view and another student view; `patch`: hidden patches; `koleo`: sum over global views."""

@@ -9,6 +9,8 @@ from torch import Tensor
 from glpretrain.core.distributed import all_reduce_mean, gather_with_grad, rank
 from glpretrain.objectives.base import Objective
 
+KoLeoAmong = Literal["joint", "process"] | int
+
 _LEAST_DISTANCE = 1e-4
 
 
@@ -21,36 +23,48 @@ class KoLeo(Objective):
     1 / distance would overflow half precision.
 
     Args:
-        among: where the nearest item is searched: in the items of all processes (`joint`), so that the value is that of the joined batch,
-            or in those of one `process`, as the official code does: among fewer items the nearest is farther away, so the pull is weaker.
+        among: where the nearest item is searched: in the items of all processes (`joint`), so that the value is that of the joined batch;
+            in those of one `process`, as the official code does; or in groups of so many successive items of the joined batch, as in
+            DINOv3's stage of high resolution (`KoLeoLossDistributed`). Among fewer items the nearest is farther away, so the pull is
+            weaker.
 
     Raises:
-        ValueError: `among` is another word.
+        ValueError: `among` is another word, or a number below 2.
     """
 
-    def __init__(self, *, among: Literal["joint", "process"] = "joint") -> None:
+    def __init__(self, *, among: KoLeoAmong = "joint") -> None:
         super().__init__()
-        if among not in ("joint", "process"):
-            raise ValueError(f"koleo_among={among!r} given; accepted: joint, process")
-        self.among = among
+        is_size = isinstance(among, int) and not isinstance(among, bool) and among >= 2
+        if among not in ("joint", "process") and not is_size:
+            raise ValueError(f"koleo_among={among!r} given; accepted: joint, process, or the number of items of a group, at least 2")
+        self.among: KoLeoAmong = among
+
+    def require_items(self, count: int) -> None:
+        """Refuse, with a ValueError, a number of items of all processes that cannot be cut into the groups."""
+        if isinstance(self.among, int) and count % self.among:
+            accepted = f"joint, process, or a divisor of the {count} items of a step"
+            raise ValueError(f"koleo_among={self.among} given; accepted: {accepted}")
 
     def forward(self, *, features: Tensor) -> Tensor:
         """Float[]: spread of one view's items, Float[B D] of this process. The loss of an item also moves its nearest item, so items cannot
         be weighted one by one.
 
         Raises:
-            ValueError: there is a single item to search in.
+            ValueError: there is a single item to search in, or the items of all processes cannot be cut into such groups.
         """
         num_items, _ = features.shape
         rows = F.normalize(features, eps=1e-8, dim=-1)
-        joint = self.among == "joint"
-        others = gather_with_grad(rows) if joint else rows  # [world*B D] or [B D]
+        alone = self.among == "process"
+        others = rows if alone else gather_with_grad(rows)  # [B D] or [world*B D]
         if len(others) < 2:
             raise ValueError("KoLeo: one item has no neighbour; give a batch_size of at least 2, or the weight 0")
+        self.require_items(len(others))
+        size = self.among if isinstance(self.among, int) else len(others)
         with torch.no_grad():
-            cosines = rows @ others.T
-            own = torch.arange(num_items, device=rows.device) + num_items * (rank() if joint else 0)
-            nearest = cosines.scatter(1, own.unsqueeze(1), -2.0).argmax(dim=1)
+            places = torch.arange(len(others), device=rows.device)
+            own = places[:num_items] + num_items * (0 if alone else rank())  # [B]
+            is_left_out = (own.unsqueeze(1) // size != places // size) | (own.unsqueeze(1) == places)  # [B others]
+            nearest = (rows @ others.T).masked_fill(is_left_out, -2.0).argmax(dim=1)
         distances = F.pairwise_distance(rows, others[nearest], eps=1e-8)  # [B]
         return -torch.log(distances.clamp(min=_LEAST_DISTANCE) + 1e-8).mean()
 

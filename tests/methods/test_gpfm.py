@@ -64,6 +64,7 @@ def test_koleo_is_the_sum_over_the_students_masked_global_views(tmp_path: Path) 
 
 def test_settings_of_koleo_and_of_a_separate_head_arrive() -> None:
     assert gpfm(koleo_among="process").koleo_objective.among == "process" and gpfm().koleo_objective.among == "joint"
+    assert gpfm(koleo_among=16).koleo_objective.among == 16
     separate = gpfm(num_patch_prototypes=16, patch_bottleneck_dim=5)
     assert [separate.student.heads[name][1].directions.shape[1] for name in ("cls", "patch")] == [8, 5]
     wide = gpfm(num_patch_prototypes=16, patch_hidden_dim=11)

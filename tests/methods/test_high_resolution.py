@@ -125,11 +125,18 @@ def test_a_run_goes_on_with_another_ones_backbone_which_is_its_anchor(tmp_path: 
     assert anchor.keys() == start.keys() and all(torch.equal(value, start[name]) for name, value in anchor.items())
 
 
+def test_groups_that_the_items_of_a_step_do_not_fill_are_refused_before_the_first(tmp_path: Path) -> None:
+    training = build(HIRES, tmp_path, "--model.init_args.koleo_among", "3")
+    with pytest.raises(ValueError, match="koleo_among=3 given; accepted: joint, process, or a divisor of the 4 items of a step"):
+        training.fit()
+    assert training.model.global_step == 0 and not list(tmp_path.rglob("metrics.csv"))
+
+
 @pytest.mark.slow
 def test_two_processes_have_the_sizes_and_losses_of_one(tmp_path: Path) -> None:
-    """With what depends on a process alone left out: neighbours in one process, exact shares of a batch, positions that move."""
+    """With what depends on a process alone left out: exact shares of a batch, positions that move."""
     mask = '{"class_path": "glpretrain.masking.DINOv2Mask", "init_args": {"prob": 0.5, "ratio": [0.1, 0.5]}}'
-    common = ["--model.init_args.koleo_among", "joint", "--data.mask", mask, "--trainer.max_steps", "3"]
+    common = ["--model.init_args.koleo_among", "4", "--data.mask", mask, "--trainer.max_steps", "3"]
     common += [
         "--model.init_args.encoder.init_args.rope_augmentation",
         "null",

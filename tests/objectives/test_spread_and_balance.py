@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from golden import wave
+from golden import assert_matches, load, noise, wave
 
 from glpretrain.core.patches import resize_tokens
 from glpretrain.objectives import regularization
@@ -17,6 +17,7 @@ from glpretrain.objectives.experts import CosineDistance, FeatureDistance, Token
 from glpretrain.objectives.regularization import KoLeo, MeanCosine
 
 B, N, D, K = 7, 6, 12, 5
+KOLEO = load("dinov3_koleo")
 
 # KoLeo ----------------------------------------------------------------------------------------------------------------------
 
@@ -73,8 +74,32 @@ def test_koleo_among_the_items_of_one_process_asks_no_other(monkeypatch: pytest.
     monkeypatch.setattr(regularization, "rank", lambda: 1)
     assert torch.equal(KoLeo(among="process")(features=features), alone)
     assert KoLeo()(features=features) > alone + 1.0
-    with pytest.raises(ValueError, match="koleo_among='gpu' given; accepted: joint, process"):
+    with pytest.raises(ValueError, match="koleo_among='gpu' given; accepted: joint, process, or the number"):
         KoLeo(among="gpu")
+
+
+@pytest.mark.parametrize("case", KOLEO["cases"], ids=lambda case: f"groups of {case['group']}")
+def test_koleo_in_groups_is_dinov3s_in_four_processes(monkeypatch: pytest.MonkeyPatch, case: dict) -> None:
+    """The rows of all processes are gathered with gradient; which ones a process has is said by its rank."""
+    features = noise(8, 6, name="koleo").requires_grad_()
+    joined = torch.nn.functional.normalize(features, eps=1e-8, dim=-1)
+    monkeypatch.setattr(regularization, "gather_with_grad", lambda rows: joined)
+    losses = []
+    for rank in range(4):
+        monkeypatch.setattr(regularization, "rank", lambda rank=rank: rank)
+        losses.append(KoLeo(among=case["group"])(features=features[2 * rank : 2 * rank + 2]))
+    torch.stack(losses).sum().backward()
+    assert_matches(torch.stack(losses).detach(), case["losses"])
+    assert_matches(features.grad, case["gradient"])
+
+
+def test_koleo_in_groups_that_do_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="koleo_among=4 given; accepted: joint, process, or a divisor of the 6 items of a step"):
+        KoLeo(among=4)(features=wave(6, D))
+    assert torch.equal(KoLeo(among=6)(features=wave(6, D)), KoLeo()(features=wave(6, D)))
+    for wrong in (1, 0, True):
+        with pytest.raises(ValueError, match=f"koleo_among={wrong} given; accepted: joint, process, or the number of items"):
+            KoLeo(among=wrong)
 
 
 # Sinkhorn-Knopp -------------------------------------------------------------------------------------------------------------
@@ -178,7 +203,9 @@ def _both(rows: int, part: slice) -> dict[str, torch.Tensor]:
     features = wave(rows, D)[part].requires_grad_()
     loss = KoLeo()(features=features)
     loss.backward()
-    return {"loss": loss.detach(), "gradient": features.grad, "shares": sinkhorn_knopp(wave(7, K), temp=0.1, num_iterations=3)}
+    groups = KoLeo(among=2)(features=features).detach()
+    shares = sinkhorn_knopp(wave(7, K), temp=0.1, num_iterations=3)
+    return {"loss": loss.detach(), "gradient": features.grad, "groups": groups, "shares": shares}
 
 
 def _worker(rank: int, folder: Path, port: int) -> None:
@@ -202,7 +229,8 @@ def test_two_processes_spread_and_balance_as_one_with_the_joined_batch(tmp_path:
     mp.spawn(_worker, args=(tmp_path, port), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     one = _both(8, slice(None))
-    torch.testing.assert_close((first["loss"] + second["loss"]) / 2, one["loss"])
+    for name in ("loss", "groups"):
+        torch.testing.assert_close((first[name] + second[name]) / 2, one[name])
     torch.testing.assert_close(torch.cat([first["gradient"], second["gradient"]]) / 2, one["gradient"])
     for name in ("uneven", "none"):
         torch.testing.assert_close(torch.cat([first[name], second[name]]), one["shares"])
