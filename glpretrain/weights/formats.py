@@ -26,6 +26,7 @@ _MODELS = {
     (False, 0, False, False): "vit_base_patch16_gap_224",
     (False, 4, True, False): "vit_medium_patch16_reg4_gap_256",
 }
+_JOINT_BIAS = "blocks.0.attn.qkv.bias"  # of a model with rotary positions: keys have a bias too
 _SIZES = {384: "small", 768: "base", 1024: "large"}
 
 # Names that occur in the files of one format only, in the order in which they decide.
@@ -119,6 +120,7 @@ def infer(
         "num_heads": num_heads,
         "mlp_ratio": _mlp_ratio(state, embed_dim=embed_dim),
         "rope_periods": None if periods is None else periods.tolist(),
+        **({"key_bias": True} if periods is not None and _JOINT_BIAS in state else {}),
     }
     return arguments, state, assumed
 
@@ -150,7 +152,7 @@ def num_blocks(state: State) -> int:
 def _name(state: State, *, embed_dim: int, path: Path) -> str:
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     if "blocks.0.gamma_1" in state and registers == 4 and "pos_embed" not in state:
-        bias = "_qkvb" if "blocks.0.attn.q_bias" in state else ""
+        bias = "" if state.keys().isdisjoint(("blocks.0.attn.q_bias", _JOINT_BIAS)) else "_qkvb"
         gated = "blocks.0.mlp.fc1_g.weight" in state
         return f"vit_small_plus_patch16_dinov3{bias}" if gated else f"vit_{_SIZES.get(embed_dim, 'base')}_patch16_dinov3{bias}"
     traits = ("cls_token" in state, registers, "blocks.0.ls1.gamma" in state, is_gated(state))

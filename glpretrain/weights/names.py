@@ -148,7 +148,12 @@ def _translate(name: str, table: dict[str, str]) -> str | None:
 
 
 def _join_qkv(state: State) -> None:
-    """Put queries, keys and values into one tensor wherever all three are there, as timm keeps them."""
+    """Put queries, keys and values into one tensor wherever all three are there, as timm keeps them; biases also where those of queries
+    and of values have names of their own."""
+    for key in [name for name in state if re.match(r"blocks\.\d+\.attn\.k\.bias$", name)]:
+        names = [key.replace(".attn.k.bias", f".attn.{part}") for part in ("q_bias", "k.bias", "v_bias")]
+        if all(name in state for name in names):
+            state[key.replace(".attn.k.", ".attn.qkv.")] = torch.cat([state.pop(name) for name in names])
     for query in [name for name in state if re.match(r"blocks\.\d+\.attn\.q\.", name)]:
         names = [query.replace(".attn.q.", f".attn.{part}.") for part in ("q", "k", "v")]
         if all(name in state for name in names):

@@ -23,7 +23,7 @@ from glpretrain.weights.spectrograms import infer_spectrograms
 # What a timm configuration may say without consequence for an encoder, and what becomes an argument of the encoder.
 _TIMM_IGNORED = {"num_classes", "global_pool", "dynamic_img_size", "strict_img_size", "pretrained_strict", "fc_norm", "use_fc_norm"}
 _TIMM_TAKEN = {"img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate"}
-_TIMM_TAKEN |= {"init_values", "reg_tokens", "no_embed_class"}
+_TIMM_TAKEN |= {"init_values", "reg_tokens", "no_embed_class", "key_bias"}
 # Classes that a configuration may name: those of plain MLPs, and those of gated ones.
 _TIMM_LAYERS = {"mlp_layer": (("Mlp",), ("SwiGLUPacked",)), "act_layer": (("GELU", "gelu"), ("SiLU", "silu"))}
 
@@ -52,6 +52,8 @@ def read_timm_folder(folder: Path) -> LoadedWeights:
     encoder = timm_adapter(name)
     given, pretrained = section(config, "model_args", path=path), section(config, "pretrained_cfg", path=path) or config
     given = {"reg_tokens" if key == EVA_REGISTERS else key: value for key, value in given.items()}
+    if "dinov3" in name and given.get("attn_type") == "rope":  # timm's attention whose keys have a bias
+        given = {key: value for key, value in given.items() if key != "attn_type"} | {"key_bias": True}
     taken = _TIMM_TAKEN if encoder == "ViT" else {"img_size", "in_chans", "drop_path_rate"}
     layers = {layer: str(given.pop(layer)).rpartition(".")[2] for layer in _TIMM_LAYERS if layer in given}
     if unknown := sorted(set(given) - taken - _TIMM_IGNORED):
@@ -175,22 +177,28 @@ def read_published_file(content: object, options: LoadOptions, *, path: Path) ->
 
 
 def _split_biases(state: State) -> State:
-    """DINOv3's joint biases as timm's Eva keeps them: one for queries and one for values.
+    """DINOv3's joint biases as timm's Eva keeps them: one for queries and one for values. They stay joint where keys of any block have
+    one too (official `mask_k_bias: false`), which matters with rotary positions.
 
     Raises:
-        ValueError: there is a bias of keys, which matters with rotary positions; no published model has one.
+        ValueError: a bias is not finite, as where the model was built and never initialised.
     """
     split: State = {}
+    joint: State = {}
     for name, tensor in state.items():
         if name.endswith(".attn.qkv.bias"):
             mask = state.get(f"{name}_mask")
-            queries, keys, values = (tensor if mask is None else tensor * mask.to(tensor.dtype)).tensor_split(3)
-            if not all(bias.isfinite().all() for bias in (queries, keys, values)) or keys.any():
-                raise ValueError(f"load_backbone: {name} is not finite or has a part for keys; accepted: queries and values only")
-            prefix = name.removesuffix("qkv.bias")
-            split |= {f"{prefix}q_bias": queries, f"{prefix}v_bias": values}
+            joint[name] = tensor if mask is None else tensor * mask.to(tensor.dtype)
+            if not joint[name].isfinite().all():
+                raise ValueError(f"load_backbone: {name}, or its mask, is not finite")
         elif not name.endswith(".attn.qkv.bias_mask"):
             split[name] = tensor
+    if any(bias.tensor_split(3)[1].any() for bias in joint.values()):
+        return split | joint
+    for name, bias in joint.items():
+        queries, _, values = bias.tensor_split(3)
+        prefix = name.removesuffix("qkv.bias")
+        split |= {f"{prefix}q_bias": queries, f"{prefix}v_bias": values}
     return split
 
 

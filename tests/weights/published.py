@@ -20,6 +20,7 @@ NAMES = (
     "dinov2_gated",
     "dinov3",
     "dinov3_gated",
+    "dinov3_keys",
     "mocov3",
     "msn",
     "hf_vit",
@@ -30,6 +31,7 @@ NAMES = (
     "hf_dinov2_with_registers",
     "hf_dinov3_vit",
     "hf_dinov3_vit_gated",
+    "hf_dinov3_vit_keys",
 )
 HEAD = {"head.mlp.0.weight": torch.ones(8, 4), "head.last_layer.weight_g": torch.ones(8, 1)}
 

@@ -27,6 +27,7 @@ TITLES = {
     "dinov2_gated": "DINOv2 (teacher)",
     "dinov3": "DINOv3",
     "dinov3_gated": "DINOv3",
+    "dinov3_keys": "DINOv3",
     "mocov3": "MoCo v3 (teacher)",
     "msn": "MSN (teacher)",
 }
@@ -34,6 +35,7 @@ TIMM = {
     "timm_vit": ("vit_small_patch16_224", {"embed_dim": 192, "num_heads": 3}),
     "timm_dinov2_registers": ("vit_small_patch14_reg4_dinov2", {"embed_dim": 192, "num_heads": 3, "num_classes": 5}),
     "timm_dinov3": ("vit_small_patch16_dinov3_qkvb", {"num_classes": 5}),
+    "timm_dinov3_keys": ("vit_small_patch16_dinov3_qkvb", {"attn_type": "rope"}),
     "timm_without_class_token": ("vit_base_patch16_gap_224", {"embed_dim": 192, "num_heads": 3}),
 }
 
