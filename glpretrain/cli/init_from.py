@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from glpretrain.encoders import fingerprint
 from glpretrain.encoders.transfer import OF_KIND, Transfer
 from glpretrain.methods.base import Method
-from glpretrain.weights import load_backbone_with_report
+from glpretrain.weights import load_backbone_with_report, load_heads
 
 # What a recipe declares of its encoder, also by leaving it out. Everything else (mean, std, licence) belongs to the weights.
 _DECLARED = ("name", "img_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate", "source")
@@ -28,10 +28,13 @@ class InitFrom:
     Args:
         path: backbone to go on from, as `glpretrain.load_backbone` takes it.
         which: which encoder of a checkpoint that holds two.
+        heads: whether to go on with the checkpoint's heads too, instead of fresh ones; its method and the recipe's must have the same.
+            Centres, queues, the optimizer and schedules begin anew.
     """
 
     path: str
     which: Literal["teacher", "student"] = "teacher"
+    heads: bool = False
 
 
 class Origin:
@@ -50,6 +53,7 @@ class Origin:
     def __init__(self, given: str | Namespace, *, in_chans: int | None = None, modality: str | None = None) -> None:
         self.init_from = InitFrom(given) if isinstance(given, str) else InitFrom(**given.as_dict())
         try:
+            self.heads = load_heads(self.init_from.path, which=self.init_from.which) if self.init_from.heads else None
             with torch.random.fork_rng(devices=[]):  # heads draw what they draw in a run from random weights
                 self.backbone, self.report = load_backbone_with_report(self.init_from.path, which=self.init_from.which)
                 self._is_other_kind = modality not in (None, self.backbone.card.modality)
@@ -82,9 +86,18 @@ class Origin:
             ValueError: they do not fit the recipe's encoder.
         """
         try:
-            self.transfer = model.init_from(self.backbone)
+            self.transfer = model.init_from(self.backbone, heads=self.heads)
         except ValueError as error:
             raise ValueError(f"init_from: {self.init_from.path}: {error}") from error
+
+    @property
+    def taken(self) -> str:
+        """`52 tensors, pos_embed resized from 6x6 to 14x14, and 12 of heads`."""
+        return f"{self.transfer}, and {self._num_heads_tensors} of heads" if self.heads is not None else str(self.transfer)
+
+    @property
+    def _num_heads_tensors(self) -> int:
+        return sum(name.startswith("heads.") for name in self.heads or {})
 
     @property
     def name(self) -> str:
@@ -101,6 +114,7 @@ class Origin:
             "loaded": str(self.report),
             "source": card.source,
             "tensors": self.transfer.num_tensors,
+            **({"heads_tensors": self._num_heads_tensors} if self.heads is not None else {}),
             **({"summed_channels": self.transfer.summed} if self.transfer.summed else {}),
             "resized": {name: {"from": list(old), "to": list(new)} for name, (old, new) in self.transfer.resized.items()},
             "trunk": asdict(trunk.settings),

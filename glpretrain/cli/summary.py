@@ -28,7 +28,7 @@ def summary(method: Method, data: DataModule, trainer: pl.Trainer, *, origin: Or
     """
     card = method.encoder.card
     size = modalities.get(card.modality).describe_size(card)
-    start = "" if origin is None else f"init_from: {origin.name}: {origin.transfer}\n"
+    start = "" if origin is None else f"init_from: {origin.name}: {origin.taken}\n"
     accumulated = trainer.accumulate_grad_batches
     together = data.batch_size * trainer.world_size
     in_batches = f" in {accumulated} batches of {together}" if accumulated > 1 else ""

@@ -25,7 +25,7 @@ from glpretrain.training.branch import Branch, batch_norms, norms_in_chunks, not
 from glpretrain.training.checks import begin_step_again, identity, require_device, require_end, require_same_run, require_weights
 from glpretrain.training.item_losses import ItemLosses, losses_for
 from glpretrain.training.memory import broadcast_states, keep_from_ddp
-from glpretrain.training.optim import Optimization, TrunkRelease, gradient_norms
+from glpretrain.training.optim import Optimization, gradient_norms
 from glpretrain.training.prototypes import Prototypes
 from glpretrain.training.sharding import is_sharded, shard, whole_encoder
 from glpretrain.training.step import Step
@@ -54,8 +54,7 @@ class Method(pl.LightningModule, ABC):
         gram: Gram anchoring, which adds the term `gram` from a share of the run on, with a weight of its own; None is without.
 
     Raises:
-        ValueError: the names in `weights` are not the method's terms, a weight or the momentum is out of range, or the method does not
-            encode what `gram` compares.
+        ValueError: `weights` has other names than the terms, a number is out of range, or the method does not encode what `gram` compares.
     """
 
     terms: tuple[str, ...]  # set by the class, or before this constructor where they depend on arguments
@@ -168,24 +167,26 @@ class Method(pl.LightningModule, ABC):
         """`backbone()` with whole weights, which is a copy in a sharded run; see `training.sharding.whole_encoder`."""
         return whole_encoder(self.backbone())
 
-    def init_from(self, backbone: Encoder) -> Transfer:
+    def init_from(self, backbone: Encoder, *, heads: Mapping[str, Tensor] | None = None) -> Transfer:
         """Start from a trained backbone: student and teacher get its weights.
 
         Args:
             backbone: encoder of the same architecture; its position grid may be of another size.
+            heads: trained heads (`weights.load_heads`) for both; the trunk then waits only if `optimization.trunk` says so.
 
         Returns:
             What was copied and what was resized.
 
         Raises:
-            ValueError: the backbone has another architecture or expects another normalisation.
+            ValueError: the backbone has another architecture or normalisation, or the heads have other tensors.
         """
         assert self.trunk is None, "a run starts from one backbone"
         transfer = copy_backbone(backbone, target=self.student.encoder)
+        if heads is not None:
+            self.student.load_heads(heads)
         if self.teacher is not None:
-            self.teacher.branch.encoder.load_backbone_state(self.student.encoder.backbone_state())
-        has_heads = next(self.student.heads.parameters(), None) is not None  # without heads the trunk need not wait
-        self.trunk = Trunk((self.optimization.trunk or TrunkRelease()) if has_heads else TrunkRelease(frozen=0.0))
+            self.teacher.branch.load_state_dict(self.student.state_dict())
+        self.trunk = Trunk.in_front_of(self.student.heads, self.optimization.trunk, fresh=heads is None)
         return transfer
 
     def progress(self) -> float:

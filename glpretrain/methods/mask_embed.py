@@ -15,7 +15,7 @@ layer_decay: 1.0}`), and one view without changed colours. Left out: the losses 
 (`prefix_only`), and a head of two layers behind the student.
 """
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -125,9 +125,9 @@ class MaskEmbed(Method):
         self.scale = TargetScale()
         self.objective = MaskedFeatures(counted=counted)
 
-    def init_from(self, backbone: Encoder) -> Transfer:
+    def init_from(self, backbone: Encoder, *, heads: Mapping[str, Tensor] | None = None) -> Transfer:
         """As `Method`; the teacher gets the same weights, without those of the blocks that it leaves out."""
-        transfer = super().init_from(backbone)
+        transfer = super().init_from(backbone, heads=heads)
         teacher, state = self.original.encoder, self.encoder.backbone_state()
         teacher.load_backbone_state({name: state[name] for name in teacher.backbone_state()})
         self.original = FrozenTeacher(teacher, precision=self.teacher_precision)  # whose fingerprint is that of these weights

@@ -1,6 +1,6 @@
 """`Branch`: an encoder and its heads, as the student and its teacher have them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, overload, runtime_checkable
 
@@ -16,6 +16,8 @@ from glpretrain.encoders.drop_path import dropping_paths
 from glpretrain.encoders.rope import moving_positions
 from glpretrain.training.fused_cross_entropy import MOST_WIDTH
 from glpretrain.training.prototypes import CrossEntropyForm, Prototypes
+
+_SAME_HEADS = "give the recipe's method and heads the settings of the run that the heads come from, or leave heads out"
 
 
 @runtime_checkable
@@ -72,6 +74,27 @@ class Branch(nn.Module):
         self.trunk_learns = True
         self.chunk_size: int | None = None
         self._noted: Noted | None = None
+
+    def load_heads(self, state: Mapping[str, Tensor]) -> None:
+        """Take over trained heads, and what else of a branch only pretraining needs, where this one has it too.
+
+        Args:
+            state: tensors under the names of `state_dict`, all of the heads among them.
+
+        Raises:
+            ValueError: the heads have other names or shapes.
+        """
+        own = self.state_dict()
+        wanted = {name for name in own if name.startswith("heads.")}
+        if missing := sorted(wanted - state.keys()):
+            raise ValueError(f"heads: {len(missing)} tensors are missing, such as {missing[0]}; {_SAME_HEADS}")
+        if unknown := sorted(name for name in state if name.startswith("heads.") and name not in wanted):
+            raise ValueError(f"heads: {len(unknown)} tensors have no place, such as {unknown[0]}; {_SAME_HEADS}")
+        taken = {name: tensor for name, tensor in state.items() if name in own}
+        for name, tensor in taken.items():
+            if tensor.shape != own[name].shape:
+                raise ValueError(f"heads: {name} has shape {tuple(tensor.shape)}, accepted {tuple(own[name].shape)}; {_SAME_HEADS}")
+        self.load_state_dict(taken, strict=False)
 
     @contextmanager
     def noting(self, shape: Sequence[int]) -> Iterator[Noted]:

@@ -7,7 +7,7 @@ import math
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glpretrain.core.distributed import all_reduce_mean
 from glpretrain.training.memory import State
@@ -37,6 +37,19 @@ class Trunk(State):
         self.register_buffer("pending", torch.zeros(2), persistent=False)  # the same for the micro-batches of the current step
         self.register_buffer("window", torch.zeros((), dtype=torch.int64))  # number of the current window
         self._released: float | None = None  # the same on the host, which must not ask the device at every step
+
+    @classmethod
+    def in_front_of(cls, heads: nn.Module, settings: TrunkRelease | None, *, fresh: bool) -> "Trunk":
+        """The trunk of a run with these heads.
+
+        Args:
+            heads: heads of the student; without any the trunk waits for nothing.
+            settings: when it is released; None raises its rate slowly in front of fresh heads, and at once in front of trained ones.
+            fresh: whether the heads have random weights.
+        """
+        if next(heads.parameters(), None) is None:
+            return cls(TrunkRelease(frozen=0.0))
+        return cls(settings or (TrunkRelease() if fresh else TrunkRelease(ramp=0.0)))
 
     @property
     def released(self) -> float:

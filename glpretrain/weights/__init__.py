@@ -3,7 +3,7 @@
 from glpretrain.weights.experts import load_expert
 from glpretrain.weights.exports import FORMATS, Exported, export_as
 from glpretrain.weights.folders import export
-from glpretrain.weights.load import load_backbone, load_backbone_with_report
+from glpretrain.weights.load import load_backbone, load_backbone_with_report, load_heads
 from glpretrain.weights.report import LoadOptions, LoadReport
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "load_backbone",
     "load_backbone_with_report",
     "load_expert",
+    "load_heads",
 ]

@@ -17,12 +17,13 @@ from glpretrain.core.types import EncoderCard
 from glpretrain.encoders import Encoder, build
 from glpretrain.encoders.base import PRETRAINING
 from glpretrain.encoders.states import load_strictly
-from glpretrain.weights.files import State, in_single_precision, is_state, listed, read_json, read_pickle, read_safetensors
+from glpretrain.weights.files import State, in_single_precision, is_state, listed, read_content, read_json, read_pickle, read_safetensors
 from glpretrain.weights.report import LoadedWeights, LoadOptions, Which
 
 WEIGHTS, CARD, LIBRARY_CONFIG = "model.safetensors", "card.json", "config.json"
-# The names under which a method keeps its encoders.
-_ENCODER_PREFIXES: dict[Which, str] = {"teacher": "teacher.branch.encoder.", "student": "student.encoder."}
+# The names under which a method keeps its branches, and these their encoders.
+_BRANCHES: dict[Which, str] = {"teacher": "teacher.branch.", "student": "student."}
+_ENCODER = "encoder."
 
 
 def require_finite(state: State) -> None:
@@ -110,16 +111,9 @@ def read_own_checkpoint(content: object, options: LoadOptions, *, path: Path) ->
         return None
     if not is_state(state := content.get("state_dict")):
         return None
-    sides: tuple[Which, ...] = ("student",) if options.get("which") == "student" else ("teacher", "student")
-    prefixes = {side: _ENCODER_PREFIXES[side] for side in sides}
-    side = next((side for side, prefix in prefixes.items() if any(name.startswith(prefix) for name in state)), None)
-    if side is None:
-        starts = " or ".join(prefixes.values())
-        raise ValueError(f"load_backbone: {path} has no encoder: no tensor starts with {starts}; found {listed(sorted(state))}")
-    prefix = prefixes[side]
-    parts = _parts(content, path=path)
-    own = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
-    own = {name.removeprefix(prefix): _whole(tensor, parts, name=name, path=path) for name, tensor in own.items()}
+    side = _side(state, options.get("which", "teacher"), path=path)
+    prefix = f"{_BRANCHES[side]}{_ENCODER}"
+    own = _under(prefix, content, state, path=path)
     try:
         with torch.device("meta"):  # only to give the tensors their names, so that shapes are compared before anything takes memory
             encoder = build(EncoderCard.from_json(content["encoder_card"]))
@@ -131,6 +125,56 @@ def read_own_checkpoint(content: object, options: LoadOptions, *, path: Path) ->
     left_out = (*sorted(name for name in state if not name.startswith(prefix)), *(name for name in PRETRAINING if name in own))
     of_it = {"left_out": left_out, "value_range": encoder.card.value_range}
     return LoadedWeights(f"checkpoint ({side})", encoder.card.encoder, arguments, encoder.backbone_state(), **of_it)
+
+
+def read_heads(path: Path, *, which: Which = "teacher") -> State:
+    """What one side of a checkpoint of a training run holds beside its backbone, under the names of `training.Branch`.
+
+    Args:
+        path: the file.
+        which: side; where the teacher is asked for and a method has none, the student.
+
+    Returns:
+        Heads, and the tensors of the encoder that only pretraining needs (`encoders.base.PRETRAINING`).
+
+    Raises:
+        ValueError: it is no such file, or its method has no heads.
+    """
+    accepted = "accepted: a checkpoint of a training run, such as runs/mmc/latest/checkpoints/last.ckpt"
+    if path.is_dir():
+        raise ValueError(f"load_heads: {path} is a folder, which has no heads; {accepted}")
+    content = read_content(path)
+    state = content.get("state_dict") if isinstance(content, dict) and "encoder_card" in content else None
+    if not isinstance(content, dict) or not is_state(state):
+        raise ValueError(f"load_heads: {path} was not written by a training run of glpretrain; {accepted}")
+    found = _under(_BRANCHES[_side(state, which, path=path)], content, state, path=path)
+    wanted = {f"{_ENCODER}{name}" for name in PRETRAINING}
+    found = {name: tensor for name, tensor in found.items() if name.startswith("heads.") or name in wanted}
+    if not any(name.startswith("heads.") for name in found):
+        raise ValueError(f"load_heads: {path} has no heads: {content.get('method')} trains without any")
+    return in_single_precision(found, path=path)
+
+
+def _side(state: State, which: Which, *, path: Path) -> Which:
+    """The side of a checkpoint that is there: where the teacher is asked for and a method has none, the student.
+
+    Raises:
+        ValueError: the checkpoint has no encoder.
+    """
+    sides: tuple[Which, ...] = ("student",) if which == "student" else ("teacher", "student")
+    prefixes: dict[Which, str] = {side: f"{_BRANCHES[side]}{_ENCODER}" for side in sides}
+    side = next((side for side, prefix in prefixes.items() if any(name.startswith(prefix) for name in state)), None)
+    if side is None:
+        starts = " or ".join(prefixes.values())
+        raise ValueError(f"load_backbone: {path} has no encoder: no tensor starts with {starts}; found {listed(sorted(state))}")
+    return side
+
+
+def _under(prefix: str, content: dict, state: State, *, path: Path) -> State:
+    """The tensors whose names begin with a prefix, without it; whole ones, of a sharded checkpoint too."""
+    parts = _parts(content, path=path)
+    own = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): _whole(tensor, parts, name=name, path=path) for name, tensor in own.items()}
 
 
 def _parts(content: dict, *, path: Path) -> Parts | None:

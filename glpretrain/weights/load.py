@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Unpack
 
 from glpretrain.encoders import Encoder
-from glpretrain.weights.files import listed, read_content, read_json
+from glpretrain.weights.files import State, listed, read_content, read_json
 from glpretrain.weights.fitting import fit
-from glpretrain.weights.folders import CARD, LIBRARY_CONFIG, read_own_checkpoint, read_own_folder
+from glpretrain.weights.folders import CARD, LIBRARY_CONFIG, read_heads, read_own_checkpoint, read_own_folder
 from glpretrain.weights.names import FILES
 from glpretrain.weights.places import located
 from glpretrain.weights.published import read_huggingface_folder, read_published_file, read_timm_folder
-from glpretrain.weights.report import LoadedWeights, LoadOptions, LoadReport
+from glpretrain.weights.report import LoadedWeights, LoadOptions, LoadReport, Which
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,22 @@ def load_backbone_with_report(x: str | Path, **options: Unpack[LoadOptions]) -> 
         words = {"source": place.source, "licence": place.licence or weights.arguments.get("licence")}
         weights = replace(weights, arguments=weights.arguments | {name: word for name, word in words.items() if word})
     return fit(weights, options, path=place.name)
+
+
+def load_heads(x: str | Path, *, which: Which = "teacher") -> State:
+    """The heads in a checkpoint of a training run, for `Method.init_from`.
+
+    Args:
+        x: checkpoint, such as runs/mmc/latest/checkpoints/last.ckpt.
+        which: side; where the teacher is asked for and a method has none, the student.
+
+    Returns:
+        Tensors under the names of `training.Branch`, those of the encoder that only pretraining needs among them.
+
+    Raises:
+        ValueError: there is no such file, it is another one, or its method has no heads.
+    """
+    return read_heads(located(x).path, which=which)
 
 
 def _check(options: LoadOptions) -> None:

@@ -20,7 +20,7 @@ from glpretrain.callbacks.checkpoints import newest_whole, with_parts
 from glpretrain.cli.training import Training
 from glpretrain.core.shards import FILES, whole
 from glpretrain.evaluate import KNN
-from glpretrain.weights import load_backbone
+from glpretrain.weights import load_backbone, load_heads
 
 STEPS, CUT = 6, 3
 QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
@@ -209,6 +209,8 @@ def test_shards_become_one_exported_backbone_on_a_cpu(folder: Path) -> None:
     (run,) = [path for path in (folder / "fsdp2" / "dino").iterdir() if not path.is_symlink()]
     exported, items = load_backbone(run / "backbone"), torch.linspace(-1.0, 1.0, 3 * 48 * 48).view(1, 3, 48, 48)
     consolidated = load_backbone(run / "checkpoints" / "last.ckpt")
+    heads = load_heads(run / "checkpoints" / "last.ckpt")
+    assert any(name.startswith("heads.") for name in heads) and all(tensor.isfinite().all() for tensor in heads.values())
     assert torch.equal(consolidated(items).patches, exported(items).patches)
     assert not torch.equal(load_backbone(run / "checkpoints" / "last.ckpt", which="student")(items).patches, exported(items).patches)
 

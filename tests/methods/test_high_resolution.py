@@ -1,6 +1,7 @@
 """A run whose views have other sizes in every step: loss and gradients in each size, resumption, and a run that follows another one."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -112,11 +113,13 @@ def ran(recipe: Path, folder: Path, *arguments: str) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_ones_backbone_which_is_its_anchor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_with_another_ones_backbone_which_is_its_anchor_and_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of each, on embedded scenes."""
     monkeypatch.chdir(tmp_path)
     first = ran(GRAM, tmp_path)
-    second = ran(HIRES, tmp_path, "--init_from", str(first / "backbone"))
+    start = {"path": str(first / "checkpoints" / "last.ckpt"), "heads": True}
+    second = ran(HIRES, tmp_path, "--init_from", json.dumps(start))
+    assert json.loads((second / "results.json").read_text())["init_from"]["heads_tensors"] > 0
     losses = [float(row["train/loss"]) for row in csv.DictReader((second / "metrics.csv").open())]
     assert len(losses) == 2 and all(loss > 0.0 for loss in losses)
     state = torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

@@ -265,6 +265,68 @@ def test_a_run_on_sounds_starts_from_a_backbone_of_images(tmp_path: Path, capsys
     assert card.modality == "audio" and len(card.mean) == 1 and card.mean[0] == pytest.approx(entry["mean"][0])
 
 
+def trained(recipe: str, folder: Path, *options: str) -> Path:
+    """The checkpoint of four steps."""
+    folder.mkdir()
+    run = build(ROOT / f"{recipe}.yaml", folder, *options).fit()
+    return run.folder / "checkpoints" / "last.ckpt"
+
+
+def state_in(checkpoint: Path, prefix: str) -> dict[str, torch.Tensor]:
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "which", "prefix"),
+    [
+        ("dino", (), "teacher", "teacher.branch."),
+        ("dino", (), "student", "student."),
+        ("dinov2", ("--model.init_args.encoder.init_args.local_norm", "true"), "teacher", "teacher.branch."),
+        ("mae", (), "teacher", "student."),  # it has no teacher
+    ],
+)
+def test_a_run_goes_on_with_the_heads_of_a_checkpoint(
+    recipe: str, options: tuple[str, ...], which: str, prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = trained(recipe, tmp_path / "first", *options)
+    given = json.dumps({"path": str(checkpoint), "which": which, "heads": True})
+    training = build(ROOT / f"{recipe}.yaml", tmp_path, "--init_from", given, *options)
+    expected = state_in(checkpoint, prefix)
+    assert equal(training.model.student.state_dict(), expected)
+    assert any(name.startswith("heads.") for name in expected)
+    assert ("encoder.local_norm.weight" in expected) is bool(options)
+    if training.model.teacher is not None:
+        assert equal(training.model.teacher.branch.state_dict(), expected)
+    watch = Watch()
+    training.trainer.callbacks.append(watch)
+    run = training.fit()
+    count = sum(name.startswith("heads.") for name in expected)
+    assert f"and {count} of heads" in capsys.readouterr().out and run.results["init_from"]["heads_tensors"] == count
+    assert watch.frozen == [False] * 4 and run.results["init_from"]["trunk_released_at"] == 0.0
+    rates = [max(rates[True]) / max(rates[False]) for rates in watch.rates if max(rates[False]) > 0.0]
+    assert rates == pytest.approx([rates[0]] * len(rates))  # no ramp
+
+
+def test_heads_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = trained("dino", tmp_path / "first")
+    runs = ["--runs", str(tmp_path / "runs"), *QUIET]
+
+    def said(recipe: str, path: Path, *options: str) -> str:
+        command = ["pretrain", str(shrunk(ROOT / f"{recipe}.yaml", tmp_path)), *runs, *options]
+        return refusal([*command, "--init_from", json.dumps({"path": str(path), "heads": True})], capsys)
+
+    more = ("--model.init_args.num_prototypes", "32")
+    assert "heads.cls.1.directions has shape (16, 8), accepted (32, 8)" in said("dino", checkpoint, *more)
+    assert "tensors are missing, such as heads.decoder" in said("mae", checkpoint)
+    assert "is a folder, which has no heads; accepted: a checkpoint" in said("dino", checkpoint.parents[1] / "backbone")
+    weights = checkpoint.parents[1] / "backbone" / "model.safetensors"
+    assert "was not written by a training run of glpretrain" in said("dino", weights)
+    more = ("--model.init_args.num_patch_prototypes", "16")
+    assert "tensors have no place, such as heads.patch" in said("dinov2", trained("dinov2", tmp_path / "second", *more))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_recipe_may_say_it_and_python_too(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = shrunk(ROOT / "dino.yaml", tmp_path)
     values = yaml.safe_load(recipe.read_text()) | {"init_from": {"path": str(backbone), "which": "teacher"}}
