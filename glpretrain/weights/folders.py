@@ -162,12 +162,11 @@ def _side(state: State, which: Which, *, path: Path) -> Which:
         ValueError: the checkpoint has no encoder.
     """
     sides: tuple[Which, ...] = ("student",) if which == "student" else ("teacher", "student")
-    prefixes: dict[Which, str] = {side: f"{_BRANCHES[side]}{_ENCODER}" for side in sides}
-    side = next((side for side, prefix in prefixes.items() if any(name.startswith(prefix) for name in state)), None)
-    if side is None:
-        starts = " or ".join(prefixes.values())
-        raise ValueError(f"load_backbone: {path} has no encoder: no tensor starts with {starts}; found {listed(sorted(state))}")
-    return side
+    for side in sides:
+        if any(name.startswith(f"{_BRANCHES[side]}{_ENCODER}") for name in state):
+            return side
+    starts = " or ".join(f"{_BRANCHES[side]}{_ENCODER}" for side in sides)
+    raise ValueError(f"load_backbone: {path} has no encoder: no tensor starts with {starts}; found {listed(sorted(state))}")
 
 
 def _under(prefix: str, content: dict, state: State, *, path: Path) -> State:
