@@ -142,6 +142,7 @@ def require_same(one: Seen, other: Seen) -> None:
     """Equal but for sums in another order.
 
     Biases in front of a batch norm have a gradient of zero, and AdamW makes steps even of its rounding: 3e-4 of all steps in mmc_points.
+    There a second thread in one process changes the gradient by 1.3e-5.
     """
     for part, difference in one.difference(other).items():
-        assert difference < (1e-3 if part in ("weights", "teacher") else 1e-5), f"{part}: {difference}"
+        assert difference < (1e-3 if part in ("weights", "teacher") else SAME), f"{part}: {difference}"
