@@ -5,6 +5,7 @@ Left out: reading files (`backbones`), what may differ (`encoders.transfer`), an
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Literal
@@ -12,13 +13,18 @@ from typing import Literal
 import torch
 from jsonargparse import Namespace
 
+from glpretrain import encoders
 from glpretrain.encoders import fingerprint
+from glpretrain.encoders.timm_model import pair
 from glpretrain.encoders.transfer import OF_KIND, Transfer
 from glpretrain.methods.base import Method
 from glpretrain.weights import load_backbone_with_report, load_heads
 
 # What a recipe declares of its encoder, also by leaving it out. Everything else (mean, std, licence) belongs to the weights.
 _DECLARED = ("name", "img_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate", "source")
+# Arguments of an encoder that a run chooses for itself, whatever the weights were trained with.
+_OF_RUN = ("drop_path_rate", "drop_path_uniform", "rope_augmentation", "local_norm")
+_VIEWS = ("global_views", "student_views", "local_views")
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,23 @@ class InitFrom:
         which: which encoder of a checkpoint that holds two.
         heads: whether to go on with the checkpoint's heads too, instead of fresh ones; its method and the recipe's must have the same.
             Centres, queues, the optimizer and schedules begin anew.
+        encoder: whether to take the encoder from the backbone too, in place of the recipe's, with its size; sizes of views change by as
+            much, to whole patches.
+        size: side of that encoder, or height and width; None is the backbone's own.
+
+    Raises:
+        ValueError: `size` is given without `encoder`.
     """
 
     path: str
     which: Literal["teacher", "student"] = "teacher"
     heads: bool = False
+    encoder: bool = False
+    size: int | tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not self.encoder:
+            raise ValueError(f"init_from: size={self.size} would be ignored without encoder: true; set the recipe's img_size instead")
 
 
 class Origin:
@@ -66,18 +84,41 @@ class Origin:
         self.sha256 = fingerprint(self.backbone)
         self.transfer: Transfer | None = None
 
-    def complete(self, encoder: Namespace) -> None:
-        """Fill in what a recipe's encoder leaves open and the weights depend on.
+    def complete(self, encoder: Namespace, *, views: Namespace) -> None:
+        """Fill in what a recipe's encoder leaves open and the weights depend on; all of it where `init_from` says `encoder`.
 
         Args:
             encoder: class_path and init_args; changed in place, so that the run's config.yaml says what was used.
+            views: likewise; changed where `init_from` says `encoder`.
+
+        Raises:
+            ValueError: the encoder of a backbone of another kind of items is asked for.
         """
+        if self.init_from.encoder:
+            if self._is_other_kind:
+                raise ValueError(
+                    f"init_from: encoder=true given; {self.init_from.path} is of kind {self.backbone.card.modality}; leave it out"
+                )
+            self._replace(encoder, views)
+            return
         module, _, name = encoder.class_path.rpartition(".")
         parameters = inspect.signature(vars(import_module(module))[name]).parameters
         kept = (*_DECLARED, *OF_KIND) if self._is_other_kind else _DECLARED
         for argument, value in self.backbone.card.arguments.items():
             if argument not in kept and argument in parameters and encoder.init_args[argument] == parameters[argument].default:
                 encoder.init_args[argument] = value
+
+    def _replace(self, encoder: Namespace, views: Namespace) -> None:
+        """The backbone's encoder in place of the recipe's, except what a run chooses for itself; views grow as it does."""
+        card, before = self.backbone.card, encoder.init_args.get("img_size")
+        chosen = {name: encoder.init_args[name] for name in _OF_RUN if name in encoder.init_args}
+        chosen |= {} if self.init_from.size is None else {"img_size": self.init_from.size}
+        parameters = {name: one.default for name, one in inspect.signature(vars(encoders)[card.encoder]).parameters.items()}
+        taken = parameters | {name: value for name, value in (card.arguments | chosen).items() if name in parameters}
+        encoder.class_path, encoder.init_args = f"{encoders.__name__}.{card.encoder}", Namespace(**taken)
+        if before is not None and "img_size" in taken:
+            height, width = card.item_shape[1:] if self.init_from.size is None else pair(self.init_from.size)
+            _resize(views, pair(before), (height, width), patch=card.patch_size)
 
     def start(self, model: Method) -> None:
         """Hand the weights over.
@@ -88,7 +129,13 @@ class Origin:
         try:
             self.transfer = model.init_from(self.backbone, heads=self.heads)
         except ValueError as error:
-            raise ValueError(f"init_from: {self.init_from.path}: {error}") from error
+            path = self.init_from.path
+            way = (
+                f"; or take this encoder with init_from: {{path: {path}, encoder: true}}"
+                if str(error).startswith("the backbone has")
+                else ""
+            )
+            raise ValueError(f"init_from: {path}: {error}{way}") from error
 
     @property
     def taken(self) -> str:
@@ -120,3 +167,19 @@ class Origin:
             "trunk": asdict(trunk.settings),
             "trunk_released_at": None if math.isinf(trunk.released) else trunk.released,
         }
+
+
+def _resize(views: Namespace, before: tuple[int, int], after: tuple[int, int], *, patch: Sequence[int]) -> None:
+    """Give all views the sizes that they have in a recipe whose encoder is `after` high and wide, not `before`."""
+
+    def scaled(side: int, axis: int) -> int:
+        return max(1, round(side * after[axis] / before[axis] / patch[axis])) * patch[axis]
+
+    for spec in (spec for kind in _VIEWS for spec in views.init_args.get(kind) or []):
+        if "size" in spec:
+            height, width = (scaled(side, axis) for axis, side in enumerate(pair(spec["size"])))
+            spec["size"] = height if height == width else (height, width)
+        if "frames" in spec:
+            spec["frames"] = scaled(spec["frames"], 0)
+    if views.init_args.get("clean_size"):
+        views.init_args["clean_size"] = scaled(views.init_args["clean_size"], 0)

@@ -42,7 +42,8 @@ def pretrain(
             recipe's source
         masks: score segmentation on this folder, images/ beside masks/ or one of Pascal VOC, ADE20K or COCO-Stuff (`MaskedFolder`), or on
             this file of clouds with parts
-        init_from: go on from this backbone instead of random weights
+        init_from: go on from this backbone instead of random weights; '{path: BACKBONE, encoder: true}' takes its encoder in place of the
+            recipe's, and '{path: CHECKPOINT, heads: true}' the heads of a run
         seeds: train once per seed, as in 0,1,2
         resume: go on with the newest run of the recipe where it was interrupted and has the same settings and items; never; or force,
             although they differ

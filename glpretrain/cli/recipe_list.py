@@ -32,6 +32,7 @@ _OPTIONS = {
         "Gram anchoring: patches keep the similarities of an earlier backbone; dino, ibot, dinov2, dinov3, gpfm, mmc"
     ),
     "--init_from BACKBONE": "start from a trained backbone; with mask_embed locality alignment, which goes on from it",
+    "--init_from '{path: BACKBONE, encoder: true}'": "the same, with the backbone's encoder in place of the recipe's",
 }
 
 

@@ -127,7 +127,7 @@ class Training(LightningCLI):
 
     def add_start(self, parser: LightningArgumentParser) -> None:
         """What a run starts from and is compared with."""
-        parser.add_argument("--init_from", type=InitFrom | str | None, default=None, help="backbone to go on from")
+        parser.add_argument("--init_from", type=InitFrom | str | None, default=None, help="backbone to go on from, or path, encoder, heads")
         parser.add_argument("--evaluate", type=bool, default=True, help="score the backbone before and after training")
         parser.add_argument("--report", type=bool, default=True, help="end with a page of scores, curves and your items: report.html")
 
@@ -160,7 +160,7 @@ class Training(LightningCLI):
         if self.config.init_from is not None:
             encoder = self.config.model.init_args.encoder
             self.origin = Origin(self.config.init_from, **{name: encoder.init_args.get(name) for name in ("in_chans", "modality")})
-            self.origin.complete(encoder)
+            self.origin.complete(encoder, views=self.config.data.views)
 
     def instantiate_classes(self) -> None:
         """Build what the configuration names. Nothing but settings goes in, so whatever fails here is one of them.

@@ -18,6 +18,7 @@ import glpretrain
 import glpretrain.encoders
 from glpretrain.cli import main
 from glpretrain.encoders import Encoder, ViT, fingerprint
+from glpretrain.encoders.timm_model import pair
 from glpretrain.methods.base import Method
 from glpretrain.weights import export
 
@@ -263,6 +264,54 @@ def test_a_run_on_sounds_starts_from_a_backbone_of_images(tmp_path: Path, capsys
     assert run.results["init_from"]["summed_channels"] == 3
     card = run.backbone.card
     assert card.modality == "audio" and len(card.mean) == 1 and card.mean[0] == pytest.approx(entry["mean"][0])
+
+
+def of_backbone(folder: Path, **more: object) -> list[str]:
+    return ["--init_from", json.dumps({"path": str(folder), "encoder": True, **more})]
+
+
+def test_a_run_takes_the_encoder_of_the_backbone_and_its_views_grow(tmp_path: Path) -> None:
+    """Whole views of 48 and local ones of 24 pixels become 96 and 48, in patches of 16."""
+    export(small(img_size=96, patch_size=16, embed_dim=32, depth=2, num_heads=2), tmp_path / "backbone")
+    drops = ["--model.init_args.encoder.init_args.drop_path_rate", "0.1"]
+    training = build(ROOT / "dino.yaml", tmp_path, *of_backbone(tmp_path / "backbone"), *drops)
+    loaded = glpretrain.load_backbone(tmp_path / "backbone")
+    assert equal(training.model.student.encoder.backbone_state(), loaded.backbone_state())
+    arguments = training.model.encoder.card.arguments
+    assert (arguments["embed_dim"], arguments["depth"], arguments["drop_path_rate"]) == (32, 2, 0.1)
+    run = training.fit()
+    written = yaml.safe_load((run.folder / "config.yaml").read_text())
+    views = written["data"]["views"]["init_args"]
+    assert [view["size"] for view in views["global_views"]] == [96] * len(views["global_views"])
+    assert [view["size"] for view in views["local_views"]] == [48] * len(views["local_views"])
+    assert written["model"]["init_args"]["encoder"]["init_args"]["patch_size"] in (16, [16, 16])
+    assert run.backbone.card.item_shape == (3, 96, 96) and len(run.backbone.card.patch_size) == 2
+
+
+@pytest.mark.parametrize(("size", "whole", "local"), [(64, (64, 64), (32, 32)), ([64, 32], (64, 32), (32, 16))])
+def test_it_may_have_another_size(size: object, whole: tuple[int, int], local: tuple[int, int], tmp_path: Path) -> None:
+    export(small(img_size=96, patch_size=16, embed_dim=32, num_heads=2), tmp_path / "backbone")
+    training = build(ROOT / "dino.yaml", tmp_path, *of_backbone(tmp_path / "backbone", size=size))
+    assert training.model.encoder.card.item_shape == (3, *whole)
+    views = training.datamodule.views
+    assert {pair(view.size) for view in views.global_views} == {whole}
+    assert {pair(view.size) for view in views.local_views} == {local}
+    training.fit()
+
+
+def test_an_encoder_of_another_kind_or_a_size_alone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(small(), tmp_path / "backbone")
+    runs = ["--runs", str(tmp_path / "runs"), *QUIET]
+    command = ["pretrain", str(shrunk(ROOT / "asit.yaml", tmp_path)), *runs, *of_backbone(tmp_path / "backbone")]
+    assert "is of kind image; leave it out" in refusal(command, capsys)
+    alone = ["--init_from", json.dumps({"path": str(tmp_path / "backbone"), "size": 64})]
+    assert "size=64 would be ignored without encoder: true" in refusal(
+        ["pretrain", str(shrunk(ROOT / "dino.yaml", tmp_path)), *runs, *alone], capsys
+    )
+    export(small(depth=2), tmp_path / "deeper")
+    other = ["pretrain", str(shrunk(ROOT / "mae.yaml", tmp_path)), *runs, "--init_from", str(tmp_path / "deeper")]
+    assert f"or take this encoder with init_from: {{path: {tmp_path / 'deeper'}, encoder: true}}" in refusal(other, capsys)
+    assert not (tmp_path / "runs").exists()
 
 
 def trained(recipe: str, folder: Path, *options: str) -> Path:
