@@ -39,12 +39,12 @@ def summary(method: Method, data: DataModule, trainer: pl.Trainer, *, origin: Or
         f"{class_name(method)}: {card.encoder} {card.arguments.get('name', '')} at {size}, "
         f"{trained / 1e6:.1f} M parameters with heads; {len(data.source)} items of {data.source.name}, "
         f"{together * accumulated} a step{in_batches}{f', {left_out} left out of each epoch' if left_out else ''}\n"
-        f"{start}{rate}{changed}{_compared(method, data)}run folder: {folder}"
+        f"{start}{rate}{changed}{_compared(method, data, max_steps=trainer.max_steps)}run folder: {folder}"
     )
 
 
-def _compared(method: Method, data: DataModule) -> str:
-    """The line that says which terms an order compares items by; empty where it does not."""
+def _compared(method: Method, data: DataModule, *, max_steps: int) -> str:
+    """The line that says which terms an order compares items by, and whether it saves steps; empty where it does not compare."""
     if not isinstance(data.order, InfoBatch):
         return ""
     own, joint = method.item_terms, method.joint
@@ -52,4 +52,5 @@ def _compared(method: Method, data: DataModule) -> str:
     said = [f"an item is compared by {', '.join(own)}"]
     said += [f"{', '.join(in_batch)} compare it with its batch"] if in_batch else []
     said += [f"{', '.join(joint)} is one number for a batch, without weights"] if joint else []
+    said += [f"max_steps={max_steps}, so no step is saved (give trainer.max_epochs, and trainer.max_steps -1)"] if max_steps > 0 else []
     return f"InfoBatch: {'; '.join(said)}\n"

@@ -94,10 +94,11 @@ class Gram:
             raise ValueError("gram: antialias would be ignored: the anchor sees views of the student's size; set views to clean")
 
     def require_method(self, name: str, *, tokens: tuple[str, ...], has_teacher: bool) -> None:
-        """Refuse a method that encodes no such patches (`tokens`) or has no such anchor, with a ValueError."""
+        """Refuse a method that hands over no such patches (`tokens`) or has no such anchor, with a ValueError."""
+        if not tokens:
+            raise ValueError(f"gram: {name} does not support Gram anchoring; leave gram out")
         if self.tokens not in tokens:
-            accepted = ", ".join(tokens) or "nothing, because it encodes no patches of its global views: leave gram out"
-            raise ValueError(f"gram: tokens={self.tokens} given; {name} accepts {accepted}")
+            raise ValueError(f"gram: tokens={self.tokens} given; {name} accepts {', '.join(tokens)}")
         if self.source == "ema" and not has_teacher:
             raise ValueError(f"gram: source=ema given, but {name} has no moving teacher; accepted: snapshot, or a backbone file")
 

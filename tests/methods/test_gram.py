@@ -215,5 +215,5 @@ def test_methods_that_cannot_be_anchored_refuse_it_by_name() -> None:
 
     with pytest.raises(ValueError, match="gram: tokens=masked given; DINO accepts all"):
         DINO(encoder(), num_prototypes=7, gram=Gram(level="batch", tokens="masked"))
-    with pytest.raises(ValueError, match="gram: tokens=all given; Mugs accepts nothing, because it encodes no patches of its global views"):
+    with pytest.raises(ValueError, match="gram: Mugs does not support Gram anchoring; leave gram out"):
         Mugs(encoder(), gram=Gram())
