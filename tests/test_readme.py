@@ -1,6 +1,7 @@
 """The commands of the README and of the pages for users, run in their order in a folder with small inputs of every kind that they name."""
 
 import re
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ NEEDS = {
     "RECIPE=single_gpu": "a GPU",
     "dino_deitsmall16_pretrain.pth": "published weights",
     "--data scans/": "the extra dicom, and scans",
+    "path: facebook/": "published weights",
     "make test": "nothing: it is this",
 }
 
@@ -60,8 +62,18 @@ def write_inputs(folder: Path) -> None:
         path = folder / "shapes" / "ab"[number % 2] / f"{number}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, Solids(12, num_points=256)[number].values.numpy())
+        write_sound(folder / "sounds" / "ab"[number % 2] / f"{number}.wav", pitch=200 * (1 + number))
     (folder / "slides").mkdir()
     write_synthetic_slide(folder / "slides" / "one.tif", width=1024, height=1024)
+
+
+def write_sound(path: Path, *, pitch: int) -> None:
+    """Two seconds of a tone at 16 kHz, in 16 bits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = (8_000 * np.sin(2 * np.pi * pitch / 16_000 * np.arange(32_000))).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, len(samples), "NONE", ""))
+        file.writeframes(samples.tobytes())
 
 
 def commands() -> list[str]:
