@@ -181,5 +181,7 @@ def _resize(views: Namespace, before: tuple[int, int], after: tuple[int, int], *
             spec["size"] = height if height == width else (height, width)
         if "frames" in spec:
             spec["frames"] = scaled(spec["frames"], 0)
-    if views.init_args.get("clean_size"):
-        views.init_args["clean_size"] = scaled(views.init_args["clean_size"], 0)
+    for sizes in (views.init_args, *(views.init_args.get("other_sizes") or [])):
+        for name in ("clean_size", "global_size", "local_size"):
+            if sizes.get(name):
+                sizes[name] = scaled(sizes[name], 0)
